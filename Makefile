@@ -1,0 +1,43 @@
+# make demo | test | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Twice quiet: pip shows its errors and keeps its warnings about indexes to itself.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/.installed
+	@$(BIN)/ddil demo $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m ddil_eval.cli.reference
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find ddil_core ddil_eval tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One pip call resolves torch and torchvision together, so that their builds match.
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	@echo "Installing ddil into $(VENV); the first time takes some minutes." >&2
+	@$(PIP) install --editable . && touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	@echo "Installing ddil and its development tools into $(VENV); the first time takes some minutes." >&2
+	@$(PIP) install --editable '.[dev]' && touch $(VENV)/.installed $@
+
+$(BIN)/pip:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: there is no '$(PYTHON)' here; install Python 3.11, 3.12 or 3.13, or name one as in 'make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)'." >&2; exit 1; }
+	@"$(PYTHON)" -c '$(FIT)' 2>/dev/null || { \
+	  echo "error: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), and ddil needs Python 3.11, 3.12 or 3.13: name one as in 'make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)'." >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

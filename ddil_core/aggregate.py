@@ -1,0 +1,99 @@
+"""The aggregated dataset (DDIL, Algorithm 1): states that rollouts visited, with the targets the teacher has given them.
+
+States are used in the order of a queue, each a set number of times, and then make room. A target that was computed, while
+collecting or at the state's first use, is kept for as long as the state is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddil_core.errors import WrongCommand
+
+
+class AggregatedDataset:
+    """At most ``capacity`` states z_t [C, H, W], each with its ``transition`` (index into the student's grid), the ``row`` of its
+    condition, and its target x̃ once that is known. Tensors live on ``device``."""
+
+    def __init__(self, capacity: int, uses: int, latent_shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+        if uses < 1:
+            raise WrongCommand(f"a state is used at least once, not {uses} times")
+        self.capacity, self.uses = capacity, uses
+        self.z = torch.zeros(capacity, *latent_shape, device=device)
+        self.target = torch.zeros(capacity, *latent_shape, device=device)
+        self.transition = torch.zeros(capacity, dtype=torch.long)
+        self.row = torch.zeros(capacity, dtype=torch.long)
+        self.labelled = torch.zeros(capacity, dtype=torch.bool)
+        self.remaining = torch.zeros(capacity, dtype=torch.long)
+        self.free: list[int] = list(range(capacity))
+        self.queue: deque[int] = deque()
+        self.collected = 0
+        self.used = 0
+
+    def __len__(self) -> int:
+        return self.capacity - len(self.free)
+
+    @property
+    def pending(self) -> int:
+        """How many more times states can be drawn before something must be collected."""
+        return len(self.queue)
+
+    def add(self, z: Tensor, transition: int, rows: Tensor, target: Tensor | None) -> list[int]:
+        """Store visited states [B, C, H, W]; returns their places, for ``enqueue``.
+
+        Raises:
+            WrongCommand: they would exceed the capacity.
+        """
+        count = len(z)
+        if count > len(self.free):
+            raise WrongCommand(
+                f"the aggregated dataset holds at most {self.capacity} states and {len(self)} are still to be used; "
+                "raise ddil.capacity or lower ddil.collect_every"
+            )
+        places = [self.free.pop() for _ in range(count)]
+        index = torch.tensor(places)
+        self.z[index.to(self.z.device)] = z
+        self.transition[index], self.row[index] = transition, rows.cpu()
+        self.labelled[index], self.remaining[index] = target is not None, self.uses
+        if target is not None:
+            self.target[index.to(self.z.device)] = target
+        self.collected += count
+        return places
+
+    def enqueue(self, places: list[int], generator: torch.Generator) -> None:
+        """Line new states up for use: all of them once in a random order, then again in another, ``uses`` times."""
+        for _ in range(self.uses):
+            self.queue.extend(places[i] for i in torch.randperm(len(places), generator=generator).tolist())
+
+    def take(self, count: int) -> Tensor:
+        """The next ``count`` places, int64 [B]. A place is freed by ``release`` after its last use."""
+        places = torch.tensor([self.queue.popleft() for _ in range(count)], dtype=torch.long)
+        self.used += int((self.remaining[places] == self.uses).sum())
+        self.remaining.index_add_(0, places, torch.full_like(places, -1))
+        return places
+
+    def label(self, places: Tensor, target: Tensor) -> None:
+        """Keep the targets [B, C, H, W] that the teacher has computed for these places."""
+        self.target[places.to(self.z.device)] = target
+        self.labelled[places] = True
+
+    def release(self, places: Tensor) -> None:
+        """Free the places that have been used up."""
+        self.free.extend(sorted({place for place in places.tolist() if self.remaining[place] == 0}))
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("z", "target", "transition", "row", "labelled", "remaining")
+        kept = torch.tensor(sorted(set(range(self.capacity)) - set(self.free)), dtype=torch.long)
+        tensors = {name: getattr(self, name)[kept.to(getattr(self, name).device)].cpu() for name in names}
+        return {"kept": kept, "tensors": tensors, "free": self.free, "queue": list(self.queue), "counts": [self.collected, self.used]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, values in state["tensors"].items():
+            tensor = getattr(self, name)
+            tensor[state["kept"].to(tensor.device)] = values.to(tensor.device)
+        self.free, self.queue = list(state["free"]), deque(state["queue"])
+        self.collected, self.used = state["counts"]

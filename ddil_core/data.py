@@ -1,0 +1,115 @@
+"""Captioned pictures by reference, as streams whose batches depend on their index alone; and their encoded pool."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddil_core.errors import WrongCommand
+from ddil_core.models import Model
+from ddil_core.progress import progress
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of the evaluation split, with the name that its noise is drawn from."""
+
+    id: str
+    text: str
+
+
+class DataSet(Protocol):
+    """Captioned pictures: an endless training stream, and an evaluation split in a fixed order."""
+
+    reference: str
+
+    def batch(self, size: int, index: int) -> tuple[np.ndarray, list[str]]:
+        """The ``index``-th training batch: pictures uint8 [B, H, W, 3] and captions."""
+        ...
+
+    def prompts(self, count: int) -> list[Prompt]:
+        """The first ``count`` prompts of the evaluation split."""
+        ...
+
+    def pictures(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
+        """The first ``count`` pictures of the evaluation split, in batches uint8 [B, H, W, 3]."""
+        ...
+
+
+def open_data(reference: str) -> DataSet:
+    """A data set by reference.
+
+    Raises:
+        WrongCommand: the reference fits nothing; the message names the nearest that would.
+    """
+    if reference == "shapes":
+        from ddil_core.shapes.data import ShapesData
+
+        return ShapesData()
+    nearest = difflib.get_close_matches(reference, ["shapes"], n=1, cutoff=0.5)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise WrongCommand(f"the data set {reference!r} is not known: it may be 'shapes'{hint}")
+
+
+def listing() -> list[dict[str, Any]]:
+    """The data sets that there are, for ``ddil data``."""
+    return [
+        {
+            "name": "shapes",
+            "description": "captioned pictures of one or two objects, 64 px, drawn on the fly; held-out pairs for evaluation",
+            "source": "drawn by the package",
+            "here": True,
+            "needs": "",
+        }
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentPool:
+    """Encoded training pictures: the posterior's ``mean`` and ``std`` float16 [N, C, H, W] in scaled latents, and what
+    the text encoder says of their captions, float16 [N, L, D]."""
+
+    mean: Tensor
+    std: Tensor
+    text: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x₀ float32 [B, C, H, W], drawn from the posterior, and rows int64 [B]. All of it on the CPU."""
+        rows = torch.randint(len(self), (size,), generator=generator)
+        noise = torch.randn((size, *self.mean.shape[1:]), generator=generator)
+        return self.mean[rows].float() + self.std[rows].float() * noise, rows
+
+
+@torch.no_grad()
+def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: int = 64) -> LatentPool:
+    """Encode the first ``size`` training pictures once and keep them at ``path``; read them back where that is done."""
+    if path.is_file():
+        return LatentPool(**load_file(path))
+    means, stds, texts = [], [], []
+    with progress("encode the data", total=size) as advance:
+        for index, start in enumerate(range(0, size, batch_size)):
+            images, captions = data.batch(min(batch_size, size - start), index)
+            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+            mean, std = model.encode_images(pixels)
+            means.append(mean.half().cpu())
+            stds.append(std.half().cpu())
+            texts.append(model.encode(captions).tensors["encoder_hidden_states"].half().cpu())
+            advance(len(images))
+    pool = {"mean": torch.cat(means), "std": torch.cat(stds), "text": torch.cat(texts)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    save_file(pool, temporary)
+    os.replace(temporary, path)
+    return LatentPool(**pool)

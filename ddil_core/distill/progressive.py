@@ -1,0 +1,202 @@
+"""Progressive distillation (Salimans & Ho, 2202.00512), and DDIL on it (Algorithms 1 and 2 of the appendix).
+
+A stage teaches a student of N steps what its teacher does in 2N. Without DDIL the states are forward-diffused data; with it a
+part of every batch comes from the aggregated dataset, whose rollouts the student shares with its teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ddil_core.aggregate import AggregatedDataset
+from ddil_core.data import LatentPool
+from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser, UNetDenoiser
+from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
+from ddil_core.losses import pd_loss, pd_target
+from ddil_core.parameterization import Reflection
+from ddil_core.rollout import TEACHER, pair, rollout, strings_at
+from ddil_core.schedule import grid, segments
+from ddil_core.solvers import ddim
+from ddil_core.train import Ema, Logs, Stateful
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The states of one batch: ``z`` [B, C, H, W] at the ``transition`` [B] of the student's grid, the pool's ``row`` [B] for
+    the caption, the known targets, and the places of those rows that came from the aggregated dataset (the last ones)."""
+
+    z: Tensor
+    transition: Tensor
+    row: Tensor
+    places: Tensor
+
+
+class ProgressiveStage:
+    """One stage: student ← teacher, then ``update`` after ``update``. The student starts as a copy of the teacher's network.
+
+    The weights that count, as the next teacher and as the output, are the averaged ones (``ema``); rollouts use the student as
+    it is. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
+    """
+
+    def __init__(
+        self,
+        teacher: GuidedDenoiser,
+        pool: LatentPool,
+        stage: StageConfig,
+        config: DistillConfig,
+        accelerator: Accelerator,
+        index: int = 0,
+    ) -> None:
+        self.teacher, self.pool, self.stage, self.config, self.accelerator = teacher, pool, stage, config, accelerator
+        self.index = index
+        self.schedule = teacher.schedule
+        self.device = accelerator.device
+        self.grid, self.teacher_grid = grid(stage.steps), grid(2 * stage.steps)
+        steps = segments(self.teacher_grid, self.grid)
+        self.table = torch.tensor([[t, middle, s] for (t, middle), (_, s) in steps], device=self.device)
+        unet = copy.deepcopy(teacher.network.unet).train().requires_grad_(True)
+        self.ema = Ema(unet, config.ema_decay)
+        optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
+        self.student = UNetDenoiser(self.unet, self.schedule, teacher.network.prediction)
+        self.dataset: AggregatedDataset | None = None
+        if config.ddil is not None:
+            self.dataset = AggregatedDataset(config.ddil.capacity, config.ddil.uses, tuple(pool.mean.shape[1:]), self.device)
+
+    def stateful(self) -> dict[str, Stateful]:
+        """What a checkpoint holds."""
+        parts: dict[str, Stateful] = {"unet": self.unet, "ema": self.ema, "optimizer": self.optimizer}
+        return parts if self.dataset is None else parts | {"dataset": self.dataset}
+
+    def generator(self, step: int, purpose: int) -> torch.Generator:
+        """A CPU generator for this update alone."""
+        seed = torch.tensor([self.config.seed, self.index, step, purpose], dtype=torch.float64)
+        mixed = int((seed * torch.tensor([1e13, 1e11, 1e2, 1.0], dtype=torch.float64)).sum())
+        return torch.Generator().manual_seed(mixed)
+
+    def update(self, step: int) -> Logs:
+        """One optimiser step; returns tensors that need no synchronisation until they are read."""
+        self._set_learning_rate(step)
+        draw = self._draw(step)
+        condition = self._condition(draw.row)
+        target = self._targets(draw, condition)
+        t = self.table[draw.transition.to(self.device), 0]
+        with self.accelerator.autocast():
+            x0 = self.student(draw.z, t, condition)
+        loss = pd_loss(x0.float(), target, self.schedule.snr(t))
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.unet)
+        logs: Logs = {"loss": loss.detach(), "gradient_norm": torch.as_tensor(norm).detach()}
+        if self.teacher.reflection is not None:
+            logs["clipped_fraction"] = self.teacher.reflection.clipped_fraction(x0.detach())
+        if self.dataset is not None:
+            logs["aggregated_fraction"] = len(draw.places) / len(draw.z)
+        return logs
+
+    def _set_learning_rate(self, step: int) -> None:
+        """Linear warm-up, then linear decay to zero at the stage's end."""
+        rise = min(1.0, (step + 1) / max(1, self.config.warmup))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rise * (1 - step / self.stage.updates)
+
+    def _draw(self, step: int) -> Draw:
+        """Forward-diffused data, then aggregated states, in the shares of the phase."""
+        places = torch.empty(0, dtype=torch.long)
+        if self.dataset is not None and self.config.ddil is not None:
+            places = self._take(self.dataset, self.config.ddil, step)
+        generator = self.generator(step, 0)
+        count = self.config.batch_size - len(places)
+        x0, row = self.pool.draw(count, generator)
+        transition = torch.randint(self.stage.steps, (count,), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        t = self.table[transition.to(self.device), 0]
+        z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
+        if self.dataset is not None and len(places):
+            z = torch.cat([z, self.dataset.z[places.to(self.device)]])
+            transition = torch.cat([transition, self.dataset.transition[places]])
+            row = torch.cat([row, self.dataset.row[places]])
+        return Draw(z, transition, row, places)
+
+    def _take(self, dataset: AggregatedDataset, ddil: DdilConfig, step: int) -> Tensor:
+        """This update's aggregated states, after a collection where too few are left."""
+        phase, end = phase_at(ddil.phases, step, self.stage.updates)
+        count = round(phase.aggregated * self.config.batch_size)
+        if dataset.pending < count:
+            horizon = min(ddil.collect_every, end - step)
+            self._collect(dataset, ddil, phase, horizon * count - dataset.pending, step)
+        return dataset.take(count)
+
+    def _collect(self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int) -> None:
+        """Algorithm 1: roll out as many trajectories as give ``wanted`` uses, and keep every state that they visit."""
+        generator = self.generator(step, 1)
+        count = math.ceil(wanted / (ddil.uses * self.stage.steps))
+        row = torch.randint(len(self.pool), (count,), generator=generator)
+        z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
+        draws = torch.rand(count, self.stage.steps, generator=generator, dtype=torch.float64)
+        actors = pair(self.teacher, GuidedDenoiser(self.student), self.teacher_grid, self.grid)
+        places: list[int] = []
+
+        def observe(actor: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
+            target = None
+            if actor == TEACHER:  # its two steps from here are this state's target
+                ends = self.table[transition].expand(len(z_t), 3)
+                target = pd_target(self.schedule, z_t, z_s, ends[:, 0], ends[:, 2])
+            places.extend(dataset.add(z_t, transition, row[rows.cpu()], target))
+
+        strings = [{string} for string in strings_at(phase.p_teacher, draws)]
+        with self.accelerator.autocast():
+            rollout(actors, z, self._condition(row), strings, batch_size=self.config.batch_size, observe=observe, pad=False)
+        dataset.enqueue(places, generator)
+
+    def _condition(self, row: Tensor) -> Condition:
+        return Condition({"encoder_hidden_states": self.pool.text[row].float().to(self.device)})
+
+    @torch.no_grad()
+    def _targets(self, draw: Draw, condition: Condition) -> Tensor:
+        """x̃ for every row: kept ones where there are any, the teacher's two steps for the others."""
+        if self.dataset is None or not len(draw.places):
+            return self._teach(draw.z, draw.transition, condition)
+        data = len(draw.z) - len(draw.places)
+        kept = self.dataset.labelled[draw.places]
+        missing = torch.cat([torch.arange(data), data + (~kept).nonzero().flatten()])
+        index = missing.to(self.device)
+        fresh = self._teach(draw.z[index], draw.transition[missing], condition.rows(index))
+        self.dataset.label(draw.places[~kept], fresh[data:])
+        targets = torch.cat([fresh[:data], self.dataset.target[draw.places.to(self.device)]])
+        self.dataset.release(draw.places)
+        return targets
+
+    def _teach(self, z: Tensor, transition: Tensor, condition: Condition) -> Tensor:
+        """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""
+        t, middle, s = self.table[transition.to(self.device)].unbind(1)
+        with self.accelerator.autocast():
+            return two_step_target(self.teacher, z, t, middle, s, condition)
+
+    def finish(self) -> nn.Module:
+        """The averaged weights: the next stage's teacher, or the output."""
+        return self.ema.module
+
+
+def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: Tensor, condition: Condition) -> Tensor:
+    """PD's target x̃ for z_t [B, …] and times int64 [B]: two DDIM steps of the teacher, t → middle → s."""
+    z_middle, _ = ddim(teacher.schedule, z, t, middle, teacher(z, t, condition))
+    z_s, _ = ddim(teacher.schedule, z_middle, middle, s, teacher(z_middle, middle, condition))
+    return pd_target(teacher.schedule, z, z_s, t, s)
+
+
+def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int]:
+    """The phase that an update is in, and the update at which it ends."""
+    for phase in phases:
+        end = round(phase.until * updates)
+        if step < end:
+            return phase, end
+    raise IndexError(f"update {step} is past the stage's {updates}")

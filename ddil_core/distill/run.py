@@ -1,0 +1,164 @@
+"""A distillation run: its folder, its stages one after another, its student. Interrupted anywhere, it goes on where it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ddil_core.data import LatentPool, encode_pool, open_data
+from ddil_core.denoiser import GuidedDenoiser, UNetDenoiser
+from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.progressive import ProgressiveStage
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models import SYSTEM_FILE, Model, Sampling, load_model
+from ddil_core.parameterization import calibrate_reflection
+from ddil_core.schedule import grid
+from ddil_core.train import fit
+
+PACKAGES = ("ddil", "torch", "diffusers", "transformers", "accelerate", "numpy")
+
+
+def distill(teacher: str, data: str, config: DistillConfig, out: Path, *, resume: bool = False, device: str | None = None) -> Path:
+    """Run or finish a distillation in the folder ``out``; returns the student's folder.
+
+    Raises:
+        WrongCommand: ``out`` holds another run, or there is nothing to resume.
+        DdilError: the teacher or a checkpoint cannot be used.
+    """
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.mixed_precision)
+    model = load_model(teacher, accelerator.device)
+    if model.denoiser.prediction != "v_prediction":
+        raise DdilError(
+            f"the teacher {teacher!r} predicts {model.denoiser.prediction}, and progressive distillation needs a network that "
+            "predicts v: at t = 999 an ε divides by α ≈ 0.07; convert the teacher first"
+        )
+    open_run(out, {"teacher": teacher, "teacher_sha256": model.weights_sha256(), "data": data, "config": config.model_dump(mode="json")}, resume)
+    student = out / "student"
+    if not student.is_dir():
+        pool = encode_pool(model, open_data(data), config.pool, out / "checkpoints" / "data.safetensors")
+        unet = run_stages(model, pool, config, out, accelerator)
+        save_student(model, unet, config.stages[-1].steps, student)
+    return student
+
+
+def run_stages(model: Model, pool: LatentPool, config: DistillConfig, out: Path, accelerator: Accelerator) -> nn.Module:
+    """The stages in turn; each finished one leaves ``checkpoints/stage-I-of-N.safetensors``, which is not made again."""
+    latents = pool.mean.float()
+    reflection = calibrate_reflection(latents, config.reflection.mode, config.reflection.quantile).to(accelerator.device)
+    teacher = model.guided(config.guidance_scale, reflection)
+    unet: nn.Module = model.denoiser.unet
+    for index, stage in enumerate(config.stages):
+        name = f"stage-{index + 1}-of-{len(config.stages)}"
+        finished = out / "checkpoints" / f"{name}.safetensors"
+        if finished.is_file():
+            unet = _load_weights(copy.deepcopy(unet), finished)
+        else:
+            trainer = ProgressiveStage(teacher, pool, stage, config, accelerator, index)
+            fit(
+                trainer.update,
+                trainer.stateful(),
+                steps=stage.updates,
+                checkpoint=out / "checkpoints" / f"{name}.pt",
+                log=out / "log.jsonl",
+                title=f"{2 * stage.steps} → {stage.steps} steps",
+                save_every=config.save_every,
+            )
+            unet = trainer.finish()
+            _save_weights(unet, finished)
+            (out / "checkpoints" / f"{name}.pt").unlink()
+        unet = unet.eval().requires_grad_(False)
+        teacher = GuidedDenoiser(UNetDenoiser(unet, model.denoiser.schedule, model.denoiser.prediction), reflection=reflection)
+    return unet
+
+
+def _save_weights(module: nn.Module, path: Path) -> None:
+    temporary = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
+    os.replace(temporary, path)
+
+
+def _load_weights(module: nn.Module, path: Path) -> nn.Module:
+    try:
+        module.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch raise kinds of their own
+        raise DdilError(f"the stage's weights {path} are damaged; delete the file to train the stage again") from error
+    return module
+
+
+def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> None:
+    """Write the student as a pipeline that diffusers loads without this project, under its final name only when whole.
+
+    Its scheduler spaces stock DDIM ``trailing`` (999, 749, 499, 249 at four steps, the nearest that diffusers has to the grid
+    trained on); the file ``ddil.json`` beside it names the exact sampling.
+    """
+    from diffusers import DDIMScheduler
+
+    pipeline = copy.copy(model.pipeline)
+    scheduler = DDIMScheduler.from_config(
+        model.pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, steps_offset=0
+    )
+    temporary = folder.with_name(folder.name + ".partial")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    pipeline.register_modules(unet=unet, scheduler=scheduler)
+    pipeline.save_pretrained(temporary, safe_serialization=True)
+    sampling = Sampling(solver="ddim", steps=steps, guidance_scale=1.0)
+    (temporary / SYSTEM_FILE).write_text(json.dumps({**vars(sampling), "grid": grid(steps)}, indent=2) + "\n")
+    os.replace(temporary, folder)
+
+
+def open_run(out: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Begin a run in ``out`` or take one up again; ``run.yaml`` says what it is.
+
+    Raises:
+        WrongCommand: ``out`` holds another run or other files, or ``resume`` was asked for and there is no run.
+    """
+    path = out / "run.yaml"
+    if path.is_file():
+        held = yaml.safe_load(path.read_text())
+        different = sorted(key for key in identity if held.get(key) != identity[key])
+        if different:
+            raise WrongCommand(f"the folder {out} holds another run (its {', '.join(different)} differ); choose another --out")
+        return
+    if resume:
+        raise WrongCommand(f"there is no run to resume in {out}: it has no run.yaml")
+    if out.exists() and any(out.iterdir()):
+        raise WrongCommand(f"the folder {out} is not empty and holds no run; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    provenance = {"versions": versions(), "commit": commit(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(yaml.safe_dump(identity | provenance, sort_keys=False, allow_unicode=True))
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, with ``-dirty`` where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

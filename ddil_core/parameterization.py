@@ -1,0 +1,95 @@
+"""What a network predicts, and what that says of x₀ and ε. With v = α ε − σ x₀:
+
+x̂ = α z − σ v and ε̂ = σ z + α v (the DDIL appendix prints a minus in ε̂; a round trip recovers ε only with the plus).
+
+Also the reflection of x̂ (Lou & Ermon, 2304.04740): a bound for each latent channel, calibrated from data, that x̂ is kept
+inside of; ε̂ is then taken from the reflected x̂.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ddil_core.errors import WrongCommand
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+"""The names that diffusers' schedulers give to ε, v and x₀."""
+ReflectionMode = Literal["none", "clamp", "dynamic", "fold"]
+
+
+def to_x0(prediction: Prediction, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """x̂ from a network's output at z = α x₀ + σ ε."""
+    if prediction == "v_prediction":
+        return alpha * z - sigma * output
+    if prediction == "epsilon":
+        return (z - sigma * output) / alpha
+    if prediction == "sample":
+        return output
+    raise WrongCommand(f"the prediction type {prediction!r} is not known; it may be one of {', '.join(get_args(Prediction))}")
+
+
+def to_eps(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The ε that z and x₀ imply, for σ > 0."""
+    return (z - alpha * x0) / sigma
+
+
+def to_v(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The v that z and x₀ imply, for σ > 0: v = (α z − x₀)/σ, as α² + σ² = 1."""
+    return (alpha * z - x0) / sigma
+
+
+@dataclass(frozen=True, eq=False)
+class Reflection:
+    """How x̂ is kept inside the data's range: ``centre`` ± ``bound``, each float32 [C].
+
+    Modes: ``none``; ``clamp`` (the discretised reflected process); ``dynamic`` (Imagen's quantile: a sample whose
+    ``quantile`` of \\|x̂ − centre\\|/bound exceeds 1 is shrunk by it, then clamped); ``fold`` (true reflection,
+    c − \\|((x + c) mod 4c) − 2c\\|, which cannot escape).
+    """
+
+    mode: ReflectionMode
+    centre: Tensor
+    bound: Tensor
+    quantile: float = 0.995
+
+    def to(self, device: torch.device | str) -> Reflection:
+        return Reflection(self.mode, self.centre.to(device), self.bound.to(device), self.quantile)
+
+    def _offset(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (1, -1) + (1,) * (x0.dim() - 2)
+        centre, bound = self.centre.to(x0.dtype).view(shape), self.bound.to(x0.dtype).view(shape)
+        return x0 - centre, centre, bound
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """x̂ [B, C, …] inside the bound, same shape and dtype."""
+        if self.mode == "none":
+            return x0
+        offset, centre, bound = self._offset(x0)
+        if self.mode == "clamp":
+            return centre + torch.minimum(torch.maximum(offset, -bound), bound)
+        if self.mode == "dynamic":
+            excess = torch.quantile((offset / bound).abs().flatten(1).float(), self.quantile, dim=1).clamp(min=1.0)
+            scaled = offset / excess.to(x0.dtype).view(-1, *(1,) * (x0.dim() - 1))
+            return centre + torch.minimum(torch.maximum(scaled, -bound), bound)
+        if self.mode == "fold":
+            return centre + bound - (torch.remainder(offset + bound, 4 * bound) - 2 * bound).abs()
+        raise WrongCommand(f"the reflection {self.mode!r} is not known; it may be one of {', '.join(get_args(ReflectionMode))}")
+
+    def clipped_fraction(self, x0: Tensor) -> Tensor:
+        """The share of x̂'s entries outside the bound, a scalar tensor."""
+        offset, _, bound = self._offset(x0)
+        return (offset.abs() > bound).float().mean()
+
+
+def calibrate_reflection(latents: Tensor, mode: ReflectionMode = "clamp", quantile: float = 0.9995) -> Reflection:
+    """A bound for each channel from data latents [N, C, H, W]: the range that holds all but 1 − ``quantile`` at each end."""
+    values = latents.float().transpose(0, 1).flatten(1)
+    ranks = values.shape[1]
+    ordered = values.sort(dim=1).values
+    edge = min(int((1 - quantile) * ranks), (ranks - 1) // 2)
+    low, high = ordered[:, edge], ordered[:, ranks - 1 - edge]
+    return Reflection(mode, (low + high) / 2, ((high - low) / 2).clamp(min=1e-6))

@@ -1,0 +1,58 @@
+"""A progress bar for long work, on stderr: rate, time left, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(stderr=True)
+
+
+class RateColumn(ProgressColumn):
+    """Steps a second, or seconds a step where that is the larger number."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("–")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+
+
+class MemoryColumn(ProgressColumn):
+    """Memory in use: the process's resident set, and the GPU's peak where one is used."""
+
+    max_refresh = 2.0
+
+    def render(self, task: Task) -> Text:
+        import torch
+
+        text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+        if torch.cuda.is_initialized():
+            text += f" + {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB GPU"
+        return Text(text)
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a bar for ``total`` steps, of which ``done`` are done already; yields ``advance(n=1, note="")``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        MemoryColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            bar.update(task, advance=n, **({} if note is None else {"note": note}))
+
+        yield advance

@@ -1,0 +1,96 @@
+"""Configuration as data: a YAML file, options over it, validated; unknown keys are refused with what would be known."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ddil_core.errors import WrongCommand
+
+
+class Strict(BaseModel):
+    """A model that refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        WrongCommand: no such file, or not a YAML mapping.
+    """
+    if not path.is_file():
+        raise WrongCommand(f"there is no protocol file {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise WrongCommand(f"the protocol {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise WrongCommand(f"the protocol {path} holds no mapping of keys to values")
+    return content
+
+
+def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` settings over a mapping; dots go deeper (``ddil.uses=2``, ``stages.0.updates=10``); values are YAML."""
+    content = json.loads(json.dumps(content))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise WrongCommand(f"--set takes KEY=VALUE, not {setting!r}")
+        *parents, last = key.split(".")
+        place: Any = content
+        try:
+            for parent in parents:
+                place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+            if isinstance(place, list):
+                place[int(last)] = yaml.safe_load(value)
+            else:
+                place[last] = yaml.safe_load(value)
+        except (IndexError, ValueError, TypeError, AttributeError) as error:
+            raise WrongCommand(f"--set {setting!r} names no place in the protocol") from error
+    return content
+
+
+def validate(model: type[P], content: dict[str, Any], source: str) -> P:
+    """A protocol from its mapping.
+
+    Raises:
+        WrongCommand: an unknown key (with the nearest known one), a missing one, or a value that does not fit.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = sorted(_keys(model))
+            nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys are {', '.join(known)}"
+            raise WrongCommand(f"{source} has the unknown key {where!r}{hint}") from error
+        if first["type"] == "missing":
+            raise WrongCommand(f"{source} lacks the key {where!r}") from error
+        raise WrongCommand(f"{source} has a value that does not fit at {where!r}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    """The keys of a model and of the models inside it."""
+    keys = set(model.model_fields)
+    for definition in model.model_json_schema().get("$defs", {}).values():
+        keys |= set(definition.get("properties", {}))
+    return keys
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of a JSON-able value in its canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""The networks of the shapes world, in Stable Diffusion's layout, small enough for two CPU cores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES
+
+LATENT_CHANNELS = 8
+LATENT_SIZE = IMAGE_SIZE // 8
+TEXT_WIDTH = 128
+MAX_TOKENS = 20
+"""Start, at most eleven words and the article of each, end; captions of two objects have 13 words."""
+
+
+def autoencoder() -> AutoencoderKL:
+    """64 × 64 pictures to 8 × 8 × 8 latents."""
+    return AutoencoderKL(
+        block_out_channels=(24, 48, 96, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    """A v-predicting U-Net that reads the caption at its coarser level, where attention is cheap."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(80, 160),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    )
+
+
+def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def words() -> list[str]:
+    """Every word that a caption can hold, each once."""
+    phrases = (*SIZES, *COLOURS, *SHAPES, *RELATIONS, *BACKGROUNDS, "a on background")
+    return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
+
+
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer in which each word of this world is one token; other words fall apart into letters."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = letters + [letter + "</w>" for letter in letters]
+    merges: list[str] = []
+    for word in words():
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            # Join from the right, so that no merge of one word can start inside another: each word ends in its own </w>.
+            merge = f"{pieces[-2]} {pieces[-1]}"
+            pieces[-2:] = [pieces[-2] + pieces[-1]]
+            if merge not in merges:
+                merges.append(merge)
+                vocabulary.append(pieces[-1])
+    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)

@@ -1,0 +1,201 @@
+"""The reader: a picture of the shapes world back to what it shows, by analysis and synthesis.
+
+It sees only the picture. It fits the shaded background, takes what stands out of it apart into objects, and for each finds
+the colour, shape, size, place and turn whose rendering is nearest. What it cannot explain (a colour between two, a blurred or
+broken outline, a ghost, a third object) it does not guess: the picture is unreadable, and counts as wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+from scipy import ndimage
+
+from ddil_core.shapes.render import background, coverage
+from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, MAX_ANGLE, SHAPES, SIZES, Meaning, Thing, relation_of
+
+Pose = tuple[float, float, float]
+"""Centre x, centre y in pixels, angle in radians."""
+
+BACKGROUND_TOLERANCE = 26.0
+"""Largest distance of a background pixel from its colour's brightness line (of 255, Euclidean)."""
+CONTRAST = 44.0
+"""Distance from the background (of 255, Euclidean) from which a pixel belongs to an object."""
+COLOUR_TOLERANCE = 42.0
+"""Largest distance of an object's median colour from its palette colour (of 255, Euclidean)."""
+OUTLINE_TOLERANCE = 0.55
+"""Largest mean error of coverage along the outline, in pixels: Σ|α − α̂| / perimeter-like √(area)."""
+GHOST_AREA = 4.0
+"""Pixels that may stand out without belonging to an object."""
+
+ATTRIBUTES = ("count", "shape", "colour", "size", "relation", "background")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows: its objects with their centres, its background; or why it cannot be read."""
+
+    things: tuple[Thing, ...] = ()
+    centres: tuple[tuple[float, float], ...] = ()
+    background: str | None = None
+    unreadable: str | None = None
+
+
+def read(image: np.ndarray) -> Reading:
+    """Read one picture, uint8 [64, 64, 3]."""
+    pixels = image.astype(np.float64)
+    name, empty = _fit_background(pixels)
+    if name is None:
+        return Reading(unreadable="background")
+    difference = pixels - empty
+    labels, count = ndimage.label(np.sqrt((difference**2).sum(-1)) > CONTRAST)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    found = [label + 1 for label in range(count) if areas[label] > GHOST_AREA]
+    if len(found) not in (1, 2) or areas.sum() - areas[[label - 1 for label in found]].sum() > GHOST_AREA:
+        return Reading(background=name, unreadable="count")
+    owner = _nearest_label(labels, found)
+    things, centres = [], []
+    for label in found:
+        colour, alpha = _fit_colour(pixels, empty, labels == label, owner == label)
+        if colour is None:
+            return Reading(background=name, unreadable="colour")
+        shape, size, pose, error = _fit_shape(alpha)
+        if error > OUTLINE_TOLERANCE:
+            return Reading(background=name, unreadable="shape")
+        things.append(Thing(size, colour, shape))
+        centres.append(pose[:2])
+    return Reading(tuple(things), tuple(centres), name)
+
+
+def drawn_right(reading: Reading, meaning: Meaning) -> dict[str, bool]:
+    """Attribute by attribute, and under ``exact`` all together, whether a picture shows what a caption states.
+
+    Objects are matched in the order that gets most attributes right; an unreadable picture has none right but perhaps
+    its background.
+    """
+    right = dict.fromkeys(ATTRIBUTES, False)
+    right["background"] = reading.background == meaning.background
+    if reading.unreadable is None and len(reading.things) == len(meaning.things):
+        orders = [_compare(reading, meaning, order) for order in permutations(range(len(meaning.things)))]
+        right |= max(orders, key=lambda attributes: sum(attributes.values())) | {"count": True}
+    return right | {"exact": all(right.values())}
+
+
+def _compare(reading: Reading, meaning: Meaning, order: tuple[int, ...]) -> dict[str, bool]:
+    things = [reading.things[index] for index in order]
+    centres = [reading.centres[index] for index in order]
+    right = {
+        attribute: all(getattr(a, attribute) == getattr(b, attribute) for a, b in zip(things, meaning.things, strict=True))
+        for attribute in ("shape", "colour", "size")
+    }
+    right["relation"] = meaning.relation is None or relation_of(centres[0], centres[1]) == meaning.relation
+    return right
+
+
+_CENTRED = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
+_PLANE = np.stack(
+    [np.ones((IMAGE_SIZE, IMAGE_SIZE)), *np.meshgrid(_CENTRED, _CENTRED)],
+    axis=-1,
+)
+
+
+def _fit_background(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
+    """The background colour that explains most pixels, with its shading fitted to them; None where it is under half."""
+    best, best_name, best_mask = 0.5, None, None
+    for name, rgb in BACKGROUNDS.items():
+        colour = np.array(rgb, dtype=np.float64)
+        brightness = np.clip(pixels @ colour / (colour @ colour), 0.75, 1.25)
+        mask = np.linalg.norm(pixels - brightness[..., None] * colour, axis=-1) < BACKGROUND_TOLERANCE
+        if mask.mean() > best:
+            best, best_name, best_mask = mask.mean(), name, mask
+    if best_name is None or best_mask is None:
+        return None, np.zeros_like(pixels)
+    colour = np.array(BACKGROUNDS[best_name], dtype=np.float64)
+    brightness = pixels @ colour / (colour @ colour)
+    plane, *_ = np.linalg.lstsq(_PLANE[best_mask], brightness[best_mask], rcond=None)
+    if abs(plane[0] - 1) > 0.25:
+        return None, np.zeros_like(pixels)
+    return best_name, plane[0] * background(best_name, (plane[1] / plane[0], plane[2] / plane[0]))
+
+
+def _nearest_label(labels: np.ndarray, found: list[int]) -> np.ndarray:
+    """For each pixel the object that it is nearest to."""
+    if len(found) == 1:
+        return np.full_like(labels, found[0])
+    nearest = ndimage.distance_transform_edt(~np.isin(labels, found), return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
+
+
+def _fit_colour(pixels: np.ndarray, empty: np.ndarray, mask: np.ndarray, own: np.ndarray) -> tuple[str | None, np.ndarray]:
+    """An object's palette colour, from its inner pixels, and the share α of each pixel that it covers."""
+    depth = ndimage.distance_transform_edt(mask)
+    inner = depth >= min(2.0, depth.max())
+    seen = np.median(pixels[inner], axis=0)
+    name, distance = min(((n, float(np.linalg.norm(seen - rgb))) for n, rgb in COLOURS.items()), key=lambda pair: pair[1])
+    if distance > COLOUR_TOLERANCE:
+        return None, np.zeros(mask.shape)
+    contrast = seen - empty
+    alpha = ((pixels - empty) * contrast).sum(-1) / (contrast**2).sum(-1)
+    return name, np.where(own, np.clip(alpha, 0.0, 1.0), 0.0) * ndimage.binary_dilation(mask, iterations=2)
+
+
+@cache
+def _moments(shape: str, radius: float, angle: float) -> tuple[float, float, float]:
+    """Area, and the centroid's offset from the centre, of a shape's rendering."""
+    middle = IMAGE_SIZE / 2
+    rows, columns, alpha = coverage(shape, radius, (middle, middle), angle)
+    area = float(alpha.sum())
+    x = (alpha.sum(0) @ (np.arange(columns.start, columns.stop) + 0.5)) / area - middle
+    y = (alpha.sum(1) @ (np.arange(rows.start, rows.stop) + 0.5)) / area - middle
+    return area, float(x), float(y)
+
+
+def _fit_shape(alpha: np.ndarray) -> tuple[str, str, Pose, float]:
+    """The shape, size and pose whose coverage is nearest to ``alpha``, with the error that remains."""
+    area = alpha.sum()
+    places = np.arange(IMAGE_SIZE) + 0.5
+    x, y = alpha.sum(0) @ places / area, alpha.sum(1) @ places / area
+    candidates = []
+    for shape in SHAPES:
+        angles = (0.0,) if shape in ("circle", "ring") else (-0.24, 0.0, 0.24)
+        for size, radius in SIZES.items():
+            for angle in angles:
+                expected, dx, dy = _moments(shape, radius, angle)
+                if 0.6 < area / expected < 1.6:
+                    pose = (x - dx, y - dy, angle)
+                    candidates.append((_outline_error(alpha, shape, radius, pose), shape, size, pose))
+    if not candidates:
+        return "", "", (x, y, 0.0), np.inf
+    candidates.sort(key=lambda candidate: candidate[0])
+    distinct = {(shape, size): (error, pose) for error, shape, size, pose in reversed(candidates)}
+    nearest = sorted(distinct.items(), key=lambda item: item[1][0])[:3]
+    refined = [(*_refine(alpha, shape, SIZES[size], pose, error), shape, size) for (shape, size), (error, pose) in nearest]
+    error, pose, shape, size = min(refined, key=lambda item: item[0])
+    return shape, size, pose, error
+
+
+def _refine(alpha: np.ndarray, shape: str, radius: float, pose: Pose, error: float) -> tuple[float, Pose]:
+    """Pattern search over the pose, halving its steps."""
+    steps = np.array([0.6, 0.6, 0.12])
+    for _ in range(4):
+        for axis in range(3):
+            for sign in (-1, 1):
+                trial = np.array(pose)
+                trial[axis] += sign * steps[axis]
+                trial[2] = np.clip(trial[2], -1.15 * MAX_ANGLE, 1.15 * MAX_ANGLE)
+                trial_pose = (float(trial[0]), float(trial[1]), float(trial[2]))
+                trial_error = _outline_error(alpha, shape, radius, trial_pose)
+                if trial_error < error:
+                    error, pose = trial_error, trial_pose
+        steps /= 2
+    return error, pose
+
+
+def _outline_error(alpha: np.ndarray, shape: str, radius: float, pose: Pose) -> float:
+    rows, columns, expected = coverage(shape, radius, (pose[0], pose[1]), pose[2])
+    seen = alpha[rows, columns]
+    outside = alpha.sum() - seen.sum()
+    return float((np.abs(seen - expected).sum() + outside) / np.sqrt(_moments(shape, radius, 0.0)[0]))

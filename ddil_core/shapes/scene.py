@@ -1,0 +1,162 @@
+"""Scenes of the shapes world: what a picture holds, what its caption says, and which scenes are held out.
+
+A scene has one or two objects on a shaded background. What the caption states (shape, colour, size, relation,
+background) is the scene's *meaning*; where exactly an object lies, how it is turned and how the background is shaded are
+free, so that one caption has many pictures and a sampler has something to decide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+IMAGE_SIZE = 64
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "moon")
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (248, 222, 60),
+    "green": (40, 150, 60),
+    "cyan": (60, 205, 215),
+    "blue": (40, 80, 210),
+    "purple": (125, 50, 170),
+    "pink": (245, 130, 190),
+}
+BACKGROUNDS = {
+    "black": (22, 22, 24),
+    "grey": (128, 128, 128),
+    "white": (238, 238, 236),
+    "navy": (22, 34, 84),
+    "brown": (112, 74, 44),
+}
+SIZES = {"small": 9.0, "large": 14.0}
+"""Circumscribed radius in pixels."""
+RELATIONS = ("left of", "right of", "above", "below")
+"""The first object's place as seen from the second."""
+MARGIN = 1.5
+GAP = 2.0
+MAX_ANGLE = np.deg2rad(20.0)
+SHADING = 0.10
+"""The largest relative change of the background's brightness from the centre to a border."""
+HELD_OUT_SHARE = 8
+"""One in this many pairs of (shape, colour) objects is kept for validation."""
+
+_OBJECT = rf"an? ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_CAPTION = re.compile(rf"^{_OBJECT}(?: ({'|'.join(RELATIONS)}) {_OBJECT})? on an? ({'|'.join(BACKGROUNDS)}) background$")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as its caption states it."""
+
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a caption states. ``relation`` is None exactly when there is one object."""
+
+    things: tuple[Thing, ...]
+    relation: str | None
+    background: str
+
+    @property
+    def caption(self) -> str:
+        objects = f" {self.relation} ".join(str(thing) for thing in self.things)
+        return f"{objects} on a {self.background} background"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A meaning with all that a picture needs beside it.
+
+    ``centres`` are (x, y) in pixels, y down; ``angles`` in radians; ``shading`` is the brightness gradient
+    (horizontal, vertical) relative to the background, each in [-SHADING, SHADING].
+    """
+
+    meaning: Meaning
+    centres: tuple[tuple[float, float], ...]
+    angles: tuple[float, ...]
+    shading: tuple[float, float]
+
+
+def parse_caption(caption: str) -> Meaning:
+    """The meaning of a caption of this world.
+
+    Raises:
+        ValueError: the caption is not one that this world writes.
+    """
+    match = _CAPTION.match(caption.strip().lower())
+    if match is None:
+        raise ValueError(
+            f"the caption {caption!r} is not of the shapes world; it would read like "
+            "'a small red circle left of a large blue star on a grey background'"
+        )
+    *objects, background = match.groups()
+    things = (Thing(*objects[:3]),)
+    if objects[3] is not None:
+        things += (Thing(*objects[4:]),)
+    return Meaning(things, objects[3], background)
+
+
+def is_held_out(meaning: Meaning) -> bool:
+    """Whether the unordered pair of (shape, colour) belongs to validation. A single object never does."""
+    if len(meaning.things) < 2:
+        return False
+    key = "|".join(sorted(f"{thing.colour} {thing.shape}" for thing in meaning.things))
+    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def relation_of(first: tuple[float, float], second: tuple[float, float]) -> str:
+    """Where the first centre lies as seen from the second: the larger of the two offsets decides."""
+    dx, dy = first[0] - second[0], first[1] - second[1]
+    if abs(dx) > abs(dy):
+        return "left of" if dx < 0 else "right of"
+    return "above" if dy < 0 else "below"
+
+
+def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
+    """A random scene of a split.
+
+    ``train``: one object in a quarter of the scenes, else two whose pair is not held out; ``validation``: always two
+    whose pair is held out; so the splits share no combination of two objects.
+    """
+    if split not in ("train", "validation"):
+        raise ValueError(f"unknown split {split!r} of the shapes world; it has 'train' and 'validation'")
+    while True:
+        count = 1 if split == "train" and rng.random() < 0.25 else 2
+        things = tuple(
+            Thing(str(rng.choice(list(SIZES))), str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)))
+            for _ in range(count)
+        )
+        if count == 2 and (things[0].colour, things[0].shape) == (things[1].colour, things[1].shape):
+            continue
+        meaning = Meaning(things, str(rng.choice(RELATIONS)) if count == 2 else None, str(rng.choice(list(BACKGROUNDS))))
+        if is_held_out(meaning) == (split == "validation"):
+            return place(meaning, rng)
+
+
+def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
+    """Free parameters for a meaning: objects inside the picture, apart from each other, with the stated relation
+    unmistakable (its offset exceeds the other by a quarter)."""
+    radii = [SIZES[thing.size] for thing in meaning.things]
+    while True:
+        centres = tuple(tuple(rng.uniform(r + MARGIN, IMAGE_SIZE - r - MARGIN, 2).tolist()) for r in radii)
+        if meaning.relation is None or _clearly(meaning.relation, centres, sum(radii) + GAP):
+            break
+    angles = tuple(rng.uniform(-MAX_ANGLE, MAX_ANGLE, len(radii)).tolist())
+    return Scene(meaning, centres, angles, tuple(rng.uniform(-SHADING, SHADING, 2).tolist()))
+
+
+def _clearly(relation: str, centres: tuple[tuple[float, float], ...], distance: float) -> bool:
+    (x1, y1), (x2, y2) = centres
+    near, far = sorted((abs(x1 - x2), abs(y1 - y2)))
+    return np.hypot(near, far) >= distance and far >= 1.25 * near and relation_of(*centres) == relation

@@ -1,0 +1,120 @@
+"""The shapes world's two-tower scorer, in open_clip's layout: pictures and captions to unit vectors of 64 numbers.
+
+A folder holds ``open_clip_config.json``, ``open_clip_model.safetensors`` and a Hugging Face tokenizer;
+``open_clip.create_model("local-dir:FOLDER")`` and ``open_clip.get_tokenizer("local-dir:FOLDER")`` load it
+anywhere, without this project and without a network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddil_core.environment import full_precision, require_torchvision
+from ddil_core.errors import DdilError
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+    from torch import Tensor
+    from transformers import CLIPTokenizer
+
+WEIGHTS = Path(__file__).parent / "weights" / "scorer"
+FILES = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer_config.json")
+
+
+def scorer_config() -> dict[str, Any]:
+    """What ``open_clip_config.json`` holds: 1.5 M parameters, half of them in each tower."""
+    return {
+        "model_cfg": {
+            "embed_dim": 64,
+            "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
+            "text_cfg": {
+                "context_length": 20,
+                "vocab_size": 165,
+                "width": 128,
+                "heads": 4,
+                "layers": 3,
+                # open_clip reads the tokenizer from the folder itself whenever a folder is given, whatever this says.
+                "hf_tokenizer_name": "local",
+            },
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+
+
+def build_scorer() -> CLIP:
+    """An untrained scorer, float32, in training mode; seed torch before for repeatable weights."""
+    require_torchvision()
+    from open_clip import CLIP
+
+    return CLIP(**scorer_config()["model_cfg"])
+
+
+def save_scorer(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a scorer and its tokenizer as a folder that open_clip loads."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    (folder / FILES[0]).write_text(json.dumps(scorer_config(), indent=2) + "\n")
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / FILES[1])
+
+
+def missing(folder: Path) -> str | None:
+    """What a scorer's folder or open_clip lacks on this machine, with the cure; opens nothing."""
+    absent = [name for name in FILES if not (folder / name).is_file()]
+    if absent:
+        names = ", ".join(absent)
+        return f"the shapes world's scorer lacks {names} in {folder}; install ddil again, or train the shapes world"
+    if find_spec("open_clip") is None:
+        return "open_clip is not installed; install it with: pip install open_clip_torch"
+    return None
+
+
+def load_scorer(
+    folder: Path, device: str = "cpu"
+) -> tuple[CLIP, Callable[[np.ndarray], Tensor], Callable[[list[str]], Tensor]]:
+    """The model (eval mode, float32, no gradients), and what turns its input into tensors on its device.
+
+    The first function takes pictures uint8 [B, 64, 64, 3] to float32 [B, 3, 64, 64] in [-1, 1], the second takes
+    B captions to token ids [B, 20].
+
+    Raises:
+        DdilError: files are absent or damaged, or open_clip or torchvision is missing or does not fit.
+    """
+    problem = missing(folder)
+    if problem is not None:
+        raise DdilError(problem)
+    require_torchvision()
+    import open_clip
+    from safetensors import SafetensorError
+
+    from ddil_core.shapes.data import to_pixels
+
+    name = f"local-dir:{folder}"
+    try:
+        model = open_clip.create_model(name, precision="fp32", device=device)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise DdilError(f"the scorer in {folder} is damaged ({_first_line(error)}); install ddil again") from error
+    model.eval().requires_grad_(False)
+    return model, lambda images: to_pixels(images).to(device), lambda captions: tokenizer(captions).to(device)
+
+
+def cosine(model: CLIP, pixels: Tensor, tokens: Tensor) -> np.ndarray:
+    """The cosine of each picture [B, 3, 64, 64] with its own caption [B, 20], float32 [B, 1] in [-1, 1]."""
+    import torch
+
+    with torch.inference_mode(), full_precision():
+        towers = model.encode_image(pixels, normalize=True), model.encode_text(tokens, normalize=True)
+        return (towers[0] * towers[1]).sum(-1, keepdim=True).clamp(-1.0, 1.0).cpu().numpy()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

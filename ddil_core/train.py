@@ -1,0 +1,118 @@
+"""The training loop: updates, checkpoints, exact resume, EMA. What an update does is the caller's."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddil_core.errors import DdilError
+from ddil_core.progress import progress
+
+Logs = dict[str, Tensor | float]
+
+
+class Stateful(Protocol):
+    """Anything that a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class CheckpointError(DdilError):
+    """A checkpoint that cannot be read; the message says which and what to do."""
+
+
+class Ema:
+    """An exponential moving average of a module's weights, θ̄ ← μ θ̄ + (1 − μ) θ.
+
+    μ starts small and grows to ``decay`` as min(decay, (1 + n)/(10 + n)) at update n, so that short runs average too.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        mu = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        averages, weights = list(self.module.parameters()), list(module.parameters())
+        torch._foreach_lerp_(averages, [weight.detach().to(a.dtype) for weight, a in zip(weights, averages, strict=True)], 1 - mu)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.module.load_state_dict(state_dict["module"])
+        self.updates = state_dict["updates"]
+
+
+def save_checkpoint(path: Path, step: int, stateful: Mapping[str, Stateful]) -> None:
+    """Write a checkpoint under a temporary name, then rename it: a kill leaves the previous one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    torch.save({"step": step, **{name: item.state_dict() for name, item in stateful.items()}}, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
+    """Load a checkpoint into ``stateful``; returns its step, 0 where there is none.
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to other models.
+    """
+    if not path.exists():
+        return 0
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        for name, item in stateful.items():
+            item.load_state_dict(saved[name])
+        return int(saved["step"])
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to start this stage again"
+        ) from error
+
+
+def fit(
+    update: Callable[[int], Logs],
+    stateful: Mapping[str, Stateful],
+    *,
+    steps: int,
+    checkpoint: Path,
+    log: Path,
+    title: str,
+    save_every: int,
+    log_every: int = 50,
+) -> None:
+    """Call ``update(step)`` for every step that the checkpoint does not hold yet, saving and logging as it goes.
+
+    The same run, killed anywhere and started again, ends with the same weights as long as ``update`` draws its randomness
+    from the step and from ``stateful`` alone. Logged values are means since the last line.
+    """
+    step = load_checkpoint(checkpoint, stateful)
+    window: list[Logs] = []
+    with progress(title, total=steps, done=step) as advance:
+        while step < steps:
+            window.append(update(step))
+            step += 1
+            note = None
+            if step % log_every == 0 or step == steps:
+                means = {key: float(sum(float(logs[key]) for logs in window) / len(window)) for key in window[0]}
+                window.clear()
+                note = f"loss {means['loss']:.4f}" if "loss" in means else None
+                log.parent.mkdir(parents=True, exist_ok=True)
+                with log.open("a") as lines:
+                    lines.write(json.dumps({"stage": title, "step": step, **means}) + "\n")
+            if step % save_every == 0 or step == steps:
+                save_checkpoint(checkpoint, step, stateful)
+            advance(1, note)

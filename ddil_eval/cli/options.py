@@ -1,0 +1,81 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DATA_HELP = "A data set: 'shapes' (see 'ddil data')."
+MODEL_HELP = "A model: 'shapes', a pipeline folder, or a run folder of 'ddil distill' (see 'ddil models')."
+
+
+def protocol_options(command: F) -> F:
+    """``--protocol`` and ``--set``."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")(command)
+    return click.option("--protocol", type=file, default=None, help="A YAML protocol in place of the shipped one.")(command)
+
+
+def device_option(command: F) -> F:
+    """``--device``."""
+    return click.option("--device", default=None, metavar="NAME", help="cpu or cuda; by default cuda where there is one.")(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+
+
+def choose_device(name: str | None) -> str:
+    """The device asked for, or the best there is.
+
+    Raises:
+        WrongCommand: a device that is not here.
+    """
+    import torch
+
+    from ddil_core.errors import WrongCommand
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
+        raise WrongCommand(f"the device {name!r} is not here; leave --device out to take the best there is")
+    return name
+
+
+def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
+    """A comma-separated list of numbers.
+
+    Raises:
+        WrongCommand: one of them is no number.
+    """
+    from ddil_core.errors import WrongCommand
+
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise WrongCommand(f"{option} takes numbers with commas between them, not {text!r}") from error
+
+
+def emit(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

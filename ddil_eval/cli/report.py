@@ -1,0 +1,103 @@
+"""``ddil report``: records → tables on the terminal and in files. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ddil_eval.store import Record
+    from ddil_eval.tables import Table
+
+
+@click.command()
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+              help="Folder with the records, at any depth.")  # fmt: skip
+@click.option("--csv", "as_csv", is_flag=True, help="Write each table as CSV, at full precision.")
+@click.option(
+    "--latex", "as_latex", is_flag=True, help="Write each table as LaTeX; it needs the package booktabs alone."
+)
+@click.option("--figures", is_flag=True, help="Draw each metric over p_teacher and over switch_t.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.  [default: RESULTS/report]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of the tables.")
+def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool) -> None:
+    """Make the tables from the records: print them, and write them as CSV and LaTeX.
+
+    Cells without a record stay empty and are named; older records that newer ones replace are reported.
+    """
+    from ddil_core.errors import DdilError
+    from ddil_eval import store, tables
+
+    records = store.load(results)
+    made = tables.build(records)
+    if not made:
+        what = "no records" if not records else "records, but none that a table is made of"
+        raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
+    out = out or results / "report"
+    files = _write(made, out, as_csv, as_latex) + (_draw(records, out) if figures else [])
+    replaced = len(store.latest(records)[1])
+    if as_json:
+        click.echo(_document(made, files, len(records), replaced))
+    else:
+        _print(made)
+    _say(made, files, replaced)
+
+
+def _write(made: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
+    from ddil_eval import render, store
+
+    wanted = [(as_csv, ".csv", render.to_csv), (as_latex, ".tex", render.to_latex)]
+    files = []
+    for table in made:
+        for _, suffix, text in (row for row in wanted if row[0]):
+            path = out / table.group / f"{table.name}{suffix}"
+            store.write_text(path, text(table))
+            files.append(path)
+    return files
+
+
+def _draw(records: Sequence[Record], out: Path) -> list[Path]:
+    from ddil_eval import figures, tables
+
+    shifts = [group for group in tables.groups(records) if group.experiment == "covariate-shift"]
+    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in shifts]
+
+
+def _document(made: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> str:
+    from ddil_eval import render
+
+    whole = {
+        "records": records,
+        "replaced": replaced,
+        "tables": [render.to_dict(table) for table in made],
+        "files": [str(path) for path in files],
+    }
+    return json.dumps(whole, indent=2, ensure_ascii=False)
+
+
+def _print(made: Sequence[Table]) -> None:
+    from rich.console import Console
+
+    from ddil_eval import render
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file has no width, and 80 columns would fold the tables
+    for table in made:
+        console.print(render.to_rich(table))
+
+
+def _say(made: Sequence[Table], files: Sequence[Path], replaced: int) -> None:
+    missing = sum(len(table.missing) for table in made)
+    if missing:
+        click.echo(f"Not measured, each named below its table: {missing}.", err=True)
+    if replaced:
+        click.echo(f"Older records of a newer measurement, kept and not shown: {replaced}.", err=True)
+    for path in files:
+        click.echo(f"wrote {path}", err=True)

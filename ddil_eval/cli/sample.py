@@ -1,0 +1,67 @@
+"""``ddil sample``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddil_eval.cli import options
+
+
+@click.command()
+@click.option("--model", "reference", default="shapes", show_default=True, help=options.MODEL_HELP)
+@click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; give the option again for more.")
+@click.option("--steps", type=int, default=None, help="Solver steps; by default what the model was made for, or 32.")
+@click.option("--solver", default=None, help="ddim, dpmpp_2m or lcm; by default the model's own.")
+@click.option("--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; 1 is none.")
+@click.option("--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures.")
+@options.device_option
+@options.json_option
+def sample(
+    reference: str,
+    prompts: tuple[str, ...],
+    steps: int | None,
+    solver: str | None,
+    guidance_scale: float | None,
+    num_images: int,
+    seed: int,
+    out: Path,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Draw pictures of prompts: one PNG each, and a grid of all.
+
+    A picture depends on its prompt, its number, the seed and the model's settings alone. Existing pictures are not
+    overwritten.
+    """
+    options.quiet_libraries()
+    from PIL import Image
+
+    from ddil_core.errors import WrongCommand
+    from ddil_core.models import load_model
+    from ddil_core.sample import sample as draw
+    from ddil_eval import figures
+    from ddil_eval.store import replacing
+
+    taken = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
+    if taken:
+        raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
+    model = load_model(reference, options.choose_device(device))
+    images = draw(
+        model, prompts, num_images=num_images, steps=steps, solver=solver, guidance_scale=guidance_scale, seed=seed
+    )
+    paths = []
+    for row, pictures in enumerate(images):
+        for number, picture in enumerate(pictures):
+            path = out / f"{row:03d}-{number:02d}.png"
+            with replacing(path) as temporary:
+                Image.fromarray(picture).save(temporary)
+            paths.append(str(path))
+    grid = figures.grid(images, list(prompts), [f"no. {number}" for number in range(num_images)], out / "grid.png")
+    if as_json:
+        options.emit({"pictures": paths, "grid": str(grid)})
+    else:
+        click.echo(f"{len(paths)} pictures and {grid}")

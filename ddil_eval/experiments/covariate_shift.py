@@ -1,0 +1,268 @@
+"""The covariate-shift analysis: Tables 2, 3, 4, their two pure runs, Figure 2, and the factorial of all strings.
+
+Every run is a choice of one teacher/student string for each prompt, so all runs share one prefix tree of rollouts, one
+picture for each distinct (prompt, string), and one pass of every metric over those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from ddil_core.data import Prompt, open_data
+from ddil_core.errors import WrongCommand
+from ddil_core.models import Model, load_model
+from ddil_core.noise import Sample, decisions, initial_noise
+from ddil_core.progress import progress
+from ddil_core.protocol import Strict, content_hash
+from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
+from ddil_core.schedule import grid
+from ddil_core.solvers import get_solver
+from ddil_eval.experiments.records import provenance, save_cells
+from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate
+from ddil_eval.store import Record, digest, write_text
+
+EXPERIMENT = "covariate-shift"
+Rate = float
+
+
+class CovariateShiftConfig(Strict):
+    """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times."""
+
+    experiment: Literal["covariate-shift"] = EXPERIMENT
+    data: str = "shapes"
+    teacher_steps: int = Field(default=32, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    solver: str = "ddim"
+    p_teacher: tuple[Rate, ...] = (0.8, 0.6, 0.4, 0.2)
+    switch: tuple[int, ...] = (749, 500, 250)
+    factorial: bool = False
+    num_prompts: int = Field(default=1000, ge=4)
+    reference_pictures: int = Field(default=2000, ge=2)
+    metrics: tuple[str, ...] = ("fd_efflite0", "clip_score_shapes", "drawn_right")
+    batch_size: int = Field(default=64, ge=1)
+    chunk: int = Field(default=128, ge=1)
+    figure_prompts: int = Field(default=4, ge=0)
+    seed: int = 0
+
+    @field_validator("p_teacher")
+    @classmethod
+    def _rates_are_probabilities(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        outside = [rate for rate in rates if not 0 <= rate <= 1]
+        if outside:
+            raise ValueError(f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {outside[0]}")
+        return rates
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the analysis: what it is called in records, and the string that each prompt follows."""
+
+    cell: dict[str, Any]
+    strings: list[str]
+
+    @property
+    def key(self) -> str:
+        return content_hash(self.cell)
+
+
+def runs(config: CovariateShiftConfig, student_grid: list[int], samples: Sequence[Sample]) -> list[Run]:
+    """The runs that a configuration asks for.
+
+    Raises:
+        WrongCommand: a switch time that is no inner point of the student's grid.
+    """
+    length, count = len(student_grid), len(samples)
+    pure = [
+        Run({"kind": "pure", "model": "teacher"}, [TEACHER * length] * count),
+        Run({"kind": "pure", "model": "student"}, [STUDENT * length] * count),
+    ]
+    draws = decisions(samples, length, config.seed)
+    mixed = [Run({"kind": "p_teacher", "p_teacher": p}, strings_at(p, draws)) for p in config.p_teacher]
+    switched = []
+    for kind, first, second in (("teacher_then_student", TEACHER, STUDENT), ("student_then_teacher", STUDENT, TEACHER)):
+        for switch in config.switch:
+            if switch not in student_grid[1:]:
+                raise WrongCommand(
+                    f"the switch time {switch} is not on the student's grid, where one model can hand over to the other: "
+                    f"it may be {', '.join(map(str, student_grid[1:]))}"
+                )
+            before = student_grid.index(switch)
+            switched.append(Run({"kind": kind, "switch_t": switch}, [first * before + second * (length - before)] * count))
+    factorial = [Run({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)] if config.factorial else []
+    return pure + mixed + switched + factorial
+
+
+def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
+    """Measure every run and save its record below ``out``; returns the records.
+
+    Interrupted, it goes on at the next chunk of prompts; a finished analysis is not made again.
+    """
+    started = time.monotonic()
+    solver = get_solver(config.solver)
+    require_stateless(solver)
+    teacher_model, student_model = load_model(teacher, device), load_model(student, device)
+    steps = student_model.sampling.steps or 4
+    student_grid = grid(steps)
+    actors = pair(
+        teacher_model.guided(config.guidance_scale), student_model.guided(1.0), grid(config.teacher_steps), student_grid
+    )
+    data = open_data(config.data)
+    prompts = data.prompts(config.num_prompts)
+    samples = [Sample(prompt.id) for prompt in prompts]
+    wanted = runs(config, student_grid, samples)
+    extractors = Extractors(config.metrics, device)
+    identity = {
+        "config": config.model_dump(mode="json"),
+        "teacher": teacher_model.weights_sha256(),
+        "student": student_model.weights_sha256(),
+    }
+    work = out / "partial" / content_hash(identity)[:16]
+    tree = Tree(teacher_model, actors, config, extractors, work)
+    features, place, evaluations = tree.grow(prompts, samples, wanted)
+    rows = {run.key: np.array([place[index, string] for index, string in enumerate(run.strings)]) for run in wanted}
+    cells = Cells(features, rows, extractors.reference(data, config.reference_pictures), config.seed)
+    effects = effect_contrasts(wanted, len(student_grid)) if config.factorial else {}
+    estimates = cells.estimates(cells.single() | effects)
+    common = provenance(
+        experiment=EXPERIMENT,
+        config=config,
+        systems={"teacher": teacher_model, "student": student_model},
+        data={"reference": data.reference, "split": "validation", "prompt_ids_sha256": digest([p.id for p in prompts])},
+        recipe=f"{data.reference}-{teacher_model.latent_shape[1] * 8}px",
+        solver=solver.name,
+        grid=student_grid,
+        guidance_scale=teacher_model.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale,
+        reflection="none",
+        seeds=[config.seed],
+        n_asked=config.num_prompts,
+        n_done=len(prompts),
+        device=device,
+        wall_time_s=time.monotonic() - started,
+    )
+    nfe = {run.key: mean_nfe(run, actors) for run in wanted}
+    named = {run.key: run.cell for run in wanted} | {key: {"kind": "effect", "transitions": json.loads(key)} for key in effects}
+    records = save_cells(common, named, estimates, nfe, out)
+    write_text(out / "evaluations.json", json.dumps(cost(evaluations, nfe, len(samples)), indent=2) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    return records
+
+
+def mean_nfe(run: Run, actors: Mapping[str, Actor]) -> float:
+    """Network evaluations of a run by itself, a mean over its prompts."""
+    return float(np.mean([sum(actors[a].nfe[k] for k, a in enumerate(string)) for string in run.strings]))
+
+
+def cost(evaluations: Mapping[str, int], nfe: Mapping[str, float], count: int) -> dict[str, float]:
+    """Network evaluations a prompt: all runs in one tree, each run on its own, and the share that the tree needs."""
+    shared, alone = sum(evaluations.values()) / count, sum(nfe.values())
+    return {"shared": shared, "alone": alone, "share": shared / alone}
+
+
+def effect_contrasts(wanted: Sequence[Run], length: int) -> dict[str, np.ndarray]:
+    """Weights over the runs for every main effect and pairwise interaction of a 2^K factorial.
+
+    With x = 1 where the student acts and -1 where the teacher does, the effect of a set of transitions is the mean of the
+    strings whose product of x is 1, less the mean of the others. Keys are the transitions as JSON.
+    """
+    strings = [run.cell.get("string") for run in wanted]
+    contrasts = {}
+    for order in (1, 2):
+        for transitions in combinations(range(length), order):
+            signs = [0 if s is None else np.prod([1 if s[k] == STUDENT else -1 for k in transitions]) for s in strings]
+            contrasts[json.dumps(transitions)] = np.array(signs) / 2 ** (length - 1)
+    return contrasts
+
+
+@dataclass
+class Tree:
+    """Grows the rollouts chunk by chunk: latents → pictures → features. A chunk that is done is on disk and is not done again."""
+
+    decoder: Model
+    actors: dict[str, Actor]
+    config: CovariateShiftConfig
+    extractors: Extractors
+    work: Path
+
+    def grow(
+        self, prompts: Sequence[Prompt], samples: Sequence[Sample], wanted: Sequence[Run]
+    ) -> tuple[Features, dict[tuple[int, str], int], dict[str, int]]:
+        """Features of every distinct picture, the row of each (prompt, string), and the network evaluations by actor."""
+        strings = [sorted({run.strings[index] for run in wanted}) for index in range(len(samples))]
+        parts, place, evaluations = [], {}, dict.fromkeys(self.actors, 0)
+        with progress("rollouts", total=len(samples)) as advance:
+            for chunk in batches(len(samples), self.config.chunk):
+                features, keys, counts = self._chunk(chunk, prompts, samples, strings)
+                place.update({(sample, string): len(place) + row for row, (sample, string) in enumerate(keys)})
+                parts.append(features)
+                evaluations = {name: evaluations[name] + counts[name] for name in evaluations}
+                advance(chunk.stop - chunk.start)
+        return concatenate(parts), place, evaluations
+
+    def _chunk(
+        self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
+    ) -> tuple[Features, list[tuple[int, str]], dict[str, int]]:
+        path = self.work / f"{digest([strings[chunk], chunk.start])[:16]}.npz"
+        if path.is_file():
+            with np.load(path) as held:
+                keys = [(int(s), str(t)) for s, t in zip(held["sample"], held["string"], strict=True)]
+                counts = {name: int(held[f"evaluations_{name}"]) for name in self.actors}
+                return {name: held[f"feature_{name}"] for name in self.extractors.open}, keys, counts
+        model, device = self.decoder, self.decoder.device
+        condition = model.encode([prompt.text for prompt in prompts[chunk]])
+        z = initial_noise(samples[chunk], model.latent_shape, self.config.seed).to(device)
+        leaves = rollout(self.actors, z, condition, strings[chunk], batch_size=self.config.batch_size)
+        texts = [prompts[chunk.start + row].text for row in leaves.sample]
+        features = concatenate(
+            [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), self.config.batch_size)]
+        )
+        keys = [(chunk.start + row, string) for row, string in zip(leaves.sample, leaves.string, strict=True)]
+        self._keep(path, features, keys, leaves.evaluations)
+        return features, keys, leaves.evaluations
+
+    def _keep(self, path: Path, features: Features, keys: list[tuple[int, str]], evaluations: dict[str, int]) -> None:
+        arrays: dict[str, Any] = {f"feature_{name}": values for name, values in features.items()}
+        arrays |= {f"evaluations_{name}": np.array(count) for name, count in evaluations.items()}
+        arrays |= {"sample": np.array([s for s, _ in keys]), "string": np.array([t for _, t in keys])}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial.npz")
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
+
+
+def figure_pictures(
+    teacher: str, student: str, config: CovariateShiftConfig, device: str = "cpu"
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Figure 2: for some prompts the pictures of the student alone, the teacher until each switch time, the teacher alone.
+
+    Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
+    """
+    teacher_model, student_model = load_model(teacher, device), load_model(student, device)
+    student_grid = grid(student_model.sampling.steps or 4)
+    actors = pair(
+        teacher_model.guided(config.guidance_scale), student_model.guided(1.0), grid(config.teacher_steps), student_grid
+    )
+    prompts = open_data(config.data).prompts(config.figure_prompts)
+    length = len(student_grid)
+    columns = {"student alone": STUDENT * length}
+    for switch in config.switch:
+        before = student_grid.index(switch)
+        columns[f"teacher until {switch}, then student"] = TEACHER * before + STUDENT * (length - before)
+    columns["teacher alone"] = TEACHER * length
+    z = initial_noise([Sample(p.id) for p in prompts], teacher_model.latent_shape, config.seed).to(teacher_model.device)
+    condition = teacher_model.encode([p.text for p in prompts])
+    leaves = rollout(actors, z, condition, [set(columns.values())] * len(prompts), batch_size=config.batch_size)
+    images = teacher_model.decode(leaves.latents)
+    place = {key: row for row, key in enumerate(zip(leaves.sample, leaves.string, strict=True))}
+    picture_grid = np.stack([[images[place[i, s]] for s in columns.values()] for i in range(len(prompts))])
+    return picture_grid, [p.text for p in prompts], list(columns)

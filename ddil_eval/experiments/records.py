@@ -1,0 +1,48 @@
+"""Estimates to records: what every experiment writes the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from ddil_core.distill.run import commit, versions
+from ddil_core.models import Model
+from ddil_core.protocol import content_hash
+from ddil_eval.metrics import METRICS
+from ddil_eval.statistics import Estimate
+from ddil_eval.store import Measured, Record, save
+
+
+def provenance(*, config: BaseModel, systems: Mapping[str, Model], **rest: Any) -> dict[str, Any]:
+    """The part of a record that all cells of a measurement share; ``rest`` are further fields of ``Record``."""
+    protocol = config.model_dump(mode="json")
+    described = {role: {"reference": model.reference, "weights_sha256": model.weights_sha256()} for role, model in systems.items()}
+    shared = {"protocol": protocol, "protocol_hash": content_hash(protocol), "systems": described}
+    return shared | {"versions": versions(), "commit": commit()} | rest
+
+
+def save_cells(
+    common: dict[str, Any],
+    cells: Mapping[str, dict[str, Any]],
+    estimates: Mapping[str, Mapping[str, Estimate]],
+    nfe: Mapping[str, float],
+    out: Path,
+) -> list[Record]:
+    """One record for every cell, saved below ``out``; ``cells``, ``estimates`` and ``nfe`` share their keys."""
+    records = []
+    for key, cell in cells.items():
+        metrics = {name: measured(name, estimate) for name, estimate in estimates[key].items()}
+        record = Record.model_validate(common | {"cell": cell, "nfe": nfe.get(key), "metrics": metrics})
+        save(record, out)
+        records.append(record)
+    return records
+
+
+def measured(metric: str, estimate: Estimate) -> Measured:
+    """An estimate as records hold it, with its metric's direction and kind."""
+    row = METRICS[metric]
+    return Measured.model_validate({"estimate": estimate, "direction": row.direction, "kind": row.kind})

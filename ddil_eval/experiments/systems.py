@@ -1,0 +1,104 @@
+"""Systems side by side on the same prompts and seeds, with their paired differences (Table 1's form)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from ddil_core.data import Prompt, open_data
+from ddil_core.models import Model, load_model
+from ddil_core.noise import Sample, initial_noise
+from ddil_core.progress import progress
+from ddil_core.protocol import Strict
+from ddil_core.rollout import STUDENT, Actor, rollout
+from ddil_core.schedule import grid, transitions
+from ddil_core.solvers import SOLVERS
+from ddil_eval.experiments.records import provenance, save_cells
+from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate
+from ddil_eval.store import Record, digest
+
+EXPERIMENT = "compare"
+
+
+class SystemConfig(Strict):
+    """A row: its name in the table, the model's reference, its number of DDIM steps, its guidance (None: the model's own)."""
+
+    name: str
+    model: str
+    steps: int = Field(ge=1)
+    guidance_scale: float | None = None
+
+
+class SystemsConfig(Strict):
+    """A comparison as data. ``differences`` are pairs of names, the first less the second."""
+
+    experiment: Literal["systems"] = "systems"
+    data: str = "shapes"
+    systems: tuple[SystemConfig, ...]
+    differences: tuple[tuple[str, str], ...] = ()
+    num_prompts: int = Field(default=1000, ge=4)
+    reference_pictures: int = Field(default=2000, ge=2)
+    metrics: tuple[str, ...] = ("fd_efflite0", "clip_score_shapes", "drawn_right")
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = 0
+
+
+def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Record]:
+    """Measure every system and every difference, and save their records below ``out``."""
+    started = time.monotonic()
+    extractors = Extractors(config.metrics, device)
+    models = {system.name: load_model(system.model, device) for system in config.systems}
+    data = open_data(config.data)
+    prompts = data.prompts(config.num_prompts)
+    features = concatenate([draw(models[s.name], s, prompts, extractors, config) for s in config.systems])
+    count = len(prompts)
+    rows = {s.name: np.arange(count) + index * count for index, s in enumerate(config.systems)}
+    cells = Cells(features, rows, extractors.reference(data, config.reference_pictures), config.seed)
+    single = cells.single()
+    pairs = {f"{a} − {b}": single[a] - single[b] for a, b in config.differences}
+    estimates = cells.estimates(single | pairs)
+    records = []
+    for key in estimates:
+        system = next((s for s in config.systems if s.name == key), None)
+        taking_part = [s for s in config.systems if key == s.name or (system is None and key in {f"{a} − {b}" for a, b in config.differences if s.name in (a, b)})]
+        model = models[taking_part[0].name]
+        scale = model.guided(taking_part[0].guidance_scale).guidance_scale
+        common = provenance(
+            experiment=EXPERIMENT,
+            config=config,
+            systems={s.name: models[s.name] for s in taking_part},
+            data={"reference": data.reference, "split": "validation", "prompt_ids_sha256": digest([p.id for p in prompts])},
+            recipe=f"{data.reference}-{model.latent_shape[1] * 8}px",
+            solver="ddim",
+            grid=grid(taking_part[0].steps),
+            guidance_scale=scale,
+            reflection="none",
+            seeds=[config.seed],
+            n_asked=config.num_prompts,
+            n_done=count,
+            device=device,
+            wall_time_s=time.monotonic() - started,
+        )
+        cell = {"kind": "difference", "name": key} if system is None else {"kind": "system", "name": key, "steps": system.steps}
+        nfe = {} if system is None else {key: float(system.steps * (1 if scale == 1 else 2))}
+        records += save_cells(common, {key: cell}, estimates, nfe, out)
+    return records
+
+
+def draw(model: Model, system: SystemConfig, prompts: Sequence[Prompt], extractors: Extractors, config: SystemsConfig) -> Features:
+    """Features of one picture for each prompt, in the prompts' order."""
+    actor = Actor(model.guided(system.guidance_scale), [transitions(grid(system.steps))], SOLVERS["ddim"])
+    parts = []
+    with progress(system.name, total=len(prompts)) as advance:
+        for part in batches(len(prompts), config.batch_size):
+            texts = [prompt.text for prompt in prompts[part]]
+            z = initial_noise([Sample(prompt.id) for prompt in prompts[part]], model.latent_shape, config.seed).to(model.device)
+            leaves = rollout({STUDENT: actor}, z, model.encode(texts), [[STUDENT]] * len(texts), batch_size=config.batch_size)
+            parts.append(extractors(model.decode(leaves.latents), texts))
+            advance(len(texts))
+    return concatenate(parts)

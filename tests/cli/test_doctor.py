@@ -1,0 +1,128 @@
+"""``ddil doctor``: what it finds, what it misses, and what it says to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from safetensors.numpy import save_file
+
+from ddil_eval.cli import doctor
+
+
+@pytest.fixture(scope="module")
+def checks() -> dict[str, doctor.Check]:
+    found = [*doctor.machine(), *doctor.packages(), *doctor.devices(), *doctor.weights(), doctor.latex()]
+    return {check.name: check for check in found}
+
+
+def broken(package: str, line: str, root: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the doctor where ``package`` is an installation that fails with ``line`` when it is imported."""
+    (folder / package).mkdir()
+    (folder / package / "__init__.py").write_text(line)
+    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "ddil_eval.cli", "doctor", "--json"]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_json_is_one_document_and_agrees_with_the_exit_status(cli: Callable[..., Result]) -> None:
+    result = cli("doctor", "--json")
+    document = json.loads(result.stdout)
+    required = [check["ok"] for check in document["checks"] if check["required"]]
+    assert document["ok"] is all(required)
+    assert result.exit_code == (0 if document["ok"] else 1)
+    assert {check["group"] for check in document["checks"]} == {"machine", "packages", "devices", "weights", "tools"}
+
+
+def test_what_is_wrong_has_a_cure_and_what_is_well_has_none(checks: dict[str, doctor.Check]) -> None:
+    assert [check.name for check in checks.values() if check.ok == bool(check.cure)] == []
+
+
+def test_the_table_ends_with_a_verdict(cli: Callable[..., Result]) -> None:
+    result = cli("doctor")
+    verdict = {0: "All that is required works.", 1: "Something required is missing or does not work: see above."}
+    assert result.stdout.splitlines()[-1] == verdict[result.exit_code]
+
+
+def test_every_declared_package_is_looked_for(checks: dict[str, doctor.Check]) -> None:
+    names = [Requirement(requirement).name for requirement in doctor.declared()[1]]
+    assert {"torch", "torchvision", "diffusers", "transformers"} <= set(names)
+    assert set(names) <= set(checks)
+    assert checks["torch"].found == f"{metadata.version('torch')} (>=2.11)"
+
+
+def test_a_missing_package_names_the_command_that_installs_it() -> None:
+    check = doctor._package("no-such-package", SpecifierSet(">=1.5"))
+    assert (check.ok, check.found, check.cure) == (False, "missing (>=1.5)", 'pip install "no-such-package>=1.5"')
+
+
+def test_a_package_that_is_too_old_names_the_command_that_replaces_it() -> None:
+    check = doctor._package("click", SpecifierSet(">=999"))
+    assert (check.ok, check.cure) == (False, 'pip install "click>=999"')
+
+
+def test_a_mismatched_torchvision_is_one_sentence_with_the_cure(root: Path, tmp_path: Path) -> None:
+    line = "raise RuntimeError('operator torchvision::nms does not exist')"
+    run = broken("torchvision", line, root, tmp_path)
+    assert run.returncode == 1 and run.stderr == ""
+    (check,) = [check for check in json.loads(run.stdout)["checks"] if check["name"] == "torch with torchvision"]
+    assert not check["ok"]
+    assert "operator torchvision::nms does not exist" in check["cure"]
+    assert "pip install --force-reinstall torch torchvision" in check["cure"]
+
+
+def test_a_torch_that_cannot_be_loaded_is_reported_without_traceback(root: Path, tmp_path: Path) -> None:
+    run = broken("torch", "raise ImportError('libcudart.so.13: no such file')", root, tmp_path)
+    assert run.returncode == 1 and run.stderr == ""
+    (check,) = [check for check in json.loads(run.stdout)["checks"] if check["group"] == "devices"]
+    assert check["found"] == "cannot be loaded: libcudart.so.13: no such file"
+    assert check["cure"] == "pip install --force-reinstall torch torchvision"
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_named_with_its_memory_and_capability(checks: dict[str, doctor.Check]) -> None:
+    import torch
+
+    gpu = torch.cuda.get_device_properties(0)
+    assert checks["cuda:0"].found.startswith(f"{gpu.name}, ")
+    assert checks["cuda:0"].found.endswith(f"capability {gpu.major}.{gpu.minor}")
+
+
+def test_shipped_weights_are_found_missing_or_damaged(tmp_path: Path) -> None:
+    assert doctor._shipped("teacher", tmp_path, "index.json").found == f"missing: {tmp_path}"
+    file = tmp_path / "unet" / "model.safetensors"
+    file.parent.mkdir()
+    save_file({"w": np.ones((256, 1024), np.float32)}, file)
+    assert not doctor._shipped("teacher", tmp_path, "index.json").ok
+    (tmp_path / "index.json").write_text("{}")
+    assert doctor._shipped("teacher", tmp_path, "index.json").found == "1 files, 1.0 MiB"
+    file.write_bytes(file.read_bytes()[:-4])
+    check = doctor._shipped("teacher", tmp_path, "index.json")
+    assert not check.ok and check.found.startswith(f"damaged: {file} (") and "git checkout" in check.cure
+
+
+@pytest.mark.weights
+def test_the_shipped_weights_are_whole(checks: dict[str, doctor.Check]) -> None:
+    assert checks["shapes teacher"].ok and checks["shapes scorer"].ok
+
+
+def test_a_weights_file_is_checked_against_the_hash_in_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "net-2cf24dba.pth"
+    file.write_bytes(b"hello")  # SHA-256 2cf24dba5fb0a30e…
+    assert doctor.named_by_its_hash(file)
+    file.write_bytes(b"hell")
+    assert not doctor.named_by_its_hash(file)
+
+
+def test_efficientnet_is_installed_and_whole(checks: dict[str, doctor.Check]) -> None:
+    assert checks["EfficientNet-Lite0"].ok

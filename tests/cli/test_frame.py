@@ -1,0 +1,132 @@
+"""The frame of the command line: lazy commands, errors to one sentence, exit statuses."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from click.testing import Result
+
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_eval.cli import COMMANDS, Commands
+
+HEAVY = ("torch", "torchvision", "diffusers", "transformers", "open_clip", "pandas", "scipy", "matplotlib", "pydantic")
+
+
+@pytest.fixture
+def fail_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Add a real command ``fail``, loaded as the others are, which raises the given exception."""
+
+    def install(exception: BaseException) -> None:
+        @click.command()
+        def fail() -> None:
+            raise exception
+
+        module = ModuleType("failing")
+        module.fail = fail  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "failing", module)
+        monkeypatch.setitem(COMMANDS, "fail", "failing:fail")
+
+    return install
+
+
+def test_help_lists_every_command_with_its_first_sentence(cli: Callable[..., Result]) -> None:
+    result = cli("--help")
+    assert result.exit_code == 0
+    commands = result.stdout.split("Commands:\n")[1].splitlines()
+    listed = {words[0]: words[1:] for words in map(str.split, commands) if words and words[0] in COMMANDS}
+    assert list(listed) == list(COMMANDS)
+    assert all(len(words) >= 3 for words in listed.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_documents_every_option(name: str, cli: Callable[..., Result], root: Path) -> None:
+    assert cli(name, "--help").exit_code == 0
+    command = Commands().get_command(click.Context(Commands()), name)
+    assert command is not None and command.help
+    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
+
+
+def test_help_is_quick_and_imports_nothing_heavy(root: Path) -> None:
+    script = (
+        "import sys\nfrom ddil_eval.cli import ddil\n"
+        "ddil(['--help'], standalone_mode=False)\n"
+        f"print('heavy:', sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.stderr == "heavy: []\n"
+    # Seconds of processor time, which other work on the machine does not stretch as it does the clock's.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_version(cli: Callable[..., Result]) -> None:
+    try:
+        expected = version("ddil")
+    except PackageNotFoundError:
+        expected = "of a folder that is not installed"
+    assert cli("--version").stdout == f"ddil {expected}\n"
+
+
+@pytest.mark.parametrize(("kind", "status"), [(DdilError, 1), (WrongCommand, 2)])
+def test_a_users_mistake_is_one_sentence_without_traceback(
+    kind: type[DdilError], status: int, cli: Callable[..., Result], fail_with: Callable[[BaseException], None]
+) -> None:
+    fail_with(kind("there is no folder a/b: make it, or name another with --out."))
+    result = cli("fail")
+    assert result.exit_code == status
+    assert result.stdout == ""
+    assert result.stderr == "error: there is no folder a/b: make it, or name another with --out.\n"
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    cli: Callable[..., Result], fail_with: Callable[[BaseException], None]
+) -> None:
+    fail_with(KeyboardInterrupt())
+    result = cli("fail")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; run the same command again to go on\n"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(
+    cli: Callable[..., Result], fail_with: Callable[[BaseException], None]
+) -> None:
+    fail_with(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli("fail")
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("distil", "There is no command 'distil': did you mean distill?"),
+        ("metric", "There is no command 'metric': did you mean metrics?"),
+        ("zzzz", "There is no command 'zzzz': ddil --help lists them."),
+    ],
+)
+def test_an_unknown_command_is_refused_with_the_nearest(word: str, sentence: str, cli: Callable[..., Result]) -> None:
+    result = cli(word)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"Error: {sentence}"
+
+
+def test_an_unknown_option_exits_2(cli: Callable[..., Result]) -> None:
+    result = cli("doctor", "--no-such-option")
+    assert result.exit_code == 2
+    assert "No such option" in result.stderr
+
+
+def test_the_module_runs_as_the_script_does(root: Path) -> None:
+    command = [sys.executable, "-m", "ddil_eval.cli", "zzzz"]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "There is no command 'zzzz'" in run.stderr
+    assert "Traceback" not in run.stderr

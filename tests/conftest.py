@@ -1,0 +1,62 @@
+"""What all tests share: markers that skip with a reason, the command-line runner, the material kept elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would download fails at once and says so
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, reason in (("gpu", no_gpu), ("weights", no_weights)):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        why = reason() if marked else None
+        for item in marked if why else []:
+            item.add_marker(pytest.mark.skip(reason=str(why)))
+
+
+def no_gpu() -> str | None:
+    """Why tests marked ``gpu`` cannot run here, or None."""
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device here"
+
+
+def no_weights() -> str | None:
+    """Why tests marked ``weights`` cannot run here, or None."""
+    index = ROOT / "ddil_core" / "shapes" / "weights" / "teacher" / "model_index.json"
+    return None if index.is_file() else "the shipped shapes weights are not in this checkout"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder that ``DDIL_SHARED`` names: the reference tables and material too large for the repository."""
+    folder = Path(os.environ.get("DDIL_SHARED", ""))
+    if "DDIL_SHARED" not in os.environ or not folder.is_dir():
+        pytest.skip("DDIL_SHARED names no folder")
+    return folder
+
+
+@pytest.fixture
+def cli() -> Callable[..., Result]:
+    """Run ``ddil`` with the given arguments in this process; a fault of the program is raised, not swallowed."""
+    from ddil_eval.cli import ddil
+
+    def run(*args: object, command: click.Command = ddil) -> Result:
+        return CliRunner().invoke(command, [str(arg) for arg in args], catch_exceptions=False)
+
+    return run

@@ -1,0 +1,164 @@
+"""Tables → text: golden CSV, LaTeX, Markdown and terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ddil_eval import render
+from ddil_eval.store import Estimate
+from ddil_eval.tables import Column, Table, build
+from tests.records import p_teacher, record, system
+
+CSV = """\
+p_teacher,fd_efflite0,fd_efflite0_low,fd_efflite0_high,drawn_right,drawn_right_low,drawn_right_high,n,nfe,paper_fid,paper_clip
+0.8,12.123456789012344,11.623456789012344,12.623456789012344,0.75,0.71875,0.78125,256,52.0,23.14,0.319
+0.6,,,,,,,,,22.33,0.317
+0.4,12.5,12.0,13.0,,,,256,27.6,21.95,0.313
+0.2,,,,,,,,,21.92,0.307
+"""
+
+LATEX = r"""\begin{table}[tb]
+\centering
+\caption{At each transition the teacher acts with probability p\_teacher, else the student. Teacher shapes, student runs/pd\_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N asked 256; brackets hold 95\% intervals.}
+\label{LABEL}
+\medskip\footnotesize\setlength{\tabcolsep}{3pt}
+\begin{tabular}{@{}lrrrrrr@{}}
+\toprule
+ & \multicolumn{4}{c}{Measured} & \multicolumn{2}{c}{Paper (SD 1.5)} \\
+\cmidrule(lr){2-5} \cmidrule(lr){6-7}
+p\_teacher & \shortstack[r]{fd\_\\efflite0 $\downarrow$} & \shortstack[r]{drawn\_\\right $\uparrow$} & N & NFE & FID $\downarrow$ & CLIP $\uparrow$ \\
+\midrule
+0.8 & $12.12$ & $0.750$ & $256$ & $52$ & $23.14$ & $0.319$ \\
+ & {\scriptsize $[11.62, 12.62]$} & {\scriptsize $[0.719, 0.781]$} &  &  &  &  \\[2pt]
+0.6 &  &  &  &  & $22.33$ & $0.317$ \\
+0.4 & $12.50$ &  & $256$ & $27.6$ & $21.95$ & $0.313$ \\
+ & {\scriptsize $[12.00, 13.00]$} &  &  &  &  &  \\[2pt]
+0.2 &  &  &  &  & $21.92$ & $0.307$ \\
+\bottomrule
+\end{tabular}
+\par\smallskip{\footnotesize The paper's numbers are of SD 1.5 on COCO, another world: compare directions, not values.\par}
+\par\smallskip{\footnotesize Not measured: p\_teacher = 0.6: no record; p\_teacher = 0.2: no record; p\_teacher = 0.4: its record has no drawn\_right.\par}
+\end{table}
+"""  # noqa: E501
+
+MARKDOWN_ROWS = """\
+| p_teacher | fd_efflite0 ↓ | drawn_right ↑ | N | NFE | FID ↓ | CLIP ↑ |
+| --- | --- | --- | --- | --- | --- | --- |
+| 0.8 | 12.12 [11.62, 12.62] | 0.750 [0.719, 0.781] | 256 | 52 | 23.14 | 0.319 |
+| 0.6 |  |  |  |  | 22.33 | 0.317 |
+| 0.4 | 12.50 [12.00, 13.00] |  | 256 | 27.6 | 21.95 | 0.313 |
+| 0.2 |  |  |  |  | 21.92 | 0.307 |
+"""
+
+TERMINAL_ROWS = """\
+                                                             FID ↓   CLIP ↑
+  p_teacher    fd_efflite0 ↓    drawn_right ↑     N    NFE   paper    paper
+  ─────────────────────────────────────────────────────────────────────────
+  0.8                  12.12            0.750   256     52   23.14    0.319
+              [11.62, 12.62]   [0.719, 0.781]
+  0.6                                                        22.33    0.317
+  0.4                  12.50                    256   27.6   21.95    0.313
+              [12.00, 13.00]
+  0.2                                                        21.92    0.307
+"""
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    records = [p_teacher(0.8, fd=12.123456789012344, nfe=52.0), p_teacher(0.4, right=None, nfe=27.6)]
+    return next(table for table in build(records) if table.name == "table2")
+
+
+def all_tables() -> list[Table]:
+    records = [
+        p_teacher(0.8),
+        record({"kind": "effect", "transitions": [0]}, nfe=None),
+        system("A&B_%$#{}~^\\ é 图", 4),
+    ]
+    return build([*records, record({"kind": "difference", "name": "[a] − *b*"}, experiment="compare", systems={})])
+
+
+def test_csv_is_golden(table: Table) -> None:
+    assert render.to_csv(table) == CSV
+
+
+def test_csv_gives_back_every_digit(table: Table) -> None:
+    first = next(csv.DictReader(io.StringIO(render.to_csv(table))))
+    assert float(first["fd_efflite0"]) == 12.123456789012344
+
+
+def test_latex_is_golden(table: Table) -> None:
+    assert render.to_latex(table) == LATEX.replace("LABEL", table.label)
+
+
+def test_markdown_is_golden(table: Table) -> None:
+    title, rows, *notes = render.to_markdown(table).split("\n\n")
+    assert title == f"**Table 2.** {table.caption}"
+    assert rows + "\n" == MARKDOWN_ROWS
+    assert notes[-1].startswith("Not measured: p_teacher = 0.6: no record;")
+
+
+def test_terminal_is_golden(table: Table) -> None:
+    console = Console(width=120, file=io.StringIO(), color_system=None)
+    with console.capture() as shown:
+        console.print(render.to_rich(table))
+    lines = [line.rstrip() for line in shown.get().splitlines()]
+    start = next(i for i, line in enumerate(lines) if "CLIP ↑" in line)
+    assert "\n".join(lines[start : start + 9]) + "\n" == TERMINAL_ROWS
+    assert lines[0].startswith("Table 2. At each transition")
+
+
+def test_json_keeps_names_and_digits(table: Table) -> None:
+    document = render.to_dict(table)
+    assert document["rows"][0]["fd_efflite0"] == 12.123456789012344
+    assert document["rows"][1] == dict.fromkeys(table.header()) | {
+        "p_teacher": 0.6, "paper_fid": 22.33, "paper_clip": 0.317,
+    }  # fmt: skip
+    assert [c["source"] for c in document["columns"]] == ["setting"] + ["measured"] * 4 + ["paper"] * 2
+
+
+@pytest.mark.parametrize(
+    ("half", "printed"),
+    [(20.0, ("123", "[103, 143]")), (0.3, ("123.46", "[123.16, 123.76]")), (0.0, ("123.457", "[123.457, 123.457]"))],
+)
+def test_print_shows_two_digits_of_the_half_width(half: float, printed: tuple[str, str]) -> None:
+    estimate = Estimate(value=123.456789, low=123.456789 - half, high=123.456789 + half, n=9)
+    table = Table("g", "t", "T", "c.", (Column("m", "m", "measured", interval=True),), ((estimate,),))
+    assert render._printed(table) == [[printed]]
+
+
+def test_latex_rows_have_as_many_cells_as_columns() -> None:
+    for table in all_tables():
+        body = render.to_latex(table).split(r"\midrule" + "\n")[1].split(r"\bottomrule")[0]
+        assert body
+        for line in body.splitlines():
+            assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns) - 1
+
+
+def test_escape_leaves_no_special_character() -> None:
+    assert render.escape("50% of a_b & $c #1 {x} ~ ^ \\") == (
+        r"50\% of a\_b \& $\$$c \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
+    assert render.escape("749→500 é 图") == r"749$\to$500 é \texttt{U+56FE}"
+
+
+def test_latex_compiles_with_booktabs_alone(tmp_path: Path) -> None:
+    engine = shutil.which("pdflatex") or shutil.which("tectonic")
+    if engine is None:
+        pytest.skip("neither pdflatex nor tectonic is installed")
+    body = "\n".join(map(render.to_latex, all_tables()))
+    text = f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{body}\\end{{document}}\n"
+    (tmp_path / "tables.tex").write_text(text)
+    options = ["-interaction=nonstopmode", "-halt-on-error"] if engine.endswith("pdflatex") else []
+    done = subprocess.run([engine, *options, "tables.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 0
+    assert "Overfull" not in done.stdout

@@ -1,0 +1,236 @@
+"""Fréchet distances against closed forms and SciPy; intervals against the coverage that they claim."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from ddil_core.errors import DdilError
+from ddil_eval.statistics import Estimate, FrechetReference, bootstrap_mean, frechet_distance, jackknife
+
+
+def exact_moments(rng: np.random.Generator, n: int, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """``n`` samples whose sample mean and unbiased covariance are exactly these."""
+    white = rng.normal(size=(n, len(mean)))
+    white -= white.mean(axis=0)
+    white = np.linalg.qr(white)[0] * np.sqrt(n - 1)
+    return mean + white @ np.linalg.cholesky(covariance).T
+
+
+def random_covariance(rng: np.random.Generator, d: int) -> np.ndarray:
+    root = rng.normal(size=(d, d))
+    return root @ root.T / d + 0.1 * np.eye(d)
+
+
+def by_sqrtm(x: np.ndarray, y: np.ndarray) -> float:
+    """The textbook formula, which this project does not use."""
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = np.real(scipy.linalg.sqrtm(a @ b))
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(a) + np.trace(b) - 2 * np.trace(root))
+
+
+def test_distance_of_commuting_gaussians_has_its_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a, b = rng.uniform(0.1, 3.0, 6), rng.uniform(0.1, 3.0, 6)
+    mean = rng.normal(size=6)
+    x = exact_moments(rng, 50, mean, basis @ np.diag(a) @ basis.T)
+    y = exact_moments(rng, 70, np.zeros(6), basis @ np.diag(b) @ basis.T)
+    assert frechet_distance(x, y) == pytest.approx(mean @ mean + np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-12)
+
+
+def test_distance_of_rank_one_sets_has_its_closed_form() -> None:
+    # Σ = s² u uᵀ: tr (Σx Σy)^½ = s_x s_y |u · v|, in more dimensions than there are samples.
+    rng = np.random.default_rng(1)
+    u, v = (vector / np.linalg.norm(vector) for vector in rng.normal(size=(2, 40)))
+    x, y = np.outer([-1.0, 0.0, 1.0], u), np.outer([-2.0, 2.0], v)
+    assert frechet_distance(x, y) == pytest.approx(1 + 8 - 2 * np.sqrt(8) * abs(u @ v), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [9, 300])
+def test_distance_equals_the_matrix_square_root_of_scipy(n: int) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(n, 8)) @ rng.normal(size=(8, 8))
+    y = rng.normal(size=(200, 8)) + 0.5
+    assert frechet_distance(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-8)
+
+
+def test_few_samples_and_eigen_decomposition_agree() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(30, 12)), rng.normal(size=(40, 12)) @ np.diag(rng.uniform(0.5, 2, 12))
+    padding = np.zeros((30, 50)), np.zeros((40, 50))
+    wide = [np.hstack([features, zeros]) for features, zeros in zip((x, y), padding, strict=True)]
+    rotation = np.linalg.qr(rng.normal(size=(62, 62)))[0]
+    assert wide[0].shape[0] < wide[0].shape[1]
+    assert frechet_distance(wide[0] @ rotation, wide[1] @ rotation) == pytest.approx(frechet_distance(x, y), rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(20, 30, 64), (20, 300, 64), (300, 200, 64), (2, 2, 5), (65, 64, 64)])
+def test_distance_is_symmetric_and_zero_only_to_itself(n: int, m: int, d: int) -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(n, d)), 1.3 * rng.normal(size=(m, d))
+    trace = np.var(x, axis=0, ddof=1).sum()
+    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-10)
+    assert frechet_distance(x, y) > 0.01 * trace
+    assert 0 <= frechet_distance(x, x) <= 1e-10 * trace
+    assert 0 <= frechet_distance(x, rng.permutation(x)) <= 1e-10 * trace
+
+
+def test_distance_follows_its_scale_and_shift() -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(40, 10)), rng.normal(size=(50, 10))
+    assert frechet_distance(3e4 * x, 3e4 * y) == pytest.approx(9e8 * frechet_distance(x, y), rel=1e-10)
+    assert frechet_distance(x + 100, y + 100) == pytest.approx(frechet_distance(x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [3, 2000])
+def test_constant_features_leave_only_the_means(d: int) -> None:
+    x, y = np.full((10, d), 2.0), np.full((4, d), 0.5)
+    assert frechet_distance(x, y) == pytest.approx(2.25 * d, rel=1e-12)
+    assert frechet_distance(x, x) == 0.0
+
+
+def test_float32_features_are_measured_in_float64() -> None:
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(2, 30, 5)).astype(np.float32)
+    assert frechet_distance(x, y) == frechet_distance(x.astype(np.float64), y.astype(np.float64))
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(60, 40, 8), (60, 30, 100), (60, 200, 100), (60, 500, 50)])
+def test_a_subset_is_measured_as_if_it_were_alone(n: int, m: int, d: int) -> None:
+    rng = np.random.default_rng(7)
+    x, reference = rng.normal(size=(n, d)) + 0.1, FrechetReference(1.2 * rng.normal(size=(m, d)))
+    rows = np.sort(rng.permutation(n)[: n - 7])
+    assert reference.subset_distance(x)(rows) == pytest.approx(reference.distance(x[rows]), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (np.zeros((1, 4)), "at least two pictures"),
+        (np.zeros(4), "at least two pictures"),
+        (np.full((5, 4), np.nan), "not finite"),
+        (np.zeros((5, 3)), "features of width 3 cannot be compared with a reference of width 4"),
+    ],
+)
+def test_features_that_cannot_be_measured_are_refused(features: np.ndarray, words: str) -> None:
+    with pytest.raises(DdilError, match=words):
+        frechet_distance(features, np.eye(4))
+
+
+def test_an_interval_contains_its_point() -> None:
+    assert Estimate(1.0, 1.0, 1.0, 2).value == 1.0
+    for low, high in [(1.1, 2.0), (0.0, 0.9), (np.nan, 2.0)]:
+        with pytest.raises(ValueError, match="does not contain its point"):
+            Estimate(1.0, low, high, 2)
+
+
+def mean_of(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return values[rows].mean(axis=0)
+
+
+@pytest.mark.parametrize("groups", [10, 50, 1000])
+def test_jackknife_of_a_mean_has_its_closed_form(groups: int) -> None:
+    values = np.random.default_rng(8).normal((3.0, 1.0), size=(50, 2))
+    measured = jackknife(partial(mean_of, values), 50, groups=groups).estimate([1, -2])
+    scores = values @ [1, -2]
+    assert measured.value == pytest.approx(scores.mean(), rel=1e-12)
+    if groups >= 50:  # delete-one: the standard error of the mean, and Student's t with 49 degrees of freedom
+        half = scipy.stats.t.ppf(0.975, 49) * scores.std(ddof=1) / np.sqrt(50)
+        assert measured.high - measured.value == pytest.approx(half, rel=1e-10)
+        assert measured.value - measured.low == pytest.approx(half, rel=1e-10)
+
+
+def test_unequal_groups_add_no_spread_to_a_pure_bias() -> None:
+    # A statistic 5 + 3/n has no spread: pseudovalues see none, though groups of 6 and 7 leave different sizes.
+    measured = jackknife(lambda rows: np.array([5 + 3 / len(rows)]), 128, groups=20).cells()[0]
+    assert measured.high - measured.low < 1e-10
+
+
+def test_jackknife_depends_on_its_seed_and_not_on_the_order_of_cells() -> None:
+    values = np.random.default_rng(9).normal(size=(40, 3))
+    first = jackknife(partial(mean_of, values), 40, seed=1)
+    again = jackknife(partial(mean_of, values[:, ::-1]), 40, seed=1)
+    other = jackknife(partial(mean_of, values), 40, seed=2)
+    assert first.cells() == again.cells()[::-1]
+    assert first.cells()[0] != other.cells()[0]
+    assert first.cells()[0].value == other.cells()[0].value
+
+
+def test_the_interval_of_a_distance_can_be_bounded_at_zero() -> None:
+    rng = np.random.default_rng(10)
+    distance = FrechetReference(rng.normal(size=(500, 1))).subset_distance(rng.normal(size=(40, 1)))
+    measured = jackknife(lambda rows: np.array([distance(rows)]), 40)
+    assert measured.estimate([1]).low < 0
+    assert measured.estimate([1], lowest=0.0).low == 0
+    assert measured.estimate([1], lowest=0.0).n == 40
+
+
+def test_intervals_refuse_too_few_prompts() -> None:
+    with pytest.raises(DdilError, match="3 prompts are too few for a jackknife interval"):
+        jackknife(lambda rows: np.zeros(1), 3)
+    with pytest.raises(DdilError, match="1 prompt is too few for a bootstrap interval"):
+        bootstrap_mean(np.zeros((1, 1)), [1])
+    with pytest.raises(DdilError, match="not finite"):
+        bootstrap_mean(np.full((5, 1), np.inf), [1])
+
+
+@pytest.mark.parametrize(("n", "d"), [(120, 6), (40, 48)])
+def test_jackknife_of_frechet_distances_covers(n: int, d: int) -> None:
+    """Cells and their difference, with more and with fewer samples than dimensions; the truth is the mean at this n."""
+    rng = np.random.default_rng(11)
+    reference = FrechetReference(rng.normal(size=(1000, d)))
+    mixing = np.eye(d) + 0.2 * rng.normal(size=(d, d)) / np.sqrt(d)
+
+    def draw() -> list[np.ndarray]:
+        shared, own = rng.normal(size=(2, n, d))
+        return [shared @ mixing + 0.3, 1.1 * (0.8 * shared + 0.6 * own)]
+
+    contrasts = np.array([[1, 0], [0, 1], [1, -1]])
+    truth = contrasts @ np.mean([[reference.distance(x) for x in draw()] for _ in range(400)], axis=0)
+    hits = []
+    for trial in range(200):
+        cells = [reference.subset_distance(x) for x in draw()]
+        measured = jackknife(lambda rows, cells=cells: np.array([cell(rows) for cell in cells]), n, seed=trial)
+        intervals = [measured.estimate(contrast) for contrast in contrasts]
+        hits.append([e.low <= value <= e.high for e, value in zip(intervals, truth, strict=True)])
+    assert np.mean(hits, axis=0) == pytest.approx(0.95, abs=0.05)
+
+
+def test_why_a_frechet_distance_is_not_bootstrapped() -> None:
+    rng = np.random.default_rng(12)
+    x, reference = rng.normal(size=(300, 32)), FrechetReference(rng.normal(size=(300, 32)))
+    resampled = [reference.distance(x[rng.integers(0, 300, 300)]) for _ in range(50)]
+    assert min(resampled) > reference.distance(x)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_bootstrap_of_paired_shares_covers(share: float) -> None:
+    rng = np.random.default_rng(13)
+    hits = []
+    for trial in range(200):
+        luck = rng.random(128)
+        scores = np.stack([luck < share, (luck + 0.2 * rng.random(128)) < share], axis=1)
+        measured = bootstrap_mean(scores, [1, -1], seed=trial, resamples=500)
+        hits.append(measured.low <= 0.1 <= measured.high)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.06)
+
+
+def test_bootstrap_approaches_the_normal_interval_of_many_prompts() -> None:
+    scores = np.random.default_rng(14).normal((0.0, 5.0), size=(4000, 2))
+    measured = bootstrap_mean(scores, [0, 1], resamples=4000)
+    half = 1.96 * scores[:, 1].std() / np.sqrt(4000)
+    assert measured.value == pytest.approx(scores[:, 1].mean(), rel=1e-12)
+    assert measured.high - measured.value == pytest.approx(half, rel=0.08)
+    assert measured.value - measured.low == pytest.approx(half, rel=0.08)
+    assert measured == bootstrap_mean(scores, [0, 1], resamples=4000)
+
+
+def test_bootstrap_leans_with_the_skew_of_its_scores() -> None:
+    scores = np.array([1.0] * 97 + [0.0] * 3)[:, None]
+    measured = bootstrap_mean(scores, [1])
+    assert measured.value - measured.low > measured.high - measured.value > 0
+    assert bootstrap_mean(np.ones((9, 1)), [1]) == Estimate(1.0, 1.0, 1.0, 9)

@@ -1,0 +1,101 @@
+"""Imports go one way, ddil_eval → ddil_core, and a command's heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip", "timm"} | {
+    "matplotlib",
+    "pandas",
+    "scipy",
+}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Full names of the modules that ``tree`` imports; ``package`` is what a relative import starts from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            yield ".".join([*parts, *filter(None, [node.module])])
+
+
+def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported: not those in functions or under TYPE_CHECKING."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from at_import(node.orelse)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        else:
+            for field in ("body", "orelse", "finalbody"):
+                yield from at_import(getattr(node, field, []))
+            for handler in getattr(node, "handlers", []):
+                yield from at_import(handler.body)
+
+
+def package_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).parent.parts)
+
+
+def test_core_never_imports_eval() -> None:
+    files = sources("ddil_core")
+    assert files
+    offenders = {
+        str(file.relative_to(ROOT)): name
+        for file in files
+        for name in imported(ast.parse(file.read_text()), package_of(file))
+        if name.split(".")[0] == "ddil_eval"
+    }
+    assert offenders == {}
+
+
+@pytest.mark.parametrize("file", sources("ddil_eval/cli"), ids=lambda file: file.name)
+def test_a_command_imports_nothing_heavy_before_it_runs(file: Path) -> None:
+    names = {name for node in at_import(ast.parse(file.read_text()).body) for name in imported(node, package_of(file))}
+    assert {name for name in names if name.split(".")[0] in HEAVY} == set()
+
+
+def test_the_rules_see_what_they_forbid() -> None:
+    """The two rules above on a source that breaks both in every form."""
+    source = (
+        "from ..ddil_eval import store\nimport ddil_eval.tables as t\n"
+        "def later():\n    import torch\n    from ddil_eval import prompts\n"
+        "if TYPE_CHECKING:\n    import pandas\nelse:\n    import scipy\n"
+        "try:\n    import timm.models\nexcept ImportError:\n    import peft\n"
+    )
+    tree = ast.parse(source)
+    assert sorted(name for name in imported(tree, "ddil_core") if "ddil_eval" in name) == [
+        "ddil_eval",
+        "ddil_eval",
+        "ddil_eval.tables",
+    ]
+    early = {name for node in at_import(tree.body) for name in imported(node, "ddil_core")}
+    assert early & {"torch", "pandas"} == set()
+    assert {"scipy", "timm.models", "peft"} <= early
+
+
+@pytest.mark.parametrize("package", ["ddil_core", "ddil_eval"])
+def test_files_and_functions_stay_short(package: str) -> None:
+    """At most 400 lines a file and 60 a function."""
+    texts = {str(file.relative_to(ROOT)): file.read_text() for file in sources(package)}
+    assert {name for name, text in texts.items() if len(text.splitlines()) > 400} == set()
+    functions = (
+        (name, node)
+        for name, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert {f"{name}: {node.name}" for name, node in functions if (node.end_lineno or 0) - node.lineno >= 60} == set()
