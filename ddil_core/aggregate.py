@@ -19,7 +19,9 @@ class AggregatedDataset:
     """At most ``capacity`` states z_t [C, H, W], each with its ``transition`` (index into the student's grid), the ``row`` of its
     condition, and its target x̃ once that is known. Tensors live on ``device``."""
 
-    def __init__(self, capacity: int, uses: int, latent_shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, capacity: int, uses: int, latent_shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> None:
         if uses < 1:
             raise WrongCommand(f"a state is used at least once, not {uses} times")
         self.capacity, self.uses = capacity, uses
@@ -89,7 +91,13 @@ class AggregatedDataset:
         names = ("z", "target", "transition", "row", "labelled", "remaining")
         kept = torch.tensor(sorted(set(range(self.capacity)) - set(self.free)), dtype=torch.long)
         tensors = {name: getattr(self, name)[kept.to(getattr(self, name).device)].cpu() for name in names}
-        return {"kept": kept, "tensors": tensors, "free": self.free, "queue": list(self.queue), "counts": [self.collected, self.used]}
+        return {
+            "kept": kept,
+            "tensors": tensors,
+            "free": self.free,
+            "queue": list(self.queue),
+            "counts": [self.collected, self.used],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, values in state["tensors"].items():

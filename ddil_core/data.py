@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +102,13 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
             images, captions = data.batch(min(batch_size, size - start), index)
             pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
             mean, std = model.encode_images(pixels)
-            means.append(mean.half().cpu())
-            stds.append(std.half().cpu())
+            means.append(mean.half().cpu().contiguous())
+            stds.append(std.half().cpu().contiguous())
             texts.append(model.encode(captions).tensors["encoder_hidden_states"].half().cpu())
             advance(len(images))
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "text": torch.cat(texts)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     save_file(pool, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
     return LatentPool(**pool)

@@ -152,7 +152,11 @@ def _cached(reference: str) -> Path | None:
 
 def _require_pipeline(folder: Path, reference: str) -> Path:
     if not (folder / "model_index.json").is_file():
-        what = "a run that has not finished: resume it with 'ddil distill … --resume'" if folder.name == "student" else "no pipeline"
+        what = (
+            "a run that has not finished: resume it with 'ddil distill … --resume'"
+            if folder.name == "student"
+            else "no pipeline"
+        )
         raise WrongCommand(
             f"the model {reference!r} is {what if folder.name == 'student' else 'no pipeline'}: "
             f"{folder} has no model_index.json"
@@ -165,7 +169,9 @@ def _load_pipeline(folder: Path, reference: str, dtype: torch.dtype) -> Any:
 
     layout = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if layout != "StableDiffusionPipeline":
-        raise DdilError(f"the model {reference!r} has the layout {layout}; StableDiffusionPipeline is the one known here")
+        raise DdilError(
+            f"the model {reference!r} has the layout {layout}; StableDiffusionPipeline is the one known here"
+        )
     try:
         return StableDiffusionPipeline.from_pretrained(
             folder,

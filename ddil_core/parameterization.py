@@ -29,7 +29,9 @@ def to_x0(prediction: Prediction, output: Tensor, z: Tensor, alpha: Tensor, sigm
         return (z - sigma * output) / alpha
     if prediction == "sample":
         return output
-    raise WrongCommand(f"the prediction type {prediction!r} is not known; it may be one of {', '.join(get_args(Prediction))}")
+    raise WrongCommand(
+        f"the prediction type {prediction!r} is not known; it may be one of {', '.join(get_args(Prediction))}"
+    )
 
 
 def to_eps(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -77,7 +79,9 @@ class Reflection:
             return centre + torch.minimum(torch.maximum(scaled, -bound), bound)
         if self.mode == "fold":
             return centre + bound - (torch.remainder(offset + bound, 4 * bound) - 2 * bound).abs()
-        raise WrongCommand(f"the reflection {self.mode!r} is not known; it may be one of {', '.join(get_args(ReflectionMode))}")
+        raise WrongCommand(
+            f"the reflection {self.mode!r} is not known; it may be one of {', '.join(get_args(ReflectionMode))}"
+        )
 
     def clipped_fraction(self, x0: Tensor) -> Tensor:
         """The share of x̂'s entries outside the bound, a scalar tensor."""

@@ -80,7 +80,9 @@ def validate(model: type[P], content: dict[str, Any], source: str) -> P:
             raise WrongCommand(f"{source} has the unknown key {where!r}{hint}") from error
         if first["type"] == "missing":
             raise WrongCommand(f"{source} lacks the key {where!r}") from error
-        raise WrongCommand(f"{source} has a value that does not fit at {where!r}: {first['msg']}, not {first['input']!r}") from error
+        raise WrongCommand(
+            f"{source} has a value that does not fit at {where!r}: {first['msg']}, not {first['input']!r}"
+        ) from error
 
 
 def _keys(model: type[BaseModel]) -> set[str]:

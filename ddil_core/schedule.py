@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,9 @@ class Schedule:
         elif kind == "linear":
             betas = np.linspace(start, end, steps)
         else:
-            raise WrongCommand(f"the scheduler's beta_schedule {kind!r} is not known; it may be 'scaled_linear' or 'linear'")
+            raise WrongCommand(
+                f"the scheduler's beta_schedule {kind!r} is not known; it may be 'scaled_linear' or 'linear'"
+            )
         return cls.from_betas(betas)
 
     def __len__(self) -> int:
@@ -107,4 +110,4 @@ def segments(fine: list[int], coarse: list[int]) -> list[list[tuple[int, int]]]:
         )
     starts = [fine.index(t) for t in coarse] + [len(fine)]
     steps = transitions(fine)
-    return [steps[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [steps[a:b] for a, b in pairwise(starts)]

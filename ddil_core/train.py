@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,8 +44,9 @@ class Ema:
     def update(self, module: nn.Module) -> None:
         mu = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averages, weights = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(averages, [weight.detach().to(a.dtype) for weight, a in zip(weights, averages, strict=True)], 1 - mu)
+        averages: list[Tensor] = list(self.module.parameters())
+        weights = [weight.detach().to(a.dtype) for weight, a in zip(module.parameters(), averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - mu)
 
     def state_dict(self) -> dict[str, Any]:
         return {"module": self.module.state_dict(), "updates": self.updates}
@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, step: int, stateful: Mapping[str, Stateful]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     torch.save({"step": step, **{name: item.state_dict() for name, item in stateful.items()}}, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:

@@ -119,6 +119,23 @@ _PAPER_TABLES = (
 """Name, kind of cell, the number that orders the rows, and what is measured [paper, Tables 2-4]."""
 
 
+_EFFECTS = (
+    (
+        1,
+        "main-effects",
+        "Main effects",
+        "Mean where the student acts at a transition, less that where the teacher does.",
+    ),
+    (
+        2,
+        "interactions",
+        "Interactions",
+        "Mean where one model acts at both transitions, less that where each acts at one.",
+    ),
+)
+"""How many transitions, name, title, and what the contrast over all strings is."""
+
+
 def groups(records: Iterable[Record]) -> list[Group]:
     """Split records by experiment and by the setting that the rows of its tables must share."""
     kept, replaced = latest(r for r in records if r.experiment in _SHARED)
@@ -180,10 +197,7 @@ def _factorial(group: Group, transitions: int) -> list[Table]:
     rows = [_Row((s,), f"string {s}", group.find(kind="string", string=s)) for s in strings]
     text = "All teacher/student strings: who acts at each transition, T the teacher and S the student."
     tables = [_table(group, "strings", "Factorial", text, [Column("string", "String")], rows)]
-    for size, name, title, text in (
-        (1, "main-effects", "Main effects", "Main effect of the student acting at a transition, against the teacher."),
-        (2, "interactions", "Interactions", "Pairwise interactions of the student acting at two transitions."),
-    ):
+    for size, name, title, text in _EFFECTS:
         which = list(itertools.combinations(range(transitions), size))
         names = [" × ".join(_transition(group, i) for i in indices) for indices in which]
         found = [group.find(kind="effect", transitions=list(indices)) for indices in which]

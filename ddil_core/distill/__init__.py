@@ -16,5 +16,7 @@ class Method:
 
 METHODS = {
     method.name: method
-    for method in (Method("pd", "Progressive Distillation (PD)", "Salimans & Ho, 2202.00512; DDIL, Algorithms 1 and 2"),)
+    for method in (
+        Method("pd", "Progressive Distillation (PD)", "Salimans & Ho, 2202.00512; DDIL, Algorithms 1 and 2"),
+    )
 }

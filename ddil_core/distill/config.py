@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -71,6 +72,6 @@ class DistillConfig(Strict):
     @model_validator(mode="after")
     def _stages_halve(self) -> DistillConfig:
         steps = [stage.steps for stage in self.stages]
-        if not steps or any(after * 2 != before for before, after in zip(steps, steps[1:], strict=False)):
+        if not steps or any(after * 2 != before for before, after in pairwise(steps)):
             raise ValueError(f"each stage has half the steps of the one before, which {steps} do not")
         return self

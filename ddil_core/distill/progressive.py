@@ -19,7 +19,6 @@ from ddil_core.data import LatentPool
 from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
 from ddil_core.losses import pd_loss, pd_target
-from ddil_core.parameterization import Reflection
 from ddil_core.rollout import TEACHER, pair, rollout, strings_at
 from ddil_core.schedule import grid, segments
 from ddil_core.solvers import ddim
@@ -67,7 +66,9 @@ class ProgressiveStage:
         self.student = UNetDenoiser(self.unet, self.schedule, teacher.network.prediction)
         self.dataset: AggregatedDataset | None = None
         if config.ddil is not None:
-            self.dataset = AggregatedDataset(config.ddil.capacity, config.ddil.uses, tuple(pool.mean.shape[1:]), self.device)
+            self.dataset = AggregatedDataset(
+                config.ddil.capacity, config.ddil.uses, tuple(pool.mean.shape[1:]), self.device
+            )
 
     def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
@@ -135,7 +136,9 @@ class ProgressiveStage:
             self._collect(dataset, ddil, phase, horizon * count - dataset.pending, step)
         return dataset.take(count)
 
-    def _collect(self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int) -> None:
+    def _collect(
+        self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
+    ) -> None:
         """Algorithm 1: roll out as many trajectories as give ``wanted`` uses, and keep every state that they visit."""
         generator = self.generator(step, 1)
         count = math.ceil(wanted / (ddil.uses * self.stage.steps))
@@ -154,7 +157,9 @@ class ProgressiveStage:
 
         strings = [{string} for string in strings_at(phase.p_teacher, draws)]
         with self.accelerator.autocast():
-            rollout(actors, z, self._condition(row), strings, batch_size=self.config.batch_size, observe=observe, pad=False)
+            rollout(
+                actors, z, self._condition(row), strings, batch_size=self.config.batch_size, observe=observe, pad=False
+            )
         dataset.enqueue(places, generator)
 
     def _condition(self, row: Tensor) -> Condition:

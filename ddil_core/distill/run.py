@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -12,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
@@ -31,7 +29,9 @@ from ddil_core.train import fit
 PACKAGES = ("ddil", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
-def distill(teacher: str, data: str, config: DistillConfig, out: Path, *, resume: bool = False, device: str | None = None) -> Path:
+def distill(
+    teacher: str, data: str, config: DistillConfig, out: Path, *, resume: bool = False, device: str | None = None
+) -> Path:
     """Run or finish a distillation in the folder ``out``; returns the student's folder.
 
     Raises:
@@ -45,7 +45,16 @@ def distill(teacher: str, data: str, config: DistillConfig, out: Path, *, resume
             f"the teacher {teacher!r} predicts {model.denoiser.prediction}, and progressive distillation needs a network that "
             "predicts v: at t = 999 an ε divides by α ≈ 0.07; convert the teacher first"
         )
-    open_run(out, {"teacher": teacher, "teacher_sha256": model.weights_sha256(), "data": data, "config": config.model_dump(mode="json")}, resume)
+    open_run(
+        out,
+        {
+            "teacher": teacher,
+            "teacher_sha256": model.weights_sha256(),
+            "data": data,
+            "config": config.model_dump(mode="json"),
+        },
+        resume,
+    )
     student = out / "student"
     if not student.is_dir():
         pool = encode_pool(model, open_data(data), config.pool, out / "checkpoints" / "data.safetensors")
@@ -57,7 +66,9 @@ def distill(teacher: str, data: str, config: DistillConfig, out: Path, *, resume
 def run_stages(model: Model, pool: LatentPool, config: DistillConfig, out: Path, accelerator: Accelerator) -> nn.Module:
     """The stages in turn; each finished one leaves ``checkpoints/stage-I-of-N.safetensors``, which is not made again."""
     latents = pool.mean.float()
-    reflection = calibrate_reflection(latents, config.reflection.mode, config.reflection.quantile).to(accelerator.device)
+    reflection = calibrate_reflection(latents, config.reflection.mode, config.reflection.quantile).to(
+        accelerator.device
+    )
     teacher = model.guided(config.guidance_scale, reflection)
     unet: nn.Module = model.denoiser.unet
     for index, stage in enumerate(config.stages):
@@ -80,14 +91,16 @@ def run_stages(model: Model, pool: LatentPool, config: DistillConfig, out: Path,
             _save_weights(unet, finished)
             (out / "checkpoints" / f"{name}.pt").unlink()
         unet = unet.eval().requires_grad_(False)
-        teacher = GuidedDenoiser(UNetDenoiser(unet, model.denoiser.schedule, model.denoiser.prediction), reflection=reflection)
+        teacher = GuidedDenoiser(
+            UNetDenoiser(unet, model.denoiser.schedule, model.denoiser.prediction), reflection=reflection
+        )
     return unet
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:
     temporary = path.with_suffix(".partial")
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _load_weights(module: nn.Module, path: Path) -> nn.Module:
@@ -108,7 +121,11 @@ def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> Non
 
     pipeline = copy.copy(model.pipeline)
     scheduler = DDIMScheduler.from_config(
-        model.pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False, steps_offset=0
+        model.pipeline.scheduler.config,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        clip_sample=False,
+        steps_offset=0,
     )
     temporary = folder.with_name(folder.name + ".partial")
     if temporary.exists():
@@ -117,7 +134,7 @@ def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> Non
     pipeline.save_pretrained(temporary, safe_serialization=True)
     sampling = Sampling(solver="ddim", steps=steps, guidance_scale=1.0)
     (temporary / SYSTEM_FILE).write_text(json.dumps({**vars(sampling), "grid": grid(steps)}, indent=2) + "\n")
-    os.replace(temporary, folder)
+    temporary.replace(folder)
 
 
 def open_run(out: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -131,17 +148,23 @@ def open_run(out: Path, identity: dict[str, Any], resume: bool) -> None:
         held = yaml.safe_load(path.read_text())
         different = sorted(key for key in identity if held.get(key) != identity[key])
         if different:
-            raise WrongCommand(f"the folder {out} holds another run (its {', '.join(different)} differ); choose another --out")
+            raise WrongCommand(
+                f"the folder {out} holds another run (its {', '.join(different)} differ); choose another --out"
+            )
         return
     if resume:
         raise WrongCommand(f"there is no run to resume in {out}: it has no run.yaml")
     if out.exists() and any(out.iterdir()):
         raise WrongCommand(f"the folder {out} is not empty and holds no run; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    provenance = {"versions": versions(), "commit": commit(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    provenance = {
+        "versions": versions(),
+        "commit": commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     temporary = path.with_suffix(".partial")
     temporary.write_text(yaml.safe_dump(identity | provenance, sort_keys=False, allow_unicode=True))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

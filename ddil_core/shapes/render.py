@@ -22,7 +22,9 @@ def polygon(shape: str) -> np.ndarray | None:
         return corners * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
     if shape == "cross":
         a, b = 0.30, 0.954  # half width and half length of an arm; a² + b² = 1
-        return np.array([(a, a), (b, a), (b, -a), (a, -a), (a, -b), (-a, -b), (-a, -a), (-b, -a), (-b, a), (-a, a), (-a, b), (a, b)])
+        return np.array(
+            [(a, a), (b, a), (b, -a), (a, -a), (a, -b), (-a, -b), (-a, -a), (-b, -a), (-b, a), (-a, a), (-a, b), (a, b)]
+        )
     return None
 
 

@@ -45,7 +45,9 @@ HELD_OUT_SHARE = 8
 """One in this many pairs of (shape, colour) objects is kept for validation."""
 
 _OBJECT = rf"an? ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_CAPTION = re.compile(rf"^{_OBJECT}(?: ({'|'.join(RELATIONS)}) {_OBJECT})? on an? ({'|'.join(BACKGROUNDS)}) background$")
+_CAPTION = re.compile(
+    rf"^{_OBJECT}(?: ({'|'.join(RELATIONS)}) {_OBJECT})? on an? ({'|'.join(BACKGROUNDS)}) background$"
+)
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ def parse_caption(caption: str) -> Meaning:
             "'a small red circle left of a large blue star on a grey background'"
         )
     *objects, background = match.groups()
-    things = (Thing(*objects[:3]),)
+    things = [Thing(*objects[:3])]
     if objects[3] is not None:
-        things += (Thing(*objects[4:]),)
-    return Meaning(things, objects[3], background)
+        things.append(Thing(*objects[4:]))
+    return Meaning(tuple(things), objects[3], background)
 
 
 def is_held_out(meaning: Meaning) -> bool:
@@ -139,7 +141,9 @@ def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
         )
         if count == 2 and (things[0].colour, things[0].shape) == (things[1].colour, things[1].shape):
             continue
-        meaning = Meaning(things, str(rng.choice(RELATIONS)) if count == 2 else None, str(rng.choice(list(BACKGROUNDS))))
+        meaning = Meaning(
+            things, str(rng.choice(RELATIONS)) if count == 2 else None, str(rng.choice(list(BACKGROUNDS)))
+        )
         if is_held_out(meaning) == (split == "validation"):
             return place(meaning, rng)
 

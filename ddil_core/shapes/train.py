@@ -6,22 +6,34 @@ caption dropout for guidance), and the two-tower scorer. What is finished is kep
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
+import numpy as np
 import torch
-from diffusers import AutoencoderKL
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
+from ddil_core.models import SYSTEM_FILE, load_model
 from ddil_core.progress import progress
 from ddil_core.schedule import Schedule
 from ddil_core.shapes import architecture
+from ddil_core.shapes.card import measure, write_card
 from ddil_core.shapes.data import draw_batch
+from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Meaning
+from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.train import Ema, Logs, fit
 
 SEED = 0
+WEIGHTS = Path(__file__).parent / "weights"
+GUIDANCE_SCALE = 3.0
 CAPTION_DROPOUT = 0.1
 
 
@@ -36,11 +48,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def train_autoencoder(out: Path, device: torch.device, steps: int, batch_size: int = 32, lr: float = 2e-3) -> nn.Module:
-    """Reconstruction (L1 and squared error) with a light KL term; returns the averaged weights."""
+def train_autoencoder(out: Path, device: torch.device, steps: int, batch_size: int = 16, lr: float = 2e-3) -> nn.Module:
+    """Reconstruction (L1 and squared error) with a light KL term."""
     torch.manual_seed(SEED)
     vae = architecture.autoencoder().to(device)
-    ema = Ema(vae, 0.999)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
 
     def update(step: int) -> Logs:
@@ -57,19 +68,18 @@ def train_autoencoder(out: Path, device: torch.device, steps: int, batch_size: i
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        ema.update(vae)
         return {"loss": loss.detach(), "mse": error.detach().square().mean(), "kl": kl.detach()}
 
     fit(
         update,
-        {"vae": vae, "ema": ema, "optimizer": optimizer},
+        {"vae": vae, "optimizer": optimizer},
         steps=steps,
         checkpoint=out / "checkpoints" / "autoencoder.pt",
         log=out / "log.jsonl",
         title="autoencoder",
         save_every=250,
     )
-    return ema.module
+    return vae.eval()
 
 
 @dataclass
@@ -93,7 +103,9 @@ class LatentPool:
 
 
 @torch.no_grad()
-def encode_pool(vae: AutoencoderKL, tokenizer: object, out: Path, device: torch.device, size: int = 49152) -> LatentPool:
+def encode_pool(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, device: torch.device, size: int = 36864
+) -> LatentPool:
     """Encode ``size`` training pictures once; read them back where that is done already."""
     path = out / "checkpoints" / "latents.safetensors"
     if path.exists():
@@ -105,23 +117,33 @@ def encode_pool(vae: AutoencoderKL, tokenizer: object, out: Path, device: torch.
             batch = draw_batch(batch_size, index, seed=SEED + 1)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 posterior = vae.encode(batch.pixels().to(device)).latent_dist
-            means.append(posterior.mean.half().cpu())
-            stds.append(posterior.std.half().cpu())
-            tokens.append(tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids)  # type: ignore[operator]
+            means.append(posterior.mean.half().cpu().contiguous())
+            stds.append(posterior.std.half().cpu().contiguous())
+            tokens.append(tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids)
             advance()
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
     save_file(pool, path)
     return LatentPool(**pool)
 
 
-def train_teacher(pool: LatentPool, tokenizer: object, out: Path, device: torch.device, steps: int, batch_size: int = 64, lr: float = 1.5e-3) -> nn.ModuleDict:
+def train_teacher(
+    pool: LatentPool,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    device: torch.device,
+    steps: int,
+    batch_size: int = 64,
+    lr: float = 1.5e-3,
+) -> nn.ModuleDict:
     """The U-Net and its text encoder together, on the squared error of v; returns the averaged weights."""
     torch.manual_seed(SEED)
-    model = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": architecture.text_encoder(tokenizer)}).to(device)
+    model = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": architecture.text_encoder(tokenizer)}).to(
+        device
+    )
     ema = Ema(model, 0.999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = Schedule.stable_diffusion().to(device)
-    no_caption = tokenizer("", padding="max_length", return_tensors="pt").input_ids  # type: ignore[operator]
+    no_caption = tokenizer("", padding="max_length", return_tensors="pt").input_ids
 
     def update(step: int) -> Logs:
         set_learning_rate(optimizer, cosine(step, steps, lr))
@@ -154,3 +176,128 @@ def train_teacher(pool: LatentPool, tokenizer: object, out: Path, device: torch.
         save_every=500,
     )
     return ema.module
+
+
+def train_scorer(
+    tokenizer: CLIPTokenizer, out: Path, device: torch.device, steps: int, batch_size: int = 96, lr: float = 1e-3
+) -> nn.Module:
+    """Two towers by contrast (CLIP's loss), each caption beside a copy with one word changed, so that attributes count."""
+    torch.manual_seed(SEED)
+    model = build_scorer().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+
+    def update(step: int) -> Logs:
+        set_learning_rate(optimizer, cosine(step, steps, lr))
+        batch = draw_batch(batch_size, step, seed=SEED + 3)
+        rng = np.random.default_rng([SEED, 3, step])
+        captions = batch.captions + [nearly(scene.meaning, rng).caption for scene in batch.scenes]
+        tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            pictures = model.encode_image(batch.pixels().to(device), normalize=True)
+            texts = model.encode_text(tokens, normalize=True)
+        logits = model.logit_scale.exp().clamp(max=100) * pictures.float() @ texts.float().T
+        own = torch.arange(batch_size, device=device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch_size].T, own)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == own).float().mean()}
+
+    fit(
+        update,
+        {"model": model, "optimizer": optimizer},
+        steps=steps,
+        checkpoint=out / "checkpoints" / "scorer.pt",
+        log=out / "log.jsonl",
+        title="scorer",
+        save_every=250,
+    )
+    return model
+
+
+def nearly(meaning: Meaning, rng: np.random.Generator) -> Meaning:
+    """A meaning that differs in one attribute: of an object, the relation or the background."""
+    choices = ["shape", "colour", "size", "background"] + (["relation"] if meaning.relation else [])
+    attribute = str(rng.choice(choices))
+    values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "background": BACKGROUNDS, "relation": RELATIONS}[
+        attribute
+    ]
+    if attribute in ("background", "relation"):
+        return replace(meaning, **{attribute: _another(values, getattr(meaning, attribute), rng)})
+    things = list(meaning.things)
+    which = int(rng.integers(len(things)))
+    things[which] = replace(things[which], **{attribute: _another(values, getattr(things[which], attribute), rng)})
+    return replace(meaning, things=tuple(things))
+
+
+def _another(values: Iterable[str], value: str, rng: np.random.Generator) -> str:
+    return str(rng.choice([other for other in values if other != value]))
+
+
+def export_teacher(vae: nn.Module, model: nn.ModuleDict, tokenizer: CLIPTokenizer, scale: float, folder: Path) -> None:
+    """The pipeline in Stable Diffusion's layout, half precision on disk, with how it is meant to be sampled beside it."""
+    vae.register_to_config(scaling_factor=scale)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=model["text_encoder"].half(),
+        tokenizer=tokenizer,
+        unet=model["unet"].half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    sampling = {"solver": "ddim", "steps": None, "guidance_scale": GUIDANCE_SCALE}
+    (folder / SYSTEM_FILE).write_text(json.dumps(sampling, indent=2) + "\n")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/shapes"), show_default=True)
+@click.option("--device", default=None, help="cpu or cuda; by default cuda where there is one.")
+@click.option("--autoencoder-steps", default=7000, show_default=True)
+@click.option("--teacher-steps", default=9000, show_default=True)
+@click.option("--scorer-steps", default=2500, show_default=True)
+@click.option(
+    "--measure",
+    "measure_only",
+    is_flag=True,
+    help="Only measure the weights shipped with the package, and write their card.",
+)
+def main(
+    out: Path, device: str | None, autoencoder_steps: int, teacher_steps: int, scorer_steps: int, measure_only: bool
+) -> None:
+    """Train the shapes world from nothing into OUT/weights, measure it, and write its card.
+
+    About two hours on two CPU cores. The same command again goes on where it was interrupted.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    weights = WEIGHTS if measure_only else out / "weights"
+    training = {"autoencoder steps": autoencoder_steps, "teacher steps": teacher_steps, "scorer steps": scorer_steps}
+    if measure_only:
+        training = (
+            json.loads((weights / "card.json").read_text())["training"] if (weights / "card.json").is_file() else {}
+        )
+    else:
+        tokenizer = architecture.write_tokenizer(out / "tokenizer")
+        vae = train_autoencoder(out, chosen, autoencoder_steps)
+        pool = encode_pool(vae, tokenizer, out, chosen)
+        model = train_teacher(pool, tokenizer, out, chosen, teacher_steps)
+        export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
+        save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
+    write_card(weights, measure(load_model(str(weights / "teacher"), chosen)), training)
+    click.echo(f"The weights and their card are in {weights}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,9 @@ from ddil_eval.cli import options
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
 @click.option("--method", default="pd", show_default=True, help="The distiller: pd.")
-@click.option("--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone.")
+@click.option(
+    "--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone."
+)
 @click.option("--data", default="shapes", show_default=True, help=options.DATA_HELP)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The run folder.")
 @click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")

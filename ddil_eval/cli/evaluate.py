@@ -22,9 +22,13 @@ def evaluate() -> None:
 @click.option("--student", required=True, help=options.MODEL_HELP)
 @click.option("--data", default=None, help=options.DATA_HELP)
 @click.option("--p-teacher", default=None, metavar="P,P,…", help="Rates at which the teacher acts (Table 2).")
-@click.option("--switch", default=None, metavar="T,T,…", help="Times at which one hands over to the other (Tables 3, 4).")
+@click.option(
+    "--switch", default=None, metavar="T,T,…", help="Times at which one hands over to the other (Tables 3, 4)."
+)
 @click.option("--num-prompts", type=int, default=None, help="How many prompts of the evaluation split.")
-@click.option("--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions.")
+@click.option(
+    "--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions."
+)
 @click.option("--seed", type=int, default=None)
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
@@ -91,4 +95,6 @@ def _show(records: list[Any], out: Path, as_json: bool) -> None:
         return
     for table in tables.build(records):
         Console().print(render.to_rich(table))
-    click.echo(f"Records, figures and the cost of the rollouts are in {out}; tables with: ddil report --results {out} --csv --latex")
+    click.echo(
+        f"Records, figures and the cost of the rollouts are in {out}; tables with: ddil report --results {out} --csv --latex"
+    )

@@ -18,13 +18,19 @@ MODEL_HELP = "A model: 'shapes', a pipeline folder, or a run folder of 'ddil dis
 def protocol_options(command: F) -> F:
     """``--protocol`` and ``--set``."""
     file = click.Path(path_type=Path, dir_okay=False)
-    command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")(command)
-    return click.option("--protocol", type=file, default=None, help="A YAML protocol in place of the shipped one.")(command)
+    command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")(
+        command
+    )
+    return click.option("--protocol", type=file, default=None, help="A YAML protocol in place of the shipped one.")(
+        command
+    )
 
 
 def device_option(command: F) -> F:
     """``--device``."""
-    return click.option("--device", default=None, metavar="NAME", help="cpu or cuda; by default cuda where there is one.")(command)
+    return click.option(
+        "--device", default=None, metavar="NAME", help="cpu or cuda; by default cuda where there is one."
+    )(command)
 
 
 def json_option(command: F) -> F:

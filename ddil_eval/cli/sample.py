@@ -15,9 +15,13 @@ from ddil_eval.cli import options
 @click.option("--steps", type=int, default=None, help="Solver steps; by default what the model was made for, or 32.")
 @click.option("--solver", default=None, help="ddim, dpmpp_2m or lcm; by default the model's own.")
 @click.option("--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; 1 is none.")
-@click.option("--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt.")
+@click.option(
+    "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures."
+)
 @options.device_option
 @options.json_option
 def sample(

@@ -7,7 +7,6 @@ picture for each distinct (prompt, string), and one pass of every metric over th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,7 @@ Rate = float
 class CovariateShiftConfig(Strict):
     """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times."""
 
-    experiment: Literal["covariate-shift"] = EXPERIMENT
+    experiment: Literal["covariate-shift"] = "covariate-shift"
     data: str = "shapes"
     teacher_steps: int = Field(default=32, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0)
@@ -60,7 +59,9 @@ class CovariateShiftConfig(Strict):
     def _rates_are_probabilities(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
         outside = [rate for rate in rates if not 0 <= rate <= 1]
         if outside:
-            raise ValueError(f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {outside[0]}")
+            raise ValueError(
+                f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {outside[0]}"
+            )
         return rates
 
 
@@ -98,8 +99,12 @@ def runs(config: CovariateShiftConfig, student_grid: list[int], samples: Sequenc
                     f"it may be {', '.join(map(str, student_grid[1:]))}"
                 )
             before = student_grid.index(switch)
-            switched.append(Run({"kind": kind, "switch_t": switch}, [first * before + second * (length - before)] * count))
-    factorial = [Run({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)] if config.factorial else []
+            switched.append(
+                Run({"kind": kind, "switch_t": switch}, [first * before + second * (length - before)] * count)
+            )
+    factorial = (
+        [Run({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)] if config.factorial else []
+    )
     return pure + mixed + switched + factorial
 
 
@@ -142,7 +147,9 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
         recipe=f"{data.reference}-{teacher_model.latent_shape[1] * 8}px",
         solver=solver.name,
         grid=student_grid,
-        guidance_scale=teacher_model.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale,
+        guidance_scale=teacher_model.sampling.guidance_scale
+        if config.guidance_scale is None
+        else config.guidance_scale,
         reflection="none",
         seeds=[config.seed],
         n_asked=config.num_prompts,
@@ -151,7 +158,9 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
         wall_time_s=time.monotonic() - started,
     )
     nfe = {run.key: mean_nfe(run, actors) for run in wanted}
-    named = {run.key: run.cell for run in wanted} | {key: {"kind": "effect", "transitions": json.loads(key)} for key in effects}
+    named = {run.key: run.cell for run in wanted} | {
+        key: {"kind": "effect", "transitions": json.loads(key)} for key in effects
+    }
     records = save_cells(common, named, estimates, nfe, out)
     write_text(out / "evaluations.json", json.dumps(cost(evaluations, nfe, len(samples)), indent=2) + "\n")
     shutil.rmtree(work, ignore_errors=True)
@@ -199,7 +208,9 @@ class Tree:
     ) -> tuple[Features, dict[tuple[int, str], int], dict[str, int]]:
         """Features of every distinct picture, the row of each (prompt, string), and the network evaluations by actor."""
         strings = [sorted({run.strings[index] for run in wanted}) for index in range(len(samples))]
-        parts, place, evaluations = [], {}, dict.fromkeys(self.actors, 0)
+        parts: list[Features] = []
+        place: dict[tuple[int, str], int] = {}
+        evaluations = dict.fromkeys(self.actors, 0)
         with progress("rollouts", total=len(samples)) as advance:
             for chunk in batches(len(samples), self.config.chunk):
                 features, keys, counts = self._chunk(chunk, prompts, samples, strings)
@@ -224,7 +235,10 @@ class Tree:
         leaves = rollout(self.actors, z, condition, strings[chunk], batch_size=self.config.batch_size)
         texts = [prompts[chunk.start + row].text for row in leaves.sample]
         features = concatenate(
-            [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), self.config.batch_size)]
+            [
+                self.extractors(model.decode(leaves.latents[part]), texts[part])
+                for part in batches(len(texts), self.config.batch_size)
+            ]
         )
         keys = [(chunk.start + row, string) for row, string in zip(leaves.sample, leaves.string, strict=True)]
         self._keep(path, features, keys, leaves.evaluations)
@@ -237,7 +251,7 @@ class Tree:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial.npz")
         np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def figure_pictures(

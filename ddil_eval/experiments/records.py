@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -20,7 +19,10 @@ from ddil_eval.store import Measured, Record, save
 def provenance(*, config: BaseModel, systems: Mapping[str, Model], **rest: Any) -> dict[str, Any]:
     """The part of a record that all cells of a measurement share; ``rest`` are further fields of ``Record``."""
     protocol = config.model_dump(mode="json")
-    described = {role: {"reference": model.reference, "weights_sha256": model.weights_sha256()} for role, model in systems.items()}
+    described = {
+        role: {"reference": model.reference, "weights_sha256": model.weights_sha256()}
+        for role, model in systems.items()
+    }
     shared = {"protocol": protocol, "protocol_hash": content_hash(protocol), "systems": described}
     return shared | {"versions": versions(), "commit": commit()} | rest
 

@@ -65,14 +65,23 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Recor
     records = []
     for key in estimates:
         system = next((s for s in config.systems if s.name == key), None)
-        taking_part = [s for s in config.systems if key == s.name or (system is None and key in {f"{a} − {b}" for a, b in config.differences if s.name in (a, b)})]
+        taking_part = [
+            s
+            for s in config.systems
+            if key == s.name
+            or (system is None and key in {f"{a} − {b}" for a, b in config.differences if s.name in (a, b)})
+        ]
         model = models[taking_part[0].name]
         scale = model.guided(taking_part[0].guidance_scale).guidance_scale
         common = provenance(
             experiment=EXPERIMENT,
             config=config,
             systems={s.name: models[s.name] for s in taking_part},
-            data={"reference": data.reference, "split": "validation", "prompt_ids_sha256": digest([p.id for p in prompts])},
+            data={
+                "reference": data.reference,
+                "split": "validation",
+                "prompt_ids_sha256": digest([p.id for p in prompts]),
+            },
             recipe=f"{data.reference}-{model.latent_shape[1] * 8}px",
             solver="ddim",
             grid=grid(taking_part[0].steps),
@@ -84,21 +93,31 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Recor
             device=device,
             wall_time_s=time.monotonic() - started,
         )
-        cell = {"kind": "difference", "name": key} if system is None else {"kind": "system", "name": key, "steps": system.steps}
+        cell = (
+            {"kind": "difference", "name": key}
+            if system is None
+            else {"kind": "system", "name": key, "steps": system.steps}
+        )
         nfe = {} if system is None else {key: float(system.steps * (1 if scale == 1 else 2))}
         records += save_cells(common, {key: cell}, estimates, nfe, out)
     return records
 
 
-def draw(model: Model, system: SystemConfig, prompts: Sequence[Prompt], extractors: Extractors, config: SystemsConfig) -> Features:
+def draw(
+    model: Model, system: SystemConfig, prompts: Sequence[Prompt], extractors: Extractors, config: SystemsConfig
+) -> Features:
     """Features of one picture for each prompt, in the prompts' order."""
     actor = Actor(model.guided(system.guidance_scale), [transitions(grid(system.steps))], SOLVERS["ddim"])
     parts = []
     with progress(system.name, total=len(prompts)) as advance:
         for part in batches(len(prompts), config.batch_size):
             texts = [prompt.text for prompt in prompts[part]]
-            z = initial_noise([Sample(prompt.id) for prompt in prompts[part]], model.latent_shape, config.seed).to(model.device)
-            leaves = rollout({STUDENT: actor}, z, model.encode(texts), [[STUDENT]] * len(texts), batch_size=config.batch_size)
+            z = initial_noise([Sample(prompt.id) for prompt in prompts[part]], model.latent_shape, config.seed).to(
+                model.device
+            )
+            leaves = rollout(
+                {STUDENT: actor}, z, model.encode(texts), [[STUDENT]] * len(texts), batch_size=config.batch_size
+            )
             parts.append(extractors(model.decode(leaves.latents), texts))
             advance(len(texts))
     return concatenate(parts)

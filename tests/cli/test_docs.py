@@ -25,6 +25,14 @@ def test_every_command_has_a_section() -> None:
     assert "## `ddil eval covariate-shift`" in headings
 
 
+def test_every_option_says_what_it_is() -> None:
+    heading, silent = "", []
+    for line in render().splitlines():
+        heading = line if line.startswith("## ") else heading
+        silent += [f"{heading}: {line}"] if line.startswith("| `") and line.endswith("|  |") else []
+    assert silent == []
+
+
 def test_a_stale_reference_is_one_sentence_and_exit_status_1(cli: Callable[..., Result], tmp_path: Path) -> None:
     file = tmp_path / "commands.md"
     file.write_text("old")

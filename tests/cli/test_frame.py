@@ -47,11 +47,10 @@ def test_help_lists_every_command_with_its_first_sentence(cli: Callable[..., Res
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_and_documents_every_option(name: str, cli: Callable[..., Result], root: Path) -> None:
+def test_every_command_loads_and_says_what_it_does(name: str, cli: Callable[..., Result]) -> None:
     assert cli(name, "--help").exit_code == 0
     command = Commands().get_command(click.Context(Commands()), name)
     assert command is not None and command.help
-    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
 
 
 def test_help_is_quick_and_imports_nothing_heavy(root: Path) -> None:

@@ -1,0 +1,87 @@
+"""``ddil demo``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddil_eval.cli import options
+
+NOTICE = (
+    "This is a demonstration: its students are trained for minutes, and no claim about methods rests on its numbers. "
+    "results/shapes/ has those of the longer runs."
+)
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True,
+    help="Where students, records, tables and figures go.",
+)  # fmt: skip
+@options.device_option
+def demo(out: Path, device: str | None) -> None:
+    """Distil two 4-step students of the shapes teacher, with and without DDIL, and analyse them.
+
+    Some minutes on two CPU cores. The same command again goes on where it was interrupted.
+    """
+    options.quiet_libraries()
+    from ddil_core.distill.config import DistillConfig
+    from ddil_core.distill.run import distill
+    from ddil_core.progress import console
+    from ddil_core.protocol import read_yaml, validate
+    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
+    from ddil_eval.experiments.systems import SystemsConfig, compare
+    from ddil_eval.resources import protocols
+
+    path = protocols() / "shapes" / "demo.yaml"
+    content = read_yaml(path)
+    device = options.choose_device(device)
+    console.print(NOTICE)
+    students = {}
+    for name in ("PD", "DDIL"):
+        console.rule(f"distil a 4-step student: {name}")
+        settings = {key: value for key, value in content["distill"].items() if key != "ddil" or name == "DDIL"}
+        students[name] = out / name.lower()
+        distill("shapes", "shapes", validate(DistillConfig, settings, str(path)), students[name], device=device)
+    console.rule("systems side by side")
+    systems = _with_students(content["systems"], students)
+    if not _measured(out, "compare"):
+        compare(validate(SystemsConfig, systems, str(path)), out, device)
+    console.rule("teacher and student take turns")
+    if not _measured(out, "covariate-shift"):
+        _analyse(students["DDIL"], validate(CovariateShiftConfig, content["covariate_shift"], str(path)), out, device)
+    _report(out)
+    console.print(NOTICE)
+
+
+def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[str, Any]:
+    """The comparison with the run folders of the two students in the place of their names."""
+    rows = [row | {"model": str(students.get(row["model"], row["model"]))} for row in systems["systems"]]
+    return systems | {"systems": rows}
+
+
+def _measured(out: Path, experiment: str) -> bool:
+    """Whether an earlier demo in this folder has finished this part."""
+    from ddil_eval.store import load
+
+    return any(record.experiment == experiment for record in load(out)) if out.exists() else False
+
+
+def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
+    from ddil_eval import figures
+    from ddil_eval.experiments.covariate_shift import analyse, figure_pictures
+
+    pictures, prompts, columns = figure_pictures("shapes", str(student), config, device)
+    figures.grid(pictures, prompts, columns, out / "figure2.png")
+    figures.shift_curves(analyse("shapes", str(student), config, out, device), out / "shift-curves.png")
+
+
+def _report(out: Path) -> None:
+    """Print the tables and write them as CSV and LaTeX."""
+    from ddil_eval.cli.report import report
+
+    click.get_current_context().invoke(
+        report, results=out, as_csv=True, as_latex=True, figures=False, out=out / "report", as_json=False
+    )
