@@ -74,7 +74,7 @@ class AggregatedDataset:
     def take(self, count: int) -> Tensor:
         """The next ``count`` places, int64 [B]. A place is freed by ``release`` after its last use."""
         places = torch.tensor([self.queue.popleft() for _ in range(count)], dtype=torch.long)
-        self.used += int((self.remaining[places] == self.uses).sum())
+        self.used += int((self.remaining[places.unique()] == self.uses).sum())
         self.remaining.index_add_(0, places, torch.full_like(places, -1))
         return places
 
@@ -94,7 +94,7 @@ class AggregatedDataset:
         return {
             "kept": kept,
             "tensors": tensors,
-            "free": self.free,
+            "free": list(self.free),
             "queue": list(self.queue),
             "counts": [self.collected, self.used],
         }

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddil_core.errors import WrongCommand
+from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import Model
 from ddil_core.progress import progress
 
@@ -91,11 +92,18 @@ class LatentPool:
         return self.mean[rows].float() + self.std[rows].float() * noise, rows
 
 
+def _read_pool(path: Path) -> LatentPool:
+    try:
+        return LatentPool(**load_file(path))
+    except (SafetensorError, TypeError, OSError) as error:
+        raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
+
+
 @torch.no_grad()
 def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: int = 64) -> LatentPool:
     """Encode the first ``size`` training pictures once and keep them at ``path``; read them back where that is done."""
     if path.is_file():
-        return LatentPool(**load_file(path))
+        return _read_pool(path)
     means, stds, texts = [], [], []
     with progress("encode the data", total=size) as advance:
         for index, start in enumerate(range(0, size, batch_size)):

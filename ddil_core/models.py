@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def resolve(reference: str) -> Path:
         return _require_pipeline(path, reference)
     cached = _cached(reference)
     if cached is not None:
-        return cached
+        return _require_pipeline(cached, reference)
     nearest = difflib.get_close_matches(reference, SHIPPED, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
     raise WrongCommand(
@@ -151,23 +151,21 @@ def _cached(reference: str) -> Path | None:
 
 
 def _require_pipeline(folder: Path, reference: str) -> Path:
-    if not (folder / "model_index.json").is_file():
-        what = (
-            "a run that has not finished: resume it with 'ddil distill … --resume'"
-            if folder.name == "student"
-            else "no pipeline"
-        )
-        raise WrongCommand(
-            f"the model {reference!r} is {what if folder.name == 'student' else 'no pipeline'}: "
-            f"{folder} has no model_index.json"
-        )
-    return folder
+    if (folder / "model_index.json").is_file():
+        return folder
+    if reference in SHIPPED:
+        what = "is not in this checkout; train it with: python -m ddil_core.shapes.train"
+    elif folder.name == "student" and (folder.parent / "run.yaml").is_file():
+        what = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
+    else:
+        what = "is a folder but no pipeline, as it has no model_index.json; name one in diffusers' pipeline layout"
+    raise WrongCommand(f"the model {reference!r} {what}")
 
 
 def _load_pipeline(folder: Path, reference: str, dtype: torch.dtype) -> Any:
     from diffusers import StableDiffusionPipeline
 
-    layout = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    layout = _read_json(folder / "model_index.json").get("_class_name")
     if layout != "StableDiffusionPipeline":
         raise DdilError(
             f"the model {reference!r} has the layout {layout}; StableDiffusionPipeline is the one known here"
@@ -190,9 +188,17 @@ def _load_pipeline(folder: Path, reference: str, dtype: torch.dtype) -> Any:
 
 def _sampling(folder: Path) -> Sampling:
     path = folder / SYSTEM_FILE
-    if path.is_file():
-        return Sampling(**json.loads(path.read_text()))
-    return Sampling(guidance_scale=7.5)
+    if not path.is_file():
+        return Sampling(guidance_scale=7.5)
+    told = _read_json(path)
+    return Sampling(**{field.name: told[field.name] for field in fields(Sampling) if field.name in told})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DdilError(f"the file {path} of the model is damaged; fetch or make the model again") from error
 
 
 def listing() -> list[dict[str, Any]]:

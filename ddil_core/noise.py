@@ -19,9 +19,13 @@ class Sample:
 
     def generator(self, seed: int, purpose: str) -> torch.Generator:
         """A CPU generator of its own for each purpose (``noise``, ``decisions``, ``solver``)."""
-        key = f"{seed}/{self.prompt_id}/{self.index}/{purpose}"
-        digest = hashlib.sha256(key.encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        return generator_for(seed, self.prompt_id, self.index, purpose)
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator for a key, and for this key alone: near keys give streams that have nothing to do with each other."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def initial_noise(samples: Sequence[Sample], shape: Sequence[int], seed: int) -> Tensor:

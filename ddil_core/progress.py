@@ -53,6 +53,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:
-            bar.update(task, advance=n, **({} if note is None else {"note": note}))
+            if note is not None:
+                bar.update(task, note=note)
+            bar.advance(task, n)
 
         yield advance

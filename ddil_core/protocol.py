@@ -51,12 +51,13 @@ def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]
         *parents, last = key.split(".")
         place: Any = content
         try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise WrongCommand(f"--set {setting!r} has a value that is not YAML") from error
+        try:
             for parent in parents:
                 place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-            if isinstance(place, list):
-                place[int(last)] = yaml.safe_load(value)
-            else:
-                place[last] = yaml.safe_load(value)
+            place[int(last) if isinstance(place, list) else last] = parsed
         except (IndexError, ValueError, TypeError, AttributeError) as error:
             raise WrongCommand(f"--set {setting!r} names no place in the protocol") from error
     return content
@@ -80,9 +81,10 @@ def validate(model: type[P], content: dict[str, Any], source: str) -> P:
             raise WrongCommand(f"{source} has the unknown key {where!r}{hint}") from error
         if first["type"] == "missing":
             raise WrongCommand(f"{source} lacks the key {where!r}") from error
-        raise WrongCommand(
-            f"{source} has a value that does not fit at {where!r}: {first['msg']}, not {first['input']!r}"
-        ) from error
+        own = first["type"] == "value_error"  # a sentence of ours, which says itself what was given
+        what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {first['input']!r}"
+        place = f" at {where!r}" if where else ""
+        raise WrongCommand(f"{source} has a value that does not fit{place}: {what}") from error
 
 
 def _keys(model: type[BaseModel]) -> set[str]:

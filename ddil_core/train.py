@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,17 @@ class CheckpointError(DdilError):
     """A checkpoint that cannot be read; the message says which and what to do."""
 
 
-class Ema:
+M = TypeVar("M", bound=nn.Module)
+
+
+class Ema(Generic[M]):
     """An exponential moving average of a module's weights, θ̄ ← μ θ̄ + (1 − μ) θ.
 
     μ starts small and grows to ``decay`` as min(decay, (1 + n)/(10 + n)) at update n, so that short runs average too.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: M, decay: float) -> None:
+        self.module: M = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 

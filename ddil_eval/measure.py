@@ -89,7 +89,7 @@ class Cells:
         prepared = FrechetReference(reference)
         distances = [prepared.subset_distance(features[rows]) for rows in self.rows.values()]
         prompts = len(next(iter(self.rows.values())))
-        with progress("intervals", total=21) as advance:
+        with progress("intervals", total=min(20, prompts) + 1) as advance:
 
             def value_of(kept: np.ndarray) -> np.ndarray:
                 values = np.array([distance(kept) for distance in distances])

@@ -19,6 +19,7 @@ from ddil_core.data import LatentPool
 from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
 from ddil_core.losses import pd_loss, pd_target
+from ddil_core.noise import generator_for
 from ddil_core.rollout import TEACHER, pair, rollout, strings_at
 from ddil_core.schedule import grid, segments
 from ddil_core.solvers import ddim
@@ -77,9 +78,7 @@ class ProgressiveStage:
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
         """A CPU generator for this update alone."""
-        seed = torch.tensor([self.config.seed, self.index, step, purpose], dtype=torch.float64)
-        mixed = int((seed * torch.tensor([1e13, 1e11, 1e2, 1.0], dtype=torch.float64)).sum())
-        return torch.Generator().manual_seed(mixed)
+        return generator_for(self.config.seed, "distill", self.index, step, purpose)
 
     def update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""

@@ -23,6 +23,7 @@ from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import SYSTEM_FILE, Model, Sampling, load_model
 from ddil_core.parameterization import calibrate_reflection
+from ddil_core.protocol import read_yaml
 from ddil_core.schedule import grid
 from ddil_core.train import fit
 
@@ -145,7 +146,7 @@ def open_run(out: Path, identity: dict[str, Any], resume: bool) -> None:
     """
     path = out / "run.yaml"
     if path.is_file():
-        held = yaml.safe_load(path.read_text())
+        held = read_yaml(path)
         different = sorted(key for key in identity if held.get(key) != identity[key])
         if different:
             raise WrongCommand(

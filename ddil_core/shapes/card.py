@@ -76,8 +76,8 @@ def write_card(folder: Path, found: dict[str, Any], training: dict[str, Any]) ->
             for title, key in rows.items()
         ),
         "",
-        f"Autoencoder round trip: {found['autoencoder_psnr_db']:.1f} dB. Renderer: {found['rendered_per_second']:,.0f} pictures a second"
-        " on one core.",
+        f"Autoencoder round trip: {found['autoencoder_psnr_db']:.1f} dB. "
+        f"Renderer: {found['rendered_per_second']:,.0f} pictures a second on one core.",
         "",
         "Training: " + "; ".join(f"{key} {value}" for key, value in training.items()) + ".",
         "",

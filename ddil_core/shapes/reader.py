@@ -62,7 +62,7 @@ def read(image: np.ndarray) -> Reading:
     if name is None:
         return Reading(unreadable="background")
     difference = pixels - empty
-    labels, count = ndimage.label(np.sqrt((difference**2).sum(-1)) > CONTRAST)
+    labels, count = ndimage.label(np.sqrt((difference**2).sum(-1)) > CONTRAST, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     found = [label + 1 for label in range(count) if areas[label] > GHOST_AREA]
     if len(found) not in (1, 2) or areas.sum() - areas[[label - 1 for label in found]].sum() > GHOST_AREA:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -36,6 +37,8 @@ SIZES = {"small": 9.0, "large": 14.0}
 """Circumscribed radius in pixels."""
 RELATIONS = ("left of", "right of", "above", "below")
 """The first object's place as seen from the second."""
+LATTICE = 8.0
+"""Objects' centres lie on multiples of this, in pixels."""
 MARGIN = 1.5
 GAP = 2.0
 MAX_ANGLE = np.deg2rad(20.0)
@@ -149,15 +152,22 @@ def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
 
 
 def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
-    """Free parameters for a meaning: objects inside the picture, apart from each other, with the stated relation
-    unmistakable (its offset exceeds the other by a quarter)."""
+    """Free parameters for a meaning: objects on the lattice, inside the picture, apart from each other, with the stated
+    relation unmistakable (its offset exceeds the other by a quarter)."""
     radii = [SIZES[thing.size] for thing in meaning.things]
     while True:
-        centres = tuple(tuple(rng.uniform(r + MARGIN, IMAGE_SIZE - r - MARGIN, 2).tolist()) for r in radii)
+        centres = tuple(tuple(rng.choice(_places(radius), 2).tolist()) for radius in radii)
         if meaning.relation is None or _clearly(meaning.relation, centres, sum(radii) + GAP):
             break
-    angles = tuple(rng.uniform(-MAX_ANGLE, MAX_ANGLE, len(radii)).tolist())
+    angles = tuple(0.0 for _ in radii)
     return Scene(meaning, centres, angles, tuple(rng.uniform(-SHADING, SHADING, 2).tolist()))
+
+
+@cache
+def _places(radius: float) -> np.ndarray:
+    """The lattice's coordinates at which an object of this radius lies inside the picture."""
+    lattice = np.arange(0.0, IMAGE_SIZE, LATTICE)
+    return lattice[(lattice >= radius + MARGIN) & (lattice <= IMAGE_SIZE - radius - MARGIN)]
 
 
 def _clearly(relation: str, centres: tuple[tuple[float, float], ...], distance: float) -> bool:

@@ -48,7 +48,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def train_autoencoder(out: Path, device: torch.device, steps: int, batch_size: int = 16, lr: float = 2e-3) -> nn.Module:
+def train_autoencoder(
+    out: Path, device: torch.device, steps: int, batch_size: int = 16, lr: float = 2e-3
+) -> AutoencoderKL:
     """Reconstruction (L1 and squared error) with a light KL term."""
     torch.manual_seed(SEED)
     vae = architecture.autoencoder().to(device)
@@ -122,7 +124,9 @@ def encode_pool(
             tokens.append(tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids)
             advance()
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
-    save_file(pool, path)
+    temporary = path.with_suffix(".partial")
+    save_file(pool, temporary)
+    temporary.replace(path)
     return LatentPool(**pool)
 
 
@@ -132,8 +136,8 @@ def train_teacher(
     out: Path,
     device: torch.device,
     steps: int,
-    batch_size: int = 64,
-    lr: float = 1.5e-3,
+    batch_size: int = 32,
+    lr: float = 1.2e-3,
 ) -> nn.ModuleDict:
     """The U-Net and its text encoder together, on the squared error of v; returns the averaged weights."""
     torch.manual_seed(SEED)
@@ -223,8 +227,10 @@ def nearly(meaning: Meaning, rng: np.random.Generator) -> Meaning:
     values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "background": BACKGROUNDS, "relation": RELATIONS}[
         attribute
     ]
-    if attribute in ("background", "relation"):
-        return replace(meaning, **{attribute: _another(values, getattr(meaning, attribute), rng)})
+    if attribute == "background":
+        return replace(meaning, background=_another(values, meaning.background, rng))
+    if attribute == "relation" and meaning.relation:
+        return replace(meaning, relation=_another(values, meaning.relation, rng))
     things = list(meaning.things)
     which = int(rng.integers(len(things)))
     things[which] = replace(things[which], **{attribute: _another(values, getattr(things[which], attribute), rng)})
@@ -235,7 +241,9 @@ def _another(values: Iterable[str], value: str, rng: np.random.Generator) -> str
     return str(rng.choice([other for other in values if other != value]))
 
 
-def export_teacher(vae: nn.Module, model: nn.ModuleDict, tokenizer: CLIPTokenizer, scale: float, folder: Path) -> None:
+def export_teacher(
+    vae: AutoencoderKL, model: nn.ModuleDict, tokenizer: CLIPTokenizer, scale: float, folder: Path
+) -> None:
     """The pipeline in Stable Diffusion's layout, half precision on disk, with how it is meant to be sampled beside it."""
     vae.register_to_config(scaling_factor=scale)
     scheduler = DDIMScheduler(
@@ -266,7 +274,7 @@ def export_teacher(vae: nn.Module, model: nn.ModuleDict, tokenizer: CLIPTokenize
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/shapes"), show_default=True)
 @click.option("--device", default=None, help="cpu or cuda; by default cuda where there is one.")
 @click.option("--autoencoder-steps", default=7000, show_default=True)
-@click.option("--teacher-steps", default=9000, show_default=True)
+@click.option("--teacher-steps", default=18000, show_default=True)
 @click.option("--scorer-steps", default=2500, show_default=True)
 @click.option(
     "--measure",

@@ -47,11 +47,12 @@ def demo(out: Path, device: str | None) -> None:
         distill("shapes", "shapes", validate(DistillConfig, settings, str(path)), students[name], device=device)
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
-    if not _measured(out, "compare"):
+    if _measured(out, "compare") < len(systems["systems"]) + len(systems["differences"]):
         compare(validate(SystemsConfig, systems, str(path)), out, device)
     console.rule("teacher and student take turns")
-    if not _measured(out, "covariate-shift"):
-        _analyse(students["DDIL"], validate(CovariateShiftConfig, content["covariate_shift"], str(path)), out, device)
+    config = validate(CovariateShiftConfig, content["covariate_shift"], str(path))
+    if _measured(out, "covariate-shift") < 2 + len(config.p_teacher) + 2 * len(config.switch):
+        _analyse(students["DDIL"], config, out, device)
     _report(out)
     console.print(NOTICE)
 
@@ -62,11 +63,11 @@ def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[s
     return systems | {"systems": rows}
 
 
-def _measured(out: Path, experiment: str) -> bool:
-    """Whether an earlier demo in this folder has finished this part."""
+def _measured(out: Path, experiment: str) -> int:
+    """How many cells of an experiment an earlier demo in this folder has measured."""
     from ddil_eval.store import load
 
-    return any(record.experiment == experiment for record in load(out)) if out.exists() else False
+    return sum(record.experiment == experiment for record in load(out))
 
 
 def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
@@ -75,13 +76,16 @@ def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
 
     pictures, prompts, columns = figure_pictures("shapes", str(student), config, device)
     figures.grid(pictures, prompts, columns, out / "figure2.png")
-    figures.shift_curves(analyse("shapes", str(student), config, out, device), out / "shift-curves.png")
+    analyse("shapes", str(student), config, out, device)
 
 
 def _report(out: Path) -> None:
-    """Print the tables and write them as CSV and LaTeX."""
+    """Draw the curves, print the tables and write them as CSV and LaTeX."""
+    from ddil_eval import figures, store
     from ddil_eval.cli.report import report
 
+    shift = [record for record in store.load(out) if record.experiment == "covariate-shift"]
+    figures.shift_curves(shift, out / "shift-curves.png")
     click.get_current_context().invoke(
         report, results=out, as_csv=True, as_latex=True, figures=False, out=out / "report", as_json=False
     )

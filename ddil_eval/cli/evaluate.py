@@ -29,7 +29,7 @@ def evaluate() -> None:
 @click.option(
     "--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions."
 )
-@click.option("--seed", type=int, default=None)
+@click.option("--seed", type=int, default=None, help="The seed of noise and decisions, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.device_option
@@ -65,10 +65,17 @@ def covariate_shift(
 def run(protocol: Path, settings: tuple[str, ...], out: Path, device: str | None, as_json: bool) -> None:
     """Measure a whole table, as a protocol says."""
     options.quiet_libraries()
+    from ddil_core.errors import WrongCommand
     from ddil_core.protocol import override, read_yaml, validate
     from ddil_eval.experiments.systems import SystemsConfig, compare
 
-    config = validate(SystemsConfig, override(read_yaml(protocol), settings), str(protocol))
+    content = override(read_yaml(protocol), settings)
+    if content.get("experiment", "systems") != "systems":
+        raise WrongCommand(
+            f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems'; "
+            "give it to its own command with --protocol"
+        )
+    config = validate(SystemsConfig, content, str(protocol))
     records = compare(config, out, options.choose_device(device))
     _show(records, out, as_json)
 

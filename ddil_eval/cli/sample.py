@@ -12,13 +12,18 @@ from ddil_eval.cli import options
 @click.command()
 @click.option("--model", "reference", default="shapes", show_default=True, help=options.MODEL_HELP)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; give the option again for more.")
-@click.option("--steps", type=int, default=None, help="Solver steps; by default what the model was made for, or 32.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Solver steps; by default what the model was made for, or 32.",
+)
 @click.option("--solver", default=None, help="ddim, dpmpp_2m or lcm; by default the model's own.")
 @click.option("--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; 1 is none.")
 @click.option(
     "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed that the noise is drawn from.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures."
 )

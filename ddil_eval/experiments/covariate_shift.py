@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from pydantic import Field, field_validator
 
 from ddil_core.data import Prompt, open_data
-from ddil_core.errors import WrongCommand
+from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.progress import progress
@@ -105,23 +107,46 @@ def runs(config: CovariateShiftConfig, student_grid: list[int], samples: Sequenc
     factorial = (
         [Run({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)] if config.factorial else []
     )
-    return pure + mixed + switched + factorial
+    wanted = pure + mixed + switched + factorial
+    return list({run.key: run for run in wanted}.values())  # a rate that was given twice is one cell
+
+
+def take_turns(
+    teacher: Model, student: Model, config: CovariateShiftConfig
+) -> tuple[dict[str, Actor], list[int]]:
+    """Teacher and student as the actors of a rollout, and the grid on which they meet.
+
+    Raises:
+        WrongCommand: the grids do not nest, or the two differ in what they share in a rollout: the noise schedule, the text
+            encoder, the autoencoder.
+    """
+    different = []
+    if not torch.equal(teacher.denoiser.schedule.alphas, student.denoiser.schedule.alphas):
+        different.append("noise schedule")
+    for part, title in (("text_encoder", "text encoder"), ("vae", "autoencoder")):
+        a, b = (getattr(model.pipeline, part).state_dict() for model in (teacher, student))
+        if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
+            different.append(title)
+    if different:
+        raise WrongCommand(
+            f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that the two "
+            "cannot take turns; take a student that was distilled from this teacher"
+        )
+    student_grid = grid(student.sampling.steps or 4)
+    guided = teacher.guided(config.guidance_scale), student.guided(1.0)
+    return pair(*guided, grid(config.teacher_steps), student_grid), student_grid
 
 
 def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
     """Measure every run and save its record below ``out``; returns the records.
 
-    Interrupted, it goes on at the next chunk of prompts; a finished analysis is not made again.
+    Interrupted, it goes on at the next chunk of prompts.
     """
     started = time.monotonic()
     solver = get_solver(config.solver)
     require_stateless(solver)
     teacher_model, student_model = load_model(teacher, device), load_model(student, device)
-    steps = student_model.sampling.steps or 4
-    student_grid = grid(steps)
-    actors = pair(
-        teacher_model.guided(config.guidance_scale), student_model.guided(1.0), grid(config.teacher_steps), student_grid
-    )
+    actors, student_grid = take_turns(teacher_model, student_model, config)
     data = open_data(config.data)
     prompts = data.prompts(config.num_prompts)
     samples = [Sample(prompt.id) for prompt in prompts]
@@ -225,10 +250,7 @@ class Tree:
     ) -> tuple[Features, list[tuple[int, str]], dict[str, int]]:
         path = self.work / f"{digest([strings[chunk], chunk.start])[:16]}.npz"
         if path.is_file():
-            with np.load(path) as held:
-                keys = [(int(s), str(t)) for s, t in zip(held["sample"], held["string"], strict=True)]
-                counts = {name: int(held[f"evaluations_{name}"]) for name in self.actors}
-                return {name: held[f"feature_{name}"] for name in self.extractors.open}, keys, counts
+            return self._kept(path)
         model, device = self.decoder, self.decoder.device
         condition = model.encode([prompt.text for prompt in prompts[chunk]])
         z = initial_noise(samples[chunk], model.latent_shape, self.config.seed).to(device)
@@ -243,6 +265,15 @@ class Tree:
         keys = [(chunk.start + row, string) for row, string in zip(leaves.sample, leaves.string, strict=True)]
         self._keep(path, features, keys, leaves.evaluations)
         return features, keys, leaves.evaluations
+
+    def _kept(self, path: Path) -> tuple[Features, list[tuple[int, str]], dict[str, int]]:
+        try:
+            with np.load(path) as held:
+                keys = [(int(s), str(t)) for s, t in zip(held["sample"], held["string"], strict=True)]
+                counts = {name: int(held[f"evaluations_{name}"]) for name in self.actors}
+                return {name: held[f"feature_{name}"] for name in self.extractors.open}, keys, counts
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise DdilError(f"the finished chunk {path} is damaged; delete the file to make the chunk again") from error
 
     def _keep(self, path: Path, features: Features, keys: list[tuple[int, str]], evaluations: dict[str, int]) -> None:
         arrays: dict[str, Any] = {f"feature_{name}": values for name, values in features.items()}
@@ -262,10 +293,7 @@ def figure_pictures(
     Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
     """
     teacher_model, student_model = load_model(teacher, device), load_model(student, device)
-    student_grid = grid(student_model.sampling.steps or 4)
-    actors = pair(
-        teacher_model.guided(config.guidance_scale), student_model.guided(1.0), grid(config.teacher_steps), student_grid
-    )
+    actors, student_grid = take_turns(teacher_model, student_model, config)
     prompts = open_data(config.data).prompts(config.figure_prompts)
     length = len(student_grid)
     columns = {"student alone": STUDENT * length}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ddil_core.data import Prompt, open_data
 from ddil_core.models import Model, load_model
@@ -46,6 +46,17 @@ class SystemsConfig(Strict):
     metrics: tuple[str, ...] = ("fd_efflite0", "clip_score_shapes", "drawn_right")
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> SystemsConfig:
+        names = [system.name for system in self.systems]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two systems are named {twice[0]!r}")
+        unknown = [name for pair in self.differences for name in pair if name not in names]
+        if unknown:
+            raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
+        return self
 
 
 def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Record]:

@@ -1,0 +1,98 @@
+"""The schedule against diffusers and published numbers; grids against the paper's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from ddil_core.errors import WrongCommand
+from ddil_core.schedule import CLEAN, Schedule, grid, segments, transitions
+
+SD = Schedule.stable_diffusion()
+
+
+@pytest.mark.parametrize(
+    ("t", "snr", "tolerance"),
+    [(0, 1175, 1), (250, 2.07, 5e-3), (354, 1.0, 5e-3), (500, 0.38, 5e-3), (749, 0.06, 5e-3), (999, 0.0047, 5e-5)],
+)
+def test_snr_of_stable_diffusion(t: int, snr: float, tolerance: float) -> None:
+    assert float(SD.snr(torch.tensor(t))) == pytest.approx(snr, abs=tolerance)
+
+
+def test_snr_is_above_one_on_the_four_step_grid_at_250_only() -> None:
+    assert [t for t in grid(4) if SD.snr(torch.tensor(t)) > 1] == [250]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "linear"},
+        {"trained_betas": np.linspace(1e-3, 2e-2, 50), "num_train_timesteps": 50},
+    ],
+)
+def test_equal_to_diffusers(config: dict[str, object]) -> None:
+    theirs = DDIMScheduler(**config).alphas_cumprod.double()
+    ours = Schedule.from_config(config)
+    assert len(ours) == len(theirs)
+    torch.testing.assert_close(ours.alphas[:-1] ** 2, theirs, rtol=2e-5, atol=0)  # theirs is a float32 product
+    torch.testing.assert_close(ours.alphas**2 + ours.sigmas**2, torch.ones_like(ours.alphas), rtol=1e-15, atol=1e-15)
+
+
+def test_clean_has_no_noise_and_the_first_timestep_has() -> None:
+    assert SD.alphas[CLEAN] == 1
+    assert SD.sigmas[CLEAN] == 0
+    assert torch.isinf(SD.snr(torch.tensor(CLEAN)))
+    assert float(SD.sigmas[0]) == pytest.approx(0.029, abs=5e-4)
+
+
+def test_noise_is_added_row_by_row() -> None:
+    x0, eps = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    z = SD.add_noise(x0, eps, torch.tensor([999, 250, CLEAN]))
+    expected = [SD.alphas[t].float() * x0[i] + SD.sigmas[t].float() * eps[i] for i, t in enumerate((999, 250, CLEAN))]
+    torch.testing.assert_close(z, torch.stack(expected))
+    assert torch.equal(z[2], x0[2])
+
+
+def test_unknown_beta_schedule_is_refused() -> None:
+    with pytest.raises(WrongCommand) as error:
+        Schedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
+    assert str(error.value) == (
+        "the scheduler's beta_schedule 'squaredcos_cap_v2' is not known; it may be 'scaled_linear' or 'linear'"
+    )
+
+
+def test_a_schedule_with_zero_terminal_snr_is_refused() -> None:
+    with pytest.raises(WrongCommand, match="rescale_betas_zero_snr"):
+        Schedule.from_config({"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True})
+
+
+def test_the_paper_grid_and_its_last_transition() -> None:
+    assert grid(4) == [999, 749, 500, 250]
+    assert grid(1) == [999]
+    assert transitions(grid(4)) == [(999, 749), (749, 500), (500, 250), (250, CLEAN)]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 16])
+def test_the_32_step_grid_nests_the_coarser_ones(steps: int) -> None:
+    parts = segments(grid(32), grid(steps))
+    assert [len(part) for part in parts] == [32 // steps] * steps
+    assert [step for part in parts for step in part] == transitions(grid(32))
+    assert [(part[0][0], part[-1][1]) for part in parts] == transitions(grid(steps))
+
+
+def test_grids_that_do_not_nest_are_refused() -> None:
+    with pytest.raises(WrongCommand) as error:
+        segments(grid(32), grid(3))
+    assert str(error.value) == (
+        "the grid of 3 steps does not nest in the grid of 32 steps: [666, 333] is not in the finer one; "
+        "choose a number of steps that divides 32"
+    )
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1000])
+def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
+    with pytest.raises(WrongCommand, match=f"a grid has from 1 to 999 steps, not {steps}$"):
+        grid(steps)

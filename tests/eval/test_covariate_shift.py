@@ -1,0 +1,462 @@
+"""The covariate-shift analysis on tiny pipelines, against sampling written out by itself; its contrasts in closed form."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddil_core.data import Prompt, open_data
+from ddil_core.denoiser import Condition
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models import load_model
+from ddil_core.noise import Sample, decisions, initial_noise
+from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, rollout, strings_at
+from ddil_core.schedule import Schedule, grid
+from ddil_eval.experiments import covariate_shift
+from ddil_eval.experiments.covariate_shift import (
+    CovariateShiftConfig,
+    Run,
+    Tree,
+    analyse,
+    cost,
+    effect_contrasts,
+    figure_pictures,
+    mean_nfe,
+    runs,
+    take_turns,
+)
+from ddil_eval.measure import Cells, Extractors
+from ddil_eval.store import Record, load
+from tests.pipelines import STUDENT as STUDENT_SAMPLING
+from tests.pipelines import plain_picture, plain_step, save_pipeline
+from tests.pixels import NAMES, brightness
+
+GRID = [999, 749, 500, 250]
+FINE = grid(8)
+CONFIG = CovariateShiftConfig(
+    teacher_steps=8, num_prompts=10, reference_pictures=60, metrics=NAMES, batch_size=16, chunk=4, figure_prompts=2
+)
+CELLS = [
+    {"kind": "pure", "model": "teacher"},
+    {"kind": "pure", "model": "student"},
+    *({"kind": "p_teacher", "p_teacher": p} for p in (0.8, 0.6, 0.4, 0.2)),
+    *({"kind": "teacher_then_student", "switch_t": t} for t in (749, 500, 250)),
+    *({"kind": "student_then_teacher", "switch_t": t} for t in (749, 500, 250)),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def metrics(pixel_metrics: tuple[str, ...]) -> tuple[str, ...]:
+    return pixel_metrics
+
+
+@pytest.fixture(scope="module")
+def out(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whole analysis."""
+    folder = tmp_path_factory.mktemp("analysis")
+    analyse(str(teacher), str(student), CONFIG, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(out: Path) -> list[Record]:
+    return sorted(load(out), key=lambda record: CELLS.index(record.cell))
+
+
+def samples_of(count: int) -> list[Sample]:
+    return [Sample(prompt.id) for prompt in open_data("shapes").prompts(count)]
+
+
+def values(record: Record) -> dict[str, tuple[float, float, float]]:
+    return {name: (m.estimate.value, m.estimate.low, m.estimate.high) for name, m in record.metrics.items()}
+
+
+def by_cell(folder: Path) -> dict[str, dict[str, Any]]:
+    return {json.dumps(record.cell): record.numbers() for record in load(folder)}
+
+
+# What is measured
+
+
+def test_every_run_has_its_record(records: list[Record]) -> None:
+    assert [record.cell for record in records] == CELLS
+    for record in records:
+        assert (record.n_asked, record.n_done, record.grid, record.solver) == (10, 10, GRID, "ddim")
+        assert (record.guidance_scale, record.reflection, record.seeds) == (3.0, "none", [0])
+        assert set(record.systems) == {"teacher", "student"} and set(record.metrics) == set(NAMES)
+    assert len({record.systems["student"].weights_sha256 for record in records}) == 1
+    assert records[0].systems["student"].weights_sha256 != records[0].systems["teacher"].weights_sha256
+
+
+def test_records_count_network_evaluations(records: list[Record]) -> None:
+    """Two guided teacher steps for each of the student's: 4 evaluations against 1."""
+    draws = decisions(samples_of(10), 4, 0)
+    mixed = [4 + 3 * np.mean([s.count(TEACHER) for s in strings_at(p, draws)]) for p in CONFIG.p_teacher]
+    assert [record.nfe for record in records] == [16, 4, *map(pytest.approx, mixed), 7, 10, 13, 13, 10, 7]
+    assert mixed == sorted(mixed, reverse=True)
+
+
+def test_intervals_contain_their_points(records: list[Record]) -> None:
+    for record in records:
+        for value, low, high in values(record).values():
+            assert low <= value <= high and low < high
+        assert values(record)["fd_mosaic"][1] >= 0
+
+
+def plain_leaf(teacher: Any, student: Any, prompt: Prompt, string: str) -> Tensor:
+    """The picture at a string's end, one row at a time, without the rollout engine."""
+    z = initial_noise([Sample(prompt.id)], (8, 8, 8), CONFIG.seed)
+    ends = [*GRID[1:], None]
+    for actor, t, s in zip(string, GRID, ends, strict=True):
+        if actor == STUDENT:
+            z = plain_step(student, z, prompt.text, t, s, 1.0)
+            continue
+        inner = [u for u in FINE if u <= t and (s is None or u > s)]
+        for u, v in zip(inner, [*inner[1:], s], strict=True):
+            z = plain_step(teacher, z, prompt.text, u, v, 3.0)
+    return plain_picture(teacher, z)
+
+
+def test_the_pure_runs_are_each_model_by_itself(records: list[Record], teacher: Path, student: Path) -> None:
+    pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
+    prompts = open_data("shapes").prompts(CONFIG.num_prompts)
+    for record, string in zip(records, (TEACHER * 4, STUDENT * 4), strict=False):
+        expected = np.mean([plain_leaf(*pipelines, prompt, string).mean().item() for prompt in prompts])
+        assert record.metrics["brightness"].estimate.value == pytest.approx(expected, abs=2e-5)
+    assert abs(values(records[0])["brightness"][0] - values(records[1])["brightness"][0]) > 1e-3
+
+
+def grow(
+    teacher: Path, student: Path, config: CovariateShiftConfig, work: Path
+) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, int]]:
+    """Features of every (prompt, string) of a configuration, and the network evaluations."""
+    models = load_model(str(teacher)), load_model(str(student))
+    actors, student_grid = take_turns(*models, config)
+    prompts = open_data("shapes").prompts(config.num_prompts)
+    samples = [Sample(prompt.id) for prompt in prompts]
+    tree = Tree(models[0], actors, config, Extractors(config.metrics, "cpu"), work)
+    features, place, evaluations = tree.grow(prompts, samples, runs(config, student_grid, samples))
+    rows = {key: {name: values[row] for name, values in features.items()} for key, row in place.items()}
+    return rows, evaluations
+
+
+def test_every_string_is_that_string_by_itself(teacher: Path, student: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"num_prompts": 4, "factorial": True})
+    rows, _ = grow(teacher, student, config, tmp_path)
+    pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
+    prompt = open_data("shapes").prompts(3)[2]
+    assert {string for index, string in rows if index == 2} == set(all_strings(4))
+    found = {string: rows[2, string]["brightness"][0] for string in all_strings(4)}
+    for string in ("TTTT", "SSSS", "TSST", "STTS", "TTSS", "SSST"):
+        expected = plain_leaf(*pipelines, prompt, string).mean().item()
+        assert found[string] == pytest.approx(expected, abs=2e-5), string
+    assert len({round(value, 5) for value in found.values()}) == 16
+
+
+@pytest.mark.parametrize(("chunk", "batch_size"), [(10, 16), (3, 16), (4, 5)])
+def test_results_do_not_depend_on_chunks_and_batches(
+    chunk: int, batch_size: int, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    kept, evaluations = grow(teacher, student, CONFIG, tmp_path / "kept")
+    other = CONFIG.model_copy(update={"chunk": chunk, "batch_size": batch_size})
+    again, evaluations_again = grow(teacher, student, other, tmp_path / "again")
+    assert evaluations == evaluations_again
+    assert kept.keys() == again.keys()
+    for key, features in kept.items():
+        for name, expected in features.items():
+            np.testing.assert_allclose(again[key][name], expected, rtol=0, atol=1e-6, err_msg=f"{key} {name}")
+
+
+def test_the_values_do_not_depend_on_chunks_and_batches(
+    records: list[Record], teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    other = CONFIG.model_copy(update={"chunk": 7, "batch_size": 6})
+    for record, again in zip(records, analyse(str(teacher), str(student), other, tmp_path), strict=True):
+        assert record.cell == again.cell
+        for name, expected in values(record).items():
+            assert values(again)[name] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_rates_of_one_and_zero_are_the_pure_runs(
+    records: list[Record], teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"p_teacher": (1.0, 0.0), "switch": ()})
+    found = analyse(str(teacher), str(student), config, tmp_path)
+    assert [record.cell["kind"] for record in found] == ["pure", "pure", "p_teacher", "p_teacher"]
+    for pure, mixed in ((0, 2), (1, 3)):
+        assert found[mixed].numbers() == found[pure].numbers()
+        assert values(found[pure]) == pytest.approx(values(records[pure]), rel=1e-6)
+
+
+def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) -> None:
+    pictures, prompts, columns = figure_pictures(str(teacher), str(student), CONFIG)
+    assert columns == [
+        "student alone",
+        *(f"teacher until {t}, then student" for t in (749, 500, 250)),
+        "teacher alone",
+    ]
+    assert (pictures.shape, pictures.dtype) == ((2, 5, 64, 64, 3), np.uint8)
+    wanted = open_data("shapes").prompts(2)
+    assert prompts == [prompt.text for prompt in wanted]
+    pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
+    for column, string in enumerate(("SSSS", "TSSS", "TTSS", "TTTS", "TTTT")):
+        expected = plain_leaf(*pipelines, wanted[1], string)[0].permute(1, 2, 0).numpy() * 255
+        np.testing.assert_allclose(pictures[1, column], expected, atol=0.51)
+
+
+# Going on
+
+
+class Counted:
+    """The rollout engine, counting its chunks, and interrupted where it would begin one more than allowed."""
+
+    def __init__(self, allowed: int | None = None) -> None:
+        self.allowed, self.chunks = allowed, 0
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        if self.chunks == self.allowed:
+            raise KeyboardInterrupt
+        self.chunks += 1
+        return rollout(*args, **settings)
+
+
+def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
+    out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=1))
+    with pytest.raises(KeyboardInterrupt):
+        analyse(str(teacher), str(student), CONFIG, tmp_path)
+    assert load(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 1
+    rest = Counted()
+    monkeypatch.setattr(covariate_shift, "rollout", rest)
+    analyse(str(teacher), str(student), CONFIG, tmp_path)
+    assert rest.chunks == 2  # ten prompts are three chunks, of which one was done
+    assert by_cell(tmp_path) == by_cell(out)
+    assert (tmp_path / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
+    assert list(tmp_path.rglob("*.npz")) == []
+
+
+def test_another_configuration_takes_up_nothing(
+    teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=1))
+    with pytest.raises(KeyboardInterrupt):
+        analyse(str(teacher), str(student), CONFIG, tmp_path)
+    counted = Counted()
+    monkeypatch.setattr(covariate_shift, "rollout", counted)
+    analyse(str(teacher), str(student), CONFIG.model_copy(update={"seed": 1}), tmp_path)
+    assert counted.chunks == 3
+
+
+def test_a_finished_analysis_made_again_adds_nothing(out: Path, teacher: Path, student: Path) -> None:
+    before = sorted((out / "records").iterdir())
+    analyse(str(teacher), str(student), CONFIG, out)
+    assert sorted((out / "records").iterdir()) == before
+
+
+def test_a_damaged_chunk_is_one_sentence(
+    teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=1))
+    with pytest.raises(KeyboardInterrupt):
+        analyse(str(teacher), str(student), CONFIG, tmp_path)
+    (chunk,) = tmp_path.rglob("*.npz")
+    whole = chunk.read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", b"not a chunk"):
+        chunk.write_bytes(damage)
+        with pytest.raises(DdilError) as error:
+            analyse(str(teacher), str(student), CONFIG, tmp_path)
+        assert str(error.value) == f"the finished chunk {chunk} is damaged; delete the file to make the chunk again"
+
+
+# Cost
+
+
+class Nothing:
+    """A denoiser whose x̂ is 0: the engine without a network."""
+
+    def __init__(self, nfe: int) -> None:
+        self.schedule, self.nfe = Schedule.stable_diffusion(), nfe
+
+    def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return torch.zeros_like(z)
+
+
+def paper_actors() -> dict[str, Actor]:
+    """A guided 32-step teacher and a 4-step student."""
+    return pair(Nothing(2), Nothing(1), grid(32), grid(4))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_papers_runs_need_less_than_half_in_one_tree(seed: int) -> None:
+    """Twelve runs of 240 prompts, by the engine's own count, by counting prefixes, and as each run alone."""
+    actors, samples = paper_actors(), samples_of(240)
+    wanted = runs(CovariateShiftConfig(seed=seed), GRID, samples)
+    strings = [{run.strings[index] for run in wanted} for index in range(len(samples))]
+    condition = Condition({"encoder_hidden_states": torch.zeros(len(samples), 1, 1)})
+    leaves = rollout(actors, torch.zeros(len(samples), 1, 1, 1), condition, strings, batch_size=64)
+    prefixes = {(i, s[:k]) for i, some in enumerate(strings) for s in some for k in range(1, 5)}
+    counted = sum(actors[prefix[-1]].nfe[len(prefix) - 1] for _, prefix in prefixes)
+    assert sum(leaves.evaluations.values()) == counted
+    shared = cost(leaves.evaluations, {run.key: mean_nfe(run, actors) for run in wanted}, len(samples))
+    assert shared["share"] <= 0.5
+    assert shared["shared"] == pytest.approx(counted / 240)
+    alone = sum(actors[a].nfe[k] for run in wanted for string in run.strings for k, a in enumerate(string))
+    assert shared["alone"] == pytest.approx(alone / 240)
+    # The rates add up to 2, and teacher and student share the switched and the pure runs evenly: 24 segments of each.
+    assert shared["alone"] == pytest.approx(24 * 16 + 24 * 1, rel=0.02)
+
+
+def test_all_strings_need_fifteen_segments_of_each() -> None:
+    actors, samples = paper_actors(), samples_of(4)
+    wanted = runs(CovariateShiftConfig(p_teacher=(), switch=(), factorial=True), GRID, samples)
+    condition = Condition({"encoder_hidden_states": torch.zeros(4, 1, 1)})
+    strings = [all_strings(4)] * 4
+    leaves = rollout(actors, torch.zeros(4, 1, 1, 1), condition, strings, batch_size=64)
+    assert leaves.evaluations == {TEACHER: 4 * 15 * 16, STUDENT: 4 * 15}
+    assert [mean_nfe(run, actors) for run in wanted[:2]] == [64.0, 4.0]
+
+
+def test_the_analysis_writes_its_cost(out: Path, records: list[Record], teacher: Path, student: Path) -> None:
+    written = json.loads((out / "evaluations.json").read_text())
+    strings = [run.strings for run in runs(CONFIG, GRID, samples_of(10))]
+    prefixes = {(i, s[i][:k]) for s in strings for i in range(10) for k in range(1, 5)}
+    assert written["shared"] * 10 == pytest.approx(sum(4 if prefix[-1] == TEACHER else 1 for _, prefix in prefixes))
+    assert written["alone"] == pytest.approx(sum(record.nfe or 0 for record in records))
+    assert written["share"] == pytest.approx(written["shared"] / written["alone"])
+
+
+# Who acts
+
+
+def test_a_higher_rate_only_adds_the_teachers_turns() -> None:
+    samples = samples_of(300)
+    wanted = {run.cell.get("p_teacher"): run for run in runs(CONFIG, GRID, samples)}
+    for more, less in pairwise(CONFIG.p_teacher):
+        for a, b in zip(wanted[more].strings, wanted[less].strings, strict=True):
+            assert all(x == TEACHER or y == STUDENT for x, y in zip(a, b, strict=True))
+    for rate in CONFIG.p_teacher:
+        share = np.mean([string.count(TEACHER) / 4 for string in wanted[rate].strings])
+        assert share == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / 1200))
+
+
+def test_switches_hand_over_where_they_say() -> None:
+    named = {json.dumps(run.cell): set(run.strings) for run in runs(CONFIG, GRID, samples_of(4))}
+    for kind, strings in {
+        "teacher_then_student": ("TSSS", "TTSS", "TTTS"),
+        "student_then_teacher": ("STTT", "SSTT", "SSST"),
+    }.items():
+        for switch, string in zip((749, 500, 250), strings, strict=True):
+            assert named[json.dumps({"kind": kind, "switch_t": switch})] == {string}
+
+
+def test_a_rate_given_twice_is_one_run() -> None:
+    twice = CONFIG.model_copy(update={"p_teacher": (0.5, 0.5), "switch": (500, 500)})
+    assert len(runs(twice, GRID, samples_of(4))) == 2 + 1 + 2
+
+
+def test_a_switch_off_the_grid_is_refused() -> None:
+    for switch in (999, 600, 0):
+        with pytest.raises(WrongCommand) as error:
+            runs(CONFIG.model_copy(update={"switch": (749, switch)}), GRID, samples_of(4))
+        assert str(error.value) == (
+            f"the switch time {switch} is not on the student's grid, where one model can hand over to the other: "
+            "it may be 749, 500, 250"
+        )
+
+
+def test_models_that_share_no_frame_cannot_take_turns(teacher: Path, tmp_path: Path) -> None:
+    stranger = save_pipeline(tmp_path, STUDENT_SAMPLING, seed=2, frame_seed=3)
+    with pytest.raises(WrongCommand) as error:
+        analyse(str(teacher), str(stranger), CONFIG, tmp_path / "out")
+    assert str(error.value) == (
+        f"'{stranger}' has another text encoder and another autoencoder than '{teacher}', so that the two cannot take "
+        "turns; take a student that was distilled from this teacher"
+    )
+
+
+def test_a_solver_with_a_memory_is_refused(teacher: Path, student: Path, tmp_path: Path) -> None:
+    for solver in ("dpmpp_2m", "lcm"):
+        with pytest.raises(WrongCommand, match=f"the solver '{solver}' carries state or noise from step to step"):
+            analyse(str(teacher), str(student), CONFIG.model_copy(update={"solver": solver}), tmp_path)
+
+
+# The factorial
+
+
+def factorial_runs() -> list[Run]:
+    return runs(CovariateShiftConfig(factorial=True), GRID, samples_of(4))
+
+
+def signs(string: str) -> list[int]:
+    return [1 if actor == STUDENT else -1 for actor in string]
+
+
+def test_an_additive_response_has_its_main_effects_and_no_interaction() -> None:
+    wanted, weights = factorial_runs(), (0.5, -1.25, 0.0, 3.0)
+    strings = [run.cell.get("string") for run in wanted]
+    response = np.array([99.0 if s is None else 7 + np.dot(weights, signs(s)) for s in strings])
+    effects = {key: contrast @ response for key, contrast in effect_contrasts(wanted, 4).items()}
+    assert set(effects) == {"[0]", "[1]", "[2]", "[3]", "[0, 1]", "[0, 2]", "[0, 3]", "[1, 2]", "[1, 3]", "[2, 3]"}
+    for key, effect in effects.items():
+        transitions = json.loads(key)
+        assert effect == pytest.approx(2 * weights[transitions[0]] if len(transitions) == 1 else 0.0, abs=1e-12)
+
+
+def test_an_interaction_is_found_where_it_is() -> None:
+    wanted = factorial_runs()
+    strings = [run.cell.get("string") for run in wanted]
+    response = np.array([0.0 if s is None else 0.75 * signs(s)[1] * signs(s)[3] for s in strings])
+    effects = {key: contrast @ response for key, contrast in effect_contrasts(wanted, 4).items()}
+    assert effects.pop("[1, 3]") == pytest.approx(1.5)
+    assert all(effect == pytest.approx(0, abs=1e-12) for effect in effects.values())
+
+
+def test_effects_of_noisy_prompts_keep_their_intervals() -> None:
+    """Per-prompt scores that add up over transitions: a main effect's interval holds the true one, and its point."""
+    wanted, weights, count = factorial_runs(), (0.4, 0.1, 0.0, -0.2), 300
+    cells = [run for run in wanted if "string" in run.cell]
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=count)
+    scores = np.concatenate(
+        [hard + np.dot(weights, signs(run.cell["string"])) + 0.3 * rng.normal(size=count) for run in cells]
+    )
+    rows = {run.key: np.arange(count) + index * count for index, run in enumerate(cells)}
+    found = Cells({"brightness": scores[:, None]}, rows, {}).estimates(effect_contrasts(cells, 4))
+    for key, estimates in found.items():
+        transitions, estimate = json.loads(key), estimates["brightness"]
+        true = 2 * weights[transitions[0]] if len(transitions) == 1 else 0.0
+        assert estimate.low <= estimate.value <= estimate.high
+        assert estimate.value == pytest.approx(true, abs=0.03)
+        # Paired by prompt: what makes prompts hard, an order of magnitude more, is not in the interval.
+        assert estimate.high - estimate.low < 0.05
+
+
+def test_the_factorial_of_an_analysis_agrees_with_its_strings(teacher: Path, student: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"factorial": True, "p_teacher": (), "switch": ()})
+    found = analyse(str(teacher), str(student), config, tmp_path)
+    strings = {str(record.cell["string"]): record for record in found if record.kind == "string"}
+    effects = {json.dumps(record.cell["transitions"]): record for record in found if record.kind == "effect"}
+    assert list(strings) == all_strings(4) and len(effects) == 10
+    assert strings["TTTT"].numbers() == next(r for r in found if r.cell.get("model") == "teacher").numbers()
+    for key, record in effects.items():
+        assert record.nfe is None
+        for name in NAMES:
+            same = {True: [], False: []}  # type: ignore[var-annotated]
+            for string, one in strings.items():
+                same[bool(np.prod([signs(string)[k] for k in json.loads(key)]) == 1)].append(values(one)[name][0])
+            expected = np.mean(same[True]) - np.mean(same[False])
+            assert values(record)[name][0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_brightness_is_what_it_says() -> None:
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    images[1] = 255
+    assert brightness(images).ravel().tolist() == [0.0, 1.0]

@@ -1,0 +1,159 @@
+"""The training script's stages: killed and resumed they end with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import CLIPTokenizer
+
+from ddil_core.models import load_model
+from ddil_core.shapes import architecture, train
+from ddil_core.shapes.card import measure, write_card
+from ddil_core.shapes.scene import Meaning, Thing, draw_scene, parse_caption
+from ddil_core.train import fit
+
+CPU = torch.device("cpu")
+STEPS = 3
+
+
+class Killed(Exception):
+    """What a test ends a training with."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    return architecture.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def pool_of(tokenizer: CLIPTokenizer, count: int = 12) -> train.LatentPool:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, architecture.LATENT_CHANNELS, architecture.LATENT_SIZE, architecture.LATENT_SIZE)
+    captions = [draw_scene(np.random.default_rng(i)).meaning.caption for i in range(count)]
+    return train.LatentPool(
+        mean=(2.5 * torch.randn(shape, generator=generator)).half(),
+        std=torch.full(shape, 0.1).half(),
+        tokens=tokenizer(captions, padding="max_length", return_tensors="pt").input_ids,
+    )
+
+
+Stage = Callable[[Path, CLIPTokenizer], nn.Module]
+
+STAGES: dict[str, Stage] = {
+    "autoencoder": lambda out, tokenizer: train.train_autoencoder(out, CPU, STEPS, batch_size=2),
+    "teacher": lambda out, tokenizer: train.train_teacher(pool_of(tokenizer), tokenizer, out, CPU, STEPS, batch_size=4),
+    "scorer": lambda out, tokenizer: train.train_scorer(tokenizer, out, CPU, STEPS, batch_size=4),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_stage_ends_with_the_same_weights(
+    name: str, tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = STAGES[name]
+    whole = stage(tmp_path / "whole", tokenizer).state_dict()
+    start = {key: value.clone() for key, value in whole.items()}
+    done: list[int] = []
+
+    def fragile(update: Callable[[int], Any], stateful: Any, **settings: Any) -> None:
+        """The loop, saving after every update, killed once as it begins its third."""
+
+        def killing(step: int) -> Any:
+            if step == 2 and done == [0, 1]:
+                raise Killed
+            done.append(step)
+            return update(step)
+
+        fit(killing, stateful, **(settings | {"save_every": 1}))
+
+    monkeypatch.setattr(train, "fit", fragile)
+    with pytest.raises(Killed):
+        stage(tmp_path / "killed", tokenizer)
+    done.append(-1)
+    resumed = stage(tmp_path / "killed", tokenizer).state_dict()
+    assert done == [0, 1, -1, 2]  # no update was made twice
+    assert resumed.keys() == start.keys()
+    assert [key for key in start if not torch.equal(start[key], resumed[key])] == []
+
+
+def test_a_stage_learns(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    """Weights move, and the log says what the loss was."""
+    torch.manual_seed(train.SEED)
+    before = architecture.autoencoder().state_dict()
+    after = train.train_autoencoder(tmp_path, CPU, 2, batch_size=2).state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert (line["stage"], line["step"]) == ("autoencoder", 2)
+    assert line["loss"] > line["mse"] > 0
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    assert train.cosine(0, 1000, 2.0, warmup=100) == pytest.approx(0.02)
+    assert train.cosine(500, 1000, 2.0, warmup=100) == pytest.approx(1.0)
+    assert train.cosine(1000, 1000, 2.0, warmup=100) == pytest.approx(0.0)
+    rates = [train.cosine(step, 1000, 2.0, warmup=100) for step in range(100, 1001)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_pool_gives_latents_of_unit_variance(tokenizer: CLIPTokenizer) -> None:
+    pool = pool_of(tokenizer)
+    x0, tokens = pool.draw(64, torch.Generator().manual_seed(1))
+    again, _ = pool.draw(64, torch.Generator().manual_seed(1))
+    assert torch.equal(x0, again)
+    assert (x0.shape[1:], x0.dtype) == (pool.mean.shape[1:], torch.float32)
+    assert x0.std().item() == pytest.approx(1.0, abs=0.05)
+    assert all((pool.tokens == row).all(dim=1).any() for row in tokens)
+
+
+def test_a_near_meaning_differs_in_one_attribute() -> None:
+    rng = np.random.default_rng(0)
+    changed = set()
+    for index in range(300):
+        meaning = draw_scene(np.random.default_rng(index)).meaning
+        near = train.nearly(meaning, rng)
+        assert parse_caption(near.caption) == near
+        a, b = (dict(_attributes(m)) for m in (meaning, near))
+        (different,) = [key for key in a if a[key] != b[key]]
+        changed.add(different.split(".")[-1])
+    assert changed == {"shape", "colour", "size", "relation", "background"}
+
+
+def _attributes(meaning: Meaning) -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = [("relation", meaning.relation), ("background", meaning.background)]
+    for index, thing in enumerate(meaning.things):
+        found += [(f"{index}.{name}", getattr(thing, name)) for name in ("shape", "colour", "size")]
+    return found
+
+
+def test_the_export_is_a_pipeline_and_its_card_is_measured(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    """Untrained networks through the script's last part: half precision, sampled as it says, a card with every share."""
+    torch.manual_seed(0)
+    networks = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": architecture.text_encoder(tokenizer)})
+    train.export_teacher(architecture.autoencoder(), networks, tokenizer, 0.5, tmp_path / "teacher")
+    assert not list(tmp_path.rglob("*.bin")) and len(list(tmp_path.rglob("*.safetensors"))) == 3
+    model = load_model(str(tmp_path / "teacher"))
+    assert model.sampling.guidance_scale == train.GUIDANCE_SCALE and model.sampling.steps is None
+    assert model.pipeline.vae.config.scaling_factor == 0.5
+    assert model.denoiser.prediction == "v_prediction"
+    found = measure(model, count=2)
+    assert found["rendered"]["exact"] == 1.0
+    assert 0 < found["autoencoder_psnr_db"] < 30
+    assert all(0 <= share <= 1 for share in found["teacher_32_steps"].values())
+    write_card(tmp_path, found, {"teacher steps": 3})
+    assert json.loads((tmp_path / "card.json").read_text()) == {"measured": found, "training": {"teacher steps": 3}}
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("\n| ") == 7 and "| rendered pictures | 100.0% |" in card and "Training: teacher steps 3." in card
+
+
+def test_a_meaning_of_one_object_has_no_relation_to_change() -> None:
+    single = Meaning((Thing("small", "red", "circle"),), None, "grey")
+    rng = np.random.default_rng(1)
+    assert all(train.nearly(single, rng).relation is None for _ in range(40))
+    assert replace(single, background="white") in {train.nearly(single, rng) for _ in range(200)}
