@@ -126,7 +126,7 @@ def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> Non
         timestep_spacing="trailing",
         set_alpha_to_one=True,
         clip_sample=False,
-        steps_offset=0,
+        steps_offset=1,  # of no effect here; diffusers warns of any other value
     )
     temporary = folder.with_name(folder.name + ".partial")
     if temporary.exists():

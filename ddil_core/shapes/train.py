@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -28,7 +29,7 @@ from ddil_core.shapes import architecture
 from ddil_core.shapes.card import measure, write_card
 from ddil_core.shapes.data import draw_batch
 from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Meaning
-from ddil_core.shapes.scorer import build_scorer, save_scorer
+from ddil_core.shapes.scorer import build_scorer, load_scorer, save_scorer
 from ddil_core.train import Ema, Logs, fit
 
 SEED = 0
@@ -106,7 +107,7 @@ class LatentPool:
 
 @torch.no_grad()
 def encode_pool(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, device: torch.device, size: int = 36864
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, device: torch.device, size: int = 24576
 ) -> LatentPool:
     """Encode ``size`` training pictures once; read them back where that is done already."""
     path = out / "checkpoints" / "latents.safetensors"
@@ -138,12 +139,16 @@ def train_teacher(
     steps: int,
     batch_size: int = 32,
     lr: float = 1.2e-3,
+    start: nn.ModuleDict | None = None,
 ) -> nn.ModuleDict:
-    """The U-Net and its text encoder together, on the squared error of v; returns the averaged weights."""
+    """The U-Net and its text encoder together, on the squared error of v; returns the averaged weights.
+
+    ``start`` are networks to go on from; without it they are new.
+    """
     torch.manual_seed(SEED)
-    model = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": architecture.text_encoder(tokenizer)}).to(
-        device
-    )
+    if start is None:
+        start = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": architecture.text_encoder(tokenizer)})
+    model = start.to(device).train().requires_grad_(True)
     ema = Ema(model, 0.999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = Schedule.stable_diffusion().to(device)
@@ -282,28 +287,53 @@ def export_teacher(
     is_flag=True,
     help="Only measure the weights shipped with the package, and write their card.",
 )
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=None,
+    help="A weights folder to go on from: its autoencoder and scorer are kept, its teacher is trained further.",
+)
 def main(
-    out: Path, device: str | None, autoencoder_steps: int, teacher_steps: int, scorer_steps: int, measure_only: bool
+    out: Path,
+    device: str | None,
+    autoencoder_steps: int,
+    teacher_steps: int,
+    scorer_steps: int,
+    measure_only: bool,
+    init: Path | None,
 ) -> None:
     """Train the shapes world from nothing into OUT/weights, measure it, and write its card.
 
-    About two hours on two CPU cores. The same command again goes on where it was interrupted.
+    Some hours on two CPU cores. The same command again goes on where it was interrupted.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    weights = WEIGHTS if measure_only else out / "weights"
-    training = {"autoencoder steps": autoencoder_steps, "teacher steps": teacher_steps, "scorer steps": scorer_steps}
     if measure_only:
-        training = (
-            json.loads((weights / "card.json").read_text())["training"] if (weights / "card.json").is_file() else {}
-        )
-    else:
-        tokenizer = architecture.write_tokenizer(out / "tokenizer")
+        card = WEIGHTS / "card.json"
+        measure_weights(WEIGHTS, chosen, json.loads(card.read_text())["training"] if card.is_file() else {})
+        return
+    weights = out / "weights"
+    tokenizer = architecture.write_tokenizer(out / "tokenizer")
+    training: dict[str, Any] = {"teacher steps": teacher_steps}
+    start = None
+    if init is None:
         vae = train_autoencoder(out, chosen, autoencoder_steps)
-        pool = encode_pool(vae, tokenizer, out, chosen)
-        model = train_teacher(pool, tokenizer, out, chosen, teacher_steps)
-        export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
-        save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
-    write_card(weights, measure(load_model(str(weights / "teacher"), chosen)), training)
+        scorer = train_scorer(tokenizer, out, chosen, scorer_steps)
+        training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
+    else:
+        held = load_model(str(init / "teacher"), chosen).pipeline
+        vae, scorer = held.vae, load_scorer(init / "scorer", str(chosen))[0]
+        start = nn.ModuleDict({"unet": held.unet, "text_encoder": held.text_encoder})
+        training |= {"gone on from": "the weights before"}
+    save_scorer(scorer, tokenizer, weights / "scorer")
+    pool = encode_pool(vae, tokenizer, out, chosen)
+    model = train_teacher(pool, tokenizer, out, chosen, teacher_steps, start=start)
+    export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
+    measure_weights(weights, chosen, training)
+
+
+def measure_weights(weights: Path, device: torch.device, training: dict[str, Any]) -> None:
+    """Measure a folder of weights and write its card."""
+    write_card(weights, measure(load_model(str(weights / "teacher"), device)), training)
     click.echo(f"The weights and their card are in {weights}")
 
 

@@ -59,10 +59,13 @@ def covariate_shift(
 @evaluate.command("run")
 @click.argument("protocol", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
+@click.option("--seed", type=int, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.device_option
 @options.json_option
-def run(protocol: Path, settings: tuple[str, ...], out: Path, device: str | None, as_json: bool) -> None:
+def run(
+    protocol: Path, settings: tuple[str, ...], seed: int | None, out: Path, device: str | None, as_json: bool
+) -> None:
     """Measure a whole table, as a protocol says."""
     options.quiet_libraries()
     from ddil_core.errors import WrongCommand
@@ -75,6 +78,8 @@ def run(protocol: Path, settings: tuple[str, ...], out: Path, device: str | None
             f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems'; "
             "give it to its own command with --protocol"
         )
+    if seed is not None:
+        content["seed"] = seed
     config = validate(SystemsConfig, content, str(protocol))
     records = compare(config, out, options.choose_device(device))
     _show(records, out, as_json)

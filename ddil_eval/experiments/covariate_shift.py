@@ -111,9 +111,7 @@ def runs(config: CovariateShiftConfig, student_grid: list[int], samples: Sequenc
     return list({run.key: run for run in wanted}.values())  # a rate that was given twice is one cell
 
 
-def take_turns(
-    teacher: Model, student: Model, config: CovariateShiftConfig
-) -> tuple[dict[str, Actor], list[int]]:
+def take_turns(teacher: Model, student: Model, config: CovariateShiftConfig) -> tuple[dict[str, Actor], list[int]]:
     """Teacher and student as the actors of a rollout, and the grid on which they meet.
 
     Raises:

@@ -71,46 +71,42 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Recor
     rows = {s.name: np.arange(count) + index * count for index, s in enumerate(config.systems)}
     cells = Cells(features, rows, extractors.reference(data, config.reference_pictures), config.seed)
     single = cells.single()
-    pairs = {f"{a} − {b}": single[a] - single[b] for a, b in config.differences}
-    estimates = cells.estimates(single | pairs)
+    pairs = {f"{a} − {b}": (a, b) for a, b in config.differences}
+    estimates = cells.estimates(single | {name: single[a] - single[b] for name, (a, b) in pairs.items()})
+    by_name = {system.name: system for system in config.systems}
+    shared = {
+        "experiment": EXPERIMENT,
+        "config": config,
+        "data": {
+            "reference": data.reference,
+            "split": "validation",
+            "prompt_ids_sha256": digest([p.id for p in prompts]),
+        },
+        "solver": "ddim",
+        "reflection": "none",
+        "seeds": [config.seed],
+        "n_asked": config.num_prompts,
+        "n_done": count,
+        "device": device,
+        "wall_time_s": time.monotonic() - started,
+    }
     records = []
-    for key in estimates:
-        system = next((s for s in config.systems if s.name == key), None)
-        taking_part = [
-            s
-            for s in config.systems
-            if key == s.name
-            or (system is None and key in {f"{a} − {b}" for a, b in config.differences if s.name in (a, b)})
-        ]
-        model = models[taking_part[0].name]
-        scale = model.guided(taking_part[0].guidance_scale).guidance_scale
+    for name, members in ({system.name: (system.name,) for system in config.systems} | pairs).items():
+        first = by_name[members[0]]
+        model = models[first.name]
+        scale = model.sampling.guidance_scale if first.guidance_scale is None else first.guidance_scale
         common = provenance(
-            experiment=EXPERIMENT,
-            config=config,
-            systems={s.name: models[s.name] for s in taking_part},
-            data={
-                "reference": data.reference,
-                "split": "validation",
-                "prompt_ids_sha256": digest([p.id for p in prompts]),
-            },
+            systems={member: models[member] for member in members},
             recipe=f"{data.reference}-{model.latent_shape[1] * 8}px",
-            solver="ddim",
-            grid=grid(taking_part[0].steps),
+            grid=grid(first.steps),
             guidance_scale=scale,
-            reflection="none",
-            seeds=[config.seed],
-            n_asked=config.num_prompts,
-            n_done=count,
-            device=device,
-            wall_time_s=time.monotonic() - started,
+            **shared,
         )
-        cell = (
-            {"kind": "difference", "name": key}
-            if system is None
-            else {"kind": "system", "name": key, "steps": system.steps}
-        )
-        nfe = {} if system is None else {key: float(system.steps * (1 if scale == 1 else 2))}
-        records += save_cells(common, {key: cell}, estimates, nfe, out)
+        cell = {"kind": "difference", "name": name}
+        if name in by_name:
+            cell = {"kind": "system", "name": name, "steps": first.steps}
+        nfe = {name: float(first.steps * (1 if scale == 1 else 2))} if name in by_name else {}
+        records += save_cells(common, {name: cell}, estimates, nfe, out)
     return records
 
 

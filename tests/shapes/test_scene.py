@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations, product
 
 import numpy as np
@@ -27,14 +28,15 @@ from ddil_core.shapes.scene import (
 KINDS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 
 
-def scenes(split: str, count: int) -> list[Scene]:
+@cache
+def scenes(split: str) -> list[Scene]:
     rng = np.random.default_rng(7)
-    return [draw_scene(rng, split) for _ in range(count)]
+    return [draw_scene(rng, split) for _ in range(1500)]
 
 
 @pytest.fixture(scope="module", params=["train", "validation"])
 def drawn(request: pytest.FixtureRequest) -> tuple[str, list[Scene]]:
-    return request.param, scenes(request.param, 1500)
+    return request.param, scenes(request.param)
 
 
 def pair_of(meaning: Meaning) -> frozenset[tuple[str, str]]:
@@ -96,7 +98,7 @@ def test_single_objects_are_for_training_alone() -> None:
 
 
 def test_the_splits_share_no_pair() -> None:
-    train, validation = scenes("train", 1500), scenes("validation", 1500)
+    train, validation = scenes("train"), scenes("validation")
     assert {len(one.meaning.things) for one in validation} == {2}
     shared = {pair_of(one.meaning) for one in train} & {pair_of(one.meaning) for one in validation}
     assert shared == set()

@@ -82,9 +82,7 @@ def test_round_trips_are_as_the_card_says(model: Model, measured: dict[str, dict
 
 
 @pytest.mark.parametrize("steps", [32, 4])
-def test_the_teacher_draws_as_the_card_says(
-    steps: int, model: Model, measured: dict[str, dict[str, float]]
-) -> None:
+def test_the_teacher_draws_as_the_card_says(steps: int, model: Model, measured: dict[str, dict[str, float]]) -> None:
     """The card's own first 48 captions; within four standard deviations of a binomial share."""
     data = ShapesData()
     scenes = [data.scene(index) for index in range(48)]

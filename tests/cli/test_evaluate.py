@@ -1,0 +1,159 @@
+"""``ddil eval``: from pipelines to records, figures and the paper's tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from ddil_eval.cli import ddil
+from ddil_eval.store import load
+
+SMALL = [
+    argument
+    for setting in (
+        "teacher_steps=8",
+        "reference_pictures=12",
+        "metrics=[drawn_right, fd_efflite0]",
+        "figure_prompts=2",
+        "chunk=4",
+        "batch_size=16",
+    )
+    for argument in ("--set", setting)
+]
+
+
+def arguments(teacher: Path, student: Path, out: Path) -> list[str]:
+    models = ["--teacher", str(teacher), "--student", str(student), "--device", "cpu"]
+    return ["eval", "covariate-shift", *models, "--num-prompts", "6", "--out", str(out), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def shift(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("results")
+    return out, CliRunner().invoke(ddil, arguments(teacher, student, out), catch_exceptions=False)
+
+
+def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result]) -> None:
+    out, result = shift
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in out.iterdir()} >= {"records", "figure2.png", "shift-curves.png", "evaluations.json"}
+    records = load(out)
+    assert len(records) == 12
+    assert {name for record in records for name in record.metrics} == {"drawn_right", "fd_efflite0"}
+    assert all(record.metrics["fd_efflite0"].estimate.value > 0 for record in records)
+    assert all(record.protocol["num_prompts"] == 6 and record.protocol["teacher_steps"] == 8 for record in records)
+    for figure in ("figure2.png", "shift-curves.png"):
+        with Image.open(out / figure) as picture:
+            assert picture.width > 300 and picture.height > 200
+
+
+def test_covariate_shift_prints_its_tables(shift: tuple[Path, Result]) -> None:
+    out, result = shift
+    for title in ("Pure runs", "Table 2", "Table 3", "Table 4"):
+        assert title in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("Records, figures and the cost of the rollouts are in")
+    assert f"ddil report --results {out}" in result.stdout
+    assert "rollouts" not in result.stdout.split("Pure runs")[0]  # progress goes to stderr
+    assert "rollouts" in result.stderr
+
+
+def test_json_is_one_document_and_a_second_run_adds_no_record(
+    cli: Callable[..., Result], shift: tuple[Path, Result], teacher: Path, student: Path
+) -> None:
+    out, _ = shift
+    before = sorted((out / "records").iterdir())
+    result = cli(*arguments(teacher, student, out), "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert sorted(json.dumps(row["cell"]) for row in document) == sorted(json.dumps(r.cell) for r in load(out))
+    assert sorted((out / "records").iterdir()) == before
+
+
+def test_the_report_makes_the_papers_tables(
+    cli: Callable[..., Result], shift: tuple[Path, Result], tmp_path: Path
+) -> None:
+    out, _ = shift
+    result = cli("report", "--results", out, "--csv", "--latex", "--out", tmp_path)
+    assert result.exit_code == 0
+    tables = {path.stem: path for path in tmp_path.rglob("*.csv")}
+    assert {path.stem for path in tmp_path.rglob("*.tex")} == set(tables) >= {"pure", "table2", "table3", "table4"}
+    for name, key, places in (
+        ("table2", "p_teacher", [0.8, 0.6, 0.4, 0.2]),
+        ("table3", "switch_t", [749, 500, 250]),
+        ("table4", "switch_t", [749, 500, 250]),
+    ):
+        with tables[name].open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [float(row[key]) for row in rows] == places
+        for row in rows:
+            low, value, high = (float(row[f"fd_efflite0{end}"]) for end in ("_low", "", "_high"))
+            assert low <= value <= high
+    assert all("\\toprule" in path.read_text() for path in tmp_path.rglob("*.tex"))
+
+
+def test_options_override_the_protocol(
+    cli: Callable[..., Result], teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    protocol = tmp_path / "mine.yaml"
+    protocol.write_text(yaml.safe_dump({"teacher_steps": 4, "metrics": ["drawn_right"], "num_prompts": 50}))
+    result = cli(
+        *("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--protocol", protocol),
+        *("--p-teacher", "0.5", "--switch", "500", "--num-prompts", 4, "--seed", 3, "--factorial"),
+        *("--set", "figure_prompts=0", "--out", tmp_path / "out", "--device", "cpu", "--json"),
+    )
+    assert result.exit_code == 0
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    assert [row["cell"] for row in rows[2:5]] == [
+        {"kind": "p_teacher", "p_teacher": 0.5},
+        {"kind": "teacher_then_student", "switch_t": 500},
+        {"kind": "student_then_teacher", "switch_t": 500},
+    ]
+    kinds = [row["cell"]["kind"] for row in rows]
+    assert (kinds.count("string"), kinds.count("effect"), len(rows)) == (16, 10, 31)
+    assert {(row["n_done"], row["seeds"][0], row["protocol"]["teacher_steps"]) for row in rows} == {(4, 3, 4)}
+    assert not (tmp_path / "out" / "figure2.png").exists()
+
+
+@pytest.fixture
+def protocol(teacher: Path, student: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "systems.yaml"
+    systems = [
+        {"name": "teacher", "model": str(teacher), "steps": 4},
+        {"name": "student", "model": str(student), "steps": 4},
+    ]
+    content = {
+        "experiment": "systems",
+        "systems": systems,
+        "differences": [["student", "teacher"]],
+        "num_prompts": 8,
+        "metrics": ["drawn_right"],
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_protocol_of_systems_runs(cli: Callable[..., Result], protocol: Path, tmp_path: Path) -> None:
+    result = cli("eval", "run", protocol, "--set", "num_prompts=5", "--out", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 0
+    assert "Systems" in result.stdout and "Differences" in result.stdout
+    assert {(record.kind, record.n_done) for record in load(tmp_path / "out")} == {("system", 5), ("difference", 5)}
+
+
+def test_a_protocol_of_another_experiment_is_sent_to_its_command(
+    cli: Callable[..., Result], root: Path, tmp_path: Path
+) -> None:
+    path = root / "protocols" / "shapes" / "covariate-shift.yaml"
+    result = cli("eval", "run", path, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: {path} is of the experiment 'covariate-shift', and 'ddil eval run' takes 'systems'; "
+        "give it to its own command with --protocol\n"
+    )

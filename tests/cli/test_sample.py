@@ -1,0 +1,117 @@
+"""``ddil sample``: pictures that depend on prompt, number and seed alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+
+PROMPTS = (
+    "a small red circle left of a large blue star on a grey background",
+    "a large pink ring on a navy background",
+    "a small green moon above a small cyan cross on a white background",
+)
+
+
+@pytest.fixture
+def sample(cli: Callable[..., Result], student: Path) -> Callable[..., Result]:
+    def run(out: Path, *prompts: str, more: tuple[object, ...] = ()) -> Result:
+        named = [argument for prompt in prompts for argument in ("--prompt", prompt)]
+        return cli("sample", "--model", student, *named, "--out", out, "--device", "cpu", *more)
+
+    return run
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_it_writes_a_picture_each_and_a_grid_of_all(sample: Callable[..., Result], tmp_path: Path) -> None:
+    result = sample(tmp_path / "out", *PROMPTS, more=("--num-images", 2))
+    assert result.exit_code == 0
+    assert result.stdout == f"6 pictures and {tmp_path / 'out' / 'grid.png'}\n"
+    pictures = [f"{row:03d}-{number:02d}.png" for row in range(3) for number in range(2)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*pictures, "grid.png"]
+    shown = [pixels(tmp_path / "out" / name) for name in pictures]
+    assert {picture.shape for picture in shown} == {(64, 64, 3)}
+    assert len({picture.tobytes() for picture in shown}) == 6
+
+
+def test_json_names_the_files(sample: Callable[..., Result], tmp_path: Path) -> None:
+    result = sample(tmp_path / "out", PROMPTS[0], more=("--json",))
+    document = json.loads(result.stdout)
+    assert document == {
+        "pictures": [str(tmp_path / "out" / "000-00.png")],
+        "grid": str(tmp_path / "out" / "grid.png"),
+    }
+    assert all(Path(path).is_file() for path in (*document["pictures"], document["grid"]))
+
+
+def test_the_same_seed_gives_the_same_bytes(sample: Callable[..., Result], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("first", "second", "other")]
+    for folder, seed in zip(folders, (4, 4, 5), strict=True):
+        assert sample(folder, *PROMPTS[:2], more=("--seed", seed)).exit_code == 0
+    first, second, other = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert first == second
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_a_picture_does_not_depend_on_the_others(sample: Callable[..., Result], tmp_path: Path) -> None:
+    """The prompt alone, last of three, and as the first of two numbers: to the rounding of a level."""
+    assert sample(tmp_path / "alone", PROMPTS[0]).exit_code == 0
+    assert sample(tmp_path / "among", *PROMPTS[::-1]).exit_code == 0
+    assert sample(tmp_path / "twice", PROMPTS[0], more=("--num-images", 2)).exit_code == 0
+    alone = pixels(tmp_path / "alone" / "000-00.png")
+    for other in (tmp_path / "among" / "002-00.png", tmp_path / "twice" / "000-00.png"):
+        difference = np.abs(pixels(other) - alone)
+        assert difference.max() <= 1 and difference.mean() < 1e-3
+    assert np.abs(pixels(tmp_path / "twice" / "000-01.png") - alone).max() > 1
+
+
+def test_settings_change_the_picture(sample: Callable[..., Result], tmp_path: Path) -> None:
+    """The student's own are four DDIM steps without guidance."""
+    variants: dict[str, tuple[object, ...]] = {
+        "own": (),
+        "said": ("--steps", 4, "--solver", "ddim", "--guidance", 1.0),
+        "steps": ("--steps", 8),
+        "dpmpp": ("--solver", "dpmpp_2m"),
+        "lcm": ("--solver", "lcm"),
+        "guidance": ("--guidance", 4.0),
+    }
+    for name, more in variants.items():
+        assert sample(tmp_path / name, PROMPTS[0], more=more).exit_code == 0
+    found = {name: pixels(tmp_path / name / "000-00.png").tobytes() for name in variants}
+    assert found["own"] == found["said"]
+    assert len(set(found.values())) == len(variants) - 1
+
+
+def test_pictures_are_not_overwritten(sample: Callable[..., Result], tmp_path: Path) -> None:
+    assert sample(tmp_path, PROMPTS[0]).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    result = sample(tmp_path, PROMPTS[1])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: the folder {tmp_path} holds pictures already (grid.png); choose another --out\n"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--steps", 0), "Invalid value for '--steps': 0 is not in the range x>=1."),
+        (("--num-images", 0), "Invalid value for '--num-images': 0 is not in the range x>=1."),
+        (("--steps", 1000), "error: a grid has from 1 to 999 steps, not 1000"),
+        (("--solver", "eular"), "error: the solver 'eular' is not known; it may be one of ddim, dpmpp_2m, lcm"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(
+    more: tuple[object, ...], message: str, sample: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = sample(tmp_path / "out", PROMPTS[0], more=more)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].removeprefix("Error: ") == message
+    assert not (tmp_path / "out").exists()

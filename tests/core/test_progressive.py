@@ -1,0 +1,242 @@
+"""PD and DDIL on a tiny network: what is a target, who computes it how often, what a batch is made of, what is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ddil_core.data import LatentPool
+from ddil_core.denoiser import GuidedDenoiser
+from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
+from ddil_core.distill.progressive import ProgressiveStage, phase_at, two_step_target
+from ddil_core.models import Model
+from ddil_core.noise import Sample, initial_noise
+from ddil_core.parameterization import calibrate_reflection
+from ddil_core.schedule import CLEAN, grid, transitions
+from ddil_core.solvers import ddim
+from tests.core.closed_form import distance, rows
+
+STEPS = 4
+PAPER = (PhaseConfig(until=0.6, aggregated=0.25, p_teacher=0.85), PhaseConfig(until=1, aggregated=0.5, p_teacher=0.2))
+
+
+def stage(
+    model: Model, pool: LatentPool, updates: int = 20, guidance: float = 3.0, phases: tuple[PhaseConfig, ...] | None = PAPER, **options: int
+) -> ProgressiveStage:
+    """8 → 4 steps with batches of 8; plain PD where ``phases`` is None; ``options`` go to the aggregated dataset."""
+    ddil = None if phases is None else DdilConfig(**{"collect_every": 5, "capacity": 512, "phases": phases} | options)
+    config = DistillConfig(
+        stages=(StageConfig(steps=STEPS, updates=updates),), batch_size=8, learning_rate=2e-3, warmup=5, ema_decay=0.9, ddil=ddil
+    )
+    teacher = model.guided(guidance, calibrate_reflection(pool.mean.float()))
+    return ProgressiveStage(teacher, pool, config.stages[0], config, Accelerator(cpu=True))
+
+
+@contextmanager
+def rows_through(network: nn.Module) -> Iterator[list[int]]:
+    """The number of rows of each evaluation of a network."""
+    seen: list[int] = []
+    hook = network.register_forward_hook(lambda _, args, output: seen.append(len(output.sample)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def fresh_targets(trainer: ProgressiveStage, places: Tensor) -> Tensor:
+    """The teacher's two steps from stored states, computed one by one."""
+    dataset = trainer.dataset
+    assert dataset is not None
+    targets = []
+    for place in places.tolist():
+        t, middle, s = (rows(int(value), dataset.z[:1]) for value in trainer.table[dataset.transition[place]])
+        condition = trainer._condition(dataset.row[place : place + 1])
+        with torch.no_grad():
+            targets.append(two_step_target(trainer.teacher, dataset.z[place : place + 1], t, middle, s, condition))
+    return torch.cat(targets)
+
+
+def collected(trainer: ProgressiveStage, phase: PhaseConfig, wanted: int) -> None:
+    assert trainer.dataset is not None
+    assert trainer.config.ddil is not None
+    trainer._collect(trainer.dataset, trainer.config.ddil, phase, wanted, step=0)
+
+
+def test_the_student_starts_as_a_copy_of_the_teacher(model: Model, pool: LatentPool) -> None:
+    trainer = stage(model, pool)
+    theirs = model.denoiser.unet.state_dict()
+    for held in (trainer.unet, trainer.ema.module):
+        ours = held.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert not {p.data_ptr() for p in held.parameters()} & {p.data_ptr() for p in model.denoiser.unet.parameters()}
+    before = {name: value.clone() for name, value in theirs.items()}
+    trainer.update(0)
+    assert all(torch.equal(before[name], value) for name, value in model.denoiser.unet.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in trainer.unet.state_dict().items())
+    assert trainer.finish() is trainer.ema.module
+
+
+def test_the_table_holds_the_two_steps_of_every_transition(model: Model, pool: LatentPool) -> None:
+    assert stage(model, pool).table.tolist() == [[999, 874, 749], [749, 624, 500], [500, 375, 250], [250, 125, CLEAN]]
+
+
+@pytest.mark.parametrize("p_teacher", [1.0, 0.5])
+def test_where_the_teacher_acted_its_steps_are_the_target(model: Model, pool: LatentPool, p_teacher: float) -> None:
+    trainer = stage(model, pool)
+    phase = PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher)
+    collected(trainer, phase, 24)
+    dataset = trainer.dataset
+    assert dataset is not None
+    assert dataset.collected == 24  # six trajectories of four states
+    assert sorted(dataset.transition[list(dataset.queue)].tolist()) == sorted(list(range(STEPS)) * 6)
+    labelled = torch.tensor([place for place in dataset.queue if dataset.labelled[place]])
+    assert len(labelled) == 24 if p_teacher == 1 else 4 <= len(labelled) <= 20
+    for place, fresh in zip(labelled.tolist(), fresh_targets(trainer, labelled), strict=True):
+        assert distance(dataset.target[place], fresh) < 1e-5
+
+
+def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: Model, pool: LatentPool) -> None:
+    trainer = stage(model, pool)
+    collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=0.0), 24)
+    dataset = trainer.dataset
+    assert dataset is not None
+    states = {k: dataset.z[[p for p in dataset.queue if dataset.transition[p] == k]] for k in range(STEPS)}
+    assert abs(float(states[0].var()) - 1) < 0.1
+    condition = trainer._condition(dataset.row[[p for p in dataset.queue if dataset.transition[p] == 0]])
+    z = states[0]
+    with torch.no_grad():
+        x0 = trainer.student(z, rows(999, z), condition)
+        after, _ = ddim(trainer.schedule, z, rows(999, z), rows(749, z), x0)
+    nearest = torch.cdist(after.flatten(1), states[1].flatten(1)).min(1).values
+    assert float(nearest.max()) < 1e-3 * float(after.flatten(1).norm(dim=1).mean())
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_a_target_is_computed_once(model: Model, pool: LatentPool, uses: int, guidance: float) -> None:
+    trainer = stage(model, pool, guidance=guidance, uses=uses)
+    dataset = trainer.dataset
+    assert dataset is not None
+    data = 0
+    with rows_through(trainer.teacher.network.unet) as seen:
+        for step in range(20):
+            trainer.update(step)
+            data += 6 if step < 12 else 4
+    # Two evaluations a target, twice as many with guidance: one target for each row of data and each state ever used or
+    # walked by the teacher. States still unused at the end were walked by the student, or were labelled as they were made.
+    unused_unlabelled = sum(not dataset.labelled[p] for p in set(dataset.queue))
+    targets = data + dataset.collected - unused_unlabelled
+    assert sum(seen) == 2 * trainer.teacher.nfe * targets
+
+
+def test_the_second_use_asks_the_teacher_for_nothing(model: Model, pool: LatentPool) -> None:
+    everything = (PhaseConfig(until=1, aggregated=1.0, p_teacher=0.0),)
+    trainer = stage(model, pool, updates=8, phases=everything, uses=2, collect_every=8)  # 32 states, each used twice
+    with rows_through(trainer.teacher.network.unet) as seen:
+        for step in range(4):
+            trainer.update(step)
+        first = sum(seen)
+        for step in range(4, 8):
+            trainer.update(step)
+    assert first == 32 * 2 * 2
+    assert sum(seen) == first
+
+
+def test_kept_targets_are_those_that_the_batch_is_trained_on(model: Model, pool: LatentPool) -> None:
+    trainer = stage(model, pool, phases=(PhaseConfig(until=1, aggregated=0.5, p_teacher=0.5),), uses=2)
+    dataset = trainer.dataset
+    assert dataset is not None
+    for step in range(12):
+        draw = trainer._draw(step)
+        fresh = fresh_targets(trainer, draw.places)
+        assert torch.equal(draw.z[-len(draw.places) :], dataset.z[draw.places])
+        with torch.no_grad():
+            t, middle, s = trainer.table[draw.transition].unbind(1)
+            all_fresh = two_step_target(trainer.teacher, draw.z, t, middle, s, trainer._condition(draw.row))
+        targets = trainer._targets(draw, trainer._condition(draw.row))
+        assert distance(targets[-len(draw.places) :], fresh) < 1e-5
+        assert distance(targets, all_fresh) < 1e-5
+
+
+def test_forward_diffused_states_are_at_the_times_of_the_grid(model: Model, pool: LatentPool) -> None:
+    trainer = stage(model, pool, phases=None)
+    assert trainer.dataset is None
+    draws = [trainer._draw(step) for step in range(60)]
+    transition = torch.cat([draw.transition for draw in draws])
+    counts = torch.bincount(transition, minlength=STEPS)
+    assert bool((abs(counts - 120) < 40).all())  # uniform: σ = 9.5
+    z, row = torch.cat([draw.z for draw in draws]), torch.cat([draw.row for draw in draws])
+    alpha, sigma = trainer.schedule.at(trainer.table[transition, 0], z)
+    noise = (z - alpha * pool.mean[row].float()) / (sigma**2 + (alpha * pool.std[row].float()) ** 2).sqrt()
+    assert abs(float(noise.mean())) < 0.01
+    assert abs(float(noise.var()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model, pool: LatentPool, uses: int) -> None:
+    trainer = stage(model, pool, updates=40, uses=uses, collect_every=10)
+    dataset = trainer.dataset
+    assert dataset is not None
+    labelled_at_birth, add = {0: 0, 1: 0}, dataset.add
+    made = {0: 0, 1: 0}
+    phase = 0
+
+    def counted(z: Tensor, transition: int, row: Tensor, target: Tensor | None) -> list[int]:
+        made[phase] += len(z)
+        labelled_at_birth[phase] += 0 if target is None else len(z)
+        return add(z, transition, row, target)
+
+    dataset.add = counted  # type: ignore[method-assign]
+    for step in range(40):
+        phase = 0 if step < 24 else 1
+        assert trainer.update(step)["aggregated_fraction"] == (0.25, 0.5)[phase]
+    assert dataset.used >= 0.95 * dataset.collected
+    assert dataset.collected == sum(made.values())
+    assert dataset.collected <= (24 * 2 + 16 * 4) / uses + 2 * STEPS
+    for number, p in enumerate((0.85, 0.2)):
+        share, n = labelled_at_birth[number] / made[number], made[number]
+        assert abs(share - p) < 3.5 * (p * (1 - p) / n) ** 0.5  # at its own rate, within chance
+
+
+def test_phases_end_where_they_say() -> None:
+    assert [phase_at(PAPER, step, 10)[1] for step in (0, 5, 6, 9)] == [6, 6, 10, 10]
+    assert phase_at(PAPER, 6, 10)[0].p_teacher == 0.2
+    with pytest.raises(IndexError, match="update 10 is past the stage's 10$"):
+        phase_at(PAPER, 10, 10)
+
+
+def test_every_update_has_its_own_randomness(model: Model, pool: LatentPool) -> None:
+    for seed in (0, 2024, 2**40):
+        trainer = stage(model, pool, phases=None)
+        trainer.config = trainer.config.model_copy(update={"seed": seed})
+        seeds = {trainer.generator(step, purpose).initial_seed() for step in range(500) for purpose in (0, 1)}
+        assert len(seeds) == 1000
+
+
+def endpoint(denoiser: GuidedDenoiser, z: Tensor, condition: object, steps: int) -> Tensor:
+    with torch.no_grad():
+        for t, s in transitions(grid(steps)):
+            z, _ = ddim(denoiser.schedule, z, rows(t, z), rows(s, z), denoiser(z, rows(t, z), condition))  # type: ignore[arg-type]
+    return z
+
+
+@pytest.mark.parametrize("phases", [None, PAPER], ids=["PD", "DDIL"])
+def test_the_student_learns_what_its_teacher_does_in_twice_the_steps(
+    model: Model, pool: LatentPool, phases: tuple[PhaseConfig, ...] | None
+) -> None:
+    updates = 60
+    trainer = stage(model, pool, updates=updates, phases=phases)
+    losses = [float(trainer.update(step)["loss"]) for step in range(updates)]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    trainer.finish()
+    student = GuidedDenoiser(trainer.student)
+    z = initial_noise([Sample(f"held-out-{i}") for i in range(16)], model.latent_shape, seed=0)
+    condition = model.encode([f"a {colour} {shape}" for colour in ("red", "blue", "green", "white") for shape in ("star", "circle", "square", "ring")])
+    goal = endpoint(trainer.teacher, z, condition, 2 * STEPS)
+    undistilled = endpoint(trainer.teacher, z, condition, STEPS)
+    assert distance(endpoint(student, z, condition, STEPS), goal) < distance(undistilled, goal)

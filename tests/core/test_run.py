@@ -1,0 +1,268 @@
+"""A distillation's folder: killed and resumed it is the same run; its student needs nothing of this project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from ddil_core.distill import run
+from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.progressive import ProgressiveStage
+from ddil_core.distill.run import distill
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models import Sampling, load_model
+from ddil_core.schedule import transitions
+from ddil_core.solvers import ddim
+from tests.core.closed_form import distance, normal, rows
+
+CONFIG = DistillConfig.model_validate(
+    {
+        "stages": [{"steps": 4, "updates": 8}, {"steps": 2, "updates": 8}],
+        "batch_size": 4,
+        "pool": 12,
+        "warmup": 2,
+        "save_every": 2,
+        "ddil": {
+            "uses": 2,
+            "collect_every": 3,
+            "phases": [
+                {"until": 0.5, "aggregated": 0.25, "p_teacher": 0.85},
+                {"until": 1, "aggregated": 0.5, "p_teacher": 0.2},
+            ],
+        },
+    }
+)
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def go(teacher: Path, out: Path, config: DistillConfig = CONFIG, **options: Any) -> Path:
+    return distill(str(teacher), "shapes", config, out, device="cpu", **options)
+
+
+@pytest.fixture(scope="session")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    go(folder, out)
+    return out
+
+
+def same_student(a: Path, b: Path) -> bool:
+    x, y = (load_file(out / "student" / UNET) for out in (a, b))
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def killer(original: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
+    """``original``, and after it a kill where ``when`` says so of its arguments."""
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if when(*args, **kwargs):
+            raise Killed
+        return result
+
+    return wrapped
+
+
+KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+    "while the first update": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (0, 0)),
+    "after a collection": (ProgressiveStage, "_collect", lambda stage, *_: stage.index == 0 and _[-1] == 3),
+    "with states half used": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (0, 6)),
+    "between the stages": (run, "_save_weights", lambda unet, path: path.name == "stage-1-of-2.safetensors"),
+    "in the second stage": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (1, 5)),
+    "before the student is written": (run, "_save_weights", lambda unet, path: path.name == "stage-2-of-2.safetensors"),
+}
+
+
+def test_killed_again_and_again_it_ends_with_the_same_weights(
+    folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "killed"
+    for owner, name, when in KILLS.values():
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, killer(getattr(owner, name), when))
+            with pytest.raises(Killed):
+                go(folder, out, resume=(out / "run.yaml").exists())
+        assert not (out / "student").exists()
+    go(folder, out, resume=True)
+    assert same_student(out, finished)
+    assert not list(out.rglob("*.partial"))
+
+
+SIGKILLED = """
+import os, signal, sys
+from pathlib import Path
+from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.progressive import ProgressiveStage
+from ddil_core.distill.run import distill
+
+update = ProgressiveStage.update
+
+def dies(stage, step):
+    if (stage.index, step) == (1, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(stage, step)
+
+ProgressiveStage.update = dies
+distill(sys.argv[1], "shapes", DistillConfig.model_validate_json(sys.argv[3]), Path(sys.argv[2]), device="cpu")
+"""
+
+
+def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_a_process_killed_by_the_system_is_taken_up_by_another(folder: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sigkilled"
+    done = python(SIGKILLED, folder, out, CONFIG.model_dump_json())
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(p.name for p in (out / "checkpoints").glob("stage*")) == ["stage-1-of-2.safetensors", "stage-2-of-2.pt"]
+    go(folder, out, resume=True)
+    assert same_student(out, finished)
+
+
+ALONE = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ddil_core", "ddil_eval"):
+            raise ImportError(f"{name} is not to be imported")
+
+sys.meta_path.insert(0, Block())
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+z = load_file(sys.argv[2])["z"]
+options = dict(num_inference_steps=2, guidance_scale=1.0, latents=z)
+latents = pipeline("a small red circle", output_type="latent", **options).images
+picture = pipeline("a small red circle", output_type="np", **options).images[0]
+assert picture.shape == (64, 64, 3) and 0 <= picture.min() < picture.max() <= 1
+save_file({"latents": latents, "timesteps": pipeline.scheduler.timesteps}, sys.argv[3])
+"""
+
+
+def test_the_student_samples_in_diffusers_without_this_project(finished: Path, tmp_path: Path) -> None:
+    student = load_model(str(finished))
+    z = normal(1, *student.latent_shape)
+    save_file({"z": z}, tmp_path / "z.safetensors")
+    done = python(ALONE, finished / "student", tmp_path / "z.safetensors", tmp_path / "out.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "outdated" not in done.stderr  # diffusers has nothing to say of its configuration
+    found = load_file(tmp_path / "out.safetensors")
+    assert found["timesteps"].tolist() == [999, 499]
+    condition = student.encode(["a small red circle"])
+    with torch.no_grad():
+        for t, s in transitions([999, 499]):
+            z, _ = ddim(student.denoiser.schedule, z, rows(t, z), rows(s, z), student.denoiser(z, rows(t, z), condition))
+    assert distance(found["latents"], z) < 1e-5
+
+
+def test_the_student_is_the_average_and_another_than_its_teacher(folder: Path, finished: Path) -> None:
+    student = load_file(finished / "student" / UNET)
+    average = load_file(finished / "checkpoints" / "stage-2-of-2.safetensors")
+    assert all(torch.equal(student[name], average[name]) for name in average)
+    teacher = load_file(folder / UNET)
+    assert any(not torch.equal(student[name], teacher[name]) for name in teacher)
+    model = load_model(str(finished))
+    assert model.sampling == Sampling(solver="ddim", steps=2, guidance_scale=1.0)
+    assert json.loads((finished / "student" / "ddil.json").read_text())["grid"] == [999, 500]
+
+
+def test_the_folder_says_what_the_run_was(folder: Path, finished: Path) -> None:
+    told = yaml.safe_load((finished / "run.yaml").read_text())
+    assert told["teacher"] == str(folder)
+    assert told["teacher_sha256"] == load_model(str(folder)).weights_sha256()
+    assert DistillConfig.model_validate(told["config"]) == CONFIG
+    assert told["versions"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [("8 → 4 steps", 8), ("4 → 2 steps", 8)]
+    assert all(line["aggregated_fraction"] == 0.375 for line in lines)
+    assert all(line["loss"] > 0 and line["gradient_norm"] > 0 and 0 <= line["clipped_fraction"] < 1 for line in lines)
+
+
+def test_a_finished_run_is_not_made_again(folder: Path, finished: Path) -> None:
+    before = (finished / "student" / UNET).stat().st_mtime_ns
+    assert go(folder, finished) == finished / "student"
+    assert (finished / "student" / UNET).stat().st_mtime_ns == before
+
+
+def refused(kind: type[DdilError], teacher: Path, out: Path, config: DistillConfig = CONFIG, **options: Any) -> str:
+    with pytest.raises(kind) as error:
+        go(teacher, out, config, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_another_run_in_the_folder_is_refused(folder: Path, finished: Path) -> None:
+    other = CONFIG.model_copy(update={"seed": 1})
+    assert refused(WrongCommand, folder, finished, other) == (
+        f"the folder {finished} holds another run (its config differ); choose another --out"
+    )
+
+
+def test_a_folder_with_other_files_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert refused(WrongCommand, folder, tmp_path) == (
+        f"the folder {tmp_path} is not empty and holds no run; choose another --out"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_nothing_to_resume_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert refused(WrongCommand, folder, tmp_path / "none", resume=True) == (
+        f"there is no run to resume in {tmp_path / 'none'}: it has no run.yaml"
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_damaged_files_of_a_run_are_one_sentence_each(folder: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("student"))
+    weights = out / "checkpoints" / "stage-1-of-2.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert refused(DdilError, folder, out) == (
+        f"the stage's weights {weights} are damaged; delete the file to train the stage again"
+    )
+    weights.unlink()
+    checkpoint = weights.with_suffix(".pt")
+    checkpoint.write_bytes(b"not a checkpoint")
+    message = refused(DdilError, folder, out)
+    assert message.startswith(f"the checkpoint {checkpoint} cannot be read (")
+    assert message.endswith("); delete it to start this stage again")
+    data = out / "checkpoints" / "data.safetensors"
+    data.write_bytes(data.read_bytes()[:500])
+    assert refused(DdilError, folder, out) == (
+        f"the encoded data {data} is damaged; delete the file to encode the data again"
+    )
+    (out / "run.yaml").write_text("teacher: [")
+    assert str(out / "run.yaml") in refused(DdilError, folder, out)
+
+
+def test_a_teacher_that_predicts_eps_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "eps"
+    shutil.copytree(folder, other)
+    path = other / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "epsilon"}))
+    message = refused(DdilError, other, tmp_path / "out")
+    assert message.startswith(f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v")
+    assert not (tmp_path / "out").exists()
