@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -90,7 +91,8 @@ def grid(steps: int, num_train_timesteps: int = 1000) -> list[int]:
     """
     if not 1 <= steps < num_train_timesteps:
         raise WrongCommand(f"a grid has from 1 to {num_train_timesteps - 1} steps, not {steps}")
-    return [int(t) for t in np.round(np.linspace(0, num_train_timesteps - 1, steps + 1))[:0:-1]]
+    # Exact, since 499.5 must round alike in every grid: in floating point the 60-step grid lacks the 4-step grid's 500.
+    return [round(Fraction((num_train_timesteps - 1) * i, steps)) for i in range(steps, 0, -1)]
 
 
 def transitions(timesteps: list[int]) -> list[tuple[int, int]]:

@@ -181,6 +181,8 @@ class ProgressiveStage:
 
     def _teach(self, z: Tensor, transition: Tensor, condition: Condition) -> Tensor:
         """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""
+        if not len(z):  # networks do not take empty batches
+            return z
         t, middle, s = self.table[transition.to(self.device)].unbind(1)
         with self.accelerator.autocast():
             return two_step_target(self.teacher, z, t, middle, s, condition)

@@ -66,15 +66,12 @@ def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray, edges:
     return np.where(inside, -1.0, 1.0) * np.sqrt(squared)
 
 
-def coverage(shape: str, radius: float, centre: tuple[float, float], angle: float) -> tuple[slice, slice, np.ndarray]:
+def coverage(shape: str, radius: float, centre: tuple[float, float]) -> tuple[slice, slice, np.ndarray]:
     """The share of each pixel that an object covers: (rows, columns, alpha [h, w] in [0, 1]) of its bounding box."""
     low = [max(0, int(c - radius - 1)) for c in centre]
     high = [min(IMAGE_SIZE, int(c + radius + 2)) for c in centre]
-    dx = np.arange(low[0], high[0]) + 0.5 - centre[0]
-    dy = (np.arange(low[1], high[1]) + 0.5 - centre[1])[:, None]
-    cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
-    x, y = (dx * cos + dy * sin).ravel(), (dy * cos - dx * sin).ravel()
-    alpha = np.clip(0.5 - radius * signed_distance(shape, x, y), 0.0, 1.0)
+    x, y = np.meshgrid(*((np.arange(a, b) + 0.5 - c) / radius for a, b, c in zip(low, high, centre, strict=True)))
+    alpha = np.clip(0.5 - radius * signed_distance(shape, x.ravel(), y.ravel()), 0.0, 1.0)
     return slice(low[1], high[1]), slice(low[0], high[0]), alpha.reshape(high[1] - low[1], high[0] - low[0])
 
 
@@ -90,8 +87,8 @@ def background(name: str, shading: tuple[float, float]) -> np.ndarray:
 def render(scene: Scene) -> np.ndarray:
     """The picture of a scene, uint8 [H, W, 3]."""
     image = background(scene.meaning.background, scene.shading)
-    for thing, centre, angle in zip(scene.meaning.things, scene.centres, scene.angles, strict=True):
-        rows, columns, alpha = coverage(thing.shape, SIZES[thing.size], centre, angle)
+    for thing, centre in zip(scene.meaning.things, scene.centres, strict=True):
+        rows, columns, alpha = coverage(thing.shape, SIZES[thing.size], centre)
         patch = image[rows, columns]
         patch += alpha[..., None] * (np.array(COLOURS[thing.colour]) - patch)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)

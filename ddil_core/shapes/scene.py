@@ -1,8 +1,8 @@
 """Scenes of the shapes world: what a picture holds, what its caption says, and which scenes are held out.
 
 A scene has one or two objects on a shaded background. What the caption states (shape, colour, size, relation,
-background) is the scene's *meaning*; where exactly an object lies, how it is turned and how the background is shaded are
-free, so that one caption has many pictures and a sampler has something to decide.
+background) is the scene's *meaning*; where an object lies and how the background is shaded are free, so that one caption
+has many pictures and a sampler has something to decide.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 LATTICE = 8.0
 """Objects' centres lie on multiples of this, in pixels."""
 MARGIN = 1.5
-GAP = 2.0
-MAX_ANGLE = np.deg2rad(20.0)
+GAP = 3.0
 SHADING = 0.10
 """The largest relative change of the background's brightness from the centre to a border."""
 HELD_OUT_SHARE = 8
@@ -83,13 +82,12 @@ class Meaning:
 class Scene:
     """A meaning with all that a picture needs beside it.
 
-    ``centres`` are (x, y) in pixels, y down; ``angles`` in radians; ``shading`` is the brightness gradient
+    ``centres`` are (x, y) in pixels, y down; ``shading`` is the brightness gradient
     (horizontal, vertical) relative to the background, each in [-SHADING, SHADING].
     """
 
     meaning: Meaning
     centres: tuple[tuple[float, float], ...]
-    angles: tuple[float, ...]
     shading: tuple[float, float]
 
 
@@ -159,8 +157,7 @@ def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
         centres = tuple(tuple(rng.choice(_places(radius), 2).tolist()) for radius in radii)
         if meaning.relation is None or _clearly(meaning.relation, centres, sum(radii) + GAP):
             break
-    angles = tuple(0.0 for _ in radii)
-    return Scene(meaning, centres, angles, tuple(rng.uniform(-SHADING, SHADING, 2).tolist()))
+    return Scene(meaning, centres, tuple(rng.uniform(-SHADING, SHADING, 2).tolist()))
 
 
 @cache

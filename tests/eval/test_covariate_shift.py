@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from ddil_eval.measure import Cells, Extractors
 from ddil_eval.store import Record, load
 from tests.pipelines import STUDENT as STUDENT_SAMPLING
 from tests.pipelines import plain_picture, plain_step, save_pipeline
-from tests.pixels import NAMES, brightness
+from tests.pixels import NAMES, brightness, mosaic
 
 GRID = [999, 749, 500, 250]
 FINE = grid(8)
@@ -153,25 +153,43 @@ def test_every_string_is_that_string_by_itself(teacher: Path, student: Path, tmp
     pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
     prompt = open_data("shapes").prompts(3)[2]
     assert {string for index, string in rows if index == 2} == set(all_strings(4))
-    found = {string: rows[2, string]["brightness"][0] for string in all_strings(4)}
+    found = {string: rows[2, string]["fd_mosaic"] for string in all_strings(4)}
+    apart = min(np.abs(found[a] - found[b]).max() for a, b in combinations(found, 2))
     for string in ("TTTT", "SSSS", "TSST", "STTS", "TTSS", "SSST"):
-        expected = plain_leaf(*pipelines, prompt, string).mean().item()
-        assert found[string] == pytest.approx(expected, abs=2e-5), string
-    assert len({round(value, 5) for value in found.values()}) == 16
+        picture = plain_leaf(*pipelines, prompt, string)[0].permute(1, 2, 0).numpy()
+        expected = mosaic((255 * picture)[None])[0]
+        assert np.abs(found[string] - expected).max() < min(5e-4, apart / 2), string
 
 
-@pytest.mark.parametrize(("chunk", "batch_size"), [(10, 16), (3, 16), (4, 5)])
+LEVEL = {"brightness": 1 / 255 / (64 * 64 * 3), "fd_mosaic": 1 / 255 / (16 * 16)}
+"""What one pixel's next level changes a feature by."""
+
+
+@pytest.fixture(scope="module")
+def grown(
+    teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, int]]:
+    return grow(teacher, student, CONFIG, tmp_path_factory.mktemp("grown"))
+
+
+@pytest.mark.parametrize(("chunk", "batch_size"), [(10, 16), (3, 5)])
 def test_results_do_not_depend_on_chunks_and_batches(
-    chunk: int, batch_size: int, teacher: Path, student: Path, tmp_path: Path
+    chunk: int,
+    batch_size: int,
+    grown: tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, int]],
+    teacher: Path,
+    student: Path,
+    tmp_path: Path,
 ) -> None:
-    kept, evaluations = grow(teacher, student, CONFIG, tmp_path / "kept")
+    """Features to a few pixels that round to the next level; 1e-5 of a latent is 1e-3 of a level."""
+    kept, evaluations = grown
     other = CONFIG.model_copy(update={"chunk": chunk, "batch_size": batch_size})
     again, evaluations_again = grow(teacher, student, other, tmp_path / "again")
     assert evaluations == evaluations_again
     assert kept.keys() == again.keys()
     for key, features in kept.items():
         for name, expected in features.items():
-            np.testing.assert_allclose(again[key][name], expected, rtol=0, atol=1e-6, err_msg=f"{key} {name}")
+            np.testing.assert_allclose(again[key][name], expected, rtol=0, atol=4 * LEVEL[name], err_msg=f"{key}")
 
 
 def test_the_values_do_not_depend_on_chunks_and_batches(
@@ -192,7 +210,8 @@ def test_rates_of_one_and_zero_are_the_pure_runs(
     assert [record.cell["kind"] for record in found] == ["pure", "pure", "p_teacher", "p_teacher"]
     for pure, mixed in ((0, 2), (1, 3)):
         assert found[mixed].numbers() == found[pure].numbers()
-        assert values(found[pure]) == pytest.approx(values(records[pure]), rel=1e-6)
+        for name, expected in values(records[pure]).items():
+            assert values(found[pure])[name] == pytest.approx(expected, rel=1e-5)
 
 
 def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) -> None:
@@ -345,6 +364,13 @@ def test_a_higher_rate_only_adds_the_teachers_turns() -> None:
     for rate in CONFIG.p_teacher:
         share = np.mean([string.count(TEACHER) / 4 for string in wanted[rate].strings])
         assert share == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / 1200))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8])
+def test_every_multiple_of_the_students_steps_nests(steps: int) -> None:
+    for multiple in range(2, 900 // steps):
+        actors = pair(Nothing(2), Nothing(1), grid(multiple * steps), grid(steps))
+        assert actors[TEACHER].nfe == [2 * multiple] * steps
 
 
 def test_switches_hand_over_where_they_say() -> None:

@@ -75,7 +75,7 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
         "teacher, 6 steps": ["teacher, 6 steps"],
         "teacher, 4 steps": ["teacher, 4 steps"],
         "student": ["student"],
-        "student − teacher, 6 steps": ["teacher, 6 steps", "student"],
+        "student − teacher, 6 steps": ["student", "teacher, 6 steps"],
     }
     assert {(record.experiment, record.n_done) for record in records.values()} == {("compare", PROMPTS)}
 
