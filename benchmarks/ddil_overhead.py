@@ -56,23 +56,38 @@ def synchronise() -> None:
 
 
 def contenders(
-    teacher: GuidedDenoiser, pool: LatentPool, config: DistillConfig, phase: PhaseConfig, updates: int, accelerator: Accelerator
+    teacher: GuidedDenoiser,
+    pool: LatentPool,
+    config: DistillConfig,
+    phase: PhaseConfig,
+    updates: int,
+    accelerator: Accelerator,
 ) -> list[Contender]:
     """Plain PD, then DDIL with one and with two uses of a state, all of them for ever in one phase."""
     assert config.ddil is not None
     found = []
     for uses in (0, 1, 2):
-        ddil = config.ddil.model_copy(update={"uses": uses, "collect_every": updates, "phases": (phase,)}) if uses else None
+        ddil = (
+            config.ddil.model_copy(update={"uses": uses, "collect_every": updates, "phases": (phase,)})
+            if uses
+            else None
+        )
         chosen = config.model_copy(update={"ddil": ddil})
         name = f"DDIL, {uses} use{'s' * (uses > 1)}" if uses else "PD"
-        found.append(Contender(name, ProgressiveStage(teacher, pool, StageConfig(steps=4, updates=10**6), chosen, accelerator), []))
+        found.append(
+            Contender(
+                name, ProgressiveStage(teacher, pool, StageConfig(steps=4, updates=10**6), chosen, accelerator), []
+            )
+        )
     return found
 
 
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True)
 @click.option("--updates", default=24, show_default=True, help="Updates in a block; one collection serves a block.")
-@click.option("--rounds", default=5, show_default=True, help="Blocks of each contender that are counted, after one that is not.")
+@click.option(
+    "--rounds", default=5, show_default=True, help="Blocks of each contender that are counted, after one that is not."
+)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(teacher: str, updates: int, rounds: int, csv_path: Path | None) -> None:
     quiet_libraries()
@@ -88,7 +103,9 @@ def main(teacher: str, updates: int, rounds: int, csv_path: Path | None) -> None
         ("later (T = 2)", model.guided(1.0, reflection)),
     ):
         for number, phase in enumerate(config.ddil.phases, 1):
-            group = contenders(teacher_denoiser, pool, config, phase.model_copy(update={"until": 1.0}), updates, accelerator)
+            group = contenders(
+                teacher_denoiser, pool, config, phase.model_copy(update={"until": 1.0}), updates, accelerator
+            )
             for _ in range(rounds + 1):
                 for contender in group:
                     contender.run(updates)
@@ -118,7 +135,10 @@ def show(frame: pd.DataFrame, csv_path: Path | None) -> None:
     console = Console()
     console.print(table)
     for (stage, method), group in frame.groupby(["stage", "method"]):
-        seconds, plain = group.set_index("phase").seconds_per_update, frame[(frame.stage == stage) & (frame.method == "PD")]
+        seconds, plain = (
+            group.set_index("phase").seconds_per_update,
+            frame[(frame.stage == stage) & (frame.method == "PD")],
+        )
         ratio = (0.6 * seconds[1] + 0.4 * seconds[2]) / (plain.set_index("phase").seconds_per_update @ [0.6, 0.4]) - 1
         console.print(f"{stage}, {method}, both phases: {ratio:+.1%}")
     if csv_path is not None:

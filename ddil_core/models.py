@@ -173,7 +173,7 @@ def _load_pipeline(folder: Path, reference: str, dtype: torch.dtype) -> Any:
     try:
         return StableDiffusionPipeline.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             safety_checker=None,

@@ -50,7 +50,9 @@ class Schedule:
         start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
         kind = config.get("beta_schedule", "linear")
         if config.get("rescale_betas_zero_snr"):
-            raise WrongCommand("the scheduler's rescale_betas_zero_snr is not known here; use a model trained without it")
+            raise WrongCommand(
+                "the scheduler's rescale_betas_zero_snr is not known here; use a model trained without it"
+            )
         if config.get("trained_betas") is not None:
             betas = np.asarray(config["trained_betas"])
         elif kind == "scaled_linear":

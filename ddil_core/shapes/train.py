@@ -34,7 +34,7 @@ from ddil_core.train import Ema, Logs, fit
 
 SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 2.0
 CAPTION_DROPOUT = 0.1
 
 
@@ -258,6 +258,7 @@ def export_teacher(
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # diffusers insists on it; trailing spacing does not use it
         timestep_spacing="trailing",
     )
     pipeline = StableDiffusionPipeline(

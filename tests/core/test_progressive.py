@@ -26,12 +26,22 @@ PAPER = (PhaseConfig(until=0.6, aggregated=0.25, p_teacher=0.85), PhaseConfig(un
 
 
 def stage(
-    model: Model, pool: LatentPool, updates: int = 20, guidance: float = 3.0, phases: tuple[PhaseConfig, ...] | None = PAPER, **options: int
+    model: Model,
+    pool: LatentPool,
+    updates: int = 20,
+    guidance: float = 3.0,
+    phases: tuple[PhaseConfig, ...] | None = PAPER,
+    **options: int,
 ) -> ProgressiveStage:
     """8 → 4 steps with batches of 8; plain PD where ``phases`` is None; ``options`` go to the aggregated dataset."""
     ddil = None if phases is None else DdilConfig(**{"collect_every": 5, "capacity": 512, "phases": phases} | options)
     config = DistillConfig(
-        stages=(StageConfig(steps=STEPS, updates=updates),), batch_size=8, learning_rate=2e-3, warmup=5, ema_decay=0.9, ddil=ddil
+        stages=(StageConfig(steps=STEPS, updates=updates),),
+        batch_size=8,
+        learning_rate=2e-3,
+        warmup=5,
+        ema_decay=0.9,
+        ddil=ddil,
     )
     teacher = model.guided(guidance, calibrate_reflection(pool.mean.float()))
     return ProgressiveStage(teacher, pool, config.stages[0], config, Accelerator(cpu=True))
@@ -236,7 +246,13 @@ def test_the_student_learns_what_its_teacher_does_in_twice_the_steps(
     trainer.finish()
     student = GuidedDenoiser(trainer.student)
     z = initial_noise([Sample(f"held-out-{i}") for i in range(16)], model.latent_shape, seed=0)
-    condition = model.encode([f"a {colour} {shape}" for colour in ("red", "blue", "green", "white") for shape in ("star", "circle", "square", "ring")])
+    condition = model.encode(
+        [
+            f"a {colour} {shape}"
+            for colour in ("red", "blue", "green", "white")
+            for shape in ("star", "circle", "square", "ring")
+        ]
+    )
     goal = endpoint(trainer.teacher, z, condition, 2 * STEPS)
     undistilled = endpoint(trainer.teacher, z, condition, STEPS)
     assert distance(endpoint(student, z, condition, STEPS), goal) < distance(undistilled, goal)

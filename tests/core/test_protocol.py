@@ -116,4 +116,8 @@ def test_the_shipped_protocols_are_valid(root: Path) -> None:
 
 
 def test_the_hash_of_a_content_does_not_depend_on_the_order_of_its_keys() -> None:
-    assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1}) != content_hash({"a": 1, "b": [2, 1]})
+    assert (
+        content_hash({"a": 1, "b": [1, 2]})
+        == content_hash({"b": [1, 2], "a": 1})
+        != content_hash({"a": 1, "b": [2, 1]})
+    )

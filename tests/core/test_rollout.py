@@ -79,7 +79,9 @@ def test_a_larger_rate_only_adds_turns_of_the_teacher() -> None:
     draws = decisions([Sample(f"p{i}") for i in range(500)], 4, seed=0)
     ladder = [strings_at(p, draws) for p in (0.0, *RATES[::-1], 1.0)]
     for fewer, more in zip(ladder, ladder[1:], strict=False):
-        assert all(b == TEACHER for x, y in zip(fewer, more, strict=True) for a, b in zip(x, y, strict=True) if a == TEACHER)
+        assert all(
+            b == TEACHER for x, y in zip(fewer, more, strict=True) for a, b in zip(x, y, strict=True) if a == TEACHER
+        )
     for p, strings in zip(RATES[::-1], ladder[1:-1], strict=True):
         assert "".join(strings).count(TEACHER) / 2000 == pytest.approx(p, abs=0.05)
 
@@ -91,7 +93,9 @@ def test_a_rate_outside_zero_to_one_is_refused(p: float) -> None:
     assert str(error.value) == f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {p}"
 
 
-def network_rollout(model: Model, names: list[int], strings: list[set[str]], batch_size: int) -> dict[tuple[int, str], Tensor]:
+def network_rollout(
+    model: Model, names: list[int], strings: list[set[str]], batch_size: int
+) -> dict[tuple[int, str], Tensor]:
     """A real guided U-Net as teacher, the same without guidance as student, over the named samples."""
     captions = [f"a small {colour} circle" for colour in ("red", "blue", "green", "yellow", "purple")]
     actors = pair(model.guided(3.0), model.guided(1.0), grid(8), grid(4))
@@ -130,7 +134,10 @@ def test_every_acted_row_is_observed_once() -> None:
 
     leaves = rollout(actors, z, condition, strings, batch_size=4, observe=observe)
     prefixes = Counter(
-        (row, k, prefix[-1]) for row, own in enumerate(strings) for k in range(4) for prefix in {s[: k + 1] for s in own}
+        (row, k, prefix[-1])
+        for row, own in enumerate(strings)
+        for k in range(4)
+        for prefix in {s[: k + 1] for s in own}
     )
     assert seen == prefixes
     expected = {name: sum(n * actors[name].nfe[k] for (_, k, a), n in prefixes.items() if a == name) for name in actors}

@@ -126,14 +126,19 @@ distill(sys.argv[1], "shapes", DistillConfig.model_validate_json(sys.argv[3]), P
 
 def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 def test_a_process_killed_by_the_system_is_taken_up_by_another(folder: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "sigkilled"
     done = python(SIGKILLED, folder, out, CONFIG.model_dump_json())
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert sorted(p.name for p in (out / "checkpoints").glob("stage*")) == ["stage-1-of-2.safetensors", "stage-2-of-2.pt"]
+    assert sorted(p.name for p in (out / "checkpoints").glob("stage*")) == [
+        "stage-1-of-2.safetensors",
+        "stage-2-of-2.pt",
+    ]
     go(folder, out, resume=True)
     assert same_student(out, finished)
 
@@ -173,7 +178,9 @@ def test_the_student_samples_in_diffusers_without_this_project(finished: Path, t
     condition = student.encode(["a small red circle"])
     with torch.no_grad():
         for t, s in transitions([999, 499]):
-            z, _ = ddim(student.denoiser.schedule, z, rows(t, z), rows(s, z), student.denoiser(z, rows(t, z), condition))
+            z, _ = ddim(
+                student.denoiser.schedule, z, rows(t, z), rows(s, z), student.denoiser(z, rows(t, z), condition)
+            )
     assert distance(found["latents"], z) < 1e-5
 
 
@@ -264,5 +271,7 @@ def test_a_teacher_that_predicts_eps_is_refused(folder: Path, tmp_path: Path) ->
     path = other / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "epsilon"}))
     message = refused(DdilError, other, tmp_path / "out")
-    assert message.startswith(f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v")
+    assert message.startswith(
+        f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v"
+    )
     assert not (tmp_path / "out").exists()

@@ -67,7 +67,9 @@ def output(z: Tensor, t: int) -> Tensor:
     return torch.tanh(1.3 * z.roll(1, -1) - 0.4 * z) * (0.5 + t / 1000) + 0.1 * z
 
 
-def ours(step: Step, timesteps: list[int], z: Tensor, to_estimate: Callable[..., Tensor], noise: Any = None) -> list[Tensor]:
+def ours(
+    step: Step, timesteps: list[int], z: Tensor, to_estimate: Callable[..., Tensor], noise: Any = None
+) -> list[Tensor]:
     """Every state of a trajectory that ends clean."""
     carry, states = None, []
     for t, s in transitions(timesteps):
@@ -138,7 +140,11 @@ def test_lcm_equals_diffusers(steps: int, timesteps: list[int]) -> None:
 @pytest.mark.parametrize("name", SOLVERS)
 def test_times_differ_from_row_to_row(name: str) -> None:
     step = get_solver(name).step
-    t, s, before = torch.tensor([749, 500, 250, 3]), torch.tensor([500, 250, CLEAN, 0]), torch.tensor([999, 749, 500, 9])
+    t, s, before = (
+        torch.tensor([749, 500, 250, 3]),
+        torch.tensor([500, 250, CLEAN, 0]),
+        torch.tensor([999, 749, 500, 9]),
+    )
     z, x0, x0_before, noise = (normal(4, 3, 2, 2, seed=i) for i in range(4))
     carry = (x0_before, before) if name == "dpmpp_2m" else None
     together, _ = step(SD, z, t, s, x0, carry, noise)
