@@ -10,8 +10,7 @@ import click
 from ddil_eval.cli import options
 
 NOTICE = (
-    "This is a demonstration: its students are trained for minutes, and no claim about methods rests on its numbers. "
-    "results/shapes/ has those of the longer runs."
+    "This is a demonstration: its students are trained for minutes, and no claim about methods rests on its numbers."
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -74,7 +74,7 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Recor
     pairs = {f"{a} − {b}": (a, b) for a, b in config.differences}
     estimates = cells.estimates(single | {name: single[a] - single[b] for name, (a, b) in pairs.items()})
     by_name = {system.name: system for system in config.systems}
-    shared = {
+    shared: dict[str, Any] = {
         "experiment": EXPERIMENT,
         "config": config,
         "data": {
@@ -102,7 +102,7 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Recor
             guidance_scale=scale,
             **shared,
         )
-        cell = {"kind": "difference", "name": name}
+        cell: dict[str, Any] = {"kind": "difference", "name": name}
         if name in by_name:
             cell = {"kind": "system", "name": name, "steps": first.steps}
         nfe = {name: float(first.steps * (1 if scale == 1 else 2))} if name in by_name else {}

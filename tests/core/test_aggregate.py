@@ -98,7 +98,7 @@ def test_its_size_is_bounded() -> None:
 
 
 def test_a_state_is_used_at_least_once() -> None:
-    with pytest.raises(WrongCommand, match="at least once, not 0 times$"):
+    with pytest.raises(WrongCommand, match=r"at least once, not 0 times$"):
         AggregatedDataset(8, 0, SHAPE)
 
 

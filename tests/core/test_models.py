@@ -39,7 +39,7 @@ def test_a_data_set_that_fits_nothing_names_the_nearest() -> None:
     with pytest.raises(WrongCommand) as error:
         open_data("shape")
     assert str(error.value) == "the data set 'shape' is not known: it may be 'shapes'; did you mean 'shapes'?"
-    with pytest.raises(WrongCommand, match="'imagenet' is not known: it may be 'shapes'$"):
+    with pytest.raises(WrongCommand, match=r"'imagenet' is not known: it may be 'shapes'$"):
         open_data("imagenet")
 
 

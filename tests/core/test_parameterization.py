@@ -54,7 +54,7 @@ def test_eps_takes_a_plus_where_the_appendix_prints_a_minus() -> None:
 
 
 def test_an_unknown_prediction_is_refused() -> None:
-    with pytest.raises(WrongCommand, match="'flow' is not known; it may be one of epsilon, v_prediction, sample$"):
+    with pytest.raises(WrongCommand, match=r"'flow' is not known; it may be one of epsilon, v_prediction, sample$"):
         to_x0("flow", *[torch.ones(1)] * 4)  # type: ignore[arg-type]
 
 

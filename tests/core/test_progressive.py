@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data import LatentPool
-from ddil_core.denoiser import GuidedDenoiser
+from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
 from ddil_core.distill.progressive import ProgressiveStage, phase_at, two_step_target
 from ddil_core.models import Model
@@ -216,7 +216,7 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
 def test_phases_end_where_they_say() -> None:
     assert [phase_at(PAPER, step, 10)[1] for step in (0, 5, 6, 9)] == [6, 6, 10, 10]
     assert phase_at(PAPER, 6, 10)[0].p_teacher == 0.2
-    with pytest.raises(IndexError, match="update 10 is past the stage's 10$"):
+    with pytest.raises(IndexError, match=r"update 10 is past the stage's 10$"):
         phase_at(PAPER, 10, 10)
 
 
@@ -228,10 +228,10 @@ def test_every_update_has_its_own_randomness(model: Model, pool: LatentPool) -> 
         assert len(seeds) == 1000
 
 
-def endpoint(denoiser: GuidedDenoiser, z: Tensor, condition: object, steps: int) -> Tensor:
+def endpoint(denoiser: GuidedDenoiser, z: Tensor, condition: Condition, steps: int) -> Tensor:
     with torch.no_grad():
         for t, s in transitions(grid(steps)):
-            z, _ = ddim(denoiser.schedule, z, rows(t, z), rows(s, z), denoiser(z, rows(t, z), condition))  # type: ignore[arg-type]
+            z, _ = ddim(denoiser.schedule, z, rows(t, z), rows(s, z), denoiser(z, rows(t, z), condition))
     return z
 
 
@@ -239,20 +239,17 @@ def endpoint(denoiser: GuidedDenoiser, z: Tensor, condition: object, steps: int)
 def test_the_student_learns_what_its_teacher_does_in_twice_the_steps(
     model: Model, pool: LatentPool, phases: tuple[PhaseConfig, ...] | None
 ) -> None:
-    updates = 60
-    trainer = stage(model, pool, updates=updates, phases=phases)
-    losses = [float(trainer.update(step)["loss"]) for step in range(updates)]
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
-    trainer.finish()
-    student = GuidedDenoiser(trainer.student)
+    trainer = stage(model, pool, updates=140, phases=phases)
+    trainer.config = trainer.config.model_copy(update={"learning_rate": 5e-4})
+    trainer.teacher.reflection = None  # an untrained network has most of its x̂ outside of the data's range
+    losses = [float(trainer.update(step)["loss"]) for step in range(140)]
+    assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
+    average = UNetDenoiser(trainer.finish(), trainer.schedule, "v_prediction")
     z = initial_noise([Sample(f"held-out-{i}") for i in range(16)], model.latent_shape, seed=0)
-    condition = model.encode(
-        [
-            f"a {colour} {shape}"
-            for colour in ("red", "blue", "green", "white")
-            for shape in ("star", "circle", "square", "ring")
-        ]
-    )
+    condition = model.encode([f"a {colour} star" for colour in ("red", "blue", "green", "purple")] * 4)
     goal = endpoint(trainer.teacher, z, condition, 2 * STEPS)
-    undistilled = endpoint(trainer.teacher, z, condition, STEPS)
-    assert distance(endpoint(student, z, condition, STEPS), goal) < distance(undistilled, goal)
+    untaught = [
+        endpoint(denoiser, z, condition, STEPS) for denoiser in (trainer.teacher, GuidedDenoiser(model.denoiser))
+    ]
+    taught = endpoint(GuidedDenoiser(average), z, condition, STEPS)
+    assert distance(taught, goal) < min(distance(other, goal) for other in untaught)

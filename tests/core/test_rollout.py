@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -78,7 +80,7 @@ def test_p_teacher_one_and_zero_are_the_pure_models_bit_for_bit() -> None:
 def test_a_larger_rate_only_adds_turns_of_the_teacher() -> None:
     draws = decisions([Sample(f"p{i}") for i in range(500)], 4, seed=0)
     ladder = [strings_at(p, draws) for p in (0.0, *RATES[::-1], 1.0)]
-    for fewer, more in zip(ladder, ladder[1:], strict=False):
+    for fewer, more in itertools.pairwise(ladder):
         assert all(
             b == TEACHER for x, y in zip(fewer, more, strict=True) for a, b in zip(x, y, strict=True) if a == TEACHER
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ def finer(times: int) -> Schedule:
 def solve(step: Step, denoiser: Gaussian, z: Tensor, timesteps: list[int]) -> Tensor:
     """From the first to the last of the timesteps."""
     carry = None
-    for t, s in zip(timesteps, timesteps[1:], strict=False):
+    for t, s in itertools.pairwise(timesteps):
         x0 = denoiser(z, rows(t, z), shifts(len(z)))
         z, carry = step(denoiser.schedule, z, rows(t, z), rows(s, z), x0, carry, None)
     return z
