@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
