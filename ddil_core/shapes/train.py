@@ -249,7 +249,11 @@ def _another(values: Iterable[str], value: str, rng: np.random.Generator) -> str
 def export_teacher(
     vae: AutoencoderKL, model: nn.ModuleDict, tokenizer: CLIPTokenizer, scale: float, folder: Path
 ) -> None:
-    """The pipeline in Stable Diffusion's layout, half precision on disk, with how it is meant to be sampled beside it."""
+    """The pipeline in Stable Diffusion's layout, with how it is meant to be sampled beside it.
+
+    The U-Net and the autoencoder are half precision on disk. The text encoder is not: diffusers loads its own networks as
+    float32, transformers as they are stored, and a plain ``from_pretrained`` must give one dtype.
+    """
     vae.register_to_config(scaling_factor=scale)
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
@@ -263,7 +267,7 @@ def export_teacher(
     )
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
-        text_encoder=model["text_encoder"].half(),
+        text_encoder=model["text_encoder"].float(),
         tokenizer=tokenizer,
         unet=model["unet"].half(),
         scheduler=scheduler,
