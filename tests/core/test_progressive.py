@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddil_core.data import LatentPool
+from ddil_core.data import LatentPool, open_data
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
 from ddil_core.distill.progressive import ProgressiveStage, phase_at, two_step_target
@@ -236,20 +236,21 @@ def endpoint(denoiser: GuidedDenoiser, z: Tensor, condition: Condition, steps: i
 
 
 @pytest.mark.parametrize("phases", [None, PAPER], ids=["PD", "DDIL"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_student_learns_what_its_teacher_does_in_twice_the_steps(
-    model: Model, pool: LatentPool, phases: tuple[PhaseConfig, ...] | None
+    model: Model, pool: LatentPool, guidance: float, phases: tuple[PhaseConfig, ...] | None
 ) -> None:
-    trainer = stage(model, pool, updates=140, phases=phases)
+    trainer = stage(model, pool, updates=80, guidance=guidance, phases=phases)
     trainer.config = trainer.config.model_copy(update={"learning_rate": 5e-4})
     trainer.teacher.reflection = None  # an untrained network has most of its x̂ outside of the data's range
-    losses = [float(trainer.update(step)["loss"]) for step in range(140)]
-    assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
+    losses = [float(trainer.update(step)["loss"]) for step in range(80)]
+    assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
     average = UNetDenoiser(trainer.finish(), trainer.schedule, "v_prediction")
-    z = initial_noise([Sample(f"held-out-{i}") for i in range(16)], model.latent_shape, seed=0)
-    condition = model.encode([f"a {colour} star" for colour in ("red", "blue", "green", "purple")] * 4)
+    prompts = open_data("shapes").prompts(16)  # neither these captions nor this noise were trained on
+    z = initial_noise([Sample(prompt.id) for prompt in prompts], model.latent_shape, seed=0)
+    condition = model.encode([prompt.text for prompt in prompts])
     goal = endpoint(trainer.teacher, z, condition, 2 * STEPS)
-    untaught = [
-        endpoint(denoiser, z, condition, STEPS) for denoiser in (trainer.teacher, GuidedDenoiser(model.denoiser))
-    ]
+    # What it started from; without guidance that is the undistilled teacher at the student's own number of steps.
+    untaught = endpoint(GuidedDenoiser(model.denoiser), z, condition, STEPS)
     taught = endpoint(GuidedDenoiser(average), z, condition, STEPS)
-    assert distance(taught, goal) < min(distance(other, goal) for other in untaught)
+    assert distance(taught, goal) < 0.85 * distance(untaught, goal)
