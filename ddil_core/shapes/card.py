@@ -63,7 +63,7 @@ def write_card(folder: Path, found: dict[str, Any], training: dict[str, Any]) ->
         "",
         "Small networks in Stable Diffusion's layout (`teacher/`, loads with `DiffusionPipeline.from_pretrained`) and a two-tower",
         "scorer in open_clip's layout (`scorer/`). They draw captions such as *a small red circle left of a large blue star on a",
-        "grey background*, 64 × 64. Made from nothing by `python -m ddil_core.shapes.train --out DIR`; licence: the package's.",
+        "grey background*, 64 × 64. `python -m ddil_core.shapes.train` trains such networks; how these came about stands last.",
         "",
         f"Measured by `python -m ddil_core.shapes.train --measure` on {found['captions']} held-out captions, each of two objects",
         f"whose combination training never showed; guidance {found['guidance_scale']:g}, seed {found['seed']}. A picture that the",

@@ -244,7 +244,7 @@ def test_the_student_learns_what_its_teacher_does_in_twice_the_steps(
     trainer.config = trainer.config.model_copy(update={"learning_rate": 5e-4})
     trainer.teacher.reflection = None  # an untrained network has most of its x̂ outside of the data's range
     losses = [float(trainer.update(step)["loss"]) for step in range(80)]
-    assert sum(losses[-20:]) < 0.85 * sum(losses[:20])
+    assert sum(losses[-20:]) < 0.75 * sum(losses[:20])
     average = UNetDenoiser(trainer.finish(), trainer.schedule, "v_prediction")
     prompts = open_data("shapes").prompts(16)  # neither these captions nor this noise were trained on
     z = initial_noise([Sample(prompt.id) for prompt in prompts], model.latent_shape, seed=0)

@@ -104,10 +104,24 @@ def test_a_colour_between_two_is_unreadable(a: str, b: str) -> None:
     assert read(drawn).unreadable == "colour"
 
 
-def test_a_broken_outline_is_unreadable(picture: np.ndarray) -> None:
-    """The star without a quarter is none of the shapes."""
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        pytest.param(
+            slice(26, 34),
+            slice(38, 46),
+            id="wedge",
+            marks=pytest.mark.xfail(
+                strict=True, reason="the outline's error is summed, so local damage can hide in it"
+            ),
+        ),
+        pytest.param(slice(20, 36), slice(30, 46), id="quarter"),
+    ],
+)
+def test_a_broken_outline_is_unreadable(picture: np.ndarray, rows: slice, columns: slice) -> None:
+    """The star without a part of it is none of the shapes."""
     broken = picture.copy()
-    broken[20:36, 30:46] = picture[2, 2]
+    broken[rows, columns] = picture[2, 2]
     assert read(broken).unreadable is not None
 
 
