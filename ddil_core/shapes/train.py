@@ -1,7 +1,8 @@
 """Train the whole shapes world from nothing: ``python -m ddil_core.shapes.train --out DIR``.
 
-Three stages, each resumable at any update: the autoencoder, the teacher (U-Net and text encoder, v-prediction with
-caption dropout for guidance), and the two-tower scorer. What is finished is kept; what was interrupted goes on.
+Four stages, each resumable at any update: the autoencoder, the two-tower scorer, the text encoder (on what a caption alone
+says of its picture), and the teacher (U-Net and text encoder, v-prediction with caption dropout for guidance). What is
+finished is kept; what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddil_core.models import SYSTEM_FILE, load_model
 from ddil_core.progress import progress
@@ -107,7 +108,7 @@ class LatentPool:
 
 @torch.no_grad()
 def encode_pool(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, device: torch.device, size: int = 24576
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, device: torch.device, size: int = 49152
 ) -> LatentPool:
     """Encode ``size`` training pictures once; read them back where that is done already."""
     path = out / "checkpoints" / "latents.safetensors"
@@ -131,6 +132,52 @@ def encode_pool(
     return LatentPool(**pool)
 
 
+def train_text_encoder(
+    pool: LatentPool,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    device: torch.device,
+    steps: int,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+) -> CLIPTextModel:
+    """Regress the picture's coarse latents on its caption.
+
+    Without this stage the U-Net learns fast which colour goes with which shape and not for thousands of updates which
+    object lies where: where both are still noise, either order has the same loss.
+    """
+    torch.manual_seed(SEED)
+    model = nn.ModuleDict({"text_encoder": architecture.text_encoder(tokenizer), "layout": architecture.Layout()})
+    model = model.to(device).train()
+    architecture.use_plain_attention(*model.values())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    coarse = architecture.LATENT_SIZE // 4
+
+    def update(step: int) -> Logs:
+        set_learning_rate(optimizer, cosine(step, steps, lr))
+        x0, tokens = pool.draw(batch_size, torch.Generator().manual_seed(step))
+        target = (coarse * F.avg_pool2d(x0.to(device), coarse)).flatten(2).transpose(1, 2)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            predicted = model["layout"](model["text_encoder"](tokens.to(device)).last_hidden_state)
+        loss = (predicted.float() - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return {"loss": loss.detach()}
+
+    fit(
+        update,
+        {"model": model, "optimizer": optimizer},
+        steps=steps,
+        checkpoint=out / "checkpoints" / "text_encoder.pt",
+        log=out / "log.jsonl",
+        title="text encoder",
+        save_every=500,
+    )
+    return model["text_encoder"]
+
+
 def train_teacher(
     pool: LatentPool,
     tokenizer: CLIPTokenizer,
@@ -138,17 +185,14 @@ def train_teacher(
     device: torch.device,
     steps: int,
     batch_size: int = 32,
-    lr: float = 1.2e-3,
-    start: nn.ModuleDict | None = None,
+    lr: float = 1e-3,
+    *,
+    text_encoder: CLIPTextModel,
 ) -> nn.ModuleDict:
-    """The U-Net and its text encoder together, on the squared error of v; returns the averaged weights.
-
-    ``start`` are networks to go on from; without it they are new.
-    """
+    """A new U-Net and its text encoder together, on the squared error of v; returns the averaged weights."""
     torch.manual_seed(SEED)
-    if start is None:
-        start = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": architecture.text_encoder(tokenizer)})
-    model = start.to(device).train().requires_grad_(True)
+    model = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": text_encoder}).to(device).train()
+    architecture.use_plain_attention(*model.values())
     ema = Ema(model, 0.999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = Schedule.stable_diffusion().to(device)
@@ -160,7 +204,8 @@ def train_teacher(
         x0, tokens = pool.draw(batch_size, generator)
         dropped = torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT
         tokens = torch.where(dropped, no_caption, tokens)
-        t = torch.randint(len(schedule), (batch_size,), generator=generator).to(device)
+        # High noise, where it is decided what lies where, is drawn more often than low noise.
+        t = (len(schedule) * torch.rand(batch_size, generator=generator) ** 0.6).long().to(device)
         eps = torch.randn(x0.shape, generator=generator).to(device)
         x0 = x0.to(device)
         alpha, sigma = schedule.at(t, x0)
@@ -284,7 +329,8 @@ def export_teacher(
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/shapes"), show_default=True)
 @click.option("--device", default=None, help="cpu or cuda; by default cuda where there is one.")
 @click.option("--autoencoder-steps", default=7000, show_default=True)
-@click.option("--teacher-steps", default=18000, show_default=True)
+@click.option("--text-encoder-steps", default=2000, show_default=True)
+@click.option("--teacher-steps", default=16000, show_default=True)
 @click.option("--scorer-steps", default=2500, show_default=True)
 @click.option(
     "--measure",
@@ -296,12 +342,13 @@ def export_teacher(
     "--init",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=None,
-    help="A weights folder to go on from: its autoencoder and scorer are kept, its teacher is trained further.",
+    help="A weights folder whose autoencoder and scorer are kept; then only text encoder and U-Net are trained.",
 )
 def main(
     out: Path,
     device: str | None,
     autoencoder_steps: int,
+    text_encoder_steps: int,
     teacher_steps: int,
     scorer_steps: int,
     measure_only: bool,
@@ -318,20 +365,19 @@ def main(
         return
     weights = out / "weights"
     tokenizer = architecture.write_tokenizer(out / "tokenizer")
-    training: dict[str, Any] = {"teacher steps": teacher_steps}
-    start = None
+    training: dict[str, Any] = {"text encoder steps": text_encoder_steps, "teacher steps": teacher_steps}
     if init is None:
         vae = train_autoencoder(out, chosen, autoencoder_steps)
         scorer = train_scorer(tokenizer, out, chosen, scorer_steps)
         training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
     else:
-        held = load_model(str(init / "teacher"), chosen).pipeline
-        vae, scorer = held.vae, load_scorer(init / "scorer", str(chosen))[0]
-        start = nn.ModuleDict({"unet": held.unet, "text_encoder": held.text_encoder})
-        training |= {"gone on from": "the weights before"}
+        vae = load_model(str(init / "teacher"), chosen).pipeline.vae
+        scorer = load_scorer(init / "scorer", str(chosen))[0]
+        training |= {"autoencoder and scorer": "those of the weights before"}
     save_scorer(scorer, tokenizer, weights / "scorer")
     pool = encode_pool(vae, tokenizer, out, chosen)
-    model = train_teacher(pool, tokenizer, out, chosen, teacher_steps, start=start)
+    text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
+    model = train_teacher(pool, tokenizer, out, chosen, teacher_steps, text_encoder=text_encoder)
     export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
     measure_weights(weights, chosen, training)
 
