@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,8 +63,8 @@ def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]
     return content
 
 
-def validate(model: type[P], content: dict[str, Any], source: str) -> P:
-    """A protocol from its mapping.
+def validate(model: type[P], content: dict[str, Any], source: str, options: Collection[str] = ()) -> P:
+    """A protocol from its mapping. ``options`` are the keys that a command's options set; messages name the option then.
 
     Raises:
         WrongCommand: an unknown key (with the nearest known one), a missing one, or a value that does not fit.
@@ -83,6 +83,8 @@ def validate(model: type[P], content: dict[str, Any], source: str) -> P:
             raise WrongCommand(f"{source} lacks the key {where!r}") from error
         own = first["type"] == "value_error"  # a sentence of ours, which says itself what was given
         what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {first['input']!r}"
+        if first["loc"] and first["loc"][0] in options:
+            source, where = "--" + str(first["loc"][0]).replace("_", "-"), ""
         place = f" at {where!r}" if where else ""
         raise WrongCommand(f"{source} has a value that does not fit{place}: {what}") from error
 

@@ -33,6 +33,9 @@ class Actor:
     steps: list[list[Transition]]
     solver: Solver = SOLVERS["ddim"]
 
+    def __post_init__(self) -> None:
+        require_stateless(self.solver)
+
     @property
     def nfe(self) -> list[int]:
         """Network evaluations a row, for each transition."""

@@ -56,9 +56,15 @@ def dpmpp_2m(
 def lcm(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Multistep consistency sampling (Luo et al., 2310.04378): x̂ noised afresh to s. Needs ``noise`` unless s is clean."""
+    """Multistep consistency sampling (Luo et al., 2310.04378): x̂ noised afresh to s.
+
+    Raises:
+        ValueError: no ``noise`` was given.
+    """
+    if noise is None:
+        raise ValueError("the lcm step noises its estimate afresh, and was given no noise")
     alpha_s, sigma_s = schedule.at(s, z)
-    return (alpha_s * x0 if noise is None else alpha_s * x0 + sigma_s * noise), None
+    return alpha_s * x0 + sigma_s * noise, None
 
 
 @dataclass(frozen=True)

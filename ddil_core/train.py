@@ -86,6 +86,19 @@ def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
         ) from error
 
 
+def forget_after(step: int, title: str, log: Path) -> None:
+    """Take the lines of a stage that are past its checkpoint out of the log: those updates are done again."""
+    if not log.is_file():
+        return
+    lines = log.read_text().splitlines(keepends=True)
+    held = [line for line in lines if line.endswith("\n")]  # a kill can leave half a line
+    kept = [line for line in held if (entry := json.loads(line)).get("stage") != title or entry["step"] <= step]
+    if kept != lines:
+        temporary = log.with_suffix(".partial")
+        temporary.write_text("".join(kept))
+        temporary.replace(log)
+
+
 def fit(
     update: Callable[[int], Logs],
     stateful: Mapping[str, Stateful],
@@ -103,6 +116,7 @@ def fit(
     from the step and from ``stateful`` alone. Logged values are means since the last line.
     """
     step = load_checkpoint(checkpoint, stateful)
+    forget_after(step, title, log)
     window: list[Logs] = []
     with progress(title, total=steps, done=step) as advance:
         while step < steps:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.progress import progress
 from ddil_eval.metrics import METRICS, Extractor
 from ddil_eval.statistics import Estimate, FrechetReference, bootstrap_mean, jackknife
+from ddil_eval.store import replacing
 
 Features = dict[str, np.ndarray]
 """For each metric the features [N, d] of N pictures."""
@@ -48,6 +51,24 @@ class Extractors:
                     parts[name].append(self.open[name](images, [""] * len(images)))
                 advance(len(images))
         return {name: np.concatenate(features) for name, features in parts.items()}
+
+
+def kept(path: Path, make: Callable[[], Features]) -> Features:
+    """The arrays of a finished chunk; where it is not there yet, what ``make`` gives, kept for the next time.
+
+    Raises:
+        DdilError: the chunk is damaged.
+    """
+    if not path.is_file():
+        arrays = make()
+        with replacing(path) as temporary:
+            np.savez(temporary, **arrays)
+        return arrays
+    try:
+        with np.load(path) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DdilError(f"the finished chunk {path} is damaged; delete the file to make the chunk again") from error
 
 
 def concatenate(parts: Sequence[Features]) -> Features:

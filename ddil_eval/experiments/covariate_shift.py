@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator
 
 from ddil_core.data import Prompt, open_data
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.errors import WrongCommand
 from ddil_core.models import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.progress import progress
@@ -30,7 +29,7 @@ from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, requir
 from ddil_core.schedule import grid
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate
+from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate, kept
 from ddil_eval.store import Record, digest, write_text
 
 EXPERIMENT = "covariate-shift"
@@ -247,40 +246,25 @@ class Tree:
         self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
     ) -> tuple[Features, list[tuple[int, str]], dict[str, int]]:
         path = self.work / f"{digest([strings[chunk], chunk.start])[:16]}.npz"
-        if path.is_file():
-            return self._kept(path)
-        model, device = self.decoder, self.decoder.device
+        arrays = kept(path, lambda: self._measure(chunk, prompts, samples, strings[chunk]))
+        keys = list(zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True))
+        counts = {name: int(arrays[f"evaluations {name}"]) for name in self.actors}
+        return {name: arrays[name] for name in self.extractors.open}, keys, counts
+
+    def _measure(
+        self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
+    ) -> Features:
+        """One chunk: its metrics' features, the (sample, string) of each row, and the evaluations of each actor."""
+        model, size = self.decoder, self.config.batch_size
         condition = model.encode([prompt.text for prompt in prompts[chunk]])
-        z = initial_noise(samples[chunk], model.latent_shape, self.config.seed).to(device)
-        leaves = rollout(self.actors, z, condition, strings[chunk], batch_size=self.config.batch_size)
+        z = initial_noise(samples[chunk], model.latent_shape, self.config.seed).to(model.device)
+        leaves = rollout(self.actors, z, condition, strings, batch_size=size)
         texts = [prompts[chunk.start + row].text for row in leaves.sample]
         features = concatenate(
-            [
-                self.extractors(model.decode(leaves.latents[part]), texts[part])
-                for part in batches(len(texts), self.config.batch_size)
-            ]
+            [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), size)]
         )
-        keys = [(chunk.start + row, string) for row, string in zip(leaves.sample, leaves.string, strict=True)]
-        self._keep(path, features, keys, leaves.evaluations)
-        return features, keys, leaves.evaluations
-
-    def _kept(self, path: Path) -> tuple[Features, list[tuple[int, str]], dict[str, int]]:
-        try:
-            with np.load(path) as held:
-                keys = [(int(s), str(t)) for s, t in zip(held["sample"], held["string"], strict=True)]
-                counts = {name: int(held[f"evaluations_{name}"]) for name in self.actors}
-                return {name: held[f"feature_{name}"] for name in self.extractors.open}, keys, counts
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise DdilError(f"the finished chunk {path} is damaged; delete the file to make the chunk again") from error
-
-    def _keep(self, path: Path, features: Features, keys: list[tuple[int, str]], evaluations: dict[str, int]) -> None:
-        arrays: dict[str, Any] = {f"feature_{name}": values for name, values in features.items()}
-        arrays |= {f"evaluations_{name}": np.array(count) for name, count in evaluations.items()}
-        arrays |= {"sample": np.array([s for s, _ in keys]), "string": np.array([t for _, t in keys])}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial.npz")
-        np.savez(temporary, **arrays)
-        temporary.replace(path)
+        places = {"sample": chunk.start + np.array(leaves.sample), "string": np.array(leaves.string)}
+        return features | places | {f"evaluations {name}": np.array(n) for name, n in leaves.evaluations.items()}
 
 
 def figure_pictures(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +16,12 @@ from ddil_core.data import Prompt, open_data
 from ddil_core.models import Model, load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.progress import progress
-from ddil_core.protocol import Strict
+from ddil_core.protocol import Strict, content_hash
 from ddil_core.rollout import STUDENT, Actor, rollout
 from ddil_core.schedule import grid, transitions
 from ddil_core.solvers import SOLVERS
 from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate
+from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate, kept
 from ddil_eval.store import Record, digest
 
 EXPERIMENT = "compare"
@@ -60,13 +62,18 @@ class SystemsConfig(Strict):
 
 
 def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Record]:
-    """Measure every system and every difference, and save their records below ``out``."""
+    """Measure every system and every difference, and save their records below ``out``.
+
+    Interrupted, it goes on at the next batch.
+    """
     started = time.monotonic()
     extractors = Extractors(config.metrics, device)
     models = {system.name: load_model(system.model, device) for system in config.systems}
     data = open_data(config.data)
     prompts = data.prompts(config.num_prompts)
-    features = concatenate([draw(models[s.name], s, prompts, extractors, config) for s in config.systems])
+    weights = {name: model.weights_sha256() for name, model in models.items()}
+    work = out / "partial" / content_hash({"config": config.model_dump(mode="json"), "weights": weights})[:16]
+    features = concatenate([draw(models[s.name], s, prompts, extractors, config, work) for s in config.systems])
     count = len(prompts)
     rows = {s.name: np.arange(count) + index * count for index, s in enumerate(config.systems)}
     cells = Cells(features, rows, extractors.reference(data, config.reference_pictures), config.seed)
@@ -107,24 +114,34 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Recor
             cell = {"kind": "system", "name": name, "steps": first.steps}
         nfe = {name: float(first.steps * (1 if scale == 1 else 2))} if name in by_name else {}
         records += save_cells(common, {name: cell}, estimates, nfe, out)
+    shutil.rmtree(work, ignore_errors=True)
     return records
 
 
 def draw(
-    model: Model, system: SystemConfig, prompts: Sequence[Prompt], extractors: Extractors, config: SystemsConfig
+    model: Model,
+    system: SystemConfig,
+    prompts: Sequence[Prompt],
+    extractors: Extractors,
+    config: SystemsConfig,
+    work: Path,
 ) -> Features:
-    """Features of one picture for each prompt, in the prompts' order."""
+    """Features of one picture for each prompt, in the prompts' order; batches that are done lie in ``work``."""
     actor = Actor(model.guided(system.guidance_scale), [transitions(grid(system.steps))], SOLVERS["ddim"])
+
+    def measure(part: slice) -> Features:
+        texts = [prompt.text for prompt in prompts[part]]
+        z = initial_noise([Sample(prompt.id) for prompt in prompts[part]], model.latent_shape, config.seed)
+        strings = [[STUDENT]] * len(texts)
+        leaves = rollout(
+            {STUDENT: actor}, z.to(model.device), model.encode(texts), strings, batch_size=config.batch_size
+        )
+        return extractors(model.decode(leaves.latents), texts)
+
+    place = config.systems.index(system)
     parts = []
     with progress(system.name, total=len(prompts)) as advance:
         for part in batches(len(prompts), config.batch_size):
-            texts = [prompt.text for prompt in prompts[part]]
-            z = initial_noise([Sample(prompt.id) for prompt in prompts[part]], model.latent_shape, config.seed).to(
-                model.device
-            )
-            leaves = rollout(
-                {STUDENT: actor}, z, model.encode(texts), [[STUDENT]] * len(texts), batch_size=config.batch_size
-            )
-            parts.append(extractors(model.decode(leaves.latents), texts))
-            advance(len(texts))
+            parts.append(kept(work / f"{place}-{part.start}.npz", partial(measure, part)))
+            advance(part.stop - part.start)
     return concatenate(parts)

@@ -127,7 +127,7 @@ def test_a_switch_time_off_the_grid(shift: Cli) -> None:
 @pytest.mark.parametrize(("given", "named"), [("0.5,1.2", "1.2"), ("-0.1", "-0.1"), ("nan", "nan")])
 def test_a_rate_that_is_no_probability(given: str, named: str, shift: Cli) -> None:
     sentence = f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {named}"
-    refused(shift("--p-teacher", given), f"{SHIFT} has a value that does not fit at 'p_teacher': {sentence}", 2)
+    refused(shift("--p-teacher", given), f"--p-teacher has a value that does not fit: {sentence}", 2)
 
 
 def test_a_phases_rate_that_is_no_probability(distill: Cli) -> None:

@@ -75,7 +75,7 @@ def ours(
     carry, states = None, []
     for t, s in transitions(timesteps):
         alpha, sigma = SD.at(rows(t, z), z)
-        drawn = noise(z) if noise and s != CLEAN else None
+        drawn = noise(z) if noise else None
         z, carry = step(SD, z, rows(t, z), rows(s, z), to_estimate(output(z, t), z, alpha, sigma, t), carry, drawn)
         states.append(z)
     return states

@@ -77,6 +77,22 @@ def test_a_log_line_holds_means_since_the_last(tmp_path: Path) -> None:
     assert [line["step_squared"] for line in lines] == [(0 + 1 + 4 + 9) / 4, (16 + 25 + 36 + 49) / 4, (64 + 81) / 2]
 
 
+def test_after_a_kill_the_log_repeats_no_line(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        Run(tmp_path).go(die_at=9)
+    log = tmp_path / "log.jsonl"
+    other = json.dumps({"stage": "another", "step": 99}) + "\n"
+    log.write_text(other + log.read_text() + '{"stage": "te')  # and half a line
+    Run(tmp_path).go(steps=10)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("another", 99),
+        ("test", 4),
+        ("test", 8),
+        ("test", 10),
+    ]
+
+
 def test_ema_is_the_weighted_mean_of_all_weights() -> None:
     module = nn.Linear(1, 1)
     ema = Ema(module, decay=0.3)

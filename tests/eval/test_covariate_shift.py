@@ -34,6 +34,7 @@ from ddil_eval.experiments.covariate_shift import (
 )
 from ddil_eval.measure import Cells, Extractors
 from ddil_eval.store import Record, load
+from tests.counted import Counted
 from tests.pipelines import STUDENT as STUDENT_SAMPLING
 from tests.pipelines import plain_picture, plain_step, save_pipeline
 from tests.pixels import NAMES, brightness, mosaic
@@ -231,19 +232,6 @@ def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) 
 
 
 # Going on
-
-
-class Counted:
-    """The rollout engine, counting its chunks, and interrupted where it would begin one more than allowed."""
-
-    def __init__(self, allowed: int | None = None) -> None:
-        self.allowed, self.chunks = allowed, 0
-
-    def __call__(self, *args: Any, **settings: Any) -> Any:
-        if self.chunks == self.allowed:
-            raise KeyboardInterrupt
-        self.chunks += 1
-        return rollout(*args, **settings)
 
 
 def test_an_interrupted_analysis_goes_on_at_the_next_chunk(

@@ -14,9 +14,11 @@ from ddil_core.models import load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.protocol import validate
 from ddil_core.schedule import grid
+from ddil_eval.experiments import systems
 from ddil_eval.experiments.systems import SystemsConfig, compare
 from ddil_eval.store import Record, load
 from ddil_eval.tables import build
+from tests.counted import Counted
 from tests.pipelines import plain_picture, plain_step
 from tests.pixels import NAMES
 
@@ -140,3 +142,18 @@ def test_a_comparison_that_cannot_be_meant_is_refused(change: dict[str, Any], se
     with pytest.raises(WrongCommand) as error:
         validate(SystemsConfig, content | change, "x.yaml")
     assert str(error.value) == sentence
+
+
+def test_an_interrupted_comparison_goes_on_at_the_next_batch(
+    config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systems, "rollout", Counted(allowed=3))
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path)
+    assert load(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
+    rest = Counted()
+    monkeypatch.setattr(systems, "rollout", rest)
+    compare(config, tmp_path)
+    assert rest.chunks == 3  # three systems of two batches each, of which three were done
+    assert {r.identity(): r.numbers() for r in load(tmp_path)} == {r.identity(): r.numbers() for r in load(out)}
+    assert list(tmp_path.rglob("*.npz")) == []

@@ -45,7 +45,8 @@ def test_edges_are_antialiased(shape: str) -> None:
     _, _, alpha = coverage(shape, 14.0, CENTRE)
     between = (alpha > 0.02) & (alpha < 0.98)
     assert between.sum() > 40
-    assert len(np.unique(alpha[between].round(3))) >= 4
+    straight = shape in ("square", "cross", "diamond")  # edges along the pixels' rows, columns or diagonals: few levels
+    assert len(np.unique(alpha[between].round(3))) > (3 if straight else 20)
     picture = render(one(shape)).reshape(-1, 3).astype(int)
     ends = np.array([COLOURS["red"], BACKGROUNDS["white"]])
     assert (picture >= ends.min(0)).all() and (picture <= ends.max(0)).all()
