@@ -62,7 +62,7 @@ def kept(path: Path, make: Callable[[], Features]) -> Features:
     if not path.is_file():
         arrays = make()
         with replacing(path) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # the stub takes every name for allow_pickle
         return arrays
     try:
         with np.load(path) as held:
