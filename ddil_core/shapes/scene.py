@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -37,10 +38,11 @@ SIZES = {"small": 9.0, "large": 14.0}
 """Circumscribed radius in pixels."""
 RELATIONS = ("left of", "right of", "above", "below")
 """The first object's place as seen from the second."""
-LATTICE = 8.0
+LATTICE = 16.0
 """Objects' centres lie on multiples of this, in pixels."""
 MARGIN = 1.5
-GAP = 3.0
+OFFSET = IMAGE_SIZE / 2
+"""The least distance of two objects' centres along their relation's axis, in pixels. Across it they differ by at most 0.8 of it."""
 SHADING = 0.10
 """The largest relative change of the background's brightness from the centre to a border."""
 HELD_OUT_SHARE = 8
@@ -151,23 +153,26 @@ def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
 
 def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
     """Free parameters for a meaning: objects on the lattice, inside the picture, apart from each other, with the stated
-    relation unmistakable (its offset exceeds the other by a quarter)."""
-    radii = [SIZES[thing.size] for thing in meaning.things]
-    while True:
-        centres = tuple(tuple(rng.choice(_places(radius), 2).tolist()) for radius in radii)
-        if meaning.relation is None or _clearly(meaning.relation, centres, sum(radii) + GAP):
-            break
+    relation unmistakable."""
+    choices = _placements(tuple(SIZES[thing.size] for thing in meaning.things), meaning.relation)
+    centres = choices[rng.integers(len(choices))]
     return Scene(meaning, centres, tuple(rng.uniform(-SHADING, SHADING, 2).tolist()))
 
 
 @cache
-def _places(radius: float) -> np.ndarray:
+def _placements(radii: tuple[float, ...], relation: str | None) -> list[tuple[tuple[float, float], ...]]:
+    """All the centres that objects of these radii can have."""
+    every = product(*(product(_places(radius), repeat=2) for radius in radii))
+    return [centres for centres in every if relation is None or _clearly(relation, centres)]
+
+
+def _places(radius: float) -> list[float]:
     """The lattice's coordinates at which an object of this radius lies inside the picture."""
     lattice = np.arange(0.0, IMAGE_SIZE, LATTICE)
-    return lattice[(lattice >= radius + MARGIN) & (lattice <= IMAGE_SIZE - radius - MARGIN)]
+    return lattice[(lattice >= radius + MARGIN) & (lattice <= IMAGE_SIZE - radius - MARGIN)].tolist()
 
 
-def _clearly(relation: str, centres: tuple[tuple[float, float], ...], distance: float) -> bool:
+def _clearly(relation: str, centres: tuple[tuple[float, float], ...]) -> bool:
     (x1, y1), (x2, y2) = centres
     near, far = sorted((abs(x1 - x2), abs(y1 - y2)))
-    return np.hypot(near, far) >= distance and far >= 1.25 * near and relation_of(*centres) == relation
+    return far >= OFFSET and far >= 1.25 * near and relation_of(*centres) == relation

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddil_core.models import load_model
+from ddil_core.schedule import Schedule
 from ddil_core.shapes import architecture, train
 from ddil_core.shapes.card import measure, write_card
 from ddil_core.shapes.scene import Meaning, Thing, draw_scene, parse_caption
@@ -44,11 +45,21 @@ def pool_of(tokenizer: CLIPTokenizer, count: int = 12) -> train.LatentPool:
     )
 
 
+def fresh_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    torch.manual_seed(1)
+    return architecture.text_encoder(tokenizer)
+
+
 Stage = Callable[[Path, CLIPTokenizer], nn.Module]
 
 STAGES: dict[str, Stage] = {
     "autoencoder": lambda out, tokenizer: train.train_autoencoder(out, CPU, STEPS, batch_size=2),
-    "teacher": lambda out, tokenizer: train.train_teacher(pool_of(tokenizer), tokenizer, out, CPU, STEPS, batch_size=4),
+    "text encoder": lambda out, tokenizer: train.train_text_encoder(
+        pool_of(tokenizer), tokenizer, out, CPU, STEPS, batch_size=4
+    ),
+    "teacher": lambda out, tokenizer: train.train_teacher(
+        pool_of(tokenizer), tokenizer, out, CPU, STEPS, batch_size=4, text_encoder=fresh_text_encoder(tokenizer)
+    ),
     "scorer": lambda out, tokenizer: train.train_scorer(tokenizer, out, CPU, STEPS, batch_size=4),
 }
 
@@ -92,6 +103,41 @@ def test_a_stage_learns(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert (line["stage"], line["step"]) == ("autoencoder", 2)
     assert line["loss"] > line["mse"] > 0
+
+
+def test_plain_attention_computes_what_the_fused_one_does(tokenizer: CLIPTokenizer) -> None:
+    torch.manual_seed(0)
+    unet, text_encoder = architecture.unet().eval(), architecture.text_encoder(tokenizer).eval()
+    tokens = tokenizer(
+        ["a small red circle on a grey background", ""], padding="max_length", return_tensors="pt"
+    ).input_ids
+    z = torch.randn(2, architecture.LATENT_CHANNELS, architecture.LATENT_SIZE, architecture.LATENT_SIZE)
+    found = []
+    with torch.no_grad():
+        for change in (lambda *networks: None, architecture.use_plain_attention):
+            change(unet, text_encoder)
+            states = text_encoder(tokens).last_hidden_state
+            found.append((states, unet(z, torch.tensor([10, 900]), states).sample))
+    assert text_encoder.config._attn_implementation == "eager"
+    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor"}
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+
+
+def test_the_teacher_s_first_eighth_sees_only_high_noise(
+    tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def at(schedule: Schedule, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(int(t.min()))
+        return original(schedule, t, like)
+
+    original = Schedule.at
+    monkeypatch.setattr(Schedule, "at", at)
+    text_encoder = fresh_text_encoder(tokenizer)
+    train.train_teacher(pool_of(tokenizer), tokenizer, tmp_path, CPU, 16, batch_size=32, text_encoder=text_encoder)
+    assert min(seen[:2]) >= train.HIGH_NOISE > max(seen[2:])
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
