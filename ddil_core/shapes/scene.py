@@ -19,13 +19,11 @@ IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "moon")
 COLOURS = {
     "red": (214, 40, 40),
-    "orange": (245, 140, 30),
     "yellow": (248, 222, 60),
     "green": (40, 150, 60),
     "cyan": (60, 205, 215),
     "blue": (40, 80, 210),
     "purple": (125, 50, 170),
-    "pink": (245, 130, 190),
 }
 BACKGROUNDS = {
     "black": (22, 22, 24),
@@ -38,7 +36,7 @@ SIZES = {"small": 9.0, "large": 14.0}
 """Circumscribed radius in pixels."""
 RELATIONS = ("left of", "right of", "above", "below")
 """The first object's place as seen from the second."""
-LATTICE = 16.0
+LATTICE = 8.0
 """Objects' centres lie on multiples of this, in pixels."""
 MARGIN = 1.5
 OFFSET = IMAGE_SIZE / 2

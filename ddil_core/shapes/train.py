@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from ddil_core.shapes import architecture
 from ddil_core.shapes.card import measure, write_card
 from ddil_core.shapes.data import draw_batch
 from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Meaning
-from ddil_core.shapes.scorer import build_scorer, load_scorer, save_scorer
+from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.train import Ema, Logs, fit
 
 SEED = 0
@@ -372,13 +373,12 @@ def main(
     training: dict[str, Any] = {"text encoder steps": text_encoder_steps, "teacher steps": teacher_steps}
     if init is None:
         vae = train_autoencoder(out, chosen, autoencoder_steps)
-        scorer = train_scorer(tokenizer, out, chosen, scorer_steps)
+        save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
         training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
     else:
         vae = load_model(str(init / "teacher"), chosen).pipeline.vae
-        scorer = load_scorer(init / "scorer", str(chosen))[0]
+        shutil.copytree(init / "scorer", weights / "scorer", dirs_exist_ok=True)  # with its own tokenizer
         training |= {"autoencoder and scorer": "those of the weights before"}
-    save_scorer(scorer, tokenizer, weights / "scorer")
     pool = encode_pool(vae, tokenizer, out, chosen)
     text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
     model = train_teacher(pool, tokenizer, out, chosen, teacher_steps, text_encoder=text_encoder)

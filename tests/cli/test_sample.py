@@ -13,7 +13,7 @@ from PIL import Image
 
 PROMPTS = (
     "a small red circle left of a large blue star on a grey background",
-    "a large pink ring on a navy background",
+    "a large purple ring on a navy background",
     "a small green moon above a small cyan cross on a white background",
 )
 

@@ -35,7 +35,7 @@ def test_captions_are_their_words_between_start_and_end(tokenizer: CLIPTokenizer
 
 def test_other_words_fall_apart_and_nothing_is_unknown(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.tokenize("dog") == ["d", "o", "g</w>"]
-    assert tokenizer.tokenize("pinks") == ["p", "i", "n", "k", "s</w>"]
+    assert tokenizer.tokenize("reds") == ["r", "e", "d", "s</w>"]
     for word in ("zebra", "bed", "backgrounds", "reddish"):
         pieces = tokenizer.tokenize(word)
         assert len(pieces) > 1 and "".join(pieces) == f"{word}</w>"

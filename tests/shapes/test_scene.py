@@ -53,8 +53,8 @@ def test_a_caption_reads_as_documented() -> None:
     caption = "a small red circle left of a large blue star on a grey background"
     assert Meaning(things, "left of", "grey").caption == caption
     assert parse_caption(f"  {caption.capitalize()}\n") == Meaning(things, "left of", "grey")
-    assert parse_caption("a small orange ring on a navy background") == Meaning(
-        (Thing("small", "orange", "ring"),), None, "navy"
+    assert parse_caption("a small cyan ring on a navy background") == Meaning(
+        (Thing("small", "cyan", "ring"),), None, "navy"
     )
 
 
