@@ -35,7 +35,7 @@ def scorer_config() -> dict[str, Any]:
             "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
             "text_cfg": {
                 "context_length": 20,
-                "vocab_size": 165,
+                "vocab_size": 158,
                 "width": 128,
                 "heads": 4,
                 "layers": 3,
