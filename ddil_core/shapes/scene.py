@@ -160,7 +160,7 @@ def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
 @cache
 def _placements(radii: tuple[float, ...], relation: str | None) -> list[tuple[tuple[float, float], ...]]:
     """All the centres that objects of these radii can have."""
-    every = product(*(product(_places(radius), repeat=2) for radius in radii))
+    every = product(*([(x, y) for x in _places(radius) for y in _places(radius)] for radius in radii))
     return [centres for centres in every if relation is None or _clearly(relation, centres)]
 
 
