@@ -16,7 +16,8 @@ from ddil_eval.metrics import METRICS, Extractor
 from ddil_eval.statistics import Estimate, FrechetReference, bootstrap_mean, jackknife
 from ddil_eval.store import replacing
 
-Features = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
+Features = Arrays
 """For each metric the features [N, d] of N pictures."""
 
 
@@ -53,7 +54,7 @@ class Extractors:
         return {name: np.concatenate(features) for name, features in parts.items()}
 
 
-def kept(path: Path, make: Callable[[], Features]) -> Features:
+def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """The arrays of a finished chunk; where it is not there yet, what ``make`` gives, kept for the next time.
 
     Raises:

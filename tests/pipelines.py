@@ -10,53 +10,59 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch import Tensor
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 TEACHER = {"solver": "ddim", "steps": None, "guidance_scale": 3.0}
 STUDENT = {"solver": "ddim", "steps": 4, "guidance_scale": 1.0}
 
 
-def save_pipeline(folder: Path, sampling: Mapping[str, object], *, seed: int, frame_seed: int = 0) -> Path:
-    """A v-predicting pipeline for 64-pixel pictures and latents [8, 8, 8], float32, with ``ddil.json`` beside it.
-
-    ``seed`` decides the U-Net, ``frame_seed`` the text encoder and the autoencoder, which distillation leaves alone.
-    """
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ddil_core.models import SYSTEM_FILE
-    from ddil_core.shapes import architecture
+    from ddil_core.shapes.architecture import MAX_TOKENS
 
-    tokenizer = architecture.write_tokenizer(folder / "words")
-    text = CLIPTextConfig(
+    config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
         projection_dim=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=architecture.MAX_TOKENS,
+        max_position_embeddings=MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(frame_seed)
-    text_encoder = CLIPTextModel(text)
-    vae = AutoencoderKL(
+    return CLIPTextModel(config)
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
+    from ddil_core.shapes.architecture import LATENT_CHANNELS
+
+    return AutoencoderKL(
         block_out_channels=(8,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        latent_channels=architecture.LATENT_CHANNELS,
+        latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         sample_size=64,
     )
-    torch.manual_seed(seed)
-    unet = UNet2DConditionModel(
-        sample_size=architecture.LATENT_SIZE,
-        in_channels=architecture.LATENT_CHANNELS,
-        out_channels=architecture.LATENT_CHANNELS,
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    from diffusers import UNet2DConditionModel
+
+    from ddil_core.shapes.architecture import LATENT_CHANNELS, LATENT_SIZE
+
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         block_out_channels=(16, 16),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -65,19 +71,35 @@ def save_pipeline(folder: Path, sampling: Mapping[str, object], *, seed: int, fr
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        clip_sample=False,
-    )
+
+
+def save_pipeline(folder: Path, sampling: Mapping[str, object], *, seed: int, frame_seed: int = 0) -> Path:
+    """A v-predicting pipeline for 64-pixel pictures and latents [8, 8, 8], float32, with ``ddil.json`` beside it.
+
+    ``seed`` decides the U-Net, ``frame_seed`` the text encoder and the autoencoder, which distillation leaves alone.
+    """
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from ddil_core.models import SYSTEM_FILE
+    from ddil_core.shapes.architecture import write_tokenizer
+
+    tokenizer = write_tokenizer(folder / "words")
+    torch.manual_seed(frame_seed)
+    text_encoder, vae = tiny_text_encoder(tokenizer), tiny_autoencoder()
+    torch.manual_seed(seed)
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
+        unet=tiny_unet(),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ddil_core.shapes.card import measure, write_card
 from ddil_core.shapes.data import draw_batch
 from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Meaning
 from ddil_core.shapes.scorer import build_scorer, save_scorer
-from ddil_core.train import Ema, Logs, fit
+from ddil_core.train import Ema, Logs, Stateful, fit
 
 SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
@@ -49,9 +49,43 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 200) -> float:
     return peak * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = value
+def run_stage(
+    title: str,
+    model: nn.Module,
+    losses: Callable[[int], dict[str, Tensor]],
+    *,
+    out: Path,
+    steps: int,
+    lr: float,
+    beta2: float = 0.99,
+    weight_decay: float = 1e-3,
+    ema: Ema[Any] | None = None,
+) -> None:
+    """Fit ``model`` to ``losses(step)["loss"]``: AdamW, a cosine learning rate, gradients clipped to 1. Resumable."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay)
+
+    def update(step: int) -> Logs:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, steps, lr)
+        found = losses(step)
+        optimizer.zero_grad()
+        found["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if ema is not None:
+            ema.update(model)
+        return {name: value.detach() for name, value in found.items()}
+
+    stateful: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    fit(
+        update,
+        stateful if ema is None else stateful | {"ema": ema},
+        steps=steps,
+        checkpoint=out / "checkpoints" / f"{title.replace(' ', '_')}.pt",
+        log=out / "log.jsonl",
+        title=title,
+        save_every=250,
+    )
 
 
 def train_autoencoder(
@@ -60,10 +94,8 @@ def train_autoencoder(
     """Reconstruction (L1 and squared error) with a light KL term."""
     torch.manual_seed(SEED)
     vae = architecture.autoencoder().to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
 
-    def update(step: int) -> Logs:
-        set_learning_rate(optimizer, cosine(step, steps, lr))
+    def losses(step: int) -> dict[str, Tensor]:
         generator = torch.Generator(device).manual_seed(step)
         pixels = draw_batch(batch_size, step, seed=SEED).pixels().to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -72,21 +104,9 @@ def train_autoencoder(
         error = decoded.float() - pixels
         kl = posterior.kl().float().mean()
         loss = error.abs().mean() + 10 * error.square().mean() + 2e-6 * kl
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        return {"loss": loss.detach(), "mse": error.detach().square().mean(), "kl": kl.detach()}
+        return {"loss": loss, "mse": error.square().mean(), "kl": kl}
 
-    fit(
-        update,
-        {"vae": vae, "optimizer": optimizer},
-        steps=steps,
-        checkpoint=out / "checkpoints" / "autoencoder.pt",
-        log=out / "log.jsonl",
-        title="autoencoder",
-        save_every=250,
-    )
+    run_stage("autoencoder", vae, losses, out=out, steps=steps, lr=lr, weight_decay=1e-4)
     return vae.eval()
 
 
@@ -154,31 +174,17 @@ def train_text_encoder(
     text_encoder = architecture.text_encoder(tokenizer)
     model = nn.ModuleDict({"text_encoder": text_encoder, "layout": architecture.Layout()}).to(device).train()
     architecture.use_plain_attention(*model.values())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     coarse = architecture.LATENT_SIZE // 4
 
-    def update(step: int) -> Logs:
-        set_learning_rate(optimizer, cosine(step, steps, lr))
+    def losses(step: int) -> dict[str, Tensor]:
         x0, tokens = pool.draw(batch_size, torch.Generator().manual_seed(step))
         target = (coarse * F.avg_pool2d(x0.to(device), coarse)).flatten(2).transpose(1, 2)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             predicted = model["layout"](model["text_encoder"](tokens.to(device)).last_hidden_state)
         loss = (predicted.float() - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return {"loss": loss.detach()}
+        return {"loss": loss}
 
-    fit(
-        update,
-        {"model": model, "optimizer": optimizer},
-        steps=steps,
-        checkpoint=out / "checkpoints" / "text_encoder.pt",
-        log=out / "log.jsonl",
-        title="text encoder",
-        save_every=500,
-    )
+    run_stage("text encoder", model, losses, out=out, steps=steps, lr=lr)
     return text_encoder
 
 
@@ -198,12 +204,10 @@ def train_teacher(
     model = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": text_encoder}).to(device).train()
     architecture.use_plain_attention(*model.values())
     ema = Ema(model, 0.999)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = Schedule.stable_diffusion().to(device)
     no_caption = tokenizer("", padding="max_length", return_tensors="pt").input_ids
 
-    def update(step: int) -> Logs:
-        set_learning_rate(optimizer, cosine(step, steps, lr))
+    def losses(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(step)
         x0, tokens = pool.draw(batch_size, generator)
         dropped = torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT
@@ -218,22 +222,9 @@ def train_teacher(
             context = model["text_encoder"](tokens.to(device)).last_hidden_state
             v = model["unet"](alpha * x0 + sigma * eps, t, context).sample
         loss = (v.float() - (alpha * eps - sigma * x0)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model)
-        return {"loss": loss.detach()}
+        return {"loss": loss}
 
-    fit(
-        update,
-        {"model": model, "ema": ema, "optimizer": optimizer},
-        steps=steps,
-        checkpoint=out / "checkpoints" / "teacher.pt",
-        log=out / "log.jsonl",
-        title="teacher",
-        save_every=500,
-    )
+    run_stage("teacher", model, losses, out=out, steps=steps, lr=lr, ema=ema)
     return ema.module
 
 
@@ -243,10 +234,8 @@ def train_scorer(
     """Two towers by contrast (CLIP's loss), each caption beside a copy with one word changed, so that attributes count."""
     torch.manual_seed(SEED)
     model = build_scorer().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
 
-    def update(step: int) -> Logs:
-        set_learning_rate(optimizer, cosine(step, steps, lr))
+    def losses(step: int) -> dict[str, Tensor]:
         batch = draw_batch(batch_size, step, seed=SEED + 3)
         rng = np.random.default_rng([SEED, 3, step])
         captions = batch.captions + [nearly(scene.meaning, rng).caption for scene in batch.scenes]
@@ -257,21 +246,9 @@ def train_scorer(
         logits = model.logit_scale.exp().clamp(max=100) * pictures.float() @ texts.float().T
         own = torch.arange(batch_size, device=device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch_size].T, own)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return {"loss": loss.detach(), "accuracy": (logits.argmax(1) == own).float().mean()}
+        return {"loss": loss, "accuracy": (logits.argmax(1) == own).float().mean()}
 
-    fit(
-        update,
-        {"model": model, "optimizer": optimizer},
-        steps=steps,
-        checkpoint=out / "checkpoints" / "scorer.pt",
-        log=out / "log.jsonl",
-        title="scorer",
-        save_every=250,
-    )
+    run_stage("scorer", model, losses, out=out, steps=steps, lr=lr, beta2=0.98, weight_decay=0.05)
     return model
 
 

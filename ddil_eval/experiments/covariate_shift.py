@@ -29,7 +29,7 @@ from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, requir
 from ddil_core.schedule import grid
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate, kept
+from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
 from ddil_eval.store import Record, digest, write_text
 
 EXPERIMENT = "covariate-shift"
@@ -253,7 +253,7 @@ class Tree:
 
     def _measure(
         self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
-    ) -> Features:
+    ) -> Arrays:
         """One chunk: its metrics' features, the (sample, string) of each row, and the evaluations of each actor."""
         model, size = self.decoder, self.config.batch_size
         condition = model.encode([prompt.text for prompt in prompts[chunk]])
