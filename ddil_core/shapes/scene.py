@@ -40,7 +40,10 @@ LATTICE = 8.0
 """Objects' centres lie on multiples of this, in pixels."""
 MARGIN = 1.5
 OFFSET = IMAGE_SIZE / 2
-"""The least distance of two objects' centres along their relation's axis, in pixels. Across it they differ by at most 0.8 of it."""
+"""The least distance of two objects' centres along their relation's axis, in pixels."""
+DRIFT = LATTICE
+"""The largest distance of each of the two from the picture's middle across that axis. Even where one drifts up and the other
+down, no pair lies so nearly on a diagonal that its relation is in doubt."""
 SHADING = 0.10
 """The largest relative change of the background's brightness from the centre to a border."""
 HELD_OUT_SHARE = 8
@@ -171,6 +174,7 @@ def _places(radius: float) -> list[float]:
 
 
 def _clearly(relation: str, centres: tuple[tuple[float, float], ...]) -> bool:
-    (x1, y1), (x2, y2) = centres
-    near, far = sorted((abs(x1 - x2), abs(y1 - y2)))
-    return far >= OFFSET and far >= 1.25 * near and relation_of(*centres) == relation
+    along = 0 if relation in ("left of", "right of") else 1
+    distance = abs(centres[0][along] - centres[1][along])
+    drift = max(abs(centre[1 - along] - IMAGE_SIZE / 2) for centre in centres)
+    return distance >= OFFSET and drift <= DRIFT and relation_of(*centres) == relation
