@@ -11,15 +11,15 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -33,6 +33,8 @@ from ddil_core.shapes.data import draw_batch
 from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Meaning
 from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.train import Ema, Logs, Stateful, fit
+
+M = TypeVar("M", bound=nn.Module)
 
 SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
@@ -113,15 +115,15 @@ def train_autoencoder(
 @dataclass
 class LatentPool:
     """Encoded pictures of the training split: posterior ``mean`` and ``std`` float16 [N, C, H, W] (unscaled), caption
-    ``tokens`` int64 [N, L], and the ``scaling_factor`` that gives the latents unit variance."""
+    ``tokens`` int64 [N, L]; the ``scaling_factor`` of a new teacher is the one that gives the latents unit variance."""
 
     mean: Tensor
     std: Tensor
     tokens: Tensor
+    scaling_factor: float = field(default=0.0, kw_only=True)
 
-    @property
-    def scaling_factor(self) -> float:
-        return float(1 / self.mean[:4096].float().std())
+    def __post_init__(self) -> None:
+        self.scaling_factor = self.scaling_factor or float(1 / self.mean[:4096].float().std())
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Scaled latents float32 [B, C, H, W], sampled from the posterior, and their tokens [B, L]."""
@@ -132,12 +134,17 @@ class LatentPool:
 
 @torch.no_grad()
 def encode_pool(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, device: torch.device, size: int = 49152
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    device: torch.device,
+    size: int = 49152,
+    scaling_factor: float = 0.0,
 ) -> LatentPool:
     """Encode ``size`` training pictures once; read them back where that is done already."""
     path = out / "checkpoints" / "latents.safetensors"
     if path.exists():
-        return LatentPool(**load_file(path))
+        return LatentPool(**load_file(path), scaling_factor=scaling_factor)
     batch_size = 128
     means, stds, tokens = [], [], []
     with progress("latents", total=size // batch_size) as advance:
@@ -151,9 +158,10 @@ def encode_pool(
             advance()
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
     temporary = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(pool, temporary)
     temporary.replace(path)
-    return LatentPool(**pool)
+    return LatentPool(**pool, scaling_factor=scaling_factor)
 
 
 def train_text_encoder(
@@ -198,10 +206,12 @@ def train_teacher(
     lr: float = 1e-3,
     *,
     text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel | None = None,
 ) -> nn.ModuleDict:
-    """A new U-Net and its text encoder together, on the squared error of v; returns the averaged weights."""
+    """A U-Net, new where none is given, and its text encoder together, on the squared error of v; returns the averaged
+    weights."""
     torch.manual_seed(SEED)
-    model = nn.ModuleDict({"unet": architecture.unet(), "text_encoder": text_encoder}).to(device).train()
+    model = nn.ModuleDict({"unet": unet or architecture.unet(), "text_encoder": text_encoder}).to(device).train()
     architecture.use_plain_attention(*model.values())
     ema = Ema(model, 0.999)
     schedule = Schedule.stable_diffusion().to(device)
@@ -212,7 +222,7 @@ def train_teacher(
         x0, tokens = pool.draw(batch_size, generator)
         dropped = torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT
         tokens = torch.where(dropped, no_caption, tokens)
-        lowest = HIGH_NOISE if step < steps // 8 else 0
+        lowest = HIGH_NOISE if unet is None and step < steps // 8 else 0
         t = lowest + (len(schedule) - lowest) * torch.rand(batch_size, generator=generator) ** 0.6
         t = t.long().to(device)
         eps = torch.randn(x0.shape, generator=generator).to(device)
@@ -313,7 +323,10 @@ def export_teacher(
 @click.option("--autoencoder-steps", default=7000, show_default=True)
 @click.option("--text-encoder-steps", default=2000, show_default=True)
 @click.option("--teacher-steps", default=16000, show_default=True)
+@click.option("--teacher-lr", default=1e-3, show_default=True, help="The peak of the teacher's learning rate.")
 @click.option("--scorer-steps", default=2500, show_default=True)
+@click.option("--pool", "pool_size", default=49152, show_default=True, help="Pictures that the teacher is trained on.")
+@click.option("--captions", default=1000, show_default=True, help="Held-out captions that the card is measured on.")
 @click.option(
     "--measure",
     "measure_only",
@@ -326,46 +339,70 @@ def export_teacher(
     default=None,
     help="A weights folder whose autoencoder and scorer are kept; then only text encoder and U-Net are trained.",
 )
+@click.option("--further", is_flag=True, help="Train the text encoder and the U-Net of --init further, not new ones.")
 def main(
     out: Path,
     device: str | None,
     autoencoder_steps: int,
     text_encoder_steps: int,
     teacher_steps: int,
+    teacher_lr: float,
     scorer_steps: int,
+    pool_size: int,
+    captions: int,
     measure_only: bool,
     init: Path | None,
+    further: bool,
 ) -> None:
     """Train the shapes world from nothing into OUT/weights, measure it, and write its card.
 
     Some hours on two CPU cores. The same command again goes on where it was interrupted.
     """
+    if further and init is None:
+        raise click.UsageError("--further needs --init with the weights to train further")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if measure_only:
         card = WEIGHTS / "card.json"
-        measure_weights(WEIGHTS, chosen, json.loads(card.read_text())["training"] if card.is_file() else {})
+        measure_weights(WEIGHTS, chosen, captions, json.loads(card.read_text())["training"] if card.is_file() else {})
         return
     weights = out / "weights"
     tokenizer = architecture.write_tokenizer(out / "tokenizer")
-    training: dict[str, Any] = {"text encoder steps": text_encoder_steps, "teacher steps": teacher_steps}
+    training: dict[str, Any] = {"teacher steps": teacher_steps}
+    start: Any = None if init is None else load_model(str(init / "teacher")).pipeline
     if init is None:
         vae = train_autoencoder(out, chosen, autoencoder_steps)
         save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
         training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
     else:
-        vae = load_model(str(init / "teacher"), chosen).pipeline.vae
+        vae = copied(start.vae, architecture.autoencoder()).to(chosen).eval()
         shutil.copytree(init / "scorer", weights / "scorer", dirs_exist_ok=True)  # with its own tokenizer
         training |= {"autoencoder and scorer": "those of the weights before"}
-    pool = encode_pool(vae, tokenizer, out, chosen)
-    text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
-    model = train_teacher(pool, tokenizer, out, chosen, teacher_steps, text_encoder=text_encoder)
+    pool = encode_pool(vae, tokenizer, out, chosen, pool_size, start.vae.config.scaling_factor if further else 0.0)
+    if further:
+        unet = copied(start.unet, architecture.unet())
+        text_encoder = copied(start.text_encoder, architecture.text_encoder(tokenizer))
+        training |= {"text encoder and U-Net": "trained further from the weights before"}
+    else:
+        unet = None
+        text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
+        training |= {"text encoder steps": text_encoder_steps}
+    model = train_teacher(
+        pool, tokenizer, out, chosen, teacher_steps, lr=teacher_lr, text_encoder=text_encoder, unet=unet
+    )
     export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
-    measure_weights(weights, chosen, training)
+    measure_weights(weights, chosen, captions, training)
 
 
-def measure_weights(weights: Path, device: torch.device, training: dict[str, Any]) -> None:
+def copied(source: nn.Module, target: M) -> M:
+    """``target`` with the weights of a network that was read from a folder, in float32 and without the folder's name in its
+    configuration."""
+    target.load_state_dict(source.state_dict())
+    return target
+
+
+def measure_weights(weights: Path, device: torch.device, captions: int, training: dict[str, Any]) -> None:
     """Measure a folder of weights and write its card."""
-    write_card(weights, measure(load_model(str(weights / "teacher"), device)), training)
+    write_card(weights, measure(load_model(str(weights / "teacher"), device), captions), training)
     click.echo(f"The weights and their card are in {weights}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -196,6 +197,38 @@ def test_the_export_is_a_pipeline_and_its_card_is_measured(tokenizer: CLIPTokeni
     assert json.loads((tmp_path / "card.json").read_text()) == {"measured": found, "training": {"teacher steps": 3}}
     card = (tmp_path / "README.md").read_text()
     assert card.count("\n| ") == 7 and "| rendered pictures | 100.0% |" in card and "Training: teacher steps 3." in card
+
+
+def test_the_command_trains_from_nothing_and_then_further(cli: Callable[..., Result], tmp_path: Path) -> None:
+    """Both ways through the whole command, each stage for two updates; done again, nothing is trained again."""
+    sizes = ["--teacher-steps", 2, "--pool", 128, "--captions", 2, "--device", "cpu"]
+    others = ["--autoencoder-steps", 2, "--scorer-steps", 2, "--text-encoder-steps", 2]
+    new, more = tmp_path / "new", tmp_path / "more"
+    further = ["--out", more, "--init", new / "weights", "--further", *sizes]
+    for arguments, stages in (
+        (["--out", new, *others, *sizes], ["autoencoder", "scorer", "text encoder", "teacher"]),
+        (further, ["teacher"]),
+        (further, ["teacher"]),
+    ):
+        found = cli(*arguments, command=train.main)
+        assert found.exit_code == 0, found.output
+        assert stages == [json.loads(line)["stage"] for line in (arguments[1] / "log.jsonl").read_text().splitlines()]
+        card = json.loads((arguments[1] / "weights" / "card.json").read_text())
+        assert card["measured"]["captions"] == 2 and card["training"]["teacher steps"] == 2
+    assert card["training"]["text encoder and U-Net"] == "trained further from the weights before"
+    before, after = (load_model(str(folder / "weights" / "teacher")).pipeline for folder in (new, more))
+    assert dict(before.unet.config) == dict(after.unet.config) | {"_name_or_path": before.unet.config._name_or_path}
+    assert before.vae.config.scaling_factor == after.vae.config.scaling_factor
+    same, moved = before.vae.state_dict(), after.vae.state_dict()
+    assert all(torch.equal(same[key], moved[key]) for key in same)
+    untaught, taught = before.unet.state_dict(), after.unet.state_dict()
+    assert any(not torch.equal(untaught[key], taught[key]) for key in untaught)
+
+
+def test_training_further_needs_weights(cli: Callable[..., Result], tmp_path: Path) -> None:
+    found = cli("--further", "--out", tmp_path, command=train.main)
+    assert found.exit_code == 2
+    assert found.stderr.endswith("Error: --further needs --init with the weights to train further\n")
 
 
 def test_a_meaning_of_one_object_has_no_relation_to_change() -> None:
