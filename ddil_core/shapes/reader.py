@@ -33,14 +33,15 @@ BACKGROUND_TOLERANCE = 26.0
 """Largest distance of a background pixel from its colour's brightness line (of 255, Euclidean)."""
 CONTRAST = 44.0
 """Distance from the background (of 255, Euclidean) from which a pixel belongs to an object."""
-COLOUR_TOLERANCE = 42.0
-"""Largest distance of an object's median colour from its palette colour (of 255, Euclidean)."""
-OUTLINE_TOLERANCE = 3.5
-"""Largest error of coverage, Σ|α − α̂| over √(area), which grows like an outline's length, in pixels. On 300 autoencoder round
-trips its median was about 1, and 3.0 was the 99th percentile."""
-DAMAGE_TOLERANCE = 7.0
-"""Largest Σ|α − α̂| in a window of 5 × 5 pixels, so that a bite does not hide in a long outline. On 192 autoencoder round trips
-the 99th percentile was 5.8; a square of that size bitten out of an object gives 25."""
+COLOUR_TOLERANCE = 45.0
+"""Largest distance of an object's median colour from its palette colour (of 255, Euclidean): under half of what lies between the
+two nearest, blue and purple, and less than from purple to the middle between red and blue."""
+OUTLINE_TOLERANCE = 4.0
+"""Largest error of coverage, Σ|α − α̂| over √(area), which grows like an outline's length, in pixels. On 384 autoencoder round
+trips its median was 1.5, and 3.0 was the 99th percentile."""
+DAMAGE_TOLERANCE = 12.0
+"""Largest Σ|α − α̂| in a window of 5 × 5 pixels, so that a bite does not hide in a long outline: about half of the window. On 384
+autoencoder round trips the 99th percentile was 5.9; a bite of 4 × 4 pixels gives 16."""
 DOUBT = 1.5
 """Outline error from which other shapes are tried at sizes that no object has: a square of between the two sizes covers nearly
 what a small circle does. On 100 autoencoder round trips no other shape was nearer than 0.95 of the error."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
@@ -127,6 +128,27 @@ def relation_of(first: tuple[float, float], second: tuple[float, float]) -> str:
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
     return "above" if dy < 0 else "below"
+
+
+def nearly(meaning: Meaning, rng: np.random.Generator) -> Meaning:
+    """A meaning that differs in one attribute: of an object, the relation or the background."""
+    choices = ["shape", "colour", "size", "background"] + (["relation"] if meaning.relation else [])
+    attribute = str(rng.choice(choices))
+    values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "background": BACKGROUNDS, "relation": RELATIONS}[
+        attribute
+    ]
+    if attribute == "background":
+        return replace(meaning, background=_another(values, meaning.background, rng))
+    if attribute == "relation" and meaning.relation:
+        return replace(meaning, relation=_another(values, meaning.relation, rng))
+    things = list(meaning.things)
+    which = int(rng.integers(len(things)))
+    things[which] = replace(things[which], **{attribute: _another(values, getattr(things[which], attribute), rng)})
+    return replace(meaning, things=tuple(things))
+
+
+def _another(values: Iterable[str], value: str, rng: np.random.Generator) -> str:
+    return str(rng.choice([other for other in values if other != value]))
 
 
 def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:

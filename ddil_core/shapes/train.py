@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from ddil_core.schedule import Schedule
 from ddil_core.shapes import architecture
 from ddil_core.shapes.card import measure, write_card
 from ddil_core.shapes.data import draw_batch
-from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Meaning
+from ddil_core.shapes.scene import nearly
 from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.train import Ema, Logs, Stateful, fit
 
@@ -38,7 +38,7 @@ M = TypeVar("M", bound=nn.Module)
 
 SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
-GUIDANCE_SCALE = 2.0
+GUIDANCE_SCALE = 2.6
 CAPTION_DROPOUT = 0.1
 HIGH_NOISE = 700
 """The teacher's first eighth sees only t from here on, where nothing but the caption says what lies where. With lower noise
@@ -64,7 +64,7 @@ def run_stage(
     ema: Ema[Any] | None = None,
 ) -> None:
     """Fit ``model`` to ``losses(step)["loss"]``: AdamW, a cosine learning rate, gradients clipped to 1. Resumable."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
 
     def update(step: int) -> Logs:
         for group in optimizer.param_groups:
@@ -260,27 +260,6 @@ def train_scorer(
 
     run_stage("scorer", model, losses, out=out, steps=steps, lr=lr, beta2=0.98, weight_decay=0.05)
     return model
-
-
-def nearly(meaning: Meaning, rng: np.random.Generator) -> Meaning:
-    """A meaning that differs in one attribute: of an object, the relation or the background."""
-    choices = ["shape", "colour", "size", "background"] + (["relation"] if meaning.relation else [])
-    attribute = str(rng.choice(choices))
-    values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "background": BACKGROUNDS, "relation": RELATIONS}[
-        attribute
-    ]
-    if attribute == "background":
-        return replace(meaning, background=_another(values, meaning.background, rng))
-    if attribute == "relation" and meaning.relation:
-        return replace(meaning, relation=_another(values, meaning.relation, rng))
-    things = list(meaning.things)
-    which = int(rng.integers(len(things)))
-    things[which] = replace(things[which], **{attribute: _another(values, getattr(things[which], attribute), rng)})
-    return replace(meaning, things=tuple(things))
-
-
-def _another(values: Iterable[str], value: str, rng: np.random.Generator) -> str:
-    return str(rng.choice([other for other in values if other != value]))
 
 
 def export_teacher(

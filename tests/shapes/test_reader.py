@@ -118,6 +118,17 @@ def test_a_broken_outline_is_unreadable(picture: np.ndarray, rows: slice, column
     assert read(broken).unreadable is not None
 
 
+@pytest.mark.parametrize("shape", ["circle", "square", "diamond"])
+def test_a_small_hole_in_a_large_object_is_unreadable(shape: str) -> None:
+    """4 × 4 pixels: too little for the outline's error, whose tolerance grows with the object."""
+    drawn = render(Scene(Meaning((), None, "white"), (), (0.0, 0.0)))
+    empty = drawn[31:35, 31:35].copy()
+    paint(drawn, shape, COLOURS["purple"], SIZES["large"], (32.0, 32.0))
+    assert read(drawn).unreadable is None
+    drawn[31:35, 31:35] = empty
+    assert read(drawn).unreadable == "shape"
+
+
 @pytest.mark.parametrize("radius", [5.0, 11.5, 19.0])
 @pytest.mark.parametrize("shape", world.SHAPES)
 def test_a_size_between_or_beyond_is_unreadable(shape: str, radius: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 
@@ -21,6 +22,7 @@ from ddil_core.shapes.scene import (
     Thing,
     draw_scene,
     is_held_out,
+    nearly,
     parse_caption,
     relation_of,
 )
@@ -146,3 +148,30 @@ def test_no_pair_is_two_of_a_kind(drawn: tuple[str, list[Scene]]) -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown split 'test' of the shapes world; it has 'train' and 'validation'"):
         draw_scene(np.random.default_rng(0), "test")
+
+
+def test_a_near_meaning_differs_in_one_attribute() -> None:
+    rng = np.random.default_rng(0)
+    changed = set()
+    for index in range(300):
+        meaning = draw_scene(np.random.default_rng(index)).meaning
+        near = nearly(meaning, rng)
+        assert parse_caption(near.caption) == near
+        a, b = (dict(_attributes(m)) for m in (meaning, near))
+        (different,) = [key for key in a if a[key] != b[key]]
+        changed.add(different.split(".")[-1])
+    assert changed == {"shape", "colour", "size", "relation", "background"}
+
+
+def _attributes(meaning: Meaning) -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = [("relation", meaning.relation), ("background", meaning.background)]
+    for index, thing in enumerate(meaning.things):
+        found += [(f"{index}.{name}", getattr(thing, name)) for name in ("shape", "colour", "size")]
+    return found
+
+
+def test_a_meaning_of_one_object_has_no_relation_to_change() -> None:
+    single = Meaning((Thing("small", "red", "circle"),), None, "grey")
+    rng = np.random.default_rng(1)
+    assert all(nearly(single, rng).relation is None for _ in range(40))
+    assert replace(single, background="white") in {nearly(single, rng) for _ in range(200)}

@@ -62,9 +62,6 @@ def test_the_card_holds_the_bars(measured: dict[str, dict[str, float]]) -> None:
     assert measured["autoencoder_psnr_db"] >= 32
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the shipped teacher is not trained long enough yet; its card says how far it is"
-)
 def test_the_card_holds_the_teacher_s_bars(measured: dict[str, dict[str, float]]) -> None:
     assert measured["teacher_32_steps"]["exact"] >= 0.90
     assert measured["teacher_32_steps"]["exact"] - measured["teacher_4_steps"]["exact"] >= 0.20
