@@ -1,7 +1,7 @@
 """The aggregated dataset (DDIL, Algorithm 1): states that rollouts visited, with the targets the teacher has given them.
 
-States are used in the order of a queue, each a set number of times, and then make room. A target that was computed, while
-collecting or at the state's first use, is kept for as long as the state is.
+States are used in the order of a queue, each a set number of times, and then make room. Each is stored with its target, which the
+teacher computes while collecting: so no target is computed twice, and an update asks the teacher for its rows of data alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ddil_core.errors import WrongCommand
 
 
 class AggregatedDataset:
-    """At most ``capacity`` states z_t [C, H, W], each with its ``transition`` (index into the student's grid), the ``row`` of its
-    condition, and its target x̃ once that is known. Tensors live on ``device``."""
+    """At most ``capacity`` states z_t [C, H, W], each with its target x̃, its ``transition`` (index into the student's grid) and the
+    ``row`` of its condition. States and targets live on ``device``."""
 
     def __init__(
         self, capacity: int, uses: int, latent_shape: tuple[int, ...], device: torch.device | str = "cpu"
@@ -29,7 +29,6 @@ class AggregatedDataset:
         self.target = torch.zeros(capacity, *latent_shape, device=device)
         self.transition = torch.zeros(capacity, dtype=torch.long)
         self.row = torch.zeros(capacity, dtype=torch.long)
-        self.labelled = torch.zeros(capacity, dtype=torch.bool)
         self.remaining = torch.zeros(capacity, dtype=torch.long)
         self.free: list[int] = list(range(capacity))
         self.queue: deque[int] = deque()
@@ -44,8 +43,8 @@ class AggregatedDataset:
         """How many more times states can be drawn before something must be collected."""
         return len(self.queue)
 
-    def add(self, z: Tensor, transition: int, rows: Tensor, target: Tensor | None) -> list[int]:
-        """Store visited states [B, C, H, W]; returns their places, for ``enqueue``.
+    def add(self, z: Tensor, transition: int, rows: Tensor, target: Tensor) -> list[int]:
+        """Store visited states and their targets [B, C, H, W]; returns their places, for ``enqueue``.
 
         Raises:
             WrongCommand: they would exceed the capacity.
@@ -58,11 +57,9 @@ class AggregatedDataset:
             )
         places = [self.free.pop() for _ in range(count)]
         index = torch.tensor(places)
-        self.z[index.to(self.z.device)] = z
-        self.transition[index], self.row[index] = transition, rows.cpu()
-        self.labelled[index], self.remaining[index] = target is not None, self.uses
-        if target is not None:
-            self.target[index.to(self.z.device)] = target
+        there = index.to(self.z.device)
+        self.z[there], self.target[there] = z, target
+        self.transition[index], self.row[index], self.remaining[index] = transition, rows, self.uses
         self.collected += count
         return places
 
@@ -78,17 +75,12 @@ class AggregatedDataset:
         self.remaining.index_add_(0, places, torch.full_like(places, -1))
         return places
 
-    def label(self, places: Tensor, target: Tensor) -> None:
-        """Keep the targets [B, C, H, W] that the teacher has computed for these places."""
-        self.target[places.to(self.z.device)] = target
-        self.labelled[places] = True
-
     def release(self, places: Tensor) -> None:
         """Free the places that have been used up."""
         self.free.extend(sorted({place for place in places.tolist() if self.remaining[place] == 0}))
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("z", "target", "transition", "row", "labelled", "remaining")
+        names = ("z", "target", "transition", "row", "remaining")
         kept = torch.tensor(sorted(set(range(self.capacity)) - set(self.free)), dtype=torch.long)
         tensors = {name: getattr(self, name)[kept.to(getattr(self, name).device)].cpu() for name in names}
         return {

@@ -22,7 +22,7 @@ from ddil_core.solvers import SOLVERS, Solver
 TEACHER, STUDENT = "T", "S"
 Transition = tuple[int, int]
 Observe = Callable[[str, int, Tensor, Tensor, Tensor], None]
-"""``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B] are the samples."""
+"""``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B], on the CPU, are the samples."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def rollout(
             evaluations[name] += len(mine) * actor.nfe[transition]
             parents = [place[children[index][0], children[index][1][:-1]] for index in mine]
             samples = [children[index][0] for index in mine]
-            table = torch.tensor([mine, parents, samples], dtype=torch.long).to(z.device, non_blocking=True)
+            on_host = torch.tensor([mine, parents, samples], dtype=torch.long)
+            table = on_host.to(z.device, non_blocking=True)
             for start in range(0, len(mine), batch_size):
                 to, source, rows = table[:, start : start + batch_size]
                 real = len(rows)
@@ -142,7 +143,7 @@ def rollout(
                 after = actor.act(transition, before, condition.rows(_pad(rows, width)))[:real]
                 next_z.index_copy_(0, to, after)
                 if observe is not None:
-                    observe(name, transition, rows, before[:real], after)
+                    observe(name, transition, on_host[2, start : start + real], before[:real], after)
         nodes, z = children, next_z
     return Leaves(z, [row for row, _ in nodes], [string for _, string in nodes], evaluations)
 

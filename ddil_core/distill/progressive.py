@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
 from ddil_core.losses import pd_loss, pd_target
 from ddil_core.noise import generator_for
-from ddil_core.rollout import TEACHER, pair, rollout, strings_at
+from ddil_core.rollout import STUDENT, TEACHER, Actor, pair, rollout, strings_at
 from ddil_core.schedule import grid, segments
 from ddil_core.solvers import ddim
 from ddil_core.train import Ema, Logs, Stateful
@@ -29,7 +29,7 @@ from ddil_core.train import Ema, Logs, Stateful
 @dataclass(frozen=True)
 class Draw:
     """The states of one batch: ``z`` [B, C, H, W] at the ``transition`` [B] of the student's grid, the pool's ``row`` [B] for
-    the caption, the known targets, and the places of those rows that came from the aggregated dataset (the last ones)."""
+    the caption, and the places of those rows that came from the aggregated dataset (the last ones)."""
 
     z: Tensor
     transition: Tensor
@@ -138,44 +138,45 @@ class ProgressiveStage:
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
     ) -> None:
-        """Algorithm 1: roll out as many trajectories as give ``wanted`` uses, and keep every state that they visit."""
+        """Algorithm 1: roll out as many trajectories as give ``wanted`` uses; keep every state that they visit, and its target."""
         generator = self.generator(step, 1)
         count = math.ceil(wanted / (ddil.uses * self.stage.steps))
         row = torch.randint(len(self.pool), (count,), generator=generator)
         z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
         draws = torch.rand(count, self.stage.steps, generator=generator, dtype=torch.float64)
-        actors = pair(self.teacher, GuidedDenoiser(self.student), self.teacher_grid, self.grid)
+        condition = self._condition(row)
         places: list[int] = []
 
         def observe(actor: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
-            target = None
             if actor == TEACHER:  # its two steps from here are this state's target
                 ends = self.table[transition].expand(len(z_t), 3)
                 target = pd_target(self.schedule, z_t, z_s, ends[:, 0], ends[:, 2])
-            places.extend(dataset.add(z_t, transition, row[rows.cpu()], target))
+            else:
+                target = self._teach(z_t, torch.full_like(rows, transition), condition.rows(rows.to(self.device)))
+            places.extend(dataset.add(z_t, transition, row[rows], target))
 
         strings = [{string} for string in strings_at(phase.p_teacher, draws)]
         with self.accelerator.autocast():
-            rollout(
-                actors, z, self._condition(row), strings, batch_size=self.config.batch_size, observe=observe, pad=False
-            )
+            rollout(self._actors(), z, condition, strings, batch_size=self.config.batch_size, observe=observe, pad=False)
         dataset.enqueue(places, generator)
+
+    def _actors(self) -> dict[str, Actor]:
+        """Who collects. The student's step to the end is not taken: no state that is trained on lies behind it."""
+        actors = pair(self.teacher, GuidedDenoiser(self.student), self.teacher_grid, self.grid)
+        student = actors[STUDENT]
+        return actors | {STUDENT: replace(student, steps=[*student.steps[:-1], []])}
 
     def _condition(self, row: Tensor) -> Condition:
         return Condition({"encoder_hidden_states": self.pool.text[row].float().to(self.device)})
 
     @torch.no_grad()
     def _targets(self, draw: Draw, condition: Condition) -> Tensor:
-        """x̃ for every row: kept ones where there are any, the teacher's two steps for the others."""
+        """x̃ for every row: fresh ones for the data, those that came with the aggregated states."""
         if self.dataset is None or not len(draw.places):
             return self._teach(draw.z, draw.transition, condition)
-        data = len(draw.z) - len(draw.places)
-        kept = self.dataset.labelled[draw.places]
-        missing = torch.cat([torch.arange(data), data + (~kept).nonzero().flatten()])
-        index = missing.to(self.device)
-        fresh = self._teach(draw.z[index], draw.transition[missing], condition.rows(index))
-        self.dataset.label(draw.places[~kept], fresh[data:])
-        targets = torch.cat([fresh[:data], self.dataset.target[draw.places.to(self.device)]])
+        data = torch.arange(len(draw.z) - len(draw.places), device=self.device)
+        fresh = self._teach(draw.z[: len(data)], draw.transition[: len(data)], condition.rows(data))
+        targets = torch.cat([fresh, self.dataset.target[draw.places.to(self.device)]])
         self.dataset.release(draw.places)
         return targets
 

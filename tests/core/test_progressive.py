@@ -95,18 +95,18 @@ def test_the_table_holds_the_two_steps_of_every_transition(model: Model, pool: L
     assert stage(model, pool).table.tolist() == [[999, 874, 749], [749, 624, 500], [500, 375, 250], [250, 125, CLEAN]]
 
 
-@pytest.mark.parametrize("p_teacher", [1.0, 0.5])
-def test_where_the_teacher_acted_its_steps_are_the_target(model: Model, pool: LatentPool, p_teacher: float) -> None:
+@pytest.mark.parametrize("p_teacher", [1.0, 0.5, 0.0])
+def test_the_target_of_a_visited_state_is_the_teachers_two_steps_from_it(
+    model: Model, pool: LatentPool, p_teacher: float
+) -> None:
     trainer = stage(model, pool)
-    phase = PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher)
-    collected(trainer, phase, 24)
+    collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 24)
     dataset = trainer.dataset
     assert dataset is not None
     assert dataset.collected == 24  # six trajectories of four states
     assert sorted(dataset.transition[list(dataset.queue)].tolist()) == sorted(list(range(STEPS)) * 6)
-    labelled = torch.tensor([place for place in dataset.queue if dataset.labelled[place]])
-    assert len(labelled) == 24 if p_teacher == 1 else 4 <= len(labelled) <= 20
-    for place, fresh in zip(labelled.tolist(), fresh_targets(trainer, labelled), strict=True):
+    places = torch.tensor(dataset.queue)
+    for place, fresh in zip(places.tolist(), fresh_targets(trainer, places), strict=True):
         assert distance(dataset.target[place], fresh) < 1e-5
 
 
@@ -137,24 +137,29 @@ def test_a_target_is_computed_once(model: Model, pool: LatentPool, uses: int, gu
         for step in range(20):
             trainer.update(step)
             data += 6 if step < 12 else 4
-    # Two evaluations a target, twice as many with guidance: one target for each row of data and each state ever used or
-    # walked by the teacher. States still unused at the end were walked by the student, or were labelled as they were made.
-    unused_unlabelled = sum(not dataset.labelled[p] for p in set(dataset.queue))
-    targets = data + dataset.collected - unused_unlabelled
-    assert sum(seen) == 2 * trainer.teacher.nfe * targets
+    # Two evaluations a target, twice as many with guidance: one target for each row of data and each state.
+    assert sum(seen) == 2 * trainer.teacher.nfe * (data + dataset.collected)
+
+
+@pytest.mark.parametrize("p_teacher", [1.0, 0.5, 0.0])
+def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
+    model: Model, pool: LatentPool, p_teacher: float
+) -> None:
+    trainer = stage(model, pool)
+    with rows_through(trainer.unet) as seen:
+        collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 400)
+    walks = 100 * (STEPS - 1)
+    expected = (1 - p_teacher) * walks
+    assert abs(sum(seen) - expected) <= 3.5 * (walks * p_teacher * (1 - p_teacher)) ** 0.5
 
 
 def test_the_second_use_asks_the_teacher_for_nothing(model: Model, pool: LatentPool) -> None:
     everything = (PhaseConfig(until=1, aggregated=1.0, p_teacher=0.0),)
     trainer = stage(model, pool, updates=8, phases=everything, uses=2, collect_every=8)  # 32 states, each used twice
     with rows_through(trainer.teacher.network.unet) as seen:
-        for step in range(4):
+        for step in range(8):
             trainer.update(step)
-        first = sum(seen)
-        for step in range(4, 8):
-            trainer.update(step)
-    assert first == 32 * 2 * 2
-    assert sum(seen) == first
+    assert sum(seen) == 32 * 2 * 2
 
 
 def test_kept_targets_are_those_that_the_batch_is_trained_on(model: Model, pool: LatentPool) -> None:
@@ -192,25 +197,25 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
     trainer = stage(model, pool, updates=40, uses=uses, collect_every=10)
     dataset = trainer.dataset
     assert dataset is not None
-    labelled_at_birth, add = {0: 0, 1: 0}, dataset.add
-    made = {0: 0, 1: 0}
-    phase = 0
+    walked = {0: [0, 0], 1: [0, 0]}  # for each phase: states, and those from which the student walked on
+    phase, add = 0, dataset.add
 
-    def counted(z: Tensor, transition: int, row: Tensor, target: Tensor | None) -> list[int]:
-        made[phase] += len(z)
-        labelled_at_birth[phase] += 0 if target is None else len(z)
+    def counted(z: Tensor, transition: int, row: Tensor, target: Tensor) -> list[int]:
+        walked[phase][0] += len(z) * (transition < STEPS - 1)
         return add(z, transition, row, target)
 
     dataset.add = counted  # type: ignore[method-assign]
+    student = trainer.student
     for step in range(40):
         phase = 0 if step < 24 else 1
-        assert trainer.update(step)["aggregated_fraction"] == (0.25, 0.5)[phase]
+        with rows_through(student.unet) as seen:
+            assert trainer.update(step)["aggregated_fraction"] == (0.25, 0.5)[phase]
+        walked[phase][1] += sum(seen) - trainer.config.batch_size
     assert dataset.used >= 0.95 * dataset.collected
-    assert dataset.collected == sum(made.values())
     assert dataset.collected <= (24 * 2 + 16 * 4) / uses + 2 * STEPS
-    for number, p in enumerate((0.85, 0.2)):
-        share, n = labelled_at_birth[number] / made[number], made[number]
-        assert abs(share - p) < 3.5 * (p * (1 - p) / n) ** 0.5  # at its own rate, within chance
+    for number, p in enumerate((0.15, 0.8)):
+        states, by_student = walked[number]
+        assert abs(by_student / states - p) < 3.5 * (p * (1 - p) / states) ** 0.5  # at its own rate, within chance
 
 
 def test_phases_end_where_they_say() -> None:
