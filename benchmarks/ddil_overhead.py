@@ -1,6 +1,6 @@
 """What DDIL costs over plain progressive distillation, in seconds per update, by phase, stage and uses of a state.
 
-    python benchmarks/ddil_overhead.py [--teacher shapes] [--updates 24] [--rounds 5] [--csv FILE]
+    python benchmarks/ddil_overhead.py [--teacher shapes] [--updates 50] [--rounds 5] [--csv FILE]
 
 PD and DDIL take turns in one run, a block of updates each, so that drift of the machine falls on both alike; a block holds whole
 collections. The guided stage spends 4 teacher forwards on a target, the later ones 2. The paper claims under 5 % more.
@@ -27,8 +27,8 @@ from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.models import load_model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.protocol import override, read_yaml, validate
+from ddil_core.resources import protocols
 from ddil_eval.cli.options import quiet_libraries
-from ddil_eval.resources import protocols
 
 
 @dataclass
@@ -84,7 +84,7 @@ def contenders(
 
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True)
-@click.option("--updates", default=24, show_default=True, help="Updates in a block; one collection serves a block.")
+@click.option("--updates", default=50, show_default=True, help="Updates in a block; one collection serves a block.")
 @click.option(
     "--rounds", default=5, show_default=True, help="Blocks of each contender that are counted, after one that is not."
 )

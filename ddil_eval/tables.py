@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from ddil_eval.resources import paper_results
+from ddil_core.resources import paper_results
 from ddil_eval.store import SETTING, Direction, Estimate, Record, digest, latest
 
 if TYPE_CHECKING:

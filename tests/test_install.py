@@ -48,7 +48,7 @@ def python(script: str, folder: Path, path: Path) -> list[str]:
 
 
 SHOW_DATA = """
-from ddil_eval.resources import paper_results, protocols
+from ddil_core.resources import paper_results, protocols
 print(protocols(), paper_results(), sep="\\n")
 print(len(list(protocols().rglob("*.yaml"))), len(list(paper_results().glob("*.csv"))))
 """
@@ -63,7 +63,7 @@ def test_wheel_has_every_module(package: str, root: Path, names: set[str]) -> No
 
 @pytest.mark.parametrize(
     ("folder", "pattern", "inside"),
-    [("protocols", "*.yaml", "ddil_eval/_data/protocols"), ("results/paper", "*.csv", "ddil_eval/_data/paper")],
+    [("protocols", "*.yaml", "ddil_core/_data/protocols"), ("results/paper", "*.csv", "ddil_core/_data/paper")],
 )
 def test_wheel_has_the_data(folder: str, pattern: str, inside: str, root: Path, names: set[str]) -> None:
     files = relative(root, folder, pattern)
@@ -95,8 +95,8 @@ def test_the_installed_wheel_runs_from_any_folder(wheel: Path, root: Path, tmp_p
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     first, second, counts = python(SHOW_DATA, elsewhere, site)
-    assert Path(first) == site / "ddil_eval" / "_data" / "protocols"
-    assert Path(second) == site / "ddil_eval" / "_data" / "paper"
+    assert Path(first) == site / "ddil_core" / "_data" / "protocols"
+    assert Path(second) == site / "ddil_core" / "_data" / "paper"
     tables = relative(root, "results/paper", "*.csv")
     assert counts == f"{len(relative(root, 'protocols', '*.yaml'))} {len(tables)}"
 

@@ -35,11 +35,13 @@ class PhaseConfig(Strict):
 
 
 class DdilConfig(Strict):
-    """The aggregated dataset: how often a state is used, how many updates one collection serves, the most states kept."""
+    """The aggregated dataset: how often a state is used, how many updates one collection serves, the most states kept, the rows
+    of a device batch while collecting (without gradients there is room for more; None: the run's own batch size)."""
 
     uses: int = Field(default=1, ge=1)
     collect_every: int = Field(default=50, ge=1)
     capacity: int = Field(default=8192, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     phases: tuple[PhaseConfig, ...]
 
     @field_validator("phases")

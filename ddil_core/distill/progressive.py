@@ -156,8 +156,9 @@ class ProgressiveStage:
             places.extend(dataset.add(z_t, transition, row[rows], target))
 
         strings = [{string} for string in strings_at(phase.p_teacher, draws)]
+        size = ddil.batch_size or self.config.batch_size
         with self.accelerator.autocast():
-            rollout(self._actors(), z, condition, strings, batch_size=self.config.batch_size, observe=observe, pad=False)
+            rollout(self._actors(), z, condition, strings, batch_size=size, observe=observe, pad=False)
         dataset.enqueue(places, generator)
 
     def _actors(self) -> dict[str, Actor]:

@@ -30,9 +30,9 @@ def demo(out: Path, device: str | None) -> None:
     from ddil_core.distill.run import distill
     from ddil_core.progress import console
     from ddil_core.protocol import read_yaml, validate
+    from ddil_core.resources import protocols
     from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
     from ddil_eval.experiments.systems import SystemsConfig, compare
-    from ddil_eval.resources import protocols
 
     path = protocols() / "shapes" / "demo.yaml"
     content = read_yaml(path)

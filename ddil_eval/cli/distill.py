@@ -45,7 +45,7 @@ def distill(
     from ddil_core.distill.run import distill as run
     from ddil_core.errors import WrongCommand
     from ddil_core.protocol import override, read_yaml, validate
-    from ddil_eval.resources import protocols
+    from ddil_core.resources import protocols
 
     if method not in METHODS:
         raise WrongCommand(f"the method {method!r} is not known; it may be one of {', '.join(METHODS)}")

@@ -44,8 +44,8 @@ def covariate_shift(
     where it was interrupted.
     """
     from ddil_core.protocol import override, read_yaml, validate
+    from ddil_core.resources import protocols
     from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
-    from ddil_eval.resources import protocols
 
     path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
     content = override(read_yaml(path), settings)

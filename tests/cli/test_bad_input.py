@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ddil_eval.resources import protocols
+from ddil_core.resources import protocols
 
 Cli = Callable[..., Result]
 

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from click.testing import Result
 
+from ddil_core import resources
 from ddil_core.distill.config import DistillConfig
 from ddil_core.protocol import read_yaml, validate
-from ddil_eval import resources, store
+from ddil_core.resources import protocols
+from ddil_eval import store
 from ddil_eval.cli.demo import NOTICE, _measured, _with_students
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 from ddil_eval.experiments.systems import SystemsConfig
-from ddil_eval.resources import protocols
 from tests.records import p_teacher, system
 
 STUDENTS = {"PD": Path("out/pd"), "DDIL": Path("out/ddil")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddil_eval import resources
+from ddil_core import resources
 from ddil_eval.store import Estimate, Record
 from ddil_eval.tables import Table, build, groups
 from tests.records import measured, p_teacher, record, system
