@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 class Estimate(_Strict):
     """A value with its 95 % interval, low ≤ value ≤ high, from `n` samples (prompts, for a mean over prompts).
 
-    `p_value` is two-sided, of a difference against 0; None where nothing was tested.
+    `p_value` is a difference's, two-sided; None for a value by itself.
     """
 
     value: float
@@ -65,11 +65,15 @@ class Estimate(_Strict):
 
 
 class Measured(_Strict):
-    """One metric's estimate, with the metric's `direction` (which way is better) and `kind` (`metrics.metric` says which)."""
+    """One metric's estimate, with the metric's `direction` (which way is better) and `kind` (see `metrics.metric`).
+
+    `network` is what its features depend on: a name, a version and the SHA-256 of each file of weights.
+    """
 
     estimate: Estimate
     direction: Direction
     kind: Literal["mean", "set", "alone", "group"]
+    network: dict[str, JsonValue] | None = None
 
 
 class System(_Strict):

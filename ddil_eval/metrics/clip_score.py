@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddil_core.shapes import scorer
-from ddil_eval.metrics.metric import Extractor, Metric
+from ddil_eval.metrics.metric import Extractor, Metric, Network
 from ddil_eval.metrics.shapes import meanings
 
 
@@ -25,7 +25,10 @@ CLIP_SCORE_SHAPES = Metric(
     title="CLIP score of the shapes world's scorer",
     direction="higher",
     kind="mean",
-    needs="the two-tower scorer shipped with the shapes world, open_clip and torchvision",
-    missing=lambda: scorer.missing(scorer.WEIGHTS),
-    open=open_shapes_scorer,
+    network=Network(
+        name="clip_score_shapes",
+        needs="the two-tower scorer shipped with the shapes world, open_clip and torchvision",
+        open_on=open_shapes_scorer,
+        lacks=lambda: scorer.missing(scorer.WEIGHTS),
+    ),
 )
