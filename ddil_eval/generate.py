@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,37 +139,49 @@ class Made:
 
 
 class Keeper:
-    """Keeps drawn pictures as PNG in a folder of their own; ``close`` writes the index, ``id, file, prompt, seed`` a line.
+    """Keeps drawn pictures as PNG in a folder of their own; ``close`` writes the index, with ``id, file, prompt, seed`` a line.
 
     Raises:
-        WrongCommand: the folder holds pictures that were made otherwise.
+        WrongCommand: the folder holds something else.
     """
 
-    def __init__(self, folder: Path, made: Made) -> None:
-        self.folder = folder
-        self.made = json.dumps(asdict(made), indent=2) + "\n"
-        self.seed = made.seed
-        path = folder / MADE
-        if path.is_file() and path.read_text() != self.made:
+    def __init__(self, folder: Path, made: Made, prompts: Sequence[Prompt]) -> None:
+        self.folder, self.made, self.prompts = folder, made, prompts
+        path, text = folder / MADE, json.dumps(asdict(made), indent=2) + "\n"
+        if path.is_file() and path.read_text() != text:
             raise WrongCommand(f"the folder {folder} holds pictures that were made otherwise; choose another --out")
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise WrongCommand(f"the folder {folder} is not empty and holds no kept pictures; choose another --out")
-        write_text(path, self.made)
-
-    def file(self, place: int) -> str:
-        """The file name of the picture at a place among all."""
-        return f"{place:06d}.png"
+        write_text(path, text)
 
     def keep(self, batch: Batch) -> None:
         """Write a batch's pictures, each whole or not at all."""
         for place, image in enumerate(batch.images, batch.start):
-            with replacing(self.folder / self.file(place)) as temporary:
+            with replacing(self.folder / _file(place)) as temporary:
                 Image.fromarray(image).save(temporary)
 
-    def close(self, prompts: Sequence[Prompt]) -> None:
+    def close(self) -> None:
         """Write the index over all pictures."""
         rows = [
-            {"id": prompt.id, "file": self.file(place), "prompt": prompt.text, "seed": self.seed}
-            for place, prompt in enumerate(prompts)
+            {"id": prompt.id, "file": _file(place), "prompt": prompt.text, "seed": self.made.seed}
+            for place, prompt in enumerate(self.prompts)
         ]
         write_text(self.folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _file(place: int) -> str:
+    return f"{place:06d}.png"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a row's pictures come from, ready: how they are made, the batches, and who keeps them, if anyone does."""
+
+    made: Made
+    batches: Batches
+    keeper: Keeper | None = None
+
+
+def slug(name: str) -> str:
+    """A row's name as a folder's."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "pictures"

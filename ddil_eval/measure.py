@@ -30,7 +30,7 @@ class Extractors:
         DdilError: a metric lacks its weights; said before any picture is made.
     """
 
-    def __init__(self, names: Sequence[str], device: str, *, recipe: Recipe | None = None) -> None:
+    def __init__(self, names: Sequence[str], device: str, *, prefix: str = "") -> None:
         unknown = [name for name in names if name not in METRICS]
         if unknown:
             raise WrongCommand(f"the metric {unknown[0]!r} is not known; it may be one of {', '.join(METRICS)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -162,37 +161,3 @@ def recipe_for(data: str) -> str:
     if kind not in usual:
         raise WrongCommand(f"the data set {data!r} has no recipe of its own; name one with --recipe")
     return usual[kind]
-
-
-class Eye:
-    """How the networks of the chosen metrics see pictures under a recipe; each distinct preparation is done once a batch."""
-
-    def __init__(self, recipe: Recipe, metrics: Mapping[str, str]) -> None:
-        """``metrics``: the name of each network, with that of a metric that reads it."""
-        self.recipe = recipe
-        self.metrics = metrics
-
-    def views(self, images: Sequence[np.ndarray], networks: Iterable[str], *, generated: bool) -> dict[str, np.ndarray]:
-        """Pictures uint8 [H, W, 3] → for each network uint8 [B, h, w, 3].
-
-        Raises:
-            WrongCommand: pictures of different sizes under a recipe that does not resize.
-        """
-        seen: dict[Preparation, np.ndarray] = {}
-        views = {}
-        for network in networks:
-            preparation = self.recipe.preparation(self.metrics[network], generated=generated)
-            if preparation not in seen:
-                seen[preparation] = self._stack([preparation(image) for image in images])
-            views[network] = seen[preparation]
-        return views
-
-    def _stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        sizes = sorted({image.shape[:2] for image in images})
-        if len(sizes) > 1:
-            (a, b), (c, d) = sizes[:2]
-            raise WrongCommand(
-                f"pictures of {b} × {a} and {d} × {c} px are mixed, and the recipe {self.recipe.name!r} does not resize; "
-                "take a recipe that does, or pictures of one size"
-            )
-        return np.stack(images)

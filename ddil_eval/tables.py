@@ -141,7 +141,7 @@ def compare_tables(group: Group) -> list[Table]:
 def _system_row(name: str, record: Record | None, cell: Mapping[str, Any], asked: Mapping[str, Any]) -> _Row:
     """A system's row; without a record its place says what was asked for, and the paper's number stands by itself."""
     steps = int(_number(cell["steps"])) if cell.get("steps") else None
-    paper = (_paper_fid(str(asked["paper"]), steps),) if asked.get("paper") else (None,)
+    paper = (paper_rows().get((str(asked.get("paper")), steps or 0)),)
     if record is None:
         return _Row((name, steps, None, None, None), name, None, paper)
     return _Row((name, steps, record.solver, _guidance(record), record.recipe), name, record, paper)
@@ -287,11 +287,10 @@ def _transition(group: Group, index: int) -> str:
     return f"{grid[index]}→{grid[index + 1]}" if index + 1 < len(grid) else f"transition {index + 1}"
 
 
-def _paper_fid(model: str, steps: int | None) -> Cell:
-    """The FID of a row of the paper's Table 1, by its model and steps; None where it has no such row."""
+def paper_rows() -> dict[tuple[str, int], Decimal]:
+    """The FIDs of the paper's Table 1, by model and steps."""
     with (paper_results() / "table1.csv").open(newline="", encoding="utf-8") as file:
-        rows = {(name, int(number)): Decimal(fid) for name, number, fid in list(csv.reader(file))[1:]}
-    return rows.get((model, steps or 0))
+        return {(name, int(steps)): Decimal(fid) for name, steps, fid in list(csv.reader(file))[1:]}
 
 
 def _paper(name: str) -> dict[float, tuple[Cell, ...]]:

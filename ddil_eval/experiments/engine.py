@@ -1,10 +1,11 @@
-"""The one engine of comparisons: contestants' pictures, batch by batch through every metric, to records of them and their differences.
+"""The one engine of comparisons: every contestant's pictures, batch by batch through every metric, to records.
 
 Where the pictures come from (a model and prompts, or a folder) is the contestant's; how they are prepared is the recipe's.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from ddil_core.progress import progress
 from ddil_core.protocol import content_hash
 from ddil_eval.experiments.records import save_cells
 from ddil_eval.features import overlapped
-from ddil_eval.generate import Batch, Batches, Keeper, Made
+from ddil_eval.generate import Batch, Made, Opened
 from ddil_eval.measure import Cells, Extractors, Features, gathered, kept
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe
@@ -32,15 +33,11 @@ EXPERIMENT = "compare"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row: ``open`` loads what its pictures come from, ``cell`` is what its record's cell says beside its name.
-
-    ``keep`` is the folder that its pictures are kept in.
-    """
+    """A row: ``open`` loads what its pictures come from, ``cell`` is what its record's cell says beside its name."""
 
     name: str
-    open: Callable[[], tuple[Made, Batches]]
+    open: Callable[[], Opened]
     cell: dict[str, Any] = field(default_factory=dict)
-    keep: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def measure(
     The reference comes first, to fail early. Interrupted, it goes on at the next batch.
     """
     started = time.monotonic()
-    reference = extractors.reference(setting.reference, setting.reference_pictures, content_hash(setting.recipe.model_dump()))
+    reference = extractors.reference(setting.reference, setting.reference_pictures)
     work = out / "partial" / content_hash({"shared": setting.shared, "names": [c.name for c in contestants]})[:16]
     made: dict[str, Made] = {}
     stream = (part for contestant in contestants for part in _features(contestant, extractors, setting, work, made))
@@ -95,7 +92,7 @@ def measure(
         "commit": commit(),
     }
     of = {c.name: (c.name,) for c in contestants} | {name: pair for name, (_, pair) in pairs.items()}
-    described = {c.name: {"kind": "system", "name": c.name} | c.cell for c in contestants}
+    described = {c.name: {"kind": "system", "name": c.name} | _steps(made[c.name]) | c.cell for c in contestants}
     described |= {name: {"kind": kind, "name": name, "of": list(pair)} for name, (kind, pair) in pairs.items()}
     records = []
     for name, members in of.items():
@@ -117,15 +114,16 @@ def _features(
     contestant: Contestant, extractors: Extractors, setting: Setting, work: Path, made: dict[str, Made]
 ) -> Iterator[Features]:
     """Features of a contestant's batches in their order; those done lie in ``work``. Extraction runs beside the drawing."""
-    how, batches = contestant.open()
-    made[contestant.name] = how
-    place = work / content_hash(asdict(how) | {"keep": str(contestant.keep), "cell": contestant.cell})[:16]
-    keeper = None if contestant.keep is None else Keeper(contestant.keep, how)
-    paths = [place / f"{index:06d}.npz" for index in range(len(batches))]
+    opened = contestant.open()
+    made[contestant.name] = opened.made
+    keeper, drawing = opened.keeper, opened.batches
+    kept_in = None if keeper is None else str(keeper.folder)
+    place = work / content_hash(asdict(opened.made) | {"name": contestant.name, "kept_in": kept_in})[:16]
+    paths = [place / f"{index:06d}.npz" for index in range(len(drawing))]
 
     def drawn() -> Iterator[tuple[Path, Batch | None]]:
         for index, path in enumerate(paths):
-            yield path, None if path.is_file() else batches[index]
+            yield path, None if path.is_file() else drawing[index]
 
     def extracted(item: tuple[Path, Batch | None]) -> Features:
         path, batch = item
@@ -150,21 +148,25 @@ def _estimates(
 ) -> tuple[dict[str, dict[str, Estimate]], Pairs]:  # fmt: skip
     """Those of the contestants, of the differences asked for, and of the best and the next best in each metric."""
     single = cells.single()
-    found = cells.estimates(single)
-    pairs: Pairs = {f"{a} − {b}": ("difference", (a, b)) for a, b in differences}
-    for a, b in leaders(found):
-        if (a, b) not in [pair for _, pair in pairs.values()] and (b, a) not in [pair for _, pair in pairs.values()]:
-            pairs[f"{a} − {b}"] = ("pair", (a, b))
-    if pairs:
-        found |= cells.estimates({name: single[a] - single[b] for name, (_, (a, b)) in pairs.items()})
-    return found, pairs
+    asked = {f"{a} − {b}": (a, b) for a, b in differences}
+    others = {f"{a} − {b}": (a, b) for a, b in itertools.combinations(single, 2)}
+    # All at once: a difference costs little beside the spread of its cells, which is found once in a call.
+    found = cells.estimates(single | {name: single[a] - single[b] for name, (a, b) in (others | asked).items()})
+    pairs: Pairs = {name: ("difference", pair) for name, pair in asked.items()}
+    leading = leaders({name: found[name] for name in single}) - {frozenset(pair) for pair in asked.values()}
+    return found, pairs | {name: ("pair", pair) for name, pair in others.items() if frozenset(pair) in leading}
 
 
-def leaders(found: Mapping[str, Mapping[str, Estimate]]) -> list[tuple[str, str]]:
-    """The best and the next best in each metric, each pair once."""
-    pairs = []
+def _steps(made: Made) -> dict[str, Any]:
+    """A cell's steps, where they are known."""
+    return {"steps": len(made.grid)} if made.grid else {}
+
+
+def leaders(found: Mapping[str, Mapping[str, Estimate]]) -> set[frozenset[str]]:
+    """For each metric the names of the best and the next best."""
+    pairs = set()
     for metric in next(iter(found.values())):
         sign = -1 if METRICS[metric].direction == "higher" else 1
         order = sorted(found, key=lambda name: sign * found[name][metric].value)
-        pairs += [(order[0], order[1])] if len(order) > 1 else []
-    return list(dict.fromkeys(pairs))
+        pairs.add(frozenset(order[:2]))
+    return pairs
