@@ -75,9 +75,11 @@ class Weights:
         return path
 
     @property
-    def verified(self) -> bool:
-        """Whether its source states a checksum that the file is held to."""
-        return self.sha256 is not None
+    def check(self) -> str:
+        """How far the file is held to what its source publishes, in a word."""
+        if self.sha256 is None:
+            return "unverified"
+        return "verified" if self.convert is None else "verified when fetched"
 
     def add(self, published: Path) -> Path:
         """Take the published file, checked and converted, into the user's folder; returns its place there.
@@ -87,11 +89,12 @@ class Weights:
         """
         if not published.is_file():
             raise DdilError(f"{published} is not here; name the file that holds the weights {self.file}")
-        if self.sha256 is not None:
+        as_read = self.convert is None or published.suffix == ".safetensors"
+        if self.sha256 is not None and (self.convert is None or not as_read):
             _compare(published, _sha256(published, published.stat().st_size, published.stat().st_mtime_ns), self.sha256)
         target = weights_folder() / self.file
         with replacing(target) as temporary:
-            if self.convert is None or published.suffix == target.suffix == ".safetensors":
+            if self.convert is None or as_read:
                 shutil.copyfile(published, temporary)
             else:
                 self.convert(published, temporary)
