@@ -75,7 +75,7 @@ class Recipe(Strict):
         if metric == "patch_fid":
             return Preparation(patch=self.patch, jpeg_before=before)
         whole = Preparation(before, self.crop == "centre", self.size, self.filter, self.jpeg)
-        if metric == "clip_score" and self.clip is not None and self.clip.size is not None:
+        if metric.startswith("clip_score") and self.clip is not None and self.clip.size is not None:
             return replace(whole, size=self.clip.size)
         return whole
 

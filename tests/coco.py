@@ -28,7 +28,11 @@ def save_coco(folder: Path, count: int = 12, year: int = 2014) -> Path:
     for place, name in enumerate(names.values()):
         Image.fromarray(photograph(place)).save(folder / split / name, quality=95)
     annotations = [
-        {"image_id": image, "id": 10 * image + number, "caption": f" {CAPTIONS[number]} \n on a  grey background, {image} "}
+        {
+            "image_id": image,
+            "id": 10 * image + number,
+            "caption": f" {CAPTIONS[number]} \n on a  grey background, {image} ",
+        }
         for number in range(2)
         for image in sorted(names)
     ]

@@ -61,7 +61,9 @@ def test_an_id_twice(folder: Path) -> None:
     assert refused(folder) == f"the id '1' stands twice, in rows 1 and 2 of {path}; each picture needs an id of its own"
     path.unlink()
     Image.fromarray(photograph(0)).save(folder / "a.png")
-    assert refused(folder) == f"the id 'a' stands twice, in rows 1 and 2 of {folder}; each picture needs an id of its own"
+    assert (
+        refused(folder) == f"the id 'a' stands twice, in rows 1 and 2 of {folder}; each picture needs an id of its own"
+    )
 
 
 def test_two_captions_for_one_id(folder: Path) -> None:

@@ -46,6 +46,14 @@ def test_every_recipe_reads_and_asks_for_metrics_that_there_are(name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_fid_reads_the_input_that_it_says(name: str) -> None:
+    recipe = load_recipe(name)
+    named = {"clean-fid": {"fid"}, "pytorch-fid": {"fid_pytorch"}, None: set()}[recipe.fid_input]
+    assert {metric for metric in recipe.metrics if metric in ("fid", "fid_pytorch")} == named
+    assert ("patch_fid" in recipe.metrics) == (recipe.patch is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipes_clip_is_the_one_that_its_metric_reads(name: str) -> None:
     recipe = load_recipe(name)
     scores = [metric for metric in recipe.metrics if metric in ("clip_score", "clip_score_s34b")]
@@ -120,7 +128,9 @@ def test_an_odd_rest_is_split_as_torchvision_splits_it(height: int, width: int, 
     assert np.array_equal(centre_crop(image, side), np.asarray(center_crop(Image.fromarray(image), side)))
 
 
-@pytest.mark.parametrize(("other", "difference"), [("bicubic", 4.1), ("bilinear", 7.8), ("box", 15.2), ("nearest", 69.7)])
+@pytest.mark.parametrize(
+    ("other", "difference"), [("bicubic", 4.1), ("bilinear", 7.8), ("box", 15.2), ("nearest", 69.7)]
+)
 def test_another_filter_is_another_picture(other: Any, difference: float) -> None:
     plate = zone_plate()
     lanczos = resize(plate, 256, "lanczos").astype(float)
@@ -148,7 +158,9 @@ def test_a_row_prints_its_counts_where_they_are_not_the_recipes() -> None:
     assert recipe.label(8, 12) == "gigagan (8 → 12)"
 
 
-@pytest.mark.parametrize(("data", "name"), [("shapes", "shapes"), ("coco2014:x", "gigagan"), ("coco2017:x", "coco2017-5k")])
+@pytest.mark.parametrize(
+    ("data", "name"), [("shapes", "shapes"), ("coco2014:x", "gigagan"), ("coco2017:x", "coco2017-5k")]
+)
 def test_a_data_set_has_its_recipe(data: str, name: str) -> None:
     assert recipe_for(data) == name
 
