@@ -98,10 +98,12 @@ class Plan:
 
     def require_all(self) -> None:
         """Raise what is absent, if anything is, in one sentence."""
-        if len(self.absent) == 1:
-            raise next(iter(self.absent.values()))
-        if self.absent:
-            raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
+        if not self.absent:
+            return
+        (name, error), *others = self.absent.items()
+        if not others and not name.startswith("metric "):
+            raise error  # a model or the data, which it names itself
+        raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
 
 
 def plan(config: SystemsConfig) -> Plan:

@@ -69,6 +69,7 @@ def test_scoring_the_kept_pictures_gives_the_same_numbers(
                  "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path, "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (scored,), (record,) = load(tmp_path), load(out)
+    assert record.pictures_sha256 is None and scored.pictures_sha256 is not None
     assert scored.metrics == record.metrics
     for field in ("recipe", "solver", "grid", "guidance_scale", "nfe", "n_done"):
         assert getattr(scored, field) == getattr(record, field)
@@ -220,6 +221,7 @@ def test_metrics_that_are_not_here_are_said_before_any_picture(
 ) -> None:
     result = cli(*arguments(student, folder, tmp_path / "out"), "--metrics", "fd_efflite0,fid")
     assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith("error: metric fid: ")
     assert "inception-2015-12-05.pt" in result.stderr and not (tmp_path / "out").exists()
 
 
