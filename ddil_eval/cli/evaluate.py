@@ -70,12 +70,11 @@ def covariate_shift(
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--prompts", default=None, metavar="FILE",
               help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
-@click.option("--steps", type=int, default=None, help="Solver steps; by default the model's own.")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Solver steps; by default the model's own.")
 @click.option("--solver", default=None, help="The solver; by default the model's own.")
-@click.option(
-    "--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; by default the model's own."
-)
-@click.option("--num-images", "num_prompts", type=int, default=None,
+@click.option("--guidance", "guidance_scale", type=click.FloatRange(min=0), default=None,
+              help="Guidance scale g; by default the model's own.")  # fmt: skip
+@click.option("--num-images", "num_prompts", type=click.IntRange(min=4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
 @click.option("--seed", type=int, default=None, help="The seed of the noise.")
@@ -101,10 +100,10 @@ def coco(
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
-    given["systems"] = rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    source = "the protocol" if protocol is None else str(protocol)
-    config = validate(SystemsConfig, {"experiment": "coco"} | content | given, source, options=given)
+    content |= given | {"systems": rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)}
+    source = "the command" if protocol is None else str(protocol)
+    config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
     found = plan(config)
     found.require_all()
     _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
@@ -178,10 +177,10 @@ def score(
     from ddil_eval.experiments.score import score as measure
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
-    given = {key: value for key, value in given.items() if value is not None} | {"folders": list(folders)}
+    given = {key: value for key, value in given.items() if value is not None}
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    source = "the protocol" if protocol is None else str(protocol)
-    config = validate(ScoreConfig, content | given, source, options=given)
+    source = "the command" if protocol is None else str(protocol)
+    config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
     _show(measure(config, out, options.choose_device(device)), out, as_json)
 
 
@@ -207,13 +206,11 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
 
 
 def _show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
-    from rich.console import Console
-
-    from ddil_eval import render, tables
+    from ddil_eval import tables
+    from ddil_eval.cli.report import show_tables
 
     if as_json:
         options.emit([record.model_dump(mode="json") for record in records])
         return
-    for table in tables.build(records):
-        Console().print(render.to_rich(table))
+    show_tables(tables.build(records))
     click.echo(f"{what} {out}; tables with: ddil report --results {out} --csv --latex")
