@@ -68,7 +68,9 @@ def data(as_json: bool) -> None:
 
 @click.command()
 @click.option("--get", multiple=True, metavar="NAME", help="Fetch the weights of a metric from their source.")
-@click.option("--add", multiple=True, metavar="NAME=FILE", help="Take the weights of a metric from a file that is here.")
+@click.option(
+    "--add", multiple=True, metavar="NAME=FILE", help="Take the weights of a metric from a file that is here."
+)
 @as_json
 def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
     """List the metrics, which direction is better, what each needs, and where its weights go.
@@ -90,7 +92,9 @@ def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
     _list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
     if not as_json:
         for row in {weights["file"]: weights for metric in rows for weights in metric["weights"]}.values():
-            click.echo(f"{row['place']} ({'here' if row['here'] else 'not here'}, {row['check']}), from {row['source']}")
+            click.echo(
+                f"{row['place']} ({'here' if row['here'] else 'not here'}, {row['check']}), from {row['source']}"
+            )
 
 
 def _metric_row(metric: Metric) -> dict[str, Any]:
