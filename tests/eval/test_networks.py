@@ -19,8 +19,7 @@ from ddil_core.errors import DdilError
 from ddil_core.shapes.data import draw_batch
 from ddil_eval.cache import weights_folder
 from ddil_eval.measure import Cells, Extractors
-from ddil_eval.metrics import METRICS, cmmd, dinov2, efflite0, lpips_diversity, towers
-from ddil_eval.metrics import Weights
+from ddil_eval.metrics import METRICS, Weights, cmmd, dinov2, efflite0, lpips_diversity, towers
 from ddil_eval.metrics.lpips_diversity import mean_distance
 
 CAPTIONS = ["a red circle", "a blue star on grey", "two squares", "nothing at all", "a dog", "a cat"]
