@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def sample(
 
     The noise of a picture comes from (seed, prompt, number) alone.
     """
-    given = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+    given: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
     sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
     pictures = []
