@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def settings(
     Raises:
         WrongCommand: there is no such solver, or it has no such grid on the model's schedule.
     """
-    given = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+    given: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
     if solver is not None and get_solver(solver).name != model.sampling.solver:
         given["ends_clean"] = True  # the other end belongs to the model's own solver
     sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})

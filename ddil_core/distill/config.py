@@ -43,13 +43,11 @@ class PhaseConfig(Strict):
 
 
 class DdilConfig(Strict):
-    """The aggregated dataset: how often a state is used, how many updates one collection serves, the most states kept, the rows
-    of a device batch while collecting (without gradients there is room for more; None: the run's own batch size)."""
+    """The aggregated dataset: how often a state is used, how many updates one collection serves, the most states kept."""
 
     uses: int = Field(default=1, ge=1)
     collect_every: int = Field(default=50, ge=1)
     capacity: int = Field(default=8192, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
     phases: tuple[PhaseConfig, ...]
 
     @field_validator("phases")
@@ -64,7 +62,8 @@ class DdilConfig(Strict):
 class DistillConfig(Strict):
     """A run of progressive distillation. ``ddil`` None trains on forward-diffused data alone.
 
-    ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks' weights; the average that becomes the output is
+    ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
+    needs no gradients, so that there is room for more than ``batch_size``. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks' weights; the average that becomes the output is
     float32, and so are the autoencoder and the text encoders. ``mixed_precision`` is that of the arithmetic.
     """
 
@@ -74,6 +73,7 @@ class DistillConfig(Strict):
     convert: ConvertConfig | None = None
     stages: tuple[StageConfig, ...]
     batch_size: int = Field(default=32, ge=1)
+    teacher_batch_size: int = Field(default=64, ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup: int = Field(default=50, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)

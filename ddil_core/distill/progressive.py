@@ -26,14 +26,24 @@ from ddil_core.train import Logs, Stateful
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The states of one batch: ``z`` [B, C, H, W] at the ``transition`` [B] of the student's grid, the pool's ``row`` [B] for
-    the caption, and the places of those rows that came from the aggregated dataset (the last ones)."""
+class States:
+    """States ``z`` [B, C, H, W] at the ``transition`` [B] of the student's grid, with their targets x̃ ``target`` [B, C, H, W] and
+    the pool's ``row`` [B] for the caption."""
 
     z: Tensor
+    target: Tensor
     transition: Tensor
     row: Tensor
-    places: Tensor
+
+    def split(self, size: int) -> list[States]:
+        """Consecutive parts of ``size`` states."""
+        columns = (column.split(size) for column in (self.z, self.target, self.transition, self.row))
+        return [States(*parts) for parts in zip(*columns, strict=True)]
+
+    @staticmethod
+    def cat(a: States, b: States) -> States:
+        columns = zip((a.z, a.target, a.transition, a.row), (b.z, b.target, b.transition, b.row), strict=True)
+        return States(*(torch.cat(pair) for pair in columns))
 
 
 class ProgressiveStage(Stage):
@@ -54,6 +64,8 @@ class ProgressiveStage(Stage):
         self.grid, self.teacher_grid = self.schedule.grid(stage.steps), self.schedule.grid(2 * stage.steps)
         steps = segments(self.teacher_grid, self.grid)
         self.table = torch.tensor([[t, middle, s] for (t, middle), (_, s) in steps], device=self.device)
+        self._ahead: list[States] = []
+        self._ahead_from = 0
         self.dataset: AggregatedDataset | None = None
         if config.ddil is not None:
             self.dataset = AggregatedDataset(
@@ -66,45 +78,57 @@ class ProgressiveStage(Stage):
 
     def update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
-        draw = self._draw(step)
-        condition = self.condition(draw.row)
-        target = self._targets(draw, condition)
-        t = self.table[draw.transition.to(self.device), 0]
+        states, aggregated = self._draw(step)
+        t = self.table[states.transition.to(self.device), 0]
         with self.accelerator.autocast():
-            x0 = self.student(draw.z, t, condition)
-        logs = self.descend(pd_loss(x0.float(), target, self.schedule.snr(t)), step)
+            x0 = self.student(states.z, t, self.condition(states.row))
+        logs = self.descend(pd_loss(x0.float(), states.target, self.schedule.snr(t)), step)
         if self.teacher.reflection is not None:
             logs["clipped_fraction"] = self.teacher.reflection.clipped_fraction(x0.detach())
         if self.dataset is not None:
-            logs["aggregated_fraction"] = len(draw.places) / len(draw.z)
+            logs["aggregated_fraction"] = aggregated / len(states.z)
         return logs
 
-    def _draw(self, step: int) -> Draw:
-        """Forward-diffused data, then aggregated states, in the shares of the phase."""
-        places = torch.empty(0, dtype=torch.long)
-        if self.dataset is not None and self.config.ddil is not None:
-            places = self._take(self.dataset, self.config.ddil, step)
-        generator = self.generator(step, 0)
-        count = self.config.batch_size - len(places)
-        x0, row = self.pool.draw(count, generator)
-        transition = torch.randint(self.stage.steps, (count,), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator)
+    def _draw(self, step: int) -> tuple[States, int]:
+        """Forward-diffused data, then aggregated states, in the shares of the phase; and how many of the latter there are."""
+        size, first, end = self.config.batch_size, 0, self.updates
+        if self.dataset is None or self.config.ddil is None:
+            return self._data(step, size, first, end), 0
+        phase, first, end = phase_at(self.config.ddil.phases, step, end)
+        count = round(phase.aggregated * size)
+        if self.dataset.pending < count:
+            horizon = min(self.config.ddil.collect_every, end - step)
+            self._collect(self.dataset, self.config.ddil, phase, horizon * count - self.dataset.pending, step)
+        aggregated = States(*self.dataset.take(count))
+        if count == size:
+            return aggregated, count
+        return States.cat(self._data(step, size - count, first, end), aggregated), count
+
+    def _data(self, step: int, count: int, first: int, end: int) -> States:
+        """This update's ``count`` forward-diffused states, of a phase from ``first`` to ``end``.
+
+        The teacher labels those of several updates together. Which ones go together depends on the update's number alone, so
+        that a resumed run labels the same batch again.
+        """
+        together = max(1, self.config.teacher_batch_size // count)
+        start = step - (step - first) % together
+        if start != self._ahead_from or not self._ahead:
+            self._ahead_from = start
+            self._ahead = self._diffuse(range(start, min(start + together, end)), count).split(count)
+        return self._ahead[step - start]
+
+    def _diffuse(self, steps: range, count: int) -> States:
+        """``count`` forward-diffused states for each of some updates, with the teacher's targets."""
+        drawn = []
+        for step in steps:
+            generator = self.generator(step, 0)
+            x0, row = self.pool.draw(count, generator)
+            transition = torch.randint(self.stage.steps, (count,), generator=generator)
+            drawn.append((x0, row, transition, torch.randn(x0.shape, generator=generator)))
+        x0, row, transition, eps = (torch.cat(column) for column in zip(*drawn, strict=True))
         t = self.table[transition.to(self.device), 0]
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
-        if self.dataset is not None and len(places):
-            z = torch.cat([z, self.dataset.z[places.to(self.device)]])
-            transition = torch.cat([transition, self.dataset.transition[places]])
-            row = torch.cat([row, self.dataset.row[places]])
-        return Draw(z, transition, row, places)
-
-    def _take(self, dataset: AggregatedDataset, ddil: DdilConfig, step: int) -> Tensor:
-        """This update's aggregated states, after a collection where too few are left."""
-        phase, end = phase_at(ddil.phases, step, self.updates)
-        count = round(phase.aggregated * self.config.batch_size)
-        if dataset.pending < count:
-            horizon = min(ddil.collect_every, end - step)
-            self._collect(dataset, ddil, phase, horizon * count - dataset.pending, step)
-        return dataset.take(count)
+        return States(z, self._teach(z, transition, self.condition(row)), transition, row)
 
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
@@ -127,7 +151,7 @@ class ProgressiveStage(Stage):
             places.extend(dataset.add(z_t, transition, row[rows], target))
 
         strings = [{string} for string in strings_at(phase.p_teacher, draws)]
-        size = ddil.batch_size or self.config.batch_size
+        size = self.config.teacher_batch_size
         with self.accelerator.autocast():
             rollout(self._actors(), z, condition, strings, batch_size=size, observe=observe, pad=False)
         dataset.enqueue(places, generator)
@@ -139,20 +163,8 @@ class ProgressiveStage(Stage):
         return actors | {STUDENT: replace(student, steps=[*student.steps[:-1], []])}
 
     @torch.no_grad()
-    def _targets(self, draw: Draw, condition: Condition) -> Tensor:
-        """x̃ for every row: fresh ones for the data, those that came with the aggregated states."""
-        if self.dataset is None or not len(draw.places):
-            return self._teach(draw.z, draw.transition, condition)
-        data = torch.arange(len(draw.z) - len(draw.places), device=self.device)
-        fresh = self._teach(draw.z[: len(data)], draw.transition[: len(data)], condition.rows(data))
-        targets = torch.cat([fresh, self.dataset.target[draw.places.to(self.device)]])
-        self.dataset.release(draw.places)
-        return targets
-
     def _teach(self, z: Tensor, transition: Tensor, condition: Condition) -> Tensor:
         """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""
-        if not len(z):  # networks do not take empty batches
-            return z
         t, middle, s = self.table[transition.to(self.device)].unbind(1)
         with self.accelerator.autocast():
             return two_step_target(self.teacher, z, t, middle, s, condition)
@@ -165,10 +177,12 @@ def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: 
     return pd_target(teacher.schedule, z, z_s, t, s)
 
 
-def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int]:
-    """The phase that an update is in, and the update at which it ends."""
+def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int, int]:
+    """The phase that an update is in, its first update, and the update at which it ends."""
+    first = 0
     for phase in phases:
         end = round(phase.until * updates)
         if step < end:
-            return phase, end
+            return phase, first, end
+        first = end
     raise IndexError(f"update {step} is past the stage's {updates}")
