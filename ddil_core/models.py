@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,10 +14,13 @@ from torch import Tensor
 
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.errors import DdilError
+from ddil_core.loading import load_pipeline
+from ddil_core.memory import decode_batch, visiting
 from ddil_core.parameterization import Reflection
 from ddil_core.protocol import read_yaml
 from ddil_core.references import resolve
 from ddil_core.schedule import Schedule
+from ddil_core.weights import read_index, read_json
 
 SYSTEM_FILE = "ddil.json"
 """Beside ``model_index.json``: how a pipeline is meant to be sampled. diffusers ignores it."""
@@ -62,15 +64,16 @@ class Model:
         distinct = list(dict.fromkeys(prompts))
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         parts = []
-        for start in range(0, len(distinct), batch_size):
-            tokens = tokenizer(
-                distinct[start : start + batch_size],
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            parts.append(encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+        with visiting([encoder], self.device):
+            for start in range(0, len(distinct), batch_size):
+                tokens = tokenizer(
+                    distinct[start : start + batch_size],
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                )
+                parts.append(encoder(tokens.input_ids.to(self.device)).last_hidden_state)
         place = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
         return Condition({"encoder_hidden_states": torch.cat(parts)}).rows(rows)
@@ -83,9 +86,10 @@ class Model:
         return posterior.mean.float() * vae.config.scaling_factor, posterior.std.float() * vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode(self, z: Tensor, batch_size: int = 64) -> np.ndarray:
-        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w]."""
+    def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
+        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w], as many at once as memory allows where None is given."""
         vae = self.pipeline.vae
+        batch_size = batch_size or decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         images = []
         for part in z.split(batch_size):
             pixels = vae.decode(part.to(vae.dtype) / vae.config.scaling_factor).sample
@@ -101,60 +105,46 @@ class Model:
         return digest.hexdigest()
 
 
-def load_model(reference: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """A model by reference, in evaluation mode.
+def load_model(
+    reference: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+) -> Model:
+    """A model by reference, in evaluation mode. ``variant`` chooses among its files, ``dtype`` what it computes in.
 
     Raises:
         WrongCommand: the reference fits nothing; the message names the nearest that would.
         DdilError: its files are damaged or of a layout that is not known.
     """
-    folder = resolve(reference)
-    pipeline = _load_pipeline(folder, reference, dtype)
+    files = resolve(reference)
+    folder = files.folder
+    pipeline = load_pipeline(files, reference, _layout(folder, reference), dtype, variant)
     device = torch.device(device)
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-        part.to(device).eval().requires_grad_(False)
+        part.eval().requires_grad_(False)
+    for part in (pipeline.unet, pipeline.vae):  # text encoders come to the device when they are asked
+        part.to(device)
     config = pipeline.scheduler.config
     denoiser = UNetDenoiser(pipeline.unet, Schedule.from_config(config).to(device), config.prediction_type)
     return Model(reference, folder, pipeline, denoiser, _sampling(folder), device)
 
 
-def _load_pipeline(folder: Path, reference: str, dtype: torch.dtype) -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    layout = _read_json(folder / "model_index.json").get("_class_name")
+def _layout(folder: Path, reference: str) -> str:
+    layout = read_index(folder).get("_class_name")
     if layout != "StableDiffusionPipeline":
         raise DdilError(
             f"the model {reference!r} has the layout {layout}; StableDiffusionPipeline is the one known here"
         )
-    try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
-    except Exception as error:  # every library below raises its own kind for a damaged file
-        raise DdilError(
-            f"the model {reference!r} cannot be loaded from {folder}: {' '.join(str(error).split())[:200]}; "
-            "its files are damaged or incomplete, so fetch or make it again"
-        ) from error
+    return str(layout)
 
 
 def _sampling(folder: Path) -> Sampling:
     path = folder / SYSTEM_FILE
     if not path.is_file():
         return Sampling(guidance_scale=7.5)
-    told = _read_json(path)
+    told = read_json(path)
     return Sampling(**{field.name: told[field.name] for field in fields(Sampling) if field.name in told})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise DdilError(f"the file {path} of the model is damaged; fetch or make the model again") from error
 
 
 def run_configuration(folder: Path) -> dict[str, Any] | None:
