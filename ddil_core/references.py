@@ -255,10 +255,13 @@ def _not_here(reference: str, needs: list[Part]) -> WrongCommand:
         return WrongCommand(_by_hand(reference, pickled[0]))
     what = " and ".join(f"{part.file} of {part.repository}" if part.file else f"{part.repository}" for part in lacking)
     half = sum(part.repository.half_fetched() for part in lacking)
-    state = f"is here in part ({size_text(half)} of an interrupted download)" if half else "is not here"
+    here = f"here in part ({size_text(half)} of an interrupted download)" if half else "not here"
+    system = reference.partition(":")[0] in load_systems()
+    state = (
+        f"is {here}: it needs {what} of the hub" if system else f"is no folder, and as a model of the hub it is {here}"
+    )
     return WrongCommand(
-        f"the model {reference!r} {state}: it needs {what} of the hub; get it with: ddil models download {reference}, "
-        "or add --download"
+        f"the model {reference!r} {state}; get it with: ddil models download {reference}, or add --download"
     )
 
 
