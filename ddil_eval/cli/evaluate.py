@@ -32,11 +32,12 @@ def evaluate() -> None:
 @click.option("--seed", type=int, default=None, help="The seed of noise and decisions, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
+@options.download_option
 @options.device_option
 @options.json_option
 def covariate_shift(
     teacher: str, student: str, p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
-    settings: tuple[str, ...], device: str | None, as_json: bool, **given: Any,
+    settings: tuple[str, ...], download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
 
@@ -53,6 +54,7 @@ def covariate_shift(
     given["switch"] = options.numbers(switch, options.time, "--switch")
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(CovariateShiftConfig, content | given, str(path), options=given)
+    options.fetch_missing([teacher, student], download)
     _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)
 
 
@@ -61,11 +63,12 @@ def covariate_shift(
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--seed", type=int, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@options.download_option
 @options.device_option
 @options.json_option
 def run(
-    protocol: Path, settings: tuple[str, ...], seed: int | None, out: Path, device: str | None, as_json: bool
-) -> None:
+    protocol: Path, settings: tuple[str, ...], seed: int | None, out: Path, download: bool, device: str | None, as_json: bool
+) -> None:  # fmt: skip
     """Measure a whole table, as a protocol says."""
     options.quiet_libraries()
     from ddil_core.errors import WrongCommand
@@ -81,6 +84,7 @@ def run(
     if seed is not None:
         content["seed"] = seed
     config = validate(SystemsConfig, content, str(protocol))
+    options.fetch_missing([system.model for system in config.systems], download)
     records = compare(config, out, options.choose_device(device))
     _show(records, out, as_json)
 
