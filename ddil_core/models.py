@@ -169,10 +169,8 @@ def assemble(
 
 def _layout(files: Files, reference: str) -> Layout:
     name = read_index(files.folder).get("_class_name")
-    if files.system is not None:
-        name = (
-            files.system.layout
-        )  # a repository's own pipeline class, such as InstaFlow's, is in one of diffusers' layouts
+    if files.system is not None:  # whose repository may name a class of its own, as InstaFlow's does
+        name = files.system.layout
     if name not in LAYOUTS:
         raise DdilError(f"the model {reference!r} has the layout {name}; known here are {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
