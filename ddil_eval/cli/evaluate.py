@@ -40,11 +40,12 @@ def evaluate() -> None:
 @click.option("--seed", type=int, default=None, help="The seed of noise and decisions, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
+@options.download_option
 @options.device_option
 @options.json_option
 def covariate_shift(
     teacher: str, student: str, p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
-    settings: tuple[str, ...], device: str | None, as_json: bool, **given: Any,
+    settings: tuple[str, ...], download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
 
@@ -58,9 +59,10 @@ def covariate_shift(
     path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
     content = override(read_yaml(path), settings)
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
-    given["switch"] = options.numbers(switch, int, "--switch")
+    given["switch"] = options.numbers(switch, options.time, "--switch")
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(CovariateShiftConfig, content | given, str(path), options=given)
+    options.fetch_missing([teacher, student], download)
     _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)
 
 
@@ -81,12 +83,13 @@ def covariate_shift(
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
 @options.protocol_options
+@options.download_option
 @options.device_option
 @options.json_option
 def coco(
     models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, metrics: str | None,
-    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], device: str | None, as_json: bool,
-    **given: Any,
+    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool, device: str | None,
+    as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned pictures, by a recipe.
 
@@ -104,6 +107,7 @@ def coco(
     content |= given | {"systems": rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
+    options.fetch_missing(models, download)
     found = plan(config)
     found.require_all()
     _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
@@ -118,11 +122,12 @@ def coco(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
 @save_option
+@options.download_option
 @options.device_option
 @options.json_option
 def run(
     protocol: Path, data: str | None, settings: tuple[str, ...], seed: int | None, out: Path | None, save_images: bool,
-    device: str | None, as_json: bool,
+    download: bool, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
 
@@ -142,7 +147,9 @@ def run(
             "give it to its own command with --protocol"
         )
     content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
-    found = plan(validate(SystemsConfig, content, str(protocol)))
+    config = validate(SystemsConfig, content, str(protocol))
+    options.fetch_missing([system.model for system in config.systems], download)
+    found = plan(config)
     for name, error in found.absent.items():
         click.echo(f"not here: {name}: {error}", err=True)
     out = out or Path("results") / f"{protocol.parent.name}-{protocol.stem}"

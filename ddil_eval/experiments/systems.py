@@ -6,7 +6,7 @@ otherwise. What is not here is said before any picture is made; the rest can be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,10 +15,13 @@ from pydantic import Field, model_validator
 
 from ddil_core.data import DataSet, open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, Sampling, load_model, resolve
+from ddil_core.folder import PictureFiles, named, survey
+from ddil_core.models import Model, load_model
+from ddil_core.progress import console
 from ddil_core.protocol import Strict
-from ddil_core.sample import DEFAULT_STEPS
-from ddil_core.schedule import grid
+from ddil_core.references import located_weights
+from ddil_core.sample import remarks, settings
+from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.engine import Contestant, Setting, measure
 from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
@@ -139,7 +142,7 @@ def plan(config: SystemsConfig) -> Plan:
     systems = []
     for system in config.systems:
         try:
-            resolve(system.model)
+            located_weights(system.model)
             systems.append(system)
         except DdilError as error:
             hint = f"the model {system.model!r} is not here; {system.provide}"
@@ -163,9 +166,6 @@ def refuse_other_reference(recipe: Recipe, reference: str) -> None:
 
 def check_reference(data: DataSet, count: int) -> None:
     """Look at the reference's files before any picture is made; of those that are not RGB is said that they are converted."""
-    from ddil_core.folder import PictureFiles, named, survey
-    from ddil_core.progress import console
-
     if isinstance(data, PictureFiles):
         converted = survey(data.take(count, "pictures"), data.reference).converted
         if converted:
@@ -235,8 +235,9 @@ def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setti
 def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> Opened:
     """Load a system and say how it is sampled."""
     model = load_model(system.model, device)
-    given = {"steps": system.steps, "solver": system.solver, "guidance_scale": system.guidance_scale}
-    sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+    sampling = settings(model, system.steps, system.solver, system.guidance_scale)
+    for sentence in remarks(model, [prompt.text for prompt in prompts.prompts], sampling):
+        console.print(f"note: {system.name}: {sentence}", highlight=False, markup=False, soft_wrap=True)
     made = how_made(model, sampling, config.seed)
     keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts)
     return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size), keeper)
@@ -244,7 +245,7 @@ def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device:
 
 def how_made(model: Model, sampling: Sampling, seed: int) -> Made:
     """What a record says of a model's pictures."""
-    timesteps = grid(sampling.steps or DEFAULT_STEPS)
+    timesteps = sampling.times(model.denoiser.schedule)
     evaluations = len(timesteps) * model.guided(sampling.guidance_scale).nfe
     return Made(
         reference=model.reference,
