@@ -15,7 +15,7 @@ from ddil_core.errors import WrongCommand
 from ddil_core.folder import Picture, PictureFiles, files_sha256, folder_data, named
 from ddil_core.protocol import Strict
 from ddil_eval.experiments.engine import Contestant, Setting, measure
-from ddil_eval.experiments.systems import check_reference, refuse_other_reference
+from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
 from ddil_eval.generate import Made, Opened, Saved, open_saved
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
@@ -104,7 +104,7 @@ def _setting(
 ) -> Setting:
     data: dict[str, Any] = {
         "reference": reference.reference,
-        "split": getattr(reference, "split", "validation"),
+        "split": split_of(reference),
         "prompt_ids_sha256": digest([picture.id for picture in files]),
         "captions_sha256": digest([picture.caption for picture in files]),
     }
