@@ -31,9 +31,8 @@ from ddil_core.sample import CUT
 from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
+from ddil_eval.experiments.reference import open_reference, split_of
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
-from ddil_eval.recipes import load_recipe, recipe_for
 from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest, write_text
 
@@ -45,7 +44,8 @@ Dtype = Literal["float32", "bfloat16"]
 class CovariateShiftConfig(Strict):
     """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times.
 
-    ``recipe`` is the data set's where none is named. ``teacher_dtype`` and ``student_dtype`` are those of the two networks' weights; text encoder and autoencoder are float32.
+    ``recipe`` is the data set's where none is named. ``teacher_dtype`` and ``student_dtype`` are those of the two networks'
+    weights; text encoder and autoencoder are float32.
     """
 
     experiment: Literal["covariate-shift"] = "covariate-shift"
@@ -185,12 +185,9 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     started = time.monotonic()
     solver = get_solver(config.solver)
     require_stateless(solver)
-    recipe = load_recipe(config.recipe or recipe_for(config.data))
-    refuse_other_reference(recipe, config.data)
+    recipe, data = open_reference(config.data, config.recipe, config.reference_pictures)
     teacher_model, student_model = load_pair(teacher, student, config, device)
     actors, student_grid = take_turns(teacher_model, student_model, config)
-    data = open_data(config.data)
-    check_reference(data, config.reference_pictures)
     prompts = data.prompts(config.num_prompts)
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
         warn(CUT.format(cut, len(prompts)))

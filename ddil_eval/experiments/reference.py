@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ddil_core.data import DataSet
+from ddil_core.data import DataSet, open_data
 from ddil_core.errors import WrongCommand
 from ddil_core.folder import PictureFiles, named, survey
 from ddil_core.progress import warn
-from ddil_eval.recipes import Recipe, recipe_for
+from ddil_eval.recipes import Recipe, load_recipe, recipe_for
 
 
 def refuse_other_reference(recipe: Recipe, reference: str) -> None:
@@ -36,3 +36,17 @@ def check_reference(data: DataSet, count: int) -> None:
             warn(
                 f"{len(converted):,} of {count:,} pictures of {data.reference} are not RGB and are converted: {named(converted)}"
             )
+
+
+def open_reference(reference: str, recipe: str | None, pictures: int) -> tuple[Recipe, DataSet]:
+    """A data set and the recipe that is named, or belongs to it.
+
+    Raises:
+        WrongCommand: the two do not fit each other, or the data set has fewer pictures.
+        DdilError: some are missing or damaged.
+    """
+    chosen = load_recipe(recipe or recipe_for(reference))
+    refuse_other_reference(chosen, reference)
+    data = open_data(reference)
+    check_reference(data, pictures)
+    return chosen, data
