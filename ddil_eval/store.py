@@ -94,7 +94,7 @@ class Record(_Strict):
     data: dict[str, JsonValue]
     recipe: str
     solver: str
-    grid: list[int]
+    grid: list[int | float]
     guidance_scale: float | None
     reflection: JsonValue
     nfe: float | None

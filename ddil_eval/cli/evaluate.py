@@ -51,7 +51,7 @@ def covariate_shift(
     path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
     content = override(read_yaml(path), settings)
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
-    given["switch"] = options.numbers(switch, int, "--switch")
+    given["switch"] = options.numbers(switch, options.time, "--switch")
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(CovariateShiftConfig, content | given, str(path), options=given)
     options.fetch_missing([teacher, student], download)

@@ -119,6 +119,12 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[A
         raise WrongCommand(f"{option} takes numbers with commas between them, not {text!r}") from error
 
 
+def time(text: str) -> int | float:
+    """A time of a grid: an integer, or a fraction where a flow's is one. Raises ValueError."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def emit(document: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -141,7 +141,7 @@ def test_a_phases_rate_that_is_no_probability(distill: Cli) -> None:
 
 def test_numbers_that_are_none(shift: Cli) -> None:
     refused(shift("--p-teacher", "half"), "--p-teacher takes numbers with commas between them, not 'half'", 2)
-    refused(shift("--switch", "749.5"), "--switch takes numbers with commas between them, not '749.5'", 2)
+    refused(shift("--switch", "749,x"), "--switch takes numbers with commas between them, not '749,x'", 2)
 
 
 def test_stages_that_do_not_halve(distill: Cli) -> None:
