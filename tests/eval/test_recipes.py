@@ -176,10 +176,11 @@ def test_a_data_set_has_its_recipe(data: str, name: str) -> None:
     assert recipe_for(data) == name
 
 
-def test_a_folder_has_none() -> None:
+def test_a_folder_has_none(tmp_path: Path) -> None:
+    Image.fromarray(photograph(0)).save(tmp_path / "a.png")
     with pytest.raises(WrongCommand) as error:
-        recipe_for("folder:x")
-    assert str(error.value) == "the data set 'folder:x' has no recipe of its own; name one with --recipe"
+        recipe_for(f"folder:{tmp_path}")
+    assert str(error.value) == f"the data set 'folder:{tmp_path}' has no recipe of its own; name one with --recipe"
 
 
 def test_a_recipe_that_there_is_not() -> None:
