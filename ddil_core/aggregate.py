@@ -68,16 +68,15 @@ class AggregatedDataset:
         for _ in range(self.uses):
             self.queue.extend(places[i] for i in torch.randperm(len(places), generator=generator).tolist())
 
-    def take(self, count: int) -> Tensor:
-        """The next ``count`` places, int64 [B]. A place is freed by ``release`` after its last use."""
+    def take(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next ``count`` states: z and target [B, C, H, W], transition and row int64 [B]. A place is freed at its last use."""
         places = torch.tensor([self.queue.popleft() for _ in range(count)], dtype=torch.long)
+        there = places.to(self.z.device)
+        taken = self.z[there], self.target[there], self.transition[places], self.row[places]
         self.used += int((self.remaining[places.unique()] == self.uses).sum())
         self.remaining.index_add_(0, places, torch.full_like(places, -1))
-        return places
-
-    def release(self, places: Tensor) -> None:
-        """Free the places that have been used up."""
         self.free.extend(sorted({place for place in places.tolist() if self.remaining[place] == 0}))
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
         names = ("z", "target", "transition", "row", "remaining")

@@ -1,221 +1,198 @@
-"""Models by reference: ``shapes``, a folder in diffusers' pipeline layout, a run folder of ``ddil distill``, or a cached hub id."""
+"""Models: what a reference names, loaded with its denoiser, text encoders and decoder."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.parameterization import Reflection
+from ddil_core import layouts
+from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
+from ddil_core.errors import DdilError
+from ddil_core.layouts import LAYOUTS, TEXT_ENCODERS, Layout
+from ddil_core.loading import load_pipeline
+from ddil_core.memory import decode_batch, visiting
+from ddil_core.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.protocol import read_yaml
-from ddil_core.schedule import Schedule
-
-SHIPPED = {"shapes": Path(__file__).parent / "shapes" / "weights" / "teacher"}
-SYSTEM_FILE = "ddil.json"
-"""Beside ``model_index.json``: how a pipeline is meant to be sampled. diffusers ignores it."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a model is meant to be sampled. ``steps`` is None where any number may be asked for."""
-
-    solver: str = "ddim"
-    steps: int | None = None
-    guidance_scale: float = 1.0
+from ddil_core.references import resolve
+from ddil_core.sampling import SYSTEM_FILE, Sampling
+from ddil_core.schedule import FlowSchedule, Schedule
+from ddil_core.systems import Files
+from ddil_core.weights import read_index, read_json
 
 
 @dataclass(eq=False)
 class Model:
-    """A text-to-image model in its parts: tokenizer and text encoder, denoiser, decoder."""
+    """A text-to-image model in its parts: tokenizers and text encoders, denoiser, decoder."""
 
     reference: str
-    folder: Path
+    files: Files
     pipeline: Any
-    denoiser: UNetDenoiser
+    layout: Layout
+    denoiser: NetworkDenoiser
     sampling: Sampling
     device: torch.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a latent at the model's own resolution."""
-        config = self.pipeline.unet.config
+        config: Any = self.denoiser.net.config
         return config.in_channels, config.sample_size, config.sample_size
 
     def guided(self, guidance_scale: float | None = None, reflection: Reflection | None = None) -> GuidedDenoiser:
         """The denoiser with guidance (the model's own scale where None is given) and reflection."""
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
-        unconditional = None if scale == 1.0 else self.encode([""])
-        return GuidedDenoiser(self.denoiser, unconditional, scale, reflection)
+        outside = scale != 1.0 and self.denoiser.guidance_width is None
+        return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
+
+    @torch.no_grad()
+    def nothing(self) -> Condition:
+        """What the network is told where there is no prompt, one row."""
+        with visiting(self._text_encoders(), self.device):
+            return Condition(self.layout.nothing(self.pipeline))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
-        """Text embeddings [B, L, D] of prompts, each distinct prompt encoded once."""
+        """What the network is told of prompts, each distinct prompt encoded once."""
         distinct = list(dict.fromkeys(prompts))
-        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        parts = []
-        for start in range(0, len(distinct), batch_size):
-            tokens = tokenizer(
-                distinct[start : start + batch_size],
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            parts.append(encoder(tokens.input_ids.to(self.device)).last_hidden_state)
+        parts = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
+        with visiting(self._text_encoders(), self.device):
+            encoded = [Condition(self.layout.encode(self.pipeline, part)) for part in parts]
         place = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
-        return Condition({"encoder_hidden_states": torch.cat(parts)}).rows(rows)
+        return Condition.cat(encoded).rows(rows)
+
+    def _text_encoders(self) -> list[nn.Module | None]:
+        return [getattr(self.pipeline, name, None) for name in TEXT_ENCODERS]
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are longer than a text encoder takes, so that their rest is not read."""
+        return layouts.cut(self.pipeline, prompts)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The autoencoder's posterior (mean, std) in scaled latents, for pixels float32 [B, 3, H, W] in [-1, 1]."""
         vae = self.pipeline.vae
         posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
-        return posterior.mean.float() * vae.config.scaling_factor, posterior.std.float() * vae.config.scaling_factor
+        scale, shift = _scaling(vae)
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
     @torch.no_grad()
-    def decode(self, z: Tensor, batch_size: int = 64) -> np.ndarray:
-        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w]."""
+    def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
+        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w], as many at once as memory allows where None is given."""
         vae = self.pipeline.vae
+        scale, shift = _scaling(vae)
+        batch_size = batch_size or decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         images = []
         for part in z.split(batch_size):
-            pixels = vae.decode(part.to(vae.dtype) / vae.config.scaling_factor).sample
+            pixels = vae.decode((part / scale + shift).to(vae.dtype)).sample
             images.append((pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu())
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:
         """A hash of all weights, file by file in the order of their names."""
+        files = {str(path.relative_to(self.files.folder)): path for path in self.files.folder.rglob("*.safetensors")}
+        own = (self.files.unet, self.files.lora, self.files.checkpoint)
         digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*.safetensors")):
-            digest.update(str(path.relative_to(self.folder)).encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        for name, path in [*sorted(files.items()), *((path.name, path) for path in own if path is not None)]:
+            digest.update(name.encode())
+            with path.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
 
 
-def load_model(reference: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """A model by reference, in evaluation mode.
+def _scaling(vae: Any) -> tuple[float, float]:
+    """(scale, shift) of an autoencoder: a scaled latent is (latent − shift) · scale; SD3's has a shift."""
+    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def load_model(
+    reference: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    *,
+    fuse_lora: bool = True,
+) -> Model:
+    """A model by reference, in evaluation mode. ``variant`` chooses among its files, ``dtype`` what it computes in.
+
+    A LoRA is merged into the weights, or kept beside them (``fuse_lora`` False).
 
     Raises:
         WrongCommand: the reference fits nothing; the message names the nearest that would.
-        DdilError: its files are damaged or of a layout that is not known.
+        DdilError: its files are damaged, do not fit each other, or are of a layout that is not known.
     """
-    folder = resolve(reference)
-    pipeline = _load_pipeline(folder, reference, dtype)
+    return assemble(reference, resolve(reference), device, dtype, variant, fuse_lora=fuse_lora)
+
+
+def assemble(
+    reference: str,
+    files: Files,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    *,
+    fuse_lora: bool = True,
+) -> Model:
+    """A model from its files; ``reference`` is what messages and records call it. The rest is as in ``load_model``."""
+    layout = _layout(files, reference)
+    pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant)
+    if files.lora is not None and fuse_lora:
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
     device = torch.device(device)
-    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
-        part.to(device).eval().requires_grad_(False)
-    config = pipeline.scheduler.config
-    denoiser = UNetDenoiser(pipeline.unet, Schedule.from_config(config).to(device), config.prediction_type)
-    return Model(reference, folder, pipeline, denoiser, _sampling(folder), device)
-
-
-def resolve(reference: str) -> Path:
-    """The pipeline folder that a reference names."""
-    if reference in SHIPPED:
-        return _require_pipeline(SHIPPED[reference], reference)
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        if (path / "run.yaml").is_file():
-            return _require_pipeline(path / "student", reference)
-        return _require_pipeline(path, reference)
-    cached = _cached(reference)
-    if cached is not None:
-        return _require_pipeline(cached, reference)
-    nearest = difflib.get_close_matches(reference, SHIPPED, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-    raise WrongCommand(
-        f"the model {reference!r} is not known: it may be {', '.join(SHIPPED)}, a folder in diffusers' pipeline layout, "
-        f"a run folder of 'ddil distill', or the id of a hub model whose files are cached here{hint}"
-    )
-
-
-def _cached(reference: str) -> Path | None:
-    """The snapshot of a hub id in the local cache; nothing is ever downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(reference, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
-
-
-def _require_pipeline(folder: Path, reference: str) -> Path:
-    if (folder / "model_index.json").is_file():
-        return folder
-    if reference in SHIPPED:
-        what = "is not in this checkout; train it with: python -m ddil_core.shapes.train"
-    elif folder.name == "student" and (folder.parent / "run.yaml").is_file():
-        what = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+            if name not in TEXT_ENCODERS:  # they come to the device when they are asked
+                part.to(device)
+    if dtype == torch.float16 and pipeline.vae.config.force_upcast:
+        pipeline.vae.float()  # SDXL's autoencoder overflows in float16
+    told = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
+    schedule, prediction = _process(files, told, dict(pipeline.scheduler.config), reference)
+    denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
+    if files.system is not None:
+        sampling = Sampling.from_system(files.system, layout.guidance_scale)
+    elif told:
+        sampling = Sampling.from_file(told)
     else:
-        what = "is a folder but no pipeline, as it has no model_index.json; name one in diffusers' pipeline layout"
-    raise WrongCommand(f"the model {reference!r} {what}")
+        config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
+        sampling = Sampling.from_scheduler(config, layout.guidance_scale)
+    return Model(reference, files, pipeline, layout, denoiser, sampling, device)
 
 
-def _load_pipeline(folder: Path, reference: str, dtype: torch.dtype) -> Any:
-    from diffusers import StableDiffusionPipeline
+def _layout(files: Files, reference: str) -> Layout:
+    name = read_index(files.folder).get("_class_name")
+    if files.system is not None:  # whose repository may name a class of its own, as InstaFlow's does
+        name = files.system.layout
+    if name not in LAYOUTS:
+        raise DdilError(f"the model {reference!r} has the layout {name}; known here are {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
 
-    layout = _read_json(folder / "model_index.json").get("_class_name")
-    if layout != "StableDiffusionPipeline":
+
+def _process(files: Files, told: dict[str, Any], config: dict[str, Any], reference: str) -> tuple[Schedule, Prediction]:
+    """The noise schedule, and what the network predicts: as the row says, or ``ddil.json``, or the scheduler.
+
+    Raises:
+        DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged.
+    """
+    scheduled = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
+    named = files.system.prediction if files.system is not None else told.get("prediction")
+    prediction: Prediction = named or scheduled
+    if files.system is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(
-            f"the model {reference!r} has the layout {layout}; StableDiffusionPipeline is the one known here"
+            f"the model {reference!r} was trained to predict {named}, and its scheduler/scheduler_config.json says "
+            f"{scheduled}; set its prediction_type to {named}"
         )
-    try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
-    except Exception as error:  # every library below raises its own kind for a damaged file
-        raise DdilError(
-            f"the model {reference!r} cannot be loaded from {folder}: {' '.join(str(error).split())[:200]}; "
-            "its files are damaged or incomplete, so fetch or make it again"
-        ) from error
-
-
-def _sampling(folder: Path) -> Sampling:
-    path = folder / SYSTEM_FILE
-    if not path.is_file():
-        return Sampling(guidance_scale=7.5)
-    told = _read_json(path)
-    return Sampling(**{field.name: told[field.name] for field in fields(Sampling) if field.name in told})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise DdilError(f"the file {path} of the model is damaged; fetch or make the model again") from error
-
-
-def listing() -> list[dict[str, Any]]:
-    """The models that have a name, for ``ddil models``."""
-    rows = []
-    for name, folder in SHIPPED.items():
-        here = (folder / "model_index.json").is_file()
-        rows.append(
-            {
-                "name": name,
-                "description": "the shipped teacher of the shapes world: 64 px, v-prediction, guided",
-                "source": "shipped with the package",
-                "here": here,
-                "needs": "" if here else "train it: python -m ddil_core.shapes.train",
-            }
-        )
-    return rows
+    if prediction not in FLOWS:
+        return Schedule.from_config(config), prediction
+    return FlowSchedule.straight() if prediction == "rectified_flow" else FlowSchedule.from_config(config), prediction
 
 
 def run_configuration(folder: Path) -> dict[str, Any] | None:

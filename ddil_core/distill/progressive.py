@@ -6,7 +6,6 @@ part of every batch comes from the aggregated dataset, whose rollouts the studen
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -16,33 +15,39 @@ from torch import Tensor, nn
 
 from ddil_core.aggregate import AggregatedDataset
 from ddil_core.data import LatentPool
-from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser, UNetDenoiser
+from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
+from ddil_core.distill.stage import Stage
 from ddil_core.losses import pd_loss, pd_target
-from ddil_core.noise import generator_for
 from ddil_core.rollout import STUDENT, TEACHER, Actor, pair, rollout, strings_at
-from ddil_core.schedule import grid, segments
+from ddil_core.schedule import segments
 from ddil_core.solvers import ddim
-from ddil_core.train import Ema, Logs, Stateful
+from ddil_core.train import Logs, Stateful
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The states of one batch: ``z`` [B, C, H, W] at the ``transition`` [B] of the student's grid, the pool's ``row`` [B] for
-    the caption, and the places of those rows that came from the aggregated dataset (the last ones)."""
+class States:
+    """States ``z`` [B, C, H, W] at the ``transition`` [B] of the student's grid, with their targets x̃ ``target`` [B, C, H, W] and
+    the pool's ``row`` [B] for the caption."""
 
     z: Tensor
+    target: Tensor
     transition: Tensor
     row: Tensor
-    places: Tensor
+
+    def split(self, size: int) -> list[States]:
+        """Consecutive parts of ``size`` states."""
+        columns = (column.split(size) for column in (self.z, self.target, self.transition, self.row))
+        return [States(*parts) for parts in zip(*columns, strict=True)]
+
+    @staticmethod
+    def cat(a: States, b: States) -> States:
+        columns = zip((a.z, a.target, a.transition, a.row), (b.z, b.target, b.transition, b.row), strict=True)
+        return States(*(torch.cat(pair) for pair in columns))
 
 
-class ProgressiveStage:
-    """One stage: student ← teacher, then ``update`` after ``update``. The student starts as a copy of the teacher's network.
-
-    The weights that count, as the next teacher and as the output, are the averaged ones (``ema``); rollouts use the student as
-    it is. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
-    """
+class ProgressiveStage(Stage):
+    """One stage: student ← teacher, then ``update`` after ``update``. Rollouts use the student as it is, not its average."""
 
     def __init__(
         self,
@@ -52,19 +57,15 @@ class ProgressiveStage:
         config: DistillConfig,
         accelerator: Accelerator,
         index: int = 0,
+        start: nn.Module | None = None,
     ) -> None:
-        self.teacher, self.pool, self.stage, self.config, self.accelerator = teacher, pool, stage, config, accelerator
-        self.index = index
-        self.schedule = teacher.schedule
-        self.device = accelerator.device
-        self.grid, self.teacher_grid = grid(stage.steps), grid(2 * stage.steps)
+        super().__init__(teacher, pool, stage.updates, config, accelerator, index, teacher.network.prediction, start)
+        self.stage = stage
+        self.grid, self.teacher_grid = self.schedule.grid(stage.steps), self.schedule.grid(2 * stage.steps)
         steps = segments(self.teacher_grid, self.grid)
         self.table = torch.tensor([[t, middle, s] for (t, middle), (_, s) in steps], device=self.device)
-        unet = copy.deepcopy(teacher.network.unet).train().requires_grad_(True)
-        self.ema = Ema(unet, config.ema_decay)
-        optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
-        self.student = UNetDenoiser(self.unet, self.schedule, teacher.network.prediction)
+        self._ahead: list[States] = []
+        self._ahead_from = 0
         self.dataset: AggregatedDataset | None = None
         if config.ddil is not None:
             self.dataset = AggregatedDataset(
@@ -72,68 +73,62 @@ class ProgressiveStage:
             )
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint holds."""
-        parts: dict[str, Stateful] = {"unet": self.unet, "ema": self.ema, "optimizer": self.optimizer}
+        parts = super().stateful()
         return parts if self.dataset is None else parts | {"dataset": self.dataset}
-
-    def generator(self, step: int, purpose: int) -> torch.Generator:
-        """A CPU generator for this update alone."""
-        return generator_for(self.config.seed, "distill", self.index, step, purpose)
 
     def update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
-        self._set_learning_rate(step)
-        draw = self._draw(step)
-        condition = self._condition(draw.row)
-        target = self._targets(draw, condition)
-        t = self.table[draw.transition.to(self.device), 0]
+        states, aggregated = self._draw(step)
+        t = self.table[states.transition.to(self.device), 0]
         with self.accelerator.autocast():
-            x0 = self.student(draw.z, t, condition)
-        loss = pd_loss(x0.float(), target, self.schedule.snr(t))
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.unet)
-        logs: Logs = {"loss": loss.detach(), "gradient_norm": torch.as_tensor(norm).detach()}
+            x0 = self.student(states.z, t, self.condition(states.row))
+        logs = self.descend(pd_loss(x0.float(), states.target, self.schedule.snr(t)), step)
         if self.teacher.reflection is not None:
             logs["clipped_fraction"] = self.teacher.reflection.clipped_fraction(x0.detach())
         if self.dataset is not None:
-            logs["aggregated_fraction"] = len(draw.places) / len(draw.z)
+            logs["aggregated_fraction"] = aggregated / len(states.z)
         return logs
 
-    def _set_learning_rate(self, step: int) -> None:
-        """Linear warm-up, then linear decay to zero at the stage's end."""
-        rise = min(1.0, (step + 1) / max(1, self.config.warmup))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rise * (1 - step / self.stage.updates)
+    def _draw(self, step: int) -> tuple[States, int]:
+        """Forward-diffused data, then aggregated states, in the shares of the phase; and how many of the latter there are."""
+        size, first, end = self.config.batch_size, 0, self.updates
+        if self.dataset is None or self.config.ddil is None:
+            return self._data(step, size, first, end), 0
+        phase, first, end = phase_at(self.config.ddil.phases, step, end)
+        count = round(phase.aggregated * size)
+        if self.dataset.pending < count:
+            horizon = min(self.config.ddil.collect_every, end - step)
+            self._collect(self.dataset, self.config.ddil, phase, horizon * count - self.dataset.pending, step)
+        aggregated = States(*self.dataset.take(count))
+        if count == size:
+            return aggregated, count
+        return States.cat(self._data(step, size - count, first, end), aggregated), count
 
-    def _draw(self, step: int) -> Draw:
-        """Forward-diffused data, then aggregated states, in the shares of the phase."""
-        places = torch.empty(0, dtype=torch.long)
-        if self.dataset is not None and self.config.ddil is not None:
-            places = self._take(self.dataset, self.config.ddil, step)
-        generator = self.generator(step, 0)
-        count = self.config.batch_size - len(places)
-        x0, row = self.pool.draw(count, generator)
-        transition = torch.randint(self.stage.steps, (count,), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator)
+    def _data(self, step: int, count: int, first: int, end: int) -> States:
+        """This update's ``count`` forward-diffused states, of a phase from ``first`` to ``end``.
+
+        The teacher labels those of several updates together. Which ones go together depends on the update's number alone, so
+        that a resumed run labels the same batch again.
+        """
+        together = max(1, self.config.teacher_batch_size // count)
+        start = step - (step - first) % together
+        if start != self._ahead_from or not self._ahead:
+            self._ahead_from = start
+            self._ahead = self._diffuse(range(start, min(start + together, end)), count).split(count)
+        return self._ahead[step - start]
+
+    def _diffuse(self, steps: range, count: int) -> States:
+        """``count`` forward-diffused states for each of some updates, with the teacher's targets."""
+        drawn = []
+        for step in steps:
+            generator = self.generator(step, 0)
+            x0, row = self.pool.draw(count, generator)
+            transition = torch.randint(self.stage.steps, (count,), generator=generator)
+            drawn.append((x0, row, transition, torch.randn(x0.shape, generator=generator)))
+        x0, row, transition, eps = (torch.cat(column) for column in zip(*drawn, strict=True))
         t = self.table[transition.to(self.device), 0]
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
-        if self.dataset is not None and len(places):
-            z = torch.cat([z, self.dataset.z[places.to(self.device)]])
-            transition = torch.cat([transition, self.dataset.transition[places]])
-            row = torch.cat([row, self.dataset.row[places]])
-        return Draw(z, transition, row, places)
-
-    def _take(self, dataset: AggregatedDataset, ddil: DdilConfig, step: int) -> Tensor:
-        """This update's aggregated states, after a collection where too few are left."""
-        phase, end = phase_at(ddil.phases, step, self.stage.updates)
-        count = round(phase.aggregated * self.config.batch_size)
-        if dataset.pending < count:
-            horizon = min(ddil.collect_every, end - step)
-            self._collect(dataset, ddil, phase, horizon * count - dataset.pending, step)
-        return dataset.take(count)
+        return States(z, self._teach(z, transition, self.condition(row)), transition, row)
 
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
@@ -144,7 +139,7 @@ class ProgressiveStage:
         row = torch.randint(len(self.pool), (count,), generator=generator)
         z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
         draws = torch.rand(count, self.stage.steps, generator=generator, dtype=torch.float64)
-        condition = self._condition(row)
+        condition = self.condition(row)
         places: list[int] = []
 
         def observe(actor: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
@@ -156,7 +151,7 @@ class ProgressiveStage:
             places.extend(dataset.add(z_t, transition, row[rows], target))
 
         strings = [{string} for string in strings_at(phase.p_teacher, draws)]
-        size = ddil.batch_size or self.config.batch_size
+        size = self.config.teacher_batch_size
         with self.accelerator.autocast():
             rollout(self._actors(), z, condition, strings, batch_size=size, observe=observe, pad=False)
         dataset.enqueue(places, generator)
@@ -167,31 +162,12 @@ class ProgressiveStage:
         student = actors[STUDENT]
         return actors | {STUDENT: replace(student, steps=[*student.steps[:-1], []])}
 
-    def _condition(self, row: Tensor) -> Condition:
-        return Condition({"encoder_hidden_states": self.pool.text[row].float().to(self.device)})
-
     @torch.no_grad()
-    def _targets(self, draw: Draw, condition: Condition) -> Tensor:
-        """x̃ for every row: fresh ones for the data, those that came with the aggregated states."""
-        if self.dataset is None or not len(draw.places):
-            return self._teach(draw.z, draw.transition, condition)
-        data = torch.arange(len(draw.z) - len(draw.places), device=self.device)
-        fresh = self._teach(draw.z[: len(data)], draw.transition[: len(data)], condition.rows(data))
-        targets = torch.cat([fresh, self.dataset.target[draw.places.to(self.device)]])
-        self.dataset.release(draw.places)
-        return targets
-
     def _teach(self, z: Tensor, transition: Tensor, condition: Condition) -> Tensor:
         """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""
-        if not len(z):  # networks do not take empty batches
-            return z
         t, middle, s = self.table[transition.to(self.device)].unbind(1)
         with self.accelerator.autocast():
             return two_step_target(self.teacher, z, t, middle, s, condition)
-
-    def finish(self) -> nn.Module:
-        """The averaged weights: the next stage's teacher, or the output."""
-        return self.ema.module
 
 
 def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: Tensor, condition: Condition) -> Tensor:
@@ -201,10 +177,12 @@ def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: 
     return pd_target(teacher.schedule, z, z_s, t, s)
 
 
-def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int]:
-    """The phase that an update is in, and the update at which it ends."""
+def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int, int]:
+    """The phase that an update is in, its first update, and the update at which it ends."""
+    first = 0
     for phase in phases:
         end = round(phase.until * updates)
         if step < end:
-            return phase, end
+            return phase, first, end
+        first = end
     raise IndexError(f"update {step} is past the stage's {updates}")

@@ -10,17 +10,21 @@ from ddil_eval.metrics.fd_dinov2 import FD_DINOV2
 from ddil_eval.metrics.fd_efflite0 import FD_EFFLITE0
 from ddil_eval.metrics.fid import FID
 from ddil_eval.metrics.fid_infinity import FID_INFINITY
+from ddil_eval.metrics.fid_pytorch import FID_PYTORCH
 from ddil_eval.metrics.hps import HPS_V2
 from ddil_eval.metrics.kid import KID
 from ddil_eval.metrics.lpips_diversity import LPIPS_DIVERSITY
 from ddil_eval.metrics.lpips_efflite0 import LPIPS_EFFLITE0
 from ddil_eval.metrics.metric import Extractor, Metric, Network
+from ddil_eval.metrics.patch_fid import PATCH_FID
 from ddil_eval.metrics.prdc import PRDC
 from ddil_eval.metrics.vendi import VENDI, VENDI_EFFLITE0
 from ddil_eval.metrics.weights import Weights
 
 _ROWS = (
     FID,
+    FID_PYTORCH,
+    PATCH_FID,
     FID_INFINITY,
     KID,
     *PRDC,

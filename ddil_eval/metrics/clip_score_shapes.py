@@ -30,5 +30,6 @@ CLIP_SCORE_SHAPES = Metric(
         needs="the two-tower scorer shipped with the shapes world, open_clip and torchvision",
         open_on=open_shapes_scorer,
         lacks=lambda: scorer.missing(scorer.WEIGHTS),
+        reads_captions=True,
     ),
 )

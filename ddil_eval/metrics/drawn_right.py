@@ -35,5 +35,5 @@ DRAWN_RIGHT = Metric(
     title="captions drawn exactly right",
     direction="higher",
     kind="mean",
-    network=Network("drawn_right", "nothing: the reader is part of the shapes world", _open),
+    network=Network("drawn_right", "nothing: the reader is part of the shapes world", _open, reads_captions=True),
 )

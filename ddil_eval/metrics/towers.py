@@ -80,4 +80,5 @@ def cosine_network(
         weights=(weights,),
         lacks=lacks_open_clip,
         prefixed=prefixed,
+        reads_captions=True,
     )

@@ -14,8 +14,8 @@ from ddil_core.resources import protocols
 Cli = Callable[..., Result]
 
 MODEL_HINT = (
-    "is not known: it may be shapes, a folder in diffusers' pipeline layout, a run folder of 'ddil distill', "
-    "or the id of a hub model whose files are cached here"
+    "is not known: it may be a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of "
+    "'ddil distill', a single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
 )
 SHIFT = protocols() / "shapes" / "covariate-shift.yaml"
 PD = protocols() / "shapes" / "pd.yaml"
@@ -65,10 +65,16 @@ def test_a_model_that_fits_nothing(name: str, hint: str, cli: Cli, shift: Cli, t
 
 
 def test_data_that_fits_nothing(distill: Cli, shift: Cli) -> None:
+    kinds = "it may be one of 'shapes', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR'"
+    refused(distill("--data", "shape"), f"the data set 'shape' is not known: {kinds}; did you mean 'shapes'?", 2)
     refused(
-        distill("--data", "shape"), "the data set 'shape' is not known: it may be 'shapes'; did you mean 'shapes'?", 2
+        shift("--data", "coco2015:x"),
+        f"the data set 'coco2015:x' is not known: {kinds}; did you mean 'coco2017:DIR'?",
+        2,
     )
-    refused(shift("--data", "coco2017:x"), "the data set 'coco2017:x' is not known: it may be 'shapes'", 2)
+    refused(
+        shift("--data", "coco2017"), f"the data set 'coco2017' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2
+    )
 
 
 @pytest.mark.parametrize("command", ["sample", "distill", "teacher", "student"])
@@ -141,7 +147,7 @@ def test_a_phases_rate_that_is_no_probability(distill: Cli) -> None:
 
 def test_numbers_that_are_none(shift: Cli) -> None:
     refused(shift("--p-teacher", "half"), "--p-teacher takes numbers with commas between them, not 'half'", 2)
-    refused(shift("--switch", "749.5"), "--switch takes numbers with commas between them, not '749.5'", 2)
+    refused(shift("--switch", "749,x"), "--switch takes numbers with commas between them, not '749,x'", 2)
 
 
 def test_stages_that_do_not_halve(distill: Cli) -> None:
@@ -237,8 +243,8 @@ def test_a_damaged_weights_file(part: str, kept: int, damaged: Path, cli: Cli, t
     result = cli("sample", "--model", damaged, "--prompt", "a", "--out", tmp_path / "o", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: the model '{damaged}' cannot be loaded from {damaged}: ")
-    assert line.endswith("; its files are damaged or incomplete, so fetch or make it again")
+    assert line.startswith(f"error: the weights {file} are cut short or damaged (")
+    assert line.endswith("; fetch or make the model again")
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "ddil.json"])

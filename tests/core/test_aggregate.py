@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 
 import pytest
 import torch
@@ -15,46 +14,50 @@ from tests.core.closed_form import normal
 SHAPE = (2, 3, 3)
 
 
-def filled(uses: int = 1, states: int = 6, capacity: int = 16, seed: int = 0) -> tuple[AggregatedDataset, list[int]]:
+def filled(uses: int = 1, states: int = 6, capacity: int = 16, seed: int = 0) -> AggregatedDataset:
+    """A dataset whose states are told apart by their row."""
     dataset = AggregatedDataset(capacity, uses, SHAPE)
-    z = normal(states, *SHAPE, seed=seed)
-    places = dataset.add(z, 1, torch.arange(states), -z)
+    store(dataset, range(states), seed)
+    return dataset
+
+
+def store(dataset: AggregatedDataset, rows: range, seed: int = 0) -> None:
+    z = normal(len(rows), *SHAPE, seed=seed)
+    places = dataset.add(z, 1, torch.tensor(rows), -z)
     dataset.enqueue(places, torch.Generator().manual_seed(seed))
-    return dataset, places
+
+
+def rows_of(dataset: AggregatedDataset, count: int) -> list[int]:
+    return dataset.take(count)[3].tolist()
 
 
 @pytest.mark.parametrize("uses", [1, 2, 3])
 def test_every_state_is_used_exactly_as_often_as_set(uses: int) -> None:
-    dataset, places = filled(uses)
+    dataset = filled(uses)
     assert dataset.pending == 6 * uses
     passes = []
-    for _ in range(uses):
-        drawn = dataset.take(6)
-        passes.append(drawn.tolist())
-        assert sorted(passes[-1]) == sorted(places)  # all of them once before any of them again
-        dataset.release(drawn)
+    for number in range(1, uses + 1):
+        passes.append(rows_of(dataset, 6))
+        assert sorted(passes[-1]) == list(range(6))  # all of them once before any of them again
         assert dataset.used == 6
+        assert len(dataset) == (0 if number == uses else 6)
     assert dataset.pending == 0
-    assert len(dataset) == 0
     assert uses == 1 or passes[0] != passes[1]
 
 
 def test_older_states_come_first() -> None:
-    dataset, first = filled()
-    second = dataset.add(normal(3, *SHAPE), 2, torch.arange(3), normal(3, *SHAPE))
-    dataset.enqueue(second, torch.Generator())
-    assert set(dataset.take(6).tolist()) == set(first)
-    assert set(dataset.take(3).tolist()) == set(second)
+    dataset = filled()
+    store(dataset, range(6, 9))
+    assert set(rows_of(dataset, 6)) == set(range(6))
+    assert set(rows_of(dataset, 3)) == {6, 7, 8}
 
 
 def test_a_state_that_is_drawn_twice_into_one_batch_counts_once() -> None:
-    dataset, places = filled(uses=2, states=1)
-    drawn = dataset.take(2)
-    assert drawn.tolist() == places * 2
+    dataset = filled(uses=2, states=1)
+    assert rows_of(dataset, 2) == [0, 0]
     assert (dataset.collected, dataset.used) == (1, 1)
-    dataset.release(drawn)
     assert len(dataset) == 0
-    assert Counter(dataset.free).most_common(1)[0][1] == 1
+    assert sorted(dataset.free) == list(range(16))  # its place is free once
 
 
 def test_states_keep_what_was_stored_with_them() -> None:
@@ -62,30 +65,34 @@ def test_states_keep_what_was_stored_with_them() -> None:
     z, target = normal(2, *SHAPE), normal(2, *SHAPE, seed=1)
     first = dataset.add(z, 3, torch.tensor([7, 5]), target)
     second = dataset.add(z + 1, 0, torch.tensor([1, 2]), target + 2)
-    assert torch.equal(dataset.z[first], z)
-    assert torch.equal(dataset.z[second], z + 1)
-    assert torch.equal(dataset.target[first], target)
-    assert torch.equal(dataset.target[second], target + 2)
-    assert dataset.transition[[*first, *second]].tolist() == [3, 3, 0, 0]
-    assert dataset.row[[*first, *second]].tolist() == [7, 5, 1, 2]
+    dataset.enqueue(first + second, torch.Generator().manual_seed(0))
+    expected = {7: (z[0], target[0], 3), 5: (z[1], target[1], 3)} | {
+        1: (z[0] + 1, target[0] + 2, 0),
+        2: (z[1] + 1, target[1] + 2, 0),
+    }
+    states, targets, transitions, rows = dataset.take(4)
+    assert sorted(rows.tolist()) == sorted(expected)
+    for state, found, transition, row in zip(states, targets, transitions.tolist(), rows.tolist(), strict=True):
+        assert torch.equal(state, expected[row][0])
+        assert torch.equal(found, expected[row][1])
+        assert transition == expected[row][2]
 
 
-def test_released_places_are_reused() -> None:
-    dataset = AggregatedDataset(4, 1, SHAPE)
-    places = dataset.add(normal(4, *SHAPE), 0, torch.arange(4), normal(4, *SHAPE))
-    dataset.enqueue(places, torch.Generator())
-    drawn = dataset.take(2)
-    assert len(dataset) == 4  # drawn, but its target may still be asked for
-    dataset.release(drawn)
+def test_the_places_of_used_up_states_are_reused_and_what_was_taken_stays() -> None:
+    dataset = filled(states=4, capacity=4)
+    states, targets, _, rows = dataset.take(2)
     assert len(dataset) == 2
-    again = dataset.add(normal(2, *SHAPE, seed=9), 2, torch.tensor([8, 9]), normal(2, *SHAPE, seed=8))
-    assert set(again) == set(drawn.tolist())
-    assert torch.equal(dataset.z[again], normal(2, *SHAPE, seed=9))
-    assert torch.equal(dataset.target[again], normal(2, *SHAPE, seed=8))
+    store(dataset, range(8, 10), seed=9)  # into the two places that have become free
+    assert len(dataset) == 4
+    assert torch.equal(states, normal(4, *SHAPE)[rows])
+    assert torch.equal(targets, -states)
+    assert set(rows_of(dataset, 2)) | set(rows.tolist()) == {0, 1, 2, 3}
+    states, _, _, rows = dataset.take(2)
+    assert torch.equal(states, normal(2, *SHAPE, seed=9)[rows - 8])
 
 
 def test_its_size_is_bounded() -> None:
-    dataset, _ = filled(capacity=8)
+    dataset = filled(capacity=8)
     with pytest.raises(WrongCommand) as error:
         dataset.add(normal(3, *SHAPE), 0, torch.arange(3), normal(3, *SHAPE))
     assert str(error.value) == (
@@ -102,8 +109,8 @@ def test_a_state_is_used_at_least_once() -> None:
 
 
 def test_saved_midway_it_goes_on_the_same() -> None:
-    dataset, _ = filled(uses=2)
-    dataset.release(dataset.take(4))
+    dataset = filled(uses=2)
+    dataset.take(4)
     file = io.BytesIO()
     kept = dataset.state_dict()
     torch.save(kept, file)
@@ -111,13 +118,9 @@ def test_saved_midway_it_goes_on_the_same() -> None:
     other = AggregatedDataset(16, 2, SHAPE)
     other.load_state_dict(torch.load(file, weights_only=True))
     for held in (dataset, other):
-        new = held.add(normal(3, *SHAPE, seed=5), 2, torch.arange(3), normal(3, *SHAPE, seed=6))
-        held.enqueue(new, torch.Generator().manual_seed(1))
+        store(held, range(6, 9), seed=5)
     assert len(kept["free"]) == 10  # what was saved does not change with the dataset
     while dataset.pending:
-        a, b = dataset.take(1), other.take(1)
-        for name in ("z", "target", "transition", "row", "remaining"):
-            assert torch.equal(getattr(dataset, name)[a], getattr(other, name)[b])
-        dataset.release(a)
-        other.release(b)
+        for a, b in zip(dataset.take(1), other.take(1), strict=True):
+            assert torch.equal(a, b)
     assert (dataset.collected, dataset.used, len(dataset)) == (other.collected, other.used, len(other)) == (9, 9, 0)

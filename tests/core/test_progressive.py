@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddil_core.data import LatentPool, open_data
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
-from ddil_core.distill.progressive import ProgressiveStage, phase_at, two_step_target
+from ddil_core.distill.progressive import ProgressiveStage, States, phase_at, two_step_target
 from ddil_core.models import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import calibrate_reflection
@@ -58,17 +58,22 @@ def rows_through(network: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def fresh_targets(trainer: ProgressiveStage, places: Tensor) -> Tensor:
-    """The teacher's two steps from stored states, computed one by one."""
+def fresh_targets(trainer: ProgressiveStage, states: States) -> Tensor:
+    """The teacher's two steps from states, computed one by one."""
+    targets = []
+    for one in states.split(1):
+        t, middle, s = trainer.table[one.transition].unbind(1)
+        with torch.no_grad():
+            targets.append(two_step_target(trainer.teacher, one.z, t, middle, s, trainer.condition(one.row)))
+    return torch.cat(targets)
+
+
+def held(trainer: ProgressiveStage) -> States:
+    """What the aggregated dataset holds, in the order of use."""
     dataset = trainer.dataset
     assert dataset is not None
-    targets = []
-    for place in places.tolist():
-        t, middle, s = (rows(int(value), dataset.z[:1]) for value in trainer.table[dataset.transition[place]])
-        condition = trainer._condition(dataset.row[place : place + 1])
-        with torch.no_grad():
-            targets.append(two_step_target(trainer.teacher, dataset.z[place : place + 1], t, middle, s, condition))
-    return torch.cat(targets)
+    places = torch.tensor(dataset.queue)
+    return States(dataset.z[places], dataset.target[places], dataset.transition[places], dataset.row[places])
 
 
 def collected(trainer: ProgressiveStage, phase: PhaseConfig, wanted: int) -> None:
@@ -79,15 +84,15 @@ def collected(trainer: ProgressiveStage, phase: PhaseConfig, wanted: int) -> Non
 
 def test_the_student_starts_as_a_copy_of_the_teacher(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool)
-    theirs = model.denoiser.unet.state_dict()
-    for held in (trainer.unet, trainer.ema.module):
+    theirs = model.denoiser.net.state_dict()
+    for held in (trainer.net, trainer.ema.module):
         ours = held.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        assert not {p.data_ptr() for p in held.parameters()} & {p.data_ptr() for p in model.denoiser.unet.parameters()}
+        assert not {p.data_ptr() for p in held.parameters()} & {p.data_ptr() for p in model.denoiser.net.parameters()}
     before = {name: value.clone() for name, value in theirs.items()}
     trainer.update(0)
-    assert all(torch.equal(before[name], value) for name, value in model.denoiser.unet.state_dict().items())
-    assert any(not torch.equal(before[name], value) for name, value in trainer.unet.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.denoiser.net.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in trainer.net.state_dict().items())
     assert trainer.finish() is trainer.ema.module
 
 
@@ -104,10 +109,10 @@ def test_the_target_of_a_visited_state_is_the_teachers_two_steps_from_it(
     dataset = trainer.dataset
     assert dataset is not None
     assert dataset.collected == 24  # six trajectories of four states
-    assert sorted(dataset.transition[list(dataset.queue)].tolist()) == sorted(list(range(STEPS)) * 6)
-    places = torch.tensor(dataset.queue)
-    for place, fresh in zip(places.tolist(), fresh_targets(trainer, places), strict=True):
-        assert distance(dataset.target[place], fresh) < 1e-5
+    assert sorted(held(trainer).transition.tolist()) == sorted(list(range(STEPS)) * 6)
+    states = held(trainer)
+    for target, fresh in zip(states.target, fresh_targets(trainer, states), strict=True):
+        assert distance(target, fresh) < 1e-5
 
 
 def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: Model, pool: LatentPool) -> None:
@@ -117,7 +122,7 @@ def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: M
     assert dataset is not None
     states = {k: dataset.z[[p for p in dataset.queue if dataset.transition[p] == k]] for k in range(STEPS)}
     assert abs(float(states[0].var()) - 1) < 0.1
-    condition = trainer._condition(dataset.row[[p for p in dataset.queue if dataset.transition[p] == 0]])
+    condition = trainer.condition(dataset.row[[p for p in dataset.queue if dataset.transition[p] == 0]])
     z = states[0]
     with torch.no_grad():
         x0 = trainer.student(z, rows(999, z), condition)
@@ -133,7 +138,7 @@ def test_a_target_is_computed_once(model: Model, pool: LatentPool, uses: int, gu
     dataset = trainer.dataset
     assert dataset is not None
     data = 0
-    with rows_through(trainer.teacher.network.unet) as seen:
+    with rows_through(trainer.teacher.network.net) as seen:
         for step in range(20):
             trainer.update(step)
             data += 6 if step < 12 else 4
@@ -146,7 +151,7 @@ def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
     model: Model, pool: LatentPool, p_teacher: float
 ) -> None:
     trainer = stage(model, pool)
-    with rows_through(trainer.unet) as seen:
+    with rows_through(trainer.net) as seen:
         collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 400)
     walks = 100 * (STEPS - 1)
     expected = (1 - p_teacher) * walks
@@ -156,36 +161,46 @@ def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
 def test_the_second_use_asks_the_teacher_for_nothing(model: Model, pool: LatentPool) -> None:
     everything = (PhaseConfig(until=1, aggregated=1.0, p_teacher=0.0),)
     trainer = stage(model, pool, updates=8, phases=everything, uses=2, collect_every=8)  # 32 states, each used twice
-    with rows_through(trainer.teacher.network.unet) as seen:
+    with rows_through(trainer.teacher.network.net) as seen:
         for step in range(8):
             trainer.update(step)
     assert sum(seen) == 32 * 2 * 2
 
 
-def test_kept_targets_are_those_that_the_batch_is_trained_on(model: Model, pool: LatentPool) -> None:
-    trainer = stage(model, pool, phases=(PhaseConfig(until=1, aggregated=0.5, p_teacher=0.5),), uses=2)
-    dataset = trainer.dataset
-    assert dataset is not None
-    for step in range(12):
-        draw = trainer._draw(step)
-        fresh = fresh_targets(trainer, draw.places)
-        assert torch.equal(draw.z[-len(draw.places) :], dataset.z[draw.places])
-        with torch.no_grad():
-            t, middle, s = trainer.table[draw.transition].unbind(1)
-            all_fresh = two_step_target(trainer.teacher, draw.z, t, middle, s, trainer._condition(draw.row))
-        targets = trainer._targets(draw, trainer._condition(draw.row))
-        assert distance(targets[-len(draw.places) :], fresh) < 1e-5
-        assert distance(targets, all_fresh) < 1e-5
+@pytest.mark.parametrize("phases", [None, PAPER], ids=["PD", "DDIL"])
+def test_a_batch_is_trained_on_its_own_targets(
+    model: Model, pool: LatentPool, phases: tuple[PhaseConfig, ...] | None
+) -> None:
+    """Also across the ends of what was labelled together, and of a phase."""
+    trainer = stage(model, pool, phases=phases, uses=2)
+    for step in range(16):
+        states, aggregated = trainer._draw(step)
+        assert (len(states.z), aggregated) == (8, 0 if phases is None else 2 if step < 12 else 4)
+        for target, fresh in zip(states.target, fresh_targets(trainer, states), strict=True):
+            assert distance(target, fresh) < 1e-5
+
+
+def test_what_is_labelled_together_does_not_change_a_batch(model: Model, pool: LatentPool) -> None:
+    drawn = {}
+    for size in (1, 16, 64):
+        trainer = stage(model, pool, phases=None)
+        trainer.config = trainer.config.model_copy(update={"teacher_batch_size": size})
+        drawn[size] = [trainer._draw(step)[0] for step in range(5)]
+    for size in (16, 64):
+        for a, b in zip(drawn[1], drawn[size], strict=True):
+            assert torch.equal(a.z, b.z)
+            assert torch.equal(a.row, b.row)
+            assert distance(a.target, b.target) < 1e-5
 
 
 def test_forward_diffused_states_are_at_the_times_of_the_grid(model: Model, pool: LatentPool) -> None:
-    trainer = stage(model, pool, phases=None)
+    trainer = stage(model, pool, updates=60, phases=None)
     assert trainer.dataset is None
-    draws = [trainer._draw(step) for step in range(60)]
-    transition = torch.cat([draw.transition for draw in draws])
+    draws = [trainer._draw(step)[0] for step in range(60)]
+    transition = torch.cat([states.transition for states in draws])
     counts = torch.bincount(transition, minlength=STEPS)
     assert bool((abs(counts - 120) < 40).all())  # uniform: σ = 9.5
-    z, row = torch.cat([draw.z for draw in draws]), torch.cat([draw.row for draw in draws])
+    z, row = torch.cat([states.z for states in draws]), torch.cat([states.row for states in draws])
     alpha, sigma = trainer.schedule.at(trainer.table[transition, 0], z)
     noise = (z - alpha * pool.mean[row].float()) / (sigma**2 + (alpha * pool.std[row].float()) ** 2).sqrt()
     assert abs(float(noise.mean())) < 0.01
@@ -208,7 +223,7 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
     student = trainer.student
     for step in range(40):
         phase = 0 if step < 24 else 1
-        with rows_through(student.unet) as seen:
+        with rows_through(student.net) as seen:
             assert trainer.update(step)["aggregated_fraction"] == (0.25, 0.5)[phase]
         walked[phase][1] += sum(seen) - trainer.config.batch_size
     assert dataset.used >= 0.95 * dataset.collected
@@ -219,7 +234,7 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
 
 
 def test_phases_end_where_they_say() -> None:
-    assert [phase_at(PAPER, step, 10)[1] for step in (0, 5, 6, 9)] == [6, 6, 10, 10]
+    assert [phase_at(PAPER, step, 10)[1:] for step in (0, 5, 6, 9)] == [(0, 6), (0, 6), (6, 10), (6, 10)]
     assert phase_at(PAPER, 6, 10)[0].p_teacher == 0.2
     with pytest.raises(IndexError, match=r"update 10 is past the stage's 10$"):
         phase_at(PAPER, 10, 10)
