@@ -182,8 +182,8 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
     Raises:
         DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged.
     """
-    scheduled = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
-    named = files.system.prediction if files.system is not None else told.get("prediction")
+    scheduled: Any = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
+    named: Any = files.system.prediction if files.system is not None else told.get("prediction")
     prediction: Prediction = named or scheduled
     if files.system is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(
