@@ -130,11 +130,11 @@ def fetch(
         resolve(reference)  # says what is wrong with a reference that names no files
         raise WrongCommand(f"the model {reference!r} is not on a hub, so there is nothing to fetch")
     pickled = [part for part in wanted if part.file and part.file.endswith(PICKLES)]
-    plans = [part.plan(variant, weights) for part in wanted if part not in pickled]
-    for one in plans:
+    plans = [(part, part.plan(variant, weights)) for part in wanted if part not in pickled]
+    for _, one in plans:
         say(str(one))
-    for one in plans:
-        if one.missing:
+    for part, one in plans:
+        if one.missing or part.here() is None:  # it may be here under another revision's name
             download(one, bar)
     if pickled:
         raise DdilError(_by_hand(reference, pickled[0]))
