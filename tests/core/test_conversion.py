@@ -10,16 +10,17 @@ import torch
 from accelerate import Accelerator
 
 from ddil_core.data import LatentPool, encode_pool, open_data
-from ddil_core.denoiser import UNetDenoiser
+from ddil_core.denoiser import GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import ConvertConfig, DistillConfig, StageConfig
 from ddil_core.distill.conversion import ConversionStage
+from ddil_core.distill.run import _frozen
 from ddil_core.models import Model, load_model
 from ddil_core.parameterization import to_x0
 from ddil_core.schedule import Schedule
 from tests.core.closed_form import distance
 from tests.pipelines import TEACHER, save_pipeline
 
-UPDATES = 100
+UPDATES = 60
 
 
 @pytest.fixture(scope="module", params=["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
@@ -88,3 +89,21 @@ def test_the_student_becomes_its_teacher_in_v(teacher: tuple[Model, LatentPool])
                 UNetDenoiser(model.denoiser.net, gentle, "v_prediction")(z, t, told),
             )
             assert distance(converted(z, t, told), goal) < 0.85 * distance(start, goal)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_have_the_dtypes_that_were_asked_for(teacher: tuple[Model, LatentPool], dtype: str) -> None:
+    model, pool = teacher
+    config = DistillConfig.model_validate(
+        {"stages": [{"steps": 4, "updates": 1}], "batch_size": 4, "teacher_dtype": dtype, "student_dtype": dtype}
+    )
+    frozen = _frozen(model.denoiser, model.denoiser.net, config)
+    told = model.nothing(), pool, ConvertConfig(updates=2), config, Accelerator(cpu=True)
+    trainer = ConversionStage(GuidedDenoiser(frozen), *told, start=model.denoiser.net)
+    assert torch.isfinite(torch.as_tensor(trainer.update(0)["loss"]))
+    wanted = getattr(torch, dtype)
+    for net, expected in ((frozen.net, wanted), (trainer.net, wanted), (trainer.finish(), torch.float32)):
+        assert {p.dtype for p in net.parameters()} == {expected}
+    assert {p.dtype for p in model.denoiser.net.parameters()} == {torch.float32}
+    before, after = model.denoiser.net.state_dict(), trainer.finish().state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
