@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.fit import check_lora, expected_shapes
+from ddil_core.loading import load_pipeline
 from ddil_core.models import Model, load_model
+from ddil_core.systems import Files
 from ddil_core.weights import pipeline_files, read_header, sets_of_weights
 
 STEM = "diffusion_pytorch_model"
@@ -212,6 +214,30 @@ def test_headers(tmp_path: Path) -> None:
     assert {name: (entry.shape, entry.nbytes) for name, entry in header.items()} == {
         "a": ((3, 2), 12), "b": ((5,), 20), "c": ((7,), 7),
     }  # fmt: skip
+
+
+# A U-Net in place of a pipeline's own
+
+
+def test_a_replaced_unet_is_the_one_that_is_loaded(folder: Path, model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "unet.safetensors"
+    own = {name: weight + 1 for name, weight in model.pipeline.unet.state_dict().items()}
+    save_file(own, path)
+    files = Files(folder, unet=path)
+    loaded = load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32).unet.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in own.items())
+    half = load_pipeline(files, "ours", "StableDiffusionPipeline", torch.bfloat16).unet
+    assert half.dtype == torch.bfloat16 and torch.equal(half.conv_in.weight, own["conv_in.weight"].bfloat16())
+    save_file(own | {"conv_in.weight": torch.zeros(320, 4, 3, 3)}, path)
+    with pytest.raises(DdilError) as error:
+        load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
+    assert str(error.value).startswith(
+        f"the U-Net {path} for 'ours' has weights of another model: conv_in.weight has the shape [320, 4, 3, 3] in {path} and "
+        "[16, 8, 3, 3] by its config.json; put back its own"
+    )
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DdilError, match=f"^the weights {path} are cut short or damaged"):
+        load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
 
 
 # LoRA

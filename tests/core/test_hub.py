@@ -334,3 +334,43 @@ def test_sizes_in_words() -> None:
 
 def test_the_listing_is_json(hub: Hub) -> None:
     assert json.loads(json.dumps(listing()))[0]["name"] == "shapes"
+
+
+# Interruptions that really happen
+
+
+def test_a_download_that_is_stopped_goes_on_from_its_last_byte(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of the U-Net: the command again asks for the rest alone."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+
+    @contextmanager
+    def stopping(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        seen = 0
+
+        def advance(n: int) -> None:
+            nonlocal seen
+            seen += n
+            if seen > 100_000:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(NAME, None, print, stopping)
+    (partial,) = blobs("*.incomplete")
+    kept = partial.stat().st_size
+    assert 0 < kept < 100_000 and not is_here(NAME)
+    listed = {blob_of(hub, str(row["path"])).name: row for row in hub.tree(NAME) if "lfs" in row}
+    path, size = str(listed[partial.stem]["path"]), int(str(listed[partial.stem]["size"]))
+    hub.asked.clear()
+    get()
+    assert hub.sent(path) == [(path, f"bytes={kept}-", size - kept)]
+    assert is_here(NAME) and not blobs("*.incomplete")
+
+
+def test_a_connection_that_drops_is_taken_up_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    hub.drops[UNET] = 205_000
+    get()
+    assert [span for _, span, _ in hub.sent(UNET)] == [None, "bytes=200000-"]  # whole pieces are kept
+    assert is_here(NAME)
