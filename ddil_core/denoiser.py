@@ -141,7 +141,7 @@ class GuidedDenoiser:
         self.guidance_scale = guidance_scale
         self.reflection = reflection
         self.schedule = network.schedule
-        self.told = None
+        self.told: Tensor | None = None
         if network.guidance_width is not None:
             self.told = guidance_embedding(guidance_scale - 1, network.guidance_width)
         self.nfe = 1 if guidance_scale == 1.0 or self.told is not None else 2

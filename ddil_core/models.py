@@ -169,10 +169,8 @@ def assemble(
 
 def _layout(files: Files, reference: str) -> Layout:
     name = read_index(files.folder).get("_class_name")
-    if files.system is not None:
-        name = (
-            files.system.layout
-        )  # a repository's own pipeline class, such as InstaFlow's, is in one of diffusers' layouts
+    if files.system is not None:  # whose repository may name a class of its own, as InstaFlow's does
+        name = files.system.layout
     if name not in LAYOUTS:
         raise DdilError(f"the model {reference!r} has the layout {name}; known here are {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
@@ -184,8 +182,8 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
     Raises:
         DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged.
     """
-    scheduled = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
-    named = files.system.prediction if files.system is not None else told.get("prediction")
+    scheduled: Any = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
+    named: Any = files.system.prediction if files.system is not None else told.get("prediction")
     prediction: Prediction = named or scheduled
     if files.system is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(
