@@ -16,7 +16,7 @@ from typing import Any
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.hub import INDEX, Plan, Repository, download, plan, size_text
-from ddil_core.systems import Files, System, load_systems
+from ddil_core.systems import PIPELINE_FILES, Files, System, load_systems
 from ddil_core.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
 
 SHIPPED = {"shapes": Path(__file__).parent / "shapes" / "weights" / "teacher"}
@@ -46,10 +46,11 @@ _IN_A_SINGLE_FILE = {
 
 @dataclass(frozen=True)
 class Part:
-    """What a reference needs of one hub repository: the given ``file``, or a whole pipeline."""
+    """What a reference needs of one hub repository: the given ``file``, or of a whole pipeline what fits ``patterns``."""
 
     repository: Repository
     file: str | None = None
+    patterns: tuple[str, ...] = PIPELINE_FILES
 
     def here(self) -> Path | None:
         """The file, or the pipeline's folder, in the local cache."""
@@ -61,7 +62,7 @@ class Part:
 
     def plan(self, variant: str | None, weights: bool = True) -> Plan:
         """See :func:`ddil_core.hub.plan`."""
-        return plan(self.repository, [self.file] if self.file else None, variant, weights)
+        return plan(self.repository, self.file or self.patterns, variant, weights)
 
 
 def resolve(reference: str) -> Files:
@@ -105,7 +106,9 @@ def parts(reference: str) -> list[Part]:
     if colon and not own and Path(path).expanduser().is_dir():
         return []
     pipeline = _pipeline_row(name)
-    base = [Part(Repository(pipeline.source, pipeline.revision))] if pipeline.source else []
+    base = []
+    if pipeline.source is not None:
+        base = [Part(Repository(pipeline.source, pipeline.revision), patterns=pipeline.files)]
     return base + ([] if colon else own)
 
 

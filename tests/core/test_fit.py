@@ -165,6 +165,16 @@ def test_a_configuration_that_its_class_does_not_take(broken: Path) -> None:
     )
 
 
+def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: Path) -> None:
+    (broken / "unet" / "mine.py").write_text("raise SystemExit('run')")
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps(index | {"unet": ["mine", "MyUNet"]}))
+    assert refused(broken) == (
+        "the component unet of the model 'HERE' is of the class mine.MyUNet, and only those of diffusers and transformers are "
+        "loaded, so that no code of a model is run"
+    )
+
+
 def test_expected_shapes_are_those_of_the_network(folder: Path, model: Model) -> None:
     shapes = expected_shapes(folder / "unet", "diffusers", "UNet2DConditionModel", "x")
     assert shapes == {name: tuple(weight.shape) for name, weight in model.pipeline.unet.named_parameters()}
@@ -284,7 +294,7 @@ def test_a_lora_for_layers_that_are_not_there(model: Model, tmp_path: Path) -> N
     layer = "unet.down_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.lora_A.weight": torch.zeros(2, 16), f"{layer}.lora_B.weight": torch.zeros(16, 2)}, path)
     with pytest.raises(DdilError, match="than 'base': it has no layer down_blocks.3.*of 1 that the LoRA adapts"):
-        check_lora(model.pipeline, path, "base")
+        load_pipeline(Files(model.files.folder, lora=path), "base", "StableDiffusionPipeline", torch.float32)
 
 
 def test_a_file_that_is_no_lora(model: Model, tmp_path: Path) -> None:

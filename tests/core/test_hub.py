@@ -17,6 +17,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.hub import Repository, download, needed, plan, size_text
 from ddil_core.models import load_model
 from ddil_core.references import fetch, is_here, listing, parts, resolve
+from ddil_core.systems import PIPELINE_FILES
 from tests.hub import Hub, serve
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -231,7 +232,7 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_disk_that_is_too_small(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = plan(Repository(NAME))
+    wanted = plan(Repository(NAME), PIPELINE_FILES)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DdilError, match="has 0.98 KiB free; make room, or set HF_HOME to a larger disk$"):
@@ -282,6 +283,19 @@ def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None
     own = hub.folders[NAME] / UNET
     files = resolve(f"dmd2:{own}")
     assert (files.unet, files.lora, files.folder) == (own, None, resolve("sdxl").folder)
+
+
+def test_a_rows_own_choice_of_files_is_kept(hub: Hub) -> None:
+    chosen = plan(Repository(NAME), ("model_index.json", "unet/*"))
+    assert {file.path for file in chosen.files} == {"model_index.json", "unet/config.json", UNET}
+    single = plan(Repository(NAME), UNET)
+    assert [file.path for file in single.missing] == [UNET]
+    for name, sentence in {
+        "unet/none.safetensors": "has no file",
+        "unet/model.py": "is not fetched: only .safetensors",
+    }.items():
+        with pytest.raises(DdilError, match=sentence):
+            plan(Repository(NAME), name)
 
 
 # Names of files
