@@ -122,7 +122,8 @@ def fetch(
 ) -> None:
     """Fetch what a reference needs of the hub and is not here. ``say`` is told the size before anything is fetched.
 
-    ``bar`` is as in :func:`ddil_core.hub.download`. Without ``weights`` the configuration alone.
+    ``bar`` is as in :func:`ddil_core.hub.download`. Without ``weights`` the configuration alone, which is all that NAME:FILE needs
+    where FILE is a single-file checkpoint.
 
     Raises:
         WrongCommand: there is nothing on the hub to fetch for it.
@@ -132,6 +133,7 @@ def fetch(
     if not wanted:
         resolve(reference)  # says what is wrong with a reference that names no files
         raise WrongCommand(f"the model {reference!r} is not on a hub, so there is nothing to fetch")
+    weights = weights and not _has_own_weights(reference)
     pickled = [part for part in wanted if part.file and part.file.endswith(PICKLES)]
     plans = [(part, part.plan(variant, weights)) for part in wanted if part not in pickled]
     for _, one in plans:
@@ -181,6 +183,13 @@ def parameters(reference: str, variant: str | None = None) -> tuple[Path, dict[s
         for prefix, component in _IN_A_SINGLE_FILE.items():
             counts[component] += entry.numel if name.startswith(prefix) else 0
     return files.folder, counts
+
+
+def _has_own_weights(reference: str) -> bool:
+    """Whether a reference is NAME:FILE with a file that holds a whole pipeline's weights."""
+    name, colon, path = reference.partition(":")
+    row = load_systems().get(name)
+    return bool(row and colon and not row.unet and not row.lora and Path(path).expanduser().is_file())
 
 
 def _pipeline_row(name: str) -> System:

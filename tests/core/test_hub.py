@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.hub import Repository, download, needed, plan, size_text
-from ddil_core.models import load_model
+from ddil_core.models import Model, load_model
 from ddil_core.references import fetch, is_here, listing, parts, resolve
 from ddil_core.systems import PIPELINE_FILES
 from tests.hub import Hub, serve
+from tests.single_file import single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 NAME = "org/tiny"
@@ -268,6 +269,23 @@ def test_a_system_fetches_its_base_and_its_own_file(hub: Hub, tmp_path: Path) ->
     assert (rows["sd15"]["here"], rows["sd15"]["needs"], rows["sd15"]["revision"]) == (True, "", "unverified")
     taken = sum(path.stat().st_size for path in files.folder.rglob("*") if path.is_file())
     assert rows["lcm-lora"]["bytes"] == taken + files.lora.stat().st_size
+
+
+def test_a_single_file_as_a_system_fetches_its_configuration_alone(hub: Hub, model: Model, tmp_path: Path) -> None:
+    one = tmp_path / "one.safetensors"
+    save_file(single_file(model.pipeline), one)
+    hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", hub.folders[NAME])
+    with pytest.raises(WrongCommand, match="get it with: ddil models download sd15 --config-only, or name"):
+        resolve(str(one))
+    get(f"sd15:{one}")
+    assert not [path for path, _, _ in hub.asked if path.endswith(".safetensors")]
+    for reference in (f"sd15:{one}", str(one)):
+        assert is_here(reference)
+        loaded = load_model(reference)
+        assert loaded.sampling.solver == "dpmpp_2m"
+        ours, theirs = (each.pipeline.unet.state_dict() for each in (loaded, model))
+        assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert not is_here("sd15")
 
 
 def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None:
