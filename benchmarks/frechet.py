@@ -3,7 +3,8 @@
     python benchmarks/frechet.py [--dimensions 2048] [--samples 500 --samples 5000] [--csv FILE]
 
 Both take features [N, d] of two sets of N pictures to the distance, covariances included. Features decay like a network's: the
-k-th direction has variance 1/k. "faster" is how many times; "difference" that of the two values, relative; "itself" our distance of a set to itself.
+k-th direction has variance 1/k. "faster" is how many times; "difference" that of the two values, relative; "itself" our
+distance of a set to itself.
 """
 
 from __future__ import annotations
