@@ -128,7 +128,10 @@ def compare_tables(group: Group) -> list[Table]:
     columns.append(Column("recipe", "Recipe", in_caption=True))
     beside = any(cell is not None for row in rows for cell in row.paper)
     paper = [Column("paper_fid", "FID", "paper", "lower")] if beside else []
-    note = "The paper does not print how it sampled and prepared; its numbers are of SD 1.5 on COCO."
+    elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
+    note = "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print" + (
+        ", another world: compare directions, not values." if elsewhere else "."
+    )
     table = _table(group, "systems", "Systems", _SYSTEMS, columns, rows, paper=paper, notes=[note] if beside else [])
     made = [replace(table, best=_best(group, table, [row.wanted for row in rows]))]
     pairs = sorted(group.of_kind("difference"), key=_name)

@@ -300,6 +300,27 @@ def test_table_1_measures_what_is_here_beside_the_papers_numbers(
     assert table["rows"][4]["solver"] == "dpmpp_2m" and len(table["missing"]) == 7
 
 
+def test_a_table_without_its_reference_is_not_begun(cli: Cli, student: Path, folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    name = "COCO_val2014_000000001000.jpg"
+    (broken / "val2014" / name).unlink()
+    rows = [{"name": "student", "model": str(student), "steps": 1}]
+    small = {"num_prompts": 4, "reference_pictures": 12, "metrics": ["fd_efflite0"]}
+    protocol = tmp_path / "table.yaml"
+    protocol.write_text(yaml.safe_dump({"data": f"coco2014:{broken}", "systems": rows, **small}))
+    result = cli("eval", "run", protocol, "--out", tmp_path / "out", "--device", "cpu")
+    refused(result, "nothing can be measured: provide what is named above, and run the same command again", 1)
+    assert result.stderr.splitlines()[0] == (
+        f"not here: data coco2014:{broken}: 1 of 12 pictures of coco2014:{broken} are missing: {name}; "
+        "fetch or make them again"
+    )
+    shutil.rmtree(broken / "val2014")  # scores of pictures by themselves ask for none of the reference's
+    result = cli(
+        "eval", "run", protocol, "--set", "metrics=[vendi_efflite0]", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.stderr
+
+
 def test_shapes_table_1_has_the_same_form(cli: Cli, student: Path, tmp_path: Path) -> None:
     path = protocols() / "shapes" / "table1.yaml"
     small = ("num_prompts=5", "reference_pictures=8", "metrics=[drawn_right]", "systems.0.steps=2", "systems.1.steps=1")
