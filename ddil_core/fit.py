@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.errors import DdilError
-from ddil_core.weights import AGAIN, PipelineFiles, components, has_weights, read_header, read_index, read_json
+from ddil_core.weights import (
+    AGAIN,
+    LIBRARIES,
+    PipelineFiles,
+    components,
+    has_weights,
+    read_header,
+    read_index,
+    read_json,
+)
 
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""
@@ -106,9 +115,7 @@ def expected_shapes(folder: Path, library: str, kind: str, whose: str) -> dict[s
     """
     import torch
 
-    network = (
-        getattr(importlib.import_module(library), kind, None) if library in ("diffusers", "transformers") else None
-    )
+    network = getattr(importlib.import_module(library), kind, None) if library in LIBRARIES else None
     if network is None:
         raise DdilError(f"{whose} is of the class {library}.{kind}, which is not known here")
     try:

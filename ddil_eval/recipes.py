@@ -94,9 +94,7 @@ class Preparation:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] → uint8 [h, w, 3]."""
         image = through_jpeg(image, self.jpeg_before)
-        if (
-            self.patch is not None and min(image.shape[:2]) >= self.patch
-        ):  # a smaller picture is taken whole, as DMD2 does
+        if self.patch is not None and min(image.shape[:2]) >= self.patch:  # as DMD2 does: a smaller one is taken whole
             image = centre_crop(image, self.patch)
         if self.crop:
             image = centre_crop(image, min(image.shape[:2]))
@@ -154,10 +152,13 @@ def recipe_for(data: str) -> str:
     """The recipe that a data set reference gets where none is named.
 
     Raises:
-        WrongCommand: the kind of data set has none.
+        WrongCommand: the kind of data set has none, or there is no such data set.
     """
     kind = data.partition(":")[0]
     usual = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k"}
     if kind not in usual:
+        from ddil_core.data import open_data
+
+        open_data(data)  # what is no data set at all is refused as that
         raise WrongCommand(f"the data set {data!r} has no recipe of its own; name one with --recipe")
     return usual[kind]

@@ -128,7 +128,10 @@ def compare_tables(group: Group) -> list[Table]:
     columns.append(Column("recipe", "Recipe", in_caption=True))
     beside = any(cell is not None for row in rows for cell in row.paper)
     paper = [Column("paper_fid", "FID", "paper", "lower")] if beside else []
-    note = "The paper does not print how it sampled and prepared; its numbers are of SD 1.5 on COCO."
+    elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
+    note = "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print" + (
+        ", another world: compare directions, not values." if elsewhere else "."
+    )
     table = _table(group, "systems", "Systems", _SYSTEMS, columns, rows, paper=paper, notes=[note] if beside else [])
     made = [replace(table, best=_best(group, table, [row.wanted for row in rows]))]
     pairs = sorted(group.of_kind("difference"), key=_name)
@@ -223,13 +226,11 @@ def _table(
     columns = [*place, *(Column(n, n, "measured", d, interval=True, tested=tested) for n, d in metrics.items())]
     columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else []), *paper]
     cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
-    marks = [
-        (r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if tested and isinstance(cell, Estimate)
-    ]
+    placed = [(r, c, cell) for r, row in enumerate(cells) for c, cell in enumerate(row) if isinstance(cell, Estimate)]
     return Table(
         group.name, name, title, f"{text} {_setting(group)}", tuple(columns), tuple(cells),
         notes=(*notes, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
-        significant=frozenset(mark for mark in marks if significant(cells[mark[0]][mark[1]])),
+        significant=frozenset((r, c) for r, c, cell in placed if tested and significant(cell)),
     )  # fmt: skip
 
 
