@@ -45,6 +45,10 @@ class DataSet(Protocol):
         ...
 
 
+KINDS = {"shapes": "shapes", "coco2014": "coco2014:DIR", "coco2017": "coco2017:DIR", "folder": "folder:DIR"}
+"""The kinds of data sets, and how each is written."""
+
+
 def open_data(reference: str) -> DataSet:
     """A data set by reference.
 
@@ -55,9 +59,19 @@ def open_data(reference: str) -> DataSet:
         from ddil_core.shapes.data import ShapesData
 
         return ShapesData()
-    nearest = difflib.get_close_matches(reference, ["shapes"], n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise WrongCommand(f"the data set {reference!r} is not known: it may be 'shapes'{hint}")
+    kind, colon, _ = reference.partition(":")
+    if colon and kind in ("coco2014", "coco2017"):
+        from ddil_core.coco import coco_data
+
+        return coco_data(reference)
+    if colon and kind == "folder":
+        from ddil_core.folder import folder_data
+
+        return folder_data(reference)
+    nearest = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
+    hint = f"; did you mean {KINDS[nearest[0]]!r}?" if nearest else ""
+    accepted = ", ".join(map(repr, KINDS.values()))
+    raise WrongCommand(f"the data set {reference!r} is not known: it may be one of {accepted}{hint}")
 
 
 def listing() -> list[dict[str, Any]]:
@@ -69,7 +83,24 @@ def listing() -> list[dict[str, Any]]:
             "source": "drawn by the package",
             "here": True,
             "needs": "",
-        }
+        },
+        *(
+            {
+                "name": f"coco{year}:DIR",
+                "description": f"COCO {year} val, {count} pictures with captions, for evaluation",
+                "source": "images.cocodataset.org",
+                "here": None,
+                "needs": f"DIR/val{year}/ and DIR/annotations/captions_val{year}.json",
+            }
+            for year, count in ((2014, "40,504"), (2017, "5,000"))
+        ),
+        {
+            "name": "folder:DIR",
+            "description": "a folder of pictures, with a .txt beside each or an index, for evaluation",
+            "source": "your own",
+            "here": None,
+            "needs": "pictures; for captions .txt files, index.jsonl, metadata.jsonl or metadata.csv",
+        },
     ]
 
 

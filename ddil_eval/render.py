@@ -10,11 +10,12 @@ import io
 import itertools
 import math
 import statistics
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ddil_eval.store import Estimate
-from ddil_eval.tables import Cell, Column, Table
+from ddil_eval.table import Cell, Column, Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,18 +44,20 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A float that compiles with `\\usepackage{booktabs}` alone; intervals stand below their values."""
+    shown = [i for i, c in enumerate(table.columns) if not c.in_caption]
+    columns = [table.columns[i] for i in shown]
     lines = [
         r"\begin{table}[tb]",
         r"\centering",
         rf"\caption{{{escape(table.caption)}}}",
         rf"\label{{{table.label}}}",
         r"\medskip\footnotesize\setlength{\tabcolsep}{3pt}",  # three metrics and the paper's two fit a column of 345 pt
-        rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.source == 'setting' else 'r' for c in table.columns)}@{{}}}}",
+        rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.source == 'setting' else 'r' for c in columns)}@{{}}}}",
         r"\toprule",
-        *_latex_groups(table),
-        " & ".join(_latex_header(c) for c in table.columns) + r" \\",
+        *_latex_groups(columns),
+        " & ".join(_latex_header(c) for c in columns) + r" \\",
         r"\midrule",
-        *_latex_rows(table),
+        *_latex_rows(table, shown),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"\par\smallskip{{\footnotesize {escape(note)}\par}}" for note in _notes(table)),
@@ -66,7 +69,7 @@ def to_latex(table: Table) -> str:
 def to_markdown(table: Table) -> str:
     """A pipe table below its caption, its notes after it."""
     lines = [_row(_header(c) for c in table.columns), _row("---" for _ in table.columns)]
-    lines += [_row(" ".join(part for part in pair if part) for pair in pairs) for pairs in _printed(table)]
+    lines += [_row(_markdown(table, r, c, cell) for c, cell in enumerate(row)) for r, row in enumerate(_printed(table))]
     blocks = [f"**{table.title}.** {table.caption}", "\n".join(lines), *_notes(table)]
     return "\n\n".join(blocks) + "\n"
 
@@ -78,6 +81,8 @@ def to_dict(table: Table) -> dict[str, Any]:
     return {name: getattr(table, name) for name in names} | {
         "columns": [{"key": c.key, "source": c.source, "direction": c.direction} for c in table.columns],
         "rows": [dict(zip(table.header(), row, strict=True)) for row in rows],
+        "significant": [{"row": r, "column": table.columns[c].key} for r, c in sorted(table.significant)],
+        "best": [{"row": r, "column": table.columns[c].key} for r, c in sorted(table.best)],
     }
 
 
@@ -94,10 +99,13 @@ def to_rich(table: Table) -> RenderableType:
         header = Text(_header(column) + ("\npaper" if column.source == "paper" else ""))
         style = "cyan" if column.source == "paper" else None
         drawn.add_column(header, justify="left" if column.source == "setting" else "right", style=style)
-    for pairs in _printed(table):
-        drawn.add_row(
-            *(Text.assemble(value, ("\n" + interval, "dim")) if interval else Text(value) for value, interval in pairs)
-        )
+    for r, row in enumerate(_printed(table)):
+        cells = []
+        for c, (value, *below) in enumerate(row):
+            mark = "*" if (r, c) in table.significant else ""
+            style = "bold" if (r, c) in table.best else ""
+            cells.append(Text.assemble((value + mark, style), *(("\n" + line, "dim") for line in below)))
+        drawn.add_row(*cells)
     head = Text.assemble((f"{table.title}. ", "bold"), table.caption)
     notes = [Text(note, style="dim") for note in _notes(table)]
     return Group(head, Padding(drawn, (1, 2), expand=False), *notes, Text())
@@ -116,12 +124,18 @@ def _notes(table: Table) -> list[str]:
     return [*table.notes, *([f"Not measured: {'; '.join(table.missing)}."] if table.missing else [])]
 
 
+def _markdown(table: Table, row: int, column: int, cell: list[str]) -> str:
+    value, *below = cell
+    value = f"**{value}**" if (row, column) in table.best else value
+    return " ".join(part for part in (value + (r"\*" if (row, column) in table.significant else ""), *below) if part)
+
+
 def _row(cells: Any) -> str:
     return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
 
 
-def _printed(table: Table) -> list[list[tuple[str, str]]]:
-    """Each cell as (value, interval), either of them empty."""
+def _printed(table: Table) -> list[list[list[str]]]:
+    """Each cell as its value and the lines below it: an interval, a p-value."""
     places = [_decimals([row[i] for row in table.rows]) for i in range(len(table.columns))]
     return [[_print(cell, digits) for cell, digits in zip(row, places, strict=True)] for row in table.rows]
 
@@ -132,22 +146,26 @@ def _decimals(cells: list[Cell]) -> int:
     return min(max(1 - math.floor(math.log10(statistics.median(halves))), 0), 6) if halves else 3
 
 
-def _print(cell: Cell, decimals: int) -> tuple[str, str]:
+def _print(cell: Cell, decimals: int) -> list[str]:
     if isinstance(cell, Estimate):
         low, value, high = (f"{number:.{decimals}f}" for number in (cell.low, cell.value, cell.high))
-        return value, f"[{low}, {high}]"
+        return [value, f"[{low}, {high}]", *([] if cell.p_value is None else [_print_p(cell.p_value)])]
     if isinstance(cell, float):
-        return f"{cell:.5g}", ""
-    return "" if cell is None else str(cell), ""
+        return [f"{cell:.5g}"]
+    return ["" if cell is None else str(cell)]
 
 
-def _latex_groups(table: Table) -> list[str]:
-    """A line over the header that says which columns are the paper's; none where the table has none."""
-    if not any(c.source == "paper" for c in table.columns):
+def _print_p(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def _latex_groups(columns: Sequence[Column]) -> list[str]:
+    """A line over the header that says which columns are the paper's; none where there is none."""
+    if not any(c.source == "paper" for c in columns):
         return []
     titles, rules, start = [], [], 1
-    for source, columns in itertools.groupby(table.columns, key=lambda c: c.source):
-        width = len(list(columns))
+    for source, members in itertools.groupby(columns, key=lambda c: c.source):
+        width = len(list(members))
         name = {"setting": "", "measured": MEASURED, "paper": PAPER}[source]
         titles.append(rf"\multicolumn{{{width}}}{{c}}{{{name}}}" if name else " & ".join([""] * width))
         rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if name else []
@@ -165,15 +183,21 @@ def _latex_header(column: Column) -> str:
     return rf"\shortstack[r]{{{escape(text[:middle])}\\{escape(text[middle:])}}}"
 
 
-def _latex_rows(table: Table) -> list[str]:
-    """A line of values, and below it one of intervals where the row has any."""
+def _latex_rows(table: Table, shown: Sequence[int]) -> list[str]:
+    """A line of values, and below it those of intervals and of p-values where the row has any."""
     lines = []
-    for pairs in _printed(table):
-        lines.append(" & ".join(_latex_value(c, v) for c, (v, _) in zip(table.columns, pairs, strict=True)) + r" \\")
-        if any(interval for _, interval in pairs):
-            lines.append(" & ".join(rf"{{\scriptsize ${i}$}}" if i else "" for _, i in pairs) + r" \\[2pt]")
+    for r, row in enumerate(_printed(table)):
+        lines.append(" & ".join(_latex_value(table, r, c, row[c][0]) for c in shown) + r" \\")
+        for place in range(1, max(len(row[c]) for c in shown)):
+            below = [row[c][place] if place < len(row[c]) else "" for c in shown]
+            lines.append(" & ".join(rf"{{\scriptsize ${text}$}}" if text else "" for text in below) + r" \\")
+        if any(len(row[c]) > 1 for c in shown):
+            lines[-1] += "[2pt]"
     return lines
 
 
-def _latex_value(column: Column, value: str) -> str:
-    return f"${value}$" if value and column.source != "setting" else escape(value)
+def _latex_value(table: Table, row: int, column: int, value: str) -> str:
+    if not value or table.columns[column].source == "setting":
+        return escape(value)
+    bold = rf"\mathbf{{{value}}}" if (row, column) in table.best else value
+    return f"${bold}{'^{*}' if (row, column) in table.significant else ''}$"

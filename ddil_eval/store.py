@@ -46,12 +46,16 @@ class _Strict(BaseModel):
 
 
 class Estimate(_Strict):
-    """A value with its 95 % interval, low ≤ value ≤ high, from `n` samples (prompts, for a mean over prompts)."""
+    """A value with its 95 % interval, low ≤ value ≤ high, from `n` samples (prompts, for a mean over prompts).
+
+    `p_value` is a difference's, two-sided; None for a value by itself.
+    """
 
     value: float
     low: float
     high: float
     n: int = Field(ge=0)
+    p_value: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _contains_its_point(self) -> Estimate:
@@ -61,11 +65,15 @@ class Estimate(_Strict):
 
 
 class Measured(_Strict):
-    """One metric's estimate, with the metric's `direction` (which way is better) and `kind` (a mean, or of a set)."""
+    """One metric's estimate, with the metric's `direction` (which way is better) and `kind` (see `metrics.metric`).
+
+    `network` is what its features depend on: a name, a version and the SHA-256 of each file of weights.
+    """
 
     estimate: Estimate
     direction: Direction
-    kind: Literal["mean", "set"]
+    kind: Literal["mean", "set", "alone", "group"]
+    network: dict[str, JsonValue] | None = None
 
 
 class System(_Strict):
@@ -81,7 +89,9 @@ class Record(_Strict):
     `cell` has a `kind` and what places it in a table: {"kind": "p_teacher", "p_teacher": 0.8}, {"kind":
     "teacher_then_student" | "student_then_teacher", "switch_t": 749}, {"kind": "pure", "model": "teacher"},
     {"kind": "string", "string": "TTSS"}, {"kind": "effect", "transitions": [0, 2]},
-    {"kind": "system", "name": "PD", "steps": 4}, {"kind": "difference", "name": "PD + DDIL − PD"}.
+    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names its row in the paper's Table 1),
+    {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]}, and "pair" in place of "difference" where
+    nobody asked for it and a table needs it to mark what is best.
     `nfe` is the mean number of network evaluations per sample; `created` an ISO time with its zone.
     """
 
@@ -94,7 +104,7 @@ class Record(_Strict):
     data: dict[str, JsonValue]
     recipe: str
     solver: str
-    grid: list[int]
+    grid: list[int | float]
     guidance_scale: float | None
     reflection: JsonValue
     nfe: float | None

@@ -9,66 +9,15 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ddil_core.resources import paper_results
 from ddil_eval.store import SETTING, Direction, Estimate, Record, digest, latest
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-Cell = Estimate | Decimal | float | int | str | None
-"""A paper's number is a Decimal, which keeps the digits as printed there; None is an empty cell."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """`key` is its CSV header, `header` what is printed; `source` says whose numbers these are."""
-
-    key: str
-    header: str
-    source: Literal["setting", "measured", "paper"] = "setting"
-    direction: Direction | None = None
-    interval: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a renderer needs; `group` names the setting that all rows share, `name` the table within it."""
-
-    group: str
-    name: str
-    title: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return f"tab:{self.group}-{self.name}"
-
-    def header(self) -> list[str]:
-        """Flat column names: an estimate gives its value, `_low` and `_high`."""
-        return [c.key + end for c in self.columns for end in (("", "_low", "_high") if c.interval else ("",))]
-
-    def flat(self) -> list[list[Decimal | float | int | str | None]]:
-        """Rows that match `header()`, at full precision; an empty cell is None."""
-        return [
-            [value for c, cell in zip(self.columns, row, strict=True) for value in _flat(c, cell)] for row in self.rows
-        ]
-
-    def frame(self) -> pd.DataFrame:
-        """The table as a DataFrame, the paper's numbers as floats."""
-        import pandas as pd
-
-        rows = [[float(v) if isinstance(v, Decimal) else v for v in row] for row in self.flat()]
-        return pd.DataFrame(rows, columns=self.header())
+from ddil_eval.table import LEVEL, Cell, Column, Table, significant
 
 
 @dataclass(frozen=True)
@@ -105,6 +54,11 @@ _SHARED = {
 }
 """For each experiment that has tables, what the rows of one table must agree on."""
 
+
+_MARKED = f"A star marks what differs from 0 at the {LEVEL:.0%} level, tests not corrected for their number."
+_BOLD = f"In bold what is best in its column, and better than the next at the {LEVEL:.0%} level."
+_SYSTEMS = f"Systems on the same prompts and seeds. {_BOLD}"
+_DIFFERENCES = f"Paired differences between systems on the same prompts and seeds. {_MARKED}"
 
 _PAPER_TABLES = (
     (
@@ -161,17 +115,68 @@ def shift_tables(group: Group) -> list[Table]:
 
 
 def compare_tables(group: Group) -> list[Table]:
-    """Systems side by side, and their paired differences, where there are any."""
+    """Systems side by side, and their paired differences, where there are any; rows as the newest protocol has them."""
+    newest = max(group.records, key=lambda r: r.age_key()).protocol
+    wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
+    order = {name: place for place, name in enumerate(wanted)}
     systems = sorted(group.of_kind("system"), key=lambda r: (_name(r).casefold(), -_number(r.cell.get("steps"))))
+    held = {_name(r) for r in systems}
+    rows = [_system_row(_name(r), r, r.cell, r.cell) for r in systems]
+    rows += [_system_row(name, None, row, row) for name, row in wanted.items() if name not in held]
+    rows.sort(key=lambda row: order.get(row.wanted, len(order)))
+    columns = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
+    columns.append(Column("recipe", "Recipe", in_caption=True))
+    beside = any(cell is not None for row in rows for cell in row.paper)
+    paper = [Column("paper_fid", "FID", "paper", "lower")] if beside else []
+    note = "The paper does not print how it sampled and prepared; its numbers are of SD 1.5 on COCO."
+    table = _table(group, "systems", "Systems", _SYSTEMS, columns, rows, paper=paper, notes=[note] if beside else [])
+    made = [replace(table, best=_best(group, table, [row.wanted for row in rows]))]
     pairs = sorted(group.of_kind("difference"), key=_name)
-    place = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
-    rows = [_Row((_name(r), _steps(r), r.solver, _guidance(r)), _name(r), r) for r in systems]
-    text = "Systems on the same prompts and seeds."
-    tables = [_table(group, "systems", "Systems", text, place, rows)]
     rows = [_Row((_name(r),), _name(r), r) for r in pairs]
-    text = "Paired differences between systems on the same prompts and seeds."
-    tables.append(_table(group, "differences", "Differences", text, [Column("difference", "Difference")], rows))
-    return [table for table in tables if table.rows]
+    columns = [Column("difference", "Difference")]
+    made.append(_table(group, "differences", "Differences", _DIFFERENCES, columns, rows, tested=True))
+    return [table for table in made if table.rows]
+
+
+def _system_row(name: str, record: Record | None, cell: Mapping[str, Any], asked: Mapping[str, Any]) -> _Row:
+    """A system's row; without a record its place says what was asked for, and the paper's number stands by itself."""
+    steps = int(_number(cell["steps"])) if cell.get("steps") else None
+    paper = (paper_rows().get((str(asked.get("paper")), steps or 0)),)
+    if record is None:
+        return _Row((name, steps, None, None, None), name, None, paper)
+    return _Row((name, steps, record.solver, _guidance(record), record.recipe), name, record, paper)
+
+
+def _best(group: Group, table: Table, names: Sequence[str]) -> frozenset[tuple[int, int]]:
+    """The best cell of each measured column that is significantly better than the next best.
+
+    Two systems of one protocol have their paired difference; of others, intervals that do not overlap say it, which asks
+    for more than the test does.
+    """
+    best = set()
+    for place, column in enumerate(table.columns):
+        cells = [(row[place], index) for index, row in enumerate(table.rows)]
+        found = [(cell, index) for cell, index in cells if isinstance(cell, Estimate)]
+        found.sort(key=lambda one: one[0].value, reverse=column.direction == "higher")
+        if len(found) < 2 or column.direction is None:
+            continue
+        (first, index), (second, other) = found[:2]
+        paired = (
+            _difference(group, column.key, {names[index], names[other]}) if names.count(names[index]) == 1 else None
+        )
+        apart = first.high < second.low or second.high < first.low
+        if significant(paired) if paired is not None else apart:
+            best.add((index, place))
+    return frozenset(best)
+
+
+def _difference(group: Group, metric: str, names: set[str]) -> Estimate | None:
+    """The paired difference between two systems in a metric, where it was measured, either way round."""
+    for record in (*group.of_kind("difference"), *group.of_kind("pair")):
+        of = record.cell.get("of")
+        if isinstance(of, list) and set(map(str, of)) == names and metric in record.metrics:
+            return record.metrics[metric].estimate
+    return None
 
 
 def _pure(group: Group) -> Table:
@@ -189,7 +194,9 @@ def _beside_paper(group: Group, name: str, kind: str, key: str, text: str) -> Ta
         _Row((_tidy(v),), f"{key} = {v:g}", group.find(kind=kind, **{key: v}), paper.get(v, (None, None)))
         for v in values
     ]
-    return _table(group, name, f"Table {name[-1]}", text, [Column(key, key)], rows, paper=True)
+    columns = [Column("paper_fid", "FID", "paper", "lower"), Column("paper_clip", "CLIP", "paper", "higher")]
+    note = "The paper's numbers are of SD 1.5 on COCO, another world: compare directions, not values."
+    return _table(group, name, f"Table {name[-1]}", text, [Column(key, key)], rows, paper=columns, notes=[note])
 
 
 def _factorial(group: Group, transitions: int) -> list[Table]:
@@ -202,25 +209,27 @@ def _factorial(group: Group, transitions: int) -> list[Table]:
         names = [" × ".join(_transition(group, i) for i in indices) for indices in which]
         found = [group.find(kind="effect", transitions=list(indices)) for indices in which]
         rows = [_Row((n,), f"effect of {n}", r) for n, r in zip(names, found, strict=True)]
-        tables.append(_table(group, name, title, text, [Column("transition", "Transition")], rows))
+        columns = [Column("transition", "Transition")]
+        tables.append(_table(group, name, title, f"{text} {_MARKED}", columns, rows, tested=True))
     return tables
 
 
 def _table(
     group: Group, name: str, title: str, text: str, place: Sequence[Column], rows: Sequence[_Row], *,
-    paper: bool = False, notes: Sequence[str] = (),
+    paper: Sequence[Column] = (), tested: bool = False, notes: Sequence[str] = (),
 ) -> Table:  # fmt: skip
     metrics = _metrics([row.record for row in rows if row.record] or group.records)
     has_nfe = any(row.record and row.record.nfe is not None for row in rows)
-    columns = [*place, *(Column(n, n, "measured", d, interval=True) for n, d in metrics.items())]
-    columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else [])]
-    if paper:
-        columns += [Column("paper_fid", "FID", "paper", "lower"), Column("paper_clip", "CLIP", "paper", "higher")]
-        notes = [*notes, "The paper's numbers are of SD 1.5 on COCO, another world: compare directions, not values."]
-    cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper) for row in rows]
+    columns = [*place, *(Column(n, n, "measured", d, interval=True, tested=tested) for n, d in metrics.items())]
+    columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else []), *paper]
+    cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
+    marks = [
+        (r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if tested and isinstance(cell, Estimate)
+    ]
     return Table(
         group.name, name, title, f"{text} {_setting(group)}", tuple(columns), tuple(cells),
         notes=(*notes, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
+        significant=frozenset(mark for mark in marks if significant(cells[mark[0]][mark[1]])),
     )  # fmt: skip
 
 
@@ -278,6 +287,12 @@ def _transition(group: Group, index: int) -> str:
     return f"{grid[index]}→{grid[index + 1]}" if index + 1 < len(grid) else f"transition {index + 1}"
 
 
+def paper_rows() -> dict[tuple[str, int], Decimal]:
+    """The FIDs of the paper's Table 1, by model and steps."""
+    with (paper_results() / "table1.csv").open(newline="", encoding="utf-8") as file:
+        return {(name, int(steps)): Decimal(fid) for name, steps, fid in list(csv.reader(file))[1:]}
+
+
 def _paper(name: str) -> dict[float, tuple[Cell, ...]]:
     """The paper's (FID, CLIP) by the value in its first column."""
     with (paper_results() / f"{name}.csv").open(newline="", encoding="utf-8") as file:
@@ -292,12 +307,6 @@ def _group_name(record: Record) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(word for word in words if word))
 
 
-def _flat(column: Column, cell: Cell) -> tuple[Any, ...]:
-    if not column.interval:
-        return (cell,)
-    return (cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (None, None, None)
-
-
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
@@ -310,8 +319,9 @@ def _name(record: Record) -> str:
     return str(record.cell["name"])
 
 
-def _steps(record: Record) -> Cell:
-    return int(_number(record.cell["steps"])) if "steps" in record.cell else None
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    """The rows of a protocol's list."""
+    return [row for row in value if isinstance(row, dict) and "name" in row] if isinstance(value, list) else []
 
 
 def _guidance(record: Record) -> str:

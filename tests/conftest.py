@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner, Result
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would download fails at once and says so
+_CACHE = tempfile.TemporaryDirectory(prefix="ddil-tests-")
+os.environ["DDIL_CACHE"] = _CACHE.name  # no test reads or writes the user's own folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

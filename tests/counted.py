@@ -1,20 +1,21 @@
-"""The rollout engine under observation."""
+"""An engine under observation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ddil_core.rollout import rollout
 
 
 class Counted:
-    """The rollout engine, counting its chunks, and interrupted where it would begin one more than allowed."""
+    """A function (the rollout engine), counting its calls, and interrupted where it would begin one more than allowed."""
 
-    def __init__(self, allowed: int | None = None) -> None:
-        self.allowed, self.chunks = allowed, 0
+    def __init__(self, allowed: int | None = None, of: Callable[..., Any] = rollout) -> None:
+        self.allowed, self.of, self.chunks = allowed, of, 0
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         if self.chunks == self.allowed:
             raise KeyboardInterrupt
         self.chunks += 1
-        return rollout(*args, **settings)
+        return self.of(*args, **settings)

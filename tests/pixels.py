@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddil_eval.metrics import Extractor, Metric
+from ddil_eval.metrics import Extractor, Metric, Network
+from ddil_eval.statistics import FrechetReference
 
 
 def brightness(images: np.ndarray) -> np.ndarray:
@@ -27,7 +28,10 @@ def _open_mosaic(device: str) -> Extractor:
 
 
 METRICS = (
-    Metric("brightness", "mean brightness", "higher", "mean", "nothing", lambda: None, _open_brightness),
-    Metric("fd_mosaic", "Fréchet distance of mosaics", "lower", "set", "nothing", lambda: None, _open_mosaic),
-)
+    Metric("brightness", "mean brightness", "higher", "mean", Network("brightness", "nothing", _open_brightness)),
+    Metric(
+        "fd_mosaic", "Fréchet distance of mosaics", "lower", "set", Network("fd_mosaic", "nothing", _open_mosaic),
+        FrechetReference, bounds=(0.0, float("inf")),
+    ),
+)  # fmt: skip
 NAMES = tuple(metric.name for metric in METRICS)

@@ -58,6 +58,6 @@ def p_teacher(rate: float, **changes: Any) -> Record:
 
 
 def system(name: str, steps: int, **changes: Any) -> Record:
-    cell = {"kind": "system", "name": name, "steps": steps}
+    cell = changes.pop("cell", {"kind": "system", "name": name, "steps": steps})
     alone = {"model": System(reference=name, weights_sha256=None)}
     return record(cell, **({"experiment": "compare", "systems": alone, "nfe": float(steps)} | changes))

@@ -66,7 +66,7 @@ def _measured(out: Path, experiment: str) -> int:
     """How many cells of an experiment an earlier demo in this folder has measured."""
     from ddil_eval.store import load
 
-    return sum(record.experiment == experiment for record in load(out))
+    return sum(record.experiment == experiment and record.kind != "pair" for record in load(out))
 
 
 def _analyse(student: Path, config: Any, out: Path, device: str) -> None:

@@ -10,6 +10,14 @@ import click
 from ddil_eval.cli import options
 
 RESULTS = click.Path(path_type=Path, file_okay=False)
+RECIPE_HELP = (
+    "How pictures are prepared and with what they are compared (protocols/recipes.yaml); by default the data set's."
+)
+METRICS_HELP = "Metrics in place of the recipe's (see 'ddil metrics')."
+
+save_option = click.option(
+    "--save-images", is_flag=True, help="Keep the pictures in OUT/images, with an index, to be scored again."
+)
 
 
 @click.group(name="eval")
@@ -56,33 +64,134 @@ def covariate_shift(
     _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)
 
 
+@evaluate.command("coco")
+@click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each is a row.")
+@click.option("--data", required=True, help=options.DATA_HELP)
+@click.option("--recipe", default=None, help=RECIPE_HELP)
+@click.option("--prompts", default=None, metavar="FILE",
+              help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
+@click.option("--steps", type=int, default=None, help="Solver steps; by default the model's own.")
+@click.option("--solver", default=None, help="The solver; by default the model's own.")
+@click.option(
+    "--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; by default the model's own."
+)
+@click.option("--num-images", "num_prompts", type=int, default=None,
+              help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
+@click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
+@click.option("--seed", type=int, default=None, help="The seed of the noise.")
+@click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@save_option
+@options.protocol_options
+@options.device_option
+@options.json_option
+def coco(
+    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, metrics: str | None,
+    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], device: str | None, as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Measure models on COCO, or on other captioned pictures, by a recipe.
+
+    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass. The same command
+    again goes on where it was interrupted.
+    """
+    options.quiet_libraries()
+    from ddil_core.protocol import override, read_yaml, validate
+    from ddil_eval.experiments.coco import rows
+    from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
+
+    content = override({} if protocol is None else read_yaml(protocol), settings)
+    given = {key: value for key, value in given.items() if value is not None}
+    given["systems"] = rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)
+    given |= {} if metrics is None else {"metrics": options.words(metrics)}
+    source = "the protocol" if protocol is None else str(protocol)
+    config = validate(SystemsConfig, {"experiment": "coco"} | content | given, source, options=given)
+    found = plan(config)
+    found.require_all()
+    _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+
+
 @evaluate.command("run")
 @click.argument("protocol", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--data", default=None, help=options.DATA_HELP + " In place of the protocol's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--seed", type=int, default=None, help="The seed of the noise, in place of the protocol's.")
-@click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@click.option(
+    "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
+)
+@save_option
 @options.device_option
 @options.json_option
 def run(
-    protocol: Path, settings: tuple[str, ...], seed: int | None, out: Path, device: str | None, as_json: bool
-) -> None:
-    """Measure a whole table, as a protocol says."""
+    protocol: Path, data: str | None, settings: tuple[str, ...], seed: int | None, out: Path | None, save_images: bool,
+    device: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
+
+    What is not here (weights, data, a metric's network) is named before any picture is made, with what to provide, and the
+    rest is measured; exit status 1 if nothing can be.
+    """
     options.quiet_libraries()
     from ddil_core.errors import WrongCommand
     from ddil_core.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.systems import SystemsConfig, compare
+    from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
 
+    protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
-    if content.get("experiment", "systems") != "systems":
+    if content.get("experiment", "systems") not in ("systems", "coco"):
         raise WrongCommand(
-            f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems'; "
+            f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems' or 'coco'; "
             "give it to its own command with --protocol"
         )
-    if seed is not None:
-        content["seed"] = seed
-    config = validate(SystemsConfig, content, str(protocol))
-    records = compare(config, out, options.choose_device(device))
-    _show(records, out, as_json)
+    content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
+    found = plan(validate(SystemsConfig, content, str(protocol)))
+    for name, error in found.absent.items():
+        click.echo(f"not here: {name}: {error}", err=True)
+    out = out or Path("results") / f"{protocol.parent.name}-{protocol.stem}"
+    _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+
+
+@evaluate.command("score")
+@click.argument("folders", nargs=-1, required=True)
+@click.option("--reference", required=True, help="A folder of pictures, or a data set (see 'ddil data').")
+@click.option("--recipe", default=None, help=RECIPE_HELP)
+@click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
+@click.option("--num-images", type=int, default=None, help="How many pictures of each folder; by default all.")
+@click.option("--reference-pictures", type=int, default=None,
+              help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
+@click.option("--seed", type=int, default=None, help="The seed of resampling, for intervals.")
+@click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@options.protocol_options
+@options.device_option
+@options.json_option
+def score(
+    folders: tuple[str, ...], metrics: str | None, out: Path, protocol: Path | None, settings: tuple[str, ...],
+    device: str | None, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Score folders of pictures against one reference; no model is needed.
+
+    Folders kept with --save-images, or made by any other program: captions are in the folder's index.jsonl, or in a .txt
+    beside each picture. Without captions, metrics that read them are refused.
+    """
+    options.quiet_libraries()
+    from ddil_core.protocol import override, read_yaml, validate
+    from ddil_eval.experiments.score import ScoreConfig
+    from ddil_eval.experiments.score import score as measure
+
+    content = override({} if protocol is None else read_yaml(protocol), settings)
+    given = {key: value for key, value in given.items() if value is not None} | {"folders": list(folders)}
+    given |= {} if metrics is None else {"metrics": options.words(metrics)}
+    source = "the protocol" if protocol is None else str(protocol)
+    config = validate(ScoreConfig, content | given, source, options=given)
+    _show(measure(config, out, options.choose_device(device)), out, as_json)
+
+
+def _shipped(protocol: Path) -> Path:
+    """The protocol, or the shipped one of that name where there is no such file, as outside of a checkout."""
+    from ddil_core.resources import protocols
+
+    parts = protocol.parts[1:] if protocol.parts[:1] == ("protocols",) else protocol.parts
+    shipped = protocols().joinpath(*parts) if parts else protocol
+    return shipped if not protocol.is_file() and shipped.is_file() else protocol
 
 
 def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:
@@ -94,10 +203,10 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
     if config.figure_prompts:
         figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
     figures.shift_curves(records, out / "shift-curves.png")
-    _show(records, out, as_json)
+    _show(records, out, as_json, "Records, figures and the cost of the rollouts are in")
 
 
-def _show(records: list[Any], out: Path, as_json: bool) -> None:
+def _show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
     from rich.console import Console
 
     from ddil_eval import render, tables
@@ -107,6 +216,4 @@ def _show(records: list[Any], out: Path, as_json: bool) -> None:
         return
     for table in tables.build(records):
         Console().print(render.to_rich(table))
-    click.echo(
-        f"Records, figures and the cost of the rollouts are in {out}; tables with: ddil report --results {out} --csv --latex"
-    )
+    click.echo(f"{what} {out}; tables with: ddil report --results {out} --csv --latex")

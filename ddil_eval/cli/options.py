@@ -11,7 +11,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DATA_HELP = "A data set: 'shapes' (see 'ddil data')."
+DATA_HELP = "A data set: 'shapes', coco2014:DIR, coco2017:DIR or folder:DIR (see 'ddil data')."
 MODEL_HELP = "A model: 'shapes', a pipeline folder, or a run folder of 'ddil distill' (see 'ddil models')."
 
 
@@ -69,6 +69,11 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[A
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise WrongCommand(f"{option} takes numbers with commas between them, not {text!r}") from error
+
+
+def words(text: str | None) -> list[str] | None:
+    """A list with commas between its words; None where none was given."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def emit(document: Any) -> None:

@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from ddil_eval.store import Record
-    from ddil_eval.tables import Table
+    from ddil_eval.table import Table
 
 
 @click.command()

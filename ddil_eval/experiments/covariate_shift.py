@@ -158,7 +158,8 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     tree = Tree(teacher_model, actors, config, extractors, work)
     features, place, evaluations = tree.grow(prompts, samples, wanted)
     rows = {run.key: np.array([place[index, string] for index, string in enumerate(run.strings)]) for run in wanted}
-    cells = Cells(features, rows, extractors.reference(data, config.reference_pictures), config.seed)
+    reference = extractors.reference(data, config.reference_pictures)
+    cells = Cells(features, rows, reference, config.seed, config.metrics)
     effects = effect_contrasts(wanted, len(student_grid)) if config.factorial else {}
     estimates = cells.estimates(cells.single() | effects)
     common = provenance(

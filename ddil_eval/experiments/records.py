@@ -45,6 +45,9 @@ def save_cells(
 
 
 def measured(metric: str, estimate: Estimate) -> Measured:
-    """An estimate as records hold it, with its metric's direction and kind."""
+    """An estimate as records hold it, with its metric's direction, kind and network."""
     row = METRICS[metric]
-    return Measured.model_validate({"estimate": estimate, "direction": row.direction, "kind": row.kind})
+    network = row.network.identity()
+    return Measured.model_validate(
+        {"estimate": estimate, "direction": row.direction, "kind": row.kind, "network": network}
+    )

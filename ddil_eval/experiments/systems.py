@@ -1,51 +1,65 @@
-"""Systems side by side on the same prompts and seeds, with their paired differences (Table 1's form)."""
+"""Systems side by side on the same prompts and seeds, with their paired differences (Table 1's form).
+
+A comparison is prompts, systems and a recipe, as data. Each system is sampled as it was made for, unless its row says
+otherwise. What is not here is said before any picture is made; the rest can be measured all the same.
+"""
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from ddil_core.data import Prompt, open_data
-from ddil_core.models import Model, load_model
-from ddil_core.noise import Sample, initial_noise
-from ddil_core.progress import progress
-from ddil_core.protocol import Strict, content_hash
-from ddil_core.rollout import STUDENT, Actor, rollout
-from ddil_core.schedule import grid, transitions
-from ddil_core.solvers import SOLVERS
-from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.measure import Cells, Extractors, Features, batches, concatenate, kept
-from ddil_eval.store import Record, digest
-
-EXPERIMENT = "compare"
+from ddil_core.data import DataSet, open_data
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models import Model, Sampling, load_model, resolve
+from ddil_core.protocol import Strict
+from ddil_core.sample import DEFAULT_STEPS
+from ddil_core.schedule import grid
+from ddil_core.solvers import get_solver
+from ddil_eval.experiments.engine import Contestant, Setting, measure
+from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
+from ddil_eval.metrics import METRICS
+from ddil_eval.prompts import Prompts, choose_prompts
+from ddil_eval.recipes import Recipe, load_recipe, recipe_for
+from ddil_eval.seen import RecipeExtractors
+from ddil_eval.store import Record
+from ddil_eval.tables import paper_rows
 
 
 class SystemConfig(Strict):
-    """A row: its name in the table, the model's reference, its number of DDIM steps, its guidance (None: the model's own)."""
+    """A row: its name in the table and the model's reference; solver, steps and guidance where they are not the model's own.
 
-    name: str
+    ``paper`` is its name in the paper's Table 1, ``provide`` what to do where the model is not here.
+    """
+
+    name: str = Field(min_length=1)
     model: str
-    steps: int = Field(ge=1)
-    guidance_scale: float | None = None
+    steps: int | None = Field(default=None, ge=1)
+    solver: str | None = None
+    guidance_scale: float | None = Field(default=None, ge=0)
+    paper: str | None = None
+    provide: str | None = None
 
 
 class SystemsConfig(Strict):
-    """A comparison as data. ``differences`` are pairs of names, the first less the second."""
+    """A comparison as data. ``differences`` are pairs of names, the first less the second.
 
-    experiment: Literal["systems"] = "systems"
+    What is left out comes from the recipe, and the recipe from the data set. ``prompts`` is the path of a list.
+    """
+
+    experiment: Literal["systems", "coco"] = "systems"
     data: str = "shapes"
-    systems: tuple[SystemConfig, ...]
+    recipe: str | None = None
+    prompts: str | None = None
+    systems: tuple[SystemConfig, ...] = Field(min_length=1)
     differences: tuple[tuple[str, str], ...] = ()
-    num_prompts: int = Field(default=1000, ge=4)
-    reference_pictures: int = Field(default=2000, ge=2)
-    metrics: tuple[str, ...] = ("fd_efflite0", "clip_score_shapes", "drawn_right")
+    num_prompts: int | None = Field(default=None, ge=4)
+    reference_pictures: int | None = Field(default=None, ge=2)
+    metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int = 0
 
@@ -58,90 +72,184 @@ class SystemsConfig(Strict):
         unknown = [name for pair in self.differences for name in pair if name not in names]
         if unknown:
             raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
+        paper = [(system.paper, system.steps) for system in self.systems if system.paper is not None]
+        absent = [row for row in paper if row not in paper_rows()]
+        if absent:
+            raise ValueError(f"the paper's Table 1 has no row {absent[0][0]!r} of {absent[0][1]} steps")
         return self
 
 
-def compare(config: SystemsConfig, out: Path, device: str = "cpu") -> list[Record]:
+@dataclass(frozen=True)
+class Plan:
+    """A comparison with all that it needs found; ``absent`` names what is not here, with an error that says what to provide."""
+
+    config: SystemsConfig
+    recipe: Recipe
+    data: DataSet | None
+    prompts: Prompts | None
+    systems: tuple[SystemConfig, ...]
+    metrics: tuple[str, ...]
+    absent: dict[str, DdilError]
+
+    @property
+    def possible(self) -> bool:
+        """Whether anything can be measured."""
+        return self.data is not None and self.prompts is not None and bool(self.systems and self.metrics)
+
+    def require_all(self) -> None:
+        """Raise what is absent, if anything is, in one sentence."""
+        if len(self.absent) == 1:
+            raise next(iter(self.absent.values()))
+        if self.absent:
+            raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
+
+
+def plan(config: SystemsConfig) -> Plan:
+    """Find what a comparison needs; nothing heavy is opened.
+
+    Raises:
+        WrongCommand: a recipe, a metric or a solver that is not known, or a data set that is another recipe's reference.
+    """
+    recipe = load_recipe(config.recipe or recipe_for(config.data))
+    refuse_other_reference(recipe, config.data)
+    unknown = [name for name in config.metrics or recipe.metrics if name not in METRICS]
+    if unknown:
+        raise WrongCommand(f"the metric {unknown[0]!r} is not known; it may be one of {', '.join(METRICS)}")
+    for system in config.systems:
+        if system.solver is not None:
+            get_solver(system.solver)
+    absent: dict[str, DdilError] = {}
+    data, prompts = None, None
+    try:
+        data = open_data(config.data)
+        path = None if config.prompts is None else Path(config.prompts).expanduser()
+        prompts = choose_prompts(data, config.num_prompts or recipe.images, path)
+        check_reference(data, config.reference_pictures or recipe.reference.pictures)
+    except DdilError as error:
+        absent[f"data {config.data}"] = error
+    metrics = []
+    for name in config.metrics or recipe.metrics:
+        problem = METRICS[name].missing()
+        if problem is None:
+            metrics.append(name)
+        else:
+            absent[f"metric {name}"] = DdilError(problem)
+    systems = []
+    for system in config.systems:
+        try:
+            resolve(system.model)
+            systems.append(system)
+        except DdilError as error:
+            hint = f"the model {system.model!r} is not here; {system.provide}"
+            absent[system.name] = error if system.provide is None else type(error)(hint)
+    return Plan(config, recipe, data, prompts, tuple(systems), tuple(metrics), absent)
+
+
+def refuse_other_reference(recipe: Recipe, reference: str) -> None:
+    """Refuse a named data set that is the reference of another recipe. A folder of one's own may hold anything.
+
+    Raises:
+        WrongCommand: it is.
+    """
+    kind = reference.partition(":")[0]
+    if kind in ("shapes", "coco2014", "coco2017") and kind != recipe.reference.data:
+        raise WrongCommand(
+            f"the recipe {recipe.name!r} compares with {recipe.reference.data}, and {reference!r} is the reference of "
+            f"another recipe, {recipe_for(reference)!r}; name that one, or a data set of {recipe.reference.data}"
+        )
+
+
+def check_reference(data: DataSet, count: int) -> None:
+    """Look at the reference's files before any picture is made; of those that are not RGB is said that they are converted."""
+    from ddil_core.folder import PictureFiles, named, survey
+    from ddil_core.progress import console
+
+    if isinstance(data, PictureFiles):
+        converted = survey(data.take(count, "pictures"), data.reference).converted
+        if converted:
+            console.print(
+                f"{len(converted):,} of {count:,} pictures of {data.reference} are not RGB and are converted: {named(converted)}"
+            )
+
+
+def compare(config: SystemsConfig, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
     """Measure every system and every difference, and save their records below ``out``.
 
-    Interrupted, it goes on at the next batch.
+    Raises:
+        DdilError: something is not here; said before any picture is made.
     """
-    started = time.monotonic()
-    extractors = Extractors(config.metrics, device)
-    models = {system.name: load_model(system.model, device) for system in config.systems}
-    data = open_data(config.data)
-    prompts = data.prompts(config.num_prompts)
-    weights = {name: model.weights_sha256() for name, model in models.items()}
-    work = out / "partial" / content_hash({"config": config.model_dump(mode="json"), "weights": weights})[:16]
-    features = concatenate([draw(models[s.name], s, prompts, extractors, config, work) for s in config.systems])
-    count = len(prompts)
-    rows = {s.name: np.arange(count) + index * count for index, s in enumerate(config.systems)}
-    cells = Cells(features, rows, extractors.reference(data, config.reference_pictures), config.seed)
-    single = cells.single()
-    pairs = {f"{a} − {b}": (a, b) for a, b in config.differences}
-    estimates = cells.estimates(single | {name: single[a] - single[b] for name, (a, b) in pairs.items()})
-    by_name = {system.name: system for system in config.systems}
-    shared: dict[str, Any] = {
-        "experiment": EXPERIMENT,
-        "config": config,
-        "data": {
-            "reference": data.reference,
-            "split": "validation",
-            "prompt_ids_sha256": digest([p.id for p in prompts]),
-        },
-        "solver": "ddim",
-        "reflection": "none",
-        "seeds": [config.seed],
-        "n_asked": config.num_prompts,
-        "n_done": count,
-        "device": device,
-        "wall_time_s": time.monotonic() - started,
+    found = plan(config)
+    found.require_all()
+    return carry_out(found, out, device, save_images=save_images)
+
+
+def carry_out(found: Plan, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
+    """Measure what a plan found, and save its records below ``out``; ``save_images`` keeps the pictures in ``out/images``.
+
+    Raises:
+        DdilError: nothing can be measured.
+    """
+    config = found.config
+    if found.data is None or found.prompts is None or not found.possible:
+        raise DdilError("nothing can be measured: provide what is named above, and run the same command again")
+    extractors = RecipeExtractors(found.metrics, device, found.recipe)
+    keep = out if save_images else None
+    rows = [
+        Contestant(
+            s.name, partial(_open, s, found.prompts, config, device, keep), {"paper": s.paper} if s.paper else {}
+        )
+        for s in found.systems
+    ]
+    here = {system.name for system in found.systems}
+    differences = [(a, b) for a, b in config.differences if {a, b} <= here]
+    return measure(rows, differences, extractors, describe(found, found.data, found.prompts, device), out)
+
+
+def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setting:
+    """What all rows share, for their records."""
+    config, recipe = found.config, found.recipe
+    count, pictures = len(prompts.prompts), config.reference_pictures or recipe.reference.pictures
+    resolved = {
+        "recipe": recipe.model_dump(mode="json"),
+        "num_prompts": count,
+        "reference_pictures": pictures,
+        "metrics": list(found.metrics),
     }
-    records = []
-    for name, members in ({system.name: (system.name,) for system in config.systems} | pairs).items():
-        first = by_name[members[0]]
-        model = models[first.name]
-        scale = model.sampling.guidance_scale if first.guidance_scale is None else first.guidance_scale
-        common = provenance(
-            systems={member: models[member] for member in members},
-            recipe=f"{data.reference}-{model.latent_shape[1] * 8}px",
-            grid=grid(first.steps),
-            guidance_scale=scale,
-            **shared,
-        )
-        cell: dict[str, Any] = {"kind": "difference", "name": name}
-        if name in by_name:
-            cell = {"kind": "system", "name": name, "steps": first.steps}
-        nfe = {name: float(first.steps * (1 if scale == 1 else 2))} if name in by_name else {}
-        records += save_cells(common, {name: cell}, estimates, nfe, out)
-    shutil.rmtree(work, ignore_errors=True)
-    return records
+    protocol = config.model_dump(mode="json") | resolved
+    own = {"systems", "differences", "batch_size", "experiment"}  # no row's numbers depend on these
+    return Setting(
+        protocol=protocol,
+        shared={key: value for key, value in protocol.items() if key not in own},
+        recipe=recipe,
+        reference=data,
+        reference_pictures=pictures,
+        data={"reference": data.reference, "split": getattr(data, "split", "validation"), **prompts.described()},
+        count=count,
+        seed=config.seed,
+        device=device,
+    )
 
 
-def draw(
-    model: Model,
-    system: SystemConfig,
-    prompts: Sequence[Prompt],
-    extractors: Extractors,
-    config: SystemsConfig,
-    work: Path,
-) -> Features:
-    """Features of one picture for each prompt, in the prompts' order; batches that are done lie in ``work``."""
-    actor = Actor(model.guided(system.guidance_scale), [transitions(grid(system.steps))], SOLVERS["ddim"])
+def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> Opened:
+    """Load a system and say how it is sampled."""
+    model = load_model(system.model, device)
+    given = {"steps": system.steps, "solver": system.solver, "guidance_scale": system.guidance_scale}
+    sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+    made = how_made(model, sampling, config.seed)
+    keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts)
+    return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size), keeper)
 
-    def measure(part: slice) -> Features:
-        texts = [prompt.text for prompt in prompts[part]]
-        z = initial_noise([Sample(prompt.id) for prompt in prompts[part]], model.latent_shape, config.seed)
-        strings = [[STUDENT]] * len(texts)
-        leaves = rollout(
-            {STUDENT: actor}, z.to(model.device), model.encode(texts), strings, batch_size=config.batch_size
-        )
-        return extractors(model.decode(leaves.latents), texts)
 
-    place = config.systems.index(system)
-    parts = []
-    with progress(system.name, total=len(prompts)) as advance:
-        for part in batches(len(prompts), config.batch_size):
-            parts.append(kept(work / f"{place}-{part.start}.npz", partial(measure, part)))
-            advance(part.stop - part.start)
-    return concatenate(parts)
+def how_made(model: Model, sampling: Sampling, seed: int) -> Made:
+    """What a record says of a model's pictures."""
+    timesteps = grid(sampling.steps or DEFAULT_STEPS)
+    evaluations = len(timesteps) * model.guided(sampling.guidance_scale).nfe
+    return Made(
+        reference=model.reference,
+        weights_sha256=model.weights_sha256(),
+        solver=sampling.solver,
+        grid=tuple(timesteps),
+        guidance_scale=sampling.guidance_scale,
+        nfe=float(evaluations),
+        seed=seed,
+    )

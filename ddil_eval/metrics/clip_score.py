@@ -1,31 +1,35 @@
-"""CLIP scores: the cosine between a picture and its caption, unscaled, in [-1, 1], float32."""
+"""CLIP scores: the cosine between a picture and its caption, unscaled, in [-1, 1], float32, by OpenCLIP's ViT-g/14.
+
+Which of its two checkpoints, and what prefix stands before a caption, is a recipe's matter: GigaGAN, DMD and DMD2 use
+``laion2b_s12b_b42k`` with "A photo depicts "; BK-SDM uses ``laion2b_s34b_b88k`` with none.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from ddil_eval.metrics.metric import Metric
+from ddil_eval.metrics.towers import cosine_network
+from ddil_eval.metrics.weights import Weights
 
-from ddil_core.shapes import scorer
-from ddil_eval.metrics.metric import Extractor, Metric
-from ddil_eval.metrics.shapes import meanings
+_S12B = Weights(
+    file="CLIP-ViT-g-14-laion2B-s12B-b42K.safetensors",
+    url="https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s12B-b42K/resolve/main/open_clip_model.safetensors",
+)
+_S34B = Weights(
+    file="CLIP-ViT-g-14-laion2B-s34B-b88K.safetensors",
+    url="https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s34B-b88K/resolve/main/open_clip_model.safetensors",
+)
 
-
-def open_shapes_scorer(device: str) -> Extractor:
-    """The shapes world's own two-tower scorer on its pictures, 64 × 64 as they are."""
-    model, preprocess, tokenize = scorer.load_scorer(scorer.WEIGHTS, device)
-
-    def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
-        meanings("clip_score_shapes", images, captions)
-        return scorer.cosine(model, preprocess(images), tokenize(captions))
-
-    return extract
-
-
-CLIP_SCORE_SHAPES = Metric(
-    name="clip_score_shapes",
-    title="CLIP score of the shapes world's scorer",
+CLIP_SCORE = Metric(
+    name="clip_score",
+    title="CLIP score, ViT-g/14 s12b_b42k",
     direction="higher",
     kind="mean",
-    needs="the two-tower scorer shipped with the shapes world, open_clip and torchvision",
-    missing=lambda: scorer.missing(scorer.WEIGHTS),
-    open=open_shapes_scorer,
+    network=cosine_network("clip_vitg14_s12b", "ViT-g-14", _S12B, "5.5 GB", prefixed=True),
+)
+CLIP_SCORE_S34B = Metric(
+    name="clip_score_s34b",
+    title="CLIP score, ViT-g/14 s34b_b88k",
+    direction="higher",
+    kind="mean",
+    network=cosine_network("clip_vitg14_s34b", "ViT-g-14", _S34B, "5.5 GB", prefixed=True),
 )

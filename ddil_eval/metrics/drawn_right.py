@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddil_core.shapes import reader
-from ddil_eval.metrics.metric import Extractor, Metric
+from ddil_eval.metrics.metric import Extractor, Metric, Network
 from ddil_eval.metrics.shapes import meanings
 
 COLUMNS = (*reader.ATTRIBUTES, "exact")
@@ -35,7 +35,5 @@ DRAWN_RIGHT = Metric(
     title="captions drawn exactly right",
     direction="higher",
     kind="mean",
-    needs="nothing: the reader is part of the shapes world",
-    missing=lambda: None,
-    open=_open,
+    network=Network("drawn_right", "nothing: the reader is part of the shapes world", _open, reads_captions=True),
 )

@@ -65,10 +65,10 @@ def test_a_model_that_fits_nothing(name: str, hint: str, cli: Cli, shift: Cli, t
 
 
 def test_data_that_fits_nothing(distill: Cli, shift: Cli) -> None:
-    refused(
-        distill("--data", "shape"), "the data set 'shape' is not known: it may be 'shapes'; did you mean 'shapes'?", 2
-    )
-    refused(shift("--data", "coco2017:x"), "the data set 'coco2017:x' is not known: it may be 'shapes'", 2)
+    kinds = "it may be one of 'shapes', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR'"
+    refused(distill("--data", "shape"), f"the data set 'shape' is not known: {kinds}; did you mean 'shapes'?", 2)
+    refused(shift("--data", "coco2015:x"), f"the data set 'coco2015:x' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2)
+    refused(shift("--data", "coco2017"), f"the data set 'coco2017' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2)
 
 
 @pytest.mark.parametrize("command", ["sample", "distill", "teacher", "student"])

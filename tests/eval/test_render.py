@@ -14,7 +14,8 @@ from rich.console import Console
 
 from ddil_eval import render
 from ddil_eval.store import Estimate
-from ddil_eval.tables import Column, Table, build
+from ddil_eval.table import Column, Table
+from ddil_eval.tables import build
 from tests.records import p_teacher, record, system
 
 CSV = """\
@@ -127,9 +128,9 @@ def test_json_keeps_names_and_digits(table: Table) -> None:
 
 @pytest.mark.parametrize(
     ("half", "printed"),
-    [(20.0, ("123", "[103, 143]")), (0.3, ("123.46", "[123.16, 123.76]")), (0.0, ("123.457", "[123.457, 123.457]"))],
+    [(20.0, ["123", "[103, 143]"]), (0.3, ["123.46", "[123.16, 123.76]"]), (0.0, ["123.457", "[123.457, 123.457]"])],
 )
-def test_print_shows_two_digits_of_the_half_width(half: float, printed: tuple[str, str]) -> None:
+def test_print_shows_two_digits_of_the_half_width(half: float, printed: list[str]) -> None:
     estimate = Estimate(value=123.456789, low=123.456789 - half, high=123.456789 + half, n=9)
     table = Table("g", "t", "T", "c.", (Column("m", "m", "measured", interval=True),), ((estimate,),))
     assert render._printed(table) == [[printed]]
@@ -139,8 +140,46 @@ def test_latex_rows_have_as_many_cells_as_columns() -> None:
     for table in all_tables():
         body = render.to_latex(table).split(r"\midrule" + "\n")[1].split(r"\bottomrule")[0]
         assert body
+        shown = [column for column in table.columns if not column.in_caption]
         for line in body.splitlines():
-            assert len(re.findall(r"(?<!\\)&", line)) == len(table.columns) - 1
+            assert len(re.findall(r"(?<!\\)&", line)) == len(shown) - 1
+
+
+def marked() -> Table:
+    """A difference that is significant, and one that is not; the first is also the best of its column."""
+    estimates = [
+        Estimate(value=-2.0, low=-3.0, high=-1.0, n=9, p_value=0.0004),
+        Estimate(value=0.5, low=-0.5, high=1.5, n=9, p_value=0.25),
+    ]
+    return Table(
+        "g", "t", "T", "c.", (Column("x", "X"), Column("m", "m", "measured", "lower", interval=True, tested=True)),
+        (("a", estimates[0]), ("b", estimates[1])),
+        significant=frozenset({(0, 1)}), best=frozenset({(0, 1)}),
+    )  # fmt: skip
+
+
+def test_marks_need_no_hand_work() -> None:
+    body = render.to_latex(marked()).split(r"\midrule" + "\n")[1].split(r"\bottomrule")[0]
+    assert body == (
+        "a & $\\mathbf{-2.0}^{*}$ \\\\\n"
+        " & {\\scriptsize $[-3.0, -1.0]$} \\\\\n"
+        " & {\\scriptsize $p < 0.001$} \\\\[2pt]\n"
+        "b & $0.5$ \\\\\n"
+        " & {\\scriptsize $[-0.5, 1.5]$} \\\\\n"
+        " & {\\scriptsize $p = 0.250$} \\\\[2pt]\n"
+    )
+    rows = render.to_markdown(marked()).splitlines()
+    assert "| a | **-2.0**\\* [-3.0, -1.0] p < 0.001 |" in rows and "| b | 0.5 [-0.5, 1.5] p = 0.250 |" in rows
+    assert render.to_csv(marked()) == "x,m,m_low,m_high,m_p\na,-2.0,-3.0,-1.0,0.0004\nb,0.5,-0.5,1.5,0.25\n"
+    assert render.to_dict(marked())["significant"] == [{"row": 0, "column": "m"}] == render.to_dict(marked())["best"]
+
+
+def test_the_terminal_shows_the_same_marks() -> None:
+    console = Console(width=80, file=io.StringIO(), color_system="standard", force_terminal=True)
+    with console.capture() as shown:
+        console.print(render.to_rich(marked()))
+    assert "\x1b[1m-2.0*" in shown.get() and "0.5*" not in shown.get()
+    assert "p < 0.001" in shown.get() and "p = 0.250" in shown.get()
 
 
 def test_escape_leaves_no_special_character() -> None:

@@ -13,9 +13,12 @@ from ddil_core.errors import WrongCommand
 from ddil_core.models import load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.protocol import validate
+from ddil_core.sample import draw
 from ddil_core.schedule import grid
-from ddil_eval.experiments import systems
-from ddil_eval.experiments.systems import SystemsConfig, compare
+from ddil_eval import generate
+from ddil_eval.experiments.engine import leaders
+from ddil_eval.experiments.systems import SystemsConfig, carry_out, compare, plan
+from ddil_eval.statistics import Estimate
 from ddil_eval.store import Record, load
 from ddil_eval.tables import build
 from tests.counted import Counted
@@ -61,7 +64,8 @@ def records(out: Path) -> dict[str, Record]:
 
 
 def test_every_system_and_difference_has_its_record(records: dict[str, Record], config: SystemsConfig) -> None:
-    assert {name: record.kind for name, record in records.items()} == {
+    kinds = {name: record.kind for name, record in records.items()}
+    assert {name: kind for name, kind in kinds.items() if kind != "pair"} == {
         "teacher, 6 steps": "system",
         "teacher, 4 steps": "system",
         "student": "system",
@@ -73,13 +77,32 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
         "teacher, 4 steps": (4, 1.0, grid(4)),
         "student": (4, 1.0, grid(4)),
     }
-    assert {name: list(record.systems) for name, record in records.items()} == {
-        "teacher, 6 steps": ["teacher, 6 steps"],
-        "teacher, 4 steps": ["teacher, 4 steps"],
-        "student": ["student"],
-        "student − teacher, 6 steps": ["student", "teacher, 6 steps"],
+    for record in records.values():
+        assert list(record.systems) == (record.cell.get("of") or [record.cell["name"]])
+    assert {(record.experiment, record.n_done, record.recipe) for record in records.values()} == {
+        ("compare", PROMPTS, "shapes (7 → 60)")
     }
-    assert {(record.experiment, record.n_done) for record in records.values()} == {("compare", PROMPTS)}
+    assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
+
+
+def test_what_is_best_can_be_compared_with_the_next(records: dict[str, Record]) -> None:
+    """For each metric the two best have their paired difference, asked for or not."""
+    systems = {name: record for name, record in records.items() if record.kind == "system"}
+    differences = [frozenset(map(str, r.cell["of"])) for r in records.values() if r.kind != "system"]  # type: ignore[arg-type]
+    for metric, sign in (("brightness", -1), ("fd_mosaic", 1)):
+        order = sorted(systems, key=lambda name: sign * systems[name].metrics[metric].estimate.value)
+        assert frozenset(order[:2]) in differences
+    assert len(differences) == len(set(differences)) <= 3
+    assert all(r.metrics[m].estimate.p_value is not None for r in records.values() if r.kind != "system" for m in NAMES)
+
+
+def test_leaders_follow_the_direction() -> None:
+    def found(brightness: float, distance: float) -> dict[str, Estimate]:
+        values = {"brightness": brightness, "fd_mosaic": distance}
+        return {name: Estimate(value, value, value, 9) for name, value in values.items()}
+
+    cells = {"a": found(0.9, 3.0), "b": found(0.8, 2.0), "c": found(0.1, 1.0)}
+    assert leaders(cells) == {frozenset("ab"), frozenset("bc")}
 
 
 @pytest.mark.parametrize(("name", "steps", "scale"), [("teacher, 6 steps", 6, 3.0), ("student", 4, 1.0)])
@@ -108,7 +131,7 @@ def test_a_difference_is_the_first_less_the_second(records: dict[str, Record]) -
 
 def test_it_makes_a_table_of_systems_and_one_of_differences(records: dict[str, Record]) -> None:
     tables = {table.name: table for table in build(records.values())}
-    assert {row[0] for row in tables["systems"].rows} == {"student", "teacher, 4 steps", "teacher, 6 steps"}
+    assert [row[0] for row in tables["systems"].rows] == ["teacher, 6 steps", "teacher, 4 steps", "student"]
     assert [row[0] for row in tables["differences"].rows] == ["student − teacher, 6 steps"]
 
 
@@ -130,6 +153,10 @@ def test_made_again_it_adds_nothing(out: Path, config: SystemsConfig) -> None:
             "x.yaml has a value that does not fit: two systems are named 'student'",
         ),
         (
+            {"systems": [{"name": "student", "model": "shapes", "steps": 4, "paper": "SD"}]},
+            "x.yaml has a value that does not fit: the paper's Table 1 has no row 'SD' of 4 steps",
+        ),
+        (
             {"systems": [{"name": "student", "model": "shapes", "steps": 0}]},
             "x.yaml has a value that does not fit at 'systems.0.steps': "
             "Input should be greater than or equal to 1, not 0",
@@ -147,13 +174,58 @@ def test_a_comparison_that_cannot_be_meant_is_refused(change: dict[str, Any], se
 def test_an_interrupted_comparison_goes_on_at_the_next_batch(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(systems, "rollout", Counted(allowed=3))
+    monkeypatch.setattr(generate, "draw", Counted(allowed=3, of=draw))
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path)
     assert load(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
-    rest = Counted()
-    monkeypatch.setattr(systems, "rollout", rest)
+    rest = Counted(of=draw)
+    monkeypatch.setattr(generate, "draw", rest)
     compare(config, tmp_path)
     assert rest.chunks == 3  # three systems of two batches each, of which three were done
     assert {r.identity(): r.numbers() for r in load(tmp_path)} == {r.identity(): r.numbers() for r in load(out)}
     assert list(tmp_path.rglob("*.npz")) == []
+
+
+def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
+    teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    own = {"name": "own", "model": str(student)}
+    other = {"name": "other", "model": str(student), "steps": 2, "solver": "dpmpp_2m", "guidance_scale": 2.0}
+    config = {"systems": [own, other], "num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    records = compare(SystemsConfig.model_validate(config), tmp_path)
+    assert [(r.solver, r.grid, r.guidance_scale, r.nfe) for r in records if r.kind == "system"] == [
+        ("ddim", grid(4), 1.0, 4.0), ("dpmpp_2m", grid(2), 2.0, 4.0),
+    ]  # fmt: skip
+
+
+def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_path: Path) -> None:
+    rows = [
+        {"name": "here", "model": str(student)},
+        {"name": "distilled", "model": str(tmp_path / "run"), "provide": "distil it with: ddil distill …"},
+        {"name": "named", "model": "no/where"},
+    ]
+    config = SystemsConfig.model_validate(
+        {"systems": rows, "differences": [["here", "named"]], "num_prompts": 4, "reference_pictures": 8,
+         "metrics": ["brightness"]}
+    )  # fmt: skip
+    found = plan(config)
+    assert list(found.absent) == ["distilled", "named"]
+    assert (
+        str(found.absent["distilled"]) == f"the model '{tmp_path / 'run'}' is not here; distil it with: ddil distill …"
+    )
+    assert str(found.absent["named"]).startswith("the model 'no/where' ")
+    records = carry_out(found, tmp_path / "out")
+    assert [record.cell["name"] for record in records] == ["here"]
+    (table,) = build(records)
+    assert table.missing == ("distilled: no record", "named: no record")
+    assert [row[0] for row in table.rows] == ["here", "distilled", "named"]
+
+
+def test_a_protocol_gone_on_with_more_rows_is_one_table(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """A row's numbers do not depend on the others', so rows measured one by one are in one table."""
+    shared = {"num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    for model in (student, teacher):
+        row = {"name": model.parent.name, "model": str(model), "steps": 2}
+        compare(SystemsConfig.model_validate({"systems": [row], **shared}), tmp_path)
+    (table,) = build(load(tmp_path))
+    assert len(table.rows) == 2

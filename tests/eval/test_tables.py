@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ddil_core import resources
-from ddil_eval.store import Estimate, Record
-from ddil_eval.tables import Table, build, groups
+from ddil_eval.store import Estimate, Measured, Record
+from ddil_eval.table import Table
+from ddil_eval.tables import build, groups
 from tests.records import measured, p_teacher, record, system
 
 FD = Estimate(value=12.5, low=12.0, high=13.0, n=256)
@@ -125,16 +126,112 @@ def test_the_newest_record_is_shown_and_the_older_one_told() -> None:
         assert "The newest records are shown; older ones with other numbers, kept beside them: 1." in table.notes
 
 
+def difference(kind: str, a: str, b: str, **changes: object) -> Record:
+    cell = {"kind": kind, "name": f"{a} − {b}", "of": [a, b]}
+    return record(cell, **({"experiment": "compare", "nfe": None, "systems": {}} | changes))
+
+
 def test_systems_and_their_paired_differences() -> None:
-    pair = {"kind": "difference", "name": "PD + DDIL − PD"}
     records = [system("teacher", 4), system("PD", 4, guidance_scale=None), system("teacher", 32)]
-    records.append(record(pair, experiment="compare", nfe=None, systems={}))
+    records.append(difference("difference", "PD + DDIL", "PD"))
     tables = by_name(records)
-    assert [row[:4] for row in tables["systems"].rows] == [
-        ("PD", 4, "ddim", "none"), ("teacher", 32, "ddim", "3"), ("teacher", 4, "ddim", "3"),
+    assert [row[:5] for row in tables["systems"].rows] == [
+        ("PD", 4, "ddim", "none", "shapes-64"), ("teacher", 32, "ddim", "3", "shapes-64"),
+        ("teacher", 4, "ddim", "3", "shapes-64"),
     ]  # fmt: skip
     assert tables["differences"].rows == (("PD + DDIL − PD", FD, RIGHT, 256),)
     assert [group.experiment for group in groups(records)] == ["compare"]
+
+
+def test_a_comparison_has_its_protocols_rows_in_its_order_and_the_papers_numbers() -> None:
+    rows: list[dict[str, object]] = [
+        {"name": "SD", "steps": 50, "paper": "SD"},
+        {"name": "DMD", "steps": 1, "paper": "DMD"},
+        {"name": "ours", "steps": 4},
+    ]
+    protocol = {"systems": rows}
+    records = [
+        system("ours", 4, protocol=protocol),
+        system("SD", 50, protocol=protocol, cell={"kind": "system", "name": "SD", "steps": 50, "paper": "SD"}),
+    ]
+    table = by_name(records)["systems"]
+    assert [(row[0], row[1], row[-1]) for row in table.rows] == [
+        ("SD", 50, Decimal("13.45")), ("DMD", 1, Decimal("14.93")), ("ours", 4, None),
+    ]  # fmt: skip
+    assert table.rows[1][2:-1] == (None,) * 7  # nothing of an absent row is filled in
+    assert table.missing == ("DMD: no record",)
+
+
+def test_rows_of_different_recipes_are_in_different_tables_and_each_says_its_own() -> None:
+    tables = build([system("a", 4, recipe="gigagan"), system("b", 4, recipe="bk-sdm")])
+    recipe = [column.key for column in tables[0].columns].index("recipe")
+    assert sorted((row[0], row[recipe]) for table in tables for row in table.rows) == [
+        ("a", "gigagan"),
+        ("b", "bk-sdm"),
+    ]
+    assert len(tables) == 2 and len({table.label for table in tables}) == 2
+    assert sorted(table.caption.count("recipe gigagan") for table in tables) == [0, 1]
+
+
+def tested(value: float, half: float, p_value: float | None) -> dict[str, Measured]:
+    estimate = Estimate(value=value, low=value - half, high=value + half, n=256, p_value=p_value)
+    return {"fd_efflite0": Measured(estimate=estimate, direction="lower", kind="set")}
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "p_value", "marked"),
+    [
+        (-2.0, 1.0, None, True),  # without a p-value the interval decides
+        (-2.0, 3.0, None, False),
+        (-2.0, 1.0, 0.2, False),  # with one the p-value does
+        (-2.0, 3.0, 0.04, True),
+        (-2.0, 3.0, 0.05, False),
+    ],
+)
+def test_a_difference_is_marked_where_it_is_significant(
+    value: float, half: float, p_value: float | None, marked: bool
+) -> None:
+    table = by_name([difference("difference", "a", "b", metrics=tested(value, half, p_value))])["differences"]
+    assert table.significant == (frozenset({(0, 1)}) if marked else frozenset())
+    assert table.header() == ["difference", "fd_efflite0", "fd_efflite0_low", "fd_efflite0_high", "fd_efflite0_p", "n"]
+    assert table.flat()[0][1:5] == [value, value - half, value + half, p_value]
+    assert "A star marks what differs from 0 at the 5% level" in table.caption
+
+
+@pytest.mark.parametrize(
+    ("kind", "p_value", "best"), [("difference", 0.01, True), ("pair", 0.01, True), ("pair", 0.3, False)]
+)
+def test_the_best_of_a_column_is_marked_where_the_next_is_significantly_worse(
+    kind: str, p_value: float, best: bool
+) -> None:
+    systems = [system(name, 4, fd=fd, right=None) for name, fd in (("a", 13.0), ("b", 12.9), ("c", 20.0))]
+    records = [*systems, difference(kind, "a", "b", metrics=tested(0.1, 0.05, p_value))]
+    table = by_name(records)["systems"]
+    place = [column.key for column in table.columns].index("fd_efflite0")
+    assert table.best == (frozenset({(1, place)}) if best else frozenset())
+    assert [t.name for t in build(records)] == ["systems", *(["differences"] if kind == "difference" else [])]
+
+
+def test_without_their_difference_intervals_that_do_not_overlap_decide() -> None:
+    apart, near = ([system("a", 4, fd=12.0, right=None), system("b", 4, fd=fd, right=None)] for fd in (13.1, 12.9))
+    assert len(by_name(apart)["systems"].best) == 1
+    assert by_name(near)["systems"].best == frozenset()
+
+
+def test_higher_is_better_where_it_is() -> None:
+    records = [
+        system("a", 4, fd=None, right=0.9),
+        system("b", 4, fd=None, right=0.5),
+        system("c", 4, fd=None, right=0.95),
+    ]
+    pair = {
+        "drawn_right": Measured(
+            estimate=Estimate(value=0.05, low=0.01, high=0.09, n=256), direction="higher", kind="mean"
+        )
+    }
+    table = by_name([*records, difference("pair", "c", "a", metrics=pair)])["systems"]
+    place = [column.key for column in table.columns].index("drawn_right")
+    assert table.best == frozenset({(2, place)})
 
 
 def test_records_of_other_experiments_make_no_table() -> None:

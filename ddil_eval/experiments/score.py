@@ -1,0 +1,120 @@
+"""Pictures of folders, made by this program or another, against one reference: the same recipes and metrics, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from ddil_core.data import KINDS, DataSet, open_data
+from ddil_core.errors import WrongCommand
+from ddil_core.folder import Picture, PictureFiles, folder_data, named
+from ddil_core.protocol import Strict
+from ddil_eval.experiments.engine import Contestant, Setting, measure
+from ddil_eval.experiments.systems import check_reference, refuse_other_reference
+from ddil_eval.generate import Made, Opened, Saved, open_saved
+from ddil_eval.metrics import METRICS
+from ddil_eval.recipes import Recipe, load_recipe, recipe_for
+from ddil_eval.seen import RecipeExtractors
+from ddil_eval.store import Record, digest
+
+
+class ScoreConfig(Strict):
+    """Folders against one reference, as data: a folder, or a data set by reference. What is left out comes from the recipe;
+    ``num_images`` and ``reference_pictures`` are all that there are where they are left out."""
+
+    folders: tuple[str, ...] = Field(min_length=1)
+    reference: str
+    recipe: str | None = None
+    num_images: int | None = Field(default=None, ge=4)
+    reference_pictures: int | None = Field(default=None, ge=2)
+    metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
+    batch_size: int = Field(default=64, ge=1)
+    seed: int = 0
+
+    @field_validator("folders")
+    @classmethod
+    def _each_once(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [folder for folder in folders if folders.count(folder) > 1]
+        if twice:
+            raise ValueError(f"the folder {twice[0]} is named twice")
+        return folders
+
+
+def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
+    """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture.
+
+    Raises:
+        WrongCommand: a folder or the reference does not fit; said before anything is scored.
+        DdilError: a metric lacks its weights, or a picture is missing or damaged.
+    """
+    recipe = load_recipe(config.recipe or recipe_for(config.reference))
+    refuse_other_reference(recipe, config.reference)
+    metrics = config.metrics or recipe.metrics
+    extractors = RecipeExtractors(metrics, device, recipe)
+    reference, pictures = _reference(config, recipe)
+    folders = {folder: open_saved(Path(folder).expanduser(), config.num_images) for folder in config.folders}
+    for folder, files in folders.items():
+        _require_captions(folder, files, metrics)
+    together: dict[str, list[str]] = {}
+    for folder, files in folders.items():
+        together.setdefault(digest([picture.id for picture in files]), []).append(folder)
+    records = []
+    for names in together.values():
+        setting = _setting(config, recipe, reference, pictures, folders[names[0]], device)
+        rows = [Contestant(name, partial(_open, Path(name).expanduser(), folders[name], config)) for name in names]
+        records += measure(rows, [], extractors, setting, out)
+    return records
+
+
+def _reference(config: ScoreConfig, recipe: Recipe) -> tuple[DataSet, int]:
+    """The reference and how many of its pictures: those asked for, else all of a folder, else the recipe's count."""
+    kind = config.reference.partition(":")[0]
+    data = open_data(config.reference) if kind in KINDS else folder_data(f"folder:{config.reference}")
+    everything = len(data.files) if isinstance(data, PictureFiles) else recipe.reference.pictures
+    count = config.reference_pictures or everything
+    if count < 2:
+        raise WrongCommand(f"the reference {config.reference} has {count} picture, and a set needs at least 2")
+    check_reference(data, count)
+    return data, count
+
+
+def _require_captions(folder: str, files: Sequence[Picture], metrics: Sequence[str]) -> None:
+    """Refuse metrics that read captions where pictures have none."""
+    reading = [name for name in metrics if METRICS[name].network.reads_captions]
+    silent = [picture.path.name for picture in files if picture.caption is None]
+    if reading and silent:
+        raise WrongCommand(
+            f"{', '.join(reading)} needs captions, and {len(silent):,} of {len(files):,} pictures of {folder} have none "
+            f"({named(silent)}); put a .txt beside each or an index.jsonl, or choose other --metrics"
+        )
+
+
+def _open(folder: Path, files: Sequence[Picture], config: ScoreConfig) -> Opened:
+    return Opened(Made.read(folder), Saved(files, config.batch_size))
+
+
+def _setting(
+    config: ScoreConfig, recipe: Recipe, reference: DataSet, pictures: int, files: Sequence[Picture], device: str
+) -> Setting:
+    data: dict[str, Any] = {
+        "reference": reference.reference,
+        "split": getattr(reference, "split", "validation"),
+        "prompt_ids_sha256": digest([picture.id for picture in files]),
+        "captions_sha256": digest([picture.caption for picture in files]),
+    }
+    protocol = config.model_dump(mode="json") | {"recipe": recipe.model_dump(mode="json"), "num_images": len(files)}
+    return Setting(
+        protocol=protocol | {"reference_pictures": pictures},
+        shared={key: value for key, value in protocol.items() if key not in ("folders", "batch_size")},
+        recipe=recipe,
+        reference=reference,
+        reference_pictures=pictures,
+        data=data,
+        count=len(files),
+        seed=config.seed,
+        device=device,
+    )

@@ -1,0 +1,72 @@
+"""CMMD (Jayasumana et al., 2024): the maximum mean discrepancy of CLIP's picture embeddings, × 1,000.
+
+CLIP ViT-L/14 at 336 pixels, unit embeddings, Gaussian kernel with σ = 10. Pictures are resized to 336 × 336 in float by the
+bicubic filter with a = −1/2, antialiased where they shrink: that of the authors' JAX code. The port cmmd-pytorch takes
+a = −3/4 without antialiasing.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddil_core.environment import full_precision
+from ddil_eval.metrics.metric import Extractor, Metric, Network
+from ddil_eval.metrics.towers import lacks_open_clip, load_towers
+from ddil_eval.metrics.weights import Weights
+from ddil_eval.statistics.kernels import GaussianDiscrepancy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ARCHITECTURE = "ViT-L-14-336-quickgelu"
+INPUT_SIZE = 336
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+WEIGHTS = Weights(
+    file="CLIP-ViT-L-14-336-openai.safetensors",
+    url="https://huggingface.co/timm/vit_large_patch14_clip_336.openai/resolve/main/open_clip_model.safetensors",
+)
+
+
+def prepare(images: np.ndarray, size: int = INPUT_SIZE) -> Tensor:
+    """uint8 [B, H, W, 3] → float32 [B, 3, size, size], normalised."""
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    resized = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (resized - mean) / std
+
+
+def open_embeddings(device: str) -> Extractor:
+    """Pictures to CLIP's unit embeddings, float32 [B, 768]; captions are not looked at."""
+    import torch
+
+    model, _, _ = load_towers(ARCHITECTURE, WEIGHTS.checked(), device)
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
+        with full_precision():
+            features: np.ndarray = model.encode_image(prepare(images).to(device), normalize=True).cpu().numpy()
+        return features
+
+    return extract
+
+
+CMMD = Metric(
+    name="cmmd",
+    title="CLIP maximum mean discrepancy, × 1,000",
+    direction="lower",
+    kind="set",
+    network=Network(
+        name="clip_vitl14_336",
+        needs="OpenAI's CLIP ViT-L/14 at 336 px in open_clip's layout (1.7 GB), open_clip and torchvision",
+        open_on=open_embeddings,
+        weights=(WEIGHTS,),
+        lacks=lacks_open_clip,
+    ),
+    statistic=GaussianDiscrepancy,
+    bounds=(0.0, inf),
+)

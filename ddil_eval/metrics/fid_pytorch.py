@@ -1,0 +1,119 @@
+"""FID as the package pytorch-fid computes it, for BK-SDM's recipe: another port of Inception, and torch's bilinear resize.
+
+Its values are not clean-fid's: the resize to 299 px is not antialiased. The blocks in which this Inception differs from
+torchvision's are clean-fid's copies; the weights are pytorch-fid's, a state dict that is read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddil_core.environment import full_precision, require_torchvision
+from ddil_core.errors import DdilError
+from ddil_eval.metrics.fid import FID
+from ddil_eval.metrics.inception import lacks_cleanfid
+from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def convert(published: Path, target: Path) -> None:
+    """pytorch-fid's state dict, a pickle, to safetensors. Raises DdilError where it is something else."""
+    from pickle import UnpicklingError
+
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(published, map_location="cpu", weights_only=True)
+        save_file({name: value.contiguous() for name, value in state.items()}, target)
+    except (UnpicklingError, RuntimeError, TypeError, EOFError, AttributeError) as error:
+        raise DdilError(f"{published} does not hold the weights of pytorch-fid; fetch it again") from error
+
+
+WEIGHTS = Weights(
+    file="pt_inception-2015-12-05.safetensors",
+    url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d",  # the published file's name holds its first characters
+    convert=convert,
+)
+
+
+def architecture() -> nn.Module:
+    """TensorFlow's Inception v3 of 2015 in torchvision's layout, its last layer the pooled features [B, 2048]; random weights."""
+    require_torchvision()
+    from cleanfid import inception_pytorch as blocks
+    from torch import nn
+    from torchvision.models import inception_v3
+
+    model = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    model.Mixed_5b = blocks.FIDInceptionA(192, pool_features=32)
+    model.Mixed_5c = blocks.FIDInceptionA(256, pool_features=64)
+    model.Mixed_5d = blocks.FIDInceptionA(288, pool_features=64)
+    model.Mixed_6b = blocks.FIDInceptionC(768, channels_7x7=128)
+    model.Mixed_6c = blocks.FIDInceptionC(768, channels_7x7=160)
+    model.Mixed_6d = blocks.FIDInceptionC(768, channels_7x7=160)
+    model.Mixed_6e = blocks.FIDInceptionC(768, channels_7x7=192)
+    model.Mixed_7b = blocks.FIDInceptionE_1(1280)
+    model.Mixed_7c = blocks.FIDInceptionE_2(2048)
+    model.fc = nn.Identity()
+    return model.eval().requires_grad_(False)
+
+
+def prepare(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] → float32 [B, 3, 299, 299] in [-1, 1], by torch's bilinear interpolation without antialiasing."""
+    import torch
+
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return 2 * torch.nn.functional.interpolate(pixels, (299, 299), mode="bilinear", align_corners=False) - 1
+
+
+def open_inception(device: str) -> Extractor:
+    """Pictures to pytorch-fid's pooled features, float32 [B, 2048]; captions are not looked at.
+
+    Raises:
+        DdilError: clean-fid or the weights are not here, or the file holds something else.
+    """
+    problem = lacks_cleanfid()
+    if problem is not None:
+        raise DdilError(problem)
+    path = WEIGHTS.checked()
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = architecture()
+    try:
+        state = load_file(path)
+        model.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise DdilError(f"{path} does not hold pytorch-fid's Inception; delete it and get it again") from error
+    model.to(device)
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
+        with full_precision():
+            features: np.ndarray = model(prepare(images).to(device)).cpu().numpy()
+        return features
+
+    return extract
+
+
+FID_PYTORCH = replace(
+    FID,
+    name="fid_pytorch",
+    title="Fréchet inception distance, pytorch-fid",
+    network=Network(
+        name="inception_pytorch",
+        needs="pytorch-fid's Inception v3 (95 MB), clean-fid and torchvision",
+        open_on=open_inception,
+        weights=(WEIGHTS,),
+        lacks=lacks_cleanfid,
+    ),
+)

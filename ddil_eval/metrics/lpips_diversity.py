@@ -1,0 +1,134 @@
+"""LPIPS diversity: the mean LPIPS distance over all pairs of one prompt's pictures; then the mean over prompts.
+
+LPIPS v0.1 (Zhang et al., 2018) on AlexNet's five layers with the linear heads that the ``lpips`` package ships, pictures in
+[-1, 1] at their own size. Table 5's LPIPS_Div takes 10 pictures a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddil_core.environment import full_precision, require_torchvision
+from ddil_core.errors import DdilError
+from ddil_eval.metrics.metric import Extractor, Metric, Network
+from ddil_eval.metrics.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "slice5"}
+
+
+def convert(published: Path, target: Path) -> None:
+    """torchvision's AlexNet, a pickle, to its five convolutions in the layout of ``lpips.LPIPS(net="alex").net``."""
+    from pickle import UnpicklingError
+
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(published, map_location="cpu", weights_only=True)
+        layers = {
+            f"{part}.{index}.{leaf}": state[f"features.{index}.{leaf}"].contiguous()
+            for index, part in _SLICES.items()
+            for leaf in ("weight", "bias")
+        }
+    except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, AttributeError) as error:
+        raise DdilError(f"{published} is not torchvision's AlexNet; fetch it again") from error
+    save_file(layers, target)
+
+
+WEIGHTS = Weights(
+    file="lpips_alexnet_features.safetensors",
+    url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    sha256="7be5be79",  # torchvision states the first eight characters, in the file's name
+    convert=convert,
+)
+
+
+def lacks_lpips() -> str | None:
+    """None where the lpips package is installed, else the cure."""
+    if find_spec("lpips") is None:
+        return "lpips, which has the heads of LPIPS, is not installed; install it with: pip install lpips"
+    return None
+
+
+def load_lpips(path: Path, device: str = "cpu") -> Any:
+    """``lpips.LPIPS`` v0.1 with AlexNet's layers from a file, in eval mode, without gradients.
+
+    Raises:
+        DdilError: the package is absent, or the file is damaged or holds another network.
+    """
+    problem = lacks_lpips()
+    if problem is not None:
+        raise DdilError(problem)
+    require_torchvision()
+    import lpips
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    try:
+        model.net.load_state_dict(load_file(path), strict=True)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise DdilError(f"{path} does not hold AlexNet's layers for LPIPS; delete it and get it again") from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+def mean_distance(layers: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
+    """The mean over all pairs of n pictures of Σ_layers mean_positions Σ_channels w (f̂ − f̂')².
+
+    ``layers`` are [n, C, H, W], made unit vectors over channels here; ``weights`` [C], one for each layer.
+
+    Raises:
+        DdilError: fewer than two pictures.
+    """
+    n = len(layers[0])
+    if n < 2:
+        raise DdilError(
+            "the diversity of a prompt's pictures needs at least two of them; ask for more samples a prompt"
+        )
+    total = 0.0
+    for layer, weight in zip(layers, weights, strict=True):
+        units = layer / (layer.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+        for first in range(n - 1):
+            apart = (units[first] - units[first + 1 :]).square()
+            total += float((apart * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2)).double().sum())
+    return total / (n * (n - 1) / 2)
+
+
+def open_diversity(device: str) -> Extractor:
+    """All pictures of one prompt, uint8 [n, H, W, 3], to their mean distance [1, 1]."""
+    import torch
+
+    model = load_lpips(WEIGHTS.checked(), device)
+    weights = [head.model[-1].weight.flatten() for head in model.lins]
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+        with full_precision():
+            layers = model.net(model.scaling_layer(pixels))
+            return np.array([[mean_distance(list(layers), weights)]])
+
+    return extract
+
+
+LPIPS_DIVERSITY = Metric(
+    name="lpips_diversity",
+    title="mean LPIPS between a prompt's pictures",
+    direction="higher",
+    kind="group",
+    network=Network(
+        name="lpips_alexnet",
+        needs="AlexNet's five convolutions (10 MB), the package lpips and torchvision",
+        open_on=open_diversity,
+        weights=(WEIGHTS,),
+        lacks=lacks_lpips,
+    ),
+)

@@ -1,0 +1,84 @@
+"""CLIP's two towers from open_clip, with weights from a local file: what CLIP scores, HPS v2 and CMMD are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddil_core.environment import require_torchvision
+from ddil_core.errors import DdilError
+from ddil_core.shapes.scorer import cosine
+from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.weights import Weights
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+    from torch import Tensor
+
+
+def lacks_open_clip() -> str | None:
+    """None where open_clip is installed, else the cure."""
+    if find_spec("open_clip") is None:
+        return "open_clip is not installed; install it with: pip install open_clip_torch"
+    return None
+
+
+def load_towers(
+    architecture: str, path: Path, device: str, resize_mode: str = "shortest"
+) -> tuple[CLIP, Callable[[np.ndarray], Tensor], Callable[[list[str]], Tensor]]:
+    """A model of open_clip (eval mode, float32, no gradients), and what turns its input into tensors on its device.
+
+    The first function is open_clip's own preparation, from pictures uint8 [B, H, W, 3]; the second its tokenizer.
+
+    Raises:
+        DdilError: the file is damaged or holds another network, or torchvision does not fit.
+    """
+    require_torchvision()
+    import open_clip
+    import torch
+    from PIL import Image
+    from safetensors import SafetensorError
+
+    model, _, transform = open_clip.create_model_and_transforms(
+        architecture, precision="fp32", device=device, image_resize_mode=resize_mode
+    )
+    try:
+        open_clip.load_checkpoint(model, str(path), strict=True)
+    except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+        raise DdilError(f"{path} does not hold the weights of {architecture}; delete it and get it again") from error
+    model.eval().requires_grad_(False)
+    tokenizer = open_clip.get_tokenizer(architecture)
+
+    def preprocess(images: np.ndarray) -> Tensor:
+        return torch.stack([transform(Image.fromarray(image)) for image in images]).to(device)
+
+    return model, preprocess, lambda captions: tokenizer(captions).to(device)
+
+
+def open_cosine(architecture: str, weights: Weights, resize_mode: str = "shortest") -> Callable[[str], Extractor]:
+    """What opens the cosine between pictures and captions, unscaled, float32 [B, 1] in [-1, 1]."""
+
+    def open_on(device: str) -> Extractor:
+        model, preprocess, tokenize = load_towers(architecture, weights.checked(), device, resize_mode)
+        return lambda images, captions: cosine(model, preprocess(images), tokenize(captions))
+
+    return open_on
+
+
+def cosine_network(
+    name: str, architecture: str, weights: Weights, size: str, *, prefixed: bool = False, resize_mode: str = "shortest"
+) -> Network:
+    """The network of a cosine score; ``resize_mode`` is open_clip's word for which side is made to fit."""
+    return Network(
+        name=name,
+        needs=f"open_clip's {architecture} ({size}), open_clip and torchvision",
+        open_on=open_cosine(architecture, weights, resize_mode),
+        weights=(weights,),
+        lacks=lacks_open_clip,
+        prefixed=prefixed,
+        reads_captions=True,
+    )

@@ -1,0 +1,307 @@
+"""``ddil eval coco``, ``run`` and ``score``: from a COCO folder, or a folder of pictures, to records and tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from ddil_core.protocol import read_yaml
+from ddil_core.resources import protocols
+from ddil_eval.cli import ddil
+from ddil_eval.store import Record, load
+from tests.coco import photograph, save_coco
+
+Cli = Callable[..., Result]
+
+
+def refused(result: Result, sentence: str, status: int) -> None:
+    *_, last = result.stderr.splitlines()
+    assert (last, result.exit_code, result.stdout) == (f"error: {sentence}", status, "")
+    assert "Traceback" not in result.stderr
+
+
+def arguments(student: Path, folder: Path, out: Path) -> list[object]:
+    data = ("--data", f"coco2014:{folder}", "--set", "reference_pictures=12")
+    return ["eval", "coco", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
+            "batch_size=4", "--device", "cpu", "--out", out]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_coco(tmp_path_factory.mktemp("data") / "coco")
+
+
+@pytest.fixture(scope="module")
+def measured(student: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("measured")
+    command = [str(word) for word in (*arguments(student, folder, out), "--steps", 2, "--save-images")]
+    return out, CliRunner().invoke(ddil, command, catch_exceptions=False)
+
+
+def test_coco_measures_by_the_recipe_of_its_year(measured: tuple[Path, Result], folder: Path) -> None:
+    out, result = measured
+    assert result.exit_code == 0, result.stderr
+    (record,) = load(out)
+    assert (record.recipe, record.solver, record.grid, record.guidance_scale, record.nfe, record.n_done) == (
+        "gigagan (6 → 12)", "ddim", [999, 500], 1.0, 2.0, 6,
+    )  # fmt: skip
+    assert record.metrics["fd_efflite0"].estimate.value > 0
+    assert record.data["split"] == "val2014" and record.data["prompts"] == "captions_val2014.json"
+    recipe = record.protocol["recipe"]
+    assert isinstance(recipe, dict) and (recipe["crop"], recipe["filter"], recipe["size"]) == ("centre", "lanczos", 256)
+    assert "gigagan (6 → 12)" in result.stdout and f"ddil report --results {out}" in result.stdout
+
+
+def test_scoring_the_kept_pictures_gives_the_same_numbers(
+    cli: Cli, measured: tuple[Path, Result], folder: Path, tmp_path: Path
+) -> None:
+    out, _ = measured
+    (kept,) = (out / "images").iterdir()
+    result = cli("eval", "score", kept, "--reference", f"coco2014:{folder}", "--set", "reference_pictures=12",
+                 "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path, "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (scored,), (record,) = load(tmp_path), load(out)
+    assert scored.metrics == record.metrics
+    for field in ("recipe", "solver", "grid", "guidance_scale", "nfe", "n_done"):
+        assert getattr(scored, field) == getattr(record, field)
+    assert next(iter(scored.systems.values())) == next(iter(record.systems.values()))
+    assert {scored.data[key] for key in ("prompt_ids_sha256", "captions_sha256")} <= set(record.data.values())
+
+
+def test_pictures_of_another_program_are_scored_in_file_order(cli: Cli, tmp_path: Path) -> None:
+    for name in ("one", "two", "real"):
+        (tmp_path / name).mkdir()
+        for place in range(8):
+            picture = Image.fromarray(photograph(place + 10 * len(name))).resize((64, 64))
+            picture.save(tmp_path / name / f"{place}.png")
+    (tmp_path / "two" / "7.png").unlink()
+    result = cli("eval", "score", tmp_path / "one", tmp_path / "two", "--reference", tmp_path / "real", "--recipe",
+                 "coco2017-5k", "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path / "out", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    assert [(row["cell"]["name"], row["n_done"], row["recipe"], row["solver"], row["grid"]) for row in rows] == [
+        (str(tmp_path / "one"), 8, "coco2017-5k (8 → 8)", "unknown", []),
+        (str(tmp_path / "two"), 7, "coco2017-5k (7 → 8)", "unknown", []),
+    ]  # fmt: skip
+
+
+def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path: Path) -> None:
+    for place in range(4):
+        Image.fromarray(photograph(0)[:60, :60]).resize((64, 64)).save(tmp_path / f"{place}.png")
+    (tmp_path / "0.txt").write_text("a small red circle on a grey background")
+    result = cli("eval", "score", tmp_path, "--reference", "shapes", "--set", "reference_pictures=4", "--metrics",
+                 "fd_efflite0,drawn_right", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+    refused(
+        result,
+        f"drawn_right needs captions, and 3 of 4 pictures of {tmp_path} have none (1.png, 2.png, 3.png); "
+        "put a .txt beside each or an index.jsonl, or choose other --metrics",
+        2,
+    )
+
+
+@pytest.fixture
+def kept(measured: tuple[Path, Result], tmp_path: Path) -> Path:
+    (folder,) = (measured[0] / "images").iterdir()
+    return Path(shutil.copytree(folder, tmp_path / "kept"))
+
+
+@pytest.fixture
+def score(cli: Cli, kept: Path, folder: Path, tmp_path: Path) -> Cli:
+    settings = (
+        "--set",
+        "reference_pictures=12",
+        "--metrics",
+        "fd_efflite0",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+    )
+    return lambda *more: cli("eval", "score", kept, "--reference", f"coco2014:{folder}", *settings, *more)
+
+
+def test_an_index_with_an_id_twice(score: Cli, kept: Path) -> None:
+    index = kept / "index.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    rows[3] = rows[1]
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = rows[1]["id"]
+    refused(
+        score(), f"the id {name!r} stands twice, in rows 2 and 4 of {index}; each picture needs an id of its own", 2
+    )
+    rows[3] = rows[1] | {"prompt": "another"}
+    index.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sentence = (
+        f"the id {name!r} has two captions, {rows[1]['prompt']!r} and 'another', in rows 2 and 4 of {index}; keep one"
+    )
+    refused(score(), sentence, 2)
+
+
+def test_fewer_pictures_than_asked(
+    score: Cli, kept: Path, cli: Cli, student: Path, folder: Path, tmp_path: Path
+) -> None:
+    refused(
+        score("--num-images", 7),
+        f"the folder {kept} has 6 pictures, fewer than the 7 asked for; make the others, or ask for fewer",
+        2,
+    )
+    (kept / "000002.png").unlink()
+    refused(score(), f"1 of 6 pictures of {kept} are missing: 000002.png; fetch or make them again", 1)
+    few = f"coco2014:{folder} has 12 pictures, fewer than the 13 prompts asked for; add the others, or ask for fewer"
+    refused(cli(*arguments(student, folder, tmp_path / "out"), "--num-images", 13), few, 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixed_sizes(score: Cli, kept: Path) -> None:
+    Image.new("RGB", (32, 64)).save(kept / "000001.png")
+    refused(
+        score(),
+        f"the pictures of {kept} have 2 sizes, 32 × 64 px (000001.png), 64 × 64 px (000000.png); a model's have one, "
+        "so score them apart",
+        2,
+    )
+
+
+def test_a_reference_of_another_recipe(score: Cli, cli: Cli, student: Path, folder: Path, tmp_path: Path) -> None:
+    sentence = (
+        f"the recipe 'coco2017-5k' compares with coco2017, and 'coco2014:{folder}' is the reference of another recipe, "
+        "'gigagan'; name that one, or a data set of coco2017"
+    )
+    refused(score("--recipe", "coco2017-5k"), sentence, 2)
+    refused(cli(*arguments(student, folder, tmp_path / "out"), "--recipe", "coco2017-5k"), sentence, 2)
+
+
+def test_mixed_reference_sizes_under_a_recipe_that_does_not_resize(cli: Cli, kept: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for place in range(2):
+        Image.fromarray(photograph(place)).save(tmp_path / "real" / f"{place}.png")
+    result = cli("eval", "score", kept, "--reference", tmp_path / "real", "--recipe", "shapes", "--metrics",
+                 "fd_efflite0", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+    (h, w), (k, v) = sorted(photograph(place).shape[:2] for place in range(2))
+    sentence = (
+        f"pictures of {w} × {h} and {v} × {k} px are mixed, and the recipe 'shapes' does not resize; "
+        "take a recipe that does, or pictures of one size"
+    )
+    refused(result, sentence, 2)
+
+
+def test_a_metrics_file_with_another_checksum(score: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddil_eval.metrics import efflite0
+
+    file = tmp_path / "other.pth"
+    file.write_bytes(b"not those weights")
+    monkeypatch.setattr(efflite0.WEIGHTS, "__dict__", {**efflite0.WEIGHTS.__dict__, "place": lambda: file})
+    result = score()
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: {file} is another file than its source publishes (sha256 "
+    )
+
+
+def test_prompts_of_ones_own_list(cli: Cli, student: Path, folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("".join(f"a small red circle, {place}\n" for place in range(9)))
+    result = cli(*arguments(student, folder, tmp_path / "out"), "--prompts", prompts, "--steps", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    assert row["data"]["prompts"] == "mine.txt" and row["n_done"] == 6
+
+
+def test_metrics_that_are_not_here_are_said_before_any_picture(
+    cli: Cli, student: Path, folder: Path, tmp_path: Path
+) -> None:
+    result = cli(*arguments(student, folder, tmp_path / "out"), "--metrics", "fd_efflite0,fid")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "inception-2015-12-05.pt" in result.stderr and not (tmp_path / "out").exists()
+
+
+# Whole tables
+
+
+def test_the_papers_table_1_knows_its_eight_rows_and_says_what_to_provide(cli: Cli, root: Path, tmp_path: Path) -> None:
+    result = cli(
+        "eval", "run", root / "protocols" / "paper" / "table1.yaml", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert (result.exit_code, result.stdout) == (1, "")
+    *named, last = result.stderr.splitlines()
+    assert last == "error: nothing can be measured: provide what is named above, and run the same command again"
+    rows = read_yaml(root / "protocols" / "paper" / "table1.yaml")["systems"]
+    assert len(rows) == 8
+    for row in rows:
+        (line,) = (line for line in named if line.startswith(f"not here: {row['name']}: "))
+        assert "ddil distill" in line if "provide" in row else row["model"] in line
+    (data,) = (line for line in named if line.startswith("not here: data coco2014:data/coco: "))
+    assert "val2014.zip" in data
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_rows_are_those_of_its_table(root: Path) -> None:
+    rows = read_yaml(root / "protocols" / "paper" / "table1.yaml")["systems"]
+    lines = (root / "results" / "paper" / "table1.csv").read_text().splitlines()[1:]
+    assert [(row["paper"], str(row["steps"])) for row in rows] == [tuple(line.split(",")[:2]) for line in lines]
+
+
+def test_table_1_measures_what_is_here_beside_the_papers_numbers(
+    cli: Cli, student: Path, folder: Path, root: Path, tmp_path: Path
+) -> None:
+    rows = read_yaml(root / "protocols" / "paper" / "table1.yaml")["systems"]
+    place = next(index for index, row in enumerate(rows) if row["name"] == "PD + DDIL (4-step)")
+    small = ("num_prompts=6", "reference_pictures=12", "metrics=[fd_efflite0, fid]", f"systems.{place}.model={student}")
+    settings = [word for setting in small for word in ("--set", setting)]
+    result = cli("eval", "run", root / "protocols" / "paper" / "table1.yaml", "--data", f"coco2014:{folder}", *settings,
+                 "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "not here: metric fid: " in result.stderr and "not here: SD: " in result.stderr
+    report = cli("report", "--results", tmp_path, "--json")
+    (table,) = json.loads(report.stdout)["tables"]
+    assert [(row["system"], row["paper_fid"]) for row in table["rows"]] == [
+        ("LCM-LoRA (4-step)", 23.62), ("LCM-LoRA (2-step)", 24.28), ("DMD", 14.93), ("PD (4-step)", 14.72),
+        ("PD + DDIL (4-step)", 13.97), ("PD (2-step)", 16.46), ("PD + DDIL (2-step)", 15.81), ("SD", 13.45),
+    ]  # fmt: skip
+    assert [row["fd_efflite0"] is not None for row in table["rows"]] == [False] * 4 + [True] + [False] * 3
+    assert table["rows"][4]["solver"] == "dpmpp_2m" and len(table["missing"]) == 7
+
+
+def test_shapes_table_1_has_the_same_form(cli: Cli, student: Path, tmp_path: Path) -> None:
+    path = protocols() / "shapes" / "table1.yaml"
+    small = ("num_prompts=5", "reference_pictures=8", "metrics=[drawn_right]", "systems.0.steps=2", "systems.1.steps=1")
+    small += (f"systems.2.model={student}", f"systems.3.model={student}", f"systems.0.model={student}")
+    small += (f"systems.1.model={student}",)
+    settings = [word for setting in small for word in ("--set", setting)]
+    result = cli("eval", "run", path, *settings, "--device", "cpu", "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    assert [row["cell"]["name"] for row in rows[:4]] == ["teacher", "teacher, undistilled", "PD", "PD + DDIL"]
+    asked = [row["cell"]["name"] for row in rows if row["cell"]["kind"] == "difference"]
+    assert asked == ["PD + DDIL − PD", "PD − teacher, undistilled"]
+    assert all(Record.model_validate(row).recipe == "shapes (5 → 8)" for row in rows)
+
+
+def test_a_shipped_protocol_is_found_outside_of_a_checkout(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli("eval", "run", "protocols/paper/table1.yaml", "--device", "cpu")
+    assert result.exit_code == 1 and "not here: SD: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_protocol_written_out_runs_again(
+    cli: Cli, measured: tuple[Path, Result], tmp_path: Path, student: Path
+) -> None:
+    """A record's protocol is what was run, recipe and all; its keys make the same cell again."""
+    (record,) = load(measured[0])
+    kept = {key: value for key, value in record.protocol.items() if key != "recipe"}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(kept))
+    result = cli("eval", "run", tmp_path / "again.yaml", "--device", "cpu", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    (again,) = load(tmp_path / "out")
+    assert (again.identity(), again.numbers()) == (record.identity(), record.numbers())

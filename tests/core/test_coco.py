@@ -1,0 +1,166 @@
+"""COCO's folders: pictures and prompts in the annotation file's order; what is bad is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddil_core.coco import read_annotations
+from ddil_core.data import Prompt, open_data
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.folder import PictureFiles, clean_caption, survey
+from tests.coco import photograph, save_coco
+
+NAMES = ["COCO_val2014_000000001000.jpg", "COCO_val2014_000000000993.jpg", "COCO_val2014_000000000986.jpg"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_coco(tmp_path / "coco", count=5)
+
+
+def coco(folder: Path) -> PictureFiles:
+    data = open_data(f"coco2014:{folder}")
+    assert isinstance(data, PictureFiles)
+    return data
+
+
+def test_prompts_are_each_images_first_caption_in_the_order_of_the_images(folder: Path) -> None:
+    assert coco(folder).prompts(3) == [
+        Prompt(f"coco2014-COCO_val2014_{image:012d}", f"a small red circle on a grey background, {image}")
+        for image in (1000, 993, 986)
+    ]
+
+
+def test_pictures_come_in_the_same_order_as_they_are_decoded(folder: Path) -> None:
+    pictures = list(coco(folder).pictures(3))
+    for place, (picture, name) in enumerate(zip(pictures, NAMES, strict=True)):
+        with Image.open(folder / "val2014" / name) as image:
+            assert np.array_equal(picture[0], np.asarray(image))
+        assert picture.shape == (1, *photograph(place).shape)
+
+
+def test_the_hash_is_of_the_files_bytes_and_order(folder: Path) -> None:
+    before = coco(folder).pictures_sha256(3)
+    assert before == coco(folder).pictures_sha256(3) != coco(folder).pictures_sha256(4)
+    Image.fromarray(photograph(0)).save(folder / "val2014" / NAMES[2], quality=50)
+    assert coco(folder).pictures_sha256(3) != before
+
+
+def test_captions_are_cleaned_of_white_space_alone() -> None:
+    assert clean_caption("  A man,\n with  a\tHAT . ") == "A man, with a HAT ."
+
+
+def test_the_2017_annotation_file_reads(shared: Path) -> None:
+    captions = read_annotations(shared / "coco" / "captions_val2017.json")
+    assert (len(captions), sum(map(len, captions.values()))) == (5_000, 25_014)
+    assert all(text == clean_caption(text) and text for texts in captions.values() for text in texts)
+    prompts = open_data(f"coco2017:{shared / 'coco'}").prompts(5_000)
+    content: dict[str, Any] = json.loads((shared / "coco" / "captions_val2017.json").read_text())
+    first = content["images"][0]
+    caption = next(row["caption"] for row in content["annotations"] if row["image_id"] == first["id"])
+    assert prompts[0] == Prompt(f"coco2017-{first['id']:012d}", clean_caption(caption))
+    assert len({prompt.id for prompt in prompts}) == 5_000
+
+
+def test_missing_pictures_are_named_before_any_is_read(folder: Path) -> None:
+    for name in NAMES[:2]:
+        (folder / "val2014" / name).unlink()
+    with pytest.raises(DdilError) as error:
+        next(coco(folder).pictures(5))
+    assert str(error.value) == (
+        f"2 of 5 pictures of coco2014:{folder} are missing: {NAMES[0]}, {NAMES[1]}; fetch or make them again"
+    )
+
+
+def test_pictures_cut_short_are_named_all_of_them(folder: Path) -> None:
+    for name in NAMES[1:]:
+        path = folder / "val2014" / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    seen = []
+    with pytest.raises(DdilError) as error:
+        seen.extend(coco(folder).pictures(5))
+    assert len(seen) == 3
+    assert str(error.value) == (
+        f"2 of 5 pictures of coco2014:{folder} are damaged: {NAMES[1]}, {NAMES[2]}; fetch or make them again"
+    )
+
+
+def test_many_bad_pictures_are_counted(tmp_path: Path) -> None:
+    folder = save_coco(tmp_path / "coco", count=8)
+    for path in (folder / "val2014").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(DdilError) as error:
+        next(coco(folder).pictures(8))
+    assert str(error.value).startswith(f"8 of 8 pictures of coco2014:{folder} are damaged: {NAMES[0]}, ")
+    assert str(error.value).endswith(" and 3 more; fetch or make them again")
+
+
+def test_pictures_that_are_not_rgb_are_converted_and_named(folder: Path) -> None:
+    grey = Image.fromarray(photograph(0)).convert("L")
+    grey.save(folder / "val2014" / NAMES[1])
+    Image.fromarray(photograph(0)).convert("CMYK").save(folder / "val2014" / NAMES[2])
+    data = coco(folder)
+    assert survey(data.take(5, "pictures"), data.reference).converted == NAMES[1:]
+    picture = list(data.pictures(2))[1][0]
+    with Image.open(folder / "val2014" / NAMES[1]) as image:
+        assert np.array_equal(picture, np.asarray(image.convert("RGB")))
+    assert (picture[..., 0] == picture[..., 2]).all()
+
+
+def test_fewer_than_asked(folder: Path) -> None:
+    for what, ask in (("prompts", coco(folder).prompts), ("pictures", lambda n: list(coco(folder).pictures(n)))):
+        with pytest.raises(WrongCommand) as error:
+            ask(6)
+        assert str(error.value) == (
+            f"coco2014:{folder} has 5 pictures, fewer than the 6 {what} asked for; add the others, or ask for fewer"
+        )
+
+
+def test_folders_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(WrongCommand) as error:
+        open_data(f"coco2014:{tmp_path}/none")
+    assert str(error.value) == (
+        f"the data set 'coco2014:{tmp_path}/none' names no folder: there is no {tmp_path}/none; make it, and fetch "
+        "zips/val2014.zip and annotations/annotations_trainval2014.zip from images.cocodataset.org and unpack it there"
+    )
+    with pytest.raises(WrongCommand) as error:
+        open_data(f"coco2017:{tmp_path}")
+    assert str(error.value) == (
+        f"the data set 'coco2017:{tmp_path}' has no annotations/captions_val2017.json; "
+        "fetch annotations/annotations_trainval2017.zip from images.cocodataset.org and unpack it there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is damaged or holds no captions (JSONDecodeError: "),
+        ("[]", "is damaged or holds no captions (TypeError: "),
+        ('{"images": []}', "is damaged or holds no captions (KeyError: 'annotations'); fetch it again"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "has no caption for a; fetch it again"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}',
+            "has the image 1 twice; fetch it again",
+        ),
+    ],
+)
+def test_annotation_files_that_are_damaged(content: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "captions_val2014.json"
+    path.write_text(content)
+    with pytest.raises(WrongCommand) as error:
+        open_data(f"coco2014:{tmp_path}")
+    assert str(error.value).startswith(f"the annotation file {path} {sentence}")
+
+
+def test_it_is_not_trained_on(folder: Path) -> None:
+    with pytest.raises(WrongCommand) as error:
+        coco(folder).batch(4, 0)
+    assert str(error.value) == (
+        f"the data set 'coco2014:{folder}' is for evaluation; --data of 'ddil distill' may be 'shapes'"
+    )
