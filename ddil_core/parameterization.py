@@ -2,6 +2,9 @@
 
 x̂ = α z − σ v and ε̂ = σ z + α v (the DDIL appendix prints a minus in ε̂; a round trip recovers ε only with the plus).
 
+A flow's networks predict the velocity of z_t = (1 − s) x₀ + s ε, as SD3 does, u = ε − x₀ (``flow``), or, as InstaFlow does, its
+opposite (``rectified_flow``); x̂ = z − σ u there.
+
 Also the reflection of x̂ (Lou & Ermon, 2304.04740): a bound for each latent channel, calibrated from data, that x̂ is kept
 inside of; ε̂ is then taken from the reflected x̂.
 """
@@ -16,8 +19,9 @@ from torch import Tensor
 
 from ddil_core.errors import WrongCommand
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-"""The names that diffusers' schedulers give to ε, v and x₀."""
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "rectified_flow"]
+"""The names that diffusers' schedulers give to ε, v and x₀; and a flow's velocity, from x₀ to ε or the other way."""
+FLOWS = ("flow", "rectified_flow")
 ReflectionMode = Literal["none", "clamp", "dynamic", "fold"]
 
 
@@ -29,6 +33,10 @@ def to_x0(prediction: Prediction, output: Tensor, z: Tensor, alpha: Tensor, sigm
         return (z - sigma * output) / alpha
     if prediction == "sample":
         return output
+    if prediction == "flow":
+        return z - sigma * output
+    if prediction == "rectified_flow":
+        return z + sigma * output
     raise WrongCommand(
         f"the prediction type {prediction!r} is not known; it may be one of {', '.join(get_args(Prediction))}"
     )
@@ -42,6 +50,15 @@ def to_eps(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def to_v(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The v that z and x₀ imply, for σ > 0: v = (α z − x₀)/σ, as α² + σ² = 1."""
     return (alpha * z - x0) / sigma
+
+
+def boundary_scalings(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(c_skip, c_out) of a consistency function c_skip z + c_out x̂ at times [B], shaped to multiply ``like`` [B, …].
+
+    LCM's, with s = 10 t and σ_data = 0.5: c_skip = 0.25/(s² + 0.25), c_out = s/√(s² + 0.25), so that it is z itself at t = 0.
+    """
+    s = 10 * t.to(torch.float64).clamp(min=0).view(-1, *(1,) * (like.dim() - 1))
+    return (0.25 / (s**2 + 0.25)).to(like.dtype), (s / (s**2 + 0.25).sqrt()).to(like.dtype)
 
 
 @dataclass(frozen=True, eq=False)

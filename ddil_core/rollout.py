@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ddil_core.denoiser import Condition, Denoiser
 from ddil_core.errors import WrongCommand
-from ddil_core.schedule import segments, transitions
+from ddil_core.schedule import Time, rows_at, segments, transitions
 from ddil_core.solvers import SOLVERS, Solver
 
 TEACHER, STUDENT = "T", "S"
-Transition = tuple[int, int]
+Transition = tuple[Time, Time]
 Observe = Callable[[str, int, Tensor, Tensor, Tensor], None]
 """``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B], on the CPU, are the samples."""
 
@@ -44,13 +44,15 @@ class Actor:
     def act(self, transition: int, z: Tensor, condition: Condition) -> Tensor:
         """z at the transition's start → z at its end."""
         for t, s in self.steps[transition]:
-            t_rows, s_rows = (torch.full((len(z),), value, device=z.device, dtype=torch.long) for value in (t, s))
+            t_rows, s_rows = rows_at(t, z), rows_at(s, z)
             x0 = self.denoiser(z, t_rows, condition)
             z, _ = self.solver.step(self.denoiser.schedule, z, t_rows, s_rows, x0, None, None)
         return z
 
 
-def pair(teacher: Denoiser, student: Denoiser, teacher_grid: list[int], student_grid: list[int]) -> dict[str, Actor]:
+def pair(
+    teacher: Denoiser, student: Denoiser, teacher_grid: Sequence[Time], student_grid: Sequence[Time]
+) -> dict[str, Actor]:
     """Teacher and student who meet at every point of the student's grid.
 
     Raises:

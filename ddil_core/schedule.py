@@ -1,13 +1,15 @@
-"""The forward process, stated once: z_t = α_t x₀ + σ_t ε, with α_t² + σ_t² = 1 and SNR_t = α_t²/σ_t².
+"""The forward process, stated once: z_t = α_t x₀ + σ_t ε and SNR_t = α_t²/σ_t².
 
-A timestep is an integer in [0, T); ``CLEAN`` (-1) is the end of every trajectory, where α = 1 and σ = 0 (not ᾱ₀, whose σ
-is 0.029 in Stable Diffusion). A grid is a falling list of timesteps; its transitions end at ``CLEAN``.
+``Schedule`` is the diffusion process, α_t² + σ_t² = 1, with a timestep in [0, T); ``FlowSchedule`` is the straight line between
+x₀ and ε, α_t + σ_t = 1, with a time in (0, T]. ``CLEAN`` (-1) is the end of every trajectory, where α = 1 and σ = 0 (not ᾱ₀,
+whose σ is 0.029 in Stable Diffusion). A grid is a falling list of times; its transitions end at ``CLEAN``. Times are integers;
+a flow's may be fractions, as may those of Euler's ``linspace``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 from ddil_core.errors import WrongCommand
 
 CLEAN = -1
+Time = int | float
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,24 +69,97 @@ class Schedule:
         return cls.from_betas(betas)
 
     def __len__(self) -> int:
+        """T: the number of timesteps of training, or the time of pure noise."""
         return len(self.alphas) - 1
 
     def to(self, device: torch.device | str) -> Schedule:
-        return Schedule(self.alphas.to(device), self.sigmas.to(device))
+        return replace(self, alphas=self.alphas.to(device), sigmas=self.sigmas.to(device))
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(α_t, σ_t) for times [B], float64 [B]. Between two timesteps σ/α is interpolated, as diffusers' Euler does."""
+        if not t.is_floating_point():
+            return self.alphas[t], self.sigmas[t]
+        ratios = self.sigmas / self.alphas
+        below = t.double().floor().clamp(0, len(self) - 1).long()
+        above = (below + 1).clamp(max=len(self) - 1)
+        ratio = torch.lerp(ratios[below], ratios[above], t.double() - below).where(t >= 0, ratios[CLEAN])
+        alpha = (1 + ratio**2).rsqrt()
+        return alpha, alpha * ratio
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(α_t, σ_t) for timesteps [B], in ``like``'s dtype, shaped to multiply ``like`` [B, …]."""
+        """(α_t, σ_t) for times [B], in ``like``'s dtype, shaped to multiply ``like`` [B, …]."""
         shape = (-1,) + (1,) * (like.dim() - 1)
-        return self.alphas[t].to(like.dtype).view(shape), self.sigmas[t].to(like.dtype).view(shape)
+        alpha, sigma = self.levels(t)
+        return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
 
     def snr(self, t: Tensor) -> Tensor:
         """α_t²/σ_t², float64 [B]; infinite at ``CLEAN``."""
-        return (self.alphas[t] / self.sigmas[t]) ** 2
+        alpha, sigma = self.levels(t)
+        return (alpha / sigma) ** 2
+
+    def grid(self, steps: int) -> list[Time]:
+        """The project's own grid on this schedule: coarser grids nest in finer ones."""
+        return list(grid(steps, len(self)))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """z_t = α_t x₀ + σ_t ε for timesteps [B]."""
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * eps
+
+
+@dataclass(frozen=True, eq=False)
+class FlowSchedule(Schedule):
+    """Rectified flow: z_t = (1 − s) x₀ + s ε with s = t/T, at any time in [0, T]; T itself is pure noise.
+
+    ``shift`` is where grids put their times, s ← shift·s/(1 + (shift − 1) s) (3 in SD3); the process itself has none.
+    """
+
+    shift: float = 1.0
+
+    @classmethod
+    def straight(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> FlowSchedule:
+        sigmas = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
+        return cls(1 - sigmas, sigmas, shift)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
+        """From the configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+
+        Raises:
+            WrongCommand: it moves its times by more than a constant shift.
+        """
+        unknown = [key for key in FLOW_VARIANTS if config.get(key)]
+        if unknown:
+            raise WrongCommand(f"the scheduler's {unknown[0]} is not known here; take a model whose shift is constant")
+        return cls.straight(float(config.get("shift", 1.0)), config.get("num_train_timesteps", 1000))
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = t.double().clamp(min=0) / len(self)
+        return 1 - sigma, sigma
+
+    def shifted(self, s: Any) -> Any:
+        """Where the shift puts s in [0, 1]; exact for fractions."""
+        shift = Fraction(self.shift) if isinstance(s, Fraction) else self.shift
+        return shift * s / (1 + (shift - 1) * s)
+
+    def grid(self, steps: int) -> list[Time]:
+        """T at first, then s = i/steps, shifted: exact fractions, so that 4 steps nest in 32."""
+        if steps < 1:
+            raise WrongCommand(f"a grid has at least 1 step, not {steps}")
+        exact = [len(self) * self.shifted(Fraction(i, steps)) for i in range(steps, 0, -1)]
+        return [t.numerator if t.denominator == 1 else float(t) for t in exact]
+
+
+FLOW_VARIANTS = (
+    "use_dynamic_shifting",
+    "shift_terminal",
+    "invert_sigmas",
+    "stochastic_sampling",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+"""What diffusers' flow scheduler can do that is not done here."""
 
 
 def grid(steps: int, num_train_timesteps: int = 1000) -> list[int]:
@@ -97,12 +173,18 @@ def grid(steps: int, num_train_timesteps: int = 1000) -> list[int]:
     return [round(Fraction((num_train_timesteps - 1) * i, steps)) for i in range(steps, 0, -1)]
 
 
-def transitions(timesteps: list[int]) -> list[tuple[int, int]]:
-    """Consecutive pairs (t, s) of a grid; the last s is ``CLEAN``."""
-    return list(zip(timesteps, [*timesteps[1:], CLEAN], strict=True))
+def rows_at(time: Time, like: Tensor) -> Tensor:
+    """One time for every row of ``like`` [B, …]: int64 [B], or float32 [B] where it is a fraction."""
+    dtype = torch.long if isinstance(time, int) else torch.float32
+    return torch.full((len(like),), time, dtype=dtype, device=like.device)
 
 
-def segments(fine: list[int], coarse: list[int]) -> list[list[tuple[int, int]]]:
+def transitions(timesteps: Sequence[Time], end: Time = CLEAN) -> list[tuple[Time, Time]]:
+    """Consecutive pairs (t, s) of a grid; the last s is ``end``."""
+    return list(zip(timesteps, [*timesteps[1:], end], strict=True))
+
+
+def segments(fine: Sequence[Time], coarse: Sequence[Time]) -> list[list[tuple[Time, Time]]]:
     """The fine grid's transitions, gathered by the coarse transition that they lie in.
 
     Raises:
@@ -117,3 +199,65 @@ def segments(fine: list[int], coarse: list[int]) -> list[list[tuple[int, int]]]:
     starts = [fine.index(t) for t in coarse] + [len(fine)]
     steps = transitions(fine)
     return [steps[a:b] for a, b in pairwise(starts)]
+
+
+LCM_STEPS = 50
+"""The points of the grid that LCM is trained on: 19, 39, …, 999."""
+
+
+def _leading(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    stride = len(schedule) // steps
+    return [i * stride + offset for i in range(steps - 1, -1, -1)]
+
+
+def _leading_inner(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return _leading(schedule, steps + 1, offset)[:-1]
+
+
+def _trailing(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return [int(t) - 1 for t in np.arange(len(schedule), 0, -len(schedule) / steps).round()[:steps]]
+
+
+def _linspace(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return [float(t) for t in np.linspace(0, len(schedule) - 1, steps, dtype=np.float32)[::-1]]
+
+
+def _lcm(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    if steps > LCM_STEPS:
+        raise WrongCommand(
+            f"the spacing 'lcm' takes from 1 to {LCM_STEPS} steps, the points of its training grid, not {steps}"
+        )
+    stride = len(schedule) // LCM_STEPS
+    return [(LCM_STEPS - i * LCM_STEPS // steps) * stride - 1 for i in range(steps)]
+
+
+def _flow(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    if not isinstance(schedule, FlowSchedule):
+        raise WrongCommand("the spacing 'flow' is that of a rectified flow, and this model is none; take 'even'")
+    size = len(schedule)
+    return [float(size * schedule.shifted(s)) for s in np.linspace(1, schedule.shifted(1 / size), steps)]
+
+
+SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
+    "even": lambda schedule, steps, offset: schedule.grid(steps),  # the project's own, which is DPM-Solver's `linspace`
+    "leading": _leading,  # of DDIM and Euler
+    "leading_inner": _leading_inner,  # DPM-Solver's `leading`
+    "trailing": _trailing,
+    "linspace": _linspace,  # Euler's, with fractions
+    "lcm": _lcm,
+    "flow": _flow,  # FlowMatchEuler's: its lower end is shifted twice
+}
+"""How a number of steps becomes times, under diffusers' names where it has one. An addition is one function and one row."""
+
+
+def timesteps(schedule: Schedule, spacing: str, steps: int, offset: int = 0) -> list[Time]:
+    """The falling grid of a spacing.
+
+    Raises:
+        WrongCommand: there is no such spacing, or it has no grid of so many steps on this schedule.
+    """
+    if spacing not in SPACINGS:
+        raise WrongCommand(f"the spacing {spacing!r} is not known; it may be one of {', '.join(SPACINGS)}")
+    if not 1 <= steps < len(schedule):
+        raise WrongCommand(f"a grid has from 1 to {len(schedule) - 1} steps, not {steps}")
+    return SPACINGS[spacing](schedule, steps, offset)

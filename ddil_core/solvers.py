@@ -1,8 +1,12 @@
 """Solvers: one step t → s each, pure functions of one signature. An addition is one function and one row of ``SOLVERS``.
 
-``step(schedule, z, t, s, x0, carry, noise) -> (z_s, carry)``: ``z`` and ``x0`` [B, …], ``t`` and ``s`` int64 [B] (per row;
-``s`` may be ``CLEAN``), ``carry`` what the solver remembers of earlier steps (None at first), ``noise`` fresh N(0, I) of z's
-shape for the solvers that ask for it.
+``step(schedule, z, t, s, x0, carry, noise) -> (z_s, carry)``: ``z`` and ``x0`` [B, …], ``t`` and ``s`` [B] (per row; int64, or
+float32 where times are fractions; ``s`` may be ``CLEAN``), ``carry`` what the solver remembers of earlier steps (None at first),
+``noise`` fresh N(0, I) of z's shape for the solvers that ask for it.
+
+DDIM, Euler and flow Euler are one map, z_s = α_s x̂ + σ_s ε̂. In x = z/α, Euler's step along d = (x − x̂)/σ' with σ' = σ/α is
+x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s; on a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s again, as α = 1 − σ. What sets the
+samplers of these names apart is the grid, the end, and the noise that they start from (``Solver.scaled_start``).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.errors import WrongCommand
-from ddil_core.parameterization import to_eps
+from ddil_core.parameterization import boundary_scalings, to_eps
 from ddil_core.schedule import Schedule
 
 Carry = Any
@@ -25,7 +29,7 @@ Step = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Carry, Tensor | None]
 def ddim(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Deterministic DDIM (Song et al., 2010.02502, η = 0): z_s = α_s x̂ + σ_s ε̂."""
+    """Deterministic DDIM (Song et al., 2010.02502, η = 0): z_s = α_s x̂ + σ_s ε̂. Euler and flow Euler are this too."""
     alpha_t, sigma_t = schedule.at(t, z)
     alpha_s, sigma_s = schedule.at(s, z)
     return alpha_s * x0 + sigma_s * to_eps(x0, z, alpha_t, sigma_t), None
@@ -56,7 +60,9 @@ def dpmpp_2m(
 def lcm(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Multistep consistency sampling (Luo et al., 2310.04378): x̂ noised afresh to s.
+    """Multistep consistency sampling (Luo et al., 2310.04378): the consistency function's value, noised afresh to s.
+
+    The value is c_skip z + c_out x̂ (``boundary_scalings``).
 
     Raises:
         ValueError: no ``noise`` was given.
@@ -64,26 +70,35 @@ def lcm(
     if noise is None:
         raise ValueError("the lcm step noises its estimate afresh, and was given no noise")
     alpha_s, sigma_s = schedule.at(s, z)
-    return alpha_s * x0 + sigma_s * noise, None
+    c_skip, c_out = boundary_scalings(t, z)
+    return alpha_s * (c_skip * z + c_out * x0) + sigma_s * noise, None
 
 
 @dataclass(frozen=True)
 class Solver:
-    """A row of the table: ``stateful`` solvers remember earlier steps, ``stochastic`` ones draw fresh noise."""
+    """A row of the table: ``stateful`` solvers remember earlier steps, ``stochastic`` ones draw fresh noise.
+
+    ``scaled_start`` are the spacings at which the sampler of this name starts from σ_T ε and not from ε (diffusers' EulerDiscrete,
+    whose σ/α at T is not infinite); ``any_start`` says whether a trajectory may start at pure noise, α = 0, as a flow's do.
+    """
 
     name: str
     step: Step
     stateful: bool
     stochastic: bool
     source: str
+    scaled_start: tuple[str, ...] = ()
+    any_start: bool = True
 
 
 SOLVERS = {
     solver.name: solver
     for solver in (
         Solver("ddim", ddim, False, False, "Song et al., 2010.02502"),
-        Solver("dpmpp_2m", dpmpp_2m, True, False, "Lu et al., 2211.01095"),
+        Solver("dpmpp_2m", dpmpp_2m, True, False, "Lu et al., 2211.01095", any_start=False),
         Solver("lcm", lcm, False, True, "Luo et al., 2310.04378"),
+        Solver("euler", ddim, False, False, "Karras et al., 2206.00364", scaled_start=("trailing", "linspace")),
+        Solver("flow_euler", ddim, False, False, "Liu et al., 2209.03003"),
     )
 }
 

@@ -52,7 +52,7 @@ def _list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_jso
 @as_json
 def models(as_json: bool) -> None:
     """List the models that --model, --teacher and --student accept by name."""
-    from ddil_core.models import listing
+    from ddil_core.references import listing
 
     _list("Models", ("name", "description", "source", "here"), listing(), as_json)
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from ddil_core.data import LatentPool, encode_pool, open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import SYSTEM_FILE, Model, Sampling, load_model, resolve
+from ddil_core.models import SYSTEM_FILE, Model, Sampling, load_model
+from ddil_core.references import resolve
 from tests.core.closed_form import distance, normal
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
