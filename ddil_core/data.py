@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import Model
-from ddil_core.progress import progress
+from ddil_core.progress import progress, warn
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ def listing() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class LatentPool:
-    """Encoded training pictures: the posterior's ``mean`` and ``std`` float16 [N, C, H, W] in scaled latents, and what
-    the text encoder says of their captions, float16 [N, L, D]."""
+    """Encoded training pictures: the posterior's ``mean`` and ``std`` float16 [N, C, H, W] in scaled latents, and what the network
+    is told of their captions: every tensor of a condition, float16 [N, …], by name."""
 
     mean: Tensor
     std: Tensor
-    text: Tensor
+    condition: dict[str, Tensor]
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -123,9 +123,14 @@ class LatentPool:
         return self.mean[rows].float() + self.std[rows].float() * noise, rows
 
 
+_TOLD = "condition."
+
+
 def _read_pool(path: Path) -> LatentPool:
     try:
-        return LatentPool(**load_file(path))
+        tensors = load_file(path)
+        told = {name.removeprefix(_TOLD): tensors.pop(name) for name in list(tensors) if name.startswith(_TOLD)}
+        return LatentPool(**tensors, condition=told)
     except (SafetensorError, TypeError, OSError) as error:
         raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
 
@@ -135,7 +140,7 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
     """Encode the first ``size`` training pictures once and keep them at ``path``; read them back where that is done."""
     if path.is_file():
         return _read_pool(path)
-    means, stds, texts = [], [], []
+    means, stds, told, cut = [], [], [], 0
     with progress("encode the data", total=size) as advance:
         for index, start in enumerate(range(0, size, batch_size)):
             images, captions = data.batch(min(batch_size, size - start), index)
@@ -143,11 +148,16 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
             mean, std = model.encode_images(pixels)
             means.append(mean.half().cpu().contiguous())
             stds.append(std.half().cpu().contiguous())
-            texts.append(model.encode(captions).tensors["encoder_hidden_states"].half().cpu())
+            condition = model.encode(captions)
+            told.append({name: tensor.half().cpu() for name, tensor in condition.tensors.items()})
+            cut += model.cut(captions)
             advance(len(images))
-    pool = {"mean": torch.cat(means), "std": torch.cat(stds), "text": torch.cat(texts)}
+    if cut:
+        warn(f"{cut} of {size} captions are longer than the text encoder takes; the rest of each is not read")
+    pool = {"mean": torch.cat(means), "std": torch.cat(stds)}
+    conditions = {name: torch.cat([part[name] for part in told]) for name in told[0]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
-    save_file(pool, temporary)
+    save_file(pool | {_TOLD + name: tensor for name, tensor in conditions.items()}, temporary)
     temporary.replace(path)
-    return LatentPool(**pool)
+    return LatentPool(**pool, condition=conditions)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddil_core.parameterization import Prediction, Reflection, to_x0
@@ -30,6 +32,17 @@ class Condition:
         """A single row for a whole batch."""
         return Condition({name: tensor.expand(size, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
 
+    def where(self, rows: Tensor, other: Condition) -> Condition:
+        """``other``, a single row, in the rows where bool [B] says so."""
+        return Condition(
+            {
+                name: torch.where(
+                    rows.view(-1, *(1,) * (tensor.dim() - 1)), other.tensors[name].to(tensor.dtype), tensor
+                )
+                for name, tensor in self.tensors.items()
+            }
+        )
+
     def to(self, device: torch.device | str) -> Condition:
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
@@ -50,22 +63,31 @@ class Denoiser(Protocol):
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 
 
-class UNetDenoiser(nn.Module):
-    """Stable Diffusion's layout: a ``UNet2DConditionModel`` that reads text as ``encoder_hidden_states`` [B, L, D]."""
+class NetworkDenoiser(nn.Module):
+    """A network of one of diffusers' layouts as a denoiser. What differs between layouts is how the network is called."""
 
     nfe = 1
 
-    def __init__(self, unet: nn.Module, schedule: Schedule, prediction: Prediction) -> None:
+    def __init__(self, net: nn.Module, schedule: Schedule, prediction: Prediction) -> None:
         super().__init__()
-        self.unet = unet
+        self.net = net
         self.schedule = schedule
         self.prediction: Prediction = prediction
 
+    @property
+    def guidance_width(self) -> int | None:
+        """The width of the embedding by which the network is told its guidance (LCM's); None: it is guided from outside."""
+        return getattr(getattr(self.net, "config", None), "time_cond_proj_dim", None)
+
+    def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
+        """The network on z and its condition in its own dtype."""
+        raise NotImplementedError
+
     def output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The network's own output (ε, v or x₀), in z's dtype."""
-        dtype = next(self.unet.parameters()).dtype
-        tensors = {name: tensor.to(dtype) for name, tensor in condition.tensors.items()}
-        return self.unet(z.to(dtype), t, **tensors).sample.to(z.dtype)
+        """The network's own output (ε, v, x₀ or a velocity), in z's dtype."""
+        dtype = next(self.net.parameters()).dtype
+        told = {name: tensor.to(dtype) for name, tensor in condition.tensors.items()}
+        return self.call(z.to(dtype), t, told).to(z.dtype)
 
     def x0(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """x̂ from the network's output."""
@@ -76,16 +98,40 @@ class UNetDenoiser(nn.Module):
         return self.x0(self.output(z, t, condition), z, t)
 
 
+class UNetDenoiser(NetworkDenoiser):
+    """``UNet2DConditionModel``: text as ``encoder_hidden_states`` [B, L, D]; SDXL's ``text_embeds`` [B, D'] and ``time_ids`` [B, 6]
+    beside it; LCM's guidance as ``timestep_cond`` [B, W]."""
+
+    def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
+        added = {name: told.pop(name) for name in ("text_embeds", "time_ids") if name in told}
+        return self.net(z, t, **told, **({"added_cond_kwargs": added} if added else {})).sample
+
+
+class TransformerDenoiser(NetworkDenoiser):
+    """``SD3Transformer2DModel``: text as ``encoder_hidden_states`` [B, L, D] and ``pooled_projections`` [B, D']."""
+
+    def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
+        return self.net(hidden_states=z, timestep=t, **told).sample
+
+
+def guidance_embedding(w: float, width: int) -> Tensor:
+    """LCM's embedding of w = g − 1, float32 [1, width]: sines, then cosines, of 1000 w at falling frequencies (diffusers' own)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * torch.tensor([w]) * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
+
+
 class GuidedDenoiser:
     """A network with classifier-free guidance, ε = ε_∅ + g (ε_c − ε_∅), and then reflection of x̂.
 
-    ``guidance_scale`` 1 means none: the network is asked once. Combining the raw outputs is the same for ε, v and x₀, since
-    each is affine in the others at the same z.
+    ``guidance_scale`` 1 means none: the network is asked once. Combining the raw outputs is the same for ε, v, x₀ and velocities,
+    since each is affine in the others at the same z. A network that is told its guidance (LCM) is asked once at any scale.
     """
 
     def __init__(
         self,
-        network: UNetDenoiser,
+        network: NetworkDenoiser,
         unconditional: Condition | None = None,
         guidance_scale: float = 1.0,
         reflection: Reflection | None = None,
@@ -95,13 +141,20 @@ class GuidedDenoiser:
         self.guidance_scale = guidance_scale
         self.reflection = reflection
         self.schedule = network.schedule
-        self.nfe = 1 if guidance_scale == 1.0 else 2
+        self.told = None
+        if network.guidance_width is not None:
+            self.told = guidance_embedding(guidance_scale - 1, network.guidance_width)
+        self.nfe = 1 if guidance_scale == 1.0 or self.told is not None else 2
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         x0 = self.network.x0(self._output(z, t, condition), z, t)
         return x0 if self.reflection is None else self.reflection(x0)
 
     def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        if self.told is not None:
+            self.told = self.told.to(z.device)
+            told = Condition(condition.tensors | {"timestep_cond": self.told.expand(len(z), -1)})
+            return self.network.output(z, t, told)
         if self.guidance_scale == 1.0:
             return self.network.output(z, t, condition)
         assert self.unconditional is not None, "guidance needs the condition of the empty prompt"

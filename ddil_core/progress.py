@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 console = Console(stderr=True)
+
+
+def warn(sentence: str) -> None:
+    """One line on stderr, of something that a user should know and that stops nothing."""
+    print(f"warning: {sentence}", file=sys.stderr)
 
 
 class RateColumn(ProgressColumn):

@@ -8,33 +8,66 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ddil_core.models import Model, Sampling
+from ddil_core.models import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.progress import progress
-from ddil_core.schedule import grid, transitions
+from ddil_core.sampling import Sampling, misuse
+from ddil_core.schedule import rows_at
 from ddil_core.solvers import get_solver
 
-DEFAULT_STEPS = 32
+CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
 
 
 @torch.no_grad()
-def draw(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> np.ndarray:
-    """One batch of pictures uint8 [B, H, W, 3]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
-    solver = get_solver(sampling.solver)
+def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
+    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
+    solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
+    steps = sampling.transitions(schedule)
     denoiser = model.guided(sampling.guidance_scale)
     condition = model.encode(texts)
     z = initial_noise(samples, model.latent_shape, seed).to(model.device)
+    if sampling.starts_scaled():
+        z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
     generators = [one.generator(seed, "solver") for one in samples]
     carry = None
-    for t, s in transitions(grid(sampling.steps or DEFAULT_STEPS)):
-        t_rows, s_rows = (torch.full((len(z),), value, device=z.device) for value in (t, s))
+    for t, s in steps:
+        t_rows, s_rows = rows_at(t, z), rows_at(s, z)
         noise = None
         if solver.stochastic:
             noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
         x0 = denoiser(z, t_rows, condition)
-        z, carry = solver.step(model.denoiser.schedule, z, t_rows, s_rows, x0, carry, noise)
-    return model.decode(z)
+        z, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, noise)
+    return z
+
+
+def draw(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> np.ndarray:
+    """One batch of pictures uint8 [B, H, W, 3], as ``latents``."""
+    return model.decode(latents(model, samples, texts, sampling, seed))
+
+
+def settings(
+    model: Model, steps: int | None = None, solver: str | None = None, guidance_scale: float | None = None
+) -> Sampling:
+    """The model's own sampling, with what was asked for in its place; refused where it cannot be meant.
+
+    Raises:
+        WrongCommand: there is no such solver, or it has no such grid on the model's schedule.
+    """
+    given: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+    if solver is not None and get_solver(solver).name != model.sampling.solver:
+        given["ends_clean"] = True  # the other end belongs to the model's own solver
+    sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+    sampling.transitions(model.denoiser.schedule)
+    return sampling
+
+
+def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+    """What a user should know of sampling a model so: that it was not made for it, or that prompts are cut. One sentence each."""
+    sentences = [f"{model.reference!r} {sentence}" for sentence in misuse(model.sampling, sampling)]
+    cut = model.cut(prompts)
+    return [*sentences, CUT.format(cut, len(prompts))] if cut else sentences
 
 
 def sample(
@@ -52,8 +85,7 @@ def sample(
 
     The noise of a picture comes from (seed, prompt, number) alone.
     """
-    given: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
-    sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+    sampling = settings(model, steps, solver, guidance_scale)
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
     pictures = []
     with progress("sample", total=len(samples)) as advance:

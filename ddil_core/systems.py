@@ -31,7 +31,7 @@ class System(Strict):
     ``source`` is the hub id of a whole pipeline (None: a user's own folder), or ``base`` names the system whose pipeline is taken,
     with ``unet`` in place of its U-Net or ``lora`` on it. ``guidance_scale`` is g of ε_∅ + g (ε_c − ε_∅), 1 for none, None for the
     default of diffusers' pipeline. ``timesteps`` are given outright, or come from ``steps`` and ``spacing``
-    (``ddil_core.schedule.SPACINGS``).
+    (``ddil_core.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling.
     """
 
     title: str
@@ -51,6 +51,7 @@ class System(Strict):
     steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0)
     guidance_convention: str | None = None
+    distilled: bool = False
     w_embedding: int | None = Field(default=None, ge=1)
     resolution: int | None = Field(default=None, ge=8)
 

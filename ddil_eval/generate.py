@@ -15,9 +15,10 @@ from PIL import Image
 from ddil_core.data import Prompt
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.folder import INDEXES, Picture, read_folder, read_picture, survey
-from ddil_core.models import Model, Sampling
+from ddil_core.models import Model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
+from ddil_core.sampling import Sampling
 from ddil_eval.store import replacing, write_text
 
 INDEX = INDEXES[0]
@@ -120,7 +121,7 @@ class Made:
     reference: str
     weights_sha256: str | None = None
     solver: str = "unknown"
-    grid: tuple[int, ...] = ()
+    grid: tuple[int | float, ...] = ()
     guidance_scale: float | None = None
     nfe: float | None = None
     seed: int | None = None

@@ -38,7 +38,14 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def tiny_autoencoder() -> AutoencoderKL:
+def tiny_second_text_encoder(tokenizer: CLIPTokenizer) -> Any:
+    """With the projection that SDXL and SD3 pool."""
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(tiny_text_encoder(tokenizer).config)
+
+
+def tiny_autoencoder(**more: Any) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     from ddil_core.shapes.architecture import LATENT_CHANNELS
@@ -51,62 +58,138 @@ def tiny_autoencoder() -> AutoencoderKL:
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         sample_size=64,
+        **more,
     )
 
 
-def tiny_unet() -> UNet2DConditionModel:
+def tiny_unet(**more: Any) -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     from ddil_core.shapes.architecture import LATENT_CHANNELS, LATENT_SIZE
 
-    return UNet2DConditionModel(
+    shape: dict[str, Any] = {
+        "sample_size": LATENT_SIZE,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": (16, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**(shape | more))
+
+
+def tiny_transformer() -> Any:
+    from diffusers import SD3Transformer2DModel
+
+    from ddil_core.shapes.architecture import LATENT_CHANNELS, LATENT_SIZE
+
+    return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
+        patch_size=2,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(16, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
     )
 
 
-def save_pipeline(folder: Path, sampling: Mapping[str, object], *, seed: int, frame_seed: int = 0) -> Path:
-    """A v-predicting pipeline for 64-pixel pictures and latents [8, 8, 8], float32, with ``ddil.json`` beside it.
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
-    ``seed`` decides the U-Net, ``frame_seed`` the text encoder and the autoencoder, which distillation leaves alone.
+
+def build(layout: str, words: Path, *, prediction: str = "epsilon", seed: int = 1, frame_seed: int = 0) -> Any:
+    """An untrained pipeline of one of diffusers' layouts with the scheduler that such models are published with.
+
+    ``seed`` decides the denoising network, ``frame_seed`` the text encoders and the autoencoder, which distillation leaves alone.
     """
+    import diffusers
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    from ddil_core.models import SYSTEM_FILE
     from ddil_core.shapes.architecture import write_tokenizer
 
-    tokenizer = write_tokenizer(folder / "words")
+    tokenizer = write_tokenizer(words)
     torch.manual_seed(frame_seed)
-    text_encoder, vae = tiny_text_encoder(tokenizer), tiny_autoencoder()
+    parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": tiny_text_encoder(tokenizer)}
+    flow = layout == "StableDiffusion3Pipeline"
+    shift = {"shift_factor": 0.06, "scaling_factor": 1.5, "use_quant_conv": False, "use_post_quant_conv": False}
+    parts["vae"] = tiny_autoencoder(**(shift if flow else {}))
+    if layout in ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline"):
+        parts |= {"tokenizer_2": tokenizer, "text_encoder_2": tiny_second_text_encoder(tokenizer)}
+    if flow:  # without T5, as diffusers allows; the first encoder is pooled too
+        parts |= {"text_encoder": tiny_second_text_encoder(tokenizer), "tokenizer_3": None, "text_encoder_3": None}
     torch.manual_seed(seed)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=tiny_unet(),
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type="v_prediction",
-            clip_sample=False,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    if flow:
+        parts |= {
+            "transformer": tiny_transformer(),
+            "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        }
+    elif layout == "StableDiffusionXLPipeline":
+        sized = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+        wide = {"cross_attention_dim": 32, "projection_class_embeddings_input_dim": 6 * 8 + 16}
+        parts["unet"] = tiny_unet(**sized, **wide, use_linear_projection=True)
+        parts["scheduler"] = diffusers.EulerDiscreteScheduler(
+            **BETAS, prediction_type=prediction, timestep_spacing="leading", steps_offset=1
+        )
+    else:
+        told = layout == "LatentConsistencyModelPipeline"
+        parts["unet"] = tiny_unet(**({"time_cond_proj_dim": 256} if told else {}))
+        kind = diffusers.LCMScheduler if told else diffusers.PNDMScheduler
+        more = {} if told else {"skip_prk_steps": True}
+        parts["scheduler"] = kind(**BETAS, prediction_type=prediction, steps_offset=1, **more)
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return getattr(diffusers, layout)(**parts)
+
+
+def save_pipeline(
+    folder: Path,
+    sampling: Mapping[str, object] | None,
+    *,
+    seed: int,
+    frame_seed: int = 0,
+    layout: str = "StableDiffusionPipeline",
+    prediction: str = "v_prediction",
+) -> Path:
+    """A pipeline for 64-pixel pictures and latents [8, 8, 8], float32, with ``ddil.json`` beside it where ``sampling`` is given.
+
+    Stable Diffusion's layout gets the scheduler of this project's students, the others that of ``build``.
+    """
+    from diffusers import DDIMScheduler
+
+    from ddil_core.sampling import SYSTEM_FILE
+
+    pipeline = build(layout, folder / "words", prediction=prediction, seed=seed, frame_seed=frame_seed)
+    if layout == "StableDiffusionPipeline":
+        pipeline.register_modules(
+            scheduler=DDIMScheduler(
+                **BETAS, prediction_type=prediction, clip_sample=False, steps_offset=1, timestep_spacing="trailing"
+            )
+        )
     pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
-    (folder / "pipeline" / SYSTEM_FILE).write_text(json.dumps(dict(sampling)))
+    if sampling is not None:
+        (folder / "pipeline" / SYSTEM_FILE).write_text(json.dumps(dict(sampling)))
     return folder / "pipeline"
+
+
+def save_lora(folder: Path, pipeline: Any, *, seed: int = 3) -> Path:
+    """A random LoRA for the U-Net of a pipeline, in the file that ``load_lora_weights`` takes; the pipeline is left as it was."""
+    import torch
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(seed)
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(pipeline.unet)
+    pipeline.unet.delete_adapters("default")
+    type(pipeline).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,14 @@ class StageConfig(Strict):
     updates: int = Field(ge=1)
 
 
+class ConvertConfig(Strict):
+    """How a teacher that predicts ε is first made to predict v: how many updates, and the share of rows that are told nothing.
+    Not used where the teacher predicts v already."""
+
+    updates: int = Field(ge=1)
+    unconditional: float = Field(default=0.1, ge=0, le=1)
+
+
 class ReflectionConfig(Strict):
     """How the teacher's x̂ is kept inside the data's range; the bound is calibrated on the encoded data."""
 
@@ -55,12 +63,14 @@ class DistillConfig(Strict):
     """A run of progressive distillation. ``ddil`` None trains on forward-diffused data alone.
 
     ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
-    needs no gradients, so that there is room for more than ``batch_size``.
+    needs no gradients, so that there is room for more than ``batch_size``. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks' weights; the average that becomes the output is
+    float32, and so are the autoencoder and the text encoders. ``mixed_precision`` is that of the arithmetic.
     """
 
     method: Literal["pd"] = "pd"
     guidance_scale: float | None = Field(default=None, ge=0)
     reflection: ReflectionConfig = ReflectionConfig()
+    convert: ConvertConfig | None = None
     stages: tuple[StageConfig, ...]
     batch_size: int = Field(default=32, ge=1)
     teacher_batch_size: int = Field(default=64, ge=1)
@@ -70,6 +80,8 @@ class DistillConfig(Strict):
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     pool: int = Field(default=16384, ge=1)
     mixed_precision: Literal["no", "bf16"] = "no"
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
+    student_dtype: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=250, ge=1)
     seed: int = 0
     ddil: DdilConfig | None = None

@@ -6,7 +6,6 @@ part of every batch comes from the aggregated dataset, whose rollouts the studen
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -16,14 +15,14 @@ from torch import Tensor, nn
 
 from ddil_core.aggregate import AggregatedDataset
 from ddil_core.data import LatentPool
-from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser, UNetDenoiser
+from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
+from ddil_core.distill.stage import Stage
 from ddil_core.losses import pd_loss, pd_target
-from ddil_core.noise import generator_for
 from ddil_core.rollout import STUDENT, TEACHER, Actor, pair, rollout, strings_at
-from ddil_core.schedule import grid, segments
+from ddil_core.schedule import segments
 from ddil_core.solvers import ddim
-from ddil_core.train import Ema, Logs, Stateful
+from ddil_core.train import Logs, Stateful
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,8 @@ class States:
         return States(*(torch.cat(pair) for pair in columns))
 
 
-class ProgressiveStage:
-    """One stage: student ← teacher, then ``update`` after ``update``. The student starts as a copy of the teacher's network.
-
-    The weights that count, as the next teacher and as the output, are the averaged ones (``ema``); rollouts use the student as
-    it is. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
-    """
+class ProgressiveStage(Stage):
+    """One stage: student ← teacher, then ``update`` after ``update``. Rollouts use the student as it is, not its average."""
 
     def __init__(
         self,
@@ -62,19 +57,13 @@ class ProgressiveStage:
         config: DistillConfig,
         accelerator: Accelerator,
         index: int = 0,
+        start: nn.Module | None = None,
     ) -> None:
-        self.teacher, self.pool, self.stage, self.config, self.accelerator = teacher, pool, stage, config, accelerator
-        self.index = index
-        self.schedule = teacher.schedule
-        self.device = accelerator.device
-        self.grid, self.teacher_grid = grid(stage.steps), grid(2 * stage.steps)
+        super().__init__(teacher, pool, stage.updates, config, accelerator, index, teacher.network.prediction, start)
+        self.stage = stage
+        self.grid, self.teacher_grid = self.schedule.grid(stage.steps), self.schedule.grid(2 * stage.steps)
         steps = segments(self.teacher_grid, self.grid)
         self.table = torch.tensor([[t, middle, s] for (t, middle), (_, s) in steps], device=self.device)
-        unet = copy.deepcopy(teacher.network.unet).train().requires_grad_(True)
-        self.ema = Ema(unet, config.ema_decay)
-        optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        self.unet, self.optimizer = accelerator.prepare(unet, optimizer)
-        self.student = UNetDenoiser(self.unet, self.schedule, teacher.network.prediction)
         self._ahead: list[States] = []
         self._ahead_from = 0
         self.dataset: AggregatedDataset | None = None
@@ -84,43 +73,25 @@ class ProgressiveStage:
             )
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint holds."""
-        parts: dict[str, Stateful] = {"unet": self.unet, "ema": self.ema, "optimizer": self.optimizer}
+        parts = super().stateful()
         return parts if self.dataset is None else parts | {"dataset": self.dataset}
-
-    def generator(self, step: int, purpose: int) -> torch.Generator:
-        """A CPU generator for this update alone."""
-        return generator_for(self.config.seed, "distill", self.index, step, purpose)
 
     def update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
-        self._set_learning_rate(step)
         states, aggregated = self._draw(step)
         t = self.table[states.transition.to(self.device), 0]
         with self.accelerator.autocast():
-            x0 = self.student(states.z, t, self._condition(states.row))
-        loss = pd_loss(x0.float(), states.target, self.schedule.snr(t))
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.unet)
-        logs: Logs = {"loss": loss.detach(), "gradient_norm": torch.as_tensor(norm).detach()}
+            x0 = self.student(states.z, t, self.condition(states.row))
+        logs = self.descend(pd_loss(x0.float(), states.target, self.schedule.snr(t)), step)
         if self.teacher.reflection is not None:
             logs["clipped_fraction"] = self.teacher.reflection.clipped_fraction(x0.detach())
         if self.dataset is not None:
             logs["aggregated_fraction"] = aggregated / len(states.z)
         return logs
 
-    def _set_learning_rate(self, step: int) -> None:
-        """Linear warm-up, then linear decay to zero at the stage's end."""
-        rise = min(1.0, (step + 1) / max(1, self.config.warmup))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rise * (1 - step / self.stage.updates)
-
     def _draw(self, step: int) -> tuple[States, int]:
         """Forward-diffused data, then aggregated states, in the shares of the phase; and how many of the latter there are."""
-        size, first, end = self.config.batch_size, 0, self.stage.updates
+        size, first, end = self.config.batch_size, 0, self.updates
         if self.dataset is None or self.config.ddil is None:
             return self._data(step, size, first, end), 0
         phase, first, end = phase_at(self.config.ddil.phases, step, end)
@@ -157,7 +128,7 @@ class ProgressiveStage:
         x0, row, transition, eps = (torch.cat(column) for column in zip(*drawn, strict=True))
         t = self.table[transition.to(self.device), 0]
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
-        return States(z, self._teach(z, transition, self._condition(row)), transition, row)
+        return States(z, self._teach(z, transition, self.condition(row)), transition, row)
 
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
@@ -168,7 +139,7 @@ class ProgressiveStage:
         row = torch.randint(len(self.pool), (count,), generator=generator)
         z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
         draws = torch.rand(count, self.stage.steps, generator=generator, dtype=torch.float64)
-        condition = self._condition(row)
+        condition = self.condition(row)
         places: list[int] = []
 
         def observe(actor: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
@@ -191,19 +162,12 @@ class ProgressiveStage:
         student = actors[STUDENT]
         return actors | {STUDENT: replace(student, steps=[*student.steps[:-1], []])}
 
-    def _condition(self, row: Tensor) -> Condition:
-        return Condition({"encoder_hidden_states": self.pool.text[row].float().to(self.device)})
-
     @torch.no_grad()
     def _teach(self, z: Tensor, transition: Tensor, condition: Condition) -> Tensor:
         """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""
         t, middle, s = self.table[transition.to(self.device)].unbind(1)
         with self.accelerator.autocast():
             return two_step_target(self.teacher, z, t, middle, s, condition)
-
-    def finish(self) -> nn.Module:
-        """The averaged weights: the next stage's teacher, or the output."""
-        return self.ema.module
 
 
 def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: Tensor, condition: Condition) -> Tensor:

@@ -6,24 +6,30 @@ import copy
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddil_core.data import LatentPool, encode_pool, open_data
-from ddil_core.denoiser import GuidedDenoiser, UNetDenoiser
+from ddil_core.denoiser import GuidedDenoiser, NetworkDenoiser
 from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import SYSTEM_FILE, Model, Sampling, load_model
+from ddil_core.models import Model, load_model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.protocol import read_yaml
+from ddil_core.sampling import SYSTEM_FILE, Sampling
 from ddil_core.schedule import grid
 from ddil_core.train import fit
 
@@ -41,11 +47,7 @@ def distill(
     """
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=config.mixed_precision)
     model = load_model(teacher, accelerator.device)
-    if model.denoiser.prediction != "v_prediction":
-        raise DdilError(
-            f"the teacher {teacher!r} predicts {model.denoiser.prediction}, and progressive distillation needs a network that "
-            "predicts v: at t = 999 an ε divides by α ≈ 0.07; convert the teacher first"
-        )
+    require_convertible(model, config)
     open_run(
         out,
         {
@@ -59,9 +61,49 @@ def distill(
     student = out / "student"
     if not student.is_dir():
         pool = encode_pool(model, open_data(data), config.pool, out / "checkpoints" / "data.safetensors")
-        unet = run_stages(model, pool, config, out, accelerator)
-        save_student(model, unet, config.stages[-1].steps, student)
+        if model.denoiser.prediction != "v_prediction":
+            model = convert(model, pool, config, out, accelerator)
+        net = run_stages(model, pool, config, out, accelerator)
+        save_student(model, net, config.stages[-1].steps, student)
     return student
+
+
+def require_convertible(model: Model, config: DistillConfig) -> None:
+    """A few-step student predicts v, and so its teacher must, or be made to.
+
+    Raises:
+        DdilError: the teacher predicts ε and the protocol has no conversion for it, it predicts something else, or it is an LCM.
+    """
+    prediction = model.denoiser.prediction
+    if model.denoiser.guidance_width is not None:
+        raise DdilError(
+            f"the teacher {model.reference!r} is told its guidance by an embedding, as LCM is, so that it is a student itself; "
+            "distil what it was distilled from"
+        )
+    if prediction == "v_prediction" or (prediction == "epsilon" and config.convert is not None):
+        return
+    why = f"the teacher {model.reference!r} predicts {prediction}, and progressive distillation needs a network that predicts v"
+    if prediction == "epsilon":
+        raise DdilError(
+            f"{why}: at t = 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or "
+            "--set convert.updates=N"
+        )
+    raise DdilError(f"{why} or ε; distil another teacher")
+
+
+def convert(model: Model, pool: LatentPool, config: DistillConfig, out: Path, accelerator: Accelerator) -> Model:
+    """The teacher as a model that predicts v; its weights stay in ``checkpoints/convert.safetensors``."""
+    assert config.convert is not None
+    net: nn.Module = model.denoiser.net
+
+    def trainer() -> ConversionStage:
+        assert config.convert is not None
+        teacher = GuidedDenoiser(_frozen(model.denoiser, net, config))
+        return ConversionStage(teacher, model.nothing(), pool, config.convert, config, accelerator, net)
+
+    net = _trained(trainer, net, out, "convert", "ε → v", config)
+    denoiser = type(model.denoiser)(net, model.denoiser.schedule, "v_prediction")
+    return replace(model, denoiser=denoiser)
 
 
 def run_stages(model: Model, pool: LatentPool, config: DistillConfig, out: Path, accelerator: Accelerator) -> nn.Module:
@@ -70,32 +112,53 @@ def run_stages(model: Model, pool: LatentPool, config: DistillConfig, out: Path,
     reflection = calibrate_reflection(latents, config.reflection.mode, config.reflection.quantile).to(
         accelerator.device
     )
-    teacher = model.guided(config.guidance_scale, reflection)
-    unet: nn.Module = model.denoiser.unet
+    guided = model.guided(config.guidance_scale, reflection)
+    net: nn.Module = model.denoiser.net
     for index, stage in enumerate(config.stages):
+        frozen = _frozen(model.denoiser, net, config)
+        teacher = GuidedDenoiser(frozen, reflection=reflection)
+        if index == 0:
+            teacher = GuidedDenoiser(frozen, guided.unconditional, guided.guidance_scale, reflection)
+        make = partial(ProgressiveStage, teacher, pool, stage, config, accelerator, index, net)
         name = f"stage-{index + 1}-of-{len(config.stages)}"
-        finished = out / "checkpoints" / f"{name}.safetensors"
-        if finished.is_file():
-            unet = _load_weights(copy.deepcopy(unet), finished)
-        else:
-            trainer = ProgressiveStage(teacher, pool, stage, config, accelerator, index)
-            fit(
-                trainer.update,
-                trainer.stateful(),
-                steps=stage.updates,
-                checkpoint=out / "checkpoints" / f"{name}.pt",
-                log=out / "log.jsonl",
-                title=f"{2 * stage.steps} → {stage.steps} steps",
-                save_every=config.save_every,
-            )
-            unet = trainer.finish()
-            _save_weights(unet, finished)
-            (out / "checkpoints" / f"{name}.pt").unlink()
-        unet = unet.eval().requires_grad_(False)
-        teacher = GuidedDenoiser(
-            UNetDenoiser(unet, model.denoiser.schedule, model.denoiser.prediction), reflection=reflection
+        net = _trained(make, net, out, name, f"{2 * stage.steps} → {stage.steps} steps", config)
+    return net
+
+
+def _frozen(like: NetworkDenoiser, net: nn.Module, config: DistillConfig) -> NetworkDenoiser:
+    """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student."""
+    dtype = getattr(torch, config.teacher_dtype)
+    copied = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
+    return type(like)(copied.eval().requires_grad_(False), like.schedule, like.prediction)
+
+
+def _trained(
+    make: Callable[[], ConversionStage | ProgressiveStage],
+    net: nn.Module,
+    out: Path,
+    name: str,
+    title: str,
+    config: DistillConfig,
+) -> nn.Module:
+    """The network that a stage ends with, trained, or read where it is finished; ``net`` is one of its shape."""
+    finished, checkpoint = (out / "checkpoints" / f"{name}.{kind}" for kind in ("safetensors", "pt"))
+    if finished.is_file():
+        net = _load_weights(copy.deepcopy(net), finished)
+    else:
+        trainer = make()
+        fit(
+            trainer.update,
+            trainer.stateful(),
+            steps=trainer.updates,
+            checkpoint=checkpoint,
+            log=out / "log.jsonl",
+            title=title,
+            save_every=config.save_every,
         )
-    return unet
+        net = trainer.finish()
+        _save_weights(net, finished)
+        checkpoint.unlink()
+    return net.eval().requires_grad_(False)
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:
@@ -112,7 +175,7 @@ def _load_weights(module: nn.Module, path: Path) -> nn.Module:
     return module
 
 
-def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> None:
+def save_student(model: Model, net: nn.Module, steps: int, folder: Path) -> None:
     """Write the student as a pipeline that diffusers loads without this project, under its final name only when whole.
 
     Its scheduler spaces stock DDIM ``trailing`` (999, 749, 499, 249 at four steps, the nearest that diffusers has to the grid
@@ -123,6 +186,7 @@ def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> Non
     pipeline = copy.copy(model.pipeline)
     scheduler = DDIMScheduler.from_config(
         model.pipeline.scheduler.config,
+        prediction_type=model.denoiser.prediction,
         timestep_spacing="trailing",
         set_alpha_to_one=True,
         clip_sample=False,
@@ -131,10 +195,11 @@ def save_student(model: Model, unet: nn.Module, steps: int, folder: Path) -> Non
     temporary = folder.with_name(folder.name + ".partial")
     if temporary.exists():
         shutil.rmtree(temporary)
-    pipeline.register_modules(unet=unet, scheduler=scheduler)
+    pipeline.register_modules(**{model.layout.network: net, "scheduler": scheduler})
     pipeline.save_pretrained(temporary, safe_serialization=True)
-    sampling = Sampling(solver="ddim", steps=steps, guidance_scale=1.0)
-    (temporary / SYSTEM_FILE).write_text(json.dumps({**vars(sampling), "grid": grid(steps)}, indent=2) + "\n")
+    sampling = Sampling(solver="ddim", steps=steps, guidance_scale=1.0, distilled=True)
+    told = {**vars(sampling), "prediction": model.denoiser.prediction, "grid": grid(steps)}
+    (temporary / SYSTEM_FILE).write_text(json.dumps(told, indent=2) + "\n")
     temporary.replace(folder)
 
 

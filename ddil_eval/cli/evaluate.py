@@ -58,7 +58,7 @@ def covariate_shift(
     path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
     content = override(read_yaml(path), settings)
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
-    given["switch"] = options.numbers(switch, int, "--switch")
+    given["switch"] = options.numbers(switch, options.time, "--switch")
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(CovariateShiftConfig, content | given, str(path), options=given)
     _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)

@@ -76,6 +76,12 @@ def words(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
+def time(text: str) -> int | float:
+    """A time of a grid: an integer, or a fraction where a flow's is one. Raises ValueError."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def emit(document: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -18,7 +18,7 @@ from ddil_eval.cli import options
     default=None,
     help="Solver steps; by default what the model was made for, or 32.",
 )
-@click.option("--solver", default=None, help="ddim, dpmpp_2m or lcm; by default the model's own.")
+@click.option("--solver", default=None, help="ddim, dpmpp_2m, lcm, euler or flow_euler; by default the model's own.")
 @click.option("--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; 1 is none.")
 @click.option(
     "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."
@@ -51,6 +51,8 @@ def sample(
 
     from ddil_core.errors import WrongCommand
     from ddil_core.models import load_model
+    from ddil_core.progress import warn
+    from ddil_core.sample import remarks, settings
     from ddil_core.sample import sample as draw
     from ddil_eval import figures
     from ddil_eval.store import replacing
@@ -59,6 +61,8 @@ def sample(
     if taken:
         raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
     model = load_model(reference, options.choose_device(device))
+    for remark in remarks(model, prompts, settings(model, steps, solver, guidance_scale)):
+        warn(remark)
     images = draw(
         model, prompts, num_images=num_images, steps=steps, solver=solver, guidance_scale=guidance_scale, seed=seed
     )

@@ -18,15 +18,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from ddil_core.data import Prompt, open_data
 from ddil_core.errors import WrongCommand
 from ddil_core.models import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
-from ddil_core.progress import progress
+from ddil_core.progress import progress, warn
 from ddil_core.protocol import Strict, content_hash
 from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
-from ddil_core.schedule import grid
+from ddil_core.sample import CUT
+from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.records import provenance, save_cells
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
@@ -34,10 +36,14 @@ from ddil_eval.store import Record, digest, write_text
 
 EXPERIMENT = "covariate-shift"
 Rate = float
+Dtype = Literal["float32", "bfloat16"]
 
 
 class CovariateShiftConfig(Strict):
-    """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times."""
+    """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times.
+
+    ``teacher_dtype`` and ``student_dtype`` are those of the two networks' weights; text encoder and autoencoder are float32.
+    """
 
     experiment: Literal["covariate-shift"] = "covariate-shift"
     data: str = "shapes"
@@ -45,7 +51,7 @@ class CovariateShiftConfig(Strict):
     guidance_scale: float | None = Field(default=None, ge=0)
     solver: str = "ddim"
     p_teacher: tuple[Rate, ...] = (0.8, 0.6, 0.4, 0.2)
-    switch: tuple[int, ...] = (749, 500, 250)
+    switch: tuple[Time, ...] = (749, 500, 250)
     factorial: bool = False
     num_prompts: int = Field(default=1000, ge=4)
     reference_pictures: int = Field(default=2000, ge=2)
@@ -53,6 +59,8 @@ class CovariateShiftConfig(Strict):
     batch_size: int = Field(default=64, ge=1)
     chunk: int = Field(default=128, ge=1)
     figure_prompts: int = Field(default=4, ge=0)
+    teacher_dtype: Dtype = "float32"
+    student_dtype: Dtype = "float32"
     seed: int = 0
 
     @field_validator("p_teacher")
@@ -78,7 +86,7 @@ class Run:
         return content_hash(self.cell)
 
 
-def runs(config: CovariateShiftConfig, student_grid: list[int], samples: Sequence[Sample]) -> list[Run]:
+def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequence[Sample]) -> list[Run]:
     """The runs that a configuration asks for.
 
     Raises:
@@ -110,28 +118,59 @@ def runs(config: CovariateShiftConfig, student_grid: list[int], samples: Sequenc
     return list({run.key: run for run in wanted}.values())  # a rate that was given twice is one cell
 
 
-def take_turns(teacher: Model, student: Model, config: CovariateShiftConfig) -> tuple[dict[str, Actor], list[int]]:
+def load_pair(teacher: str, student: str, config: CovariateShiftConfig, device: str) -> tuple[Model, Model]:
+    """The two models, their networks in the dtypes that the configuration names."""
+    models = load_model(teacher, device), load_model(student, device)
+    for model, dtype in zip(models, (config.teacher_dtype, config.student_dtype), strict=True):
+        model.denoiser.net.to(getattr(torch, dtype))
+    return models
+
+
+def take_turns(teacher: Model, student: Model, config: CovariateShiftConfig) -> tuple[dict[str, Actor], list[Time]]:
     """Teacher and student as the actors of a rollout, and the grid on which they meet.
 
+    A student that was made for a number of steps takes that many at its own guidance, another one 4 without guidance.
+
     Raises:
-        WrongCommand: the grids do not nest, or the two differ in what they share in a rollout: the noise schedule, the text
-            encoder, the autoencoder.
+        WrongCommand: the grids do not nest, or the two differ in what they share in a rollout: the layout, the noise schedule, the
+            text encoders, the autoencoder.
     """
-    different = []
-    if not torch.equal(teacher.denoiser.schedule.alphas, student.denoiser.schedule.alphas):
-        different.append("noise schedule")
-    for part, title in (("text_encoder", "text encoder"), ("vae", "autoencoder")):
-        a, b = (getattr(model.pipeline, part).state_dict() for model in (teacher, student))
-        if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
-            different.append(title)
+    different = differences(teacher, student)
     if different:
         raise WrongCommand(
             f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that the two "
             "cannot take turns; take a student that was distilled from this teacher"
         )
-    student_grid = grid(student.sampling.steps or 4)
-    guided = teacher.guided(config.guidance_scale), student.guided(1.0)
-    return pair(*guided, grid(config.teacher_steps), student_grid), student_grid
+    made_for, schedule = student.sampling, teacher.denoiser.schedule
+    if made_for.distilled and get_solver(made_for.solver).stochastic:
+        warn(f"{student.reference!r} was made for the solver {made_for.solver!r}; here it takes deterministic steps")
+    student_grid = schedule.grid(made_for.steps if made_for.distilled and made_for.steps else 4)
+    guided = teacher.guided(config.guidance_scale), student.guided(None if made_for.distilled else 1.0)
+    return pair(*guided, schedule.grid(config.teacher_steps), student_grid), student_grid
+
+
+def differences(teacher: Model, student: Model) -> list[str]:
+    """What two models that take turns would have to share, and do not."""
+    if teacher.layout.encode is not student.layout.encode:
+        return ["layout"]
+    found = []
+    a, b = teacher.denoiser.schedule, student.denoiser.schedule
+    if type(a) is not type(b) or not torch.equal(a.alphas, b.alphas) or a.grid(4) != b.grid(4):
+        found.append("noise schedule")
+    shared = ("text_encoder", "text_encoder_2", "text_encoder_3"), ("vae",)
+    for parts, title in zip(shared, ("text encoder", "autoencoder"), strict=True):
+        if not all(
+            _same_weights(*(getattr(model.pipeline, part, None) for model in (teacher, student))) for part in parts
+        ):
+            found.append(title)
+    return found
+
+
+def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
 
 
 def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
@@ -142,10 +181,12 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     started = time.monotonic()
     solver = get_solver(config.solver)
     require_stateless(solver)
-    teacher_model, student_model = load_model(teacher, device), load_model(student, device)
+    teacher_model, student_model = load_pair(teacher, student, config, device)
     actors, student_grid = take_turns(teacher_model, student_model, config)
     data = open_data(config.data)
     prompts = data.prompts(config.num_prompts)
+    if cut := teacher_model.cut([prompt.text for prompt in prompts]):
+        warn(CUT.format(cut, len(prompts)))
     samples = [Sample(prompt.id) for prompt in prompts]
     wanted = runs(config, student_grid, samples)
     extractors = Extractors(config.metrics, device)
@@ -275,7 +316,7 @@ def figure_pictures(
 
     Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
     """
-    teacher_model, student_model = load_model(teacher, device), load_model(student, device)
+    teacher_model, student_model = load_pair(teacher, student, config, device)
     actors, student_grid = take_turns(teacher_model, student_model, config)
     prompts = open_data(config.data).prompts(config.figure_prompts)
     length = len(student_grid)

@@ -6,7 +6,7 @@ otherwise. What is not here is said before any picture is made; the rest can be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,10 +15,11 @@ from pydantic import Field, model_validator
 
 from ddil_core.data import DataSet, open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, Sampling, load_model, resolve
+from ddil_core.models import Model, load_model
 from ddil_core.protocol import Strict
-from ddil_core.sample import DEFAULT_STEPS
-from ddil_core.schedule import grid
+from ddil_core.references import resolve
+from ddil_core.sample import settings
+from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.engine import Contestant, Setting, measure
 from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
@@ -233,8 +234,7 @@ def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setti
 def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> Opened:
     """Load a system and say how it is sampled."""
     model = load_model(system.model, device)
-    given = {"steps": system.steps, "solver": system.solver, "guidance_scale": system.guidance_scale}
-    sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+    sampling = settings(model, system.steps, system.solver, system.guidance_scale)
     made = how_made(model, sampling, config.seed)
     keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts)
     return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size), keeper)
@@ -242,7 +242,7 @@ def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device:
 
 def how_made(model: Model, sampling: Sampling, seed: int) -> Made:
     """What a record says of a model's pictures."""
-    timesteps = grid(sampling.steps or DEFAULT_STEPS)
+    timesteps = sampling.times(model.denoiser.schedule)
     evaluations = len(timesteps) * model.guided(sampling.guidance_scale).nfe
     return Made(
         reference=model.reference,

@@ -67,8 +67,14 @@ def test_a_model_that_fits_nothing(name: str, hint: str, cli: Cli, shift: Cli, t
 def test_data_that_fits_nothing(distill: Cli, shift: Cli) -> None:
     kinds = "it may be one of 'shapes', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR'"
     refused(distill("--data", "shape"), f"the data set 'shape' is not known: {kinds}; did you mean 'shapes'?", 2)
-    refused(shift("--data", "coco2015:x"), f"the data set 'coco2015:x' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2)
-    refused(shift("--data", "coco2017"), f"the data set 'coco2017' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2)
+    refused(
+        shift("--data", "coco2015:x"),
+        f"the data set 'coco2015:x' is not known: {kinds}; did you mean 'coco2017:DIR'?",
+        2,
+    )
+    refused(
+        shift("--data", "coco2017"), f"the data set 'coco2017' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2
+    )
 
 
 @pytest.mark.parametrize("command", ["sample", "distill", "teacher", "student"])
@@ -141,7 +147,7 @@ def test_a_phases_rate_that_is_no_probability(distill: Cli) -> None:
 
 def test_numbers_that_are_none(shift: Cli) -> None:
     refused(shift("--p-teacher", "half"), "--p-teacher takes numbers with commas between them, not 'half'", 2)
-    refused(shift("--switch", "749.5"), "--switch takes numbers with commas between them, not '749.5'", 2)
+    refused(shift("--switch", "749,x"), "--switch takes numbers with commas between them, not '749,x'", 2)
 
 
 def test_stages_that_do_not_halve(distill: Cli) -> None:

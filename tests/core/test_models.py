@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from ddil_core.data import LatentPool, encode_pool, open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import SYSTEM_FILE, Model, Sampling, load_model
+from ddil_core.models import Model, load_model
 from ddil_core.references import resolve
+from ddil_core.sampling import SYSTEM_FILE, Sampling
 from tests.core.closed_form import distance, normal
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -99,7 +100,8 @@ def test_another_layout_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DdilError) as error:
         load_model(str(tmp_path))
     assert str(error.value) == (
-        f"the model '{tmp_path}' has the layout FluxPipeline; StableDiffusionPipeline is the one known here"
+        f"the model '{tmp_path}' has the layout FluxPipeline; known here are StableDiffusionPipeline, "
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline"
     )
 
 
@@ -108,7 +110,8 @@ def test_how_a_model_is_sampled_stands_beside_it(model: Model, folder: Path, tmp
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / SYSTEM_FILE).unlink()
-    assert load_model(str(bare)).sampling == Sampling(guidance_scale=7.5)
+    told = Sampling("ddim", None, 7.5, spacing="trailing", offset=1)  # by its scheduler's configuration
+    assert load_model(str(bare)).sampling == told
 
 
 def test_text_is_encoded_as_diffusers_does(model: Model) -> None:
@@ -148,7 +151,9 @@ def test_the_pool_is_the_posterior_of_the_training_pictures(model: Model, pool: 
     scale = model.pipeline.vae.config.scaling_factor
     assert distance(pool.mean, posterior.mean * scale) < 1e-3  # float16
     assert distance(pool.std, posterior.std * scale) < 1e-3
-    assert distance(pool.text, model.encode(captions).tensors["encoder_hidden_states"]) < 1e-3
+    told = model.encode(captions).tensors
+    assert pool.condition.keys() == told.keys()
+    assert all(distance(pool.condition[name], told[name]) < 1e-3 for name in told)
     x0, row = pool.draw(4000, torch.Generator().manual_seed(0))
     spread = (x0 - pool.mean[row].float()) / pool.std[row].float()
     assert abs(float(spread.mean())) < 0.01
@@ -164,7 +169,7 @@ def test_the_pool_is_made_once_and_a_damaged_one_is_said(model: Model, tmp_path:
     assert path.stat().st_mtime_ns == written
     assert torch.equal(read.mean, made.mean)
     assert len(read) == 5
-    assert set(load_file(path)) == {"mean", "std", "text"}
+    assert set(load_file(path)) == {"mean", "std", "condition.encoder_hidden_states"}
     cut(path)
     with pytest.raises(DdilError) as error:
         encode_pool(model, open_data("shapes"), 5, path)

@@ -13,12 +13,13 @@ from ddil_core.models import Model
 from ddil_core.parameterization import (
     Reflection,
     ReflectionMode,
+    boundary_scalings,
     calibrate_reflection,
     to_eps,
     to_v,
     to_x0,
 )
-from ddil_core.schedule import Schedule
+from ddil_core.schedule import FlowSchedule, Schedule
 from ddil_core.solvers import ddim
 from tests.core.closed_form import distance, normal
 
@@ -45,6 +46,24 @@ def test_round_trips(seed: int) -> None:
     torch.testing.assert_close(to_v(x0, z, alpha, sigma), v, **close)
 
 
+def test_a_flows_velocity_points_from_x0_to_eps_or_back() -> None:
+    x0, eps = (normal(4, 3, 4, 4, seed=i, dtype=torch.float64) for i in range(2))
+    flow, t = FlowSchedule.straight(3.0), torch.tensor([1000.0, 750.5, 250.0, 1.0], dtype=torch.float64)
+    alpha, sigma = flow.at(t, x0)
+    z = flow.add_noise(x0, eps, t)
+    torch.testing.assert_close(z, x0 + (t / 1000).view(-1, 1, 1, 1) * (eps - x0))
+    torch.testing.assert_close(to_x0("flow", eps - x0, z, alpha, sigma), x0)
+    torch.testing.assert_close(to_x0("rectified_flow", x0 - eps, z, alpha, sigma), x0)
+    torch.testing.assert_close(to_eps(x0, z, alpha, sigma), eps)
+
+
+def test_a_consistency_function_is_z_itself_at_time_zero() -> None:
+    c_skip, c_out = boundary_scalings(torch.tensor([0, 1, 259, 999]), torch.zeros(4, 2, dtype=torch.float64))
+    assert (float(c_skip[0]), float(c_out[0])) == (1.0, 0.0)
+    torch.testing.assert_close(c_skip + c_out**2, torch.ones_like(c_skip))  # 0.25/(s² + 0.25) and s²/(s² + 0.25)
+    assert bool((c_out[1:] > 0.99).all())
+
+
 def test_eps_takes_a_plus_where_the_appendix_prints_a_minus() -> None:
     x0, eps, z, alpha, sigma = noised([250, 500, 749], 0)
     v = alpha * eps - sigma * x0
@@ -54,8 +73,10 @@ def test_eps_takes_a_plus_where_the_appendix_prints_a_minus() -> None:
 
 
 def test_an_unknown_prediction_is_refused() -> None:
-    with pytest.raises(WrongCommand, match=r"'flow' is not known; it may be one of epsilon, v_prediction, sample$"):
-        to_x0("flow", *[torch.ones(1)] * 4)  # type: ignore[arg-type]
+    with pytest.raises(
+        WrongCommand, match=r"'score' is not known; it may be one of epsilon, v_prediction, sample, flow,"
+    ):
+        to_x0("score", *[torch.ones(1)] * 4)  # type: ignore[arg-type]
 
 
 def reflection(mode: ReflectionMode) -> Reflection:

@@ -64,7 +64,7 @@ def fresh_targets(trainer: ProgressiveStage, states: States) -> Tensor:
     for one in states.split(1):
         t, middle, s = trainer.table[one.transition].unbind(1)
         with torch.no_grad():
-            targets.append(two_step_target(trainer.teacher, one.z, t, middle, s, trainer._condition(one.row)))
+            targets.append(two_step_target(trainer.teacher, one.z, t, middle, s, trainer.condition(one.row)))
     return torch.cat(targets)
 
 
@@ -84,15 +84,15 @@ def collected(trainer: ProgressiveStage, phase: PhaseConfig, wanted: int) -> Non
 
 def test_the_student_starts_as_a_copy_of_the_teacher(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool)
-    theirs = model.denoiser.unet.state_dict()
-    for held in (trainer.unet, trainer.ema.module):
+    theirs = model.denoiser.net.state_dict()
+    for held in (trainer.net, trainer.ema.module):
         ours = held.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        assert not {p.data_ptr() for p in held.parameters()} & {p.data_ptr() for p in model.denoiser.unet.parameters()}
+        assert not {p.data_ptr() for p in held.parameters()} & {p.data_ptr() for p in model.denoiser.net.parameters()}
     before = {name: value.clone() for name, value in theirs.items()}
     trainer.update(0)
-    assert all(torch.equal(before[name], value) for name, value in model.denoiser.unet.state_dict().items())
-    assert any(not torch.equal(before[name], value) for name, value in trainer.unet.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.denoiser.net.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in trainer.net.state_dict().items())
     assert trainer.finish() is trainer.ema.module
 
 
@@ -122,7 +122,7 @@ def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: M
     assert dataset is not None
     states = {k: dataset.z[[p for p in dataset.queue if dataset.transition[p] == k]] for k in range(STEPS)}
     assert abs(float(states[0].var()) - 1) < 0.1
-    condition = trainer._condition(dataset.row[[p for p in dataset.queue if dataset.transition[p] == 0]])
+    condition = trainer.condition(dataset.row[[p for p in dataset.queue if dataset.transition[p] == 0]])
     z = states[0]
     with torch.no_grad():
         x0 = trainer.student(z, rows(999, z), condition)
@@ -138,7 +138,7 @@ def test_a_target_is_computed_once(model: Model, pool: LatentPool, uses: int, gu
     dataset = trainer.dataset
     assert dataset is not None
     data = 0
-    with rows_through(trainer.teacher.network.unet) as seen:
+    with rows_through(trainer.teacher.network.net) as seen:
         for step in range(20):
             trainer.update(step)
             data += 6 if step < 12 else 4
@@ -151,7 +151,7 @@ def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
     model: Model, pool: LatentPool, p_teacher: float
 ) -> None:
     trainer = stage(model, pool)
-    with rows_through(trainer.unet) as seen:
+    with rows_through(trainer.net) as seen:
         collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 400)
     walks = 100 * (STEPS - 1)
     expected = (1 - p_teacher) * walks
@@ -161,7 +161,7 @@ def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
 def test_the_second_use_asks_the_teacher_for_nothing(model: Model, pool: LatentPool) -> None:
     everything = (PhaseConfig(until=1, aggregated=1.0, p_teacher=0.0),)
     trainer = stage(model, pool, updates=8, phases=everything, uses=2, collect_every=8)  # 32 states, each used twice
-    with rows_through(trainer.teacher.network.unet) as seen:
+    with rows_through(trainer.teacher.network.net) as seen:
         for step in range(8):
             trainer.update(step)
     assert sum(seen) == 32 * 2 * 2
@@ -223,7 +223,7 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
     student = trainer.student
     for step in range(40):
         phase = 0 if step < 24 else 1
-        with rows_through(student.unet) as seen:
+        with rows_through(student.net) as seen:
             assert trainer.update(step)["aggregated_fraction"] == (0.25, 0.5)[phase]
         walked[phase][1] += sum(seen) - trainer.config.batch_size
     assert dataset.used >= 0.95 * dataset.collected

@@ -23,10 +23,12 @@ from ddil_core.distill.config import DistillConfig
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Sampling, load_model
+from ddil_core.models import load_model
+from ddil_core.sampling import Sampling
 from ddil_core.schedule import transitions
 from ddil_core.solvers import ddim
 from tests.core.closed_form import distance, normal, rows
+from tests.pipelines import TEACHER, save_pipeline
 
 CONFIG = DistillConfig.model_validate(
     {
@@ -192,8 +194,9 @@ def test_the_student_is_the_average_and_another_than_its_teacher(folder: Path, f
     teacher = load_file(folder / UNET)
     assert any(not torch.equal(student[name], teacher[name]) for name in teacher)
     model = load_model(str(finished))
-    assert model.sampling == Sampling(solver="ddim", steps=2, guidance_scale=1.0)
-    assert json.loads((finished / "student" / "ddil.json").read_text())["grid"] == [999, 500]
+    assert model.sampling == Sampling(solver="ddim", steps=2, guidance_scale=1.0, distilled=True)
+    told = json.loads((finished / "student" / "ddil.json").read_text())
+    assert (told["grid"], told["prediction"]) == ([999, 500], "v_prediction")
 
 
 def test_the_folder_says_what_the_run_was(folder: Path, finished: Path) -> None:
@@ -266,13 +269,81 @@ def test_damaged_files_of_a_run_are_one_sentence_each(folder: Path, finished: Pa
     assert str(out / "run.yaml") in refused(DdilError, folder, out)
 
 
-def test_a_teacher_that_predicts_eps_is_refused(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "eps"
-    shutil.copytree(folder, other)
-    path = other / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "epsilon"}))
+def test_a_teacher_that_predicts_eps_is_refused_without_a_conversion(tmp_path: Path) -> None:
+    other = save_pipeline(tmp_path, TEACHER, seed=1, prediction="epsilon")
     message = refused(DdilError, other, tmp_path / "out")
-    assert message.startswith(
-        f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v"
+    assert message == (
+        f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v: at t = 999 an ε "
+        "divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or --set convert.updates=N"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_flow_is_refused_as_a_teacher(tmp_path: Path) -> None:
+    flow = save_pipeline(tmp_path, None, seed=1, layout="StableDiffusion3Pipeline")
+    assert refused(DdilError, flow, tmp_path / "out").endswith(
+        "needs a network that predicts v or ε; distil another teacher"
+    )
+
+
+def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
+    told = save_pipeline(tmp_path, None, seed=1, layout="LatentConsistencyModelPipeline")
+    assert refused(DdilError, told, tmp_path / "out").endswith(
+        "is told its guidance by an embedding, as LCM is, so that it is a student itself; distil what it was distilled from"
+    )
+
+
+BARE = """
+import sys
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
+pipeline.set_progress_bar_config(disable=True)
+z = load_file(sys.argv[2])["z"]
+done = pipeline("a small red circle", num_inference_steps=2, guidance_scale=1.0, latents=z, output_type="latent")
+assert pipeline.scheduler.config.prediction_type == "v_prediction", pipeline.scheduler.config
+save_file({"latents": done.images}, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtypes"),
+    [
+        ("StableDiffusionPipeline", ("bfloat16", "float32")),
+        ("StableDiffusionXLPipeline", ("bfloat16", "bfloat16")),
+        ("StableDiffusionXLPipeline", ("bfloat16", "float32")),
+    ],
+)
+def test_an_eps_teacher_of_any_layout_gives_a_v_student(layout: str, dtypes: tuple[str, str], tmp_path: Path) -> None:
+    """ε → v, then 8 → 4 → 2, killed once in between; the student is a float32 pipeline that stock diffusers samples."""
+    teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, layout=layout, prediction="epsilon")
+    config = DistillConfig.model_validate(
+        CONFIG.model_dump() | {"convert": {"updates": 4}, "teacher_dtype": dtypes[0], "student_dtype": dtypes[1]}
+    )
+    out = tmp_path / "out"
+    update = ProgressiveStage.update
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ProgressiveStage, "update", killer(update, lambda stage, step: (stage.index, step) == (0, 4)))
+        with pytest.raises(Killed):
+            go(teacher, out, config)
+    go(teacher, out, config, resume=True)
+    stages = [json.loads(line)["stage"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert stages == ["ε → v", "8 → 4 steps", "4 → 2 steps"]
+    student = load_model(str(out))
+    assert (student.denoiser.prediction, student.sampling.steps) == ("v_prediction", 2)
+    assert {p.dtype for p in student.denoiser.net.parameters()} == {torch.float32}
+    frame = load_model(str(teacher)).pipeline
+    for part in ("text_encoder", "text_encoder_2", "vae"):
+        if getattr(frame, part, None) is not None:
+            theirs = getattr(student.pipeline, part).state_dict()
+            assert all(torch.equal(value, theirs[name]) for name, value in getattr(frame, part).state_dict().items())
+    z = normal(1, *student.latent_shape)
+    save_file({"z": z}, tmp_path / "z.safetensors")
+    done = python(BARE, out / "student", tmp_path / "z.safetensors", tmp_path / "out.safetensors")
+    assert done.returncode == 0, done.stderr
+    denoiser, condition = student.guided(), student.encode(["a small red circle"])
+    with torch.no_grad():
+        for t, s in transitions([999, 499]):
+            z, _ = ddim(denoiser.schedule, z, rows(t, z), rows(s, z), denoiser(z, rows(t, z), condition))
+    assert distance(load_file(tmp_path / "out.safetensors")["latents"], z) < 1e-5

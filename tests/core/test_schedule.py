@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ddil_core.errors import WrongCommand
-from ddil_core.schedule import CLEAN, Schedule, grid, segments, transitions
+from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, grid, rows_at, segments, timesteps, transitions
 
 SD = Schedule.stable_diffusion()
 
@@ -96,3 +96,74 @@ def test_grids_that_do_not_nest_are_refused() -> None:
 def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
     with pytest.raises(WrongCommand, match=f"a grid has from 1 to 999 steps, not {steps}$"):
         grid(steps)
+
+
+def test_a_fraction_lies_between_its_neighbours_in_sigma_over_alpha() -> None:
+    t = torch.tensor([0.0, 249.75, 998.5, 999.0, CLEAN])
+    alpha, sigma = SD.levels(t)
+    ratios = SD.sigmas / SD.alphas
+    expected = [ratios[0], 0.25 * ratios[249] + 0.75 * ratios[250], (ratios[998] + ratios[999]) / 2, ratios[999], 0.0]
+    torch.testing.assert_close(sigma / alpha, torch.tensor([float(r) for r in expected], dtype=torch.float64))
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
+    whole = SD.levels(torch.tensor([0, 250, 999, CLEAN]))
+    for found, exact in zip(SD.levels(torch.tensor([0.0, 250.0, 999.0, CLEAN])), whole, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-15)
+
+
+def test_a_flow_is_a_straight_line_at_any_time() -> None:
+    flow = FlowSchedule.straight(3.0)
+    assert len(flow) == 1000
+    for t in (torch.tensor([1000, 250, CLEAN]), torch.tensor([1000.0, 250.0, CLEAN])):
+        alpha, sigma = flow.levels(t)
+        assert (alpha.tolist(), sigma.tolist()) == ([0.0, 0.75, 1.0], [1.0, 0.25, 0.0])
+    assert flow.to("cpu").grid(4) == flow.grid(4)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 2.5])
+def test_grids_of_a_flow_nest_and_are_shifted(shift: float) -> None:
+    flow = FlowSchedule.straight(shift)
+    for steps in (1, 2, 4, 8, 16):
+        parts = segments(flow.grid(32), flow.grid(steps))
+        assert [len(part) for part in parts] == [32 // steps] * steps
+    expected = [1000 * shift * s / (1 + (shift - 1) * s) for s in (1, 0.75, 0.5, 0.25)]
+    assert flow.grid(4) == pytest.approx(expected)
+
+
+def test_the_grid_of_sd3_has_whole_times_at_four_steps() -> None:
+    grid_of_four = FlowSchedule.straight(3.0).grid(4)
+    assert grid_of_four == [1000, 900, 750, 500]
+    assert {type(t) for t in grid_of_four} == {int}
+
+
+@pytest.mark.parametrize("key", ["use_dynamic_shifting", "use_karras_sigmas", "invert_sigmas"])
+def test_flow_schedulers_of_other_kinds_are_refused(key: str) -> None:
+    with pytest.raises(
+        WrongCommand, match=f"the scheduler's {key} is not known here; take a model whose shift is constant"
+    ):
+        FlowSchedule.from_config({"shift": 3.0, key: True})
+
+
+def test_times_for_rows_are_whole_or_fractions() -> None:
+    z = torch.zeros(3, 2, 2)
+    assert (rows_at(999, z).dtype, rows_at(CLEAN, z).dtype, rows_at(12.5, z).dtype) == (
+        torch.int64,
+        torch.int64,
+        torch.float32,
+    )
+    assert rows_at(12.5, z).tolist() == [12.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "message"),
+    [
+        ("karras", 4, "the spacing 'karras' is not known; it may be one of even, leading"),
+        ("lcm", 51, "the spacing 'lcm' takes from 1 to 50 steps, the points of its training grid, not 51"),
+        ("flow", 4, "the spacing 'flow' is that of a rectified flow, and this model is none; take 'even'"),
+        ("trailing", 0, "a grid has from 1 to 999 steps, not 0"),
+        ("leading", 1000, "a grid has from 1 to 999 steps, not 1000"),
+    ],
+)
+def test_spacings_that_cannot_be_meant_are_refused(spacing: str, steps: int, message: str) -> None:
+    with pytest.raises(WrongCommand) as error:
+        timesteps(SD, spacing, steps)
+    assert str(error.value).startswith(message)

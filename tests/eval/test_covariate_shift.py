@@ -18,6 +18,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, rollout, strings_at
+from ddil_core.sample import latents, settings
 from ddil_core.schedule import Schedule, grid
 from ddil_eval.experiments import covariate_shift
 from ddil_eval.experiments.covariate_shift import (
@@ -36,6 +37,7 @@ from ddil_eval.measure import Cells, Extractors
 from ddil_eval.store import Record, load
 from tests.counted import Counted
 from tests.pipelines import STUDENT as STUDENT_SAMPLING
+from tests.pipelines import TEACHER as TEACHER_SAMPLING
 from tests.pipelines import plain_picture, plain_step, save_pipeline
 from tests.pixels import NAMES, brightness, mosaic
 
@@ -474,3 +476,76 @@ def test_brightness_is_what_it_says() -> None:
     images = np.zeros((2, 64, 64, 3), np.uint8)
     images[1] = 255
     assert brightness(images).ravel().tolist() == [0.0, 1.0]
+
+
+# Other layouts
+
+
+@pytest.mark.parametrize("layout", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
+def test_other_layouts_take_turns(layout: str, tmp_path: Path) -> None:
+    """The pure strings are each model's own sampling; the teacher in bfloat16 is near the one in float32."""
+    flow = layout == "StableDiffusion3Pipeline"
+    told = {"solver": "flow_euler"} if flow else {}
+    folders = [
+        save_pipeline(tmp_path / str(seed), sampling | told, seed=seed, layout=layout)
+        for seed, sampling in ((1, TEACHER_SAMPLING), (2, STUDENT_SAMPLING))
+    ]
+    models = [load_model(str(folder)) for folder in folders]
+    config = CONFIG.model_copy(update={"switch": (750,) if flow else (749,), "num_prompts": 4, "factorial": True})
+    actors, student_grid = take_turns(models[0], models[1], config)
+    assert student_grid == ([1000, 900, 750, 500] if flow else GRID)
+    prompts = open_data("shapes").prompts(3)
+    samples, texts = [Sample(p.id) for p in prompts], [p.text for p in prompts]
+    z = initial_noise(samples, models[0].latent_shape, config.seed)
+    leaves = rollout(actors, z, models[0].encode(texts), [set(all_strings(4))] * 3, batch_size=8)
+    found = {key: leaves.latents[i] for i, key in enumerate(zip(leaves.sample, leaves.string, strict=True))}
+    for model, string, steps in zip(models, ("TTTT", "SSSS"), (config.teacher_steps, 4), strict=True):
+        own = latents(model, samples, texts, settings(model, steps=steps), config.seed)
+        for row in range(3):
+            assert relative(found[row, string], own[row]) < 1e-5
+    records = analyse(str(folders[0]), str(folders[1]), config, tmp_path / "float32")
+    half = config.model_copy(update={"teacher_dtype": "bfloat16", "student_dtype": "bfloat16"})
+    for record, low in zip(records, analyse(str(folders[0]), str(folders[1]), half, tmp_path / "half"), strict=True):
+        assert record.cell == low.cell and record.grid == student_grid
+        a, b = (r.metrics["brightness"].estimate.value for r in (record, low))
+        assert abs(a - b) < 0.02 and (record.cell["kind"] != "pure" or a != b)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_a_flow_and_a_diffusion_cannot_take_turns(teacher: Path, tmp_path: Path) -> None:
+    flow = save_pipeline(tmp_path, STUDENT_SAMPLING, seed=2, layout="StableDiffusion3Pipeline")
+    with pytest.raises(WrongCommand, match="has another layout than"):
+        analyse(str(teacher), str(flow), CONFIG, tmp_path / "out")
+
+
+def test_the_flow_teacher_alone_is_diffusers_own_pipeline(tmp_path: Path) -> None:
+    """SD3's pipeline on the same times, which its scheduler shifts itself."""
+    from diffusers import StableDiffusion3Pipeline
+
+    folder = save_pipeline(tmp_path, TEACHER_SAMPLING, seed=1, layout="StableDiffusion3Pipeline")
+    model = load_model(str(folder))
+    actors, _ = take_turns(model, model, CONFIG)
+    prompts = open_data("shapes").prompts(2)
+    samples, texts = [Sample(p.id) for p in prompts], [p.text for p in prompts]
+    z = initial_noise(samples, model.latent_shape, CONFIG.seed)
+    leaves = rollout(actors, z, model.encode(texts), [{"TTTT"}] * 2, batch_size=2)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    sigmas = [i / CONFIG.teacher_steps for i in range(CONFIG.teacher_steps, 0, -1)]
+    done = pipeline(texts, latents=z, sigmas=sigmas, guidance_scale=3.0, output_type="latent")
+    assert relative(leaves.latents, done.images) < 1e-5
+
+
+def test_prompts_that_are_cut_are_counted(
+    teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [Prompt(f"p{i}", "red " * (60 if i < 3 else 2) + str(i)) for i in range(4)]
+    monkeypatch.setattr("ddil_core.shapes.data.ShapesData.prompts", lambda self, count: long[:count])
+    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=0))
+    with pytest.raises(KeyboardInterrupt):
+        analyse(str(teacher), str(student), CONFIG.model_copy(update={"num_prompts": 4}), tmp_path)
+    said = "warning: 3 of 4 prompts are longer than the text encoder takes; the rest of each is not read\n"
+    assert said in capsys.readouterr().err

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ddil_core.data import open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Sampling, load_model
+from ddil_core.models import load_model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
+from ddil_core.sampling import Sampling
 from ddil_eval.generate import INDEX, MADE, Generated, Keeper, Made, Saved, open_saved, slug
 from tests.coco import photograph
 

@@ -1,0 +1,239 @@
+"""What works with every system, on random weights: it loads, it samples as diffusers does, it distils, it is analysed.
+
+    python -m benchmarks.systems [--csv FILE]          tiny networks, in seconds on a CPU
+    python -m benchmarks.systems --full-size           full-size SD 1.5 and SDXL U-Nets on a GPU: images per second, peak memory
+
+Run from the checkout's root: the tiny pipelines and diffusers' side are those of the tests. The tolerance is
+‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the pictures in levels of
+255, of which rounding alone makes 0.25. Where a system cannot be distilled or analysed, the reason stands below the table.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
+from ddil_core.distill import run as distillation
+from ddil_core.distill.config import DistillConfig
+from ddil_core.errors import DdilError
+from ddil_core.models import Model, assemble, load_model
+from ddil_core.noise import Sample, initial_noise
+from ddil_core.rollout import all_strings, rollout
+from ddil_core.sample import latents, settings
+from ddil_core.sampling import SYSTEM_FILE
+from ddil_core.schedule import Schedule, rows_at, transitions
+from ddil_core.solvers import ddim
+from ddil_core.systems import Files, System, load_systems
+from ddil_eval.cli.options import quiet_libraries
+from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, take_turns
+from tests.pipelines import save_pipeline
+from tests.reference import PROMPTS, random_files, reference, run_diffusers
+
+SAMPLES = [Sample(prompt) for prompt in PROMPTS]
+DISTILL = DistillConfig.model_validate(
+    {
+        "stages": [{"steps": 4, "updates": 2}],
+        "convert": {"updates": 2},
+        "batch_size": 4,
+        "pool": 8,
+        "ddil": {"collect_every": 2, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]},
+    }
+)
+ANALYSIS = CovariateShiftConfig(teacher_steps=8)
+
+
+def generators() -> list[torch.Generator]:
+    return [sample.generator(0, "solver") for sample in SAMPLES]
+
+
+REFUSALS: list[str] = []
+
+
+def outcome(name: str, folder: Path, work: Callable[[], str]) -> str:
+    """What the work says; where it is refused the sentence goes below the table."""
+    try:
+        return work()
+    except DdilError as error:
+        REFUSALS.append(f"{name}: {error}".replace(str(folder), name))
+        return "refused"
+
+
+def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None = None) -> tuple[float, float]:
+    """(relative norm of latents, mean levels of pictures) between ours and diffusers'."""
+    ours = latents(model, SAMPLES, PROMPTS, settings(model, steps=steps), 0)
+    distance = float((ours.double() - theirs[0].double()).norm() / theirs[0].double().norm())
+    return distance, float(np.abs(model.decode(ours) - 255 * theirs[1]).mean())
+
+
+def distils(folder: Path, out: Path) -> str:
+    distillation.distill(str(folder), "shapes", DISTILL, out, device="cpu")
+    return f"yes, to {load_model(str(out)).sampling.steps} steps"
+
+
+def analyses(teacher: Model, student: Model) -> str:
+    """All sixteen strings of the two."""
+    actors, grid = take_turns(teacher, student, ANALYSIS)
+    z = initial_noise(SAMPLES, teacher.latent_shape, 0)
+    leaves = rollout(actors, z, teacher.encode(PROMPTS), [set(all_strings(len(grid)))] * len(PROMPTS), batch_size=8)
+    assert bool(torch.isfinite(leaves.latents).all())
+    return f"yes, {len(leaves.latents) // len(PROMPTS)} strings"
+
+
+def row(name: str, system: System, files: Files, folder: Path) -> dict[str, Any]:
+    model = assemble(name, files)
+    z = initial_noise(SAMPLES, model.latent_shape, 0)
+    apart, levels = equality(model, reference(name, files, z, generators))
+    other = assemble(name, random_files(system, folder / "other", seed=5))
+    return {
+        "system": name,
+        "layout": system.layout.removesuffix("Pipeline"),
+        "sampled": f"{model.sampling.solver}, {model.sampling.steps}",
+        "loads": "yes",
+        "latents": apart,
+        "levels": levels,
+        "distils": outcome(name, folder / "whole", lambda: distils(whole(model, folder), folder / "run")),
+        "analyses": outcome(name, folder, lambda: analyses(model, other)),
+    }
+
+
+def whole(model: Model, folder: Path) -> Path:
+    """The system as one pipeline folder with its ``ddil.json``."""
+    model.pipeline.save_pretrained(folder / "whole", safe_serialization=True)
+    told = vars(model.sampling) | {"prediction": model.denoiser.prediction}
+    (folder / "whole" / SYSTEM_FILE).write_text(json.dumps(told))
+    return folder / "whole"
+
+
+def flow_row(folder: Path) -> dict[str, Any]:
+    """SD3's layout, which is no system of the paper: a folder that is sampled as its scheduler says."""
+    import diffusers
+
+    layout = "StableDiffusion3Pipeline"
+    saved = [save_pipeline(folder / str(seed), None, seed=seed, layout=layout) for seed in (1, 2)]
+    teacher, student = (load_model(str(path)) for path in saved)
+    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(saved[0])
+    pipeline.set_progress_bar_config(disable=True)
+    z = initial_noise(SAMPLES, teacher.latent_shape, 0)
+    theirs = run_diffusers(pipeline, z, generators(), {"num_inference_steps": 28, "guidance_scale": 7.0})
+    apart, levels = equality(teacher, theirs, 28)
+    return {
+        "system": "a folder (flow)",
+        "layout": layout.removesuffix("Pipeline"),
+        "sampled": f"{teacher.sampling.solver}, 28",
+        "loads": "yes",
+        "latents": apart,
+        "levels": levels,
+        "distils": outcome("a folder", saved[0], lambda: distils(saved[0], folder / "run")),
+        "analyses": outcome("a folder", folder, lambda: analyses(teacher, student)),
+    }
+
+
+def full_size(device: str, batch_size: int, steps: int) -> pd.DataFrame:
+    """Guided DDIM steps of full-size U-Nets with random weights in bfloat16: pictures' latents a second, peak memory in GiB."""
+    from diffusers import UNet2DConditionModel
+
+    rows = []
+    for name, (config, tensors) in FULL_SIZE.items():
+        with torch.device(device):
+            net = UNet2DConditionModel(**config).to(torch.bfloat16).eval().requires_grad_(False)
+        denoiser = UNetDenoiser(net, Schedule.stable_diffusion().to(device), "epsilon")
+        told = Condition({key: torch.randn(1, *shape, device=device) for key, shape in tensors.items()})
+        guided = GuidedDenoiser(denoiser, told, 7.5)
+        z = torch.randn(batch_size, 4, config["sample_size"], config["sample_size"], device=device)
+        walk(guided, z, told, 2)  # not counted: kernels are chosen
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        walk(guided, z, told, steps)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        rows.append(
+            {
+                "U-Net": name,
+                "parameters_1e9": sum(p.numel() for p in net.parameters()) / 1e9,
+                "steps": steps,
+                "batch_size": batch_size,
+                "images_per_second": batch_size / seconds,
+                "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,
+            }
+        )
+        del net, denoiser, guided
+        torch.cuda.empty_cache()
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def walk(denoiser: GuidedDenoiser, z: torch.Tensor, told: Condition, steps: int) -> torch.Tensor:
+    for t, s in transitions(denoiser.schedule.grid(steps)):
+        x0 = denoiser(z, rows_at(t, z), told.expand(len(z)))
+        z, _ = ddim(denoiser.schedule, z, rows_at(t, z), rows_at(s, z), x0)
+    return z
+
+
+FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "SD 1.5": (
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        {"encoder_hidden_states": (77, 768)},
+    ),
+    "SDXL": (
+        {
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        {"encoder_hidden_states": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
+    ),
+}
+"""The published shapes of the two U-Nets, and of what they are told."""
+
+
+@click.command()
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
+@click.option("--full-size", "large", is_flag=True, help="Full-size U-Nets with random weights, on a GPU.")
+@click.option("--batch-size", default=4, show_default=True, help="Pictures at once, with --full-size.")
+@click.option("--steps", default=32, show_default=True, help="Guided DDIM steps, with --full-size.")
+def main(csv_path: Path | None, large: bool, batch_size: int, steps: int) -> None:
+    quiet_libraries()
+    if large:
+        if not torch.cuda.is_available():
+            raise click.UsageError("--full-size needs a CUDA device, and none is here")
+        frame = full_size("cuda", batch_size, steps)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = [
+                row(name, system, random_files(system, Path(scratch) / name), Path(scratch) / name)
+                for name, system in load_systems().items()
+            ]
+            frame = pd.DataFrame([*rows, flow_row(Path(scratch) / "flow")])
+    table = Table(*frame.columns)
+    for values in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.2g}" if isinstance(value, float) else str(value) for value in values))
+    Console().print(table)
+    for refusal in REFUSALS:
+        click.echo(refusal)
+    if csv_path is not None:
+        frame.to_csv(csv_path, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""How a model is meant to be sampled: said by its row of ``systems.yaml``, by ``ddil.json`` beside a pipeline, or by the
+configuration of its diffusers scheduler; and what is wrong with sampling it in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ddil_core.errors import WrongCommand
+from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, timesteps, transitions
+from ddil_core.solvers import Solver, get_solver
+from ddil_core.systems import System
+
+SYSTEM_FILE = "ddil.json"
+"""Beside ``model_index.json``: how a pipeline is meant to be sampled. diffusers ignores it."""
+DEFAULT_STEPS = 32
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is meant to be sampled.
+
+    ``steps`` is None where any number may be asked for (then ``DEFAULT_STEPS``). ``timesteps`` are given outright, or come from
+    ``spacing`` and ``offset``. A trajectory ends clean, or at timestep 0, whose σ is not 0 (``ends_clean`` False). ``distilled``
+    models were made for exactly this.
+    """
+
+    solver: str = "ddim"
+    steps: int | None = None
+    guidance_scale: float = 1.0
+    spacing: str = "even"
+    offset: int = 0
+    timesteps: tuple[Time, ...] | None = None
+    ends_clean: bool = True
+    distilled: bool = False
+
+    @classmethod
+    def from_system(cls, system: System, guidance_scale: float) -> Sampling:
+        """From a row; ``guidance_scale`` is taken where the row has none."""
+        shared = {field.name: getattr(system, field.name) for field in fields(cls) if field.name in System.model_fields}
+        return cls(**(shared | ({"guidance_scale": guidance_scale} if system.guidance_scale is None else {})))
+
+    @classmethod
+    def from_file(cls, told: Mapping[str, Any]) -> Sampling:
+        """From the content of ``ddil.json``; a number of steps in it is what the model was made for, unless it says otherwise."""
+        known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
+        if known.get("timesteps") is not None:
+            known["timesteps"] = tuple(known["timesteps"])
+        return cls(**({"distilled": known.get("steps") is not None} | known))
+
+    @classmethod
+    def from_scheduler(cls, config: Mapping[str, Any], guidance_scale: float) -> Sampling:
+        """As diffusers' scheduler of this configuration samples; DPM-Solver++ 2M in place of one that is not known here."""
+        kind = str(config.get("_class_name"))
+        solver, spacings = SCHEDULERS.get(kind, ("", {}))
+        spacing = spacings.get(config.get("timestep_spacing", ""), spacings.get("", ""))
+        if not spacing or any(config.get(key) for key in VARIANTS):
+            return cls("dpmpp_2m", guidance_scale=guidance_scale)
+        steps = 4 if solver == "lcm" else None
+        ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
+        return cls(solver, steps, guidance_scale, spacing, config.get("steps_offset", 0), None, ends_clean)
+
+    def times(self, schedule: Schedule) -> list[Time]:
+        """The falling grid on a schedule; ``timesteps`` hold for their own number of steps alone."""
+        steps = self.steps or DEFAULT_STEPS
+        if self.timesteps is not None and len(self.timesteps) == steps:
+            return list(self.timesteps)
+        return timesteps(schedule, self.spacing, steps, self.offset)
+
+    def transitions(self, schedule: Schedule) -> list[tuple[Time, Time]]:
+        """The steps (t, s) on a schedule.
+
+        Raises:
+            WrongCommand: the solver cannot start where this schedule does.
+        """
+        if isinstance(schedule, FlowSchedule) and not get_solver(self.solver).any_start:
+            raise WrongCommand(
+                f"the solver {self.solver!r} works with log(α/σ), which is infinite where a flow starts; use 'flow_euler'"
+            )
+        return transitions(self.times(schedule), CLEAN if self.ends_clean else 0)
+
+    def starts_scaled(self) -> bool:
+        """Whether the trajectory starts from σ_T ε, as diffusers' Euler does at some spacings, and not from ε."""
+        given = self.timesteps is not None and len(self.timesteps) == (self.steps or DEFAULT_STEPS)
+        return not given and self.spacing in get_solver(self.solver).scaled_start
+
+
+SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
+    "DDIMScheduler": ("ddim", {"leading": "leading", "trailing": "trailing"}),
+    "DPMSolverMultistepScheduler": (
+        "dpmpp_2m",
+        {"linspace": "even", "trailing": "trailing", "leading": "leading_inner"},
+    ),
+    "EulerDiscreteScheduler": (
+        "euler",
+        {"leading": "leading", "trailing": "trailing", "linspace": "linspace"},
+    ),
+    "LCMScheduler": ("lcm", {"": "lcm"}),
+    "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
+}
+"""diffusers' schedulers, as a solver and as what their spacings are called here; "" is whatever they say."""
+VARIANTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding")
+"""What turns a scheduler of ``SCHEDULERS`` into one that is not known here."""
+
+
+def misuse(made_for: Sampling, used: Sampling) -> list[str]:
+    """One sentence for everything that a distilled model was not made for, with what it was made for."""
+    if not made_for.distilled:
+        return []
+    sentences = []
+    own, other = get_solver(made_for.solver), get_solver(used.solver)
+    if _apart(own, other):
+        sentences.append(f"was made for the solver '{own.name}', not '{other.name}': say --solver {own.name}")
+    if made_for.steps is not None and used.steps != made_for.steps:
+        sentences.append(f"was made for {made_for.steps} steps, not {used.steps}: say --steps {made_for.steps}")
+    if used.guidance_scale != made_for.guidance_scale:
+        sentences.append(
+            f"was made for guidance {made_for.guidance_scale:g}, not {used.guidance_scale:g}: "
+            f"say --guidance {made_for.guidance_scale:g}"
+        )
+    return sentences
+
+
+def _apart(a: Solver, b: Solver) -> bool:
+    """Whether two solvers are different samplers: DDIM, Euler and flow Euler take the same step."""
+    return a.step is not b.step

@@ -1,0 +1,72 @@
+"""ε → v: the target is the teacher's own estimate, the converted model is the teacher, and it can still be guided."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ddil_core.data import LatentPool, encode_pool, open_data
+from ddil_core.distill.config import ConvertConfig, DistillConfig, StageConfig
+from ddil_core.distill.conversion import ConversionStage
+from ddil_core.models import Model, load_model
+from ddil_core.parameterization import to_x0
+from tests.core.closed_form import distance
+from tests.pipelines import TEACHER, save_pipeline
+
+UPDATES = 120
+
+
+@pytest.fixture(scope="module", params=["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, LatentPool]:
+    folder = tmp_path_factory.mktemp("eps")
+    model = load_model(str(save_pipeline(folder, TEACHER, seed=1, layout=request.param, prediction="epsilon")))
+    return model, encode_pool(model, open_data("shapes"), 24, folder / "data.safetensors")
+
+
+def stage(model: Model, pool: LatentPool, unconditional: float = 0.1, updates: int = UPDATES) -> ConversionStage:
+    config = DistillConfig(
+        stages=(StageConfig(steps=4, updates=1),), batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9
+    )
+    convert = ConvertConfig(updates=updates, unconditional=unconditional)
+    return ConversionStage(model.guided(1.0), model.nothing(), pool, convert, config, Accelerator(cpu=True))
+
+
+def test_the_target_is_the_v_of_the_teachers_own_estimate(teacher: tuple[Model, LatentPool]) -> None:
+    trainer = stage(*teacher)
+    x0, row = teacher[1].draw(6, torch.Generator().manual_seed(0))
+    t = torch.tensor([0, 100, 400, 700, 950, 999])
+    z = trainer.schedule.add_noise(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), t)
+    condition = trainer.condition(row)
+    alpha, sigma = trainer.schedule.at(t, z)
+    v = trainer.target(z, t, condition)
+    with torch.no_grad():
+        estimate = teacher[0].denoiser(z, t, condition)
+        eps = teacher[0].denoiser.output(z, t, condition)
+    assert distance(to_x0("v_prediction", v, z, alpha, sigma), estimate) < 1e-5
+    assert distance(alpha * eps - sigma * estimate, v) < 1e-3  # float32 where σ is 0.03
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_rows_is_told_nothing(teacher: tuple[Model, LatentPool], share: float) -> None:
+    trainer = stage(*teacher, unconditional=share)
+    told = []
+    hook = trainer.net.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    for step in range(12):
+        trainer.update(step)
+    hook.remove()
+    nothing = teacher[0].nothing().tensors["encoder_hidden_states"]
+    silent = (torch.cat(told) == nothing).flatten(1).all(1).float().mean()
+    assert abs(float(silent) - share) <= 3.5 * (share * (1 - share) / 192) ** 0.5
+
+
+def test_the_student_becomes_its_teacher_in_v(teacher: tuple[Model, LatentPool]) -> None:
+    trainer = stage(*teacher)
+    losses = [float(trainer.update(step)["loss"]) for step in range(UPDATES)]
+    assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
+    before = {name: value.clone() for name, value in teacher[0].denoiser.net.state_dict().items()}
+    assert all(torch.equal(before[name], value) for name, value in teacher[0].denoiser.net.state_dict().items())
+    assert trainer.student.prediction == "v_prediction"
+    assert trainer.finish() is trainer.ema.module

@@ -1,0 +1,237 @@
+"""Every system and every layout, on random weights, against diffusers' own pipelines from the same noise."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models import Model, assemble, load_model
+from ddil_core.noise import Sample, initial_noise
+from ddil_core.sample import latents, remarks, settings
+from ddil_core.sampling import Sampling
+from ddil_core.schedule import FlowSchedule
+from ddil_core.solvers import SOLVERS
+from ddil_core.systems import System, load_systems
+from tests.core.closed_form import distance
+from tests.pipelines import STUDENT, save_lora, save_pipeline
+from tests.reference import PROMPTS, random_files, reference, run_diffusers
+
+SYSTEMS = load_systems()
+SAMPLES = [Sample(prompt) for prompt in PROMPTS]
+SEED = 3
+
+
+def generators() -> list[torch.Generator]:
+    return [sample.generator(SEED, "solver") for sample in SAMPLES]
+
+
+def assert_the_same(model: Model, sampling: Sampling, theirs: tuple[torch.Tensor, Any]) -> None:
+    """Latents to 1e-5 in norm, pictures to a level on average."""
+    ours = latents(model, SAMPLES, PROMPTS, sampling, SEED)
+    assert distance(ours, theirs[0]) < 1e-5
+    pictures = model.decode(ours)
+    assert pictures.shape == theirs[1].shape == (2, 64, 64, 3)
+    assert np.abs(pictures / 255 - theirs[1]).mean() <= 1 / 255
+    assert np.abs(theirs[1][0] - theirs[1][1]).max() > 0.01  # two prompts, two pictures
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_gives_the_pictures_that_diffusers_gives(name: str, tmp_path: Path) -> None:
+    files = random_files(SYSTEMS[name], tmp_path)
+    model = assemble(name, files)
+    z = initial_noise(SAMPLES, model.latent_shape, SEED)
+    assert_the_same(model, model.sampling, reference(name, files, z, generators))
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {"num_inference_steps": 8, "guidance_scale": 7.5},
+    "StableDiffusionXLPipeline": {"num_inference_steps": 8, "guidance_scale": 5.0},
+    "LatentConsistencyModelPipeline": {"num_inference_steps": 4, "guidance_scale": 8.5},
+    "StableDiffusion3Pipeline": {"num_inference_steps": 8, "guidance_scale": 7.0},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_is_sampled_as_its_own_scheduler_says(layout: str, tmp_path: Path) -> None:
+    import diffusers
+
+    folder = save_pipeline(tmp_path, None, seed=1, layout=layout)
+    model = load_model(str(folder))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline).__name__ == layout
+    z = initial_noise(SAMPLES, model.latent_shape, SEED)
+    call = LAYOUTS[layout]
+    assert model.sampling.guidance_scale == call["guidance_scale"]
+    theirs = run_diffusers(pipeline, z, generators(), call)
+    assert_the_same(model, settings(model, steps=call["num_inference_steps"]), theirs)
+
+
+# What the network is told
+
+
+def test_sdxl_is_guided_away_from_zeros_or_from_the_empty_prompt(tmp_path: Path) -> None:
+    model = load_model(str(save_pipeline(tmp_path, None, seed=1, layout="StableDiffusionXLPipeline")))
+    nothing, empty = model.nothing().tensors, model.encode([""]).tensors
+    assert set(nothing) == {"encoder_hidden_states", "text_embeds", "time_ids"}
+    assert not nothing["encoder_hidden_states"].any() and not nothing["text_embeds"].any()
+    assert nothing["time_ids"].tolist() == empty["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]]
+    model.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    for name, tensor in model.nothing().tensors.items():
+        torch.testing.assert_close(tensor, empty[name])
+
+
+def test_lcm_is_told_its_guidance_and_asked_once(tmp_path: Path) -> None:
+    model = load_model(str(save_pipeline(tmp_path, None, seed=1, layout="LatentConsistencyModelPipeline")))
+    z, t = initial_noise(SAMPLES, model.latent_shape, SEED), torch.tensor([999, 259])
+    condition = model.encode(PROMPTS)
+    weak, strong = model.guided(1.0), model.guided(8.0)
+    assert (weak.nfe, strong.nfe) == (1, 1)
+    told = model.pipeline.get_guidance_scale_embedding(torch.tensor([7.0, 7.0]), embedding_dim=256)
+    with torch.no_grad():
+        eps = model.pipeline.unet(z, t, condition.tensors["encoder_hidden_states"], timestep_cond=told).sample
+        expected = model.denoiser.x0(eps, z, t)
+        assert distance(strong(z, t, condition), expected) < 1e-6
+        assert distance(weak(z, t, condition), expected) > 1e-4
+
+
+def test_a_lora_is_merged_or_kept_with_the_same_pictures(tmp_path: Path) -> None:
+    files = random_files(SYSTEMS["lcm-lora"], tmp_path)
+    fused, kept = assemble("lcm-lora", files), assemble("lcm-lora", files, fuse_lora=False)
+    bare = assemble("lcm-lora", dataclasses.replace(files, lora=None))
+    assert not hasattr(fused.denoiser.net, "peft_config") and "default_0" in kept.denoiser.net.peft_config
+    drawn = [latents(model, SAMPLES, PROMPTS, model.sampling, SEED) for model in (fused, kept, bare)]
+    assert distance(drawn[1], drawn[0]) < 1e-5
+    assert distance(drawn[2], drawn[0]) > 1e-3
+    assert len({model.weights_sha256() for model in (fused, bare)}) == 2
+
+
+def test_flows_are_flows_and_the_rest_is_not(tmp_path: Path) -> None:
+    for name, shift in (("instaflow", 1.0), ("sd15", None)):
+        schedule = assemble(name, random_files(SYSTEMS[name], tmp_path / name)).denoiser.schedule
+        assert (schedule.shift if isinstance(schedule, FlowSchedule) else None) == shift
+
+
+# What does not fit
+
+
+def test_a_unet_for_another_base_is_one_sentence(tmp_path: Path) -> None:
+    files = random_files(SYSTEMS["dmd2"], tmp_path / "xl")
+    plain = random_files(SYSTEMS["sd15"], tmp_path / "sd")
+    with pytest.raises(DdilError) as error:
+        assemble("dmd2", dataclasses.replace(plain, unet=files.unet))
+    message = str(error.value)
+    assert message.startswith(f"the U-Net {files.unet} of 'dmd2' does not go into its pipeline: ")
+    assert message.endswith("; it is damaged or was made for another one")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("damage", ["another base", "half", "no LoRA"])
+def test_a_lora_for_another_base_is_one_sentence(damage: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from tests.pipelines import build
+
+    files = random_files(SYSTEMS["lcm-lora"], tmp_path)
+    other = tmp_path / "other.safetensors"
+    if damage == "another base":
+        other = save_lora(tmp_path / "xl", build("StableDiffusionXLPipeline", tmp_path / "words"))
+    elif damage == "half":
+        assert files.lora is not None
+        other.write_bytes(files.lora.read_bytes()[:300])
+    else:
+        save_file({"something.weight": torch.zeros(2, 2)}, other)
+    with pytest.raises(DdilError) as error:
+        assemble("lcm-lora", dataclasses.replace(files, lora=other))
+    message = str(error.value)
+    assert message.startswith(f"the LoRA {other} of 'lcm-lora' does not go onto its pipeline: ")
+    assert message.endswith("; it is damaged or was made for another base")
+    assert "\n" not in message
+
+
+def test_a_student_whose_scheduler_names_another_prediction_is_refused(tmp_path: Path) -> None:
+    folder = save_pipeline(tmp_path, STUDENT | {"prediction": "v_prediction"}, seed=2)
+    assert load_model(str(folder)).denoiser.prediction == "v_prediction"
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "epsilon"}))
+    with pytest.raises(DdilError) as error:
+        load_model(str(folder))
+    assert str(error.value) == (
+        f"the model '{folder}' was trained to predict v_prediction, and its scheduler/scheduler_config.json says epsilon; "
+        "set its prediction_type to v_prediction"
+    )
+
+
+def test_a_multistep_solver_cannot_start_where_a_flow_does(tmp_path: Path) -> None:
+    model = load_model(str(save_pipeline(tmp_path, None, seed=1, layout="StableDiffusion3Pipeline")))
+    with pytest.raises(
+        WrongCommand, match="the solver 'dpmpp_2m' works with .* infinite where a flow starts; use 'flow_euler'"
+    ):
+        settings(model, solver="dpmpp_2m")
+
+
+# What a user is told
+
+
+def test_a_student_sampled_as_it_was_not_made_for_is_said(tmp_path: Path) -> None:
+    student = load_model(str(save_pipeline(tmp_path / "s", STUDENT, seed=2)))
+    assert student.sampling.distilled
+    for fits in (settings(student), settings(student, 4, "euler", 1.0)):  # Euler takes DDIM's step
+        assert remarks(student, PROMPTS, fits) == []
+    name = repr(student.reference)
+    assert remarks(student, PROMPTS, settings(student, 8, "dpmpp_2m", 7.5)) == [
+        f"{name} was made for the solver 'ddim', not 'dpmpp_2m': say --solver ddim",
+        f"{name} was made for 4 steps, not 8: say --steps 4",
+        f"{name} was made for guidance 1, not 7.5: say --guidance 1",
+    ]
+    teacher = load_model(str(save_pipeline(tmp_path / "t", {"solver": "ddim", "guidance_scale": 3.0}, seed=2)))
+    assert remarks(teacher, PROMPTS, settings(teacher, 8, "dpmpp_2m", 7.5)) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_prompts_that_are_cut_are_counted(layout: str, tmp_path: Path) -> None:
+    model = load_model(str(save_pipeline(tmp_path, None, seed=1, layout=layout)))
+    limit = model.pipeline.tokenizer.model_max_length
+    prompts = ["red " * (limit - 2), "red " * (limit - 1), "red", "red " * (limit - 1)]
+    assert model.cut(prompts) == 2
+    assert remarks(model, prompts, model.sampling) == [
+        "2 of 4 prompts are longer than the text encoder takes; the rest of each is not read"
+    ]
+
+
+# The rows
+
+
+def test_rows_of_solvers_spacings_and_layouts_exist() -> None:
+    from ddil_core.layouts import LAYOUTS as KNOWN
+
+    for system in SYSTEMS.values():
+        assert system.layout in KNOWN and system.solver in SOLVERS
+        sampling = Sampling.from_system(system, 5.0)
+        schedule = FlowSchedule.straight() if system.prediction == "rectified_flow" else None
+        assert sampling.guidance_scale == (5.0 if system.guidance_scale is None else system.guidance_scale)
+        if schedule is not None:
+            assert sampling.times(schedule) == [1000]
+    assert set(SYSTEMS) == {
+        *("sd15", "sd21", "add", "lcm", "lcm-lora", "lcm-lora-ssd1b", "instaflow", "dmd", "dmd2", "dmd2-1step"),
+        *("ssd1b", "sdxl"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"title": "x", "unet": {"source": "a/b", "file": "c"}}, "names the 'base' whose pipeline they go into"),
+        ({"title": "x", "steps": 2, "timesteps": [999]}, "'steps' is 2, and there are 1 'timesteps'"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        System.model_validate(row)
