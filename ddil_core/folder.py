@@ -101,6 +101,15 @@ def _refuse(names: Sequence[str], fault: str, count: int, what: str) -> None:
         )
 
 
+def files_sha256(pictures: Sequence[Picture]) -> str:
+    """A hash of picture files' bytes, in their order."""
+    content = hashlib.sha256()
+    for picture in pictures:
+        with picture.path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    return content.hexdigest()
+
+
 class PictureFiles:
     """A data set (``ddil_core.data.DataSet``) whose evaluation split lies in picture files, for evaluation only."""
 
@@ -150,12 +159,8 @@ class PictureFiles:
         _refuse(damaged, "damaged", count, self.reference)
 
     def pictures_sha256(self, count: int) -> str:
-        """A hash of the first ``count`` files' bytes, in their order."""
-        content = hashlib.sha256()
-        for picture in self.take(count, "pictures"):
-            with picture.path.open("rb") as file:
-                content.update(hashlib.file_digest(file, "sha256").digest())
-        return content.hexdigest()
+        """A hash of the first ``count`` files (``files_sha256``), under which what was computed from them is kept."""
+        return files_sha256(self.take(count, "pictures"))
 
     def take(self, count: int, what: str) -> list[Picture]:
         """The first ``count`` files. Raises WrongCommand where there are fewer."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ddil_core.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
 
 Tensors = dict[str, Tensor]
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 MAX_SEQUENCE = 256
 """The tokens that SD3's pipeline gives its T5 encoder."""
 

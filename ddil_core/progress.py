@@ -8,7 +8,17 @@ from contextlib import contextmanager
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 console = Console(stderr=True)
@@ -64,3 +74,18 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
             bar.advance(task, n)
 
         yield advance
+
+
+@contextmanager
+def transfer(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar for ``total`` bytes to fetch; yields ``advance(n)``, which takes back what came in vain where n < 0."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda n: bar.advance(task, n)

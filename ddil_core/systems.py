@@ -66,13 +66,18 @@ class System(Strict):
 
 @dataclass(frozen=True)
 class Files:
-    """Where the files of a reference lie: ``folder`` a whole pipeline in diffusers' layout; ``unet`` and ``lora`` safetensors that
-    replace its U-Net or adapt it; ``system`` the row that says how it is sampled (None: the folder says it itself)."""
+    """Where the files of a reference lie.
+
+    ``folder`` is a whole pipeline in diffusers' layout; ``unet`` and ``lora`` are safetensors that replace its U-Net or adapt it;
+    ``system`` is the row that says how it is sampled (None: the folder says it itself). Where ``checkpoint`` is given, that one
+    file has the weights of the whole pipeline, in its first authors' names, and ``folder`` only the configuration.
+    """
 
     folder: Path
     unet: Path | None = None
     lora: Path | None = None
     system: System | None = None
+    checkpoint: Path | None = None
 
 
 @cache

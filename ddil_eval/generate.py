@@ -116,7 +116,10 @@ def open_saved(folder: Path, count: int | None) -> list[Picture]:
 
 @dataclass(frozen=True)
 class Made:
-    """How kept pictures were made, as a record says it; for pictures of another program only ``reference`` is known."""
+    """How pictures were made, as a record says it; of another program's only ``reference`` is known.
+
+    ``pictures_sha256`` is a hash of the files that they are read from.
+    """
 
     reference: str
     weights_sha256: str | None = None
@@ -125,6 +128,7 @@ class Made:
     guidance_scale: float | None = None
     nfe: float | None = None
     seed: int | None = None
+    pictures_sha256: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Made:

@@ -28,12 +28,12 @@ class RecipeExtractors(Extractors):
     """
 
     def __init__(self, names: Sequence[str], device: str, recipe: Recipe) -> None:
-        super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
-        grouped = [name for name in self.metrics if METRICS[name].kind == "group"]
+        grouped = [name for name in names if name in METRICS and METRICS[name].kind == "group"]
         if grouped:
             raise WrongCommand(
                 f"the metric {grouped[0]!r} needs several pictures of each prompt, and here each has one"
             )
+        super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
         self.recipe = recipe
         self.metric_of = {METRICS[name].network.name: name for name in reversed(self.metrics)}
 
@@ -44,7 +44,7 @@ class RecipeExtractors(Extractors):
 
     def reference(self, data: DataSet, count: int, recipe: str = "") -> Features:
         """Features of the first ``count`` reference pictures, for the metrics that compare sets; kept under the recipe's hash."""
-        wanted = {METRICS[name].network.name for name in self.metrics if METRICS[name].kind == "set"}
+        compared = [METRICS[name].network for name in self.metrics if METRICS[name].kind == "set"]
 
         def extract(networks: Sequence[str]) -> Iterator[Features]:
             with progress("reference pictures", total=count) as advance:
@@ -54,7 +54,7 @@ class RecipeExtractors(Extractors):
                     advance(len(images))
 
         key = content_hash(self.recipe.model_dump(mode="json", exclude={"name", "source", "metrics"}))
-        return kept_reference(data, count, recipe or key, {name: self.networks[name] for name in wanted}, extract)
+        return kept_reference(data, count, recipe or key, {network.name: network for network in compared}, extract)
 
     def _views(
         self, images: Sequence[np.ndarray], networks: Iterable[str], *, generated: bool

@@ -92,6 +92,7 @@ class Record(_Strict):
     {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names its row in the paper's Table 1),
     {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]}, and "pair" in place of "difference" where
     nobody asked for it and a table needs it to mark what is best.
+    `pictures_sha256` is that of the files, where pictures came from a folder;
     `nfe` is the mean number of network evaluations per sample; `created` an ISO time with its zone.
     """
 
@@ -107,6 +108,7 @@ class Record(_Strict):
     grid: list[int | float]
     guidance_scale: float | None
     reflection: JsonValue
+    pictures_sha256: str | None = None
     nfe: float | None
     seeds: list[int]
     n_asked: int = Field(ge=0)

@@ -63,8 +63,9 @@ class DistillConfig(Strict):
     """A run of progressive distillation. ``ddil`` None trains on forward-diffused data alone.
 
     ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
-    needs no gradients, so that there is room for more than ``batch_size``. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks' weights; the average that becomes the output is
-    float32, and so are the autoencoder and the text encoders. ``mixed_precision`` is that of the arithmetic.
+    needs no gradients, so that there is room for more than ``batch_size``. ``teacher_dtype`` and ``student_dtype`` are those of the
+    denoising networks' weights; the average that becomes the output is float32, and so are the autoencoder and the text encoders.
+    ``mixed_precision`` is that of the arithmetic.
     """
 
     method: Literal["pd"] = "pd"

@@ -94,14 +94,10 @@ def require_convertible(model: Model, config: DistillConfig) -> None:
 def convert(model: Model, pool: LatentPool, config: DistillConfig, out: Path, accelerator: Accelerator) -> Model:
     """The teacher as a model that predicts v; its weights stay in ``checkpoints/convert.safetensors``."""
     assert config.convert is not None
-    net: nn.Module = model.denoiser.net
-
-    def trainer() -> ConversionStage:
-        assert config.convert is not None
-        teacher = GuidedDenoiser(_frozen(model.denoiser, net, config))
-        return ConversionStage(teacher, model.nothing(), pool, config.convert, config, accelerator, net)
-
-    net = _trained(trainer, net, out, "convert", "ε → v", config)
+    teacher = GuidedDenoiser(_frozen(model.denoiser, model.denoiser.net, config))
+    told = model.nothing(), pool, config.convert, config, accelerator
+    make = partial(ConversionStage, teacher, *told, start=model.denoiser.net)
+    net = _trained(make, model.denoiser.net, out, "convert", "ε → v", config)
     denoiser = type(model.denoiser)(net, model.denoiser.schedule, "v_prediction")
     return replace(model, denoiser=denoiser)
 

@@ -35,14 +35,8 @@ class Stage:
         prediction: Prediction,
         start: nn.Module | None = None,
     ) -> None:
-        self.teacher, self.pool, self.updates, self.config, self.accelerator = (
-            teacher,
-            pool,
-            updates,
-            config,
-            accelerator,
-        )
-        self.index = index
+        self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
+        self.updates, self.index = updates, index
         self.schedule = teacher.schedule
         self.device = accelerator.device
         net: nn.Module = copy.deepcopy(teacher.network.net if start is None else start)

@@ -17,7 +17,7 @@ COMMANDS = {
     "sample": "ddil_eval.cli.sample:sample",
     "eval": "ddil_eval.cli.evaluate:evaluate",
     "report": "ddil_eval.cli.report:report",
-    "models": "ddil_eval.cli.listing:models",
+    "models": "ddil_eval.cli.models:models",
     "data": "ddil_eval.cli.listing:data",
     "metrics": "ddil_eval.cli.listing:metrics",
     "doctor": "ddil_eval.cli.doctor:doctor",

@@ -20,6 +20,7 @@ from ddil_eval.cli import options
 @click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
 @click.option("--seed", type=int, default=None, help="The run's seed, in place of the protocol's.")
 @options.protocol_options
+@options.download_option
 @options.device_option
 @options.json_option
 def distill(
@@ -32,6 +33,7 @@ def distill(
     seed: int | None,
     protocol: Path | None,
     settings: tuple[str, ...],
+    download: bool,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -58,6 +60,7 @@ def distill(
     config = validate(DistillConfig, content, str(path))
     if ddil and config.ddil is None:
         raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
+    options.fetch_missing([teacher], download)
     student = run(teacher, data, config, out, resume=resume, device=options.choose_device(device))
     if as_json:
         options.emit({"run": str(out), "student": str(student), "steps": config.stages[-1].steps})

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from ddil_core.errors import DdilError
+from ddil_eval.cli import options
 from ddil_eval.cli.listing import as_json, show
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -44,14 +45,23 @@ class Check:
 
 
 @click.command()
+@click.option("--model", "references", multiple=True, help="Estimate whether this model fits the memory.")
+@options.variant_option
+@options.dtype_option
+@options.device_option
 @as_json
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(
+    ctx: click.Context, references: tuple[str, ...], variant: str | None, dtype: str, device: str | None, as_json: bool
+) -> None:
     """Check the machine, devices, packages, weights and tools, and say what to do where one is missing.
 
-    Exit status: 0 when everything that is required works, 1 otherwise.
+    With --model it estimates from the files' headers, without loading them, what drawing and distilling with a model take of the
+    device's memory. Exit status: 0 when everything that is required works, 1 otherwise.
     """
     checks = [*machine(), *packages(), torchvision_works(), *devices(), *weights(), latex()]
+    for reference in references:
+        checks += memory(reference, variant, dtype, options.choose_device(device))
     healthy = all(check.ok for check in checks if check.required)
     if as_json:
         document = {"ok": healthy, "checks": [asdict(check) for check in checks]}
@@ -185,6 +195,27 @@ def named_by_its_hash(path: Path) -> bool:
     """Whether a file that PyTorch's hub named NAME-HASH.pth has a SHA-256 that starts with HASH."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])
+
+
+def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iterator[Check]:
+    """Whether a model fits the memory that is free, for drawing and for distilling; the formula is in ``ddil_core.memory.need``."""
+    import torch
+
+    from ddil_core.hub import size_text
+    from ddil_core.memory import free_bytes, need
+    from ddil_core.references import parameters
+
+    free = free_bytes(torch.device(device))
+    takes = need(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)
+    less = "" if dtype != "fp32" else "take half the memory with --dtype bf16, or "
+    uses = {
+        f"sample in {dtype}": (takes.sampling, f"{less}use a device with more"),
+        "distil, without activations": (takes.training, "use a device with more, or distil a LoRA"),
+    }
+    for use, (nbytes, cure) in uses.items():
+        fits = nbytes <= free
+        found = f"{size_text(nbytes)} of {size_text(free)} free on {device}"
+        yield Check("memory", f"{reference}: {use}", found, fits, required=False, cure="" if fits else cure)
 
 
 def latex() -> Check:

@@ -40,11 +40,12 @@ def evaluate() -> None:
 @click.option("--seed", type=int, default=None, help="The seed of noise and decisions, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
+@options.download_option
 @options.device_option
 @options.json_option
 def covariate_shift(
     teacher: str, student: str, p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
-    settings: tuple[str, ...], device: str | None, as_json: bool, **given: Any,
+    settings: tuple[str, ...], download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
 
@@ -61,6 +62,7 @@ def covariate_shift(
     given["switch"] = options.numbers(switch, options.time, "--switch")
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(CovariateShiftConfig, content | given, str(path), options=given)
+    options.fetch_missing([teacher, student], download)
     _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)
 
 
@@ -70,24 +72,24 @@ def covariate_shift(
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--prompts", default=None, metavar="FILE",
               help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
-@click.option("--steps", type=int, default=None, help="Solver steps; by default the model's own.")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Solver steps; by default the model's own.")
 @click.option("--solver", default=None, help="The solver; by default the model's own.")
-@click.option(
-    "--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; by default the model's own."
-)
-@click.option("--num-images", "num_prompts", type=int, default=None,
+@click.option("--guidance", "guidance_scale", type=click.FloatRange(min=0), default=None,
+              help="Guidance scale g; by default the model's own.")  # fmt: skip
+@click.option("--num-images", "num_prompts", type=click.IntRange(min=4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
 @click.option("--seed", type=int, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
 @options.protocol_options
+@options.download_option
 @options.device_option
 @options.json_option
 def coco(
     models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, metrics: str | None,
-    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], device: str | None, as_json: bool,
-    **given: Any,
+    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool, device: str | None,
+    as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned pictures, by a recipe.
 
@@ -101,10 +103,11 @@ def coco(
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
-    given["systems"] = rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    source = "the protocol" if protocol is None else str(protocol)
-    config = validate(SystemsConfig, {"experiment": "coco"} | content | given, source, options=given)
+    content |= given | {"systems": rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)}
+    source = "the command" if protocol is None else str(protocol)
+    config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
+    options.fetch_missing(models, download)
     found = plan(config)
     found.require_all()
     _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
@@ -119,11 +122,12 @@ def coco(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
 @save_option
+@options.download_option
 @options.device_option
 @options.json_option
 def run(
     protocol: Path, data: str | None, settings: tuple[str, ...], seed: int | None, out: Path | None, save_images: bool,
-    device: str | None, as_json: bool,
+    download: bool, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
 
@@ -143,7 +147,9 @@ def run(
             "give it to its own command with --protocol"
         )
     content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
-    found = plan(validate(SystemsConfig, content, str(protocol)))
+    config = validate(SystemsConfig, content, str(protocol))
+    options.fetch_missing([system.model for system in config.systems], download)
+    found = plan(config)
     for name, error in found.absent.items():
         click.echo(f"not here: {name}: {error}", err=True)
     out = out or Path("results") / f"{protocol.parent.name}-{protocol.stem}"
@@ -178,10 +184,10 @@ def score(
     from ddil_eval.experiments.score import score as measure
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
-    given = {key: value for key, value in given.items() if value is not None} | {"folders": list(folders)}
+    given = {key: value for key, value in given.items() if value is not None}
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    source = "the protocol" if protocol is None else str(protocol)
-    config = validate(ScoreConfig, content | given, source, options=given)
+    source = "the command" if protocol is None else str(protocol)
+    config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
     _show(measure(config, out, options.choose_device(device)), out, as_json)
 
 
@@ -207,13 +213,11 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
 
 
 def _show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
-    from rich.console import Console
-
-    from ddil_eval import render, tables
+    from ddil_eval import tables
+    from ddil_eval.cli.report import show_tables
 
     if as_json:
         options.emit([record.model_dump(mode="json") for record in records])
         return
-    for table in tables.build(records):
-        Console().print(render.to_rich(table))
+    show_tables(tables.build(records))
     click.echo(f"{what} {out}; tables with: ddil report --results {out} --csv --latex")

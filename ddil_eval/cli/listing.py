@@ -1,4 +1,4 @@
-"""``ddil models``, ``ddil data``, ``ddil metrics``: what there is, what each needs, and whether it is here."""
+"""``ddil data``, ``ddil metrics``, and the table of ``ddil models``: what there is, what each needs, and whether it is here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _word(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def _list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_json: bool) -> None:
+def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_json: bool) -> None:
     """Print ``rows``: as JSON, or as a table and then a line for each row that is not here, with what it needs."""
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -50,20 +50,11 @@ def _list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_jso
 
 @click.command()
 @as_json
-def models(as_json: bool) -> None:
-    """List the models that --model, --teacher and --student accept by name."""
-    from ddil_core.references import listing
-
-    _list("Models", ("name", "description", "source", "here"), listing(), as_json)
-
-
-@click.command()
-@as_json
 def data(as_json: bool) -> None:
     """List the data sets that --data accepts."""
     from ddil_core.data import listing
 
-    _list("Data sets", ("name", "description", "source", "here"), listing(), as_json)
+    show_list("Data sets", ("name", "description", "source", "here"), listing(), as_json)
 
 
 @click.command()
@@ -89,7 +80,7 @@ def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
             raise WrongCommand(f"--add takes NAME=FILE with one file of weights for each name, not {given!r}")
         click.echo(f"{weights.file}: {weights.add(Path(file))}", err=True)
     rows = [_metric_row(metric) for metric in METRICS.values()]
-    _list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
+    show_list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
     if not as_json:
         for row in {weights["file"]: weights for metric in rows for weights in metric["weights"]}.values():
             click.echo(

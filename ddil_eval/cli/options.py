@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,10 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_HELP = "A data set: 'shapes', coco2014:DIR, coco2017:DIR or folder:DIR (see 'ddil data')."
-MODEL_HELP = "A model: 'shapes', a pipeline folder, or a run folder of 'ddil distill' (see 'ddil models')."
+MODEL_HELP = (
+    "A model: a name of 'ddil models', a pipeline folder, a run folder of 'ddil distill', a single-file checkpoint, or a hub id "
+    "(see docs/models.md)."
+)
 
 
 def protocol_options(command: F) -> F:
@@ -36,6 +39,51 @@ def device_option(command: F) -> F:
 def json_option(command: F) -> F:
     """``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+
+
+def variant_option(command: F) -> F:
+    """``--variant``."""
+    text = "The weights' variant, such as fp16; by default the plain files, or the only variant that there is."
+    return click.option("--variant", default=None, metavar="NAME", help=text)(command)
+
+
+def download_option(command: F) -> F:
+    """``--download``."""
+    text = "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."
+    return click.option("--download", is_flag=True, help=text)(command)
+
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def dtype_option(command: F) -> F:
+    """``--dtype``."""
+    text = "The numbers that the model computes in, whatever its files hold."
+    return click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help=text)(command)
+
+
+def torch_dtype(name: str) -> Any:
+    """The torch dtype of ``--dtype``."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
+    """With ``--download``, fetch what the references need of the hub and is not here; what is here is not asked for."""
+    from ddil_core.references import is_here, parts
+
+    for reference in references if download else ():
+        if parts(reference) and not is_here(reference, variant):
+            fetch(reference, variant)
+
+
+def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
+    """Fetch a model's files, with the size and a bar on stderr."""
+    from ddil_core import references
+    from ddil_core.progress import transfer
+
+    references.fetch(reference, variant, lambda text: click.echo(text, err=True), transfer, weights=weights)
 
 
 def choose_device(name: str | None) -> str:

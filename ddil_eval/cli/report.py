@@ -45,7 +45,7 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
     if as_json:
         click.echo(_document(made, files, len(records), replaced))
     else:
-        _print(made)
+        show_tables(made)
     _say(made, files, replaced)
 
 
@@ -81,7 +81,8 @@ def _document(made: Sequence[Table], files: Sequence[Path], records: int, replac
     return json.dumps(whole, indent=2, ensure_ascii=False)
 
 
-def _print(made: Sequence[Table]) -> None:
+def show_tables(made: Sequence[Table]) -> None:
+    """Print tables on stdout."""
     from rich.console import Console
 
     from ddil_eval import render

@@ -27,6 +27,9 @@ from ddil_eval.cli import options
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures."
 )
+@options.dtype_option
+@options.variant_option
+@options.download_option
 @options.device_option
 @options.json_option
 def sample(
@@ -38,6 +41,9 @@ def sample(
     num_images: int,
     seed: int,
     out: Path,
+    dtype: str,
+    variant: str | None,
+    download: bool,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -60,7 +66,8 @@ def sample(
     taken = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
     if taken:
         raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
-    model = load_model(reference, options.choose_device(device))
+    options.fetch_missing([reference], download, variant)
+    model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
     for remark in remarks(model, prompts, settings(model, steps, solver, guidance_scale)):
         warn(remark)
     images = draw(

@@ -31,7 +31,9 @@ from ddil_core.sample import CUT
 from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.records import provenance, save_cells
+from ddil_eval.experiments.reference import open_reference, split_of
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
+from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest, write_text
 
 EXPERIMENT = "covariate-shift"
@@ -42,11 +44,13 @@ Dtype = Literal["float32", "bfloat16"]
 class CovariateShiftConfig(Strict):
     """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times.
 
-    ``teacher_dtype`` and ``student_dtype`` are those of the two networks' weights; text encoder and autoencoder are float32.
+    ``recipe`` is the data set's where none is named. ``teacher_dtype`` and ``student_dtype`` are those of the two networks'
+    weights; text encoder and autoencoder are float32.
     """
 
     experiment: Literal["covariate-shift"] = "covariate-shift"
     data: str = "shapes"
+    recipe: str | None = None
     teacher_steps: int = Field(default=32, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0)
     solver: str = "ddim"
@@ -181,15 +185,15 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     started = time.monotonic()
     solver = get_solver(config.solver)
     require_stateless(solver)
+    recipe, data = open_reference(config.data, config.recipe, config.reference_pictures)
     teacher_model, student_model = load_pair(teacher, student, config, device)
     actors, student_grid = take_turns(teacher_model, student_model, config)
-    data = open_data(config.data)
     prompts = data.prompts(config.num_prompts)
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
         warn(CUT.format(cut, len(prompts)))
     samples = [Sample(prompt.id) for prompt in prompts]
     wanted = runs(config, student_grid, samples)
-    extractors = Extractors(config.metrics, device)
+    extractors = RecipeExtractors(config.metrics, device, recipe)
     identity = {
         "config": config.model_dump(mode="json"),
         "teacher": teacher_model.weights_sha256(),
@@ -207,8 +211,12 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
         experiment=EXPERIMENT,
         config=config,
         systems={"teacher": teacher_model, "student": student_model},
-        data={"reference": data.reference, "split": "validation", "prompt_ids_sha256": digest([p.id for p in prompts])},
-        recipe=f"{data.reference}-{teacher_model.latent_shape[1] * 8}px",
+        data={
+            "reference": data.reference,
+            "split": split_of(data),
+            "prompt_ids_sha256": digest([p.id for p in prompts]),
+        },
+        recipe=recipe.label(len(prompts), config.reference_pictures),
         solver=solver.name,
         grid=student_grid,
         guidance_scale=teacher_model.sampling.guidance_scale

@@ -102,6 +102,7 @@ def measure(
             "solver": first.solver,
             "grid": list(first.grid),
             "guidance_scale": first.guidance_scale,
+            "pictures_sha256": first.pictures_sha256 if len(members) == 1 else None,
         }
         nfe = {name: first.nfe} if len(members) == 1 and first.nfe is not None else {}
         records += save_cells(common | own, {name: described[name]}, estimates, nfe, out)

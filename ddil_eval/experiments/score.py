@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from pydantic import Field, field_validator
 
 from ddil_core.data import KINDS, DataSet, open_data
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import Picture, PictureFiles, folder_data, named
+from ddil_core.folder import Picture, PictureFiles, files_sha256, folder_data, named
 from ddil_core.protocol import Strict
 from ddil_eval.experiments.engine import Contestant, Setting, measure
-from ddil_eval.experiments.systems import check_reference, refuse_other_reference
+from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
 from ddil_eval.generate import Made, Opened, Saved, open_saved
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
@@ -94,7 +95,8 @@ def _require_captions(folder: str, files: Sequence[Picture], metrics: Sequence[s
 
 
 def _open(folder: Path, files: Sequence[Picture], config: ScoreConfig) -> Opened:
-    return Opened(Made.read(folder), Saved(files, config.batch_size))
+    made = replace(Made.read(folder), pictures_sha256=files_sha256(files))
+    return Opened(made, Saved(files, config.batch_size))
 
 
 def _setting(
@@ -102,7 +104,7 @@ def _setting(
 ) -> Setting:
     data: dict[str, Any] = {
         "reference": reference.reference,
-        "split": getattr(reference, "split", "validation"),
+        "split": split_of(reference),
         "prompt_ids_sha256": digest([picture.id for picture in files]),
         "captions_sha256": digest([picture.caption for picture in files]),
     }

@@ -16,12 +16,14 @@ from pydantic import Field, model_validator
 from ddil_core.data import DataSet, open_data
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import Model, load_model
+from ddil_core.progress import warn
 from ddil_core.protocol import Strict
-from ddil_core.references import resolve
-from ddil_core.sample import settings
+from ddil_core.references import located_weights
+from ddil_core.sample import remarks, settings
 from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.engine import Contestant, Setting, measure
+from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
 from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
 from ddil_eval.metrics import METRICS
 from ddil_eval.prompts import Prompts, choose_prompts
@@ -99,10 +101,12 @@ class Plan:
 
     def require_all(self) -> None:
         """Raise what is absent, if anything is, in one sentence."""
-        if len(self.absent) == 1:
-            raise next(iter(self.absent.values()))
-        if self.absent:
-            raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
+        if not self.absent:
+            return
+        (name, error), *others = self.absent.items()
+        if not others and not name.startswith("metric "):
+            raise error  # a model or the data, which it names itself
+        raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
 
 
 def plan(config: SystemsConfig) -> Plan:
@@ -138,39 +142,12 @@ def plan(config: SystemsConfig) -> Plan:
     systems = []
     for system in config.systems:
         try:
-            resolve(system.model)
+            located_weights(system.model)
             systems.append(system)
         except DdilError as error:
             hint = f"the model {system.model!r} is not here; {system.provide}"
             absent[system.name] = error if system.provide is None else type(error)(hint)
     return Plan(config, recipe, data, prompts, tuple(systems), tuple(metrics), absent)
-
-
-def refuse_other_reference(recipe: Recipe, reference: str) -> None:
-    """Refuse a named data set that is the reference of another recipe. A folder of one's own may hold anything.
-
-    Raises:
-        WrongCommand: it is.
-    """
-    kind = reference.partition(":")[0]
-    if kind in ("shapes", "coco2014", "coco2017") and kind != recipe.reference.data:
-        raise WrongCommand(
-            f"the recipe {recipe.name!r} compares with {recipe.reference.data}, and {reference!r} is the reference of "
-            f"another recipe, {recipe_for(reference)!r}; name that one, or a data set of {recipe.reference.data}"
-        )
-
-
-def check_reference(data: DataSet, count: int) -> None:
-    """Look at the reference's files before any picture is made; of those that are not RGB is said that they are converted."""
-    from ddil_core.folder import PictureFiles, named, survey
-    from ddil_core.progress import console
-
-    if isinstance(data, PictureFiles):
-        converted = survey(data.take(count, "pictures"), data.reference).converted
-        if converted:
-            console.print(
-                f"{len(converted):,} of {count:,} pictures of {data.reference} are not RGB and are converted: {named(converted)}"
-            )
 
 
 def compare(config: SystemsConfig, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
@@ -224,7 +201,7 @@ def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setti
         recipe=recipe,
         reference=data,
         reference_pictures=pictures,
-        data={"reference": data.reference, "split": getattr(data, "split", "validation"), **prompts.described()},
+        data={"reference": data.reference, "split": split_of(data), **prompts.described()},
         count=count,
         seed=config.seed,
         device=device,
@@ -235,6 +212,8 @@ def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device:
     """Load a system and say how it is sampled."""
     model = load_model(system.model, device)
     sampling = settings(model, system.steps, system.solver, system.guidance_scale)
+    for sentence in remarks(model, [prompt.text for prompt in prompts.prompts], sampling):
+        warn(f"{system.name}: {sentence}")
     made = how_made(model, sampling, config.seed)
     keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts)
     return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size), keeper)

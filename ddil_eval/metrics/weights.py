@@ -110,8 +110,14 @@ class Weights:
             raise DdilError(self.cure or f"the weights {self.file} have no public source; give them with --add")
         target = weights_folder() / f"{self.file}.fetched"
         try:
-            with replacing(target) as temporary, urlopen(self.url) as source, temporary.open("wb") as file:
-                shutil.copyfileobj(source, file)
+            with urlopen(self.url) as source, replacing(target) as temporary:
+                with temporary.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+                length = source.headers.get("Content-Length")
+                if length is not None and temporary.stat().st_size != int(length):
+                    raise DdilError(
+                        f"{self.url} broke off after {temporary.stat().st_size} of {length} bytes; try again"
+                    )
             return self.add(target)
         except URLError as error:
             raise DdilError(

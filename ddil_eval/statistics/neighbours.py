@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddil_core.errors import DdilError
-from ddil_eval.statistics.jackknife import Spread, pseudovalues
+from ddil_eval.statistics.jackknife import GROUPS, Spread, pseudovalues
 from ddil_eval.statistics.moments import BLOCK, blocks, finite
 
 Array = np.ndarray
@@ -21,7 +21,8 @@ NEAREST = 5
 class Neighbours:
     """The four shares of a set against a reference, in the order of ``COLUMNS``.
 
-    k is 5, or one less than the smaller set's samples where that is less. Distances are found block by block.
+    k is 5, or less where a set has too few samples for that (a jackknife's group left out). Distances are found block by
+    block.
     """
 
     def __init__(self, reference: Array | None, k: int = NEAREST) -> None:
@@ -29,8 +30,7 @@ class Neighbours:
         self.k = k
         # Distances do not change with the origin, and rounding is least near it.
         self.origin = np.mean(self.reference, axis=0, dtype=np.float64)
-        one = np.zeros(len(self.reference), dtype=np.int64)
-        self.radii = {k: self._radii(self.reference, one, k)[0]}
+        self.radii: dict[int, Array] = {}
 
     def values(self, features: Array) -> Array:
         """The four shares [4]."""
@@ -46,7 +46,7 @@ class Neighbours:
         features = _at_least_two(features)
         groups = int(labels.max()) + 1
         left_out = np.array([-1, *range(groups)]) if groups > 1 else np.array([-1])
-        k = min(self.k, len(features) - 1, len(self.reference) - 1)
+        k = max(1, min(self.k, len(features) - 1 - -(-len(features) // GROUPS), len(self.reference) - 1))
         own = self._radii(features, labels, k)
         if k not in self.radii:
             self.radii[k] = self._radii(self.reference, np.zeros(len(self.reference), dtype=np.int64), k)[0]
@@ -87,7 +87,7 @@ class Neighbours:
         n, groups = len(features), int(labels.max()) + 1
         few = min(n, 2 * k + 12) if groups > 1 else min(n, k + 1)
         radii = np.empty((groups + 1 if groups > 1 else 1, n))
-        for rows in blocks(n, BLOCK // 2):
+        for rows in blocks(n, BLOCK // 4):
             apart = np.concatenate(
                 [
                     _squared(finite(features[rows]) - self.origin, finite(features[columns]) - self.origin)

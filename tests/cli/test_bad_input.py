@@ -14,8 +14,8 @@ from ddil_core.resources import protocols
 Cli = Callable[..., Result]
 
 MODEL_HINT = (
-    "is not known: it may be shapes, a folder in diffusers' pipeline layout, a run folder of 'ddil distill', "
-    "or the id of a hub model whose files are cached here"
+    "is not known: it may be a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of "
+    "'ddil distill', a single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
 )
 SHIFT = protocols() / "shapes" / "covariate-shift.yaml"
 PD = protocols() / "shapes" / "pd.yaml"
@@ -243,8 +243,8 @@ def test_a_damaged_weights_file(part: str, kept: int, damaged: Path, cli: Cli, t
     result = cli("sample", "--model", damaged, "--prompt", "a", "--out", tmp_path / "o", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: the model '{damaged}' cannot be loaded from {damaged}: ")
-    assert line.endswith("; its files are damaged or incomplete, so fetch or make it again")
+    assert line.startswith(f"error: the weights {file} are cut short or damaged (")
+    assert line.endswith("; fetch or make the model again")
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "ddil.json"])

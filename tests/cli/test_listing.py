@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ddil_eval.cli.listing import _list, _word
+from ddil_eval.cli.listing import _word, show_list
 from ddil_eval.metrics import METRICS
 
 
@@ -51,7 +51,7 @@ def test_what_is_not_here_is_followed_by_what_to_do(capsys: pytest.CaptureFixtur
         {"name": "b", "here": False, "needs": "put it in DIR"},
         {"name": "c", "here": False, "needs": "weights", "missing": "weights: run X"},
     ]
-    _list("Things", ("name", "here"), rows, as_json=False)
+    show_list("Things", ("name", "here"), rows, as_json=False)
     assert capsys.readouterr().out.splitlines()[-2:] == ["b: put it in DIR", "c: weights: run X"]
 
 

@@ -90,6 +90,18 @@ def test_settings_change_the_picture(sample: Callable[..., Result], tmp_path: Pa
     assert len(set(found.values())) == len(variants) - 1
 
 
+def test_what_a_student_was_not_made_for_and_what_is_cut_is_said(sample: Callable[..., Result], tmp_path: Path) -> None:
+    assert "warning" not in sample(tmp_path / "own", PROMPTS[0]).stderr
+    result = sample(tmp_path / "other", PROMPTS[0], "red " * 60, more=("--solver", "dpmpp_2m", "--steps", 8))
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert [line.split("' ", 1)[-1] for line in said[:2]] == [
+        "was made for the solver 'ddim', not 'dpmpp_2m': say --solver ddim",
+        "was made for 4 steps, not 8: say --steps 4",
+    ]
+    assert said[2:] == ["warning: 1 of 2 prompts are longer than the text encoder takes; the rest of each is not read"]
+
+
 def test_pictures_are_not_overwritten(sample: Callable[..., Result], tmp_path: Path) -> None:
     assert sample(tmp_path, PROMPTS[0]).exit_code == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -105,7 +117,10 @@ def test_pictures_are_not_overwritten(sample: Callable[..., Result], tmp_path: P
         (("--steps", 0), "Invalid value for '--steps': 0 is not in the range x>=1."),
         (("--num-images", 0), "Invalid value for '--num-images': 0 is not in the range x>=1."),
         (("--steps", 1000), "error: a grid has from 1 to 999 steps, not 1000"),
-        (("--solver", "eular"), "error: the solver 'eular' is not known; it may be one of ddim, dpmpp_2m, lcm"),
+        (
+            ("--solver", "eular"),
+            "error: the solver 'eular' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(

@@ -20,7 +20,7 @@ from ddil_core.schedule import FlowSchedule
 from ddil_core.solvers import SOLVERS
 from ddil_core.systems import System, load_systems
 from tests.core.closed_form import distance
-from tests.pipelines import STUDENT, save_lora, save_pipeline
+from tests.pipelines import STUDENT, save_pipeline
 from tests.reference import PROMPTS, random_files, reference, run_diffusers
 
 SYSTEMS = load_systems()
@@ -120,40 +120,6 @@ def test_flows_are_flows_and_the_rest_is_not(tmp_path: Path) -> None:
 
 
 # What does not fit
-
-
-def test_a_unet_for_another_base_is_one_sentence(tmp_path: Path) -> None:
-    files = random_files(SYSTEMS["dmd2"], tmp_path / "xl")
-    plain = random_files(SYSTEMS["sd15"], tmp_path / "sd")
-    with pytest.raises(DdilError) as error:
-        assemble("dmd2", dataclasses.replace(plain, unet=files.unet))
-    message = str(error.value)
-    assert message.startswith(f"the U-Net {files.unet} of 'dmd2' does not go into its pipeline: ")
-    assert message.endswith("; it is damaged or was made for another one")
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("damage", ["another base", "half", "no LoRA"])
-def test_a_lora_for_another_base_is_one_sentence(damage: str, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from tests.pipelines import build
-
-    files = random_files(SYSTEMS["lcm-lora"], tmp_path)
-    other = tmp_path / "other.safetensors"
-    if damage == "another base":
-        other = save_lora(tmp_path / "xl", build("StableDiffusionXLPipeline", tmp_path / "words"))
-    elif damage == "half":
-        assert files.lora is not None
-        other.write_bytes(files.lora.read_bytes()[:300])
-    else:
-        save_file({"something.weight": torch.zeros(2, 2)}, other)
-    with pytest.raises(DdilError) as error:
-        assemble("lcm-lora", dataclasses.replace(files, lora=other))
-    message = str(error.value)
-    assert message.startswith(f"the LoRA {other} of 'lcm-lora' does not go onto its pipeline: ")
-    assert message.endswith("; it is damaged or was made for another base")
-    assert "\n" not in message
 
 
 def test_a_student_whose_scheduler_names_another_prediction_is_refused(tmp_path: Path) -> None:

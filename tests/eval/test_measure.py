@@ -70,6 +70,9 @@ def test_a_difference_is_the_difference_of_the_values(cells: Cells) -> None:
         expected = found["b"][metric].value - found["a"][metric].value
         assert found["b − a"][metric].value == pytest.approx(expected, abs=1e-10)
     assert found["b − a"]["brightness"].low > 0.2
+    assert all(
+        found["b − a"][metric].p_value <= 0.001 and found["a"][metric].p_value is None for metric in cells.features
+    )
 
 
 def test_a_distance_may_fall_below_the_other(cells: Cells) -> None:
@@ -127,14 +130,15 @@ def test_extractors_give_every_metric_a_row_for_each_picture(metrics: tuple[str,
 
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
-        Extractors(["drawn_right", "fid"], "cpu")
-    assert str(error.value) == f"the metric 'fid' is not known; it may be one of {', '.join(METRICS)}"
+        Extractors(["drawn_right", "fib"], "cpu")
+    assert str(error.value) == f"the metric 'fib' is not known; it may be one of {', '.join(METRICS)}"
 
 
 def test_a_metric_that_lacks_something_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = "the weights are not here; fetch them"
-    lacking = replace(METRICS["brightness"], name="lacking", missing=lambda: sentence)
+    network = replace(METRICS["brightness"].network, lacks=lambda: sentence)
+    lacking = replace(METRICS["brightness"], name="lacking", network=network)
     monkeypatch.setitem(METRICS, "lacking", lacking)
     with pytest.raises(DdilError) as error:
         Extractors(["brightness", "lacking"], "cpu")
-    assert str(error.value) == sentence and error.value.exit_status == 1
+    assert str(error.value) == f"lacking: {sentence}" and error.value.exit_status == 1

@@ -19,7 +19,7 @@ from ddil_core.shapes import scorer
 from ddil_core.shapes.architecture import MAX_TOKENS, write_tokenizer
 from ddil_core.shapes.data import Batch, draw_batch
 from ddil_core.shapes.scene import IMAGE_SIZE
-from ddil_eval.metrics import METRICS, Extractor, clip_score, drawn_right, frechet
+from ddil_eval.metrics import METRICS, Extractor, clip_score_shapes, drawn_right, efflite0
 from ddil_eval.statistics import frechet_distance
 
 OUTSIDE = ["a photo of a dog"]
@@ -39,29 +39,50 @@ def scorer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def efflite0() -> Extractor:
-    problem = frechet.missing()
+def extract_efflite0() -> Extractor:
+    problem = METRICS["fd_efflite0"].missing()
     if problem is not None:
         pytest.skip(problem)
-    return frechet.open_efflite0("cpu")
+    return METRICS["fd_efflite0"].open("cpu")
 
 
 def test_the_table_names_each_metric_with_its_direction() -> None:
     rows = {name: (metric.name, metric.direction, metric.kind) for name, metric in METRICS.items()}
-    assert rows == {
-        "fd_efflite0": ("fd_efflite0", "lower", "set"),
-        "clip_score_shapes": ("clip_score_shapes", "higher", "mean"),
-        "drawn_right": ("drawn_right", "higher", "mean"),
+    lower = {"fid", "fid_infinity", "kid", "fd_dinov2", "cmmd", "fd_efflite0"}
+    sets = lower | {"precision", "recall", "density", "coverage"}
+    groups, alone = {"lpips_diversity", "lpips_efflite0"}, {"vendi_dinov2", "vendi_efflite0"}
+    means = {"clip_score", "clip_score_s34b", "hps_v2", "clip_score_shapes", "drawn_right"}
+    kinds = {
+        name: kind
+        for kind, names in (("set", sets), ("group", groups), ("alone", alone), ("mean", means))
+        for name in names
     }
+    expected = {name: (name, "lower" if name in lower else "higher", kind) for name, kind in kinds.items()}
+    assert rows.items() >= expected.items()
+    assert all((metric.statistic is not None) == (metric.kind in ("set", "alone")) for metric in METRICS.values())
+
+
+def test_metrics_of_one_network_share_its_name_and_no_other_does() -> None:
+    networks = {metric.network.name: metric.network for metric in METRICS.values()}
+    assert all(networks[metric.network.name] is metric.network for metric in METRICS.values())
+
+
+def test_a_metric_has_its_value_without_an_interval() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 30, 4))
+    assert METRICS["fd_efflite0"].value(x, y) == frechet_distance(x, y)
+    assert METRICS["drawn_right"].value(x[:, :1]) == pytest.approx(x[:, 0].mean(), rel=1e-12)
+    assert METRICS["vendi_efflite0"].value(x) == pytest.approx(METRICS["vendi_efflite0"].value(-2 * x), rel=1e-9)
+    assert METRICS["recall"].value(x, y) == METRICS["precision"].value(y, x)
 
 
 def test_the_table_of_metrics_needs_no_torch() -> None:
     code = (
         "import sys; from ddil_eval.metrics import METRICS\n"
         "for metric in METRICS.values(): metric.missing()\n"
-        "print(len(METRICS), sorted({'torch', 'timm', 'open_clip'} & set(sys.modules)))"
+        "print(len(METRICS), sorted({'torch', 'timm', 'open_clip', 'lpips', 'cleanfid'} & set(sys.modules)))"
     )
-    assert run_python(code) == "3 []"
+    assert run_python(code) == f"{len(METRICS)} []"
 
 
 # drawn_right
@@ -120,7 +141,7 @@ def test_scores_are_the_cosines_that_open_clip_gives_by_itself(
     expected = torch.nn.functional.cosine_similarity(pictures, texts)[:, None].numpy()
 
     monkeypatch.setattr(scorer, "WEIGHTS", scorer_folder)
-    extract = clip_score.open_shapes_scorer("cpu")
+    extract = clip_score_shapes.open_shapes_scorer("cpu")
     scores = extract(batch.images, batch.captions)
     assert scores.shape == (12, 1) and scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=1e-6)
@@ -163,38 +184,38 @@ def test_an_absent_or_damaged_scorer_is_one_sentence(scorer_folder: Path, tmp_pa
 # fd_efflite0
 
 
-def test_efflite0_recognises_a_photograph(efflite0: Extractor) -> None:
+def test_efflite0_recognises_a_photograph(extract_efflite0: Extractor) -> None:
     """Names, padding, ε and normalisation together: the photograph of an officer is class 652, "military uniform"."""
     photograph = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     image = np.asarray(Image.open(photograph).convert("RGB"))[None]
-    probabilities = frechet.load_efflite0(frechet.weights_file())(frechet.prepare(image)).softmax(-1)[0]
+    probabilities = efflite0.load_efflite0(efflite0.weights_file())(efflite0.prepare(image)).softmax(-1)[0]
     assert probabilities.argmax() == 652
     assert probabilities.max() == pytest.approx(0.463, abs=0.01)
 
 
-def test_efflite0_names_are_those_of_timm(efflite0: Extractor) -> None:
+def test_efflite0_names_are_those_of_timm(extract_efflite0: Extractor) -> None:
     import timm
 
-    state = torch.load(frechet.weights_file(), map_location="cpu", weights_only=True)
-    names = [frechet.timm_name(name) for name in state]
+    state = torch.load(efflite0.weights_file(), map_location="cpu", weights_only=True)
+    names = [efflite0.timm_name(name) for name in state]
     assert names == list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
 
 
-def test_efflite0_features_do_not_depend_on_the_batch(efflite0: Extractor, batch: Batch) -> None:
-    together = efflite0(batch.images[:6], batch.captions[:6])
-    alone = np.concatenate([efflite0(image[None], [""]) for image in batch.images[:6]])
+def test_efflite0_features_do_not_depend_on_the_batch(extract_efflite0: Extractor, batch: Batch) -> None:
+    together = extract_efflite0(batch.images[:6], batch.captions[:6])
+    alone = np.concatenate([extract_efflite0(image[None], [""]) for image in batch.images[:6]])
     assert together.shape == (6, 1280) and together.dtype == np.float32
     assert np.linalg.norm(together - alone) <= 1e-5 * np.linalg.norm(together)
 
 
-def test_efflite0_distance_grows_with_damage(efflite0: Extractor) -> None:
+def test_efflite0_distance_grows_with_damage(extract_efflite0: Extractor) -> None:
     images, others = (draw_batch(24, index, seed=9).images for index in (0, 1))
     noise = np.random.default_rng(0).normal(size=images.shape)
-    reference = efflite0(others, [""] * 24)
+    reference = extract_efflite0(others, [""] * 24)
 
     def damaged(strength: float) -> float:
         pictures = np.clip(images + strength * noise, 0, 255).astype(np.uint8)
-        return frechet_distance(efflite0(pictures, [""] * 24), reference)
+        return frechet_distance(extract_efflite0(pictures, [""] * 24), reference)
 
     clean, little, much = damaged(0), damaged(8), damaged(40)
     assert clean < little < much
@@ -203,7 +224,7 @@ def test_efflite0_distance_grows_with_damage(efflite0: Extractor) -> None:
 def test_pictures_are_resized_as_pillow_does_and_normalised() -> None:
     image = np.random.default_rng(1).integers(0, 256, (1, 512, 512, 3), dtype=np.uint8)
     by_pillow = np.asarray(Image.fromarray(image[0]).resize((224, 224), Image.Resampling.BICUBIC), dtype=np.float32)
-    tensor = frechet.prepare(image)
+    tensor = efflite0.prepare(image)
     assert tensor.shape == (1, 3, 224, 224)
     np.testing.assert_allclose(tensor[0].permute(1, 2, 0), (by_pillow - 127) / 128, atol=1e-7)
 
@@ -212,7 +233,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "weights.pth"
     other.write_bytes(b"something else")
     with pytest.raises(DdilError, match=r"does not hold the weights of fd_efflite0 \(sha256 .*--force-reinstall"):
-        frechet.load_efflite0(other)
+        efflite0.load_efflite0(other)
 
 
 # The environment

@@ -1,4 +1,4 @@
-"""Fréchet distances against closed forms and SciPy; intervals against the coverage that they claim."""
+"""Fréchet distances against closed forms and other packages; intervals and p-values against what they claim."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from functools import partial
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
+import torch
 
 from ddil_core.errors import DdilError
-from ddil_eval.statistics import Estimate, FrechetReference, bootstrap_mean, frechet_distance, jackknife
+from ddil_eval.statistics import (
+    Estimate,
+    FrechetInfinity,
+    FrechetReference,
+    Jackknife,
+    Moments,
+    bootstrap_mean,
+    frechet_distance,
+    group_labels,
+    jackknife,
+)
 
 
 def exact_moments(rng: np.random.Generator, n: int, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -56,6 +68,48 @@ def test_distance_equals_the_matrix_square_root_of_scipy(n: int) -> None:
     x = rng.normal(size=(n, 8)) @ rng.normal(size=(8, 8))
     y = rng.normal(size=(200, 8)) + 0.5
     assert frechet_distance(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-8)
+
+
+class Flat(torch.nn.Module):
+    """Pictures [B, C, H, W] as their own features."""
+
+    num_features = 12
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.flatten(1)
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_distance_is_that_of_torchmetrics_in_float64(n: int) -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    rng = np.random.default_rng(20)
+    x, y = rng.normal(size=(n, 12)) @ rng.normal(size=(12, 12)), rng.normal(size=(200, 12))
+    theirs = FrechetInceptionDistance(feature=Flat(), input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    for features, real in ((x, False), (y, True)):
+        theirs.update(torch.from_numpy(features.reshape(-1, 3, 2, 2)), real=real)
+    assert frechet_distance(x, y) == pytest.approx(float(theirs.compute()), rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_distance_is_that_of_torch_fidelity(n: int) -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    rng = np.random.default_rng(21)
+    x, y = rng.normal(size=(n, 12)) + 0.3, rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12))
+    statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(x, y) == pytest.approx(theirs, rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(2, 2, 3), (2, 40, 30), (5, 5, 64), (64, 64, 64), (65, 3, 64)])
+def test_distance_is_never_negative_complex_or_nan(n: int, m: int, d: int) -> None:
+    rng = np.random.default_rng(22)
+    x, y = rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(m, d)).astype(np.float32)
+    flat = np.full((n, d), 0.1, dtype=np.float32)
+    for first, second in ((x, y), (x, x), (flat, flat), (flat, y), (y, flat), (1e-8 * x, 1e-8 * x), (1e4 * x, 1e4 * x)):
+        found = frechet_distance(first, second)
+        assert isinstance(found, float) and np.isfinite(found) and found >= 0
 
 
 def test_few_samples_and_eigen_decomposition_agree() -> None:
@@ -234,3 +288,63 @@ def test_bootstrap_leans_with_the_skew_of_its_scores() -> None:
     measured = bootstrap_mean(scores, [1])
     assert measured.value - measured.low > measured.high - measured.value > 0
     assert bootstrap_mean(np.ones((9, 1)), [1]) == Estimate(1.0, 1.0, 1.0, 9)
+
+
+# FID∞
+
+
+def population(mean: np.ndarray, covariance: np.ndarray) -> Moments:
+    """The moments of so many samples that they are the population's."""
+    return Moments(10**12, mean, scatter=covariance * (10**12 - 1))
+
+
+def test_the_limit_is_a_line_in_one_over_n_at_zero() -> None:
+    rng = np.random.default_rng(15)
+    x, y = rng.normal(size=(403, 6)) + 0.2, rng.normal(size=(500, 6))
+    labels = group_labels(403)
+    unions = [x[labels <= last] for last in range(5, 20)]
+    inverse = [1 / len(union) for union in unions]
+    line = np.polyfit(inverse, [frechet_distance(union, y) for union in unions], 1)
+    assert len(unions) == 15
+    assert FrechetInfinity(y).values(x)[0] == pytest.approx(line[1], rel=1e-6)
+
+
+def test_the_limit_has_no_bias_that_a_distance_has() -> None:
+    d, n = 16, 600
+    covariance = np.diag(np.linspace(0.5, 2, d))
+    reference = population(np.zeros(d), np.eye(d))
+    truth = frechet_of(reference, population(np.full(d, 0.1), covariance))
+    rng = np.random.default_rng(16)
+    samples = [rng.normal(size=(n, d)) * np.sqrt(np.diag(covariance)) + 0.1 for _ in range(40)]
+    distances = np.array([FrechetReference(reference).distance(x) for x in samples])
+    limits = np.array([FrechetInfinity(reference).values(x)[0] for x in samples])
+    assert distances.mean() - truth > 5 * distances.std() / np.sqrt(40)
+    assert abs(limits.mean() - truth) < 3 * limits.std() / np.sqrt(40)
+
+
+def frechet_of(x: Moments, y: Moments) -> float:
+    return FrechetReference(y).distance(x)
+
+
+def test_the_limit_s_interval_covers_the_population_s_distance() -> None:
+    d, n = 8, 400
+    reference, shifted = population(np.zeros(d), np.eye(d)), population(np.full(d, 0.2), 1.5 * np.eye(d))
+    truth = frechet_of(reference, shifted)
+    rng = np.random.default_rng(17)
+    hits = []
+    for seed in range(120):
+        x, labels = np.sqrt(1.5) * rng.normal(size=(n, d)) + 0.2, group_labels(n, seed)
+        spread = FrechetInfinity(reference).spread(x, labels)
+        estimate = Jackknife(spread.values, spread.pseudovalues, np.bincount(labels)).cells(lowest=0.0)[0]
+        assert 0 <= estimate.low <= estimate.value <= estimate.high
+        hits.append(estimate.low <= truth <= estimate.high)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.06)
+
+
+@pytest.mark.parametrize(("n", "d"), [(4, 6), (4, 2), (30, 200)])
+def test_the_limit_of_few_samples_is_a_number(n: int, d: int) -> None:
+    rng = np.random.default_rng(18)
+    x, y = rng.normal(size=(n, d)), rng.normal(size=(10, d))
+    for first, second in ((x, y), (x, x), (np.ones((n, d)), np.ones((10, d)))):
+        spread = FrechetInfinity(second).spread(first, group_labels(n))
+        assert np.isfinite(spread.values).all() and spread.values[0] >= 0 and np.isfinite(spread.pseudovalues).all()

@@ -1,0 +1,193 @@
+"""Published pickles to safetensors: asked for by name, read with ``weights_only``, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.weights import PICKLES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COPIED = (".json", ".txt", ".safetensors", ".model")
+"""What is taken along from a folder as it is. The rest (code, other frameworks' weights) is left behind."""
+
+_NESTED = ("state_dict", "model", "module", "params", "ema")
+"""Where training programs put the weights, beside their own notes."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A file that was read and the one that was written, with their SHA-256. ``dropped`` names what was no tensor."""
+
+    source: str
+    source_sha256: str
+    out: str
+    out_sha256: str
+    tensors: int
+    dropped: tuple[str, ...]
+
+
+def convert(source: Path, out: Path) -> list[Converted]:
+    """Convert a pickle to one safetensors file, or a folder with pickles in it to a folder with safetensors in their place.
+
+    Raises:
+        WrongCommand: nothing to convert, or ``out`` is there already or has the wrong ending.
+        DdilError: a pickle asks for more than tensors, or is damaged; nothing is left behind.
+    """
+    if out.exists():
+        raise WrongCommand(f"{out} is there already and is not overwritten; name another")
+    if source.is_dir():
+        return _convert_folder(source, out)
+    if not source.is_file():
+        raise WrongCommand(f"there is no file or folder {source}")
+    if source.suffix not in PICKLES:
+        raise WrongCommand(
+            f"{source} is none of the files that are converted: {', '.join(PICKLES)}, or a folder of them"
+        )
+    if out.suffix != ".safetensors":
+        raise WrongCommand(f"the file to write, {out}, must end in .safetensors")
+    with _whole(out) as temporary:
+        done = _convert_file(source, temporary)
+    return [_named(done, source, out)]
+
+
+def _convert_folder(source: Path, out: Path) -> list[Converted]:
+    files = sorted(path for path in source.rglob("*") if path.is_file() and not _hidden(path.relative_to(source)))
+    pickles = [path for path in files if path.suffix in PICKLES and renamed(path) not in files]
+    if not pickles:
+        raise WrongCommand(
+            f"the folder {source} holds no {', '.join(PICKLES)} that has no safetensors beside it already"
+        )
+    if out.resolve().is_relative_to(source.resolve()):
+        raise WrongCommand(f"{out} lies in {source}, which is what is converted; name a folder outside of it")
+    done = []
+    with _whole(out) as temporary:
+        for path in files:
+            place = temporary / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path in pickles:
+                place = renamed(place)
+                done.append(_named(_convert_file(path, place), path, out / place.relative_to(temporary)))
+            elif path.name.endswith(".bin.index.json"):
+                if (index := renamed(place)).name not in {one.name for one in files if one.parent == path.parent}:
+                    index.write_text(_converted_index(path), encoding="utf-8")
+            elif path.suffix in COPIED:
+                shutil.copyfile(path, place)
+    return done
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def renamed(path: Path) -> Path:
+    """Where diffusers and transformers look for the safetensors of a pickle, or of a pickle's index of shards."""
+    name = re.sub(r"^pytorch_model(?=[.-])", "model", path.name)
+    if name.endswith(".bin.index.json"):
+        return path.with_name(name.removesuffix(".bin.index.json") + ".safetensors.index.json")
+    return path.with_name(str(Path(name).with_suffix(".safetensors")))
+
+
+def _converted_index(path: Path) -> str:
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["weight_map"] = {weight: renamed(Path(file)).name for weight, file in index["weight_map"].items()}
+    return json.dumps(index, indent=2)
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A temporary name beside ``out`` that becomes ``out`` at the end; on any error nothing stays."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.rename(out)
+    except OSError as error:
+        raise DdilError(f"{out} could not be written: {error}") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _convert_file(source: Path, out: Path) -> Converted:
+    from safetensors.torch import save_file
+
+    tensors, dropped = read_pickle(source)
+    save_file(own_memory(tensors), out, metadata={"format": "pt"})
+    return Converted(str(source), _sha256(source), str(out), _sha256(out), len(tensors), dropped)
+
+
+def _named(done: Converted, source: Path, out: Path) -> Converted:
+    return Converted(str(source), done.source_sha256, str(out), done.out_sha256, done.tensors, done.dropped)
+
+
+def read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a pickled checkpoint by name, and the names of what else it holds; no code of the file is run.
+
+    Raises:
+        DdilError: the pickle asks for a Python object other than tensors and plain containers, holds no tensors by name, or
+            is damaged.
+    """
+    import torch
+
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is None:
+            raise DdilError(f"{path} is damaged, or no checkpoint of PyTorch; get it again") from error
+        raise DdilError(
+            f"{path} asks for the Python object {asked[1]}, which could run code, and weights need none; nothing was run or "
+            "written: get a copy in safetensors, or one that its author saved as weights alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise DdilError(
+            f"{path} is cut short or damaged ({' '.join(str(error).split())[:120]}); get it again"
+        ) from error
+    return _tensors(content, path)
+
+
+def _tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    import torch
+
+    outer: tuple[str, ...] = ()
+    while isinstance(content, Mapping):
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors, (*outer, *(str(name) for name in content if str(name) not in tensors))
+        inner = [name for name in _NESTED if isinstance(content.get(name), Mapping)]
+        if len(inner) != 1:
+            break
+        outer += tuple(str(name) for name in content if name != inner[0])
+        content = content[inner[0]]
+    raise DdilError(f"{path} holds no tensors by name, so there are no weights to convert")
+
+
+def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each contiguous and in memory of its own, as safetensors takes them: what is shared is written twice."""
+    taken: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken
+        taken.add(storage.data_ptr())
+        own[name] = tensor.detach() if whole else tensor.detach().contiguous().clone()
+    return own
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

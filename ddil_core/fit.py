@@ -1,0 +1,176 @@
+"""Whether the parts of a model fit one another: components, weights and configurations, a LoRA and its base."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ddil_core.errors import DdilError
+from ddil_core.weights import AGAIN, PipelineFiles, components, has_weights, read_header, read_index, read_json
+
+_RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+"""What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""
+
+
+def check_pipeline(files: PipelineFiles, reference: str) -> None:
+    """Whether a pipeline's components are of one model and their weights are those of their configurations.
+
+    Raises:
+        DdilError: they are not; the message names the component.
+    """
+    check_sizes(files.folder, reference)
+    kinds = components(read_index(files.folder))
+    for name, paths in files.components.items():
+        check_weights(files.folder / name, kinds[name], paths, f"the component {name} of the model {reference!r}")
+
+
+def check_sizes(folder: Path, reference: str) -> None:
+    """Whether the components of a pipeline are of one model, by the sizes in their configurations.
+
+    Raises:
+        DdilError: the text encoders give embeddings of another width than the denoiser takes, the autoencoder gives latents
+            of another number of channels, or a tokenizer has more words than its text encoder.
+    """
+    parts = components(read_index(folder))
+    configs = {name: read_json(folder / name / "config.json") for name, (_, kind) in parts.items() if has_weights(kind)}
+    unet, vae = configs.get("unet"), configs.get("vae", {})
+    texts = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
+    widths = [text.get("hidden_size", 0) for text in texts]
+    if unet is not None:
+        wanted, given = unet.get("cross_attention_dim"), sum(widths)
+        if isinstance(wanted, int) and texts and wanted != given:
+            raise _misfit(
+                reference, "unet", f"takes text embeddings of {wanted} numbers", f"text_encoder gives {given}"
+            )
+        channels, latent = unet.get("in_channels"), vae.get("latent_channels")
+        if latent is not None and channels != latent:
+            raise _misfit(reference, "vae", f"gives latents of {latent} channels", f"unet takes {channels}")
+    for name, config in configs.items():
+        words = folder / name.replace("text_encoder", "tokenizer") / "vocab.json"
+        if (
+            name.startswith("text_encoder")
+            and words.is_file()
+            and len(read_json(words)) > config.get("vocab_size", math.inf)
+        ):
+            raise _misfit(
+                reference,
+                words.parent.name,
+                f"has {len(read_json(words))} words",
+                f"{name} knows {config['vocab_size']}",
+            )
+
+
+def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
+    return DdilError(
+        f"the component {component} of the model {reference!r} {has}, but its {other}: it is of another model; "
+        f"put back the {component} that belongs to it, or {AGAIN}"
+    )
+
+
+def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], whose: str) -> None:
+    """Whether safetensors hold the weights of the network that ``folder/config.json`` describes, by their headers.
+
+    Of diffusers' networks every weight must be there; transformers fills in and renames some by itself.
+
+    Raises:
+        DdilError: a weight has another shape, or is missing.
+    """
+    found = {_today(name): (entry, path) for path in paths for name, entry in read_header(path).items()}
+    wanted = expected_shapes(folder, *kind, whose=whose)
+    shared = [name for name in wanted if name in found]
+    wrong = [name for name in shared if found[name][0].shape != wanted[name]]
+    missing = [name for name in wanted if name not in found]
+    if wrong:
+        entry, path = found[wrong[0]]
+        what = f"{wrong[0]} has the shape {list(entry.shape)} in {path} and {list(wanted[wrong[0]])} by its config.json"
+        raise DdilError(f"{whose} has weights of another model: {what}{_more(wrong)}; put back its own, or {AGAIN}")
+    if not shared or (missing and kind[0] == "diffusers"):
+        names = ", ".join(sorted({str(path) for _, path in found.values()})) or str(folder)
+        raise DdilError(
+            f"{whose} lacks weights: {missing[0]} is not in {names}{_more(missing)}; put back its own, or {AGAIN}"
+        )
+
+
+def expected_shapes(folder: Path, library: str, kind: str, whose: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's parameters by its ``config.json`` alone; nothing is allocated.
+
+    Raises:
+        DdilError: no such class, or a configuration that it does not take.
+    """
+    import torch
+
+    network = (
+        getattr(importlib.import_module(library), kind, None) if library in ("diffusers", "transformers") else None
+    )
+    if network is None:
+        raise DdilError(f"{whose} is of the class {library}.{kind}, which is not known here")
+    try:
+        with torch.device("meta"):
+            if library == "diffusers":
+                module = network.from_config(read_json(folder / "config.json"))
+            else:
+                module = network(network.config_class.from_dict(read_json(folder / "config.json")))
+    except DdilError:
+        raise
+    except Exception as error:  # each class has its own complaints about a configuration
+        reason = " ".join(str(error).split())[:200]
+        raise DdilError(
+            f"{whose} has a configuration that does not fit, {folder / 'config.json'}: {reason}; {AGAIN}"
+        ) from error
+    return {_today(name): tuple(weight.shape) for name, weight in module.named_parameters()}
+
+
+def _today(name: str) -> str:
+    """A weight's name as it is called in today's libraries."""
+    for old, new in _RENAMED:
+        name = name.replace(old, new)
+    return name.removeprefix("text_model.")
+
+
+def _more(names: list[str]) -> str:
+    return f", and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def check_lora(pipeline: Any, path: Path, reference: str) -> None:
+    """Whether a LoRA, in any of the formats that diffusers reads, was made for a pipeline's denoiser.
+
+    Raises:
+        DdilError: a layer that it adapts is not there or of another width, or it adapts none.
+    """
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    read_header(path)
+    part = "unet" if hasattr(pipeline, "unet") else "transformer"
+    network = getattr(pipeline, part)
+    told = pipeline.lora_state_dict(
+        str(path.parent), weight_name=path.name, local_files_only=True, use_safetensors=True, unet_config=network.config
+    )
+    state = {name.removeprefix(f"{part}."): w for name, w in told[0].items() if name.startswith(f"{part}.")}
+    state = convert_unet_state_dict_to_peft(state)
+    layers = dict(network.named_modules())
+    adapted = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+)\.lora_[AB]\.weight", name))})
+    if not adapted:
+        raise DdilError(f"the LoRA {path} adapts nothing of a {part}; name a LoRA that diffusers reads")
+    absent = [name for name in adapted if name not in layers]
+    wrong = [name for name in adapted if name not in absent and not _adapts(state, name, layers[name].weight.shape)]
+    if absent or wrong:
+        first = f"it has no layer {absent[0]}" if absent else f"its layer {wrong[0]} is of another width"
+        raise DdilError(
+            f"the LoRA {path} was made for another base than {reference!r}: {first}{_more(absent or wrong)} "
+            f"of {len(adapted)} that the LoRA adapts; take the base that its page names"
+        )
+
+
+def _adapts(state: dict[str, Any], layer: str, shape: tuple[int, ...]) -> bool:
+    """Whether B A has the shape of the layer's weight, [out, in, …]."""
+    down, up = state.get(f"{layer}.lora_A.weight"), state.get(f"{layer}.lora_B.weight")
+    return (
+        down is not None
+        and up is not None
+        and math.prod(down.shape[1:]) == math.prod(shape[1:])
+        and up.shape[0] == shape[0]
+    )

@@ -1,0 +1,62 @@
+"""From a model's files to diffusers' pipeline in memory: whole, of one model, offline, without pickles or remote code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ddil_core.errors import DdilError
+from ddil_core.fit import check_lora, check_pipeline, check_weights
+from ddil_core.references import check
+from ddil_core.systems import Files
+from ddil_core.weights import UNUSED, components, read_index
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_pipeline(files: Files, reference: str, kind: str, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """The pipeline of diffusers' class ``kind`` from local files, on the CPU, its weights in ``dtype``.
+
+    What can be told from headers and configurations (files cut short, weights of another model, a LoRA for another base) is told
+    before a weight is read.
+
+    Raises:
+        WrongCommand: no component has the variant.
+        DdilError: files are missing or damaged, or do not fit one another.
+    """
+    import diffusers
+
+    found = check(files, reference, variant)
+    if files.checkpoint is None:
+        check_pipeline(found, reference)
+    if files.unet is not None:
+        network = components(read_index(files.folder))["unet"]
+        check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
+    pipeline_class = getattr(diffusers, kind)
+    unused: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
+    if "requires_safety_checker" in pipeline_class._get_signature_keys(pipeline_class)[1]:
+        unused["requires_safety_checker"] = False
+    try:
+        if files.checkpoint is None:
+            pipeline = pipeline_class.from_pretrained(
+                files.folder, dtype=dtype, variant=found.variant, use_safetensors=True, local_files_only=True, **unused
+            )
+        else:  # a configuration by folder: by a hub id diffusers would fetch it, whatever it was told
+            pipeline = pipeline_class.from_single_file(
+                str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **unused
+            )
+        if files.unet is not None:
+            from safetensors.torch import load_file
+
+            pipeline.unet.load_state_dict(load_file(files.unet))
+        if files.lora is not None:
+            check_lora(pipeline, files.lora, reference)
+            pipeline.load_lora_weights(str(files.lora.parent), weight_name=files.lora.name, local_files_only=True)
+    except DdilError:
+        raise
+    except Exception as error:  # every library below raises its own kind for a damaged file
+        raise DdilError(
+            f"the model {reference!r} cannot be loaded from {files.checkpoint or files.folder}: "
+            f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make it again"
+        ) from error
+    return pipeline

@@ -1,0 +1,52 @@
+"""The reference set of a measurement: that it is the recipe's, and that its files are there, before any picture is made."""
+
+from __future__ import annotations
+
+from ddil_core.data import DataSet, open_data
+from ddil_core.errors import WrongCommand
+from ddil_core.folder import PictureFiles, named, survey
+from ddil_core.progress import warn
+from ddil_eval.recipes import Recipe, load_recipe, recipe_for
+
+
+def refuse_other_reference(recipe: Recipe, reference: str) -> None:
+    """Refuse a named data set that is the reference of another recipe. A folder of one's own may hold anything.
+
+    Raises:
+        WrongCommand: it is.
+    """
+    kind = reference.partition(":")[0]
+    if kind in ("shapes", "coco2014", "coco2017") and kind != recipe.reference.data:
+        raise WrongCommand(
+            f"the recipe {recipe.name!r} compares with {recipe.reference.data}, and {reference!r} is the reference of "
+            f"another recipe, {recipe_for(reference)!r}; name that one, or a data set of {recipe.reference.data}"
+        )
+
+
+def split_of(data: DataSet) -> str:
+    """The name of a data set's evaluation split."""
+    return data.split if isinstance(data, PictureFiles) else "validation"
+
+
+def check_reference(data: DataSet, count: int) -> None:
+    """Look at the reference's files before any picture is made; of those that are not RGB is said that they are converted."""
+    if isinstance(data, PictureFiles):
+        converted = survey(data.take(count, "pictures"), data.reference).converted
+        if converted:
+            warn(
+                f"{len(converted):,} of {count:,} pictures of {data.reference} are not RGB and are converted: {named(converted)}"
+            )
+
+
+def open_reference(reference: str, recipe: str | None, pictures: int) -> tuple[Recipe, DataSet]:
+    """A data set and the recipe that is named, or belongs to it.
+
+    Raises:
+        WrongCommand: the two do not fit each other, or the data set has fewer pictures.
+        DdilError: some are missing or damaged.
+    """
+    chosen = load_recipe(recipe or recipe_for(reference))
+    refuse_other_reference(chosen, reference)
+    data = open_data(reference)
+    check_reference(data, pictures)
+    return chosen, data

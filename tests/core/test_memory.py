@@ -1,0 +1,104 @@
+"""What a model needs of the device's memory, and what is done where there is little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddil_core import memory
+from ddil_core.memory import MOST_DECODED, decode_batch, decode_bytes, free_bytes, need, visiting
+from ddil_core.models import Model
+from ddil_core.references import parameters
+from tests.core.closed_form import normal
+
+GIB = 2**30
+
+
+def test_the_peak_of_stable_diffusions_decoder() -> None:
+    vae = {"block_out_channels": [128, 256, 512, 512]}
+    assert decode_bytes(vae, 512**2, 4) == GIB
+    assert decode_bytes(vae, 1024**2, 2) == 2 * GIB
+
+
+def test_what_sampling_and_training_need(folder: Path) -> None:
+    _, counts = parameters(str(folder))
+    text, unet, vae = (counts[name] for name in ("text_encoder", "unet", "vae"))
+    decoding = 4 * 8 * 64**2 * 4  # four maps of 8 channels at 64², float32
+    takes = need(folder, counts, 4)
+    assert takes.sampling == max(4 * (text + unet + vae), 4 * (unet + vae) + decoding)
+    assert takes.training == (4 + 20) * unet
+    assert need(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "batch", "tiles"), [(0.5, 1, True), (1.3, 1, False), (10, 8, False), (1e4, 64, False)]
+)
+def test_decoding_takes_what_memory_there_is(
+    model: Model, monkeypatch: pytest.MonkeyPatch, pictures: float, batch: int, tiles: bool
+) -> None:
+    vae = model.pipeline.vae
+    one = decode_bytes(vae.config, 64**2, 4)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(pictures * one))
+    try:
+        assert decode_batch(vae, 8, 8, torch.device("cpu")) == batch
+        assert vae.use_tiling is tiles
+    finally:
+        vae.disable_tiling()
+
+
+def test_pictures_do_not_depend_on_the_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = normal(3, *model.latent_shape)
+    whole = model.decode(z)
+    one = decode_bytes(model.pipeline.vae.config, 64**2, 4)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(1.5 * one))
+    assert np.abs(model.decode(z).astype(int) - whole).max() <= 1  # rounding of a batch of one and of three
+
+
+def test_the_machines_memory_is_what_is_free_on_the_cpu() -> None:
+    assert 2**20 < free_bytes(torch.device("cpu")) < 2**50
+    assert MOST_DECODED == 64
+
+
+def test_a_visitor_stays_where_there_is_one_memory(model: Model) -> None:
+    encoder = model.pipeline.text_encoder
+    with visiting([encoder, None], torch.device("cpu")):
+        assert next(encoder.parameters()).device.type == "cpu"
+    assert next(encoder.parameters()).device.type == "cpu"
+
+
+@pytest.mark.gpu
+def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
+    from ddil_core.models import load_model
+
+    model = load_model(str(folder), "cuda")
+    encoder = model.pipeline.text_encoder
+    with visiting([encoder], torch.device("cuda")):
+        assert next(encoder.parameters()).is_cuda
+    assert not next(encoder.parameters()).is_cuda
+    assert all(tensor.is_cuda for tensor in model.encode(["a red circle"]).tensors.values())
+    assert not next(encoder.parameters()).is_cuda
+
+
+@pytest.mark.gpu
+def test_the_decoders_peak_is_near_the_estimate() -> None:
+    """Stable Diffusion's own autoencoder, untrained: the estimate is what one picture more takes, within a factor of two."""
+    from diffusers import AutoencoderKL
+
+    channels = (128, 256, 512, 512)
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    vae = vae.to("cuda").eval().requires_grad_(False)
+    peaks = []
+    for batch in (1, 2):
+        torch.cuda.reset_peak_memory_stats()
+        vae.decode(torch.randn(batch, 4, 64, 64, device="cuda"))
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert 0.5 < (peaks[1] - peaks[0]) / decode_bytes(vae.config, 512**2, 4) < 2

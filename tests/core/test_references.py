@@ -1,0 +1,169 @@
+"""What a reference names: systems, folders, single files, a user's own files as a system; and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models import Model, load_model
+from ddil_core.references import SHIPPED, listing, parameters, parts, resolve
+from ddil_core.systems import load_systems
+from tests.core.closed_form import distance, normal
+from tests.single_file import single_file
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def refused(reference: str) -> str:
+    with pytest.raises(WrongCommand) as error:
+        resolve(reference)
+    return str(error.value)
+
+
+ACCEPTED = (
+    "it may be a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of 'ddil distill', a "
+    "single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("shaps", "; did you mean shapes?"),
+        ("sd1.5", "; did you mean sd15 or sd21 or ssd1b?"),
+        ("zebra", ""),
+        ("a/b/c/d", ""),
+    ],
+)
+def test_a_reference_that_fits_nothing(name: str, hint: str) -> None:
+    assert refused(name) == f"the model {name!r} is not known: {ACCEPTED}{hint}"
+
+
+def test_a_hub_id_that_is_not_cached_says_how_to_get_it() -> None:
+    assert refused("nobody/nothing@abc") == (
+        "the model 'nobody/nothing@abc' is no folder, and as a model of the hub it is not here; get it with: "
+        "ddil models download nobody/nothing@abc, or add --download"
+    )
+
+
+def test_every_system_resolves_or_says_how_to_get_it() -> None:
+    for name, row in load_systems().items():
+        sentence = refused(name)
+        if name == "dmd":
+            assert sentence == (
+                "the model 'dmd' has no public weights as far as known; name a folder in diffusers' pipeline layout, "
+                "as in dmd:FOLDER"
+            )
+        elif row.unet is not None and row.unet.file.endswith(".bin"):
+            assert "is published as a pickle" in sentence and f"name the model {name}:" in sentence
+        else:
+            assert sentence.endswith(f"get it with: ddil models download {name}, or add --download")
+
+
+def test_the_shipped_model_and_folders_need_nothing_of_a_hub(folder: Path) -> None:
+    for reference in (*SHIPPED, str(folder), f"dmd:{folder}", "zebra"):
+        assert parts(reference) == []
+
+
+def test_a_folder_as_a_system(folder: Path) -> None:
+    files = resolve(f"dmd:{folder}")
+    assert (files.folder, files.system, files.unet) == (folder, load_systems()["dmd"], None)
+    assert refused("dmd:nowhere") == "the model 'dmd:nowhere' names nowhere, and there is no such file or folder"
+
+
+def test_a_run_folder_is_its_student(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("teacher: shapes\n")
+    (tmp_path / "student").symlink_to(folder)
+    assert resolve(str(tmp_path)).folder == tmp_path / "student"
+
+
+# Single files
+
+
+@pytest.fixture
+def checkpoint(model: Model, tmp_path: Path) -> Path:
+    """The tiny pipeline as one file, in the names of Stable Diffusion's first release."""
+    path = tmp_path / "tiny.safetensors"
+    save_file(single_file(model.pipeline), path)
+    return path
+
+
+def test_a_single_file_loads_as_its_pipeline_does(checkpoint: Path, folder: Path, model: Model) -> None:
+    made = load_model(f"{folder}:{checkpoint}")
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = (getattr(one.pipeline, part).state_dict() for one in (made, model))
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items()), part
+    z, prompts = normal(1, *model.latent_shape), ["a red circle"]
+    ours, theirs = (one.denoiser(z, torch.tensor([500]), one.encode(prompts)) for one in (made, model))
+    assert distance(ours, theirs) < 1e-6
+
+
+def test_a_single_file_in_another_dtype(checkpoint: Path, folder: Path) -> None:
+    pipeline = load_model(f"{folder}:{checkpoint}", dtype=torch.bfloat16).pipeline
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.bfloat16}
+
+
+def test_a_single_file_needs_a_configuration(checkpoint: Path) -> None:
+    assert refused(str(checkpoint)) == (
+        f"the file {checkpoint} holds weights alone, and the configuration of sd15 that it needs is not here; get it with: "
+        f"ddil models download sd15 --config-only, or name a pipeline of the same layout, as in FOLDER:{checkpoint}"
+    )
+
+
+def test_a_single_file_that_is_cut_short(checkpoint: Path, folder: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
+    with pytest.raises(DdilError, match=rf"^the weights {checkpoint} are cut short or damaged \("):
+        load_model(f"{folder}:{checkpoint}")
+
+
+def test_files_that_are_no_whole_model(folder: Path, tmp_path: Path) -> None:
+    assert refused(str(folder / UNET)) == (
+        f"the file {folder / UNET} holds no text encoder as Stable Diffusion's single files do, so it is no whole model; "
+        "a U-Net or a LoRA goes onto a system, as in dmd2:FILE or lcm-lora:FILE"
+    )
+    for name in ("x.ckpt", "x.txt"):
+        (tmp_path / name).write_text("x")
+    out = tmp_path / "x.safetensors"
+    assert refused(str(tmp_path / "x.ckpt")) == (
+        f"{tmp_path / 'x.ckpt'} is a pickle, which can run code; turn it into safetensors with: "
+        f"ddil models convert {tmp_path / 'x.ckpt'} {out}"
+    )
+    assert (
+        refused(str(tmp_path / "x.txt"))
+        == f"{tmp_path / 'x.txt'} is no file of weights; name one that ends in .safetensors"
+    )
+
+
+# Counting and listing
+
+
+def test_parameters_are_counted_from_headers(folder: Path, checkpoint: Path, model: Model) -> None:
+    true = {
+        name: sum(weight.numel() for weight in getattr(model.pipeline, name).parameters())
+        for name in ("unet", "vae", "text_encoder")
+    }
+    assert parameters(str(folder))[1] == true
+    assert parameters(f"{folder}:{checkpoint}") == (folder, true)
+
+
+def test_the_listing_names_what_was_not_read_at_its_source() -> None:
+    rows = {row["name"]: row for row in listing()}
+    assert list(rows) == ["shapes", *load_systems()]
+    assert (rows["sd15"]["licence"], rows["sd15"]["revision"]) == ("unverified", "unverified")
+    assert rows["ssd1b"]["revision"] == load_systems()["ssd1b"].revision
+    assert not any(row["here"] or row["bytes"] for name, row in rows.items() if name != "shapes")
+    assert all(row["needs"] for name, row in rows.items() if name != "shapes")
+    assert rows["dmd2"]["source"] == "stabilityai/stable-diffusion-xl-base-1.0 + tianweiy/DMD2/dmd2_sdxl_4step_unet.bin"
+    json.dumps(listing())
