@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddil_core.errors import WrongCommand
-from ddil_core.inversion.batches import Inverted, invert
+from ddil_core.inversion.batches import Choosing, Inverted, invert
 from ddil_core.inversion.pez import PEZ
 from ddil_core.inversion.ph2p import PH2P
 from ddil_core.inversion.problem import Inverter, Problem
@@ -26,4 +26,4 @@ def get_inverter(name: str, settings: dict[str, Any]) -> tuple[Inverter, Strict]
     return INVERTERS[name], validate(INVERTERS[name].settings, settings, f"the inverter {name!r}")
 
 
-__all__ = ["INVERTERS", "Inverted", "Inverter", "Problem", "get_inverter", "invert"]
+__all__ = ["INVERTERS", "Choosing", "Inverted", "Inverter", "Problem", "get_inverter", "invert"]

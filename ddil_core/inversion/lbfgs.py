@@ -15,12 +15,13 @@ CURVATURE = 1e-10
 class BatchedLBFGS:
     """Gradients [B, N] in, steps [B, N] out, each row with its own memory (Nocedal, 1980).
 
-    The first step is −lr g · min(1, 1/|g|₁), as torch has it; with ``first`` it has that length instead, times lr, and sets the
-    scale of the steps until curvature is known. ``history`` pairs are remembered; one that a row rejects takes up its place there.
+    The first step is −lr g · min(1, 1/|g|₁), as torch has it. With a ``radius`` it is lr · radius long, which sets the scale of the
+    steps until curvature is known, and no later step is longer. ``history`` pairs are remembered; one that a row rejects takes up
+    its place there.
     """
 
-    def __init__(self, lr: float, history: int, first: float | None = None) -> None:
-        self.lr, self.history, self.first = lr, history, first
+    def __init__(self, lr: float, history: int, radius: float | None = None) -> None:
+        self.lr, self.history, self.radius = lr, history, radius
         self.forget()
 
     def forget(self) -> None:
@@ -34,18 +35,23 @@ class BatchedLBFGS:
             step = -self.lr * self._opening(gradient) * gradient
         else:
             self._remember(gradient)
-            step = -self.lr * self._inverse_hessian(gradient)
+            step = self._shortened(-self.lr * self._inverse_hessian(gradient))
         self._before = (gradient, step)
         return step
 
     def _opening(self, gradient: Tensor) -> Tensor:
         """The first step's scale [B, 1], and that of the inverse Hessian until a pair is known."""
-        if self.first is None:
+        if self.radius is None:
             self._scale = gradient.new_ones(len(gradient), 1)
             return (1 / gradient.abs().sum(1, keepdim=True)).clamp(max=1.0)
         length = gradient.norm(dim=1, keepdim=True)
-        self._scale = torch.where(length > 0, self.first / length, torch.zeros_like(length))
+        self._scale = torch.where(length > 0, self.radius / length, torch.zeros_like(length))
         return self._scale
+
+    def _shortened(self, step: Tensor) -> Tensor:
+        if self.radius is None:
+            return step
+        return step * (self.lr * self.radius / step.norm(dim=1, keepdim=True)).clamp(max=1.0)
 
     def _remember(self, gradient: Tensor) -> None:
         assert self._before is not None

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from ddil_core.errors import DdilError
-from ddil_core.inversion.problem import Candidates, Inverter, Problem
+from ddil_core.inversion.problem import Best, Candidates, Inverter, Problem
 from ddil_core.inversion.towers import lacks_towers
 from ddil_core.protocol import Strict
 
@@ -33,20 +33,17 @@ def pez(problem: Problem, settings: PEZSettings, advance: Callable[[], None]) ->
     e = words.table[words.draw(settings.tokens, problem.generators("pez"))].requires_grad_()
     # AdamW works entry by entry, so that rows do not touch.
     optimiser = torch.optim.AdamW([e], lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best = target.new_full((len(target),), -torch.inf)
-    chosen = torch.zeros(e.shape[:2], dtype=torch.long, device=e.device)
+    best = Best()
     for _ in range(settings.iterations):
         index = words.nearest(e.detach(), cosine=True)
         leaf = words.table[index].requires_grad_()
         with torch.enable_grad(), words.fed(leaf) as prompts:
             cosines = (towers.texts(prompts) * target).sum(-1)
             e.grad = torch.autograd.grad((1 - cosines).sum(), leaf)[0]
-        better = cosines.detach() > best
-        best = torch.where(better, cosines.detach(), best)
-        chosen = torch.where(better[:, None], index, chosen)
+        best.see(-cosines.detach(), index)
         optimiser.step()
         advance()
-    return [[text] for text in words.texts(chosen)]
+    return [[text] for text in words.texts(best.taken())]
 
 
 PEZ = Inverter(

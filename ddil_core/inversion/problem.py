@@ -60,6 +60,27 @@ class Inverter:
     source: str
 
 
+class Best:
+    """The words of the lowest loss of each row, since it was last asked."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def see(self, losses: Tensor, index: Tensor) -> None:
+        """Losses [B] of words int64 [B, K]."""
+        if self._held is None:
+            self._held = losses, index
+            return
+        better = losses < self._held[0]
+        self._held = torch.where(better, losses, self._held[0]), torch.where(better[:, None], index, self._held[1])
+
+    def taken(self) -> Tensor:
+        """The words, int64 [B, K]; what comes next is compared with nothing before."""
+        assert self._held is not None, "nothing was seen"
+        index, self._held = self._held[1], None
+        return index
+
+
 def transposed(rounds: Sequence[list[str]]) -> Candidates:
     """Prompts by round and picture → by picture and round."""
     return [list(prompts) for prompts in zip(*rounds, strict=True)]

@@ -1,4 +1,4 @@
-"""CLIP's two towers, the shapes world's own or a local folder: what chooses among prompts by their pictures, and what PEZ optimises."""
+"""CLIP's two towers, the shapes world's own or a folder's: what chooses among prompts by pictures, and what PEZ optimises."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Towers:
 
     def words(self, vocabulary: Vocabulary | tuple[str, ...]) -> Words:
         """What the text tower's prompts may hold."""
-        return gather([self.parts], vocabulary, f"the CLIP {self.reference!r}")
+        layer = self.parts[1]
+        return gather([self.parts], vocabulary, f"the CLIP {self.reference!r}", layer.weight.device)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def similarity(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:

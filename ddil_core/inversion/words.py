@@ -6,7 +6,7 @@ behind that layer is the encoder's own code, and the vectors of real words give 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,9 +92,24 @@ def _in_place_of_words(part: Tensor) -> Callable[[nn.Module, Any, Tensor], Tenso
 
 
 def encode(model: Model, words: Words, vectors: Tensor) -> Condition:
-    """What the model's network is told of prompts that are vectors [B, K, D], with their gradient."""
+    """What the model's network is told of prompts that are vectors [B, K, D], with their gradient.
+
+    The text encoders have to be on the model's device, and to stay there until the gradient is found.
+    """
     with words.fed(vectors) as prompts:
         return Condition(model.layout.encode(model.pipeline, prompts))
+
+
+def require_text_encoder(reference: str, parts: Iterable[str]) -> None:
+    """Refuse a model none of whose ``parts`` reads text.
+
+    Raises:
+        WrongCommand: there is none.
+    """
+    if not any(name.startswith("text_encoder") for name in parts):
+        raise WrongCommand(
+            f"the model {reference!r} has no text encoder, so that it draws nothing from a prompt; name another model"
+        )
 
 
 def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") -> Words:
@@ -103,27 +118,27 @@ def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") 
     Raises:
         WrongCommand: the model has no text encoder of CLIP's kind, or none of its tokens may be chosen.
     """
-    parts = [
-        (getattr(model.pipeline, f"tokenizer{end}", None), getattr(model.pipeline, f"text_encoder{end}", None))
-        for end in ("", "_2", "_3")
-    ]
-    if not any(encoder is not None for _, encoder in parts):
-        raise WrongCommand(
-            f"the model {model.reference!r} has no text encoder, so that nothing can be asked of it; name another model"
-        )
-    if parts[2][1] is not None:
+    held = {name for name, part in model.pipeline.components.items() if part is not None}
+    require_text_encoder(model.reference, held)
+    if "text_encoder_3" in held:
         raise WrongCommand(
             f"the model {model.reference!r} has the layout {model.layout.pipeline}, and prompts are inverted on Stable "
             "Diffusion's and SDXL's; name another --teacher"
         )
-    return gather(
-        [(tokenizer, encoder.get_input_embeddings()) for tokenizer, encoder in parts if encoder is not None],
-        vocabulary,
-        repr(model.reference),
-    )
+    ends = [end for end in ("", "_2") if f"text_encoder{end}" in held]
+    parts = [
+        (
+            getattr(model.pipeline, f"tokenizer{end}"),
+            getattr(model.pipeline, f"text_encoder{end}").get_input_embeddings(),
+        )
+        for end in ends
+    ]
+    return gather(parts, vocabulary, repr(model.reference), model.device)
 
 
-def gather(parts: Sequence[tuple[Any, nn.Module]], vocabulary: Vocabulary | Sequence[str], owner: str) -> Words:
+def gather(
+    parts: Sequence[tuple[Any, nn.Module]], vocabulary: Vocabulary | Sequence[str], owner: str, device: torch.device
+) -> Words:
     """Words that are one token for every tokenizer, with their embeddings in the layer beside it.
 
     Raises:
@@ -140,8 +155,9 @@ def gather(parts: Sequence[tuple[Any, nn.Module]], vocabulary: Vocabulary | Sequ
     for ids, (_, layer) in zip(known, parts, strict=True):
         weight: Tensor = layer.weight  # type: ignore[assignment]
         rows.append(weight.detach()[torch.tensor([ids[word] for word in words], device=weight.device)].float())
+    table = torch.cat(rows, dim=1).to(device)
     limit = min(tokenizer.model_max_length for tokenizer, _ in parts) - 2  # start and end
-    return Words(words, torch.cat(rows, dim=1), tuple(layer for _, layer in parts), limit, owner)
+    return Words(words, table, tuple(layer for _, layer in parts), limit, owner)
 
 
 def _tokens(tokenizer: Any, vocabulary: Vocabulary | Sequence[str]) -> dict[str, int]:

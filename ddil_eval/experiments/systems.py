@@ -18,7 +18,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import Model, load_model
 from ddil_core.progress import warn
 from ddil_core.protocol import Strict
-from ddil_core.references import located_weights
+from ddil_core.references import check, resolve
 from ddil_core.sample import remarks, settings
 from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
@@ -142,7 +142,7 @@ def plan(config: SystemsConfig) -> Plan:
     systems = []
     for system in config.systems:
         try:
-            located_weights(system.model)
+            check(resolve(system.model), system.model)
             systems.append(system)
         except DdilError as error:
             hint = f"the model {system.model!r} is not here; {system.provide}"
