@@ -56,7 +56,8 @@ class InversionConfig(Strict):
     ``inverters`` are those to be run, with their settings, on the ``teacher``; the ``systems`` draw from the prompts of
     ``inverter``. ``towers`` is the folder of the CLIP that chooses prompts and compares pictures (None: the shapes world's own),
     ``vocabulary`` what prompts may hold (None: whole words, in the shapes world those of its captions), ``lpips`` the network
-    (None: LPIPS' own where it is here). A prompt is chosen by ``choosing_pictures`` of each candidate, which the teacher draws in ``choosing_steps``.
+    (None: LPIPS' own where it is here). A prompt is chosen by ``choosing_pictures`` of each candidate, which the teacher draws
+    in ``choosing_steps``.
     """
 
     experiment: Literal["prompt-inversion"] = "prompt-inversion"
