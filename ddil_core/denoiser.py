@@ -52,7 +52,8 @@ class Condition:
 
 
 class Denoiser(Protocol):
-    """``x0 = denoiser(z, t, condition)``: z [B, C, H, W] float32, t int64 [B]; x̂ in z's shape and dtype.
+    """``x0 = denoiser(z, t, condition)``: z [B, C, H, W] float32, t [B] int64 (or float32, for fractions); x̂ in z's shape
+    and dtype.
 
     ``nfe`` is the number of network evaluations that one call costs a row: 1, or 2 with guidance.
     """
@@ -141,7 +142,7 @@ class GuidedDenoiser:
         self.guidance_scale = guidance_scale
         self.reflection = reflection
         self.schedule = network.schedule
-        self.told = None
+        self.told: Tensor | None = None
         if network.guidance_width is not None:
             self.told = guidance_embedding(guidance_scale - 1, network.guidance_width)
         self.nfe = 1 if guidance_scale == 1.0 or self.told is not None else 2

@@ -34,6 +34,8 @@ def load_pipeline(files: Files, reference: str, kind: str, dtype: torch.dtype, v
         check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
     pipeline_class = getattr(diffusers, kind)
     unused: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
+    # What a pipeline was saved without, such as SD3's T5, diffusers wants to be told again.
+    unused |= {name: None for name, kind in read_index(files.folder).items() if kind == [None, None]}
     if "requires_safety_checker" in pipeline_class._get_signature_keys(pipeline_class)[1]:
         unused["requires_safety_checker"] = False
     try:

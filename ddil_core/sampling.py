@@ -23,11 +23,12 @@ class Sampling:
 
     ``steps`` is None where any number may be asked for (then ``DEFAULT_STEPS``). ``timesteps`` are given outright, or come from
     ``spacing`` and ``offset``. A trajectory ends clean, or at timestep 0, whose σ is not 0 (``ends_clean`` False). ``distilled``
-    models were made for exactly this.
+    models were made for exactly this, or for any number of steps in ``step_range``.
     """
 
     solver: str = "ddim"
     steps: int | None = None
+    step_range: tuple[int, int] | None = None
     guidance_scale: float = 1.0
     spacing: str = "even"
     offset: int = 0
@@ -45,8 +46,9 @@ class Sampling:
     def from_file(cls, told: Mapping[str, Any]) -> Sampling:
         """From the content of ``ddil.json``; a number of steps in it is what the model was made for, unless it says otherwise."""
         known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
-        if known.get("timesteps") is not None:
-            known["timesteps"] = tuple(known["timesteps"])
+        for name in ("timesteps", "step_range"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
         return cls(**({"distilled": known.get("steps") is not None} | known))
 
     @classmethod
@@ -59,7 +61,8 @@ class Sampling:
             return cls("dpmpp_2m", guidance_scale=guidance_scale)
         steps = 4 if solver == "lcm" else None
         ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
-        return cls(solver, steps, guidance_scale, spacing, config.get("steps_offset", 0), None, ends_clean)
+        offset = config.get("steps_offset", 0)
+        return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
 
     def times(self, schedule: Schedule) -> list[Time]:
         """The falling grid on a schedule; ``timesteps`` hold for their own number of steps alone."""
@@ -112,8 +115,10 @@ def misuse(made_for: Sampling, used: Sampling) -> list[str]:
     own, other = get_solver(made_for.solver), get_solver(used.solver)
     if _apart(own, other):
         sentences.append(f"was made for the solver '{own.name}', not '{other.name}': say --solver {own.name}")
-    if made_for.steps is not None and used.steps != made_for.steps:
-        sentences.append(f"was made for {made_for.steps} steps, not {used.steps}: say --steps {made_for.steps}")
+    first, last = made_for.step_range or (made_for.steps, made_for.steps)
+    if first is not None and last is not None and not first <= (used.steps or DEFAULT_STEPS) <= last:
+        number = f"{first}" if first == last else f"{first} to {last}"
+        sentences.append(f"was made for {number} steps, not {used.steps}: say --steps {made_for.steps}")
     if used.guidance_scale != made_for.guidance_scale:
         sentences.append(
             f"was made for guidance {made_for.guidance_scale:g}, not {used.guidance_scale:g}: "

@@ -154,10 +154,13 @@ def recipe_for(data: str) -> str:
     """The recipe that a data set reference gets where none is named.
 
     Raises:
-        WrongCommand: the kind of data set has none.
+        WrongCommand: the kind of data set has none, or there is no such data set.
     """
     kind = data.partition(":")[0]
     usual = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k"}
     if kind not in usual:
+        from ddil_core.data import open_data
+
+        open_data(data)  # what is no data set at all is refused as that
         raise WrongCommand(f"the data set {data!r} has no recipe of its own; name one with --recipe")
     return usual[kind]

@@ -263,13 +263,11 @@ def _table(
     columns = [*place, *(Column(n, n, "measured", d, interval=True, tested=tested) for n, d in metrics.items())]
     columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else []), *paper]
     cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
-    marks = [
-        (r, c) for r, row in enumerate(cells) for c, cell in enumerate(row) if tested and isinstance(cell, Estimate)
-    ]
+    placed = [(r, c, cell) for r, row in enumerate(cells) for c, cell in enumerate(row) if isinstance(cell, Estimate)]
     return Table(
         group.name, name, title, f"{text} {_setting(group)}", tuple(columns), tuple(cells),
         notes=(*notes, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
-        significant=frozenset(mark for mark in marks if significant(cells[mark[0]][mark[1]])),
+        significant=frozenset((r, c) for r, c, cell in placed if tested and significant(cell)),
     )  # fmt: skip
 
 

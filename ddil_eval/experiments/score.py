@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from ddil_core.data import KINDS, DataSet, open_data
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import Picture, PictureFiles, files_sha256, folder_data, named
+from ddil_core.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.protocol import Strict
 from ddil_eval.experiments.engine import Contestant, Setting, measure
 from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
@@ -52,14 +52,17 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
         WrongCommand: a folder or the reference does not fit; said before anything is scored.
         DdilError: a metric lacks its weights, or a picture is missing or damaged.
     """
-    recipe = load_recipe(config.recipe or recipe_for(config.reference))
-    refuse_other_reference(recipe, config.reference)
+    place = config.reference if config.reference.partition(":")[0] in KINDS else f"folder:{config.reference}"
+    recipe = load_recipe(config.recipe or recipe_for(place))
+    refuse_other_reference(recipe, place)
     metrics = config.metrics or recipe.metrics
-    extractors = RecipeExtractors(metrics, device, recipe)
-    reference, pictures = _reference(config, recipe)
+    reference = open_data(place)
+    pictures = _count(reference, config, recipe)
+    check_reference(reference, pictures)
     folders = {folder: open_saved(Path(folder).expanduser(), config.num_images) for folder in config.folders}
     for folder, files in folders.items():
         _require_captions(folder, files, metrics)
+    extractors = RecipeExtractors(metrics, device, recipe)
     together: dict[str, list[str]] = {}
     for folder, files in folders.items():
         together.setdefault(digest([picture.id for picture in files]), []).append(folder)
@@ -71,21 +74,18 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     return records
 
 
-def _reference(config: ScoreConfig, recipe: Recipe) -> tuple[DataSet, int]:
-    """The reference and how many of its pictures: those asked for, else all of a folder, else the recipe's count."""
-    kind = config.reference.partition(":")[0]
-    data = open_data(config.reference) if kind in KINDS else folder_data(f"folder:{config.reference}")
-    everything = len(data.files) if isinstance(data, PictureFiles) else recipe.reference.pictures
+def _count(reference: DataSet, config: ScoreConfig, recipe: Recipe) -> int:
+    """How many pictures of the reference: those asked for, else all of its files, else the recipe's count."""
+    everything = len(reference.files) if isinstance(reference, PictureFiles) else recipe.reference.pictures
     count = config.reference_pictures or everything
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} picture, and a set needs at least 2")
-    check_reference(data, count)
-    return data, count
+    return count
 
 
 def _require_captions(folder: str, files: Sequence[Picture], metrics: Sequence[str]) -> None:
     """Refuse metrics that read captions where pictures have none."""
-    reading = [name for name in metrics if METRICS[name].network.reads_captions]
+    reading = [name for name in metrics if name in METRICS and METRICS[name].network.reads_captions]
     silent = [picture.path.name for picture in files if picture.caption is None]
     if reading and silent:
         raise WrongCommand(

@@ -53,7 +53,7 @@ def interpolate(embeddings: Tensor, side: int) -> Tensor:
     return torch.cat([first, resized.permute(0, 2, 3, 1).reshape(1, side * side, width)], dim=1)
 
 
-def load_vit(path: Path, device: str, architecture: str = ARCHITECTURE) -> VisionTransformer:
+def load_vit(path: Path, device: str, architecture: str) -> VisionTransformer:
     """A DINOv2 transformer of timm for pictures of 224 × 224, in eval mode, float32, without gradients.
 
     Raises:
@@ -89,7 +89,7 @@ def open_dinov2(device: str) -> Extractor:
     """Pictures to the class token after the last norm, float32 [B, 1024]; captions are not looked at."""
     import torch
 
-    model = load_vit(WEIGHTS.checked(), device)
+    model = load_vit(WEIGHTS.checked(), device, ARCHITECTURE)
 
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:

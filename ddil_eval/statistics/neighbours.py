@@ -65,8 +65,8 @@ class Neighbours:
                     closest = apart[labels[rows] == group].min(axis=0)
                     nearest[group, columns] = np.minimum(nearest[group, columns], closest)
                 for place, group in enumerate(left_out):
-                    kept = labels[rows] != group
-                    recalled[place, columns] |= (apart[kept] < own[place, rows][kept, None]).any(axis=0)
+                    radii = np.where(labels[rows] == group, -1.0, own[place, rows])
+                    recalled[place, columns] |= (apart < radii[:, None]).any(axis=0)
         return np.stack(
             [self._shares(inside, held / k, nearest, recalled[p], reach, labels, g) for p, g in enumerate(left_out)]
         )

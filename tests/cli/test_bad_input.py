@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 
 from ddil_core.resources import protocols
+from ddil_eval.metrics import METRICS
 
 Cli = Callable[..., Result]
 
@@ -95,7 +96,10 @@ def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     result = cli("sample", "--model", tmp_path, "--prompt", "a", "--out", tmp_path / "o", "--device", "cpu")
     refused(
-        result, f"the model '{tmp_path}' has the layout FluxPipeline; StableDiffusionPipeline is the one known here", 1
+        result,
+        f"the model '{tmp_path}' has the layout FluxPipeline; known here are StableDiffusionPipeline, "
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline",
+        1,
     )
 
 
@@ -105,8 +109,8 @@ def test_a_method_and_a_device_that_are_not_there(distill: Cli) -> None:
 
 
 def test_a_metric_that_is_not_there(shift: Cli) -> None:
-    known = "fd_efflite0, clip_score_shapes, drawn_right"
-    refused(shift("--set", "metrics=[fid]"), f"the metric 'fid' is not known; it may be one of {known}", 2)
+    known = ", ".join(METRICS)
+    refused(shift("--set", "metrics=[fidd]"), f"the metric 'fidd' is not known; it may be one of {known}", 2)
 
 
 # Numbers

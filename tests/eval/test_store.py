@@ -165,5 +165,6 @@ def test_the_file_is_json_that_people_can_read(tmp_path: Path) -> None:
         "low": 12.0,
         "high": 13.0,
         "n": 256,
+        "p_value": None,
     }
     assert text.startswith('{\n  "schema_version": 1,') and text.endswith("}\n")

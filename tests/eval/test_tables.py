@@ -173,7 +173,7 @@ def test_rows_of_different_recipes_are_in_different_tables_and_each_says_its_own
     assert sorted(table.caption.count("recipe gigagan") for table in tables) == [0, 1]
 
 
-def tested(value: float, half: float, p_value: float | None) -> dict[str, Measured]:
+def with_p(value: float, half: float, p_value: float | None) -> dict[str, Measured]:
     estimate = Estimate(value=value, low=value - half, high=value + half, n=256, p_value=p_value)
     return {"fd_efflite0": Measured(estimate=estimate, direction="lower", kind="set")}
 
@@ -191,7 +191,7 @@ def tested(value: float, half: float, p_value: float | None) -> dict[str, Measur
 def test_a_difference_is_marked_where_it_is_significant(
     value: float, half: float, p_value: float | None, marked: bool
 ) -> None:
-    table = by_name([difference("difference", "a", "b", metrics=tested(value, half, p_value))])["differences"]
+    table = by_name([difference("difference", "a", "b", metrics=with_p(value, half, p_value))])["differences"]
     assert table.significant == (frozenset({(0, 1)}) if marked else frozenset())
     assert table.header() == ["difference", "fd_efflite0", "fd_efflite0_low", "fd_efflite0_high", "fd_efflite0_p", "n"]
     assert table.flat()[0][1:5] == [value, value - half, value + half, p_value]
@@ -205,7 +205,7 @@ def test_the_best_of_a_column_is_marked_where_the_next_is_significantly_worse(
     kind: str, p_value: float, best: bool
 ) -> None:
     systems = [system(name, 4, fd=fd, right=None) for name, fd in (("a", 13.0), ("b", 12.9), ("c", 20.0))]
-    records = [*systems, difference(kind, "a", "b", metrics=tested(0.1, 0.05, p_value))]
+    records = [*systems, difference(kind, "a", "b", metrics=with_p(0.1, 0.05, p_value))]
     table = by_name(records)["systems"]
     place = [column.key for column in table.columns].index("fd_efflite0")
     assert table.best == (frozenset({(1, place)}) if best else frozenset())
