@@ -9,7 +9,7 @@ from typing import Any
 
 from ddil_core.errors import WrongCommand
 from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, timesteps, transitions
-from ddil_core.solvers import Solver, get_solver
+from ddil_core.solvers import get_solver
 from ddil_core.systems import System
 
 SYSTEM_FILE = "ddil.json"
@@ -23,7 +23,8 @@ class Sampling:
 
     ``steps`` is None where any number may be asked for (then ``DEFAULT_STEPS``). ``timesteps`` are given outright, or come from
     ``spacing`` and ``offset``. A trajectory ends clean, or at timestep 0, whose σ is not 0 (``ends_clean`` False). ``distilled``
-    models were made for exactly this, or for any number of steps in ``step_range``.
+    models were made for exactly this, or for any number of steps in ``step_range``. ``replaces`` names a diffusers scheduler that
+    is not known here and in whose place this is.
     """
 
     solver: str = "ddim"
@@ -35,6 +36,7 @@ class Sampling:
     timesteps: tuple[Time, ...] | None = None
     ends_clean: bool = True
     distilled: bool = False
+    replaces: str | None = None
 
     @classmethod
     def from_system(cls, system: System, guidance_scale: float) -> Sampling:
@@ -57,8 +59,9 @@ class Sampling:
         kind = str(config.get("_class_name"))
         solver, spacings = SCHEDULERS.get(kind, ("", {}))
         spacing = spacings.get(config.get("timestep_spacing", ""), spacings.get("", ""))
-        if not spacing or any(config.get(key) for key in VARIANTS):
-            return cls("dpmpp_2m", guidance_scale=guidance_scale)
+        unusual = [key for key, value in USUAL.items() if config.get(key) not in (None, value)]
+        if not spacing or unusual:
+            return cls("dpmpp_2m", guidance_scale=guidance_scale, replaces=" with ".join([kind, *unusual[:1]]))
         steps = 4 if solver == "lcm" else None
         ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
         offset = config.get("steps_offset", 0)
@@ -103,8 +106,23 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
 }
 """diffusers' schedulers, as a solver and as what their spacings are called here; "" is whatever they say."""
-VARIANTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding")
-"""What turns a scheduler of ``SCHEDULERS`` into one that is not known here."""
+USUAL = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+    "original_inference_steps": 50,
+    "clip_sample": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+}
+"""How a scheduler of ``SCHEDULERS`` must be configured, in what it says of this, to be the one that is known here."""
 
 
 def misuse(made_for: Sampling, used: Sampling) -> list[str]:
@@ -113,7 +131,7 @@ def misuse(made_for: Sampling, used: Sampling) -> list[str]:
         return []
     sentences = []
     own, other = get_solver(made_for.solver), get_solver(used.solver)
-    if _apart(own, other):
+    if own.step is not other.step:  # DDIM, Euler and flow Euler take the same
         sentences.append(f"was made for the solver '{own.name}', not '{other.name}': say --solver {own.name}")
     first, last = made_for.step_range or (made_for.steps, made_for.steps)
     if first is not None and last is not None and not first <= (used.steps or DEFAULT_STEPS) <= last:
@@ -125,8 +143,3 @@ def misuse(made_for: Sampling, used: Sampling) -> list[str]:
             f"say --guidance {made_for.guidance_scale:g}"
         )
     return sentences
-
-
-def _apart(a: Solver, b: Solver) -> bool:
-    """Whether two solvers are different samplers: DDIM, Euler and flow Euler take the same step."""
-    return a.step is not b.step

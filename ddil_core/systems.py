@@ -31,7 +31,8 @@ class System(Strict):
     ``source`` is the hub id of a whole pipeline (None: a user's own folder), or ``base`` names the system whose pipeline is taken,
     with ``unet`` in place of its U-Net or ``lora`` on it. ``guidance_scale`` is g of ε_∅ + g (ε_c − ε_∅), 1 for none, None for the
     default of diffusers' pipeline. ``timesteps`` are given outright, or come from ``steps`` and ``spacing``
-    (``ddil_core.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling, or for any number of steps in ``step_range``.
+    (``ddil_core.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling, or for any number of steps in
+    ``step_range``.
     """
 
     title: str

@@ -187,6 +187,36 @@ def test_a_student_sampled_as_it_was_not_made_for_is_said(tmp_path: Path) -> Non
     assert remarks(teacher, PROMPTS, settings(teacher, 8, "dpmpp_2m", 7.5)) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "replaces"),
+    [
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "leading"}, "PNDMScheduler"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "use_karras_sigmas": True},
+            "EulerDiscreteScheduler with use_karras_sigmas",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "linspace", "solver_order": 3},
+            "DPMSolverMultistepScheduler with solver_order",
+        ),
+        ({"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "linspace", "solver_order": 2}, None),
+    ],
+)
+def test_a_scheduler_that_is_not_known_gives_way_and_that_is_said(config: dict[str, Any], replaces: str | None) -> None:
+    sampling = Sampling.from_scheduler(config, 7.5)
+    assert (sampling.solver, sampling.spacing, sampling.replaces) == ("dpmpp_2m", "even", replaces)
+
+
+def test_what_comes_with_another_scheduler_or_turns_its_prompt_off_is_said(tmp_path: Path) -> None:
+    model = assemble("sd15", dataclasses.replace(random_files(SYSTEMS["sd15"], tmp_path), system=None))
+    assert remarks(model, PROMPTS, settings(model)) == [
+        "'sd15' comes with PNDMScheduler, which is not known here; dpmpp_2m is in its place"
+    ]
+    assert remarks(model, PROMPTS, settings(model, solver="ddim", guidance_scale=0.0)) == [
+        "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+    ]
+
+
 def test_a_range_of_steps_is_what_it_was_made_for() -> None:
     lora = Sampling.from_system(SYSTEMS["lcm-lora"], 7.5)
     used = [dataclasses.replace(lora, steps=steps) for steps in (1, 2, 8, 9)]
