@@ -36,7 +36,7 @@ from ddil_eval.tables import paper_rows
 class SystemConfig(Strict):
     """A row: its name in the table and the model's reference; solver, steps and guidance where they are not the model's own.
 
-    ``paper`` is its name in the paper's Table 1, ``provide`` what to do where the model is not here.
+    ``paper`` is its name in the paper's Table 1 or 5, ``provide`` what to do where the model is not here.
     """
 
     name: str = Field(min_length=1)
