@@ -151,8 +151,7 @@ def run(
     if content.get("experiment", "systems") not in ("systems", "coco"):
         raise WrongCommand(
             f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems', 'coco' or "
-            "'prompt-inversion'; "
-            "give it to its own command with --protocol"
+            "'prompt-inversion'; give it to its own command with --protocol"
         )
     content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
     config = validate(SystemsConfig, content, str(protocol))

@@ -35,7 +35,7 @@ from ddil_eval.experiments.gallery import Drawn, Gallery, as_cell
 from ddil_eval.experiments.inverted import invert_all, prompts_of
 from ddil_eval.experiments.records import measured
 from ddil_eval.experiments.reference import split_of
-from ddil_eval.experiments.systems import SystemConfig
+from ddil_eval.experiments.systems import SystemConfig, refuse_names
 from ddil_eval.generate import slug
 from ddil_eval.measure import Extractors
 from ddil_eval.metrics import METRICS
@@ -81,13 +81,7 @@ class InversionConfig(Strict):
 
     @model_validator(mode="after")
     def _names_fit(self) -> InversionConfig:
-        names = [system.name for system in self.systems]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two systems are named {twice[0]!r}")
-        unknown = [name for pair in self.differences for name in pair if name not in names]
-        if unknown:
-            raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
+        refuse_names(self.systems, self.differences)
         if self.inverter not in self.inverters:
             raise ValueError(f"the inverter {self.inverter!r} is none of those to be run, {', '.join(self.inverters)}")
         paper = [(system.paper, system.steps) for system in self.systems if system.paper is not None]
@@ -124,11 +118,11 @@ class Plan:
     data: DataSet | None
     systems: tuple[SystemConfig, ...]
     absent: dict[str, DdilError]
+    possible: bool
 
     def require(self) -> DataSet:
         """The data, once enough is here to measure one system. Raises DdilError where it is not."""
-        needed = {"teacher", "data", "CLIP", self.config.distance}
-        if self.data is None or not self.systems or needed & {name.split()[0] for name in self.absent}:
+        if self.data is None or not self.possible:
             raise DdilError("nothing can be measured: provide what is named above, and run the same command again")
         return self.data
 
@@ -156,7 +150,7 @@ def plan(config: InversionConfig) -> Plan:
     for name, problem in (("CLIP", lacks_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):
         if problem is not None:
             absent[name] = DdilError(problem)
-    systems = []
+    shared_is_here, systems = not absent, []
     for system in config.systems:
         try:
             locate(system.model)
@@ -164,7 +158,7 @@ def plan(config: InversionConfig) -> Plan:
         except DdilError as error:
             hint = f"the model {system.model!r} is not here; {system.provide}"
             absent[system.name] = error if system.provide is None else type(error)(hint)
-    return Plan(config, data, tuple(systems), absent)
+    return Plan(config, data, tuple(systems), absent, shared_is_here and bool(systems))
 
 
 def locate(reference: str) -> None:

@@ -245,6 +245,39 @@ def test_the_beginning_has_the_words_told_and_draws_the_others(problem: Problem)
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_ph2p_inverts_on_each_layout(any_model: Model) -> None:
+    data = open_data("shapes")
+    known = model_words(any_model, tuple(words()))
+    ids = tuple(prompt.id for prompt in data.prompts(2))
+    whole = Problem(any_model, known, next(data.pictures(2)), ids, 0)
+    found = ph2p(whole, PH2PSettings(tokens=5, rounds=2, evaluations=3, candidates=2, radius=4.0), nothing)
+    assert [len(candidates) for candidates in found] == [2, 2]
+    assert all(len(text.split()) == 5 and set(text.split()) <= set(words()) for one in found for text in one)
+    assert found[0][0] != found[0][1]  # it moved
+
+
+def test_the_spacing_is_the_distance_of_neighbours(model: Model) -> None:
+    known = model_words(model, tuple(words()))
+    distances = (known.table[:, None] - known.table[None]).norm(dim=-1)
+    nearest = [sorted(row)[1] for row in distances.tolist()]
+    assert known.spacing == pytest.approx(float(torch.tensor(nearest).median()), rel=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_batch_gives_what_each_picture_gives(folder: Path) -> None:
+    teacher, data, allowed = load_model(str(folder), "cuda"), open_data("shapes"), tuple(words())
+    towers = load_towers("shapes", "cuda")
+    ids = tuple(prompt.id for prompt in data.prompts(3))
+    images = next(data.pictures(3))
+    whole = Problem(teacher, model_words(teacher, allowed), images, ids, 0, towers, towers.words(allowed))
+    choosing = Choosing(settings(teacher, 2))
+    for name, inverter in INVERTERS.items():
+        (together,) = invert(whole, inverter, SMALL[name], 3, choosing)
+        last = replace(whole, images=images[2:], ids=ids[2:])
+        (alone,) = invert(last, inverter, SMALL[name], 3, choosing)
+        assert together[2].prompt == alone[0].prompt
+
+
 SMALL = {
     "ph2p": PH2PSettings(tokens=6, rounds=3, evaluations=3, candidates=2, radius=4.0),
     "pez": PEZSettings(tokens=6, iterations=5),
