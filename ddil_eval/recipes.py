@@ -94,9 +94,7 @@ class Preparation:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] → uint8 [h, w, 3]."""
         image = through_jpeg(image, self.jpeg_before)
-        if (
-            self.patch is not None and min(image.shape[:2]) >= self.patch
-        ):  # a smaller picture is taken whole, as DMD2 does
+        if self.patch is not None and min(image.shape[:2]) >= self.patch:  # as DMD2 does: a smaller one is taken whole
             image = centre_crop(image, self.patch)
         if self.crop:
             image = centre_crop(image, min(image.shape[:2]))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PAPER = "Paper (SD 1.5)"
 MEASURED = "Measured"
 
+_MANY, _FONTS = 8, (r"\footnotesize\setlength{\tabcolsep}{3pt}", r"\scriptsize\setlength{\tabcolsep}{2pt}")
+"""So many columns, three metrics and the paper's two among them, fit a column of 345 pt in the first font; more have the second."""
+
 _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"$\$$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -51,7 +54,7 @@ def to_latex(table: Table) -> str:
         r"\centering",
         rf"\caption{{{escape(table.caption)}}}",
         rf"\label{{{table.label}}}",
-        r"\medskip\footnotesize\setlength{\tabcolsep}{3pt}",  # three metrics and the paper's two fit a column of 345 pt
+        r"\medskip" + (_FONTS[0] if len(columns) <= _MANY else _FONTS[1]),
         rf"\begin{{tabular}}{{@{{}}{''.join('l' if c.source == 'setting' else 'r' for c in columns)}@{{}}}}",
         r"\toprule",
         *_latex_groups(columns),

@@ -23,7 +23,7 @@ class RecipeExtractors(Extractors):
     """The networks of the chosen metrics, with pictures prepared as the recipe says; each preparation is done once a batch.
 
     Raises:
-        WrongCommand: a metric that is not known, or that needs several pictures of a prompt.
+        WrongCommand: a metric that is not known, or that the recipe or one picture for each prompt does not serve.
         DdilError: a metric lacks its weights; said before any picture is made.
     """
 
@@ -32,6 +32,10 @@ class RecipeExtractors(Extractors):
         if grouped:
             raise WrongCommand(
                 f"the metric {grouped[0]!r} needs several pictures of each prompt, and here each has one"
+            )
+        if "patch_fid" in names and recipe.patch is None:
+            raise WrongCommand(
+                f"the metric 'patch_fid' needs a recipe that cuts patches, and {recipe.name!r} cuts none; take 'dmd2-sdxl'"
             )
         super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
         self.recipe = recipe

@@ -62,13 +62,17 @@ _SYSTEMS = f"Systems on the same prompts and seeds. {_BOLD}"
 _DIFFERENCES = f"Paired differences between systems on the same prompts and seeds. {_MARKED}"
 
 _COMPARED = {
-    "compare": ("table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower")),
+    "compare": (
+        "table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower"),
+        "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print",
+    ),
     "prompt-inversion": (
         "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {_BOLD}",
         Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
+        "The paper's LPIPS_Div is of SD 1.5 on pictures that it does not name",
     ),
 }  # fmt: skip
-"""For each experiment that compares systems: the paper's table, what ours is called, its caption, and the paper's column."""
+"""For each experiment that compares systems: the paper's table, what ours is called, its caption, the paper's column and a note on it."""
 
 _PAPER_TABLES = (
     (
@@ -130,7 +134,7 @@ def shift_tables(group: Group) -> list[Table]:
 
 def compare_tables(group: Group) -> list[Table]:
     """Systems side by side, and their paired differences, where there are any; rows as the newest protocol has them."""
-    source, label, title, text, column = _COMPARED[group.experiment]
+    source, label, title, text, column, note = _COMPARED[group.experiment]
     newest = max(group.records, key=lambda r: r.age_key()).protocol
     wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
     order = {name: place for place, name in enumerate(wanted)}
@@ -144,7 +148,8 @@ def compare_tables(group: Group) -> list[Table]:
     columns.append(Column("recipe", "Recipe", in_caption=True))
     beside = any(cell is not None for row in rows for cell in row.paper)
     paper = [column] if beside else []
-    note = "The paper does not print how it sampled and prepared; its numbers are of SD 1.5 on COCO."
+    elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
+    note += ", another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     made = [replace(table, best=_best(group, table, [row.wanted for row in rows]))]
     made.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))

@@ -136,10 +136,12 @@ def plan(config: SystemsConfig) -> Plan:
     absent: dict[str, DdilError] = {}
     data, prompts = None, None
     try:
-        data = open_data(config.data)
+        opened = open_data(config.data)
         path = None if config.prompts is None else Path(config.prompts).expanduser()
-        prompts = choose_prompts(data, config.num_prompts or recipe.images, path)
-        check_reference(data, config.reference_pictures or recipe.reference.pictures)
+        chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
+        if any(METRICS[name].kind == "set" for name in config.metrics or recipe.metrics):
+            check_reference(opened, config.reference_pictures or recipe.reference.pictures)
+        data, prompts = opened, chosen
     except DdilError as error:
         absent[f"data {config.data}"] = error
     metrics = []

@@ -1,14 +1,16 @@
 """The Fréchet distance between features, and its limit for endless samples: without a matrix square root.
 
-With a factor Σ = L Lᵀ of each covariance, tr (Σx Σy)^½ is the nuclear norm ‖Lxᵀ Ly‖_*, so that no square root of a
-non-symmetric product is ever taken: nothing comes out complex, negative or not a number.
+With a factor Σ = L Lᵀ of each covariance, tr (Σx Σy)^½ is the nuclear norm ‖Lxᵀ Ly‖_*, or Σ √λ of the symmetric Lyᵀ Σx Ly.
+No square root of a non-symmetric product is ever taken: nothing comes out complex, negative or not a number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
+from scipy.linalg import eigh
 
 from ddil_core.errors import DdilError
 from ddil_eval.statistics.jackknife import Spread, group_labels, pseudovalues
@@ -36,22 +38,42 @@ class FrechetReference:
     factor, or that of the symmetric eigen-decomposition where the rank is not full.
 
     Attributes:
+        moments: of the reference.
         mean: [d].
-        factor: [d, min(m, d)].
         trace: tr Σ.
     """
 
     def __init__(self, features: Array | Moments | None) -> None:
-        moments = features if isinstance(features, Moments) else Moments.of(_checked(features))
-        self.mean = moments.mean
-        self.factor = moments.factor()
-        self.trace = moments.trace()
+        self.moments = features if isinstance(features, Moments) else Moments.of(_checked(features))
+        self.mean = self.moments.mean
+        self.trace = self.moments.trace()
+
+    @cached_property
+    def factor(self) -> Array:
+        """L [d, min(m, d)] with L Lᵀ = the covariance."""
+        return self.moments.factor()
 
     def distance(self, features: Array | Moments) -> float:
         """The Fréchet distance of features [n, d], or of their moments, to the reference."""
         moments = features if isinstance(features, Moments) else Moments.of(self._fitting(features))
-        shared = _nuclear_norm(moments.factor().T @ self.factor)
-        return self._combine(moments.mean, moments.trace(), shared)
+        return self._combine(moments.mean, moments.trace(), self._shared(moments))
+
+    def _shared(self, moments: Moments) -> float:
+        """tr (Σx Σy)^½, as Σ √λ of the eigenvalues of Σx Σy where that is safe: in a third of the time of singular values."""
+        if moments.scatter is not None and self.moments.scatter is not None:
+            own, theirs = (part.scatter / (part.count - 1) for part in (moments, self.moments))  # type: ignore[operator]
+            try:
+                squares = eigh(
+                    own, theirs, type=2, eigvals_only=True, overwrite_a=True, overwrite_b=True, check_finite=False
+                )
+            except np.linalg.LinAlgError:  # the reference's covariance is not of full rank
+                squares = np.zeros(1)
+            # An eigenvalue is off by at most about ε λ_max, its root by ε λ_max / 2√λ: too much where some are all but 0.
+            if squares[0] > 0:
+                roots = np.sqrt(squares)
+                if np.finfo(np.float64).eps * squares[-1] * (0.5 / roots).sum() < 1e-10 * roots.sum():
+                    return float(roots.sum())
+        return _nuclear_norm(moments.factor().T @ self.factor)
 
     def values(self, features: Array) -> Array:
         """The distance as a statistic of one column."""

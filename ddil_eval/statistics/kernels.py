@@ -47,7 +47,10 @@ def _sums(features: Array, reference: Array, labels: Array, kernel: Kernel) -> _
         rows, own = finite(features[block]), member[labels[block]]
         diagonal += own.T @ np.diag(kernel(rows, rows))
         for other in blocks(len(features)):
-            within += own.T @ (kernel(rows, finite(features[other])) @ member[labels[other]])
+            if other.start < block.start:
+                continue  # k(x, y) = k(y, x): each pair of blocks once
+            pairs = own.T @ (kernel(rows, finite(features[other])) @ member[labels[other]])
+            within += pairs if other.start == block.start else pairs + pairs.T
         for other in blocks(len(reference)):
             across += own.T @ kernel(rows, finite(reference[other])).sum(axis=1)
     return _Sums(within, diagonal, across)

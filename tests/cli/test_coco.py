@@ -240,6 +240,19 @@ def test_metrics_that_are_not_here_are_said_before_any_picture(
     assert "inception-2015-12-05.pt" in result.stderr and not (tmp_path / "out").exists()
 
 
+def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
+    cli: Cli, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    folder = save_coco(tmp_path / "coco", count=6, year=2017)
+    quick = ("teacher_steps=4", "reference_pictures=6", "metrics=[fd_efflite0]", "figure_prompts=0")
+    settings = [word for setting in quick for word in ("--set", setting)]
+    result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data", f"coco2017:{folder}",
+                 "--p-teacher", "", "--switch", "500", "--num-prompts", 4, *settings, "--device", "cpu",
+                 "--out", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert {(r.recipe, r.data["split"]) for r in load(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
+
+
 # Whole tables
 
 
@@ -254,7 +267,7 @@ def test_the_papers_table_1_knows_its_eight_rows_and_says_what_to_provide(cli: C
     assert len(rows) == 8
     for row in rows:
         (line,) = (line for line in named if line.startswith(f"not here: {row['name']}: "))
-        assert "ddil distill" in line if "provide" in row else row["model"] in line
+        assert line.endswith(row["provide"]) if "provide" in row else f"ddil models download {row['model']}" in line
     (data,) = (line for line in named if line.startswith("not here: data coco2014:data/coco: "))
     assert "val2014.zip" in data
     assert not (tmp_path / "out").exists()
@@ -285,6 +298,27 @@ def test_table_1_measures_what_is_here_beside_the_papers_numbers(
     ]  # fmt: skip
     assert [row["fd_efflite0"] is not None for row in table["rows"]] == [False] * 4 + [True] + [False] * 3
     assert table["rows"][4]["solver"] == "dpmpp_2m" and len(table["missing"]) == 7
+
+
+def test_a_table_without_its_reference_is_not_begun(cli: Cli, student: Path, folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    name = "COCO_val2014_000000001000.jpg"
+    (broken / "val2014" / name).unlink()
+    rows = [{"name": "student", "model": str(student), "steps": 1}]
+    small = {"num_prompts": 4, "reference_pictures": 12, "metrics": ["fd_efflite0"]}
+    protocol = tmp_path / "table.yaml"
+    protocol.write_text(yaml.safe_dump({"data": f"coco2014:{broken}", "systems": rows, **small}))
+    result = cli("eval", "run", protocol, "--out", tmp_path / "out", "--device", "cpu")
+    refused(result, "nothing can be measured: provide what is named above, and run the same command again", 1)
+    assert result.stderr.splitlines()[0] == (
+        f"not here: data coco2014:{broken}: 1 of 12 pictures of coco2014:{broken} are missing: {name}; "
+        "fetch or make them again"
+    )
+    shutil.rmtree(broken / "val2014")  # scores of pictures by themselves ask for none of the reference's
+    result = cli(
+        "eval", "run", protocol, "--set", "metrics=[vendi_efflite0]", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.stderr
 
 
 def test_shapes_table_1_has_the_same_form(cli: Cli, student: Path, tmp_path: Path) -> None:

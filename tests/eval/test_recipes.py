@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ddil_core.protocol import read_yaml
 from ddil_core.resources import protocols
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, centre_crop, load_recipe, recipe_for, resize
+from ddil_eval.seen import RecipeExtractors
 from tests.coco import photograph
 
 NAMES = ("gigagan", "dmd2-sdxl", "bk-sdm", "coco2017-5k", "shapes")
@@ -159,7 +161,8 @@ def test_torchs_bicubic_is_far_from_pillows_without_antialias_and_near_it_with()
         found = torch.nn.functional.interpolate(pixels, (256, 256), mode="bicubic", antialias=antialias)
         return float(np.abs(found[0].permute(1, 2, 0).numpy().clip(0, 255) - pillow).mean())
 
-    assert difference(antialias=True) < 0.5 < 25 < difference(antialias=False)
+    assert difference(antialias=True) == pytest.approx(0.31, abs=0.01)
+    assert difference(antialias=False) == pytest.approx(31.5, abs=0.1)
 
 
 def test_a_row_prints_its_counts_where_they_are_not_the_recipes() -> None:
@@ -216,3 +219,39 @@ def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         load_recipe(str(path))
     assert str(error.value) == f"{path} holds 2 recipes, and one file gives one; leave the others out"
+
+
+@pytest.mark.parametrize(
+    ("metric", "sentence"),
+    [
+        ("patch_fid", "needs a recipe that cuts patches, and 'gigagan' cuts none; take 'dmd2-sdxl'"),
+        ("lpips_diversity", "needs several pictures of each prompt, and here each has one"),
+    ],
+)
+def test_metrics_that_a_recipe_does_not_serve(metric: str, sentence: str) -> None:
+    with pytest.raises(WrongCommand) as error:
+        RecipeExtractors([metric], "cpu", load_recipe("gigagan"))
+    assert str(error.value) == f"the metric {metric!r} {sentence}"
+
+
+def test_a_prefix_stands_before_the_captions_of_networks_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each network sees the picture that its metric's preparation gives, in one batch."""
+    seen: dict[str, tuple[list[str], tuple[int, ...]]] = {}
+
+    def watched(name: str) -> Any:
+        def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
+            seen[name] = (captions, images.shape)
+            return np.zeros((len(images), 1))
+
+        return lambda device: extract
+
+    for name, metric in (("clip_score", "clip_score"), ("patch_fid", "patch_fid"), ("fid", "fid")):
+        network = replace(METRICS[metric].network, open_on=watched(name), weights=(), lacks=lambda: None)
+        monkeypatch.setitem(METRICS, metric, replace(METRICS[metric], network=network))
+    extractors = RecipeExtractors(["fid", "patch_fid", "clip_score"], "cpu", load_recipe("dmd2-sdxl"))
+    extractors(np.zeros((2, 600, 640, 3), np.uint8), ["a cat", "a dog"])
+    assert seen == {
+        "fid": (["a cat", "a dog"], (2, 512, 512, 3)),
+        "patch_fid": (["a cat", "a dog"], (2, 299, 299, 3)),
+        "clip_score": (["A photo depicts a cat", "A photo depicts a dog"], (2, 256, 256, 3)),
+    }
