@@ -56,7 +56,7 @@ class Neighbours:
         recalled = np.zeros((len(left_out), len(self.reference)), dtype=bool)
         for rows in blocks(len(features)):
             x = finite(features[rows]) - self.origin
-            for columns in blocks(len(self.reference), 4 * BLOCK):
+            for columns in blocks(len(self.reference)):
                 apart = _squared(x, finite(self.reference[columns]) - self.origin)
                 within = apart < reach[columns]
                 held[rows] += within.sum(axis=1)
@@ -87,7 +87,7 @@ class Neighbours:
         n, groups = len(features), int(labels.max()) + 1
         few = min(n, 2 * k + 12) if groups > 1 else min(n, k + 1)
         radii = np.empty((groups + 1 if groups > 1 else 1, n))
-        for rows in blocks(n, BLOCK // 4):
+        for rows in blocks(n, BLOCK // 16):
             apart = np.concatenate(
                 [
                     _squared(finite(features[rows]) - self.origin, finite(features[columns]) - self.origin)
