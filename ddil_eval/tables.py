@@ -72,7 +72,7 @@ _COMPARED = {
         "The paper's LPIPS_Div is of SD 1.5 on pictures that it does not name",
     ),
 }  # fmt: skip
-"""For each experiment that compares systems: the paper's table, what ours is called, its caption, the paper's column and a note on it."""
+"""For each experiment that compares systems: the paper's table, ours, its caption, the paper's column and a note on it."""
 
 _PAPER_TABLES = (
     (

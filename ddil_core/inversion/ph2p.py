@@ -27,11 +27,12 @@ class PH2PSettings(Strict):
 
     No step is longer than ``learning_rate`` times ``radius``, which is in units of the words' spacing. Words of ``start`` come
     first in the prompt that is begun with (the authors' code has "A photo of bus of color ."), the others are drawn. Of each of
-    ``candidates`` equal stretches of rounds the prompt of the lowest loss is a candidate.
+    ``candidates`` equal stretches of rounds the prompt of the lowest loss is a candidate. ``searches`` begin anew, on other noise.
     """
 
     tokens: int = Field(default=15, ge=1)
     start: str | None = None
+    searches: int = Field(default=1, ge=1)
     rounds: int = Field(default=25, ge=1)
     evaluations: int = Field(default=20, ge=1)
     learning_rate: float = Field(default=0.8, gt=0)
@@ -94,12 +95,24 @@ def loss_and_gradient(
 
 
 def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) -> Candidates:
-    """Candidates: of each stretch of rounds the prompt whose loss is lowest."""
-    words = problem.words
-    words.require(settings.tokens)
+    """Candidates: of each search and stretch of its rounds the prompt whose loss is lowest."""
+    problem.words.require(settings.tokens)
     generators = problem.generators("ph2p")
+    x0 = problem.latents()
+    searches = (search(problem, settings, x0, generators, advance) for _ in range(settings.searches))
+    return transposed([prompts for found in searches for prompts in found])
+
+
+def search(
+    problem: Problem,
+    settings: PH2PSettings,
+    x0: Tensor,
+    generators: list[torch.Generator],
+    advance: Callable[[], None],
+) -> list[list[str]]:
+    """One search from the beginning: the candidates by stretch and picture."""
+    words, denoiser = problem.words, problem.model.guided(1.0)
     e = words.table[begun(words.draw(settings.tokens, generators), words, settings.start)]
-    x0, denoiser = problem.latents(), problem.model.guided(1.0)
     optimiser = BatchedLBFGS(settings.learning_rate, settings.history, settings.radius * words.spacing)
     ends = {settings.rounds * (place + 1) // settings.candidates for place in range(settings.candidates)}
     best = Best()
@@ -115,7 +128,7 @@ def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) 
             advance()
         if done in ends:
             found.append(words.texts(best.taken()))
-    return transposed(found)
+    return found
 
 
 PH2P = Inverter(
@@ -123,7 +136,7 @@ PH2P = Inverter(
     title="PH2P: denoising loss at t = 500 … 899, delayed projection",
     settings=PH2PSettings,
     run=ph2p,
-    evaluations=lambda settings: settings.rounds * settings.evaluations,
+    evaluations=lambda settings: settings.searches * settings.rounds * settings.evaluations,
     needs_towers=False,
     source="Mahajan et al., 2312.12416",
 )

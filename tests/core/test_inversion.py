@@ -256,6 +256,15 @@ def test_ph2p_inverts_on_each_layout(any_model: Model) -> None:
     assert found[0][0] != found[0][1]  # it moved
 
 
+def test_searches_begin_anew_on_other_noise(problem: Problem) -> None:
+    once = PH2PSettings(tokens=5, rounds=2, evaluations=3, candidates=2, radius=4.0)
+    calls: list[None] = []
+    found = ph2p(problem, once.model_copy(update={"searches": 2}), lambda: calls.append(None))
+    assert len(calls) == INVERTERS["ph2p"].evaluations(once.model_copy(update={"searches": 2})) == 12
+    assert [candidates[:2] for candidates in found] == ph2p(problem, once, nothing)
+    assert [candidates[2:] for candidates in found] != [candidates[:2] for candidates in found]
+
+
 def test_the_spacing_is_the_distance_of_neighbours(model: Model) -> None:
     known = model_words(model, tuple(words()))
     distances = (known.table[:, None] - known.table[None]).norm(dim=-1)
