@@ -54,7 +54,7 @@ class Model:
     @torch.no_grad()
     def nothing(self) -> Condition:
         """What the network is told where there is no prompt, one row."""
-        with visiting(self._text_encoders(), self.device):
+        with visiting(self.text_encoders(), self.device):
             return Condition(self.layout.nothing(self.pipeline))
 
     @torch.no_grad()
@@ -62,13 +62,14 @@ class Model:
         """What the network is told of prompts, each distinct prompt encoded once."""
         distinct = list(dict.fromkeys(prompts))
         parts = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
-        with visiting(self._text_encoders(), self.device):
+        with visiting(self.text_encoders(), self.device):
             encoded = [Condition(self.layout.encode(self.pipeline, part)) for part in parts]
         place = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
         return Condition.cat(encoded).rows(rows)
 
-    def _text_encoders(self) -> list[nn.Module | None]:
+    def text_encoders(self) -> list[nn.Module | None]:
+        """Its text encoders, None where the layout has one and the model has not."""
         return [getattr(self.pipeline, name, None) for name in TEXT_ENCODERS]
 
     def cut(self, prompts: Sequence[str]) -> int:

@@ -68,6 +68,20 @@ def grid(
     return _save(_annotated(canvas, captions), Path(path), DPI)
 
 
+def inverted(
+    reference: NDArray[np.uint8],
+    pictures: Sequence[NDArray[np.uint8]],
+    prompt: str,
+    systems: Sequence[str],
+    path: Path | str,
+) -> Path:
+    """Draw a picture beside what each system makes of the prompt that it was inverted to, and return the file.
+
+    All are uint8 [H, W, 3] of one size. Raises DdilError if the file cannot be written.
+    """
+    return grid(np.stack([reference, *pictures])[None], [prompt], ["reference", *systems], path)
+
+
 def shift_curves(records: Sequence[Record], path: Path | str) -> Path:
     """Draw every metric over p_teacher and over switch_t with 95 % intervals, and return the file.
 

@@ -89,9 +89,10 @@ class Record(_Strict):
     `cell` has a `kind` and what places it in a table: {"kind": "p_teacher", "p_teacher": 0.8}, {"kind":
     "teacher_then_student" | "student_then_teacher", "switch_t": 749}, {"kind": "pure", "model": "teacher"},
     {"kind": "string", "string": "TTSS"}, {"kind": "effect", "transitions": [0, 2]},
-    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names its row in the paper's Table 1),
-    {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]}, and "pair" in place of "difference" where
-    nobody asked for it and a table needs it to mark what is best.
+    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names its row in the paper's Table 1
+    or 5), {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]}, and "pair" in place of "difference" where
+    nobody asked for it and a table needs it to mark what is best; {"kind": "inverter", "name": "ph2p"} and
+    {"kind": "inverter-difference", "name": "ph2p − random", "of": ["ph2p", "random"]}.
     `pictures_sha256` is that of the files, where pictures came from a folder;
     `nfe` is the mean number of network evaluations per sample; `created` an ISO time with its zone.
     """

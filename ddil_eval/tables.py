@@ -51,6 +51,7 @@ _SHARED = {
     "covariate-shift": set(SETTING),
     # Each row of a comparison is another system on its own grid; the columns say which.
     "compare": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
+    "prompt-inversion": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
 }
 """For each experiment that has tables, what the rows of one table must agree on."""
 
@@ -59,6 +60,19 @@ _MARKED = f"A star marks what differs from 0 at the {LEVEL:.0%} level, tests not
 _BOLD = f"In bold what is best in its column, and better than the next at the {LEVEL:.0%} level."
 _SYSTEMS = f"Systems on the same prompts and seeds. {_BOLD}"
 _DIFFERENCES = f"Paired differences between systems on the same prompts and seeds. {_MARKED}"
+
+_COMPARED = {
+    "compare": (
+        "table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower"),
+        "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print",
+    ),
+    "prompt-inversion": (
+        "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {_BOLD}",
+        Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
+        "The paper's LPIPS_Div is of SD 1.5 on pictures that it does not name",
+    ),
+}  # fmt: skip
+"""For each experiment that compares systems: the paper's table, ours, its caption, the paper's column and a note on it."""
 
 _PAPER_TABLES = (
     (
@@ -102,7 +116,11 @@ def groups(records: Iterable[Record]) -> list[Group]:
 
 def build(records: Iterable[Record]) -> list[Table]:
     """Every table that these records belong to; records of other experiments are left out."""
-    makers: dict[str, Callable[[Group], list[Table]]] = {"covariate-shift": shift_tables, "compare": compare_tables}
+    makers: dict[str, Callable[[Group], list[Table]]] = {
+        "covariate-shift": shift_tables,
+        "compare": compare_tables,
+        "prompt-inversion": inversion_tables,
+    }
     return [table for group in groups(records) for table in makers[group.experiment](group)]
 
 
@@ -116,35 +134,59 @@ def shift_tables(group: Group) -> list[Table]:
 
 def compare_tables(group: Group) -> list[Table]:
     """Systems side by side, and their paired differences, where there are any; rows as the newest protocol has them."""
+    source, label, title, text, column, note = _COMPARED[group.experiment]
     newest = max(group.records, key=lambda r: r.age_key()).protocol
     wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
     order = {name: place for place, name in enumerate(wanted)}
     systems = sorted(group.of_kind("system"), key=lambda r: (_name(r).casefold(), -_number(r.cell.get("steps"))))
     held = {_name(r) for r in systems}
-    rows = [_system_row(_name(r), r, r.cell, r.cell) for r in systems]
-    rows += [_system_row(name, None, row, row) for name, row in wanted.items() if name not in held]
+    numbers = paper_rows(source)
+    rows = [_system_row(_name(r), r, r.cell, numbers) for r in systems]
+    rows += [_system_row(name, None, row, numbers) for name, row in wanted.items() if name not in held]
     rows.sort(key=lambda row: order.get(row.wanted, len(order)))
     columns = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
     columns.append(Column("recipe", "Recipe", in_caption=True))
     beside = any(cell is not None for row in rows for cell in row.paper)
-    paper = [Column("paper_fid", "FID", "paper", "lower")] if beside else []
+    paper = [column] if beside else []
     elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
-    note = "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print" + (
-        ", another world: compare directions, not values." if elsewhere else "."
-    )
-    table = _table(group, "systems", "Systems", _SYSTEMS, columns, rows, paper=paper, notes=[note] if beside else [])
+    note += ", another world: compare directions, not values." if elsewhere else "."
+    table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     made = [replace(table, best=_best(group, table, [row.wanted for row in rows]))]
-    pairs = sorted(group.of_kind("difference"), key=_name)
-    rows = [_Row((_name(r),), _name(r), r) for r in pairs]
-    columns = [Column("difference", "Difference")]
-    made.append(_table(group, "differences", "Differences", _DIFFERENCES, columns, rows, tested=True))
+    made.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
     return [table for table in made if table.rows]
 
 
-def _system_row(name: str, record: Record | None, cell: Mapping[str, Any], asked: Mapping[str, Any]) -> _Row:
+def inversion_tables(group: Group) -> list[Table]:
+    """Table 5, its differences, and the inverters side by side: what the teacher makes of each one's prompts."""
+    text = "Inverters on the same pictures: what the teacher draws from their prompts, and the share of the captions found."
+    paired = f"Paired differences between inverters on the same pictures. {_MARKED}"
+    made = [
+        _named(group, "inverter", "inverters", "Inverters", text, "Inverter"),
+        _named(
+            group,
+            "inverter-difference",
+            "inverter-differences",
+            "Inverters, differences",
+            paired,
+            "Difference",
+            tested=True,
+        ),
+    ]
+    return compare_tables(group) + [table for table in made if table.rows]
+
+
+def _named(group: Group, kind: str, name: str, title: str, text: str, header: str, *, tested: bool = False) -> Table:
+    """The cells of a kind by their names."""
+    rows = [_Row((_name(r),), _name(r), r) for r in sorted(group.of_kind(kind), key=_name)]
+    return _table(group, name, title, text, [Column(header.lower(), header)], rows, tested=tested)
+
+
+def _system_row(
+    name: str, record: Record | None, cell: Mapping[str, Any], numbers: Mapping[tuple[str, int], Decimal]
+) -> _Row:
     """A system's row; without a record its place says what was asked for, and the paper's number stands by itself."""
     steps = int(_number(cell["steps"])) if cell.get("steps") else None
-    paper = (paper_rows().get((str(asked.get("paper")), steps or 0)),)
+    paper = (numbers.get((str(cell.get("paper")), steps or 0)),)
     if record is None:
         return _Row((name, steps, None, None, None), name, None, paper)
     return _Row((name, steps, record.solver, _guidance(record), record.recipe), name, record, paper)
@@ -288,10 +330,10 @@ def _transition(group: Group, index: int) -> str:
     return f"{grid[index]}→{grid[index + 1]}" if index + 1 < len(grid) else f"transition {index + 1}"
 
 
-def paper_rows() -> dict[tuple[str, int], Decimal]:
-    """The FIDs of the paper's Table 1, by model and steps."""
-    with (paper_results() / "table1.csv").open(newline="", encoding="utf-8") as file:
-        return {(name, int(steps)): Decimal(fid) for name, steps, fid in list(csv.reader(file))[1:]}
+def paper_rows(table: str = "table1") -> dict[tuple[str, int], Decimal]:
+    """The paper's numbers of Table 1 (FID) or 5 (LPIPS diversity), by model and steps."""
+    with (paper_results() / f"{table}.csv").open(newline="", encoding="utf-8") as file:
+        return {(name, int(steps)): Decimal(value) for name, steps, value in list(csv.reader(file))[1:]}
 
 
 def _paper(name: str) -> dict[float, tuple[Cell, ...]]:

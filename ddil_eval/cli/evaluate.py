@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ddil_eval.cli import options
+from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
 
 RESULTS = click.Path(path_type=Path, file_okay=False)
 RECIPE_HELP = (
@@ -23,6 +24,9 @@ save_option = click.option(
 @click.group(name="eval")
 def evaluate() -> None:
     """Measure models; records go to OUT/records, one JSON file for each cell."""
+
+
+evaluate.add_command(prompt_inversion)
 
 
 @evaluate.command("covariate-shift")
@@ -110,7 +114,7 @@ def coco(
     options.fetch_missing(models, download)
     found = plan(config)
     found.require_all()
-    _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("run")
@@ -141,10 +145,13 @@ def run(
 
     protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
+    if content.get("experiment") == "prompt-inversion":
+        given = {"seed": seed, "data": data}
+        return invert_and_measure(content, given, str(protocol), out or _results(protocol), download, device, as_json)
     if content.get("experiment", "systems") not in ("systems", "coco"):
         raise WrongCommand(
-            f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems' or 'coco'; "
-            "give it to its own command with --protocol"
+            f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems', 'coco' or "
+            "'prompt-inversion'; give it to its own command with --protocol"
         )
     content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
     config = validate(SystemsConfig, content, str(protocol))
@@ -152,8 +159,8 @@ def run(
     found = plan(config)
     for name, error in found.absent.items():
         click.echo(f"not here: {name}: {error}", err=True)
-    out = out or Path("results") / f"{protocol.parent.name}-{protocol.stem}"
-    _show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    out = out or _results(protocol)
+    show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("score")
@@ -188,7 +195,7 @@ def score(
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
-    _show(measure(config, out, options.choose_device(device)), out, as_json)
+    show(measure(config, out, options.choose_device(device)), out, as_json)
 
 
 def _shipped(protocol: Path) -> Path:
@@ -200,6 +207,11 @@ def _shipped(protocol: Path) -> Path:
     return shipped if not protocol.is_file() and shipped.is_file() else protocol
 
 
+def _results(protocol: Path) -> Path:
+    """Where a protocol's results go when nothing is said."""
+    return Path("results") / f"{protocol.parent.name}-{protocol.stem}"
+
+
 def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:
     options.quiet_libraries()
     from ddil_eval import figures
@@ -209,10 +221,11 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
     if config.figure_prompts:
         figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
     figures.shift_curves(records, out / "shift-curves.png")
-    _show(records, out, as_json, "Records, figures and the cost of the rollouts are in")
+    show(records, out, as_json, "Records, figures and the cost of the rollouts are in")
 
 
-def _show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
+def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
+    """Print the tables of records, or the records as JSON."""
     from ddil_eval import tables
     from ddil_eval.cli.report import show_tables
 

@@ -6,6 +6,7 @@ otherwise. What is not here is said before any picture is made; the rest can be 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from ddil_eval.tables import paper_rows
 class SystemConfig(Strict):
     """A row: its name in the table and the model's reference; solver, steps and guidance where they are not the model's own.
 
-    ``paper`` is its name in the paper's Table 1, ``provide`` what to do where the model is not here.
+    ``paper`` is its name in the paper's Table 1 or 5, ``provide`` what to do where the model is not here.
     """
 
     name: str = Field(min_length=1)
@@ -46,6 +47,21 @@ class SystemConfig(Strict):
     guidance_scale: float | None = Field(default=None, ge=0)
     paper: str | None = None
     provide: str | None = None
+
+
+def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[str, str]]) -> None:
+    """Refuse two rows of one name, and differences of rows that there are not.
+
+    Raises:
+        ValueError: there are such.
+    """
+    names = [system.name for system in systems]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two systems are named {twice[0]!r}")
+    unknown = [name for pair in differences for name in pair if name not in names]
+    if unknown:
+        raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
 
 
 class SystemsConfig(Strict):
@@ -68,13 +84,7 @@ class SystemsConfig(Strict):
 
     @model_validator(mode="after")
     def _names_fit(self) -> SystemsConfig:
-        names = [system.name for system in self.systems]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two systems are named {twice[0]!r}")
-        unknown = [name for pair in self.differences for name in pair if name not in names]
-        if unknown:
-            raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
+        refuse_names(self.systems, self.differences)
         paper = [(system.paper, system.steps) for system in self.systems if system.paper is not None]
         absent = [row for row in paper if row not in paper_rows()]
         if absent:

@@ -154,6 +154,6 @@ def test_a_protocol_of_another_experiment_is_sent_to_its_command(
     result = cli("eval", "run", path, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {path} is of the experiment 'covariate-shift', and 'ddil eval run' takes 'systems' or 'coco'; "
+        f"error: {path} is of the experiment 'covariate-shift', and 'ddil eval run' takes 'systems', 'coco' or 'prompt-inversion'; "
         "give it to its own command with --protocol\n"
     )

@@ -1,0 +1,85 @@
+"""Pictures inverted a second, one by one and in batches.
+
+    python benchmarks/inversion.py [--teacher shapes] [--batch 16] [--rounds 2] [--device cpu] [--csv FILE]
+
+PH2P with the settings of the world's Table 5, for fewer rounds; an evaluation costs the same in each. Both take turns, so that
+drift of the machine falls on both alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ddil_core.data import open_data
+from ddil_core.inversion import Problem
+from ddil_core.inversion.ph2p import PH2PSettings, ph2p
+from ddil_core.inversion.words import model_words
+from ddil_core.models import load_model
+from ddil_core.protocol import read_yaml
+from ddil_core.resources import protocols
+from ddil_core.shapes.architecture import words
+from ddil_eval.cli.options import quiet_libraries
+
+
+def seconds(problem: Problem, settings: PH2PSettings, size: int) -> float:
+    """Seconds for all pictures of a problem, ``size`` at once."""
+    synchronise()
+    started = time.perf_counter()
+    for start in range(0, len(problem.ids), size):
+        part = slice(start, start + size)
+        ph2p(replace(problem, ids=problem.ids[part], images=problem.images[part]), settings, lambda: None)
+    synchronise()
+    return time.perf_counter() - started
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@click.command()
+@click.option("--teacher", default="shapes", show_default=True)
+@click.option("--batch", default=16, show_default=True, help="Pictures at once.")
+@click.option("--rounds", default=2, show_default=True, help="Rounds of PH2P.")
+@click.option("--repeats", default=3, show_default=True, help="Turns that are counted, after one that is not.")
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
+def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_path: Path | None) -> None:
+    quiet_libraries()
+    model, data = load_model(teacher, device), open_data("shapes")
+    told = read_yaml(protocols() / "shapes" / "table5.yaml")["inverters"]["ph2p"]
+    settings = PH2PSettings(**told | {"rounds": rounds, "candidates": 1})
+    ids = tuple(prompt.id for prompt in data.prompts(batch))
+    problem = Problem(model, model_words(model, tuple(words())), next(data.pictures(batch)), ids, 0)
+    turns = [(seconds(problem, settings, 1), seconds(problem, settings, batch)) for _ in range(repeats + 1)][1:]
+    rows = []
+    for name, column in (("one by one", 0), (f"batch {batch}", 1)):
+        times = [turn[column] for turn in turns]
+        rows.append(
+            {
+                "pictures": name,
+                "pictures_per_second": batch / statistics.median(times),
+                "evaluations_per_second": batch * rounds * settings.evaluations / statistics.median(times),
+                "times": statistics.median(turn[0] / turn[column] for turn in turns),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    table = Table(*frame.columns, title=f"PH2P on {teacher}, {device}, {torch.get_num_threads()} threads")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    Console(width=120).print(table)
+    if csv_path is not None:
+        frame.to_csv(csv_path, index=False)
+
+
+if __name__ == "__main__":
+    main()

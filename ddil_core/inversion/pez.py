@@ -1,0 +1,57 @@
+"""PEZ: the prompt that CLIP finds nearest to a picture (Wen et al., 2302.03668); no diffusion model takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+
+from ddil_core.errors import DdilError
+from ddil_core.inversion.problem import Best, Candidates, Inverter, Problem
+from ddil_core.inversion.towers import lacks_towers
+from ddil_core.protocol import Strict
+
+
+class PEZSettings(Strict):
+    """AdamW on vectors whose loss and gradient are found at their nearest words, by cosine."""
+
+    tokens: int = Field(default=16, ge=1)
+    iterations: int = Field(default=3000, ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+
+
+def pez(problem: Problem, settings: PEZSettings, advance: Callable[[], None]) -> Candidates:
+    """One candidate: the words of all iterations whose text has the largest cosine with the picture."""
+    towers, words = problem.towers, problem.tower_words
+    if towers is None or words is None:
+        raise DdilError(f"the inverter 'pez' cannot run: {lacks_towers(None)}")
+    words.require(settings.tokens)
+    with torch.no_grad():
+        target = towers.images(problem.images)
+    e = words.table[words.draw(settings.tokens, problem.generators("pez"))].requires_grad_()
+    # AdamW works entry by entry, so that rows do not touch.
+    optimiser = torch.optim.AdamW([e], lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    best = Best()
+    for _ in range(settings.iterations):
+        index = words.nearest(e.detach(), cosine=True)
+        leaf = words.table[index].requires_grad_()
+        with torch.enable_grad(), words.fed(leaf) as prompts:
+            cosines = (towers.texts(prompts) * target).sum(-1)
+            e.grad = torch.autograd.grad((1 - cosines).sum(), leaf)[0]
+        best.see(-cosines.detach(), index)
+        optimiser.step()
+        advance()
+    return [[text] for text in words.texts(best.taken())]
+
+
+PEZ = Inverter(
+    name="pez",
+    title="PEZ: CLIP's image-text cosine, projection by cosine",
+    settings=PEZSettings,
+    run=pez,
+    evaluations=lambda settings: settings.iterations,
+    needs_towers=True,
+    source="Wen et al., 2302.03668",
+)

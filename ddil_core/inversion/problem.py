@@ -1,0 +1,86 @@
+"""What an inverter is given, and what it is: pictures in, prompts out, each picture by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddil_core.inversion.towers import Towers
+from ddil_core.inversion.words import Words
+from ddil_core.models import Model
+from ddil_core.noise import generator_for
+from ddil_core.protocol import Strict
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Pictures uint8 [B, H, W, 3] of the model's own size, by ``ids`` [B], that are inverted together.
+
+    ``words`` are the model's; ``towers`` CLIP's, with ``tower_words``, where they are here. Rows are independent: what is
+    random in one comes from its id and the seed.
+    """
+
+    model: Model
+    words: Words
+    images: np.ndarray
+    ids: tuple[str, ...]
+    seed: int
+    towers: Towers | None = None
+    tower_words: Words | None = None
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """One for each picture."""
+        return [generator_for(self.seed, name, 0, f"inversion {purpose}") for name in self.ids]
+
+    def latents(self) -> Tensor:
+        """x₀ float32 [B, C, h, w], the means of the autoencoder's posteriors."""
+        pixels = torch.from_numpy(np.ascontiguousarray(self.images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.model.encode_images(pixels)[0]
+
+
+Candidates = list[list[str]]
+"""For each picture the prompts to choose from by their pictures, as many for each."""
+
+
+@dataclass(frozen=True)
+class Inverter:
+    """A row of ``INVERTERS``: ``run`` takes a problem, the row's ``settings`` and ``advance``, called once an evaluation."""
+
+    name: str
+    title: str
+    settings: type[Strict]
+    run: Callable[[Problem, Any, Callable[[], None]], Candidates]
+    evaluations: Callable[[Any], int]
+    needs_towers: bool
+    source: str
+
+
+class Best:
+    """The words of the lowest loss of each row, since it was last asked."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def see(self, losses: Tensor, index: Tensor) -> None:
+        """Losses [B] of words int64 [B, K]."""
+        if self._held is None:
+            self._held = losses, index
+            return
+        better = losses < self._held[0]
+        self._held = torch.where(better, losses, self._held[0]), torch.where(better[:, None], index, self._held[1])
+
+    def taken(self) -> Tensor:
+        """The words, int64 [B, K]; what comes next is compared with nothing before."""
+        assert self._held is not None, "nothing was seen"
+        index, self._held = self._held[1], None
+        return index
+
+
+def transposed(rounds: Sequence[list[str]]) -> Candidates:
+    """Prompts by round and picture → by picture and round."""
+    return [list(prompts) for prompts in zip(*rounds, strict=True)]

@@ -1,0 +1,72 @@
+"""Prompts of pictures, kept as they are found, a small file for each picture and inverter, so that a stopped inversion goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddil_core.errors import DdilError
+from ddil_core.inversion import Choosing, Inverted, Problem, get_inverter, invert
+from ddil_core.progress import progress
+from ddil_core.protocol import content_hash
+from ddil_eval.generate import slug
+from ddil_eval.store import write_text
+
+
+def invert_all(
+    whole: Problem, name: str, settings: dict[str, Any], batch_size: int, choosing: Choosing, folder: Path
+) -> list[Inverted]:
+    """The prompts of a problem's pictures by one inverter, in their order; those that lie in ``folder`` are read back."""
+    inverter, chosen = get_inverter(name, settings)
+    told = {
+        "inverter": name,
+        "settings": chosen.model_dump(mode="json"),
+        "teacher": whole.model.weights_sha256(),
+        "words": list(whole.words.words),
+        "towers": None if whole.towers is None else whole.towers.identity,
+        "choosing": asdict(choosing),
+        "seed": whole.seed,
+    }
+    place = folder / f"{name}-{content_hash(told)[:12]}"
+    paths = {
+        one: place / f"{slug(one)}-{_digest(one, image)}.json"
+        for one, image in zip(whole.ids, whole.images, strict=True)
+    }
+    left = [row for row, one in enumerate(whole.ids) if not paths[one].is_file()]
+    size = min(batch_size, len(whole.ids))  # the same for a run that goes on, so that it finds the same words
+    part = replace(whole, ids=tuple(whole.ids[row] for row in left), images=whole.images[left])
+    evaluations = inverter.evaluations(chosen)
+    with progress(f"invert: {name}", total=-(-len(left) // size) * evaluations) as advance:
+        for batch in invert(part, inverter, chosen, size, choosing, advance):
+            for found in batch:
+                write_text(paths[found.id], json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n")
+    return [read_inverted(paths[one]) for one in whole.ids]
+
+
+def read_inverted(path: Path) -> Inverted:
+    """A kept prompt.
+
+    Raises:
+        DdilError: the file is damaged.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return Inverted(**told | {"candidates": tuple(told["candidates"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise DdilError(
+            f"the inverted prompt {path} is damaged; delete the file to invert its picture again"
+        ) from error
+
+
+def prompts_of(found: Sequence[Inverted]) -> list[str]:
+    """Their prompts."""
+    return [one.prompt for one in found]
+
+
+def _digest(name: str, image: np.ndarray) -> str:
+    return content_hash([name, image.tobytes().hex()])[:8]
