@@ -43,7 +43,7 @@ def distill(
     """
     options.quiet_libraries()
     from ddil_core.distill import METHODS
-    from ddil_core.distill.config import DistillConfig
+    from ddil_core.distill.config import ProgressiveConfig
     from ddil_core.distill.run import distill as run
     from ddil_core.errors import WrongCommand
     from ddil_core.protocol import override, read_yaml, validate
@@ -57,7 +57,7 @@ def distill(
         content.pop("ddil", None)
     if seed is not None:
         content["seed"] = seed
-    config = validate(DistillConfig, content, str(path))
+    config = validate(ProgressiveConfig, content, str(path))
     if ddil and config.ddil is None:
         raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
     options.fetch_missing([teacher], download)

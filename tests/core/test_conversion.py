@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from ddil_core.data import LatentPool, encode_pool, open_data
-from ddil_core.distill.config import ConvertConfig, DistillConfig, StageConfig
+from ddil_core.distill.config import ConvertConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.conversion import ConversionStage
 from ddil_core.models import Model, load_model
 from ddil_core.parameterization import to_x0
@@ -25,7 +25,7 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def stage(model: Model, pool: LatentPool, unconditional: float = 0.1, updates: int = UPDATES) -> ConversionStage:
-    config = DistillConfig(
+    config = ProgressiveConfig(
         stages=(StageConfig(steps=4, updates=1),), batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9
     )
     convert = ConvertConfig(updates=updates, unconditional=unconditional)
