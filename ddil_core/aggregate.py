@@ -18,8 +18,11 @@ from ddil_core.errors import WrongCommand
 
 @dataclass(frozen=True)
 class States:
-    """States ``z`` [B, C, H, W] at the ``transition`` [B] of a grid, with the teacher's ``target`` [B, …] (PD's x̃, or LCM's next state),
-    the pool's ``row`` [B] for the caption, and, where guidance differs from state to state, ``guidance`` [B] as g."""
+    """States ``z`` [B, C, H, W] at the ``transition`` [B] of a grid, with the pool's ``row`` [B] for the caption.
+
+    ``target`` [B, …] is what the teacher says of them (PD's x̃, or LCM's next state); ``guidance`` [B] is each state's g where it
+    differs from state to state.
+    """
 
     z: Tensor
     target: Tensor

@@ -52,7 +52,8 @@ class Condition:
 
 
 class Denoiser(Protocol):
-    """``x0 = denoiser(z, t, condition)``: z [B, C, H, W] float32, t int64 [B]; x̂ in z's shape and dtype.
+    """``x0 = denoiser(z, t, condition)``: z [B, C, H, W] float32, t [B] int64 (or float32, for fractions); x̂ in z's shape
+    and dtype.
 
     ``nfe`` is the number of network evaluations that one call costs a row: 1, or 2 with guidance.
     """

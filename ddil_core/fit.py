@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.errors import DdilError
-from ddil_core.weights import AGAIN, PipelineFiles, components, has_weights, read_header, read_index, read_json
+from ddil_core.weights import (
+    AGAIN,
+    LIBRARIES,
+    PipelineFiles,
+    components,
+    has_weights,
+    read_header,
+    read_index,
+    read_json,
+)
 
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""
@@ -50,18 +59,21 @@ def check_sizes(folder: Path, reference: str) -> None:
         if latent is not None and channels != latent:
             raise _misfit(reference, "vae", f"gives latents of {latent} channels", f"unet takes {channels}")
     for name, config in configs.items():
-        words = folder / name.replace("text_encoder", "tokenizer") / "vocab.json"
-        if (
-            name.startswith("text_encoder")
-            and words.is_file()
-            and len(read_json(words)) > config.get("vocab_size", math.inf)
-        ):
-            raise _misfit(
-                reference,
-                words.parent.name,
-                f"has {len(read_json(words))} words",
-                f"{name} knows {config['vocab_size']}",
-            )
+        if not name.startswith("text_encoder"):
+            continue
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        words, known = _words(folder / tokenizer), config.get("vocab_size", math.inf)
+        if words > known:
+            raise _misfit(reference, tokenizer, f"has {words} words", f"{name} knows {known}")
+
+
+def _words(tokenizer: Path) -> int:
+    """The size of a tokenizer's vocabulary; 0 where it is kept in a form that is not read here."""
+    if (tokenizer / "vocab.json").is_file():
+        return len(read_json(tokenizer / "vocab.json"))
+    if (tokenizer / "tokenizer.json").is_file():
+        return len(read_json(tokenizer / "tokenizer.json").get("model", {}).get("vocab", ()))
+    return 0
 
 
 def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
@@ -103,9 +115,7 @@ def expected_shapes(folder: Path, library: str, kind: str, whose: str) -> dict[s
     """
     import torch
 
-    network = (
-        getattr(importlib.import_module(library), kind, None) if library in ("diffusers", "transformers") else None
-    )
+    network = getattr(importlib.import_module(library), kind, None) if library in LIBRARIES else None
     if network is None:
         raise DdilError(f"{whose} is of the class {library}.{kind}, which is not known here")
     try:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,10 +137,10 @@ def _no_weights(component: str, names: Sequence[str], sets: dict[str | None, lis
     )
 
 
-def plan(
-    repository: Repository, files: Sequence[str] | None = None, variant: str | None = None, weights: bool = True
-) -> Plan:
-    """Ask the hub what a pipeline (or the given ``files``) needs, and compare with what is here; see :func:`needed`.
+def plan(repository: Repository, files: str | Sequence[str], variant: str | None = None, weights: bool = True) -> Plan:
+    """Ask the hub for one file, or for what a pipeline needs and fits the patterns ``files``; compare with what is here.
+
+    ``variant`` and ``weights`` are as in :func:`needed`.
 
     Raises:
         WrongCommand: no such repository or revision, or it is no pipeline.
@@ -155,21 +156,23 @@ def plan(
             commit = str(api.model_info(repository.name, revision=repository.revision).sha)
         tree = api.list_repo_tree(repository.name, recursive=True, revision=commit)
         listed = {file.path: file for file in tree if isinstance(file, RepoFile)}
-        if files is None:
+        wanted = [files]
+        if not isinstance(files, str):
             if INDEX not in listed:
                 raise WrongCommand(
                     f"the hub model {repository} is no pipeline in diffusers' layout, as it has no {INDEX}"
                 )
             index = read_json(Path(hf_hub_download(repository.name, INDEX, revision=commit)))
-            files = needed(list(listed), index, repository, variant, weights)
-    for name in files:
+            names = needed(list(listed), index, repository, variant, weights)
+            wanted = [name for name in names if any(fnmatchcase(name, pattern) for pattern in files)]
+    for name in wanted:
         if name not in listed:
             raise DdilError(f"the hub model {repository} has no file {name}")
         if not name.endswith(FETCHED):
             raise DdilError(
                 f"the file {name} of the hub model {repository} is not fetched: only {', '.join(FETCHED)} are"
             )
-    chosen = tuple(listed[name] for name in files)
+    chosen = tuple(listed[name] for name in wanted)
     snapshot = repository.storage / "snapshots" / commit
     missing = tuple(file for file in chosen if not _whole(snapshot / file.path, file))
     return Plan(repository, commit, chosen, missing)

@@ -82,12 +82,11 @@ LAYOUTS = {
 
 def cut(pipeline: Any, prompts: Sequence[str]) -> int:
     """How many of the prompts are longer than a text encoder of the pipeline takes."""
-    found = {name: getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")}
-    long = set()
-    for name, tokenizer in found.items():
+    distinct, long = list(dict.fromkeys(prompts)), set()
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipeline, name, None)
         if tokenizer is not None:
             limit = MAX_SEQUENCE if name == "tokenizer_3" else tokenizer.model_max_length
-            distinct = list(dict.fromkeys(prompts))
             tokens = tokenizer(distinct).input_ids
             long |= {prompt for prompt, ids in zip(distinct, tokens, strict=True) if len(ids) > limit}
     return sum(prompt in long for prompt in prompts)

@@ -53,7 +53,9 @@ def load_pipeline(files: Files, reference: str, kind: str, dtype: torch.dtype, v
             pipeline.unet.load_state_dict(load_file(files.unet))
         if files.lora is not None:
             check_lora(pipeline, files.lora, reference)
-            pipeline.load_lora_weights(str(files.lora.parent), weight_name=files.lora.name, local_files_only=True)
+            pipeline.load_lora_weights(
+                str(files.lora.parent), weight_name=files.lora.name, use_safetensors=True, local_files_only=True
+            )
     except DdilError:
         raise
     except Exception as error:  # every library below raises its own kind for a damaged file

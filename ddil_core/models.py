@@ -158,6 +158,7 @@ def assemble(
     schedule, prediction = _process(files, told, dict(pipeline.scheduler.config), reference)
     denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
     if files.system is not None:
+        _require_embedding(denoiser.guidance_width, files.system.w_embedding, reference)
         sampling = Sampling.from_system(files.system, layout.guidance_scale)
     elif told:
         sampling = Sampling.from_file(told)
@@ -176,14 +177,28 @@ def _layout(files: Files, reference: str) -> Layout:
     return LAYOUTS[name]
 
 
+def _require_embedding(width: int | None, wanted: int | None, reference: str) -> None:
+    """Whether a network is told its guidance as its row says.
+
+    Raises:
+        DdilError: it is not, so that these are the files of another system.
+    """
+    if width != wanted:
+        says = "none" if wanted is None else f"one of width {wanted}"
+        has = "without a guidance embedding" if width is None else f"with a guidance embedding of width {width}"
+        raise DdilError(
+            f"the model {reference!r} has a U-Net {has}, and its row in systems.yaml says {says}; name the files of that system"
+        )
+
+
 def _process(files: Files, told: dict[str, Any], config: dict[str, Any], reference: str) -> tuple[Schedule, Prediction]:
     """The noise schedule, and what the network predicts: as the row says, or ``ddil.json``, or the scheduler.
 
     Raises:
         DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged.
     """
-    scheduled = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
-    named = files.system.prediction if files.system is not None else told.get("prediction")
+    scheduled: Any = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
+    named: Any = files.system.prediction if files.system is not None else told.get("prediction")
     prediction: Prediction = named or scheduled
     if files.system is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.hub import INDEX, Plan, Repository, download, plan, size_text
-from ddil_core.systems import Files, System, load_systems
+from ddil_core.systems import PIPELINE_FILES, Files, System, load_systems
 from ddil_core.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
 
 SHIPPED = {"shapes": Path(__file__).parent / "shapes" / "weights" / "teacher"}
@@ -46,10 +46,11 @@ _IN_A_SINGLE_FILE = {
 
 @dataclass(frozen=True)
 class Part:
-    """What a reference needs of one hub repository: the given ``file``, or a whole pipeline."""
+    """What a reference needs of one hub repository: the given ``file``, or of a whole pipeline what fits ``patterns``."""
 
     repository: Repository
     file: str | None = None
+    patterns: tuple[str, ...] = PIPELINE_FILES
 
     def here(self) -> Path | None:
         """The file, or the pipeline's folder, in the local cache."""
@@ -61,7 +62,7 @@ class Part:
 
     def plan(self, variant: str | None, weights: bool = True) -> Plan:
         """See :func:`ddil_core.hub.plan`."""
-        return plan(self.repository, [self.file] if self.file else None, variant, weights)
+        return plan(self.repository, self.file or self.patterns, variant, weights)
 
 
 def resolve(reference: str) -> Files:
@@ -105,7 +106,9 @@ def parts(reference: str) -> list[Part]:
     if colon and not own and Path(path).expanduser().is_dir():
         return []
     pipeline = _pipeline_row(name)
-    base = [Part(Repository(pipeline.source, pipeline.revision))] if pipeline.source else []
+    base = []
+    if pipeline.source is not None:
+        base = [Part(Repository(pipeline.source, pipeline.revision), patterns=pipeline.files)]
     return base + ([] if colon else own)
 
 
@@ -119,7 +122,8 @@ def fetch(
 ) -> None:
     """Fetch what a reference needs of the hub and is not here. ``say`` is told the size before anything is fetched.
 
-    ``bar`` is as in :func:`ddil_core.hub.download`. Without ``weights`` the configuration alone.
+    ``bar`` is as in :func:`ddil_core.hub.download`. Without ``weights`` the configuration alone, which is all that NAME:FILE needs
+    where FILE is a single-file checkpoint.
 
     Raises:
         WrongCommand: there is nothing on the hub to fetch for it.
@@ -129,12 +133,13 @@ def fetch(
     if not wanted:
         resolve(reference)  # says what is wrong with a reference that names no files
         raise WrongCommand(f"the model {reference!r} is not on a hub, so there is nothing to fetch")
+    weights = weights and not _has_own_weights(reference)
     pickled = [part for part in wanted if part.file and part.file.endswith(PICKLES)]
-    plans = [part.plan(variant, weights) for part in wanted if part not in pickled]
-    for one in plans:
+    plans = [(part, part.plan(variant, weights)) for part in wanted if part not in pickled]
+    for _, one in plans:
         say(str(one))
-    for one in plans:
-        if one.missing:
+    for part, one in plans:
+        if one.missing or part.here() is None:  # it may be here under another revision's name
             download(one, bar)
     if pickled:
         raise DdilError(_by_hand(reference, pickled[0]))
@@ -178,6 +183,13 @@ def parameters(reference: str, variant: str | None = None) -> tuple[Path, dict[s
         for prefix, component in _IN_A_SINGLE_FILE.items():
             counts[component] += entry.numel if name.startswith(prefix) else 0
     return files.folder, counts
+
+
+def _has_own_weights(reference: str) -> bool:
+    """Whether a reference is NAME:FILE with a file that holds a whole pipeline's weights."""
+    name, colon, path = reference.partition(":")
+    row = load_systems().get(name)
+    return bool(row and colon and not row.unet and not row.lora and Path(path).expanduser().is_file())
 
 
 def _pipeline_row(name: str) -> System:

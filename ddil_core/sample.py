@@ -55,17 +55,27 @@ def settings(
     Raises:
         WrongCommand: there is no such solver, or it has no such grid on the model's schedule.
     """
-    given: dict[str, Any] = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+    asked = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+    given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if solver is not None and get_solver(solver).name != model.sampling.solver:
-        given["ends_clean"] = True  # the other end belongs to the model's own solver
-    sampling = replace(model.sampling, **{key: value for key, value in given.items() if value is not None})
+        given |= {"ends_clean": True, "replaces": None}  # those belong to the model's own solver
+    sampling = replace(model.sampling, **given)
     sampling.transitions(model.denoiser.schedule)
     return sampling
 
 
 def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """What a user should know of sampling a model so: that it was not made for it, or that prompts are cut. One sentence each."""
+    """What a user should know of sampling a model so, one sentence each: that it was not made for it, that its own scheduler is not
+    known, that the prompt is turned off, or that prompts are cut."""
     sentences = [f"{model.reference!r} {sentence}" for sentence in misuse(model.sampling, sampling)]
+    if sampling.replaces is not None:
+        sentences.append(
+            f"{model.reference!r} comes with {sampling.replaces}, which is not known here; {sampling.solver} is in its place"
+        )
+    if sampling.guidance_scale < 1 and model.denoiser.guidance_width is None:
+        sentences.append(
+            "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+        )
     cut = model.cut(prompts)
     return [*sentences, CUT.format(cut, len(prompts))] if cut else sentences
 

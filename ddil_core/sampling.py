@@ -9,7 +9,7 @@ from typing import Any
 
 from ddil_core.errors import WrongCommand
 from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, timesteps, transitions
-from ddil_core.solvers import Solver, get_solver
+from ddil_core.solvers import get_solver
 from ddil_core.systems import System
 
 SYSTEM_FILE = "ddil.json"
@@ -23,17 +23,20 @@ class Sampling:
 
     ``steps`` is None where any number may be asked for (then ``DEFAULT_STEPS``). ``timesteps`` are given outright, or come from
     ``spacing`` and ``offset``. A trajectory ends clean, or at timestep 0, whose σ is not 0 (``ends_clean`` False). ``distilled``
-    models were made for exactly this.
+    models were made for exactly this, or for any number of steps in ``step_range``. ``replaces`` names a diffusers scheduler that
+    is not known here and in whose place this is.
     """
 
     solver: str = "ddim"
     steps: int | None = None
+    step_range: tuple[int, int] | None = None
     guidance_scale: float = 1.0
     spacing: str = "even"
     offset: int = 0
     timesteps: tuple[Time, ...] | None = None
     ends_clean: bool = True
     distilled: bool = False
+    replaces: str | None = None
 
     @classmethod
     def from_system(cls, system: System, guidance_scale: float) -> Sampling:
@@ -45,8 +48,9 @@ class Sampling:
     def from_file(cls, told: Mapping[str, Any]) -> Sampling:
         """From the content of ``ddil.json``; a number of steps in it is what the model was made for, unless it says otherwise."""
         known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
-        if known.get("timesteps") is not None:
-            known["timesteps"] = tuple(known["timesteps"])
+        for name in ("timesteps", "step_range"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
         return cls(**({"distilled": known.get("steps") is not None} | known))
 
     @classmethod
@@ -55,11 +59,13 @@ class Sampling:
         kind = str(config.get("_class_name"))
         solver, spacings = SCHEDULERS.get(kind, ("", {}))
         spacing = spacings.get(config.get("timestep_spacing", ""), spacings.get("", ""))
-        if not spacing or any(config.get(key) for key in VARIANTS):
-            return cls("dpmpp_2m", guidance_scale=guidance_scale)
+        unusual = [key for key, value in USUAL.items() if config.get(key) not in (None, value)]
+        if not spacing or unusual:
+            return cls("dpmpp_2m", guidance_scale=guidance_scale, replaces=" with ".join([kind, *unusual[:1]]))
         steps = 4 if solver == "lcm" else None
         ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
-        return cls(solver, steps, guidance_scale, spacing, config.get("steps_offset", 0), None, ends_clean)
+        offset = config.get("steps_offset", 0)
+        return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
 
     def times(self, schedule: Schedule) -> list[Time]:
         """The falling grid on a schedule; ``timesteps`` hold for their own number of steps alone."""
@@ -100,8 +106,23 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
 }
 """diffusers' schedulers, as a solver and as what their spacings are called here; "" is whatever they say."""
-VARIANTS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding")
-"""What turns a scheduler of ``SCHEDULERS`` into one that is not known here."""
+USUAL = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+    "original_inference_steps": 50,
+    "clip_sample": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+}
+"""How a scheduler of ``SCHEDULERS`` must be configured, in what it says of this, to be the one that is known here."""
 
 
 def misuse(made_for: Sampling, used: Sampling) -> list[str]:
@@ -110,18 +131,15 @@ def misuse(made_for: Sampling, used: Sampling) -> list[str]:
         return []
     sentences = []
     own, other = get_solver(made_for.solver), get_solver(used.solver)
-    if _apart(own, other):
+    if own.step is not other.step:  # DDIM, Euler and flow Euler take the same
         sentences.append(f"was made for the solver '{own.name}', not '{other.name}': say --solver {own.name}")
-    if made_for.steps is not None and used.steps != made_for.steps:
-        sentences.append(f"was made for {made_for.steps} steps, not {used.steps}: say --steps {made_for.steps}")
+    first, last = made_for.step_range or (made_for.steps, made_for.steps)
+    if first is not None and last is not None and not first <= (used.steps or DEFAULT_STEPS) <= last:
+        number = f"{first}" if first == last else f"{first} to {last}"
+        sentences.append(f"was made for {number} steps, not {used.steps}: say --steps {made_for.steps}")
     if used.guidance_scale != made_for.guidance_scale:
         sentences.append(
             f"was made for guidance {made_for.guidance_scale:g}, not {used.guidance_scale:g}: "
             f"say --guidance {made_for.guidance_scale:g}"
         )
     return sentences
-
-
-def _apart(a: Solver, b: Solver) -> bool:
-    """Whether two solvers are different samplers: DDIM, Euler and flow Euler take the same step."""
-    return a.step is not b.step

@@ -31,7 +31,8 @@ class System(Strict):
     ``source`` is the hub id of a whole pipeline (None: a user's own folder), or ``base`` names the system whose pipeline is taken,
     with ``unet`` in place of its U-Net or ``lora`` on it. ``guidance_scale`` is g of ε_∅ + g (ε_c − ε_∅), 1 for none, None for the
     default of diffusers' pipeline. ``timesteps`` are given outright, or come from ``steps`` and ``spacing``
-    (``ddil_core.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling.
+    (``ddil_core.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling, or for any number of steps in
+    ``step_range``.
     """
 
     title: str
@@ -49,6 +50,7 @@ class System(Strict):
     offset: int = Field(default=0, ge=0)
     timesteps: tuple[int, ...] | None = None
     steps: int | None = Field(default=None, ge=1)
+    step_range: tuple[int, int] | None = None
     guidance_scale: float | None = Field(default=None, ge=0)
     guidance_convention: str | None = None
     distilled: bool = False

@@ -21,6 +21,9 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Files that hold a pickle, which can run code when it is read; only ``ddil models convert`` opens them."""
 
+LIBRARIES = ("diffusers", "transformers")
+"""Whose classes a pipeline may be made of."""
+
 _WITHOUT_WEIGHTS = ("Scheduler", "Tokenizer", "Processor", "FeatureExtractor")
 AGAIN = "fetch or make the model again"
 """How a sentence about damage ends."""
@@ -125,7 +128,12 @@ def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, 
         DdilError: a component, a shard or a file is missing, cut short or damaged, or only pickles are there.
     """
     networks = {}
-    for name, (_, kind) in components(read_index(folder)).items():
+    for name, (library, kind) in components(read_index(folder)).items():
+        if library not in LIBRARIES:
+            raise DdilError(
+                f"the component {name} of the model {reference!r} is of the class {library}.{kind}, and only those of "
+                f"{' and '.join(LIBRARIES)} are loaded, so that no code of a model is run"
+            )
         if not (folder / name).is_dir():
             raise DdilError(
                 f"the model {reference!r} names the component {name} ({kind}), whose folder {folder / name} is not there; "

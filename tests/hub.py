@@ -32,6 +32,9 @@ class Hub:
     lies: dict[str, bytes] = field(default_factory=dict)
     """Paths whose content is sent as something else than the listing says."""
 
+    drops: dict[str, int] = field(default_factory=dict)
+    """Paths after whose first bytes, as many, the connection drops once."""
+
     def add(self, name: str, folder: Path) -> str:
         """Publish a folder; returns the commit."""
         self.folders[name] = folder
@@ -102,18 +105,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 content = content[start:]
             if self.command == "GET":
                 hub.asked.append((relative, span, len(content)))
-            self._send(status, content, headers)
+            self._send(status, content, headers, hub.drops.pop(relative, None) if self.command == "GET" else None)
 
         def _refuse(self, code: str) -> None:
             self._send(404, b"", {"X-Error-Code": code})
 
-        def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        def _send(self, status: int, content: bytes, headers: dict[str, str], dropped_after: int | None = None) -> None:
             self.send_response(status)
             for name, value in (headers | {"Content-Length": str(len(content))}).items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                self.wfile.write(content[:dropped_after])
+            self.close_connection = self.close_connection or dropped_after is not None
 
     return Handler
 

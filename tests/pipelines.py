@@ -102,11 +102,29 @@ def tiny_transformer() -> Any:
     )
 
 
+def tiny_t5(folder: Path) -> dict[str, Any]:
+    """SD3's third text encoder and its tokenizer, on the words of the shapes world."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    from ddil_core.shapes.architecture import words
+
+    letters = [(letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyz▁"]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in words()), *letters]
+    tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+    tokenizer.save_pretrained(folder)
+    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return {"tokenizer_3": T5TokenizerFast.from_pretrained(folder), "text_encoder_3": T5EncoderModel(config)}
+
+
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def build(layout: str, words: Path, *, prediction: str = "epsilon", seed: int = 1, frame_seed: int = 0) -> Any:
+def build(
+    layout: str, words: Path, *, prediction: str = "epsilon", seed: int = 1, frame_seed: int = 0, t5: bool = False
+) -> Any:
     """An untrained pipeline of one of diffusers' layouts with the scheduler that such models are published with.
+
+    SD3's comes with or without its T5 encoder, as diffusers allows.
 
     ``seed`` decides the denoising network, ``frame_seed`` the text encoders and the autoencoder, which distillation leaves alone.
     """
@@ -123,8 +141,9 @@ def build(layout: str, words: Path, *, prediction: str = "epsilon", seed: int = 
     parts["vae"] = tiny_autoencoder(**(shift if flow else {}))
     if layout in ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline"):
         parts |= {"tokenizer_2": tokenizer, "text_encoder_2": tiny_second_text_encoder(tokenizer)}
-    if flow:  # without T5, as diffusers allows; the first encoder is pooled too
-        parts |= {"text_encoder": tiny_second_text_encoder(tokenizer), "tokenizer_3": None, "text_encoder_3": None}
+    if flow:  # its first encoder is pooled too
+        parts |= {"text_encoder": tiny_second_text_encoder(tokenizer)}
+        parts |= tiny_t5(words / "t5") if t5 else {"tokenizer_3": None, "text_encoder_3": None}
     torch.manual_seed(seed)
     if flow:
         parts |= {
@@ -156,6 +175,7 @@ def save_pipeline(
     frame_seed: int = 0,
     layout: str = "StableDiffusionPipeline",
     prediction: str = "v_prediction",
+    t5: bool = False,
 ) -> Path:
     """A pipeline for 64-pixel pictures and latents [8, 8, 8], float32, with ``ddil.json`` beside it where ``sampling`` is given.
 
@@ -165,7 +185,7 @@ def save_pipeline(
 
     from ddil_core.sampling import SYSTEM_FILE
 
-    pipeline = build(layout, folder / "words", prediction=prediction, seed=seed, frame_seed=frame_seed)
+    pipeline = build(layout, folder / "words", prediction=prediction, seed=seed, frame_seed=frame_seed, t5=t5)
     if layout == "StableDiffusionPipeline":
         pipeline.register_modules(
             scheduler=DDIMScheduler(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _RESNET = {
@@ -21,6 +22,8 @@ _RESNET = {
 _UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -28,8 +31,23 @@ _UNET = {
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def single_file(pipeline: Any) -> dict[str, Tensor]:
-    """All weights of a Stable Diffusion pipeline, named as in a single file."""
+_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def single_file(pipeline: Any, version: str = "1") -> dict[str, Tensor]:
+    """All weights of a Stable Diffusion pipeline of version 1, 2 or xl, named as in a single file."""
     layers = pipeline.unet.config.layers_per_block
     levels = len(pipeline.vae.config.block_out_channels)
     crossing = [kind.startswith("CrossAttn") for kind in pipeline.unet.config.up_block_types]
@@ -40,9 +58,36 @@ def single_file(pipeline: Any) -> dict[str, Tensor]:
         place = _of_autoencoder(name, levels)
         is_attention = "attn_1" in place and place.endswith("weight") and weight.ndim == 2
         named["first_stage_model." + place] = weight[:, :, None, None] if is_attention else weight
-    for name, weight in pipeline.text_encoder.state_dict().items():
-        named["cond_stage_model.transformer.text_model." + name.removeprefix("text_model.")] = weight
+    first = pipeline.text_encoder.state_dict()
+    if version == "2":
+        named |= {f"cond_stage_model.model.{name}": weight for name, weight in _open_clip(first).items()}
+    else:
+        place = "cond_stage_model" if version == "1" else "conditioner.embedders.0"
+        for name, weight in first.items():
+            named[f"{place}.transformer.text_model." + name.removeprefix("text_model.")] = weight
+    if version == "xl":
+        second = _open_clip(pipeline.text_encoder_2.state_dict())
+        named |= {f"conditioner.embedders.1.model.{name}": weight for name, weight in second.items()}
     return {name: weight.clone().contiguous() for name, weight in named.items()}
+
+
+def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder of transformers under the names of ``open_clip``, which keeps query, key and value in one."""
+    named = {}
+    for long_name, weight in state.items():
+        name = long_name.removeprefix("text_model.")
+        if name == "text_projection.weight":
+            named["text_projection"] = weight.T
+        elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name):
+            layer, part, end = f"transformer.resblocks.{match[1]}", match[2], match[3]
+            if part == "self_attn.q_proj":
+                three = [state[long_name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+                named[f"{layer}.attn.in_proj_{end}"] = torch.cat(three)
+            elif part in _LAYER:
+                named[f"{layer}.{_LAYER[part]}.{end}"] = weight
+        else:
+            named[_OPEN_CLIP[name]] = weight
+    return named
 
 
 def _of_unet(name: str, layers: int, crossing: list[bool]) -> str:

@@ -17,7 +17,7 @@ def test_a_row_says_what_was_measured(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(benchmark, "REFUSALS", [])
     system = load_systems()[name]
     row = benchmark.row(name, system, random_files(system, tmp_path), tmp_path)
-    assert 0 < row["latents"] < 1e-5
+    assert row["latents"] < 1e-5
     assert 0 < row["levels"] < 0.5
     assert row["analyses"] == f"yes, {2 ** (1 if name == 'instaflow' else 4)} strings"
     if name == "sd21":

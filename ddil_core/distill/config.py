@@ -87,9 +87,9 @@ class MethodConfig(Strict):
     ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
     needs no gradients, so that there is room for more than ``batch_size``. ``gradient_accumulation`` is into how many parts a batch
     is taken, one after another, and ``gradient_checkpointing`` computes activations twice: both for memory, neither changes what is
-    learnt. ``learning_rate_decay`` brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of
-    the denoising networks' weights; the average that becomes the output is float32, and so are the autoencoder and the text
-    encoders. ``mixed_precision`` is that of the arithmetic.
+    learnt. ``learning_rate_decay`` brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are
+    those of the denoising networks' weights; the average that becomes the output is float32, and so are the autoencoder and the
+    text encoders. ``mixed_precision`` is that of the arithmetic.
     """
 
     reflection: ReflectionConfig = ReflectionConfig()
@@ -153,8 +153,8 @@ class LoraConfig(Strict):
 
 
 class ConsistencyConfig(MethodConfig):
-    """A run of consistency distillation (LCM). Guidance is drawn from ``guidance_range``, as g = w + 1; the student is told it through
-    an embedding of ``w_embedding`` numbers, or, in the form with ``lora``, not at all. It is sampled at ``guidance_scale``.
+    """A run of consistency distillation (LCM). Guidance is drawn from ``guidance_range``, as g = w + 1; the student is told it
+    through an embedding of ``w_embedding`` numbers, or, in the form with ``lora``, not at all. It is sampled at ``guidance_scale``.
 
     ``ema_decay`` is that of the target network, without a warm-up; the form with ``lora`` has none.
     """
@@ -200,8 +200,8 @@ class RegressionConfig(Strict):
 class MatchingConfig(MethodConfig):
     """A run of distribution matching (DMD2). An update is one of the generator and ``critic_updates`` of its critic.
 
-    ``guidance_scale`` is that of the real score. ``teacher_steps``, for the teacher's rollouts of ``ddil``, is a multiple of the number of
-    ``timesteps``. The generator's EMA is the output; with ``ema_decay`` 0 it is the generator itself.
+    ``guidance_scale`` is that of the real score. ``teacher_steps``, for the teacher's rollouts of ``ddil``, is a multiple of the
+    number of ``timesteps``. With ``ddil``, ``collect_every`` counts batches, of which an update has 1 + ``critic_updates``. The generator's EMA is the output; with ``ema_decay`` 0 it is the generator itself.
     """
 
     method: Literal["dmd2"] = "dmd2"
@@ -245,7 +245,7 @@ class MatchingConfig(MethodConfig):
 
 
 def with_defaults(told: Any, config: type[MethodConfig]) -> Any:
-    """A configuration as it was written down, with the defaults of keys that it was written without; as it is where it does not fit."""
+    """A configuration as it was written down, with the defaults of the keys that it lacks; as it is where it does not fit."""
     try:
         return config.model_validate(told).model_dump(mode="json")
     except ValueError:

@@ -52,8 +52,8 @@ def require(model: Model, config: ConsistencyConfig) -> None:
 def require_unet(model: Model, what: str) -> None:
     if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
         raise DdilError(
-            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and {what} needs a "
-            "U-Net that predicts ε, v or x₀; distil another teacher"
+            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and {what} "
+            "needs a U-Net that predicts ε, v or x₀; distil another teacher"
         )
 
 

@@ -99,9 +99,7 @@ class Run(Generic[C]):
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
         """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student."""
-        like, dtype = self.model.denoiser, getattr(torch, self.config.teacher_dtype)
-        copied = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
-        return type(like)(copied.eval().requires_grad_(False), like.schedule, like.prediction)
+        return _frozen(self.model.denoiser, net, self.config)
 
     def trained(self, make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
         """The network that a stage ends with, trained, or read where it is finished; ``net`` is one of its shape."""
@@ -124,6 +122,12 @@ class Run(Generic[C]):
             _save_weights(net, finished)
             checkpoint.unlink()
         return net.eval().requires_grad_(False)
+
+
+def _frozen(like: NetworkDenoiser, net: nn.Module, config: MethodConfig) -> NetworkDenoiser:
+    dtype = getattr(torch, config.teacher_dtype)
+    copied = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
+    return type(like)(copied.eval().requires_grad_(False), like.schedule, like.prediction)
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:

@@ -89,7 +89,10 @@ def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     result = cli("sample", "--model", tmp_path, "--prompt", "a", "--out", tmp_path / "o", "--device", "cpu")
     refused(
-        result, f"the model '{tmp_path}' has the layout FluxPipeline; StableDiffusionPipeline is the one known here", 1
+        result,
+        f"the model '{tmp_path}' has the layout FluxPipeline; known here are StableDiffusionPipeline, "
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline",
+        1,
     )
 
 

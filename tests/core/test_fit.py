@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.fit import check_lora, expected_shapes
+from ddil_core.loading import load_pipeline
 from ddil_core.models import Model, load_model
+from ddil_core.systems import Files
 from ddil_core.weights import pipeline_files, read_header, sets_of_weights
 
 STEM = "diffusion_pytorch_model"
@@ -163,6 +165,16 @@ def test_a_configuration_that_its_class_does_not_take(broken: Path) -> None:
     )
 
 
+def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: Path) -> None:
+    (broken / "unet" / "mine.py").write_text("raise SystemExit('run')")
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps(index | {"unet": ["mine", "MyUNet"]}))
+    assert refused(broken) == (
+        "the component unet of the model 'HERE' is of the class mine.MyUNet, and only those of diffusers and transformers are "
+        "loaded, so that no code of a model is run"
+    )
+
+
 def test_expected_shapes_are_those_of_the_network(folder: Path, model: Model) -> None:
     shapes = expected_shapes(folder / "unet", "diffusers", "UNet2DConditionModel", "x")
     assert shapes == {name: tuple(weight.shape) for name, weight in model.pipeline.unet.named_parameters()}
@@ -181,7 +193,7 @@ def test_variants_and_dtypes(broken: Path, model: Model) -> None:
     assert all(torch.equal(plain[name], weight) for name, weight in whole.items())
     chosen = load_model(str(broken), variant="fp16", dtype=torch.float16).pipeline
     assert all(torch.equal(weight, half[name]) for name, weight in chosen.unet.state_dict().items())
-    assert {chosen.vae.dtype, chosen.text_encoder.dtype} == {torch.float16}
+    assert chosen.text_encoder.dtype == torch.float16
     with pytest.raises(WrongCommand) as error:
         load_model(str(broken), variant="fp8")
     assert str(error.value) == f"the model '{broken}' has no weights of the variant 'fp8' here; it has fp16"
@@ -212,6 +224,30 @@ def test_headers(tmp_path: Path) -> None:
     assert {name: (entry.shape, entry.nbytes) for name, entry in header.items()} == {
         "a": ((3, 2), 12), "b": ((5,), 20), "c": ((7,), 7),
     }  # fmt: skip
+
+
+# A U-Net in place of a pipeline's own
+
+
+def test_a_replaced_unet_is_the_one_that_is_loaded(folder: Path, model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "unet.safetensors"
+    own = {name: weight + 1 for name, weight in model.pipeline.unet.state_dict().items()}
+    save_file(own, path)
+    files = Files(folder, unet=path)
+    loaded = load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32).unet.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in own.items())
+    half = load_pipeline(files, "ours", "StableDiffusionPipeline", torch.bfloat16).unet
+    assert half.dtype == torch.bfloat16 and torch.equal(half.conv_in.weight, own["conv_in.weight"].bfloat16())
+    save_file(own | {"conv_in.weight": torch.zeros(320, 4, 3, 3)}, path)
+    with pytest.raises(DdilError) as error:
+        load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
+    assert str(error.value).startswith(
+        f"the U-Net {path} for 'ours' has weights of another model: conv_in.weight has the shape [320, 4, 3, 3] in {path} and "
+        "[16, 8, 3, 3] by its config.json; put back its own"
+    )
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DdilError, match=f"^the weights {path} are cut short or damaged"):
+        load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
 
 
 # LoRA
@@ -258,7 +294,7 @@ def test_a_lora_for_layers_that_are_not_there(model: Model, tmp_path: Path) -> N
     layer = "unet.down_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.lora_A.weight": torch.zeros(2, 16), f"{layer}.lora_B.weight": torch.zeros(16, 2)}, path)
     with pytest.raises(DdilError, match="than 'base': it has no layer down_blocks.3.*of 1 that the LoRA adapts"):
-        check_lora(model.pipeline, path, "base")
+        load_pipeline(Files(model.files.folder, lora=path), "base", "StableDiffusionPipeline", torch.float32)
 
 
 def test_a_file_that_is_no_lora(model: Model, tmp_path: Path) -> None:

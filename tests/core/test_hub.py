@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.hub import Repository, download, needed, plan, size_text
-from ddil_core.models import load_model
+from ddil_core.models import Model, load_model
 from ddil_core.references import fetch, is_here, listing, parts, resolve
+from ddil_core.systems import PIPELINE_FILES
 from tests.hub import Hub, serve
+from tests.single_file import single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 NAME = "org/tiny"
@@ -231,7 +233,7 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_disk_that_is_too_small(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = plan(Repository(NAME))
+    wanted = plan(Repository(NAME), PIPELINE_FILES)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DdilError, match="has 0.98 KiB free; make room, or set HF_HOME to a larger disk$"):
@@ -269,6 +271,23 @@ def test_a_system_fetches_its_base_and_its_own_file(hub: Hub, tmp_path: Path) ->
     assert rows["lcm-lora"]["bytes"] == taken + files.lora.stat().st_size
 
 
+def test_a_single_file_as_a_system_fetches_its_configuration_alone(hub: Hub, model: Model, tmp_path: Path) -> None:
+    one = tmp_path / "one.safetensors"
+    save_file(single_file(model.pipeline), one)
+    hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", hub.folders[NAME])
+    with pytest.raises(WrongCommand, match="get it with: ddil models download sd15 --config-only, or name"):
+        resolve(str(one))
+    get(f"sd15:{one}")
+    assert not [path for path, _, _ in hub.asked if path.endswith(".safetensors")]
+    for reference in (f"sd15:{one}", str(one)):
+        assert is_here(reference)
+        loaded = load_model(reference)
+        assert loaded.sampling.solver == "dpmpp_2m"
+        ours, theirs = (each.pipeline.unet.state_dict() for each in (loaded, model))
+        assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert not is_here("sd15")
+
+
 def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None:
     hub.add("stabilityai/stable-diffusion-xl-base-1.0", hub.folders[NAME])
     with pytest.raises(DdilError) as error:
@@ -282,6 +301,19 @@ def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None
     own = hub.folders[NAME] / UNET
     files = resolve(f"dmd2:{own}")
     assert (files.unet, files.lora, files.folder) == (own, None, resolve("sdxl").folder)
+
+
+def test_a_rows_own_choice_of_files_is_kept(hub: Hub) -> None:
+    chosen = plan(Repository(NAME), ("model_index.json", "unet/*"))
+    assert {file.path for file in chosen.files} == {"model_index.json", "unet/config.json", UNET}
+    single = plan(Repository(NAME), UNET)
+    assert [file.path for file in single.missing] == [UNET]
+    for name, sentence in {
+        "unet/none.safetensors": "has no file",
+        "unet/model.py": "is not fetched: only .safetensors",
+    }.items():
+        with pytest.raises(DdilError, match=sentence):
+            plan(Repository(NAME), name)
 
 
 # Names of files
@@ -334,3 +366,43 @@ def test_sizes_in_words() -> None:
 
 def test_the_listing_is_json(hub: Hub) -> None:
     assert json.loads(json.dumps(listing()))[0]["name"] == "shapes"
+
+
+# Interruptions that really happen
+
+
+def test_a_download_that_is_stopped_goes_on_from_its_last_byte(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of the U-Net: the command again asks for the rest alone."""
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+
+    @contextmanager
+    def stopping(title: str, total: int) -> Iterator[Callable[[int], None]]:
+        seen = 0
+
+        def advance(n: int) -> None:
+            nonlocal seen
+            seen += n
+            if seen > 100_000:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(NAME, None, print, stopping)
+    (partial,) = blobs("*.incomplete")
+    kept = partial.stat().st_size
+    assert 0 < kept < 100_000 and not is_here(NAME)
+    listed = {blob_of(hub, str(row["path"])).name: row for row in hub.tree(NAME) if "lfs" in row}
+    path, size = str(listed[partial.stem]["path"]), int(str(listed[partial.stem]["size"]))
+    hub.asked.clear()
+    get()
+    assert hub.sent(path) == [(path, f"bytes={kept}-", size - kept)]
+    assert is_here(NAME) and not blobs("*.incomplete")
+
+
+def test_a_connection_that_drops_is_taken_up_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+    hub.drops[UNET] = 205_000
+    get()
+    assert [span for _, span, _ in hub.sent(UNET)] == [None, "bytes=200000-"]  # whole pieces are kept
+    assert is_here(NAME)

@@ -102,7 +102,7 @@ def test_how_a_model_is_sampled_stands_beside_it(model: Model, folder: Path, tmp
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / SYSTEM_FILE).unlink()
-    told = Sampling("ddim", None, 7.5, spacing="trailing", offset=1)  # by its scheduler's configuration
+    told = Sampling("ddim", None, None, 7.5, spacing="trailing", offset=1)  # by its scheduler's configuration
     assert load_model(str(bare)).sampling == told
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ddil_core.aggregate import States
 from ddil_core.data import LatentPool, open_data
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
-from ddil_core.distill.config import DdilConfig, ProgressiveConfig, PhaseConfig, StageConfig
+from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.progressive import ProgressiveStage, two_step_target
 from ddil_core.distill.sources import phase_at
 from ddil_core.models import Model

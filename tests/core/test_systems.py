@@ -15,7 +15,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models import Model, assemble, load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.sample import latents, remarks, settings
-from ddil_core.sampling import Sampling
+from ddil_core.sampling import Sampling, misuse
 from ddil_core.schedule import FlowSchedule
 from ddil_core.solvers import SOLVERS
 from ddil_core.systems import System, load_systems
@@ -58,13 +58,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_folder_is_sampled_as_its_own_scheduler_says(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "t5"), [*((layout, False) for layout in LAYOUTS), ("StableDiffusion3Pipeline", True)]
+)
+def test_a_folder_is_sampled_as_its_own_scheduler_says(layout: str, t5: bool, tmp_path: Path) -> None:
     import diffusers
 
-    folder = save_pipeline(tmp_path, None, seed=1, layout=layout)
+    folder = save_pipeline(tmp_path, None, seed=1, layout=layout, t5=t5)
     model = load_model(str(folder))
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if layout == "StableDiffusion3Pipeline" else {}
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if layout == "StableDiffusion3Pipeline" and not t5 else {}
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline).__name__ == layout
@@ -120,7 +122,30 @@ def test_flows_are_flows_and_the_rest_is_not(tmp_path: Path) -> None:
         assert (schedule.shift if isinstance(schedule, FlowSchedule) else None) == shift
 
 
+def test_sd3_reads_its_t5_where_it_has_one(tmp_path: Path) -> None:
+    layout = "StableDiffusion3Pipeline"
+    bare, whole = (
+        load_model(str(save_pipeline(tmp_path / str(t5), None, seed=1, layout=layout, t5=t5))) for t5 in (False, True)
+    )
+    limit = bare.pipeline.tokenizer.model_max_length
+    a, b = (model.encode(PROMPTS).tensors["encoder_hidden_states"] for model in (bare, whole))
+    assert a.shape == b.shape == (2, limit + 256, 32)
+    assert not a[:, limit:].any() and bool(b[:, limit:].any())
+    long = "red " * 300
+    assert (whole.cut([long, "red"]), whole.pipeline.tokenizer_3(long).input_ids[256:] != []) == (1, True)
+
+
 # What does not fit
+
+
+def test_a_row_of_guidance_by_embedding_needs_a_unet_that_takes_it(tmp_path: Path) -> None:
+    plain = random_files(SYSTEMS["sd15"], tmp_path)
+    with pytest.raises(DdilError) as error:
+        assemble("lcm:folder", dataclasses.replace(plain, system=SYSTEMS["lcm"]))
+    assert str(error.value) == (
+        "the model 'lcm:folder' has a U-Net without a guidance embedding, and its row in systems.yaml says one of width 256; "
+        "name the files of that system"
+    )
 
 
 def test_a_student_whose_scheduler_names_another_prediction_is_refused(tmp_path: Path) -> None:
@@ -160,6 +185,47 @@ def test_a_student_sampled_as_it_was_not_made_for_is_said(tmp_path: Path) -> Non
     ]
     teacher = load_model(str(save_pipeline(tmp_path / "t", {"solver": "ddim", "guidance_scale": 3.0}, seed=2)))
     assert remarks(teacher, PROMPTS, settings(teacher, 8, "dpmpp_2m", 7.5)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "replaces"),
+    [
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "leading"}, "PNDMScheduler"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "use_karras_sigmas": True},
+            "EulerDiscreteScheduler with use_karras_sigmas",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "linspace", "solver_order": 3},
+            "DPMSolverMultistepScheduler with solver_order",
+        ),
+        ({"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "linspace", "solver_order": 2}, None),
+    ],
+)
+def test_a_scheduler_that_is_not_known_gives_way_and_that_is_said(config: dict[str, Any], replaces: str | None) -> None:
+    sampling = Sampling.from_scheduler(config, 7.5)
+    assert (sampling.solver, sampling.spacing, sampling.replaces) == ("dpmpp_2m", "even", replaces)
+
+
+def test_what_comes_with_another_scheduler_or_turns_its_prompt_off_is_said(tmp_path: Path) -> None:
+    model = assemble("sd15", dataclasses.replace(random_files(SYSTEMS["sd15"], tmp_path), system=None))
+    assert remarks(model, PROMPTS, settings(model)) == [
+        "'sd15' comes with PNDMScheduler, which is not known here; dpmpp_2m is in its place"
+    ]
+    assert remarks(model, PROMPTS, settings(model, solver="ddim", guidance_scale=0.0)) == [
+        "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+    ]
+
+
+def test_a_range_of_steps_is_what_it_was_made_for() -> None:
+    lora = Sampling.from_system(SYSTEMS["lcm-lora"], 7.5)
+    used = [dataclasses.replace(lora, steps=steps) for steps in (1, 2, 8, 9)]
+    assert [misuse(lora, one) for one in used] == [
+        ["was made for 2 to 8 steps, not 1: say --steps 4"],
+        [],
+        [],
+        ["was made for 2 to 8 steps, not 9: say --steps 4"],
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
