@@ -201,7 +201,8 @@ class MatchingConfig(MethodConfig):
     """A run of distribution matching (DMD2). An update is one of the generator and ``critic_updates`` of its critic.
 
     ``guidance_scale`` is that of the real score. ``teacher_steps``, for the teacher's rollouts of ``ddil``, is a multiple of the
-    number of ``timesteps``. With ``ddil``, ``collect_every`` counts batches, of which an update has 1 + ``critic_updates``. The generator's EMA is the output; with ``ema_decay`` 0 it is the generator itself.
+    number of ``timesteps``. With ``ddil``, ``collect_every`` counts batches, of which an update has 1 + ``critic_updates``. The
+    generator's EMA is the output; with ``ema_decay`` 0 it is the generator itself.
     """
 
     method: Literal["dmd2"] = "dmd2"

@@ -69,7 +69,7 @@ def train(run: Run[ConsistencyConfig]) -> Student:
 
 def lcm_sampling(config: ConsistencyConfig) -> Sampling:
     guidance = 1.0 if config.lora is not None else config.guidance_scale
-    return Sampling("lcm", config.student_steps, guidance, "lcm", distilled=True)
+    return Sampling("lcm", config.student_steps, guidance_scale=guidance, spacing="lcm", distilled=True)
 
 
 def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:

@@ -67,7 +67,7 @@ def train(run: Run[MatchingConfig]) -> Student:
 
 
 def matching_sampling(config: MatchingConfig) -> Sampling:
-    return Sampling("lcm", config.student_steps, 1.0, timesteps=config.timesteps, distilled=True)
+    return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=config.timesteps, distilled=True)
 
 
 class MatchingStage(RolloutStage):
