@@ -117,7 +117,8 @@ def test_sampling_in_another_dtype_and_variant(cli: Cli, teacher: Path, tmp_path
 def test_the_doctor_estimates_whether_a_model_fits(cli: Cli, teacher: Path) -> None:
     document = json.loads(cli("doctor", "--json", "--model", teacher, "--device", "cpu", "--dtype", "bf16").stdout)
     checks = {check["name"]: check for check in document["checks"] if check["group"] == "memory"}
-    assert list(checks) == [f"{teacher}: sample in bf16", f"{teacher}: distil, without activations"]
+    uses = ("sample in bf16", "distil, without activations", "distil with DMD2, without activations")
+    assert list(checks) == [f"{teacher}: {use}" for use in uses]
     assert all(
         check["ok"] and check["found"].endswith(" free on cpu") and not check["cure"] for check in checks.values()
     )
