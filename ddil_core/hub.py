@@ -156,8 +156,9 @@ def plan(repository: Repository, files: str | Sequence[str], variant: str | None
             commit = str(api.model_info(repository.name, revision=repository.revision).sha)
         tree = api.list_repo_tree(repository.name, recursive=True, revision=commit)
         listed = {file.path: file for file in tree if isinstance(file, RepoFile)}
-        wanted = [files]
-        if not isinstance(files, str):
+        if isinstance(files, str):
+            wanted = [files]
+        else:
             if INDEX not in listed:
                 raise WrongCommand(
                     f"the hub model {repository} is no pipeline in diffusers' layout, as it has no {INDEX}"
