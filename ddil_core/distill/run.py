@@ -67,7 +67,6 @@ def distill(
         pool = encode_pool(model, open_data(data), config.pool, out / "checkpoints" / "data.safetensors")
         run = Run(model, pool, config, data, out, accelerator)
         save_student(model, method.train(run), student)
-        accelerator.end_training()
     return student
 
 
@@ -118,6 +117,8 @@ class Run(Generic[C]):
                 save_every=self.config.save_every,
                 callbacks=watchers(self, stage, name, title),
             )
+            for tracker in self.accelerator.trackers if self.config.trackers else ():
+                tracker.finish()
             net = stage.finish()
             _save_weights(net, finished)
             checkpoint.unlink()

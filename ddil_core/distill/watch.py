@@ -50,25 +50,25 @@ def track(config: MethodConfig, out: Path, device: str | None) -> Accelerator:
             raise WrongCommand(
                 f"the tracker {name!r} needs a package that is not installed: pip install {PACKAGES[name]}, or set trackers to []"
             )
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=device == "cpu",
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=out / "tracked" if config.trackers else None,
     )
-    return accelerator
 
 
 def watchers(run: Run[Any], stage: Stage, name: str, title: str) -> list[Callback]:
     """The callbacks of a stage."""
     config, found = run.config, list[Callback]()
     if config.trackers:
-        run.accelerator.init_trackers(name)
-        found.append(
-            lambda step, means: (
-                None if means is None else run.accelerator.log({f"{name}/{k}": v for k, v in means.items()}, step)
-            )
-        )
+        run.accelerator.init_trackers("ddil", config={"stage": name, "method": config.method, "seed": config.seed})
+
+        def send(step: int, means: dict[str, float] | None) -> None:
+            if means is not None:
+                run.accelerator.log({f"{name}/{key}": value for key, value in means.items()}, step)
+
+        found.append(send)
     if config.watch is not None and stage.sampling is not None:
         found.append(Watch(run.model, run.pool, stage, run.reflection, config.watch, run.data, run.out, name, title))
     return found

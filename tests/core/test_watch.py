@@ -96,3 +96,15 @@ def test_looking_changes_nothing_and_says_what_it_sees(
     ]
     assert Image.open(tmp_path / "watched" / "grids" / "consistency-2.png").size == (128, 128)
     assert "warning: LCM, update 4: the student saturates" in capfd.readouterr().err  # it is untrained
+
+
+def test_a_tracker_gets_the_log(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = {"updates": 2, "batch_size": 4, "pool": 12, "w_embedding": 16, "trackers": ["tensorboard"]}
+    distill(str(folder), "shapes", METHODS["lcm"].config.model_validate(told), tmp_path / "run", device="cpu")
+    events = EventAccumulator(str(tmp_path / "run" / "tracked" / "ddil")).Reload()
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    (found,) = events.Scalars("consistency/loss")
+    assert (found.step, found.value) == (2, pytest.approx(line["loss"], rel=1e-5))
