@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ddil_core.data import LatentPool, encode_pool, open_data
 from ddil_core.denoiser import GuidedDenoiser
-from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
+from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.models import load_model
 from ddil_core.parameterization import calibrate_reflection
@@ -64,7 +64,7 @@ def synchronise() -> None:
 def contenders(
     teacher: GuidedDenoiser,
     pool: LatentPool,
-    config: DistillConfig,
+    config: ProgressiveConfig,
     phase: PhaseConfig,
     updates: int,
     accelerator: Accelerator,
@@ -101,7 +101,9 @@ def main(teacher: str, updates: int, rounds: int, threads: int | None, csv_path:
     torch.set_num_threads(threads or torch.get_num_threads())
     accelerator = Accelerator()
     model = load_model(teacher, accelerator.device)
-    config = validate(DistillConfig, override(read_yaml(protocols() / "shapes" / "pd.yaml"), ["pool=1024"]), "pd.yaml")
+    config = validate(
+        ProgressiveConfig, override(read_yaml(protocols() / "shapes" / "pd.yaml"), ["pool=1024"]), "pd.yaml"
+    )
     assert isinstance(config.ddil, DdilConfig)
     pool = encode_pool(model, open_data("shapes"), config.pool, Path("runs/benchmark/data.safetensors"))
     reflection = calibrate_reflection(pool.mean.float()).to(accelerator.device)

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill import run as distillation
-from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.errors import DdilError
 from ddil_core.models import Model, assemble, load_model
 from ddil_core.noise import Sample, initial_noise
@@ -42,7 +42,7 @@ from tests.pipelines import save_pipeline
 from tests.reference import PROMPTS, random_files, reference, run_diffusers
 
 SAMPLES = [Sample(prompt) for prompt in PROMPTS]
-DISTILL = DistillConfig.model_validate(
+DISTILL = ProgressiveConfig.model_validate(
     {
         "stages": [{"steps": 4, "updates": 2}],
         "convert": {"updates": 2},

@@ -7,6 +7,7 @@ teacher computes while collecting: so no target is computed twice, and an update
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,18 +16,60 @@ from torch import Tensor
 from ddil_core.errors import WrongCommand
 
 
+@dataclass(frozen=True)
+class States:
+    """States ``z`` [B, C, H, W] at the ``transition`` [B] of a grid, with the pool's ``row`` [B] for the caption.
+
+    ``target`` [B, …] is what the teacher says of them (PD's x̃, or LCM's next state); ``guidance`` [B] is each state's g where it
+    differs from state to state.
+    """
+
+    z: Tensor
+    target: Tensor
+    transition: Tensor
+    row: Tensor
+    guidance: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def columns(self) -> list[Tensor]:
+        found = [self.z, self.target, self.transition, self.row]
+        return found if self.guidance is None else [*found, self.guidance]
+
+    def split(self, size: int) -> list[States]:
+        """Consecutive parts of ``size`` states."""
+        columns = (column.split(size) for column in self.columns())
+        return [States(*parts) for parts in zip(*columns, strict=True)]
+
+    @staticmethod
+    def cat(a: States, b: States) -> States:
+        return States(*(torch.cat(pair) for pair in zip(a.columns(), b.columns(), strict=True)))
+
+
 class AggregatedDataset:
     """At most ``capacity`` states z_t [C, H, W], each with its target x̃, its ``transition`` (index into the student's grid) and the
-    ``row`` of its condition. States and targets live on ``device``."""
+    ``row`` of its condition. States and targets live on ``device``.
+
+    ``targets`` False keeps none (they are then [B, 0]); ``guided`` keeps each state's guidance too.
+    """
 
     def __init__(
-        self, capacity: int, uses: int, latent_shape: tuple[int, ...], device: torch.device | str = "cpu"
+        self,
+        capacity: int,
+        uses: int,
+        latent_shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        *,
+        targets: bool = True,
+        guided: bool = False,
     ) -> None:
         if uses < 1:
             raise WrongCommand(f"a state is used at least once, not {uses} times")
         self.capacity, self.uses = capacity, uses
         self.z = torch.zeros(capacity, *latent_shape, device=device)
-        self.target = torch.zeros(capacity, *latent_shape, device=device)
+        self.target = torch.zeros(capacity, *(latent_shape if targets else (0,)), device=device)
+        self.guidance = torch.zeros(capacity) if guided else None
         self.transition = torch.zeros(capacity, dtype=torch.long)
         self.row = torch.zeros(capacity, dtype=torch.long)
         self.remaining = torch.zeros(capacity, dtype=torch.long)
@@ -43,7 +86,9 @@ class AggregatedDataset:
         """How many more times states can be drawn before something must be collected."""
         return len(self.queue)
 
-    def add(self, z: Tensor, transition: int, rows: Tensor, target: Tensor) -> list[int]:
+    def add(
+        self, z: Tensor, transition: int, rows: Tensor, target: Tensor, guidance: Tensor | None = None
+    ) -> list[int]:
         """Store visited states and their targets [B, C, H, W]; returns their places, for ``enqueue``.
 
         Raises:
@@ -60,6 +105,8 @@ class AggregatedDataset:
         there = index.to(self.z.device)
         self.z[there], self.target[there] = z, target
         self.transition[index], self.row[index], self.remaining[index] = transition, rows, self.uses
+        if self.guidance is not None and guidance is not None:
+            self.guidance[index] = guidance
         self.collected += count
         return places
 
@@ -68,18 +115,21 @@ class AggregatedDataset:
         for _ in range(self.uses):
             self.queue.extend(places[i] for i in torch.randperm(len(places), generator=generator).tolist())
 
-    def take(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The next ``count`` states: z and target [B, C, H, W], transition and row int64 [B]. A place is freed at its last use."""
+    def take(self, count: int) -> tuple[Tensor, ...]:
+        """The columns of the next ``count`` ``States``: z and target [B, C, H, W], transition and row int64 [B], and the guidance
+        where it is kept. A place is freed at its last use."""
         places = torch.tensor([self.queue.popleft() for _ in range(count)], dtype=torch.long)
         there = places.to(self.z.device)
-        taken = self.z[there], self.target[there], self.transition[places], self.row[places]
+        taken: tuple[Tensor, ...] = self.z[there], self.target[there], self.transition[places], self.row[places]
+        if self.guidance is not None:
+            taken = (*taken, self.guidance[places])
         self.used += int((self.remaining[places.unique()] == self.uses).sum())
         self.remaining.index_add_(0, places, torch.full_like(places, -1))
         self.free.extend(sorted({place for place in places.tolist() if self.remaining[place] == 0}))
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("z", "target", "transition", "row", "remaining")
+        names = ["z", "target", "transition", "row", "remaining"] + ["guidance"] * (self.guidance is not None)
         kept = torch.tensor(sorted(set(range(self.capacity)) - set(self.free)), dtype=torch.long)
         tensors = {name: getattr(self, name)[kept.to(getattr(self, name).device)].cpu() for name in names}
         return {

@@ -115,12 +115,13 @@ class TransformerDenoiser(NetworkDenoiser):
         return self.net(hidden_states=z, timestep=t, **told).sample
 
 
-def guidance_embedding(w: float, width: int) -> Tensor:
-    """LCM's embedding of w = g − 1, float32 [1, width]: sines, then cosines, of 1000 w at falling frequencies (diffusers' own)."""
+def guidance_embedding(w: float | Tensor, width: int) -> Tensor:
+    """LCM's embedding of w = g − 1, one or [B], float32 [B, width]: sines, then cosines, of 1000 w at falling frequencies
+    (diffusers' own)."""
     half = width // 2
     frequencies = torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * torch.tensor([w]) * frequencies
-    return F.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
+    angles = 1000.0 * torch.as_tensor(w, dtype=torch.float32).cpu().reshape(-1, 1) * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
 
 
 class GuidedDenoiser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddil_core.schedule import Schedule
@@ -26,3 +27,31 @@ def pd_loss(x0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
     """
     errors = (x0 - target).square().flatten(1).mean(1)
     return (snr.to(errors.dtype).clamp(min=1.0) * errors).mean()
+
+
+def consistency_loss(value: Tensor, target: Tensor, huber_c: float | None = 0.001) -> Tensor:
+    """LCM's loss between two values of the consistency function [B, …]: pseudo-Huber √(d² + c²) − c, or d² where c is None; the
+    mean over all entries."""
+    d = value - target
+    return d.square().mean() if huber_c is None else ((d.square() + huber_c**2).sqrt() - huber_c).mean()
+
+
+def matching_gradient(x: Tensor, x_real: Tensor, x_fake: Tensor) -> Tensor:
+    """DMD2's gradient by x, (x̂_fake − x̂_real)/mean|x − x̂_real|, the mean over a sample's entries; all [B, …]."""
+    scale = (x - x_real).abs().flatten(1).mean(1).clamp(min=1e-12)
+    return (x_fake - x_real) / scale.view(-1, *(1,) * (x.dim() - 1))
+
+
+def matching_loss(x: Tensor, gradient: Tensor) -> Tensor:
+    """½ MSE(x, stopgrad(x − gradient)): its gradient by x is ``gradient`` over the number of entries."""
+    return 0.5 * (x - (x - gradient).detach()).square().mean()
+
+
+def gan_generator_loss(fake: Tensor) -> Tensor:
+    """softplus(−D(fake)), the mean over logits [B]."""
+    return F.softplus(-fake).mean()
+
+
+def gan_critic_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """softplus(D(fake)) + softplus(−D(real)), each the mean over its logits [B]."""
+    return F.softplus(fake).mean() + F.softplus(-real).mean()

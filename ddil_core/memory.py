@@ -26,10 +26,11 @@ _DENOISERS = ("unet", "transformer")
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on the device for drawing one picture, and for distilling without the activations."""
+    """Bytes on the device for drawing one picture, and for distilling without the activations, with a critic or without."""
 
     sampling: int
     training: int
+    matching: int
 
 
 def free_bytes(device: torch.device) -> int:
@@ -89,13 +90,15 @@ def need(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
     - sampling: the larger of width · (P_text + P_denoiser + P_decoder), while prompts are encoded, and
       width · (P_denoiser + P_decoder) + one picture's decoding (:func:`decode_bytes`), after the text encoders left;
     - training: width · P_denoiser for the frozen teacher, and for the student in float32 20 bytes a parameter: weights 4,
-      gradients 4, Adam's two moments 8, their moving average 4. Activations come on top and grow with the batch.
+      gradients 4, Adam's two moments 8, their moving average 4. Activations come on top and grow with the batch;
+    - matching (DMD2, without an average): width · P_denoiser, and for generator and critic 16 bytes a parameter each; 10 each with
+      moments of 8 bits (``optimizer: 8bit``).
     """
     denoiser = sum(parameters.get(name, 0) for name in _DENOISERS)
     text = sum(number for name, number in parameters.items() if name.startswith("text_encoder"))
     rest = sum(parameters.values()) - text
     sampling = max(width * (text + rest), width * rest + _decoding(folder, width))
-    return Need(sampling, (width + 20) * denoiser)
+    return Need(sampling, (width + 20) * denoiser, (width + 32) * denoiser)
 
 
 def _decoding(folder: Path, width: int) -> int:

@@ -100,10 +100,14 @@ class Reflection:
             f"the reflection {self.mode!r} is not known; it may be one of {', '.join(get_args(ReflectionMode))}"
         )
 
+    def clipped(self, x0: Tensor) -> Tensor:
+        """The share of each x̂'s entries outside the bound, float32 [B]."""
+        offset, _, bound = self._offset(x0)
+        return (offset.abs() > bound).float().flatten(1).mean(1)
+
     def clipped_fraction(self, x0: Tensor) -> Tensor:
         """The share of x̂'s entries outside the bound, a scalar tensor."""
-        offset, _, bound = self._offset(x0)
-        return (offset.abs() > bound).float().mean()
+        return self.clipped(x0).mean()
 
 
 def calibrate_reflection(latents: Tensor, mode: ReflectionMode = "clamp", quantile: float = 0.9995) -> Reflection:

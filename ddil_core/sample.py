@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddil_core.models import Model
 from ddil_core.noise import Sample, initial_noise
+from ddil_core.parameterization import Reflection
 from ddil_core.progress import progress
 from ddil_core.sampling import Sampling, misuse
 from ddil_core.schedule import rows_at
@@ -21,11 +22,21 @@ CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each
 
 
 @torch.no_grad()
-def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
-    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
+def latents(
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    reflection: Reflection | None = None,
+) -> Tensor:
+    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts.
+
+    x̂ is reflected where ``reflection`` is given.
+    """
     solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
-    denoiser = model.guided(sampling.guidance_scale)
+    denoiser = model.guided(sampling.guidance_scale, reflection)
     condition = model.encode(texts)
     z = initial_noise(samples, model.latent_shape, seed).to(model.device)
     if sampling.starts_scaled():

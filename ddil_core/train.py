@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,6 +16,9 @@ from ddil_core.errors import DdilError
 from ddil_core.progress import progress
 
 Logs = dict[str, Tensor | float]
+"""What an update reports: numbers, or pairs [2] of a sum and its weight where an update may have nothing to tell."""
+Callback = Callable[[int, "dict[str, float] | None"], None]
+"""Called after every update with its number, from 1 on, and with the log's means where a line was written."""
 
 
 class Stateful(Protocol):
@@ -35,17 +39,18 @@ M = TypeVar("M", bound=nn.Module)
 class Ema(Generic[M]):
     """An exponential moving average of a module's weights, θ̄ ← μ θ̄ + (1 − μ) θ.
 
-    μ starts small and grows to ``decay`` as min(decay, (1 + n)/(10 + n)) at update n, so that short runs average too.
+    μ starts small and grows to ``decay`` as min(decay, (1 + n)/(10 + n)) at update n, so that short runs average too; without
+    ``warms_up`` it is ``decay`` from the first, as LCM's target network has it.
     """
 
-    def __init__(self, module: M, decay: float) -> None:
+    def __init__(self, module: M, decay: float, *, warms_up: bool = True) -> None:
         self.module: M = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.warms_up = decay, warms_up
         self.updates = 0
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        mu = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        mu = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warms_up else self.decay
         self.updates += 1
         averages: list[Tensor] = list(self.module.parameters())
         weights = [weight.detach().to(a.dtype) for weight, a in zip(module.parameters(), averages, strict=True)]
@@ -109,11 +114,15 @@ def fit(
     title: str,
     save_every: int,
     log_every: int = 50,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Call ``update(step)`` for every step that the checkpoint does not hold yet, saving and logging as it goes.
 
     The same run, killed anywhere and started again, ends with the same weights as long as ``update`` draws its randomness
     from the step and from ``stateful`` alone. Logged values are means since the last line.
+
+    Raises:
+        DdilError: the loss is not finite; the checkpoint before it is kept.
     """
     step = load_checkpoint(checkpoint, stateful)
     forget_after(step, title, log)
@@ -122,14 +131,37 @@ def fit(
         while step < steps:
             window.append(update(step))
             step += 1
-            note = None
+            note, means = None, None
             if step % log_every == 0 or step == steps:
-                means = {key: float(sum(float(logs[key]) for logs in window) / len(window)) for key in window[0]}
+                means = window_means(window)
                 window.clear()
+                require_finite(means, title, step)
                 note = f"loss {means['loss']:.4f}" if "loss" in means else None
                 log.parent.mkdir(parents=True, exist_ok=True)
                 with log.open("a") as lines:
                     lines.write(json.dumps({"stage": title, "step": step, **means}) + "\n")
             if step % save_every == 0 or step == steps:
                 save_checkpoint(checkpoint, step, stateful)
+            for callback in callbacks:
+                callback(step, means)
             advance(1, note)
+
+
+def window_means(window: Sequence[Logs]) -> dict[str, float]:
+    """The means of what some updates reported; a pair of a sum and a weight of 0 is left out."""
+    means = {}
+    for key in window[0]:
+        values = torch.stack([torch.as_tensor(logs[key], dtype=torch.float64).cpu() for logs in window])
+        if values.dim() == 1:
+            means[key] = float(values.sum() / len(values))
+        elif float(values[:, 1].sum()):
+            means[key] = float(values[:, 0].sum() / values[:, 1].sum())
+    return means
+
+
+def require_finite(means: Mapping[str, float], title: str, step: int) -> None:
+    if not math.isfinite(means.get("loss", 0.0)):
+        raise DdilError(
+            f"the loss of the stage {title!r} is not finite at update {step}: lower learning_rate or gradient_clip; "
+            "the checkpoint before is kept"
+        )

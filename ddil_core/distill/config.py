@@ -1,9 +1,9 @@
-"""What a distillation run is told, as data (``protocols/*/pd.yaml``)."""
+"""What a distillation run is told, as data (``protocols/*/{pd,lcm,dmd2}.yaml``): one model for each method, on a shared base."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,7 +35,11 @@ class ReflectionConfig(Strict):
 
 class PhaseConfig(Strict):
     """A part of a stage (Algorithm 2), up to the share ``until`` of its updates: which share of a batch is aggregated states,
-    and with which probability the teacher acts in the rollouts that are collected."""
+    and with which probability the teacher acts in the rollouts that are collected.
+
+    Where a rollout has one actor (LCM, DMD2), a state comes from data with probability 1 − ``aggregated``, from a teacher's rollout
+    with ``aggregated`` · ``p_teacher``, and from a student's with the rest.
+    """
 
     until: float = Field(gt=0, le=1)
     aggregated: float = Field(ge=0, le=1)
@@ -59,24 +63,46 @@ class DdilConfig(Strict):
         return phases
 
 
-class DistillConfig(Strict):
-    """A run of progressive distillation. ``ddil`` None trains on forward-diffused data alone.
+class WatchConfig(Strict):
+    """What is looked at every ``every`` updates, on a fixed set of prompts with fixed noise, and from where on it is an alarm.
 
-    ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
-    needs no gradients, so that there is room for more than ``batch_size``. ``teacher_dtype`` and ``student_dtype`` are those of the
-    denoising networks' weights; the average that becomes the output is float32, and so are the autoencoder and the text encoders.
-    ``mixed_precision`` is that of the arithmetic.
+    All of it is relative to the encoded data: ``mean_shift`` in their deviations, ``deviation`` as a ratio, ``diversity`` as the
+    distance between pictures of one prompt over that between two pictures of the data, ``clipped`` as the share of a latent outside
+    the reflection's bound. ``gradient`` is the most that a gradient's norm may be, in medians of the norms before it.
     """
 
-    method: Literal["pd"] = "pd"
-    guidance_scale: float | None = Field(default=None, ge=0)
+    every: int = Field(default=500, ge=1)
+    prompts: int = Field(default=4, ge=1)
+    images: int = Field(default=4, ge=2)
+    mean_shift: float = Field(default=0.5, gt=0)
+    deviation: tuple[float, float] = (0.6, 1.5)
+    clipped: float = Field(default=0.02, gt=0, le=1)
+    diversity: float = Field(default=0.1, ge=0)
+    gradient: float = Field(default=20.0, gt=1)
+
+
+class MethodConfig(Strict):
+    """What every method is told. ``ddil`` None trains without the aggregated dataset.
+
+    ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
+    needs no gradients, so that there is room for more than ``batch_size``. ``gradient_accumulation`` is into how many parts a batch
+    is taken, one after another, and ``gradient_checkpointing`` computes activations twice: both for memory, neither changes what is
+    learnt. ``learning_rate_decay`` brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are
+    those of the denoising networks' weights; the average that becomes the output is float32, and so are the autoencoder and the
+    text encoders. ``mixed_precision`` is that of the arithmetic.
+    """
+
     reflection: ReflectionConfig = ReflectionConfig()
-    convert: ConvertConfig | None = None
-    stages: tuple[StageConfig, ...]
     batch_size: int = Field(default=32, ge=1)
     teacher_batch_size: int = Field(default=64, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate_decay: bool = True
     warmup: int = Field(default=50, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     pool: int = Field(default=16384, ge=1)
@@ -84,12 +110,144 @@ class DistillConfig(Strict):
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     student_dtype: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=250, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    watch: WatchConfig | None = None
     seed: int = 0
     ddil: DdilConfig | None = None
 
     @model_validator(mode="after")
-    def _stages_halve(self) -> DistillConfig:
+    def _batch_divides(self) -> MethodConfig:
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"gradient_accumulation takes a batch in equal parts, and {self.batch_size} is not divisible by "
+                f"{self.gradient_accumulation}"
+            )
+        return self
+
+
+class ProgressiveConfig(MethodConfig):
+    """A run of progressive distillation: ``stages`` that halve the steps, the first from the guided teacher."""
+
+    method: Literal["pd"] = "pd"
+    guidance_scale: float | None = Field(default=None, ge=0)
+    convert: ConvertConfig | None = None
+    stages: tuple[StageConfig, ...]
+
+    @model_validator(mode="after")
+    def _stages_halve(self) -> ProgressiveConfig:
         steps = [stage.steps for stage in self.stages]
         if not steps or any(after * 2 != before for before, after in pairwise(steps)):
             raise ValueError(f"each stage has half the steps of the one before, which {steps} do not")
         return self
+
+    @property
+    def student_steps(self) -> int:
+        return self.stages[-1].steps
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters in place of a student of its own: α/rank scales what they add."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: int = Field(default=64, ge=1)
+
+
+class ConsistencyConfig(MethodConfig):
+    """A run of consistency distillation (LCM). Guidance is drawn from ``guidance_range``, as g = w + 1; the student is told it
+    through an embedding of ``w_embedding`` numbers, or, in the form with ``lora``, not at all. It is sampled at ``guidance_scale``.
+
+    ``ema_decay`` is that of the target network, without a warm-up; the form with ``lora`` has none.
+    """
+
+    method: Literal["lcm"] = "lcm"
+    updates: int = Field(ge=1)
+    student_steps: int = Field(default=4, ge=1, le=50)
+    guidance_range: tuple[float, float] = (6.0, 16.0)
+    guidance_scale: float = Field(default=8.5, ge=1)
+    loss: Literal["huber", "l2"] = "huber"
+    huber_c: float = Field(default=0.001, gt=0)
+    ema_decay: float = Field(default=0.95, ge=0, lt=1)
+    w_embedding: int | None = Field(default=256, ge=4)
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _guidance_fits(self) -> ConsistencyConfig:
+        low, high = self.guidance_range
+        if not 1 <= low <= high:
+            raise ValueError(f"guidance_range is a range of g, from 1 upwards, and {low:g} to {high:g} is none")
+        if self.lora is not None and self.w_embedding is not None:
+            raise ValueError("a LoRA has no embedding of its guidance; set w_embedding to null")
+        if self.lora is None and self.w_embedding is None:
+            raise ValueError("a student without a LoRA is told its guidance by w_embedding (256 in LCM)")
+        return self
+
+
+class GanConfig(Strict):
+    """The discriminator on the critic's mid-block, and the weights of its loss for the generator and for the critic."""
+
+    generator_weight: float = Field(default=5e-3, ge=0)
+    critic_weight: float = Field(default=1e-2, ge=0)
+
+
+class RegressionConfig(Strict):
+    """A generator's pre-training: ``pairs`` of noise and what the guided teacher makes of it in ``teacher_steps`` of DDIM."""
+
+    pairs: int = Field(ge=1)
+    teacher_steps: int = Field(ge=1)
+    updates: int = Field(ge=1)
+
+
+class MatchingConfig(MethodConfig):
+    """A run of distribution matching (DMD2). An update is one of the generator and ``critic_updates`` of its critic.
+
+    ``guidance_scale`` is that of the real score. ``teacher_steps``, for the teacher's rollouts of ``ddil``, is a multiple of the
+    number of ``timesteps``. With ``ddil``, ``collect_every`` counts batches, of which an update has 1 + ``critic_updates``. The
+    generator's EMA is the output; with ``ema_decay`` 0 it is the generator itself.
+    """
+
+    method: Literal["dmd2"] = "dmd2"
+    updates: int = Field(ge=1)
+    timesteps: tuple[int, ...] = (999, 749, 499, 249)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    critic_updates: int = Field(default=5, ge=1)
+    critic_learning_rate: float | None = Field(default=None, gt=0)
+    matching_range: tuple[int, int] = (20, 980)
+    gan: GanConfig | None = None
+    regression: RegressionConfig | None = None
+    teacher_steps: int = Field(default=16, ge=1)
+    learning_rate_decay: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clip: float = Field(default=10.0, gt=0)
+    warmup: int = Field(default=500, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> MatchingConfig:
+        times = self.timesteps
+        if not times or min(times) < 1 or any(a <= b for a, b in pairwise(times)):
+            raise ValueError(f"timesteps fall and stay above 0, which {list(times)} do not")
+        low, high = self.matching_range
+        if not 0 <= low <= high:
+            raise ValueError(f"matching_range is a range of timesteps, and {low} to {high} is none")
+        if self.ddil is not None and len(times) == 1:
+            raise ValueError(
+                "a one-step generator only ever sees noise, so that there is nothing to aggregate: say --no-ddil"
+            )
+        if self.ddil is not None and self.teacher_steps % len(times):
+            raise ValueError(
+                f"teacher_steps is a multiple of the {len(times)} timesteps, which {self.teacher_steps} is not"
+            )
+        return self
+
+    @property
+    def student_steps(self) -> int:
+        return len(self.timesteps)
+
+
+def with_defaults(told: Any, config: type[MethodConfig]) -> Any:
+    """A configuration as it was written down, with the defaults of the keys that it lacks; as it is where it does not fit."""
+    try:
+        return config.model_validate(told).model_dump(mode="json")
+    except ValueError:
+        return told

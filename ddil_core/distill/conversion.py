@@ -3,16 +3,55 @@ cannot learn through. The student's loss is ‖v̂ − v‖² against the teache
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser
-from ddil_core.distill.config import ConvertConfig, DistillConfig
+from ddil_core.distill.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distill.stage import Stage
+from ddil_core.errors import DdilError
+from ddil_core.models import Model
 from ddil_core.parameterization import to_v
 from ddil_core.train import Logs
+
+if TYPE_CHECKING:
+    from ddil_core.distill.run import Run
+
+
+def require_convertible(model: Model, config: ProgressiveConfig) -> None:
+    """A few-step student predicts v, and so its teacher must, or be made to.
+
+    Raises:
+        DdilError: the teacher predicts ε and the protocol has no conversion for it, or it predicts something else.
+    """
+    prediction = model.denoiser.prediction
+    if prediction == "v_prediction" or (prediction == "epsilon" and config.convert is not None):
+        return
+    why = f"the teacher {model.reference!r} predicts {prediction}, and progressive distillation needs a network that predicts v"
+    if prediction == "epsilon":
+        raise DdilError(
+            f"{why}: at t = 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or "
+            "--set convert.updates=N"
+        )
+    raise DdilError(f"{why} or ε; distil another teacher")
+
+
+def convert(run: Run[ProgressiveConfig]) -> None:
+    """Make the run's teacher a model that predicts v, where it is none; its weights stay in ``checkpoints/convert.safetensors``."""
+    model, told = run.model, run.config.convert
+    if model.denoiser.prediction == "v_prediction" or told is None:
+        return
+    start = model.denoiser.net
+    teacher = GuidedDenoiser(run.frozen(start))
+    make = partial(ConversionStage, teacher, model.nothing(), run.pool, told, run.config, run.accelerator, start=start)
+    net = run.trained(make, start, "convert", "ε → v")
+    run.model = replace(model, denoiser=type(model.denoiser)(net, model.denoiser.schedule, "v_prediction"))
 
 
 class ConversionStage(Stage):
@@ -25,7 +64,7 @@ class ConversionStage(Stage):
         nothing: Condition,
         pool: LatentPool,
         convert: ConvertConfig,
-        config: DistillConfig,
+        config: ProgressiveConfig,
         accelerator: Accelerator,
         start: nn.Module | None = None,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data import LatentPool
-from ddil_core.denoiser import Condition, GuidedDenoiser
-from ddil_core.distill.config import DistillConfig
+from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
+from ddil_core.distill.config import MethodConfig
+from ddil_core.distill.optimizer import make_optimizer, trained
 from ddil_core.noise import generator_for
 from ddil_core.parameterization import Prediction
+from ddil_core.sampling import Sampling
 from ddil_core.train import Ema, Logs, Stateful
 
 
@@ -21,36 +24,58 @@ class Stage:
     """A student that starts as a copy of ``start`` (the teacher's network where None) and is called as its teacher is.
 
     The weights that count, as the next teacher and as the output, are the averaged ones (``ema``), float32 whatever the student's
-    own dtype. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
+    own dtype; a stage without an average has its network itself. Where only some of ``start``'s weights are to be trained (a
+    LoRA's), they alone are. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
+
+    ``sampling`` is how the student is meant to be sampled.
     """
+
+    sampling: Sampling | None = None
+    average_warms_up = True
 
     def __init__(
         self,
         teacher: GuidedDenoiser,
         pool: LatentPool,
         updates: int,
-        config: DistillConfig,
+        config: MethodConfig,
         accelerator: Accelerator,
         index: int | str,
         prediction: Prediction,
         start: nn.Module | None = None,
+        *,
+        averaged: bool = True,
     ) -> None:
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
         self.updates, self.index = updates, index
         self.schedule = teacher.schedule
         self.device = accelerator.device
         net: nn.Module = copy.deepcopy(teacher.network.net if start is None else start)
-        net = net.to(self.device, torch.float32).train().requires_grad_(True)
-        self.ema = Ema(net, config.ema_decay)
-        net = net.to(getattr(torch, config.student_dtype))
-        optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        prepared: Any = accelerator.prepare(net, optimizer)
-        self.net, self.optimizer = prepared
+        net = net.to(self.device, torch.float32).train()
+        adapted = hasattr(net, "peft_config")
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(not adapted or "lora_" in name)
+        self.ema: Any = Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
+        self.net, self.optimizer = self.prepare(net, config.learning_rate)
         self.student = type(teacher.network)(self.net, self.schedule, prediction)
+
+    def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
+        """A network to be trained, on the device and in the student's dtype, with its optimiser."""
+        net = net.to(self.device, getattr(torch, self.config.student_dtype))
+        if self.config.gradient_checkpointing:
+            checkpointed: Any = net
+            checkpointed.enable_gradient_checkpointing()
+        prepared: Any = self.accelerator.prepare(net, make_optimizer(net.parameters(), learning_rate, self.config))
+        return prepared
+
+    def update(self, step: int) -> Logs:
+        """One optimiser step; returns tensors that need no synchronisation until they are read."""
+        raise NotImplementedError
 
     def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
-        return {"net": self.net, "ema": self.ema, "optimizer": self.optimizer}
+        averages = {} if self.ema is None else {"ema": self.ema}
+        return {"net": trained(self.net), **averages, "optimizer": self.optimizer}
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
         """A CPU generator for this update alone."""
@@ -60,18 +85,50 @@ class Stage:
         """What the pool's rows are told, float32, on the device."""
         return Condition({name: tensor[row].float().to(self.device) for name, tensor in self.pool.condition.items()})
 
-    def descend(self, loss: Tensor, step: int) -> Logs:
-        """One optimiser step on a loss: linear warm-up, then linear decay to zero at the stage's end."""
+    def parts(self, size: int) -> Iterator[tuple[slice, float]]:
+        """The parts into which a batch of ``size`` is taken (``gradient_accumulation``), each with its share of the loss."""
+        width = -(-size // self.config.gradient_accumulation)
+        for start in range(0, size, width):
+            rows = slice(start, min(start + width, size))
+            yield rows, (rows.stop - rows.start) / size
+
+    def rate(self, learning_rate: float, step: int) -> float:
+        """The learning rate at an update: linear warm-up, then, where it is asked for, linear decay to zero at the stage's end."""
         rise = min(1.0, (step + 1) / max(1, self.config.warmup))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rise * (1 - step / self.updates)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(self.net)
-        return {"loss": loss.detach(), "gradient_norm": torch.as_tensor(norm).detach()}
+        fall = 1 - step / self.updates if self.config.learning_rate_decay else 1.0
+        return learning_rate * rise * fall
+
+    def descend(self, losses: Tensor | Iterable[Tensor], step: int) -> Logs:
+        """One optimiser step on a loss, or on the sum of the losses of a batch's parts, each computed when its turn comes."""
+        loss, norm = self.step(self.net, self.optimizer, losses, self.rate(self.config.learning_rate, step))
+        if self.ema is not None:
+            self.ema.update(self.net)
+        return {"loss": loss, "gradient_norm": norm}
+
+    def step(
+        self, net: nn.Module, optimizer: Any, losses: Tensor | Iterable[Tensor], learning_rate: float
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients, clipping and a step of one network; returns the loss and the gradient's norm before clipping."""
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        total: Tensor | None = None
+        for loss in [losses] if isinstance(losses, Tensor) else losses:
+            self.accelerator.backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None, "a batch has at least one part"
+        norm = self.accelerator.clip_grad_norm_(net.parameters(), self.config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total, torch.as_tensor(norm).detach()
 
     def finish(self) -> nn.Module:
-        """The averaged weights: the next stage's teacher, or the output."""
-        return self.ema.module
+        """The weights that count, float32: the next stage's teacher, or the output."""
+        if self.ema is not None:
+            return self.ema.module
+        own: nn.Module = self.accelerator.unwrap_model(self.net)
+        return copy.deepcopy(own).float()
+
+    def denoiser(self) -> NetworkDenoiser:
+        """The student as it would be saved now, to be looked at."""
+        net = self.accelerator.unwrap_model(self.net) if self.ema is None else self.ema.module
+        return type(self.student)(net, self.schedule, self.student.prediction)

@@ -26,7 +26,7 @@ def demo(out: Path, device: str | None) -> None:
     Some minutes on two CPU cores. The same command again goes on where it was interrupted.
     """
     options.quiet_libraries()
-    from ddil_core.distill.config import DistillConfig
+    from ddil_core.distill.config import ProgressiveConfig
     from ddil_core.distill.run import distill
     from ddil_core.progress import console
     from ddil_core.protocol import read_yaml, validate
@@ -43,7 +43,7 @@ def demo(out: Path, device: str | None) -> None:
         console.rule(f"distil a 4-step student: {name}")
         settings = {key: value for key, value in content["distill"].items() if key != "ddil" or name == "DDIL"}
         students[name] = out / name.lower()
-        distill("shapes", "shapes", validate(DistillConfig, settings, str(path)), students[name], device=device)
+        distill("shapes", "shapes", validate(ProgressiveConfig, settings, str(path)), students[name], device=device)
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
     if _measured(out, "compare") < len(systems["systems"]) + len(systems["differences"]):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ddil_core.errors import WrongCommand
 from ddil_eval.cli import options
 
 
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
-@click.option("--method", default="pd", show_default=True, help="The distiller: pd.")
+@click.option("--method", default=None, help="The distiller: pd, lcm or dmd2; by default the protocol's, or pd.")
+@click.option("--lora", is_flag=True, help="Train a LoRA in place of a whole student (lcm).")
 @click.option(
     "--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone."
 )
@@ -25,7 +28,8 @@ from ddil_eval.cli import options
 @options.json_option
 def distill(
     teacher: str,
-    method: str,
+    method: str | None,
+    lora: bool,
     ddil: bool,
     data: str,
     out: Path,
@@ -42,27 +46,52 @@ def distill(
     The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
     """
     options.quiet_libraries()
-    from ddil_core.distill import METHODS
-    from ddil_core.distill.config import DistillConfig
     from ddil_core.distill.run import distill as run
-    from ddil_core.errors import WrongCommand
-    from ddil_core.protocol import override, read_yaml, validate
-    from ddil_core.resources import protocols
+    from ddil_core.protocol import validate
 
-    if method not in METHODS:
-        raise WrongCommand(f"the method {method!r} is not known; it may be one of {', '.join(METHODS)}")
-    path = protocol or protocols() / "shapes" / f"{method}.yaml"
-    content = override(read_yaml(path), settings)
+    path, content, model = configuration(method, lora, protocol, settings)
     if not ddil:
         content.pop("ddil", None)
     if seed is not None:
         content["seed"] = seed
-    config = validate(DistillConfig, content, str(path))
+    config: Any = validate(model, content, str(path))
     if ddil and config.ddil is None:
         raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
     options.fetch_missing([teacher], download)
     student = run(teacher, data, config, out, resume=resume, device=options.choose_device(device))
     if as_json:
-        options.emit({"run": str(out), "student": str(student), "steps": config.stages[-1].steps})
+        options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})
     else:
         click.echo(f"The student is in {student}; see it with: ddil sample --model {out} --prompt '…' --out pictures")
+
+
+def configuration(
+    method: str | None, lora: bool, protocol: Path | None, settings: tuple[str, ...]
+) -> tuple[Path, dict[str, Any], Any]:
+    """The protocol's path, its content with the settings over it, and the model that it must fit.
+
+    Raises:
+        WrongCommand: there is no such method, it has no LoRA, or the protocol is another method's.
+    """
+    from ddil_core.distill import METHODS
+    from ddil_core.protocol import override, read_yaml
+    from ddil_core.resources import protocols
+
+    if method is not None and method not in METHODS:
+        raise WrongCommand(f"the method {method!r} is not known; it may be one of {', '.join(METHODS)}")
+    path = protocol or protocols() / "shapes" / f"{method or 'pd'}{'-lora' * lora}.yaml"
+    if protocol is None and not path.is_file():
+        raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave --lora out, or say --method lcm")
+    content = override(read_yaml(path), settings)
+    named = content.get("method", "pd")
+    if named not in METHODS:
+        raise WrongCommand(
+            f"{path} has the method {named!r}, which is not known; it may be one of {', '.join(METHODS)}"
+        )
+    if method not in (None, named):
+        raise WrongCommand(
+            f"{path} is a protocol of the method {named!r}, not {method!r}; leave --method out or take another"
+        )
+    if lora and not content.get("lora"):
+        raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one or leave --lora out")
+    return path, content, METHODS[named].config

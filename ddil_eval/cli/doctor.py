@@ -211,6 +211,10 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     uses = {
         f"sample in {dtype}": (takes.sampling, f"{less}use a device with more"),
         "distil, without activations": (takes.training, "use a device with more, or distil a LoRA"),
+        "distil with DMD2, without activations": (
+            takes.matching,
+            "set optimizer to 8bit (12 bytes a parameter less), gradient_checkpointing, and teacher_dtype to bfloat16",
+        ),
     }
     for use, (nbytes, cure) in uses.items():
         fits = nbytes <= free

@@ -12,7 +12,7 @@ import yaml
 from click.testing import Result
 
 from ddil_core import resources
-from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.protocol import read_yaml, validate
 from ddil_core.resources import protocols
 from ddil_eval import store
@@ -31,7 +31,7 @@ def content() -> dict[str, Any]:
 
 def test_the_protocol_is_valid_and_keeps_the_promise(content: dict[str, Any]) -> None:
     assert set(content) == {"distill", "covariate_shift", "systems"}
-    distill = validate(DistillConfig, content["distill"], "demo.yaml")
+    distill = validate(ProgressiveConfig, content["distill"], "demo.yaml")
     assert distill.stages[-1].steps == 4 and distill.ddil is not None
     assert validate(CovariateShiftConfig, content["covariate_shift"], "demo.yaml").num_prompts >= 256
     systems = validate(SystemsConfig, content["systems"], "demo.yaml")
@@ -44,7 +44,7 @@ def test_the_protocol_is_valid_and_keeps_the_promise(content: dict[str, Any]) ->
 @pytest.mark.parametrize("name", ["pd", "covariate-shift"])
 def test_the_other_protocols_are_valid(name: str) -> None:
     path = protocols() / "shapes" / f"{name}.yaml"
-    model = DistillConfig if name == "pd" else CovariateShiftConfig
+    model = ProgressiveConfig if name == "pd" else CovariateShiftConfig
     validated = validate(model, read_yaml(path), str(path))
     if isinstance(validated, CovariateShiftConfig):
         assert validated == CovariateShiftConfig()  # the file is the defaults, written out

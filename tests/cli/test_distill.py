@@ -138,3 +138,58 @@ def test_the_seed_option_is_the_seed(run: Path, distill: Cli, tmp_path: Path) ->
     assert distill(tmp_path / "other", "--seed", 1).exit_code == 0
     assert yaml.safe_load((tmp_path / "other" / "run.yaml").read_text())["config"]["seed"] == 1
     assert not equal(weights(tmp_path / "other"), weights(run))
+
+
+def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, root: Path, tmp_path: Path) -> None:
+    one = root / "protocols" / "shapes" / "dmd2-1step.yaml"
+    told = ("distill", "--teacher", teacher, "--out", tmp_path / "run", "--device", "cpu")
+    other = f"{one} is a protocol of the method 'dmd2', not 'lcm'; leave --method out or take another"
+    cases = {
+        ("--method", "lcm", "--protocol", one): other,
+        ("--lora", "--protocol", one): f"{one} has no 'lora' section, which --lora needs; add one or leave --lora out",
+        ("--method", "dmd2", "--lora"): "the method 'dmd2' trains no LoRA; leave --lora out, or say --method lcm",
+        ("--protocol", one): f"{one} has no 'ddil' section, which --ddil needs; add one or say --no-ddil",
+        ("--method", "dmd"): "the method 'dmd' is not known; it may be one of pd, lcm, dmd2",
+    }
+    for more, sentence in cases.items():
+        result = cli(*told, *more)
+        assert (result.exit_code, result.stderr) == (2, f"error: {sentence}\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_protocol_of_a_distillation_fits_its_method(root: Path) -> None:
+    from ddil_core.distill import METHODS
+    from ddil_core.protocol import read_yaml, validate
+
+    found = {
+        path: read_yaml(path) for world in ("shapes", "paper") for path in (root / "protocols" / world).glob("*.yaml")
+    }
+    distilling = {path: content for path, content in found.items() if "method" in content}
+    assert {content["method"] for content in distilling.values()} == set(METHODS)
+    for path, content in distilling.items():
+        unprinted = {} if "updates" in content or content["method"] == "pd" else {"updates": 1}
+        assert not unprinted or path.parent.name == "paper"
+        validate(METHODS[content["method"]].config, content | unprinted, str(path))
+
+
+def test_a_lora_from_the_command(cli: Cli, teacher: Path, tmp_path: Path) -> None:
+    tiny = [
+        a for s in ("updates=2", "pool=16", "batch_size=4", "ddil.capacity=256", "watch=null") for a in ("--set", s)
+    ]
+    result = cli(
+        "distill",
+        "--method",
+        "lcm",
+        "--lora",
+        "--teacher",
+        teacher,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--json",
+        *tiny,
+    )
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["steps"] == 4
+    assert (tmp_path / "run" / "student" / "pytorch_lora_weights.safetensors").is_file()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ddil_core.data import LatentPool, encode_pool, open_data
 from ddil_core.denoiser import GuidedDenoiser, UNetDenoiser
-from ddil_core.distill.config import ConvertConfig, DistillConfig, StageConfig
+from ddil_core.distill.config import ConvertConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.run import _frozen
 from ddil_core.models import Model, load_model
@@ -31,7 +31,7 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def stage(model: Model, pool: LatentPool, unconditional: float = 0.1, updates: int = UPDATES) -> ConversionStage:
-    config = DistillConfig(
+    config = ProgressiveConfig(
         stages=(StageConfig(steps=4, updates=1),), batch_size=16, learning_rate=5e-3, warmup=5, ema_decay=0.9
     )
     convert = ConvertConfig(updates=updates, unconditional=unconditional)
@@ -94,7 +94,7 @@ def test_the_student_becomes_its_teacher_in_v(teacher: tuple[Model, LatentPool])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_have_the_dtypes_that_were_asked_for(teacher: tuple[Model, LatentPool], dtype: str) -> None:
     model, pool = teacher
-    config = DistillConfig.model_validate(
+    config = ProgressiveConfig.model_validate(
         {"stages": [{"steps": 4, "updates": 1}], "batch_size": 4, "teacher_dtype": dtype, "student_dtype": dtype}
     )
     frozen = _frozen(model.denoiser, model.denoiser.net, config)

@@ -10,10 +10,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddil_core.aggregate import States
 from ddil_core.data import LatentPool, open_data
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
-from ddil_core.distill.config import DdilConfig, DistillConfig, PhaseConfig, StageConfig
-from ddil_core.distill.progressive import ProgressiveStage, States, phase_at, two_step_target
+from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
+from ddil_core.distill.progressive import ProgressiveStage, two_step_target
+from ddil_core.distill.sources import phase_at
 from ddil_core.models import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import calibrate_reflection
@@ -35,7 +37,7 @@ def stage(
 ) -> ProgressiveStage:
     """8 → 4 steps with batches of 8; plain PD where ``phases`` is None; ``options`` go to the aggregated dataset."""
     ddil = None if phases is None else DdilConfig(**{"collect_every": 5, "capacity": 512, "phases": phases} | options)
-    config = DistillConfig(
+    config = ProgressiveConfig(
         stages=(StageConfig(steps=STEPS, updates=updates),),
         batch_size=8,
         learning_rate=2e-3,

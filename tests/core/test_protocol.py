@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.errors import WrongCommand
 from ddil_core.protocol import content_hash, override, read_yaml, validate
 
@@ -18,18 +18,18 @@ CONTENT: dict[str, Any] = {"stages": STAGES, "ddil": {"uses": 1, "phases": PHASE
 
 def refused(content: dict[str, Any]) -> str:
     with pytest.raises(WrongCommand) as error:
-        validate(DistillConfig, content, "pd.yaml")
+        validate(ProgressiveConfig, content, "pd.yaml")
     return str(error.value)
 
 
 def test_settings_go_over_a_protocol_without_changing_it() -> None:
     changed = override(CONTENT, ["ddil.uses=2", "stages.1.updates=99", "learning_rate=1e-5", "reflection.mode=fold"])
-    config = validate(DistillConfig, changed, "pd.yaml")
+    config = validate(ProgressiveConfig, changed, "pd.yaml")
     assert config.ddil is not None
     assert (config.ddil.uses, config.stages[1].updates, config.learning_rate) == (2, 99, 1e-5)
     assert config.reflection.mode == "fold"
     assert CONTENT["ddil"]["uses"] == 1
-    assert validate(DistillConfig, override(CONTENT, ["ddil=null"]), "pd.yaml").ddil is None
+    assert validate(ProgressiveConfig, override(CONTENT, ["ddil=null"]), "pd.yaml").ddil is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_files_that_are_no_protocol(tmp_path: Path) -> None:
 
 
 def test_the_shipped_protocols_are_valid(root: Path) -> None:
-    config = validate(DistillConfig, read_yaml(root / "protocols" / "shapes" / "pd.yaml"), "pd.yaml")
+    config = validate(ProgressiveConfig, read_yaml(root / "protocols" / "shapes" / "pd.yaml"), "pd.yaml")
     assert config.stages[-1].steps == 4
     assert config.ddil is not None
     assert [(p.aggregated, round(1 - p.p_teacher, 2)) for p in config.ddil.phases] == [(0.25, 0.15), (0.5, 0.8)]

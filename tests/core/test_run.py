@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from ddil_core.distill import run
-from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 from ddil_core.errors import DdilError, WrongCommand
@@ -31,7 +31,7 @@ from ddil_core.solvers import ddim
 from tests.core.closed_form import distance, normal, rows
 from tests.pipelines import TEACHER, save_pipeline
 
-CONFIG = DistillConfig.model_validate(
+CONFIG = ProgressiveConfig.model_validate(
     {
         "stages": [{"steps": 4, "updates": 8}, {"steps": 2, "updates": 8}],
         "batch_size": 4,
@@ -55,7 +55,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-def go(teacher: Path, out: Path, config: DistillConfig = CONFIG, **options: Any) -> Path:
+def go(teacher: Path, out: Path, config: ProgressiveConfig = CONFIG, **options: Any) -> Path:
     return distill(str(teacher), "shapes", config, out, device="cpu", **options)
 
 
@@ -112,7 +112,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(
 SIGKILLED = """
 import os, signal, sys
 from pathlib import Path
-from ddil_core.distill.config import DistillConfig
+from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 
@@ -124,7 +124,7 @@ def dies(stage, step):
     return update(stage, step)
 
 ProgressiveStage.update = dies
-distill(sys.argv[1], "shapes", DistillConfig.model_validate_json(sys.argv[3]), Path(sys.argv[2]), device="cpu")
+distill(sys.argv[1], "shapes", ProgressiveConfig.model_validate_json(sys.argv[3]), Path(sys.argv[2]), device="cpu")
 """
 
 
@@ -204,7 +204,7 @@ def test_the_folder_says_what_the_run_was(folder: Path, finished: Path) -> None:
     told = yaml.safe_load((finished / "run.yaml").read_text())
     assert told["teacher"] == str(folder)
     assert told["teacher_sha256"] == load_model(str(folder)).weights_sha256()
-    assert DistillConfig.model_validate(told["config"]) == CONFIG
+    assert ProgressiveConfig.model_validate(told["config"]) == CONFIG
     assert told["versions"]["torch"] == version("torch")
     lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [("8 → 4 steps", 8), ("4 → 2 steps", 8)]
@@ -218,7 +218,7 @@ def test_a_finished_run_is_not_made_again(folder: Path, finished: Path) -> None:
     assert (finished / "student" / UNET).stat().st_mtime_ns == before
 
 
-def refused(kind: type[DdilError], teacher: Path, out: Path, config: DistillConfig = CONFIG, **options: Any) -> str:
+def refused(kind: type[DdilError], teacher: Path, out: Path, config: ProgressiveConfig = CONFIG, **options: Any) -> str:
     with pytest.raises(kind) as error:
         go(teacher, out, config, **options)
     assert "\n" not in str(error.value)
@@ -304,7 +304,7 @@ def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
 def test_an_eps_teacher_of_any_layout_gives_a_v_student(layout: str, dtypes: tuple[str, str], tmp_path: Path) -> None:
     """ε → v, then 8 → 4 → 2, killed once in between; the student is a float32 pipeline that stock diffusers samples."""
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, layout=layout, prediction="epsilon")
-    config = DistillConfig.model_validate(
+    config = ProgressiveConfig.model_validate(
         CONFIG.model_dump() | {"convert": {"updates": 4}, "teacher_dtype": dtypes[0], "student_dtype": dtypes[1]}
     )
     out = tmp_path / "out"

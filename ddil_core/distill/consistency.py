@@ -1,0 +1,235 @@
+"""Consistency distillation (LCM: Luo et al., 2310.04378; LCM-LoRA: 2311.05556), and DDIL on it.
+
+On the grid 19, 39, …, 999 the guided teacher takes one DDIM step t → t − 20 and the student's consistency function must not change
+on it. Without DDIL the step starts at forward-diffused data; with it, a part starts where rollouts have been: the teacher's, whose
+every step is such a pair already, or the student's own sampling.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ddil_core.aggregate import AggregatedDataset
+from ddil_core.data import LatentPool
+from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
+from ddil_core.distill.clipping import Clipped
+from ddil_core.distill.config import ConsistencyConfig, LoraConfig
+from ddil_core.distill.sampler import ConsistencySampler
+from ddil_core.distill.sources import RolloutStage
+from ddil_core.distill.student import Student
+from ddil_core.errors import DdilError
+from ddil_core.losses import consistency_loss
+from ddil_core.models import Model
+from ddil_core.parameterization import FLOWS, Reflection, boundary_scalings
+from ddil_core.rollout import STUDENT, TEACHER, Actor
+from ddil_core.sampling import Sampling
+from ddil_core.schedule import LCM_STEPS, timesteps, transitions
+from ddil_core.solvers import ddim
+from ddil_core.train import Logs
+
+if TYPE_CHECKING:
+    from ddil_core.distill.run import Run
+
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
+"""The layers of a U-Net that LCM-LoRA adapts (diffusers, examples/consistency_distillation)."""
+
+
+def require(model: Model, config: ConsistencyConfig) -> None:
+    """Raises DdilError: the teacher is a flow, or a network that cannot be told its guidance so."""
+    require_unet(model, "consistency distillation")
+
+
+def require_unet(model: Model, what: str) -> None:
+    if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
+        raise DdilError(
+            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and {what} "
+            "needs a U-Net that predicts ε, v or x₀; distil another teacher"
+        )
+
+
+def train(run: Run[ConsistencyConfig]) -> Student:
+    """One stage, which leaves ``checkpoints/consistency.safetensors``."""
+    model, config = run.model, run.config
+    teacher = GuidedByRow(run.frozen(model.denoiser.net), model.nothing(), run.reflection)
+    start = student_network(model.denoiser.net, config)
+    make = partial(ConsistencyStage, teacher, run.pool, config, run.accelerator, start)
+    net = run.trained(make, start, "consistency", f"LCM{'-LoRA' * (config.lora is not None)}")
+    return Student(net, model.denoiser.prediction, lcm_sampling(config), config.lora is not None)
+
+
+def lcm_sampling(config: ConsistencyConfig) -> Sampling:
+    guidance = 1.0 if config.lora is not None else config.guidance_scale
+    return Sampling("lcm", config.student_steps, guidance_scale=guidance, spacing="lcm", distilled=True)
+
+
+def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:
+    """The teacher's network as a student's: with a projection of the guidance's embedding, which starts at zero, or with a LoRA."""
+    return with_lora(net, config.lora) if config.lora is not None else with_embedding(net, config.w_embedding or 256)
+
+
+def with_embedding(net: Any, width: int) -> nn.Module:
+    """A copy of a U-Net with ``time_cond_proj_dim``. What it is told there makes no difference until it is trained."""
+    wider = type(net).from_config(dict(net.config) | {"time_cond_proj_dim": width})
+    weights = net.state_dict() | {
+        "time_embedding.cond_proj.weight": torch.zeros_like(wider.time_embedding.cond_proj.weight)
+    }
+    wider.load_state_dict(weights)
+    return wider.to(next(net.parameters()).device)
+
+
+def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
+    """A copy of a network with adapters that start at zero; their first weights are the same in every run."""
+    import peft
+
+    adapted: Any = copy.deepcopy(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        told = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(LORA_TARGETS))
+        adapted.add_adapter(told)
+    return adapted
+
+
+class GuidedByRow(GuidedDenoiser):
+    """The teacher with a guidance of its own for each row, ``guidance`` [B] of the condition, and then reflection."""
+
+    def __init__(self, network: NetworkDenoiser, unconditional: Condition, reflection: Reflection | None) -> None:
+        super().__init__(network, unconditional, reflection=reflection)
+        self.nfe = 2
+
+    def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        told = dict(condition.tensors)
+        scale = told.pop("guidance").to(z.dtype).view(-1, *(1,) * (z.dim() - 1))
+        assert self.unconditional is not None, "guidance needs the condition of the empty prompt"
+        both = Condition.cat([self.unconditional.expand(len(z)), Condition(told)])
+        nothing, something = self.network.output(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
+        return nothing + scale * (something - nothing)
+
+
+class ConsistencyStage(RolloutStage):
+    """The student, its target (the average of its weights, or with a LoRA itself), and pairs (z_t, z_s) to learn from."""
+
+    average_warms_up = False
+
+    def __init__(
+        self,
+        teacher: GuidedDenoiser,
+        pool: LatentPool,
+        config: ConsistencyConfig,
+        accelerator: Accelerator,
+        start: nn.Module,
+    ) -> None:
+        prediction, averaged = teacher.network.prediction, config.lora is None
+        told = pool, config.updates, config, accelerator, "lcm", prediction, start
+        super().__init__(teacher, *told, averaged=averaged)
+        self.settings, self.draws = config, config.updates
+        self.sampling = lcm_sampling(config)
+        pairs = pairs_of(timesteps(self.schedule, "lcm", LCM_STEPS))
+        self.table = torch.tensor(pairs, device=self.device)
+        self.times = self.table[:, 0]
+        self.target_net = type(self.student)(
+            self.net if self.ema is None else self.ema.module, self.schedule, prediction
+        )
+        walk = timesteps(self.schedule, "lcm", config.student_steps)
+        self.place = [index for index, (t, _) in enumerate(pairs) if t in walk]
+        steps = [[step] for step in transitions(walk)]
+        self.walkers = {
+            TEACHER: Actor(teacher, [[pair] for pair in pairs]),
+            STUDENT: ConsistencySampler(self.student, [*steps[:-1], []]),
+        }
+        self.make_dataset(guided=True)
+
+    def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor:
+        low, high = self.settings.guidance_range
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    def update(self, step: int) -> Logs:
+        """One optimiser step; returns tensors that need no synchronisation until they are read."""
+        states, aggregated = self._draw(step)
+        clipped = Clipped(self.teacher.reflection, len(self.schedule))
+
+        def losses() -> Iterator[Tensor]:
+            for rows, share in self.parts(len(states)):
+                t, s = self.table[states.transition[rows].to(self.device)].unbind(1)
+                assert states.guidance is not None
+                told = self.tell(STUDENT, states.row[rows], states.guidance[rows])
+                with torch.no_grad(), self.accelerator.autocast():
+                    z_s = states.target[rows]
+                    target = consistency(self.target_net, z_s, s, told, self.teacher.reflection)
+                with self.accelerator.autocast():
+                    x0 = self.student(states.z[rows], t, told)
+                clipped.see(x0, t)
+                value = boundary(x0.float(), states.z[rows], t)
+                huber = self.settings.huber_c if self.settings.loss == "huber" else None
+                yield share * consistency_loss(value, target.float(), huber)
+
+        logs = self.descend(losses(), step) | clipped.logs()
+        if self.dataset is not None:
+            logs["aggregated_fraction"] = aggregated / len(states)
+        return logs
+
+    def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
+        """The teacher is guided by it, the student is told it through the embedding, or, with a LoRA, not at all."""
+        told = self.condition(row).tensors
+        assert guidance is not None
+        if actor == TEACHER:
+            return Condition(told | {"guidance": guidance.to(self.device)})
+        if self.settings.w_embedding is None:
+            return Condition(told)
+        embedded = guidance_embedding(guidance - 1, self.settings.w_embedding)
+        return Condition(told | {"timestep_cond": embedded.to(self.device)})
+
+    def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
+        """z_s: the guided teacher's one DDIM step from z_t."""
+        t, s = self.table[transition.to(self.device)].unbind(1)
+        with torch.no_grad(), self.accelerator.autocast():
+            x0 = self.teacher(z, t, self.tell(TEACHER, row, guidance))
+        return ddim(self.schedule, z, t, s, x0.float())[0]
+
+    def keep(
+        self,
+        dataset: AggregatedDataset,
+        actor: str,
+        transition: int,
+        row: Tensor,
+        z_t: Tensor,
+        z_s: Tensor,
+        g: Tensor | None,
+    ) -> list[int]:
+        """The teacher's own step is the pair; from where the student has been, the teacher takes its step."""
+        if actor == TEACHER:
+            return dataset.add(z_t, transition, row, z_s, g)
+        place = self.place[transition]
+        return dataset.add(z_t, place, row, self.label(z_t, torch.full_like(row, place), row, g), g)
+
+    def walker(self, actor: str, generator: torch.Generator) -> Actor:
+        walker = self.walkers[actor]
+        return walker.drawing(generator) if isinstance(walker, ConsistencySampler) else walker
+
+
+def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:
+    """LCM's steps t → s on its falling grid; the last ends at timestep 0 (ᾱ₀, whose σ is not 0) and not clean."""
+    return [(int(t), int(s)) for t, s in transitions(grid, end=0)]
+
+
+def boundary(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """The consistency function c_skip z + c_out x̂, which at t = 0 is z itself."""
+    c_skip, c_out = boundary_scalings(t, z)
+    return c_skip * z + c_out * x0
+
+
+def consistency(
+    network: NetworkDenoiser, z: Tensor, t: Tensor, condition: Condition, reflection: Reflection | None
+) -> Tensor:
+    """The consistency function of a network, its x̂ reflected: a target, so that no gradient is lost on it."""
+    x0 = network(z, t, condition).float()
+    return boundary(x0 if reflection is None else reflection(x0), z, t)

@@ -1,0 +1,272 @@
+"""Distribution matching distillation (DMD2: Yin et al., 2405.14867), and DDIL on it.
+
+A generator of one or a few steps follows the difference of two scores, of its teacher (guided) and of a critic that learns what the
+generator draws. Without DDIL its input comes from backward simulation: its own rollout to a random step. With it, from the three
+sources: forward-diffused data, the teacher's rollouts, its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ddil_core.aggregate import AggregatedDataset, States
+from ddil_core.data import LatentPool
+from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
+from ddil_core.distill.clipping import Clipped
+from ddil_core.distill.config import MatchingConfig
+from ddil_core.distill.consistency import require_unet
+from ddil_core.distill.critic import Critic, mid_side
+from ddil_core.distill.regression import RegressionStage, encode_pairs
+from ddil_core.distill.sampler import ConsistencySampler
+from ddil_core.distill.sources import RolloutStage
+from ddil_core.distill.student import Student
+from ddil_core.errors import WrongCommand
+from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
+from ddil_core.models import Model
+from ddil_core.parameterization import Reflection, to_v
+from ddil_core.rollout import STUDENT, TEACHER, Actor
+from ddil_core.sampling import Sampling
+from ddil_core.schedule import CLEAN, Time, transitions
+from ddil_core.train import Logs, Stateful
+
+if TYPE_CHECKING:
+    from ddil_core.distill.run import Run
+
+
+def require(model: Model, config: MatchingConfig) -> None:
+    """Raises DdilError or WrongCommand: the teacher cannot be distilled so, or has not the timesteps."""
+    require_unet(model, "distribution matching")
+    last = len(model.denoiser.schedule) - 1
+    if config.timesteps[0] > last or config.matching_range[1] > last:
+        raise WrongCommand(
+            f"the teacher {model.reference!r} has timesteps up to {last}; choose lower timesteps and matching_range"
+        )
+
+
+def train(run: Run[MatchingConfig]) -> Student:
+    """Regression first, where it is asked for; then the matching, which leaves ``checkpoints/matching.safetensors``."""
+    model, config = run.model, run.config
+    guided = model.guided(config.guidance_scale)
+    network = run.frozen(model.denoiser.net)
+    teacher = GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
+    start: nn.Module = model.denoiser.net
+    if config.regression is not None:
+        pairs = encode_pairs(teacher, run.pool, config, run.out / "checkpoints" / "pairs.safetensors")
+        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs)
+        start = run.trained(begin, start, "regression", "regression")
+    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start)
+    net = run.trained(make, start, "matching", f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}")
+    return Student(net, model.denoiser.prediction, matching_sampling(config))
+
+
+def matching_sampling(config: MatchingConfig) -> Sampling:
+    return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=config.timesteps, distilled=True)
+
+
+class MatchingStage(RolloutStage):
+    """The generator (the student), its critic, and the teacher's score. An update draws 1 + ``critic_updates`` batches."""
+
+    def __init__(
+        self,
+        teacher: GuidedDenoiser,
+        pool: LatentPool,
+        config: MatchingConfig,
+        accelerator: Accelerator,
+        start: nn.Module | None = None,
+    ) -> None:
+        told = pool, config.updates, config, accelerator, "dmd2", teacher.network.prediction, start
+        super().__init__(teacher, *told, averaged=config.ema_decay > 0)
+        self.settings = config
+        self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
+        self.sampling = matching_sampling(config)
+        self.turns = 1 + config.critic_updates
+        self.draws = config.updates * self.turns
+        self.times = torch.tensor(config.timesteps, device=self.device)
+        side = None if config.gan is None else mid_side(teacher.network.net, pool.mean.shape[-1])
+        copied = copy.deepcopy(teacher.network.net).float()
+        network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)
+        critic = Critic(network, side, config.seed).train().requires_grad_(True)
+        self.critic_rate = config.critic_learning_rate or config.learning_rate
+        self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)
+        steps = [[step] for step in transitions(config.timesteps)]
+        self.walkers = {STUDENT: ConsistencySampler(self.student, [*steps[:-1], []])}
+        if config.ddil is not None:
+            finer = [[*part] for part in teacher_segments(config.timesteps, config.teacher_steps)]
+            self.walkers |= {TEACHER: Actor(teacher, [*finer[:-1], []])}
+            self.make_dataset(targets=False)
+
+    def stateful(self) -> dict[str, Stateful]:
+        return super().stateful() | {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+
+    def update(self, step: int) -> Logs:
+        """The generator's turn, then its critic's; returns tensors that need no synchronisation until they are read."""
+        seen = Seen(*(Clipped(self.teacher.reflection, len(self.schedule), f"clipped_{name}") for name in SEEN))
+        first = step * self.turns
+        states, aggregated = self._draw(first)
+        self.critic.requires_grad_(False)
+        logs = self.descend(self._generator_losses(states, first, seen), step) | seen.logs()
+        self.critic.requires_grad_(True)
+        critic_losses, norms = [], []
+        for turn in range(first + 1, first + self.turns):
+            states, _ = self._draw(turn)
+            loss, norm = self.step(
+                self.critic, self.critic_optimizer, self._critic_losses(states, turn), self.rate(self.critic_rate, step)
+            )
+            critic_losses.append(loss)
+            norms.append(norm)
+        logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
+        if self.dataset is not None:
+            logs["aggregated_fraction"] = aggregated / len(states)
+        return logs
+
+    def generate(self, states: States) -> Tensor:
+        """x̂ of the generator from its input states, float32, with its gradient: no reflection stands in its way."""
+        t = self.times[states.transition.to(self.device)]
+        with self.accelerator.autocast():
+            return self.student(states.z, t, self.condition(states.row)).float()
+
+    def _generator_losses(self, states: States, draw: int, seen: Seen) -> Iterator[Tensor]:
+        generator = self.generator(draw, 2)
+        low, high = self.settings.matching_range
+        for rows, share in self.parts(len(states)):
+            part = part_of(states, rows)
+            x, told = self.generate(part), self.condition(part.row)
+            t = torch.randint(low, high + 1, (len(x),), generator=generator).to(self.device)
+            eps = torch.randn(x.shape, generator=generator).to(self.device)
+            with torch.no_grad(), self.accelerator.autocast():
+                gradient = score_difference(self.real, self.fake, x, eps, t, told, self.teacher.reflection, seen)
+            loss = matching_loss(x, torch.nan_to_num(gradient))
+            seen.generator.see(x, self.times[part.transition.to(self.device)])
+            if self.settings.gan is not None and self.settings.gan.generator_weight:
+                _, logits, *_ = self._judge(x, part.row, generator)
+                loss = loss + self.settings.gan.generator_weight * gan_generator_loss(logits)
+            yield share * loss
+
+    def fake(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """x̂ of the critic, not reflected."""
+        return self.teacher.network.x0(self.critic(z, t, condition)[0], z, t)
+
+    def _judge(
+        self, x: Tensor, row: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The critic on x noised to t ~ U[0, T): its output, its logits, and z, ε and t."""
+        t = torch.randint(len(self.schedule), (len(x),), generator=generator).to(self.device)
+        eps = torch.randn(x.shape, generator=generator).to(self.device)
+        z = self.schedule.add_noise(x, eps, t)
+        with self.accelerator.autocast():
+            output, logits = self.critic(z, t, self.condition(row))
+        return output, x.new_empty(0) if logits is None else logits, z, eps, t
+
+    def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
+        """The critic's denoising of what the generator draws, in its own prediction, and its discriminator's loss on the same."""
+        generator = self.generator(draw, 2)
+        for rows, share in self.parts(len(states)):
+            part = part_of(states, rows)
+            with torch.no_grad():
+                x = self.generate(part)
+            output, fake, z, eps, t = self._judge(x, part.row, generator)
+            loss = (output - self._native(x, z, eps, t)).square().mean()
+            if self.settings.gan is not None:
+                x0, row = self.pool.draw(len(x), generator)
+                real = self._judge(x0.to(self.device), row, generator)[1]
+                loss = loss + self.settings.gan.critic_weight * gan_critic_loss(real, fake)
+            yield share * loss
+
+    def _native(self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network is to predict: ε, v or x₀."""
+        return {"epsilon": eps, "sample": x}.get(self.teacher.network.prediction, to_v(x, z, *self.schedule.at(t, z)))
+
+    def _draw(self, step: int) -> tuple[States, int]:
+        """The generator's input: from the three sources with DDIL, by backward simulation without."""
+        return (self.simulate(step), 0) if self.dataset is None else super()._draw(step)
+
+    @torch.no_grad()
+    def simulate(self, draw: int) -> States:
+        """Backward simulation: every row is rolled out from noise, as the generator samples, to an exit step of its own."""
+        generator, size = self.generator(draw, 0), self.config.batch_size
+        row = torch.randint(len(self.pool), (size,), generator=generator)
+        leave = torch.randint(len(self.times), (size,), generator=generator)
+        z = torch.randn((size, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
+        walker = self.walker(STUDENT, generator)
+        with self.accelerator.autocast():
+            for transition in range(len(self.times) - 1):
+                going = (leave > transition).nonzero().flatten()
+                if len(going):
+                    there = going.to(self.device)
+                    z[there] = walker.act(transition, z[there], self.condition(row[going]))
+        return States(z, z.new_empty(size, 0), leave, row)
+
+    def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
+        """Nothing: the generator is told by scores where it arrives, and not by a target."""
+        return z.new_empty(len(z), 0)
+
+    def keep(
+        self,
+        dataset: AggregatedDataset,
+        actor: str,
+        transition: int,
+        row: Tensor,
+        z_t: Tensor,
+        z_s: Tensor,
+        g: Tensor | None,
+    ) -> list[int]:
+        return dataset.add(z_t, transition, row, z_t.new_empty(len(z_t), 0))
+
+    def walker(self, actor: str, generator: torch.Generator) -> Actor:
+        walker = self.walkers[actor]
+        return walker.drawing(generator) if isinstance(walker, ConsistencySampler) else walker
+
+
+def score_difference(
+    real: Denoiser,
+    fake: Callable[[Tensor, Tensor, Condition], Tensor],
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    told: Condition,
+    reflection: Reflection | None = None,
+    seen: Seen | None = None,
+) -> Tensor:
+    """The matching gradient at x [B, …], noised by ε to t [B]: of the real x̂ (guided) and the fake one, both reflected."""
+    z = real.schedule.add_noise(x, eps, t)
+    x_real, x_fake = real(z, t, told).float(), fake(z, t, told).float()
+    if seen is not None:
+        seen.real.see(x_real, t)
+        seen.fake.see(x_fake, t)
+    if reflection is not None:
+        x_real, x_fake = reflection(x_real), reflection(x_fake)
+    return matching_gradient(x, x_real, x_fake)
+
+
+SEEN = ("generator", "real", "fake")
+
+
+class Seen:
+    """Whose x̂ is how much clipped: the generator's, the real score's and the fake one's."""
+
+    def __init__(self, generator: Clipped, real: Clipped, fake: Clipped) -> None:
+        self.generator, self.real, self.fake = generator, real, fake
+
+    def logs(self) -> Logs:
+        return self.generator.logs() | self.real.logs() | self.fake.logs()
+
+
+def part_of(states: States, rows: slice) -> States:
+    return States(*(column[rows] for column in states.columns()))
+
+
+def teacher_segments(times: tuple[int, ...], steps: int) -> list[list[tuple[Time, Time]]]:
+    """The teacher's DDIM steps between a student's ``times``: each interval, the last one to its clean end, in equal parts."""
+    parts, found = steps // len(times), list[list[tuple[Time, Time]]]()
+    for t, s in zip(times, [*times[1:], CLEAN], strict=True):
+        end = 0 if s == CLEAN else s
+        grid = [round(t + (end - t) * i / parts) for i in range(parts)]
+        found.append(list(zip(grid, [*grid[1:], s], strict=True)))
+    return found

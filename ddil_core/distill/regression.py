@@ -1,0 +1,87 @@
+"""A generator's regression pre-training (DMD2's one-step SDXL generator needs it): noise to what the guided teacher makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddil_core.data import LatentPool
+from ddil_core.denoiser import Condition, GuidedDenoiser
+from ddil_core.distill.config import MatchingConfig
+from ddil_core.distill.stage import Stage
+from ddil_core.errors import DdilError
+from ddil_core.noise import generator_for
+from ddil_core.progress import progress
+from ddil_core.schedule import rows_at, transitions
+from ddil_core.solvers import ddim
+from ddil_core.train import Logs
+
+Pairs = dict[str, Tensor]
+"""``noise`` and ``x0`` [N, C, H, W], and the ``row`` int64 [N] of the pool whose caption it was."""
+
+
+@torch.no_grad()
+def encode_pairs(teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, path: Path) -> Pairs:
+    """Make the pairs once and keep them at ``path``; read them back where that is done."""
+    assert config.regression is not None
+    if path.is_file():
+        return _read(path)
+    count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
+    device = next(teacher.network.parameters()).device
+    row = torch.randint(len(pool), (count,), generator=generator)
+    noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
+    found = []
+    with progress("pairs of the teacher", total=count) as advance:
+        for start in range(0, count, config.teacher_batch_size):
+            rows = slice(start, start + config.teacher_batch_size)
+            told = Condition({name: t[row[rows]].float().to(device) for name, t in pool.condition.items()})
+            z = noise[rows].to(device)
+            for t, s in transitions(teacher.schedule.grid(config.regression.teacher_steps)):
+                t_rows, s_rows = rows_at(t, z), rows_at(s, z)
+                z, _ = ddim(teacher.schedule, z, t_rows, s_rows, teacher(z, t_rows, told))
+            found.append(z.cpu())
+            advance(len(z))
+    pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
+    temporary = path.with_suffix(".partial")
+    save_file(pairs, temporary)
+    temporary.replace(path)
+    return pairs
+
+
+def _read(path: Path) -> Pairs:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
+
+
+class RegressionStage(Stage):
+    """‖x̂(noise, t) − x₀‖² at the generator's first timestep."""
+
+    def __init__(
+        self, teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, accelerator: Accelerator, pairs: Pairs
+    ) -> None:
+        assert config.regression is not None
+        told = pool, config.regression.updates, config, accelerator, "regression", teacher.network.prediction
+        super().__init__(teacher, *told, averaged=config.ema_decay > 0)
+        self.pairs, self.time = pairs, config.timesteps[0]
+
+    def update(self, step: int) -> Logs:
+        chosen = torch.randint(len(self.pairs["row"]), (self.config.batch_size,), generator=self.generator(step, 0))
+
+        def losses() -> Iterator[Tensor]:
+            for rows, share in self.parts(len(chosen)):
+                noise, x0 = (self.pairs[name][chosen[rows]].to(self.device) for name in ("noise", "x0"))
+                with self.accelerator.autocast():
+                    drawn = self.student(
+                        noise, rows_at(self.time, noise), self.condition(self.pairs["row"][chosen[rows]])
+                    )
+                yield share * (drawn.float() - x0).square().mean()
+
+        return self.descend(losses(), step)

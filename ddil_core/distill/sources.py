@@ -1,0 +1,190 @@
+"""Where training states come from, the same for every method: forward-diffused data, and with DDIL the aggregated dataset, whose
+rollouts are the teacher's and the student's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ddil_core.aggregate import AggregatedDataset, States
+from ddil_core.denoiser import Condition
+from ddil_core.distill.config import DdilConfig, PhaseConfig
+from ddil_core.distill.stage import Stage
+from ddil_core.rollout import STUDENT, TEACHER, Actor, rollout
+from ddil_core.train import Stateful
+
+
+class SourcedStage(Stage):
+    """A stage whose batches are drawn from the three sources in the shares of a phase.
+
+    A method says at which ``times`` [K] its data are diffused to, what the teacher says of a state (``label``), and what rollouts
+    collect (``_collect``). ``draws`` is how many batches are drawn in all; phases are shares of it.
+    """
+
+    times: Tensor
+    draws: int
+    dataset: AggregatedDataset | None = None
+
+    def make_dataset(self, *, targets: bool = True, guided: bool = False) -> None:
+        """The aggregated dataset, where the run has DDIL."""
+        ddil, shape = self.config.ddil, tuple(self.pool.mean.shape[1:])
+        if ddil is not None:
+            self.dataset = AggregatedDataset(
+                ddil.capacity, ddil.uses, shape, self.device, targets=targets, guided=guided
+            )
+
+    def stateful(self) -> dict[str, Stateful]:
+        parts = super().stateful()
+        return parts if self.dataset is None else parts | {"dataset": self.dataset}
+
+    def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
+        """What the teacher says of states at times that differ by row."""
+        raise NotImplementedError
+
+    def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """The guidance g [B] of states where it differs from state to state."""
+        return None
+
+    def _collect(
+        self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
+    ) -> None:
+        """Roll out as many trajectories as give ``wanted`` uses; keep the states that they visit, with what the teacher says."""
+        raise NotImplementedError
+
+    def _draw(self, step: int) -> tuple[States, int]:
+        """Forward-diffused data, then aggregated states, in the shares of the phase; and how many of the latter there are."""
+        size, first, end = self.config.batch_size, 0, self.draws
+        if self.dataset is None or self.config.ddil is None:
+            return self._data(step, size, first, end), 0
+        phase, first, end = phase_at(self.config.ddil.phases, step, end)
+        count = round(phase.aggregated * size)
+        if self.dataset.pending < count:
+            horizon = min(self.config.ddil.collect_every, end - step)
+            self._collect(self.dataset, self.config.ddil, phase, horizon * count - self.dataset.pending, step)
+        aggregated = States(*self.dataset.take(count))
+        if count == size:
+            return aggregated, count
+        return States.cat(self._data(step, size - count, first, end), aggregated), count
+
+    _ahead: list[States]
+    _ahead_from = -1
+
+    def _data(self, step: int, count: int, first: int, end: int) -> States:
+        """This update's ``count`` forward-diffused states, of a phase from ``first`` to ``end``.
+
+        The teacher labels those of several updates together. Which ones go together depends on the update's number alone, so
+        that a resumed run labels the same batch again.
+        """
+        together = max(1, self.config.teacher_batch_size // count)
+        start = step - (step - first) % together
+        if start != self._ahead_from:
+            self._ahead_from = start
+            self._ahead = self._diffuse(range(start, min(start + together, end)), count).split(count)
+        return self._ahead[step - start]
+
+    def _diffuse(self, steps: range, count: int) -> States:
+        """``count`` forward-diffused states for each of some updates, with the teacher's targets."""
+        drawn, told = [], []
+        for step in steps:
+            generator = self.generator(step, 0)
+            x0, row = self.pool.draw(count, generator)
+            transition = torch.randint(len(self.times), (count,), generator=generator)
+            drawn.append((x0, row, transition, torch.randn(x0.shape, generator=generator)))
+            guidance = self.draw_guidance(count, generator)
+            told += [] if guidance is None else [guidance]
+        x0, row, transition, eps = (torch.cat(column) for column in zip(*drawn, strict=True))
+        g = torch.cat(told) if told else None
+        t = self.times[transition.to(self.device)]
+        z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
+        return States(z, self.label(z, transition, row, g), transition, row, g)
+
+
+class RolloutStage(SourcedStage):
+    """A stage whose rollouts have one actor each, from noise to the end: the teacher's, then the student's.
+
+    They differ in length, so their numbers are chosen such that of all states the phase's ``p_teacher`` are the teacher's.
+    """
+
+    walkers: Mapping[str, Actor]
+    """By actor, whoever rolls out, one state a transition."""
+
+    def keep(
+        self,
+        dataset: AggregatedDataset,
+        actor: str,
+        transition: int,
+        row: Tensor,
+        z_t: Tensor,
+        z_s: Tensor,
+        g: Tensor | None,
+    ) -> list[int]:
+        """Store what an actor visited, z_t, and where it went, z_s; returns their places."""
+        raise NotImplementedError
+
+    def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
+        """What an actor's network is told."""
+        return self.condition(row)
+
+    def walker(self, actor: str, generator: torch.Generator) -> Actor:
+        """Who rolls out; a student that draws noise on its way takes it from ``generator``."""
+        return self.walkers[actor]
+
+    def _collect(
+        self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
+    ) -> None:
+        generator = self.generator(step, 1)
+        lengths = {actor: len(self.walkers[actor].steps) for actor in (TEACHER, STUDENT)}
+        counts = trajectories(math.ceil(wanted / ddil.uses), phase.p_teacher, lengths, generator)
+        places: list[int] = []
+        for actor, count in counts.items():
+            if count:
+                places += self._roll(dataset, actor, count, generator)
+        dataset.enqueue(places, generator)
+
+    def _roll(self, dataset: AggregatedDataset, actor: str, count: int, generator: torch.Generator) -> list[int]:
+        row = torch.randint(len(self.pool), (count,), generator=generator)
+        z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
+        guidance = self.draw_guidance(count, generator)
+        walker = self.walker(actor, generator)
+        places: list[int] = []
+
+        def observe(_: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
+            g = None if guidance is None else guidance[rows]
+            places.extend(self.keep(dataset, actor, transition, row[rows], z_t, z_s, g))
+
+        strings = [{actor * len(walker.steps)}] * count
+        size = self.config.teacher_batch_size
+        with self.accelerator.autocast():
+            told = self.tell(actor, row, guidance)
+            rollout({actor: walker}, z, told, strings, batch_size=size, observe=observe, pad=False)
+        return places
+
+
+def trajectories(
+    states: int, p_teacher: float, lengths: Mapping[str, int], generator: torch.Generator
+) -> dict[str, int]:
+    """How many trajectories of each actor give at least ``states`` states, of which ``p_teacher`` are the teacher's.
+
+    What does not divide is rounded up or down at random, with the probability that keeps the mean.
+    """
+    counts = dict.fromkeys(lengths, 0)
+    while (missing := states - sum(counts[actor] * length for actor, length in lengths.items())) > 0:
+        for actor, length in lengths.items():
+            share = p_teacher if actor == TEACHER else 1 - p_teacher
+            draw = float(torch.rand((), generator=generator, dtype=torch.float64))
+            counts[actor] += math.floor(share * missing / length + draw)
+    return counts
+
+
+def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int, int]:
+    """The phase that an update is in, its first update, and the update at which it ends."""
+    first = 0
+    for phase in phases:
+        end = round(phase.until * updates)
+        if step < end:
+            return phase, first, end
+        first = end
+    raise IndexError(f"update {step} is past the stage's {updates}")
