@@ -37,6 +37,12 @@ class RecipeExtractors(Extractors):
             raise WrongCommand(
                 f"the metric 'patch_fid' needs a recipe that cuts patches, and {recipe.name!r} cuts none; take 'dmd2-sdxl'"
             )
+        of_shapes = [name for name in names if name in METRICS and METRICS[name].network.shapes_alone]
+        if of_shapes and recipe.size is not None:
+            raise WrongCommand(
+                f"the metric {of_shapes[0]!r} reads the shapes world's pictures as they are drawn, and the recipe "
+                f"{recipe.name!r} resizes to {recipe.size} px; choose other metrics"
+            )
         super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
         self.recipe = recipe
         self.metric_of = {METRICS[name].network.name: name for name in reversed(self.metrics)}

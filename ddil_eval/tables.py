@@ -313,7 +313,7 @@ def _setting(group: Group) -> str:
     parts += [f"data {data}", f"recipe {first.recipe}"]
     if group.experiment == "covariate-shift":
         parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]
-    parts += [f"seed {', '.join(map(str, first.seeds))}", f"N asked {first.n_asked}"]
+    parts += [f"seed {', '.join(map(str, first.seeds)) or 'unknown'}", f"N asked {first.n_asked}"]
     sentence = ", ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}; brackets hold 95% intervals."
 
