@@ -206,9 +206,8 @@ def _best(group: Group, table: Table, names: Sequence[str]) -> frozenset[tuple[i
         if len(found) < 2 or column.direction is None:
             continue
         (first, index), (second, other) = found[:2]
-        paired = (
-            _difference(group, column.key, {names[index], names[other]}) if names.count(names[index]) == 1 else None
-        )
+        alone = names.count(names[index]) == names.count(names[other]) == 1  # else it may be another pair's difference
+        paired = _difference(group, column.key, {names[index], names[other]}) if alone else None
         apart = first.high < second.low or second.high < first.low
         if significant(paired) if paired is not None else apart:
             best.add((index, place))
