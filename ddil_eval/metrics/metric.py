@@ -51,8 +51,8 @@ class Network:
 
     ``open_on`` loads it onto a device. ``version`` is raised when the same weights come to give other features; with the
     weights' SHA-256 it is what cached reference features are kept under. ``prefixed`` networks read a recipe's prefix
-    before each caption ("A photo depicts "); those that ``reads_captions`` cannot see a picture without. ``shapes_alone`` ones see the shapes world's
-    pictures alone, unresized.
+    before each caption ("A photo depicts "); those that ``reads_captions`` cannot see a picture without. ``shapes_alone`` ones
+    see the shapes world's pictures alone, unresized.
     """
 
     name: str
