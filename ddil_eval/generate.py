@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from ddil_core.models import Model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
 from ddil_core.sampling import Sampling
-from ddil_eval.store import replacing, write_text
+from ddil_eval.store import digest, replacing, write_text
 
 INDEX = INDEXES[0]
 MADE = "made.json"
@@ -138,7 +138,8 @@ class Made:
             return cls(str(folder))
         try:
             told = json.loads(path.read_text())
-            return cls(**told | {"grid": tuple(told["grid"])})
+            known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
+            return cls(**known | {"grid": tuple(told["grid"])})
         except (ValueError, TypeError, KeyError) as error:
             raise DdilError(f"the file {path} is damaged; delete it to score the pictures without it") from error
 
@@ -152,11 +153,16 @@ class Keeper:
 
     def __init__(self, folder: Path, made: Made, prompts: Sequence[Prompt]) -> None:
         self.folder, self.made, self.prompts = folder, made, prompts
-        path, text = folder / MADE, json.dumps(asdict(made), indent=2) + "\n"
+        drawn = {
+            "prompt_ids_sha256": digest([prompt.id for prompt in prompts]),
+            "captions_sha256": digest([prompt.text for prompt in prompts]),
+        }
+        path, text = folder / MADE, json.dumps(asdict(made) | drawn, indent=2) + "\n"
         if path.is_file() and path.read_text() != text:
             raise WrongCommand(f"the folder {folder} holds pictures that were made otherwise; choose another --out")
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise WrongCommand(f"the folder {folder} is not empty and holds no kept pictures; choose another --out")
+        (folder / INDEX).unlink(missing_ok=True)  # the new one stands once all pictures do
         write_text(path, text)
 
     def keep(self, batch: Batch) -> None:

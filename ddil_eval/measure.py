@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -45,6 +46,10 @@ class Extractors:
         self._of = {
             kind: {r.network.name for r in rows if r.kind == kind} for kind in ("mean", "set", "alone", "group")
         }
+
+    def identity(self) -> list[dict[str, Any]]:
+        """What features depend on of the networks, in the order of their names."""
+        return [self.networks[name].identity() for name in sorted(self.networks)]
 
     def __call__(self, images: np.ndarray, captions: list[str]) -> Features:
         """Pictures uint8 [B, H, W, 3] with their captions → features [B, d] by network; not those of "group" metrics."""

@@ -129,6 +129,7 @@ def load_recipe(reference: str) -> Recipe:
     Raises:
         WrongCommand: there is no such recipe, or its keys do not fit.
     """
+    shipped = protocols() / "recipes.yaml"
     if reference.endswith((".yaml", ".yml")):
         path = Path(reference).expanduser()
         known = read_yaml(path)
@@ -136,7 +137,7 @@ def load_recipe(reference: str) -> Recipe:
             raise WrongCommand(f"{path} holds {len(known)} recipes, and one file gives one; leave the others out")
         name = next(iter(known))
     else:
-        path, name = protocols() / "recipes.yaml", reference
+        path, name = shipped, reference
         known = read_yaml(path)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -145,7 +146,16 @@ def load_recipe(reference: str) -> Recipe:
             f"the recipe {name!r} is not known; it may be one of {', '.join(known)}, or a YAML file{hint}"
         )
     content = known[name] if isinstance(known[name], dict) else {}
-    return validate(Recipe, {"name": name} | content, f"the recipe {name!r} of {path}")
+    recipe = validate(Recipe, {"name": name} | content, f"the recipe {name!r} of {path}")
+    if (
+        path != shipped
+        and name in (own := read_yaml(shipped))
+        and recipe != Recipe.model_validate({"name": name} | own[name])
+    ):
+        raise WrongCommand(
+            f"{path} calls its recipe {name!r}, as a shipped recipe that differs is called; give it a name of its own"
+        )
+    return recipe
 
 
 def recipe_for(data: str) -> str:

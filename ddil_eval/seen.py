@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,14 @@ from ddil_eval.recipes import Preparation, Recipe
 from ddil_eval.references import kept_reference
 
 BATCH = 64
+DECLARED = {
+    "fid": {"fid_input": "clean-fid"},
+    "patch_fid": {"fid_input": "clean-fid"},
+    "fid_pytorch": {"fid_input": "pytorch-fid"},
+    "clip_score": {"clip": "ViT-g-14 laion2b_s12b_b42k"},
+    "clip_score_s34b": {"clip": "ViT-g-14 laion2b_s34b_b88k"},
+}
+"""What a recipe that declares the key must declare for a metric to be its own."""
 
 
 class RecipeExtractors(Extractors):
@@ -37,6 +46,13 @@ class RecipeExtractors(Extractors):
             raise WrongCommand(
                 f"the metric 'patch_fid' needs a recipe that cuts patches, and {recipe.name!r} cuts none; take 'dmd2-sdxl'"
             )
+        of_shapes = [name for name in names if name in METRICS and METRICS[name].network.shapes_alone]
+        if of_shapes and recipe.size is not None:
+            raise WrongCommand(
+                f"the metric {of_shapes[0]!r} reads the shapes world's pictures as they are drawn, and the recipe "
+                f"{recipe.name!r} resizes to {recipe.size} px; choose other metrics"
+            )
+        _refuse_other_networks(names, recipe)
         super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
         self.recipe = recipe
         self.metric_of = {METRICS[name].network.name: name for name in reversed(self.metrics)}
@@ -44,7 +60,7 @@ class RecipeExtractors(Extractors):
     def __call__(self, images: np.ndarray, captions: list[str]) -> Features:
         """Generated pictures as they come, uint8 [B, H, W, 3], with their captions → features [B, d] by network."""
         views = self._views(list(images), self.open, generated=True)
-        return {name: self._extract(name, views[name], captions) for name in self.open}
+        return {name: self._features(name, views[name], captions) for name in self.open}
 
     def reference(self, data: DataSet, count: int, recipe: str = "") -> Features:
         """Features of the first ``count`` reference pictures, for the metrics that compare sets; kept under the recipe's hash."""
@@ -54,24 +70,45 @@ class RecipeExtractors(Extractors):
             with progress("reference pictures", total=count) as advance:
                 for images in rebatched(data.pictures(count), BATCH):
                     views = self._views(images, networks, generated=False)
-                    yield {name: self.open[name](views[name], [""] * len(images)) for name in networks}
+                    yield {name: self._features(name, views[name], [""] * len(images)) for name in networks}
                     advance(len(images))
 
         key = content_hash(self.recipe.model_dump(mode="json", exclude={"name", "source", "metrics"}))
         return kept_reference(data, count, recipe or key, {network.name: network for network in compared}, extract)
 
+    def _features(self, name: str, views: Sequence[np.ndarray], captions: list[str]) -> np.ndarray:
+        """What a network makes of batches, which follow one another as the captions do: [B, d]."""
+        starts = itertools.accumulate((len(view) for view in views), initial=0)
+        parts = [
+            self._extract(name, view, captions[start : start + len(view)])
+            for view, start in zip(views, starts, strict=False)
+        ]
+        return np.concatenate(parts)
+
     def _views(
         self, images: Sequence[np.ndarray], networks: Iterable[str], *, generated: bool
-    ) -> dict[str, np.ndarray]:
-        """Pictures uint8 [H, W, 3] → for each network uint8 [B, h, w, 3]."""
-        seen: dict[Preparation, np.ndarray] = {}
+    ) -> dict[str, list[np.ndarray]]:
+        """Pictures uint8 [H, W, 3] → for each network its batches uint8 [B, h, w, 3]."""
+        seen: dict[Preparation, list[np.ndarray]] = {}
         views = {}
         for network in networks:
             preparation = self.recipe.preparation(self.metric_of[network], generated=generated)
             if preparation not in seen:
-                seen[preparation] = _stack([preparation(image) for image in images], self.recipe.name)
+                seen[preparation] = _stacked([preparation(image) for image in images], preparation, self.recipe.name)
             views[network] = seen[preparation]
         return views
+
+
+def _refuse_other_networks(names: Sequence[str], recipe: Recipe) -> None:
+    """Refuse metrics whose network is another than the one that a recipe declares; what it leaves null, it does not use."""
+    declared = {"fid_input": recipe.fid_input, "clip": recipe.clip and f"{recipe.clip.model} {recipe.clip.weights}"}
+    for name in names:
+        for key, value in DECLARED.get(name, {}).items():
+            if declared[key] not in (None, value):
+                raise WrongCommand(
+                    f"the metric {name!r} takes {value}, and the recipe {recipe.name!r} declares {declared[key]} as its {key}; "
+                    "choose the metric that fits, or another recipe"
+                )
 
 
 def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -86,12 +123,15 @@ def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndar
         yield held
 
 
-def _stack(images: Sequence[np.ndarray], recipe: str) -> np.ndarray:
+def _stacked(images: Sequence[np.ndarray], preparation: Preparation, recipe: str) -> list[np.ndarray]:
+    """One batch of all pictures. Patches of pictures that are smaller than a patch differ in size: each is a batch then."""
     sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) > 1 and preparation.patch is not None:
+        return [image[None] for image in images]
     if len(sizes) > 1:
         (a, b), (c, d) = sizes[:2]
         raise WrongCommand(
             f"pictures of {b} × {a} and {d} × {c} px are mixed, and the recipe {recipe!r} does not resize; "
             "take a recipe that does, or pictures of one size"
         )
-    return np.stack(images)
+    return [np.stack(images)]

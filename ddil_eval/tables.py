@@ -206,9 +206,8 @@ def _best(group: Group, table: Table, names: Sequence[str]) -> frozenset[tuple[i
         if len(found) < 2 or column.direction is None:
             continue
         (first, index), (second, other) = found[:2]
-        paired = (
-            _difference(group, column.key, {names[index], names[other]}) if names.count(names[index]) == 1 else None
-        )
+        alone = names.count(names[index]) == names.count(names[other]) == 1  # else it may be another pair's difference
+        paired = _difference(group, column.key, {names[index], names[other]}) if alone else None
         apart = first.high < second.low or second.high < first.low
         if significant(paired) if paired is not None else apart:
             best.add((index, place))
@@ -313,7 +312,7 @@ def _setting(group: Group) -> str:
     parts += [f"data {data}", f"recipe {first.recipe}"]
     if group.experiment == "covariate-shift":
         parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]
-    parts += [f"seed {', '.join(map(str, first.seeds))}", f"N asked {first.n_asked}"]
+    parts += [f"seed {', '.join(map(str, first.seeds)) or 'unknown'}", f"N asked {first.n_asked}"]
     sentence = ", ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}; brackets hold 95% intervals."
 

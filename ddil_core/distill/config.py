@@ -112,7 +112,7 @@ class MethodConfig(Strict):
     save_every: int = Field(default=250, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     watch: WatchConfig | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     ddil: DdilConfig | None = None
 
     @model_validator(mode="after")

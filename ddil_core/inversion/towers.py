@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddil_core.environment import full_precision
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.inversion.words import Vocabulary, Words, gather
 
@@ -38,6 +39,7 @@ class Towers:
         return gather([self.parts], vocabulary, f"the CLIP {self.reference!r}", layer.weight.device)  # type: ignore[arg-type]
 
     @torch.no_grad()
+    @full_precision()
     def similarity(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         """The cosine of each picture with its other, float64 [B]."""
         return (self.images(images) * self.images(others)).sum(-1).double().cpu().numpy()

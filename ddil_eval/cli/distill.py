@@ -18,10 +18,12 @@ from ddil_eval.cli import options
 @click.option(
     "--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone."
 )
-@click.option("--data", default="shapes", show_default=True, help=options.DATA_HELP)
+@click.option(
+    "--data", default="shapes", show_default=True, help="The data set to train on: 'shapes' (see 'ddil data')."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The run folder.")
 @click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
-@click.option("--seed", type=int, default=None, help="The run's seed, in place of the protocol's.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="The run's seed, in place of the protocol's.")
 @options.protocol_options
 @options.download_option
 @options.device_option

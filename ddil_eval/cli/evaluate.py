@@ -41,7 +41,12 @@ evaluate.add_command(prompt_inversion)
 @click.option(
     "--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions."
 )
-@click.option("--seed", type=int, default=None, help="The seed of noise and decisions, in place of the protocol's.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=None,
+    help="The seed of noise and decisions, in place of the protocol's.",
+)
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.download_option
@@ -83,7 +88,7 @@ def covariate_shift(
 @click.option("--num-images", "num_prompts", type=click.IntRange(min=4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
-@click.option("--seed", type=int, default=None, help="The seed of the noise.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
 @options.protocol_options
@@ -108,6 +113,7 @@ def coco(
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
+    content.pop("differences", None)  # of a table's own rows, in whose place the models are
     content |= given | {"systems": rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
@@ -121,7 +127,9 @@ def coco(
 @click.argument("protocol", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--data", default=None, help=options.DATA_HELP + " In place of the protocol's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
-@click.option("--seed", type=int, default=None, help="The seed of the noise, in place of the protocol's.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=None, help="The seed of the noise, in place of the protocol's."
+)
 @click.option(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
@@ -171,7 +179,7 @@ def run(
 @click.option("--num-images", type=int, default=None, help="How many pictures of each folder; by default all.")
 @click.option("--reference-pictures", type=int, default=None,
               help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
-@click.option("--seed", type=int, default=None, help="The seed of resampling, for intervals.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="The seed of resampling, for intervals.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.device_option

@@ -19,7 +19,9 @@ from ddil_eval.cli import options
 @click.option("--towers", default=None, metavar="DIR",
               help="A folder with the CLIP that chooses prompts by their pictures; the shapes world has its own.")  # fmt: skip
 @click.option("--num-images", type=int, default=None, help="How many pictures are inverted.")
-@click.option("--seed", type=int, default=None, help="The seed of all noise, in place of the protocol's.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=None, help="The seed of all noise, in place of the protocol's."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The results folder.")
 @options.protocol_options
 @options.download_option

@@ -23,7 +23,9 @@ from ddil_eval.cli import options
 @click.option(
     "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed that the noise is drawn from.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed that the noise is drawn from."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures."
 )

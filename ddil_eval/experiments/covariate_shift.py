@@ -21,6 +21,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from ddil_core.data import Prompt, open_data
+from ddil_core.environment import full_precision
 from ddil_core.errors import WrongCommand
 from ddil_core.models import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
@@ -31,8 +32,9 @@ from ddil_core.sample import CUT
 from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.experiments.reference import open_reference, split_of
+from ddil_eval.experiments.reference import describe_reference, open_reference
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
+from ddil_eval.prompts import choose_prompts
 from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest, write_text
 
@@ -44,8 +46,8 @@ Dtype = Literal["float32", "bfloat16"]
 class CovariateShiftConfig(Strict):
     """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times.
 
-    ``recipe`` is the data set's where none is named. ``teacher_dtype`` and ``student_dtype`` are those of the two networks'
-    weights; text encoder and autoencoder are float32.
+    ``recipe`` is the data set's where none is named, and ``metrics`` are the recipe's. ``teacher_dtype`` and
+    ``student_dtype`` are those of the two networks' weights; text encoder and autoencoder are float32.
     """
 
     experiment: Literal["covariate-shift"] = "covariate-shift"
@@ -59,13 +61,13 @@ class CovariateShiftConfig(Strict):
     factorial: bool = False
     num_prompts: int = Field(default=1000, ge=4)
     reference_pictures: int = Field(default=2000, ge=2)
-    metrics: tuple[str, ...] = ("fd_efflite0", "clip_score_shapes", "drawn_right")
+    metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     chunk: int = Field(default=128, ge=1)
     figure_prompts: int = Field(default=4, ge=0)
     teacher_dtype: Dtype = "float32"
     student_dtype: Dtype = "float32"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("p_teacher")
     @classmethod
@@ -186,42 +188,41 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     solver = get_solver(config.solver)
     require_stateless(solver)
     recipe, data = open_reference(config.data, config.recipe, config.reference_pictures)
+    extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
     teacher_model, student_model = load_pair(teacher, student, config, device)
     actors, student_grid = take_turns(teacher_model, student_model, config)
-    prompts = data.prompts(config.num_prompts)
+    chosen = choose_prompts(data, config.num_prompts, None)
+    prompts = chosen.prompts
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
         warn(CUT.format(cut, len(prompts)))
     samples = [Sample(prompt.id) for prompt in prompts]
     wanted = runs(config, student_grid, samples)
-    extractors = RecipeExtractors(config.metrics, device, recipe)
+    resolved = {"recipe": recipe.model_dump(mode="json"), "metrics": list(extractors.metrics)}
+    protocol = config.model_dump(mode="json") | resolved
+    described = describe_reference(data, config.reference_pictures, extractors.metrics) | chosen.described()
     identity = {
-        "config": config.model_dump(mode="json"),
-        "teacher": teacher_model.weights_sha256(),
-        "student": student_model.weights_sha256(),
+        "protocol": protocol,
+        "data": described,
+        "networks": extractors.identity(),
+        "weights": [model.weights_sha256() for model in (teacher_model, student_model)],
     }
     work = out / "partial" / content_hash(identity)[:16]
-    tree = Tree(teacher_model, actors, config, extractors, work)
-    features, place, evaluations = tree.grow(prompts, samples, wanted)
+    features, place, evaluations = Tree(teacher_model, actors, config, extractors, work).grow(prompts, samples, wanted)
     rows = {run.key: np.array([place[index, string] for index, string in enumerate(run.strings)]) for run in wanted}
     reference = extractors.reference(data, config.reference_pictures)
-    cells = Cells(features, rows, reference, config.seed, config.metrics)
+    cells = Cells(features, rows, reference, config.seed, extractors.metrics)
     effects = effect_contrasts(wanted, len(student_grid)) if config.factorial else {}
     estimates = cells.estimates(cells.single() | effects)
+    scale = teacher_model.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
     common = provenance(
         experiment=EXPERIMENT,
-        config=config,
+        protocol=protocol,
         systems={"teacher": teacher_model, "student": student_model},
-        data={
-            "reference": data.reference,
-            "split": split_of(data),
-            "prompt_ids_sha256": digest([p.id for p in prompts]),
-        },
+        data=described,
         recipe=recipe.label(len(prompts), config.reference_pictures),
         solver=solver.name,
         grid=student_grid,
-        guidance_scale=teacher_model.sampling.guidance_scale
-        if config.guidance_scale is None
-        else config.guidance_scale,
+        guidance_scale=scale,
         reflection="none",
         seeds=[config.seed],
         n_asked=config.num_prompts,
@@ -301,6 +302,7 @@ class Tree:
         counts = {name: int(arrays[f"evaluations {name}"]) for name in self.actors}
         return {name: arrays[name] for name in self.extractors.open}, keys, counts
 
+    @full_precision()
     def _measure(
         self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
     ) -> Arrays:

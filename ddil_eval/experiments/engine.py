@@ -51,6 +51,7 @@ class Setting:
     reference_pictures: int
     data: dict[str, Any]
     count: int
+    batch_size: int
     seed: int
     device: str
 
@@ -69,7 +70,7 @@ def measure(
     """
     started = time.monotonic()
     reference = extractors.reference(setting.reference, setting.reference_pictures)
-    work = out / "partial" / content_hash({"shared": setting.shared, "names": [c.name for c in contestants]})[:16]
+    work = out / "partial" / _work_key(contestants, extractors, setting)
     made: dict[str, Made] = {}
     stream = (part for contestant in contestants for part in _features(contestant, extractors, setting, work, made))
     features = gathered(stream, setting.count * len(contestants), work / "features")
@@ -83,7 +84,6 @@ def measure(
         "data": setting.data,
         "recipe": setting.label,
         "reflection": "none",
-        "seeds": [setting.seed],
         "n_asked": setting.count,
         "n_done": setting.count,
         "device": setting.device,
@@ -103,12 +103,25 @@ def measure(
             "grid": list(first.grid),
             "guidance_scale": first.guidance_scale,
             "pictures_sha256": first.pictures_sha256 if len(members) == 1 else None,
+            "seeds": sorted({seed for m in members if (seed := made[m].seed) is not None}),
         }
         nfe = {name: first.nfe} if len(members) == 1 and first.nfe is not None else {}
         records += save_cells(common | own, {name: described[name]}, estimates, nfe, out)
     del features, cells
     shutil.rmtree(work, ignore_errors=True)
     return records
+
+
+def _work_key(contestants: Sequence[Contestant], extractors: Extractors, setting: Setting) -> str:
+    """All that finished batches depend on beside how a contestant's pictures are made; they are numbered by the batch."""
+    depends = {
+        "shared": setting.shared,
+        "names": [contestant.name for contestant in contestants],
+        "data": setting.data,
+        "batch_size": setting.batch_size,
+        "networks": extractors.identity(),
+    }
+    return content_hash(depends)[:16]
 
 
 def _features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ddil_core.environment import full_precision
 from ddil_core.inversion.towers import Towers
 from ddil_core.models import Model, load_model
 from ddil_core.noise import Sample
 from ddil_core.progress import progress, warn
 from ddil_core.protocol import content_hash
 from ddil_core.sample import draw, remarks, settings
+from ddil_core.sampling import Sampling
 from ddil_eval.experiments.systems import SystemConfig, how_made
 from ddil_eval.features import Arrays
 from ddil_eval.generate import Made
@@ -69,8 +72,9 @@ class Gallery:
         for sentence in remarks(model, prompts, sampling):
             warn(f"{system.name}: {sentence}")
         made = how_made(model, sampling, self.seed)
-        place = self.work / content_hash([made.weights_sha256, str(sampling), list(prompts), self.number])[:16]
+        place = self.work / self._work_key(made, sampling, prompts)
 
+        @full_precision()
         def measure(part: slice) -> Arrays:
             texts = [text for text in prompts[part] for _ in range(self.number)]
             samples = [Sample(name, number) for name in self.ids[part] for number in range(self.number)]
@@ -84,6 +88,23 @@ class Gallery:
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         shown = whole.pop("shown")
         return Drawn(system, made, whole, shown)
+
+    def _work_key(self, made: Made, sampling: Sampling, prompts: Sequence[str]) -> str:
+        """All that finished batches of a system depend on; they are numbered by their first prompt."""
+        depends = {
+            "weights": made.weights_sha256,
+            "sampling": str(sampling),
+            "prompts": list(prompts),
+            "ids": list(self.ids),
+            "references": hashlib.sha256(self.references.tobytes()).hexdigest(),
+            "number": self.number,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "distance": self.distance,
+            "networks": self.extractors.identity(),
+            "towers": self.towers.identity,
+        }
+        return content_hash(depends)[:16]
 
     def _sized(self, images: np.ndarray) -> np.ndarray:
         """Pictures [M, …] → [M / number, number, …], of the references' size."""

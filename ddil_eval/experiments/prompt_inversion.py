@@ -77,7 +77,7 @@ class InversionConfig(Strict):
     batch_size: int = Field(default=16, ge=1)
     draw_batch_size: int = Field(default=64, ge=1)
     figures: int = Field(default=32, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _names_fit(self) -> InversionConfig:

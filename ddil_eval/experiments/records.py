@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from ddil_core.distill.run import commit, versions
 from ddil_core.models import Model
 from ddil_core.protocol import content_hash
@@ -16,9 +14,8 @@ from ddil_eval.statistics import Estimate
 from ddil_eval.store import Measured, Record, save
 
 
-def provenance(*, config: BaseModel, systems: Mapping[str, Model], **rest: Any) -> dict[str, Any]:
+def provenance(*, protocol: dict[str, Any], systems: Mapping[str, Model], **rest: Any) -> dict[str, Any]:
     """The part of a record that all cells of a measurement share; ``rest`` are further fields of ``Record``."""
-    protocol = config.model_dump(mode="json")
     described = {
         role: {"reference": model.reference, "weights_sha256": model.weights_sha256()}
         for role, model in systems.items()

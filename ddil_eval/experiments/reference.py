@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ddil_core.data import DataSet, open_data
 from ddil_core.errors import WrongCommand
 from ddil_core.folder import PictureFiles, named, survey
 from ddil_core.progress import warn
+from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
+from ddil_eval.references import content_sha256
 
 
 def refuse_other_reference(recipe: Recipe, reference: str) -> None:
@@ -26,6 +31,17 @@ def refuse_other_reference(recipe: Recipe, reference: str) -> None:
 def split_of(data: DataSet) -> str:
     """The name of a data set's evaluation split."""
     return data.split if isinstance(data, PictureFiles) else "validation"
+
+
+def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:
+    """For a record: which data set and split and, where ``metrics`` compare with picture files, a hash of those.
+
+    The shapes world's pictures are the package's own, which a record pins by its version.
+    """
+    described = {"reference": data.reference, "split": split_of(data)}
+    if isinstance(data, PictureFiles) and any(METRICS[name].kind == "set" for name in metrics):
+        described["reference_sha256"] = content_sha256(data, count)
+    return described
 
 
 def check_reference(data: DataSet, count: int) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -15,7 +14,7 @@ from ddil_core.errors import WrongCommand
 from ddil_core.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.protocol import Strict
 from ddil_eval.experiments.engine import Contestant, Setting, measure
-from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
+from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.generate import Made, Opened, Saved, open_saved
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
@@ -25,7 +24,8 @@ from ddil_eval.store import Record, digest
 
 class ScoreConfig(Strict):
     """Folders against one reference, as data: a folder, or a data set by reference. What is left out comes from the recipe;
-    ``num_images`` and ``reference_pictures`` are all that there are where they are left out."""
+    ``num_images`` and ``reference_pictures`` are all that there are where they are left out; ``seed``, that of resampling, is
+    the one that the pictures were drawn with, where they tell it, so that their intervals are those of the first time."""
 
     folders: tuple[str, ...] = Field(min_length=1)
     reference: str
@@ -34,7 +34,7 @@ class ScoreConfig(Strict):
     reference_pictures: int | None = Field(default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
-    seed: int = 0
+    seed: int | None = Field(default=None, ge=0)
 
     @field_validator("folders")
     @classmethod
@@ -68,7 +68,8 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
         together.setdefault(digest([picture.id for picture in files]), []).append(folder)
     records = []
     for names in together.values():
-        setting = _setting(config, recipe, reference, pictures, folders[names[0]], device)
+        seed = _seed(config, names[0])
+        setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
         rows = [Contestant(name, partial(_open, Path(name).expanduser(), folders[name], config)) for name in names]
         records += measure(rows, [], extractors, setting, out)
     return records
@@ -94,29 +95,48 @@ def _require_captions(folder: str, files: Sequence[Picture], metrics: Sequence[s
         )
 
 
+def _seed(config: ScoreConfig, folder: str) -> int:
+    """The seed of resampling: the one asked for, else that of the folder's pictures, else 0."""
+    made = Made.read(Path(folder).expanduser()).seed
+    return next((seed for seed in (config.seed, made) if seed is not None), 0)
+
+
 def _open(folder: Path, files: Sequence[Picture], config: ScoreConfig) -> Opened:
     made = replace(Made.read(folder), pictures_sha256=files_sha256(files))
     return Opened(made, Saved(files, config.batch_size))
 
 
 def _setting(
-    config: ScoreConfig, recipe: Recipe, reference: DataSet, pictures: int, files: Sequence[Picture], device: str
+    config: ScoreConfig,
+    recipe: Recipe,
+    reference: DataSet,
+    pictures: int,
+    files: Sequence[Picture],
+    seed: int,
+    device: str,
 ) -> Setting:
-    data: dict[str, Any] = {
-        "reference": reference.reference,
-        "split": split_of(reference),
+    metrics = config.metrics or recipe.metrics
+    data = describe_reference(reference, pictures, metrics) | {
         "prompt_ids_sha256": digest([picture.id for picture in files]),
         "captions_sha256": digest([picture.caption for picture in files]),
     }
-    protocol = config.model_dump(mode="json") | {"recipe": recipe.model_dump(mode="json"), "num_images": len(files)}
+    resolved = {
+        "recipe": recipe.model_dump(mode="json"),
+        "num_images": len(files),
+        "reference_pictures": pictures,
+        "metrics": list(metrics),
+        "seed": seed,
+    }
+    protocol = config.model_dump(mode="json") | resolved
     return Setting(
-        protocol=protocol | {"reference_pictures": pictures},
+        protocol=protocol,
         shared={key: value for key, value in protocol.items() if key not in ("folders", "batch_size")},
         recipe=recipe,
         reference=reference,
         reference_pictures=pictures,
         data=data,
         count=len(files),
-        seed=config.seed,
+        batch_size=config.batch_size,
+        seed=seed,
         device=device,
     )

@@ -24,7 +24,7 @@ from ddil_core.sample import remarks, settings
 from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
 from ddil_eval.experiments.engine import Contestant, Setting, measure
-from ddil_eval.experiments.reference import check_reference, refuse_other_reference, split_of
+from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
 from ddil_eval.metrics import METRICS
 from ddil_eval.prompts import Prompts, choose_prompts
@@ -80,7 +80,7 @@ class SystemsConfig(Strict):
     reference_pictures: int | None = Field(default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _names_fit(self) -> SystemsConfig:
@@ -213,8 +213,9 @@ def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setti
         recipe=recipe,
         reference=data,
         reference_pictures=pictures,
-        data={"reference": data.reference, "split": split_of(data), **prompts.described()},
+        data=describe_reference(data, pictures, found.metrics) | prompts.described(),
         count=count,
+        batch_size=config.batch_size,
         seed=config.seed,
         device=device,
     )

@@ -31,5 +31,6 @@ CLIP_SCORE_SHAPES = Metric(
         open_on=open_shapes_scorer,
         lacks=lambda: scorer.missing(scorer.WEIGHTS),
         reads_captions=True,
+        shapes_alone=True,
     ),
 )

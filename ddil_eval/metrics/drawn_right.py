@@ -35,5 +35,11 @@ DRAWN_RIGHT = Metric(
     title="captions drawn exactly right",
     direction="higher",
     kind="mean",
-    network=Network("drawn_right", "nothing: the reader is part of the shapes world", _open, reads_captions=True),
+    network=Network(
+        "drawn_right",
+        "nothing: the reader is part of the shapes world",
+        _open,
+        reads_captions=True,
+        shapes_alone=True,
+    ),
 )

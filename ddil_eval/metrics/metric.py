@@ -51,7 +51,8 @@ class Network:
 
     ``open_on`` loads it onto a device. ``version`` is raised when the same weights come to give other features; with the
     weights' SHA-256 it is what cached reference features are kept under. ``prefixed`` networks read a recipe's prefix
-    before each caption ("A photo depicts "); those that ``reads_captions`` cannot see a picture without.
+    before each caption ("A photo depicts "); those that ``reads_captions`` cannot see a picture without. ``shapes_alone`` ones
+    see the shapes world's pictures alone, unresized.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Network:
     version: int = 1
     prefixed: bool = False
     reads_captions: bool = False
+    shapes_alone: bool = False
 
     def missing(self) -> str | None:
         """None where all that is needed is here, else one sentence with the cure; opens nothing heavy."""

@@ -12,7 +12,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -79,7 +81,7 @@ class Weights:
         """How far the file is held to what its source publishes, in a word."""
         if self.sha256 is None:
             return "unverified"
-        return "verified" if self.convert is None else "verified when fetched"
+        return "verified" if self.convert is None else "verified when fetched, not when added converted"
 
     def add(self, published: Path) -> Path:
         """Take the published file, checked and converted, into the user's folder; returns its place there.
@@ -112,20 +114,27 @@ class Weights:
         try:
             with urlopen(self.url) as source, replacing(target) as temporary:
                 with temporary.open("wb") as file:
-                    shutil.copyfileobj(source, file)
+                    self._receive(source, file)
                 length = source.headers.get("Content-Length")
                 if length is not None and temporary.stat().st_size != int(length):
                     raise DdilError(
                         f"{self.url} broke off after {temporary.stat().st_size} of {length} bytes; try again"
                     )
             return self.add(target)
-        except URLError as error:
+        except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
+            reason = error.reason if isinstance(error, URLError) else error
             raise DdilError(
-                f"{self.url} cannot be reached ({error.reason}); fetch it elsewhere and give it with: "
+                f"{self.url} cannot be reached ({reason}); fetch it elsewhere and give it with: "
                 f"ddil metrics --add {self.file}=FILE"
             ) from error
         finally:
             target.unlink(missing_ok=True)
+
+    def _receive(self, source: BinaryIO, file: BinaryIO) -> None:
+        try:
+            shutil.copyfileobj(source, file)
+        except (ConnectionError, TimeoutError, HTTPException) as error:  # before it is taken for a fault of the disk
+            raise DdilError(f"the connection to {self.url} broke off ({error}); try again") from error
 
 
 @cache

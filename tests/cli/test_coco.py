@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measured(student: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     out = tmp_path_factory.mktemp("measured")
-    command = [str(word) for word in (*arguments(student, folder, out), "--steps", 2, "--save-images")]
+    command = [str(word) for word in (*arguments(student, folder, out), "--steps", 2, "--seed", 3, "--save-images")]
     return out, CliRunner().invoke(ddil, command, catch_exceptions=False)
 
 
@@ -72,6 +72,8 @@ def test_scoring_the_kept_pictures_gives_the_same_numbers(
                  "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path, "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (scored,), (record,) = load(tmp_path), load(out)
+    assert scored.seeds == record.seeds == [3]
+    assert scored.data["reference_sha256"] == record.data["reference_sha256"]
     assert record.pictures_sha256 is None and scored.pictures_sha256 is not None
     assert scored.metrics == record.metrics
     for field in ("recipe", "solver", "grid", "guidance_scale", "nfe", "n_done"):
@@ -95,6 +97,7 @@ def test_pictures_of_another_program_are_scored_in_file_order(cli: Cli, tmp_path
         (str(tmp_path / "one"), 8, "coco2017-5k (8 → 8)", "unknown", []),
         (str(tmp_path / "two"), 7, "coco2017-5k (7 → 8)", "unknown", []),
     ]  # fmt: skip
+    assert [row["seeds"] for row in rows] == [[], []]
 
 
 def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path: Path) -> None:
@@ -251,6 +254,33 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert {(r.recipe, r.data["split"]) for r in load(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ("null", "error: fid: the weights "),  # the recipe's own metrics
+        ("[fd_efflite0, drawn_right]", "error: the metric 'drawn_right' reads the shapes world's pictures as they are drawn"),
+    ],
+)  # fmt: skip
+def test_metrics_of_the_shapes_world_are_refused_on_photographs_before_anything_is_drawn(
+    metrics: str, sentence: str, cli: Cli, student: Path, tmp_path: Path
+) -> None:
+    folder = save_coco(tmp_path / "coco", count=6, year=2017)
+    settings = ("--set", f"metrics={metrics}", "--set", "reference_pictures=6", "--num-prompts", 4)
+    result = cli("eval", "covariate-shift", "--student", student, "--data", f"coco2017:{folder}", *settings,
+                 "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+    assert result.stderr.splitlines()[-1].startswith(sentence) and not (tmp_path / "out").exists()
+
+
+def test_a_tables_protocol_serves_for_models_of_ones_own(
+    cli: Cli, student: Path, folder: Path, root: Path, tmp_path: Path
+) -> None:
+    """Its differences are of its own rows, and go with them."""
+    protocol = ("--protocol", root / "protocols" / "paper" / "table1.yaml")
+    result = cli(*arguments(student, folder, tmp_path / "out"), *protocol, "--steps", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [row["cell"]["kind"] for row in json.loads(result.stdout)] == ["system"]
 
 
 # Whole tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,12 @@ def test_a_folder_of_other_pictures_is_left_alone(generated: Generated, tmp_path
     assert str(error.value) == (
         f"the folder {tmp_path / 'kept'} holds pictures that were made otherwise; choose another --out"
     )
+    with pytest.raises(WrongCommand, match="made otherwise"):  # other captions under the same ids
+        Keeper(tmp_path / "kept", MADE_BY, [replace(prompt, text="another") for prompt in generated.prompts])
+    keeper = Keeper(tmp_path / "kept", MADE_BY, generated.prompts)
+    keeper.close()
+    Keeper(tmp_path / "kept", MADE_BY, generated.prompts)
+    assert not (tmp_path / "kept" / INDEX).exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("keep me")
     with pytest.raises(WrongCommand) as error:

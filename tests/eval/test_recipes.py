@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,19 @@ def test_a_recipe_of_ones_own_is_checked(change: dict[str, Any], sentence: str, 
     assert str(error.value) == f"the recipe 'mine' of {path} {sentence}"
 
 
+def test_a_recipe_of_ones_own_has_no_shipped_name_unless_it_is_that_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    shipped = read_yaml(protocols() / "recipes.yaml")["gigagan"]
+    path.write_text(yaml.safe_dump({"gigagan": shipped}))
+    assert load_recipe(str(path)) == load_recipe("gigagan")
+    path.write_text(yaml.safe_dump({"gigagan": shipped | {"crop": "none"}}))
+    with pytest.raises(WrongCommand) as error:
+        load_recipe(str(path))
+    assert str(error.value) == (
+        f"{path} calls its recipe 'gigagan', as a shipped recipe that differs is called; give it a name of its own"
+    )
+
+
 def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text("a: {}\nb: {}\n")
@@ -225,6 +239,21 @@ def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
     ("metric", "sentence"),
     [
         ("patch_fid", "needs a recipe that cuts patches, and 'gigagan' cuts none; take 'dmd2-sdxl'"),
+        (
+            "drawn_right",
+            "reads the shapes world's pictures as they are drawn, and the recipe 'gigagan' resizes to 256 px; "
+            "choose other metrics",
+        ),
+        (
+            "fid_pytorch",
+            "takes pytorch-fid, and the recipe 'gigagan' declares clean-fid as its fid_input; "
+            "choose the metric that fits, or another recipe",
+        ),
+        (
+            "clip_score_s34b",
+            "takes ViT-g-14 laion2b_s34b_b88k, and the recipe 'gigagan' declares ViT-g-14 laion2b_s12b_b42k as its clip; "
+            "choose the metric that fits, or another recipe",
+        ),
         ("lpips_diversity", "needs several pictures of each prompt, and here each has one"),
     ],
 )
@@ -232,6 +261,31 @@ def test_metrics_that_a_recipe_does_not_serve(metric: str, sentence: str) -> Non
     with pytest.raises(WrongCommand) as error:
         RecipeExtractors([metric], "cpu", load_recipe("gigagan"))
     assert str(error.value) == f"the metric {metric!r} {sentence}"
+
+
+def test_patches_of_pictures_that_are_smaller_than_a_patch_are_looked_at_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
+        seen.append(images.shape)
+        return images.mean(axis=(1, 2))
+
+    network = replace(METRICS["patch_fid"].network, open_on=lambda device: extract, weights=(), lacks=lambda: None)
+    monkeypatch.setitem(METRICS, "patch_fid", replace(METRICS["patch_fid"], network=network))
+    wide, whole = (np.random.default_rng(h).integers(0, 256, (h, 640, 3), dtype=np.uint8) for h in (200, 480))
+
+    class Photographs:
+        reference = "photographs"
+
+        def pictures(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
+            yield from (image[None] for image in (wide, whole)[:count])
+
+    extractors = RecipeExtractors(["patch_fid"], "cpu", load_recipe("dmd2-sdxl"))
+    (features,) = extractors.reference(Photographs(), 2).values()  # type: ignore[arg-type]
+    assert seen == [(1, 200, 640, 3), (1, 299, 299, 3)]
+    assert np.array_equal(features, [image.mean(axis=(0, 1)) for image in (wide, centre_crop(whole, 299))])
 
 
 def test_a_prefix_stands_before_the_captions_of_networks_that_read_it(monkeypatch: pytest.MonkeyPatch) -> None:

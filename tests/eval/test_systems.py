@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,10 @@ def test_made_again_it_adds_nothing(out: Path, config: SystemsConfig) -> None:
             "x.yaml has a value that does not fit at 'systems.0.steps': "
             "Input should be greater than or equal to 1, not 0",
         ),
+        (
+            {"seed": -1},
+            "x.yaml has a value that does not fit at 'seed': Input should be greater than or equal to 0, not -1",
+        ),
         ({"sytems": []}, "x.yaml has the unknown key 'sytems'; did you mean 'systems'?"),
     ],
 )
@@ -184,6 +189,29 @@ def test_an_interrupted_comparison_goes_on_at_the_next_batch(
     assert rest.chunks == 3  # three systems of two batches each, of which three were done
     assert {r.identity(): r.numbers() for r in load(tmp_path)} == {r.identity(): r.numbers() for r in load(out)}
     assert list(tmp_path.rglob("*.npz")) == []
+
+
+def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
+    config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of another size, or of other captions under the same ids, are other files."""
+    prompts = tmp_path / "mine.jsonl"
+    rows = [json.dumps({"id": p.id, "prompt": "a large blue square"}) for p in open_data("shapes").prompts(PROMPTS)]
+    prompts.write_text("\n".join(rows))
+    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=draw))
+    for change in ({"prompts": str(prompts)}, {"batch_size": 2}):
+        with pytest.raises(KeyboardInterrupt):
+            compare(config.model_copy(update=change), tmp_path)
+        monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=draw))
+    prompts.write_text("\n".join(rows).replace("blue", "red"))
+    rest = Counted(of=draw)
+    monkeypatch.setattr(generate, "draw", rest)
+    compare(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
+    compare(config, tmp_path)
+    assert rest.chunks == 12
+    assert {r.identity() for r in load(out)} < {r.identity() for r in load(tmp_path)}
+    mine = {r.identity(): r.numbers() for r in load(tmp_path)}
+    assert all(mine[r.identity()] == r.numbers() for r in load(out))
 
 
 def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(

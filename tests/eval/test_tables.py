@@ -212,6 +212,13 @@ def test_the_best_of_a_column_is_marked_where_the_next_is_significantly_worse(
     assert [t.name for t in build(records)] == ["systems", *(["differences"] if kind == "difference" else [])]
 
 
+def test_the_difference_of_another_pair_of_the_same_name_says_nothing() -> None:
+    systems = [system("a", steps, fd=fd, right=None) for steps, fd in ((4, 13.0), (2, 20.0))]
+    records = [*systems, system("b", 4, fd=12.9, right=None)]
+    records.append(difference("difference", "a", "b", metrics=with_p(7.1, 0.05, 0.01)))
+    assert by_name(records)["systems"].best == frozenset()
+
+
 def test_without_their_difference_intervals_that_do_not_overlap_decide() -> None:
     apart, near = ([system("a", 4, fd=12.0, right=None), system("b", 4, fd=fd, right=None)] for fd in (13.1, 12.9))
     assert len(by_name(apart)["systems"].best) == 1

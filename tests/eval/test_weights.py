@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
+import struct
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -71,7 +76,7 @@ def test_weights_that_change_under_way_are_noticed(cache: Path, published: Path)
 def test_what_its_source_does_not_state_is_unverified(published: Path) -> None:
     assert pinned(published).check == "verified"
     assert pinned(published, sha256=None).check == "unverified"
-    assert lpips_diversity.WEIGHTS.check == "verified when fetched"
+    assert lpips_diversity.WEIGHTS.check == "verified when fetched, not when added converted"
     assert pinned(published, sha256=None).get().read_bytes() == b"the weights"
 
 
@@ -84,6 +89,32 @@ def test_a_source_that_cannot_be_reached_is_one_sentence(tmp_path: Path, cache: 
     assert not (cache / "weights" / "it.bin").exists()
     with pytest.raises(DdilError, match="have no public source; give them with --add"):
         Weights("own.bin").get()
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_connection_that_breaks_off_is_one_sentence(chunked: bool, cache: Path) -> None:
+    """A source that says too little, or resets the connection: neither is taken for a fault of the disk."""
+
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", "100")))
+            self.end_headers()
+            self.wfile.write(b"64\r\nhalf" if chunked else b"half")
+            self.wfile.flush()
+            if not chunked:  # closed without lingering, the connection is reset
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                os.close(self.connection.detach())
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Breaking)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    weights = Weights("it.bin", url=f"http://127.0.0.1:{server.server_port}/it.bin")
+    with pytest.raises(DdilError, match=r"^the connection to http://\S+/it.bin broke off \(.+\); try again$"):
+        weights.get()
+    server.server_close()
+    assert not (cache / "weights" / "it.bin").exists()
 
 
 def test_alexnet_is_converted_from_torchvision_s_layout(tmp_path: Path, cache: Path) -> None:
