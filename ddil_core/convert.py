@@ -166,14 +166,23 @@ def _tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ..
     outer: tuple[str, ...] = ()
     while isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        if tensors:
+        inner = [name for name in _NESTED if isinstance(content.get(name), Mapping) and _holds_tensors(content[name])]
+        if tensors and not inner:  # beside nested weights they are a program's notes, such as its step
             return tensors, (*outer, *(str(name) for name in content if str(name) not in tensors))
-        inner = [name for name in _NESTED if isinstance(content.get(name), Mapping)]
         if len(inner) != 1:
             break
         outer += tuple(str(name) for name in content if name != inner[0])
         content = content[inner[0]]
     raise DdilError(f"{path} holds no tensors by name, so there are no weights to convert")
+
+
+def _holds_tensors(content: Mapping[Any, Any]) -> bool:
+    import torch
+
+    return any(
+        isinstance(value, torch.Tensor) or (isinstance(value, Mapping) and _holds_tensors(value))
+        for value in content.values()
+    )
 
 
 def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ddil_core.loading import load_pipeline
 from ddil_core.memory import decode_batch, visiting
 from ddil_core.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.protocol import read_yaml
-from ddil_core.references import resolve
+from ddil_core.references import check, resolve
 from ddil_core.sampling import SYSTEM_FILE, Sampling
 from ddil_core.schedule import FlowSchedule, Schedule
 from ddil_core.systems import Files
@@ -38,6 +38,7 @@ class Model:
     denoiser: NetworkDenoiser
     sampling: Sampling
     device: torch.device
+    variant: str | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -97,8 +98,11 @@ class Model:
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:
-        """A hash of all weights, file by file in the order of their names."""
-        files = {str(path.relative_to(self.files.folder)): path for path in self.files.folder.rglob("*.safetensors")}
+        """A hash of the weights that are loaded, file by file in the order of their names, its own U-Net, LoRA or file last."""
+        found = dict(check(self.files, self.reference, self.variant).components)
+        if self.files.unet is not None:
+            found.pop("unet")  # another is in its place
+        files = {str(path.relative_to(self.files.folder)): path for paths in found.values() for path in paths}
         own = (self.files.unet, self.files.lora, self.files.checkpoint)
         digest = hashlib.sha256()
         for name, path in [*sorted(files.items()), *((path.name, path) for path in own if path is not None)]:
@@ -166,14 +170,14 @@ def assemble(
     else:
         config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
         sampling = Sampling.from_scheduler(config, layout.guidance_scale)
-    return Model(reference, files, pipeline, layout, denoiser, sampling, device)
+    return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant)
 
 
 def _layout(files: Files, reference: str) -> Layout:
     name = read_index(files.folder).get("_class_name")
     if files.system is not None:  # whose repository may name a class of its own, as InstaFlow's does
         name = files.system.layout
-    if name not in LAYOUTS:
+    if not isinstance(name, str) or name not in LAYOUTS:  # a repository's own class is a list
         raise DdilError(f"the model {reference!r} has the layout {name}; known here are {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 

@@ -122,7 +122,7 @@ def fit(
     from the step and from ``stateful`` alone. Logged values are means since the last line.
 
     Raises:
-        DdilError: the loss is not finite; the checkpoint before it is kept.
+        DdilError: a loss is not finite; the checkpoint before it is kept.
     """
     step = load_checkpoint(checkpoint, stateful)
     forget_after(step, title, log)
@@ -132,15 +132,17 @@ def fit(
             window.append(update(step))
             step += 1
             note, means = None, None
-            if step % log_every == 0 or step == steps:
+            writes, saves = (step % every == 0 or step == steps for every in (log_every, save_every))
+            if saves or writes:  # what is not finite is never saved
+                require_finite(window_means(window), title, step)
+            if writes:
                 means = window_means(window)
                 window.clear()
-                require_finite(means, title, step)
                 note = f"loss {means['loss']:.4f}" if "loss" in means else None
                 log.parent.mkdir(parents=True, exist_ok=True)
                 with log.open("a") as lines:
                     lines.write(json.dumps({"stage": title, "step": step, **means}) + "\n")
-            if step % save_every == 0 or step == steps:
+            if saves:
                 save_checkpoint(checkpoint, step, stateful)
             for callback in callbacks:
                 callback(step, means)
@@ -160,8 +162,10 @@ def window_means(window: Sequence[Logs]) -> dict[str, float]:
 
 
 def require_finite(means: Mapping[str, float], title: str, step: int) -> None:
-    if not math.isfinite(means.get("loss", 0.0)):
-        raise DdilError(
-            f"the loss of the stage {title!r} is not finite at update {step}: lower learning_rate or gradient_clip; "
-            "the checkpoint before is kept"
-        )
+    """Raises DdilError: a loss, whose key ends so, is NaN or infinite."""
+    for key, mean in means.items():
+        if key.endswith("loss") and not math.isfinite(mean):
+            raise DdilError(
+                f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower learning_rate or "
+                "gradient_clip; the checkpoint before is kept"
+            )

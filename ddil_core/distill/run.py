@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ddil_core.data import LatentPool, encode_pool, open_data
+from ddil_core.data import DataSet, LatentPool, encode_pool, open_data
 from ddil_core.denoiser import NetworkDenoiser
 from ddil_core.distill import METHODS
 from ddil_core.distill.config import MethodConfig, with_defaults
@@ -43,7 +43,7 @@ def distill(
     ``config`` is the configuration of one of ``METHODS``, which names it.
 
     Raises:
-        WrongCommand: ``out`` holds another run, or there is nothing to resume.
+        WrongCommand: ``out`` holds another run, there is nothing to resume, or the data cannot be trained on.
         DdilError: the teacher or a checkpoint cannot be used.
     """
     method = METHODS[config.method]
@@ -51,6 +51,8 @@ def distill(
     model = load_model(teacher, accelerator.device)
     require_teacher(model)
     method.require(model, config)
+    pictures = open_data(data)
+    require_data(pictures, model)
     open_run(
         out,
         {
@@ -64,18 +66,30 @@ def distill(
     )
     student = out / "student"
     if not student.is_dir():
-        pool = encode_pool(model, open_data(data), config.pool, out / "checkpoints" / "data.safetensors")
+        pool = encode_pool(model, pictures, config.pool, out / "checkpoints" / "data.safetensors")
         run = Run(model, pool, config, data, out, accelerator)
         save_student(model, method.train(run), student)
     return student
 
 
 def require_teacher(model: Model) -> None:
-    """Raises DdilError: the teacher is an LCM, or a flow, which no method here distils."""
+    """Raises DdilError: the teacher is told its guidance, as LCM is; what else a method cannot distil its own ``require`` says."""
     if model.denoiser.guidance_width is not None:
         raise DdilError(
             f"the teacher {model.reference!r} is told its guidance by an embedding, as LCM is, so that it is a student itself; "
             "distil what it was distilled from"
+        )
+
+
+def require_data(data: DataSet, model: Model) -> None:
+    """Raises WrongCommand: the data are for evaluation only, or their pictures have another size than the model's."""
+    images, _ = data.batch(1, 0)
+    scale = 2 ** (len(model.pipeline.vae.config.block_out_channels) - 1)
+    (_, height, width), found = model.latent_shape, images.shape[1:3]
+    if found != (height * scale, width * scale):
+        raise WrongCommand(
+            f"the pictures of the data set {data.reference!r} have {found[1]} x {found[0]} pixels, and the teacher "
+            f"{model.reference!r} was made for {width * scale} x {height * scale}; name data or a teacher of the other's size"
         )
 
 

@@ -60,6 +60,17 @@ def test_weights_inside_a_training_checkpoint_are_found_and_the_rest_is_named(tm
     assert set(load_file(tmp_path / "w.safetensors")) == {"layer.weight"}
 
 
+def test_a_tensor_beside_nested_weights_is_a_note_and_a_note_with_a_nested_name_is_no_weights(tmp_path: Path) -> None:
+    for content, name, dropped in (
+        ({"step": torch.tensor(7), "state_dict": {"layer.weight": torch.ones(2)}}, "layer.weight", ("step",)),
+        ({"layer.weight": torch.ones(2), "params": {"lr": 0.1}}, "layer.weight", ("params",)),
+    ):
+        torch.save(content, tmp_path / "w.ckpt")
+        (done,) = convert(tmp_path / "w.ckpt", tmp_path / "w.safetensors")
+        assert (set(load_file(tmp_path / "w.safetensors")), done.dropped) == ({name}, dropped)
+        (tmp_path / "w.safetensors").unlink()
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, legacy: bool) -> None:
     trap = tmp_path / "made-by-the-pickle"

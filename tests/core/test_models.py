@@ -89,13 +89,14 @@ def test_a_damaged_pipeline_is_one_sentence(folder: Path, tmp_path: Path, damage
     assert "\n" not in message
 
 
-def test_another_layout_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["FluxPipeline", ["pipeline", "OwnPipeline"]])
+def test_another_layout_is_refused(folder: Path, tmp_path: Path, layout: object) -> None:
     index = json.loads((folder / "model_index.json").read_text())
-    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": layout}))
     with pytest.raises(DdilError) as error:
         load_model(str(tmp_path))
     assert str(error.value) == (
-        f"the model '{tmp_path}' has the layout FluxPipeline; known here are StableDiffusionPipeline, "
+        f"the model '{tmp_path}' has the layout {layout}; known here are StableDiffusionPipeline, "
         "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline"
     )
 
@@ -131,6 +132,9 @@ def test_pictures_are_decoded_as_diffusers_does(model: Model) -> None:
 def test_the_hash_of_the_weights_sees_every_weight(model: Model, folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(folder, other)
+    (other / "safety_checker").mkdir()
+    for beside in ("unet/diffusion_pytorch_model.fp16.safetensors", "safety_checker/model.safetensors"):
+        shutil.copyfile(other / UNET, other / beside)  # not loaded, so not hashed
     assert load_model(str(other)).weights_sha256() == model.weights_sha256()
     content = bytearray((other / UNET).read_bytes())
     content[-1] ^= 1

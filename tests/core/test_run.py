@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ddil_core.distill import run
@@ -276,6 +277,27 @@ def test_a_teacher_that_predicts_eps_is_refused_without_a_conversion(tmp_path: P
     assert message == (
         f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v: at t = 999 an ε "
         "divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or --set convert.updates=N"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_trained_on_are_refused_before_a_folder_is_made(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "a.png")
+    for data, sentence in (("shaeps", "is not known"), (f"folder:{tmp_path / 'pictures'}", "is for evaluation")):
+        with pytest.raises(WrongCommand, match=sentence):
+            distill(str(folder), data, CONFIG, out, device="cpu")
+        assert not out.exists()
+
+
+def test_a_teacher_of_another_size_than_its_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(folder, tmp_path / "teacher")
+    config = teacher / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 16}))
+    assert refused(WrongCommand, teacher, tmp_path / "out") == (
+        f"the pictures of the data set 'shapes' have 64 x 64 pixels, and the teacher '{teacher}' was made for 128 x 128; "
+        "name data or a teacher of the other's size"
     )
     assert not (tmp_path / "out").exists()
 

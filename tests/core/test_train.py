@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ddil_core.errors import DdilError
 from ddil_core.train import CheckpointError, Ema, Logs, fit, load_checkpoint, save_checkpoint
 
 
@@ -91,6 +93,23 @@ def test_after_a_kill_the_log_repeats_no_line(tmp_path: Path) -> None:
         ("test", 8),
         ("test", 10),
     ]
+
+
+@pytest.mark.parametrize("key", ["loss", "critic_loss"])
+def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path, key: str) -> None:
+    net, checkpoint = nn.Linear(2, 2), tmp_path / "run.pt"
+
+    def update(step: int) -> Logs:
+        return {"loss": 1.0, "critic_loss": 1.0} | ({key: float("nan")} if step == 3 else {})
+
+    told: dict[str, Any] = {"steps": 100, "checkpoint": checkpoint, "log": tmp_path / "log.jsonl", "title": "DMD2"}
+    with pytest.raises(DdilError) as error:
+        fit(update, {"net": net}, save_every=2, log_every=50, **told)
+    assert str(error.value) == (
+        f"the {key.replace('_', ' ')} of the stage 'DMD2' is not finite at update 4: lower learning_rate or gradient_clip; "
+        "the checkpoint before is kept"
+    )
+    assert load_checkpoint(checkpoint, {"net": net}) == 2
 
 
 def test_ema_is_the_weighted_mean_of_all_weights() -> None:
