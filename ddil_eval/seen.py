@@ -21,6 +21,8 @@ BATCH = 64
 DECLARED = {
     "fid": {"fid_input": "clean-fid"},
     "patch_fid": {"fid_input": "clean-fid"},
+    "fid_infinity": {"fid_input": "clean-fid"},
+    "kid": {"fid_input": "clean-fid"},
     "fid_pytorch": {"fid_input": "pytorch-fid"},
     "clip_score": {"clip": "ViT-g-14 laion2b_s12b_b42k"},
     "clip_score_s34b": {"clip": "ViT-g-14 laion2b_s34b_b88k"},
