@@ -105,7 +105,10 @@ def main(teacher: str, updates: int, rounds: int, threads: int | None, csv_path:
         ProgressiveConfig, override(read_yaml(protocols() / "shapes" / "pd.yaml"), ["pool=1024"]), "pd.yaml"
     )
     assert isinstance(config.ddil, DdilConfig)
-    pool = encode_pool(model, open_data("shapes"), config.pool, Path("runs/benchmark/data.safetensors"))
+    encoded = Path(
+        f"runs/benchmark/data-{model.weights_sha256()[:16]}.safetensors"
+    )  # another teacher has other latents
+    pool = encode_pool(model, open_data("shapes"), config.pool, encoded)
     reflection = calibrate_reflection(pool.mean.float()).to(accelerator.device)
     rows = []
     for stage, teacher_denoiser in (

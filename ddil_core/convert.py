@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.weights import PICKLES
+from ddil_core.weights import PICKLES, read_index
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,11 @@ def convert(source: Path, out: Path) -> list[Converted]:
 
 def _convert_folder(source: Path, out: Path) -> list[Converted]:
     files = sorted(path for path in source.rglob("*") if path.is_file() and not _hidden(path.relative_to(source)))
+    if (
+        source / "model_index.json"
+    ).is_file():  # what a pipeline does not name, as a whole checkpoint beside it, is none of it
+        named = {name for name, value in read_index(source).items() if isinstance(value, list)}
+        files = [path for path in files if _belongs(path.relative_to(source), named)]
     pickles = [path for path in files if path.suffix in PICKLES and renamed(path) not in files]
     if not pickles:
         raise WrongCommand(
@@ -86,6 +91,10 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
             elif path.suffix in COPIED:
                 shutil.copyfile(path, place)
     return done
+
+
+def _belongs(path: Path, components: set[str]) -> bool:
+    return path.parts[0] in components if len(path.parts) > 1 else path.suffix not in (*PICKLES, ".safetensors")
 
 
 def _hidden(path: Path) -> bool:

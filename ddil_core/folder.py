@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def read_folder(folder: Path) -> list[Picture]:
     """The pictures of a folder with their captions, from its index or from the ``.txt`` beside each.
 
     Raises:
-        WrongCommand: no pictures, an index that cannot be read, an id twice, two captions for one id.
+        WrongCommand: no pictures, an index or a caption that cannot be read, an id twice, two captions for one id.
     """
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if index is not None:
@@ -200,7 +201,12 @@ def read_folder(folder: Path) -> list[Picture]:
 
 def _beside(path: Path) -> str | None:
     text = path.with_suffix(".txt")
-    return clean_caption(text.read_text(encoding="utf-8")) if text.is_file() else None
+    if not text.is_file():
+        return None
+    try:
+        return clean_caption(text.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, OSError) as error:
+        raise WrongCommand(f"the caption {text} cannot be read as UTF-8: {error}; write it again in UTF-8") from error
 
 
 def _picture(folder: Path, row: dict[str, Any], number: int, index: Path) -> Picture:
@@ -245,8 +251,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines(), strict=True))
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        rows = [
+            json.loads(line) for line in text.split("\n") if line.strip()
+        ]  # JSON may hold other line ends, as U+2028
     except (ValueError, csv.Error, OSError) as error:
         raise WrongCommand(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from error
     if not all(isinstance(row, dict) for row in rows):

@@ -56,23 +56,40 @@ def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
 
 
 def decode_batch(vae: Any, latent_height: int, latent_width: int, device: torch.device) -> int:
-    """How many pictures to decode at once: as many as fit the free memory, at most 64; where not even one fits, tiles of it.
-
-    Returns 1 or more. Tiling is left on: it changes a picture where its tiles are blended, and only happens where the
-    picture could not be decoded otherwise.
-    """
+    """How many pictures to decode at once: as many as fit the free memory, at most 64; 0 where not even one fits."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     pixels = latent_height * latent_width * scale**2
     fit = int(_SPARE * free_bytes(device)) // decode_bytes(vae.config, pixels, vae.dtype.itemsize)
-    if fit < 1:
-        vae.enable_tiling()
-    return min(max(fit, 1), MOST_DECODED)
+    return min(fit, MOST_DECODED)
+
+
+@contextmanager
+def tiles(vae: Any, latent_side: int) -> Iterator[None]:
+    """Inside, pictures are decoded in tiles of half their side, a quarter of the memory; afterwards whole again.
+
+    It changes a picture where its tiles are blended, and is for a picture that could not be decoded otherwise. By itself the
+    autoencoder has tiles of its own full size. A tile's side is a multiple of 4 latents, so that its overlap, a quarter, is whole.
+    """
+    names = ("tile_latent_min_size", "tile_sample_min_size", "use_tiling")
+    before = {name: getattr(vae, name) for name in names}
+    vae.tile_latent_min_size = 4 * -(-latent_side // 8)
+    vae.tile_sample_min_size = vae.tile_latent_min_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
 
 
 @contextmanager
 def visiting(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[None]:
-    """Inside, the modules are on the device; afterwards they wait in the machine's memory and leave the GPU's to others."""
-    guests = [module for module in modules if module is not None]
+    """Inside, the modules are on the device; afterwards they wait in the machine's memory and leave the GPU's to others.
+
+    Those that are there already, on a visit around this one, stay.
+    """
+    present = [module for module in modules if module is not None]
+    guests = [m for m in present if any(p.device.type != device.type for p in m.parameters())]
     for module in guests:
         module.to(device)
     try:

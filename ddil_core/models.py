@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.errors import DdilError
 from ddil_core.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.loading import load_pipeline
-from ddil_core.memory import decode_batch, visiting
+from ddil_core.memory import decode_batch, tiles, visiting
 from ddil_core.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.protocol import read_yaml
 from ddil_core.references import check, resolve
@@ -52,9 +54,13 @@ class Model:
         outside = scale != 1.0 and self.denoiser.guidance_width is None
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
 
-    @torch.no_grad()
     def nothing(self) -> Condition:
-        """What the network is told where there is no prompt, one row."""
+        """What the network is told where there is no prompt, one row; encoded once."""
+        return self._nothing
+
+    @cached_property
+    @torch.no_grad()
+    def _nothing(self) -> Condition:
         with visiting(self.text_encoders(), self.device):
             return Condition(self.layout.nothing(self.pipeline))
 
@@ -87,14 +93,16 @@ class Model:
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
-        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w], as many at once as memory allows where None is given."""
+        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w], as many at once as memory allows where None is
+        given, and in tiles where it does not allow one."""
         vae = self.pipeline.vae
         scale, shift = _scaling(vae)
         batch_size = batch_size or decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         images = []
-        for part in z.split(batch_size):
-            pixels = vae.decode((part / scale + shift).to(vae.dtype)).sample
-            images.append((pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu())
+        with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
+            for part in z.split(batch_size or 1):
+                pixels = vae.decode((part / scale + shift).to(vae.dtype)).sample
+                images.append((pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu())
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:

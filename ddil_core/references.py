@@ -34,7 +34,11 @@ _SINGLE_FILES = {
     "cond_stage_model.model.": "sd21",
     "cond_stage_model.transformer.": "sd15",
 }
-"""A text encoder's prefix in a single-file checkpoint, to the system whose configuration fits."""
+"""A text encoder's prefix in a single-file checkpoint, to the system whose configuration fits.
+
+A file does not say what it predicts. Of Stable Diffusion 2's prefix there are models that predict v and models that predict ε, so
+that its users say which it is.
+"""
 
 _IN_A_SINGLE_FILE = {
     "model.diffusion_model.": "unet",
@@ -231,6 +235,11 @@ def _single_file(path: Path, config: Path | None, reference: str, row: System | 
         raise WrongCommand(
             f"the file {path} holds no text encoder as Stable Diffusion's single files do, so it is no whole model; "
             "a U-Net or a LoRA goes onto a system, as in dmd2:FILE or lcm-lora:FILE"
+        )
+    if config is None and row is None and fits == "sd21":
+        raise WrongCommand(
+            f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
+            f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
         )
     if config is None:
         row = row or load_systems()[fits]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddil_core.environment import full_precision
 from ddil_core.models import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import Reflection
@@ -22,6 +23,7 @@ CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each
 
 
 @torch.no_grad()
+@full_precision()
 def latents(
     model: Model,
     samples: Sequence[Sample],
@@ -53,6 +55,7 @@ def latents(
     return z
 
 
+@full_precision()
 def draw(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> np.ndarray:
     """One batch of pictures uint8 [B, H, W, 3], as ``latents``."""
     return model.decode(latents(model, samples, texts, sampling, seed))

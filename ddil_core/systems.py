@@ -13,7 +13,7 @@ from ddil_core.errors import DdilError
 from ddil_core.protocol import Strict, read_yaml, validate
 from ddil_core.resources import protocols
 
-PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 """What of a hub repository a pipeline is made of; weights as safetensors alone."""
 
 

@@ -3,6 +3,7 @@ cannot learn through. The student's loss is ‖v̂ − v‖² against the teache
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -80,10 +81,16 @@ class ConversionStage(Stage):
         silent = torch.rand(len(x0), generator=generator) < self.unconditional
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
         condition = self.condition(row).where(silent.to(self.device), self.nothing)
-        target = self.target(z, t, condition)
-        with self.accelerator.autocast():
-            output = self.student.output(z, t, condition)
-        return self.descend((output.float() - target).square().mean(), step)
+
+        def losses() -> Iterator[Tensor]:
+            for rows, share in self.parts(len(z)):
+                told = condition.rows(torch.arange(len(z), device=self.device)[rows])
+                target = self.target(z[rows], t[rows], told)
+                with self.accelerator.autocast():
+                    output = self.student.output(z[rows], t[rows], told)
+                yield share * (output.float() - target).square().mean()
+
+        return self.descend(losses(), step)
 
     @torch.no_grad()
     def target(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -56,12 +56,12 @@ def train(run: Run[MatchingConfig]) -> Student:
     guided = model.guided(config.guidance_scale)
     network = run.frozen(model.denoiser.net)
     teacher = GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
-    start: nn.Module = model.denoiser.net
+    own = start = model.denoiser.net  # in float32, where the frozen teacher may be rounded
     if config.regression is not None:
         pairs = encode_pairs(teacher, run.pool, config, run.out / "checkpoints" / "pairs.safetensors")
-        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs)
+        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, own)
         start = run.trained(begin, start, "regression", "regression")
-    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start)
+    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, own)
     net = run.trained(make, start, "matching", f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}")
     return Student(net, model.denoiser.prediction, matching_sampling(config))
 
@@ -71,7 +71,10 @@ def matching_sampling(config: MatchingConfig) -> Sampling:
 
 
 class MatchingStage(RolloutStage):
-    """The generator (the student), its critic, and the teacher's score. An update draws 1 + ``critic_updates`` batches."""
+    """The generator (the student), its critic, and the teacher's score. An update draws 1 + ``critic_updates`` batches.
+
+    Generator and critic start as copies of ``start`` and ``critic_start``, each the teacher's network where None.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class MatchingStage(RolloutStage):
         config: MatchingConfig,
         accelerator: Accelerator,
         start: nn.Module | None = None,
+        critic_start: nn.Module | None = None,
     ) -> None:
         told = pool, config.updates, config, accelerator, "dmd2", teacher.network.prediction, start
         super().__init__(teacher, *told, averaged=config.ema_decay > 0)
@@ -90,7 +94,7 @@ class MatchingStage(RolloutStage):
         self.draws = config.updates * self.turns
         self.times = torch.tensor(config.timesteps, device=self.device)
         side = None if config.gan is None else mid_side(teacher.network.net, pool.mean.shape[-1])
-        copied = copy.deepcopy(teacher.network.net).float()
+        copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
         network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)
         critic = Critic(network, side, config.seed).train().requires_grad_(True)
         self.critic_rate = config.critic_learning_rate or config.learning_rate
@@ -134,18 +138,18 @@ class MatchingStage(RolloutStage):
 
     def _generator_losses(self, states: States, draw: int, seen: Seen) -> Iterator[Tensor]:
         generator = self.generator(draw, 2)
-        low, high = self.settings.matching_range
+        times, noise = self._noise(len(states), generator, self.settings.matching_range)
+        judged = self._noise(len(states), generator)
         for rows, share in self.parts(len(states)):
             part = part_of(states, rows)
             x, told = self.generate(part), self.condition(part.row)
-            t = torch.randint(low, high + 1, (len(x),), generator=generator).to(self.device)
-            eps = torch.randn(x.shape, generator=generator).to(self.device)
+            t, eps = times[rows], noise[rows]
             with torch.no_grad(), self.accelerator.autocast():
                 gradient = score_difference(self.real, self.fake, x, eps, t, told, self.teacher.reflection, seen)
             loss = matching_loss(x, torch.nan_to_num(gradient))
             seen.generator.see(x, self.times[part.transition.to(self.device)])
             if self.settings.gan is not None and self.settings.gan.generator_weight:
-                _, logits, *_ = self._judge(x, part.row, generator)
+                _, logits, _ = self._judge(x, part.row, *(drawn[rows] for drawn in judged))
                 loss = loss + self.settings.gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
 
@@ -153,29 +157,37 @@ class MatchingStage(RolloutStage):
         """x̂ of the critic, not reflected."""
         return self.teacher.network.x0(self.critic(z, t, condition)[0], z, t)
 
-    def _judge(
-        self, x: Tensor, row: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The critic on x noised to t ~ U[0, T): its output, its logits, and z, ε and t."""
-        t = torch.randint(len(self.schedule), (len(x),), generator=generator).to(self.device)
-        eps = torch.randn(x.shape, generator=generator).to(self.device)
+    def _noise(
+        self, count: int, generator: torch.Generator, bounds: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """t [B], uniform in ``bounds`` (all timesteps where None), and ε; of a whole batch, so that its parts change nothing."""
+        low, high = (0, len(self.schedule) - 1) if bounds is None else bounds
+        t = torch.randint(low, high + 1, (count,), generator=generator)
+        eps = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator)
+        return t.to(self.device), eps.to(self.device)
+
+    def _judge(self, x: Tensor, row: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The critic on x noised to t with ε: its output, its logits, and z."""
         z = self.schedule.add_noise(x, eps, t)
         with self.accelerator.autocast():
             output, logits = self.critic(z, t, self.condition(row))
-        return output, x.new_empty(0) if logits is None else logits, z, eps, t
+        return output, x.new_empty(0) if logits is None else logits, z
 
     def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
         """The critic's denoising of what the generator draws, in its own prediction, and its discriminator's loss on the same."""
-        generator = self.generator(draw, 2)
-        for rows, share in self.parts(len(states)):
-            part = part_of(states, rows)
+        generator, size = self.generator(draw, 2), len(states)
+        times, noise = self._noise(size, generator)
+        if self.settings.gan is not None:
+            x0, row = self.pool.draw(size, generator)
+            judged = self._noise(size, generator)
+        for rows, share in self.parts(size):
+            part, t, eps = part_of(states, rows), times[rows], noise[rows]
             with torch.no_grad():
                 x = self.generate(part)
-            output, fake, z, eps, t = self._judge(x, part.row, generator)
+            output, fake, z = self._judge(x, part.row, t, eps)
             loss = (output - self._native(x, z, eps, t)).square().mean()
             if self.settings.gan is not None:
-                x0, row = self.pool.draw(len(x), generator)
-                real = self._judge(x0.to(self.device), row, generator)[1]
+                real = self._judge(x0[rows].to(self.device), row[rows], *(drawn[rows] for drawn in judged))[1]
                 loss = loss + self.settings.gan.critic_weight * gan_critic_loss(real, fake)
             yield share * loss
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddil_core.data import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser
@@ -65,10 +65,16 @@ class RegressionStage(Stage):
     """‖x̂(noise, t) − x₀‖² at the generator's first timestep."""
 
     def __init__(
-        self, teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, accelerator: Accelerator, pairs: Pairs
+        self,
+        teacher: GuidedDenoiser,
+        pool: LatentPool,
+        config: MatchingConfig,
+        accelerator: Accelerator,
+        pairs: Pairs,
+        start: nn.Module | None = None,
     ) -> None:
         assert config.regression is not None
-        told = pool, config.regression.updates, config, accelerator, "regression", teacher.network.prediction
+        told = pool, config.regression.updates, config, accelerator, "regression", teacher.network.prediction, start
         super().__init__(teacher, *told, averaged=config.ema_decay > 0)
         self.pairs, self.time = pairs, config.timesteps[0]
 

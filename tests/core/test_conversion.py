@@ -30,10 +30,13 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return model, encode_pool(model, open_data("shapes"), 24, folder / "data.safetensors")
 
 
-def stage(model: Model, pool: LatentPool, unconditional: float = 0.1, updates: int = UPDATES) -> ConversionStage:
+def stage(
+    model: Model, pool: LatentPool, unconditional: float = 0.1, updates: int = UPDATES, parts: int = 1
+) -> ConversionStage:
     config = ProgressiveConfig(
-        stages=(StageConfig(steps=4, updates=1),), batch_size=16, learning_rate=5e-3, warmup=5, ema_decay=0.9
-    )
+        stages=(StageConfig(steps=4, updates=1),), batch_size=16, learning_rate=5e-3, warmup=5, ema_decay=0.9,
+        gradient_accumulation=parts,
+    )  # fmt: skip
     convert = ConvertConfig(updates=updates, unconditional=unconditional)
     return ConversionStage(model.guided(1.0), model.nothing(), pool, convert, config, Accelerator(cpu=True))
 
@@ -66,6 +69,18 @@ def test_a_share_of_the_rows_is_told_nothing(teacher: tuple[Model, LatentPool], 
     nothing = teacher[0].nothing().tensors["encoder_hidden_states"]
     silent = (torch.cat(told) == nothing).flatten(1).all(1).float().mean()
     assert abs(float(silent) - share) <= 3.5 * (share * (1 - share) / 192) ** 0.5
+
+
+def test_parts_of_a_batch_are_the_batch(teacher: tuple[Model, LatentPool]) -> None:
+    whole, parted = stage(*teacher), stage(*teacher, parts=4)
+    sizes = list[int]()
+    parted.net.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["encoder_hidden_states"].shape[0]), with_kwargs=True
+    )
+    first, second = whole.update(0), parted.update(0)
+    assert sizes == [4] * 4
+    for key in ("loss", "gradient_norm"):
+        assert float(first[key]) == pytest.approx(float(second[key]), rel=1e-3)
 
 
 def test_the_student_becomes_its_teacher_in_v(teacher: tuple[Model, LatentPool]) -> None:

@@ -150,6 +150,9 @@ def test_a_folder_becomes_a_pipeline_that_loads(folder: Path, model: Model, tmp_
     source = pickled(folder, tmp_path / "source")
     with pytest.raises(DdilError, match="ddil models convert"):
         load_model(str(source))
+    torch.save(
+        {"a": torch.ones(1)}, source / "whole.ckpt"
+    )  # as many keep one beside the pipeline, which names it nowhere
     done = convert(source, tmp_path / "out")
     assert sorted(Path(one.out).relative_to(tmp_path / "out").as_posix() for one in done) == [
         "text_encoder/model.safetensors",

@@ -56,6 +56,19 @@ def test_metadata_as_image_folders_have_it(folder: Path) -> None:
     assert [(p.id, p.caption) for p in read_folder(folder)] == [("b", "a cat, sitting"), ("a", "a dog")]
 
 
+def test_line_ends_inside_captions_are_white_space(folder: Path) -> None:
+    (folder / "metadata.csv").write_text('file_name,text\nb.png,"a cat,\nsitting\x85"\n', encoding="utf-8")
+    assert [p.caption for p in read_folder(folder)] == ["a cat, sitting"]
+    row = {"file": "b.png", "text": "a\u2028cat"}
+    (folder / "index.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    assert [p.caption for p in read_folder(folder)] == ["a cat"]
+
+
+def test_a_caption_in_another_encoding(folder: Path) -> None:
+    (folder / "a.txt").write_bytes("café".encode("latin-1"))
+    assert refused(folder).startswith(f"the caption {folder / 'a.txt'} cannot be read as UTF-8: ")
+
+
 def test_an_id_twice(folder: Path) -> None:
     path = index(folder, {"id": "1", "file": "a.JPG", "prompt": "x"}, {"id": "1", "file": "b.png", "prompt": "x"})
     assert refused(folder) == f"the id '1' stands twice, in rows 1 and 2 of {path}; each picture needs an id of its own"

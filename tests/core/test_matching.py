@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ddil_core.data import LatentPool
+from ddil_core.denoiser import GuidedDenoiser
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import MatchingConfig
 from ddil_core.distill.critic import discriminator, mid_side
 from ddil_core.distill.matching import SEEN, MatchingStage, Seen, score_difference, teacher_segments
+from ddil_core.distill.regression import RegressionStage
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.models import Model
 from ddil_core.parameterization import calibrate_reflection
@@ -136,6 +140,35 @@ def test_each_network_learns_in_its_own_turn(model: Model, pool: LatentPool) -> 
     trainer.step(trainer.critic, trainer.critic_optimizer, trainer._critic_losses(states, 1), 1e-3)
     assert same(student, weights(trainer.net)) and not same(critic, weights(trainer.critic))
     assert same(teacher, weights(model.denoiser.net))
+
+
+@pytest.mark.parametrize("ddil", [False, True])
+def test_parts_of_a_batch_are_the_batch(model: Model, pool: LatentPool, ddil: bool) -> None:
+    trainers = [stage(model, pool, ddil), stage(model, pool, ddil, gradient_accumulation=4)]
+    first, second = (trainer.update(0) for trainer in trainers)
+    for key in ("loss", "gradient_norm", "critic_loss", "critic_gradient_norm"):
+        assert float(first[key]) == pytest.approx(float(second[key]), rel=1e-3), key
+
+
+def test_a_rounded_teachers_generator_and_critic_start_unrounded(model: Model, pool: LatentPool) -> None:
+    own = model.denoiser
+    rounded = type(own)(copy.deepcopy(own.net).bfloat16(), own.schedule, own.prediction)
+    config = MatchingConfig.model_validate(
+        {
+            "updates": 2,
+            "batch_size": 4,
+            "teacher_dtype": "bfloat16",
+            "regression": {"pairs": 4, "updates": 1, "teacher_steps": 2},
+        }
+    )
+    teacher = GuidedDenoiser(rounded)
+    trainer = MatchingStage(teacher, pool, config, Accelerator(cpu=True), own.net, own.net)
+    pairs = RegressionStage(teacher, pool, config, Accelerator(cpu=True), {}, own.net)
+    critic = {**dict(trainer.critic.named_parameters())}
+    for name, weight in own.net.named_parameters():
+        assert torch.equal(pairs.net.get_parameter(name), weight)
+        assert torch.equal(trainer.net.get_parameter(name), weight)
+        assert any(found.endswith(name) and torch.equal(copied, weight) for found, copied in critic.items())
 
 
 def test_the_critic_learns_what_the_generator_draws(model: Model, pool: LatentPool) -> None:

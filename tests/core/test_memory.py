@@ -34,20 +34,34 @@ def test_what_sampling_and_training_need(folder: Path) -> None:
     assert need(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
 
 
-@pytest.mark.parametrize(
-    ("pictures", "batch", "tiles"), [(0.5, 1, True), (1.3, 1, False), (10, 8, False), (1e4, 64, False)]
-)
+@pytest.mark.parametrize(("pictures", "batch"), [(0.5, 0), (1.3, 1), (10, 8), (1e4, 64)])
 def test_decoding_takes_what_memory_there_is(
-    model: Model, monkeypatch: pytest.MonkeyPatch, pictures: float, batch: int, tiles: bool
+    model: Model, monkeypatch: pytest.MonkeyPatch, pictures: float, batch: int
 ) -> None:
     vae = model.pipeline.vae
     one = decode_bytes(vae.config, 64**2, 4)
     monkeypatch.setattr(memory, "free_bytes", lambda device: int(pictures * one))
-    try:
-        assert decode_batch(vae, 8, 8, torch.device("cpu")) == batch
-        assert vae.use_tiling is tiles
-    finally:
-        vae.disable_tiling()
+    assert decode_batch(vae, 8, 8, torch.device("cpu")) == batch
+
+
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, z = model.pipeline.vae, normal(2, *model.latent_shape)
+    whole, tiled, sides = model.decode(z), vae.tiled_decode, list[int]()
+
+    def seen(part: torch.Tensor, **more: object) -> object:
+        assert len(part) == 1  # one picture at a time
+        return tiled(part, **more)
+
+    monkeypatch.setattr(vae, "tiled_decode", seen)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    hook = vae.decoder.register_forward_pre_hook(lambda _, args: sides.append(max(args[0].shape[-2:])))
+    images = model.decode(z)
+    hook.remove()
+    assert images.shape == whole.shape
+    assert len(sides) > 2 and max(sides) == model.latent_shape[-1] // 2
+    monkeypatch.undo()
+    assert not vae.use_tiling
+    assert np.array_equal(model.decode(z), whole)
 
 
 def test_pictures_do_not_depend_on_the_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +91,8 @@ def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
     model = load_model(str(folder), "cuda")
     encoder = model.pipeline.text_encoder
     with visiting([encoder], torch.device("cuda")):
+        with visiting([encoder], torch.device("cuda")):
+            assert next(encoder.parameters()).is_cuda
         assert next(encoder.parameters()).is_cuda
     assert not next(encoder.parameters()).is_cuda
     assert all(tensor.is_cuda for tensor in model.encode(["a red circle"]).tensors.values())

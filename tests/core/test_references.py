@@ -143,6 +143,16 @@ def test_a_single_file_needs_a_configuration(checkpoint: Path) -> None:
     )
 
 
+def test_a_single_file_of_stable_diffusion_2_needs_its_system_named(tmp_path: Path) -> None:
+    """Some predict v and some ε, and the file does not say which."""
+    path = tmp_path / "two.safetensors"
+    save_file(single_file(build("StableDiffusionPipeline", tmp_path / "words"), "2"), path)
+    assert refused(str(path)) == (
+        f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
+        f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
+    )
+
+
 def test_a_single_file_that_is_cut_short(checkpoint: Path, folder: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
     with pytest.raises(DdilError, match=rf"^the weights {checkpoint} are cut short or damaged \("):

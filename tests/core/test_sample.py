@@ -50,6 +50,17 @@ def test_solvers_and_guidance_change_the_picture(model: Model) -> None:
         assert apart(base, sample(model, PROMPTS[:1], **({"steps": 4} | options))) > 1
 
 
+def test_pictures_are_drawn_without_tf32_and_nothing_is_encoded_once(model: Model) -> None:
+    precision, before = list[str](), torch.backends.cuda.matmul.fp32_precision
+    hook = model.denoiser.net.register_forward_pre_hook(
+        lambda *_: precision.append(torch.backends.cuda.matmul.fp32_precision)
+    )
+    sample(model, PROMPTS[:1], steps=2)
+    hook.remove()
+    assert set(precision) == {"ieee"} and torch.backends.cuda.matmul.fp32_precision == before
+    assert model.guided(3.0).unconditional is model.nothing()
+
+
 def test_an_unknown_solver_is_refused(model: Model) -> None:
     with pytest.raises(WrongCommand, match="the solver 'eular' is not known"):
         sample(model, PROMPTS, solver="eular")
