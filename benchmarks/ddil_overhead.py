@@ -88,6 +88,9 @@ def contenders(
     return found
 
 
+STAGES = ("guided (T = 4)", "later (T = 2)")
+
+
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True)
 @click.option("--updates", default=50, show_default=True, help="Updates in a block; one collection serves a block.")
@@ -95,8 +98,11 @@ def contenders(
     "--rounds", default=5, show_default=True, help="Blocks of each contender that are counted, after one that is not."
 )
 @click.option("--threads", type=int, default=None, help="Threads of a CPU; by default torch's own choice.")
+@click.option("--stage", "stages", type=click.Choice(STAGES), multiple=True, default=STAGES, show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
-def main(teacher: str, updates: int, rounds: int, threads: int | None, csv_path: Path | None) -> None:
+def main(
+    teacher: str, updates: int, rounds: int, threads: int | None, stages: tuple[str, ...], csv_path: Path | None
+) -> None:
     quiet_libraries()
     torch.set_num_threads(threads or torch.get_num_threads())
     accelerator = Accelerator()
@@ -111,10 +117,8 @@ def main(teacher: str, updates: int, rounds: int, threads: int | None, csv_path:
     pool = encode_pool(model, open_data("shapes"), config.pool, encoded)
     reflection = calibrate_reflection(pool.mean.float()).to(accelerator.device)
     rows = []
-    for stage, teacher_denoiser in (
-        ("guided (T = 4)", model.guided(reflection=reflection)),
-        ("later (T = 2)", model.guided(1.0, reflection)),
-    ):
+    for stage in stages:
+        teacher_denoiser = model.guided(None if stage == STAGES[0] else 1.0, reflection)
         for number, phase in enumerate(config.ddil.phases, 1):
             group = contenders(
                 teacher_denoiser, pool, config, phase.model_copy(update={"until": 1.0}), updates, accelerator

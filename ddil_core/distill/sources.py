@@ -78,7 +78,7 @@ class SourcedStage(Stage):
         The teacher labels those of several updates together. Which ones go together depends on the update's number alone, so
         that a resumed run labels the same batch again.
         """
-        together = max(1, self.config.teacher_batch_size // count)
+        together = max(1, round(self.config.teacher_batch_size / count))
         start = step - (step - first) % together
         if start != self._ahead_from:
             self._ahead_from = start
