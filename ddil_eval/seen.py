@@ -19,15 +19,13 @@ from ddil_eval.references import kept_reference
 
 BATCH = 64
 DECLARED = {
-    "fid": {"fid_input": "clean-fid"},
-    "patch_fid": {"fid_input": "clean-fid"},
-    "fid_infinity": {"fid_input": "clean-fid"},
-    "kid": {"fid_input": "clean-fid"},
-    "fid_pytorch": {"fid_input": "pytorch-fid"},
-    "clip_score": {"clip": "ViT-g-14 laion2b_s12b_b42k"},
-    "clip_score_s34b": {"clip": "ViT-g-14 laion2b_s34b_b88k"},
+    "inception": {"fid_input": "clean-fid"},
+    "inception_patch": {"fid_input": "clean-fid"},
+    "inception_pytorch": {"fid_input": "pytorch-fid"},
+    "clip_vitg14_s12b": {"clip": "ViT-g-14 laion2b_s12b_b42k"},
+    "clip_vitg14_s34b": {"clip": "ViT-g-14 laion2b_s34b_b88k"},
 }
-"""What a recipe that declares the key must declare for a metric to be its own."""
+"""By network, what a recipe that declares the key must declare for a metric to be its own."""
 
 
 class RecipeExtractors(Extractors):
@@ -104,8 +102,8 @@ class RecipeExtractors(Extractors):
 def _refuse_other_networks(names: Sequence[str], recipe: Recipe) -> None:
     """Refuse metrics whose network is another than the one that a recipe declares; what it leaves null, it does not use."""
     declared = {"fid_input": recipe.fid_input, "clip": recipe.clip and f"{recipe.clip.model} {recipe.clip.weights}"}
-    for name in names:
-        for key, value in DECLARED.get(name, {}).items():
+    for name in (name for name in names if name in METRICS):
+        for key, value in DECLARED.get(METRICS[name].network.name, {}).items():
             if declared[key] not in (None, value):
                 raise WrongCommand(
                     f"the metric {name!r} takes {value}, and the recipe {recipe.name!r} declares {declared[key]} as its {key}; "
