@@ -22,11 +22,12 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
-from ddil_core.data import LatentPool, encode_pool, open_data
+from ddil_core.data.dataset import open_data
+from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.denoiser import GuidedDenoiser
 from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.progressive import ProgressiveStage
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.protocol import override, read_yaml, validate
 from ddil_core.resources import protocols

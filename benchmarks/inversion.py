@@ -19,11 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ddil_core.data import open_data
+from ddil_core.data.dataset import open_data
 from ddil_core.inversion import Problem
 from ddil_core.inversion.ph2p import PH2PSettings, ph2p
 from ddil_core.inversion.words import model_words
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.protocol import read_yaml
 from ddil_core.resources import protocols
 from ddil_core.shapes.architecture import words

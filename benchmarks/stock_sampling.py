@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ddil_core.data import encode_pool, open_data
+from ddil_core.data.dataset import open_data
+from ddil_core.data.pool import encode_pool
 from ddil_core.distill.watch import look
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.protocol import read_yaml

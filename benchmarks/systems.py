@@ -28,14 +28,14 @@ from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill import run as distillation
 from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.errors import DdilError
-from ddil_core.models import Model, assemble, load_model
+from ddil_core.models.model import Model, assemble, load_model
+from ddil_core.models.systems import Files, System, load_systems
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.rollout import all_strings, rollout
 from ddil_core.sample import latents, settings
 from ddil_core.sampling import SYSTEM_FILE
 from ddil_core.schedule import Schedule, rows_at, transitions
 from ddil_core.solvers import ddim
-from ddil_core.systems import Files, System, load_systems
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, take_turns
 from tests.pipelines import save_pipeline

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.environment import full_precision
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import Reflection
 from ddil_core.progress import progress

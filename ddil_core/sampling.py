@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ddil_core.errors import WrongCommand
+from ddil_core.models.systems import System
 from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, timesteps, transitions
 from ddil_core.solvers import get_solver
-from ddil_core.systems import System
 
 SYSTEM_FILE = "ddil.json"
 """Beside ``model_index.json``: how a pipeline is meant to be sampled. diffusers ignores it."""

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ddil_core.data import Prompt
+from ddil_core.data.dataset import Prompt
+from ddil_core.data.folder import INDEXES, Picture, read_folder, read_picture, survey
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.folder import INDEXES, Picture, read_folder, read_picture, survey
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
 from ddil_core.sampling import Sampling

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ddil_core.data import DataSet
+from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.progress import progress
 from ddil_eval.features import Arrays, Features, gathered

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddil_core.coco import Coco
-from ddil_core.data import DataSet, Prompt
+from ddil_core.data.coco import Coco
+from ddil_core.data.dataset import DataSet, Prompt
+from ddil_core.data.folder import clean_caption, first_of, read_rows, refuse_twice
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import clean_caption, first_of, read_rows, refuse_twice
 from ddil_eval.store import digest
 
 

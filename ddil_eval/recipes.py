@@ -167,7 +167,7 @@ def recipe_for(data: str) -> str:
     kind = data.partition(":")[0]
     usual = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k"}
     if kind not in usual:
-        from ddil_core.data import open_data
+        from ddil_core.data.dataset import open_data
 
         open_data(data)  # what is no data set at all is refused as that
         raise WrongCommand(f"the data set {data!r} has no recipe of its own; name one with --recipe")

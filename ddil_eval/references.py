@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core.data import DataSet
+from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError
 from ddil_eval.cache import references_folder
 from ddil_eval.features import Features, gathered

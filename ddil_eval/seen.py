@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ddil_core.data import DataSet
+from ddil_core.data.dataset import DataSet
 from ddil_core.errors import WrongCommand
 from ddil_core.progress import progress
 from ddil_core.protocol import content_hash

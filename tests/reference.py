@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddil_core.systems import Files, System, load_systems
+from ddil_core.models.systems import Files, System, load_systems
 from tests.pipelines import build, save_lora
 
 Image = Any

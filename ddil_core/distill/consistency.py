@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.aggregate import AggregatedDataset
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import ConsistencyConfig, LoraConfig
@@ -26,7 +26,7 @@ from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
 from ddil_core.errors import DdilError
 from ddil_core.losses import consistency_loss
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import FLOWS, Reflection, boundary_scalings
 from ddil_core.rollout import STUDENT, TEACHER, Actor
 from ddil_core.sampling import Sampling

@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser
 from ddil_core.distill.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import DdilError
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import to_v
 from ddil_core.train import Logs
 

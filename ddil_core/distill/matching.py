@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.aggregate import AggregatedDataset, States
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import MatchingConfig
@@ -29,7 +29,7 @@ from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
 from ddil_core.errors import WrongCommand
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import Reflection, to_v
 from ddil_core.rollout import STUDENT, TEACHER, Actor
 from ddil_core.sampling import Sampling

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.aggregate import AggregatedDataset
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig

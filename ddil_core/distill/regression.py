@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser
 from ddil_core.distill.config import MatchingConfig
 from ddil_core.distill.stage import Stage

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ddil_core.data import DataSet, LatentPool, encode_pool, open_data
+from ddil_core.data.dataset import DataSet, open_data
+from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.denoiser import NetworkDenoiser
 from ddil_core.distill import METHODS
 from ddil_core.distill.config import MethodConfig, with_defaults
@@ -26,7 +27,7 @@ from ddil_core.distill.stage import Stage
 from ddil_core.distill.student import save_student
 from ddil_core.distill.watch import track, watchers
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.parameterization import Reflection, calibrate_reflection
 from ddil_core.protocol import read_yaml
 from ddil_core.train import fit

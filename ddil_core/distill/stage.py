@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.distill.config import MethodConfig
 from ddil_core.distill.optimizer import make_optimizer, trained

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import Prediction
 from ddil_core.sampling import SYSTEM_FILE, Sampling
 

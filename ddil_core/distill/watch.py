@@ -19,11 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddil_core.data import LatentPool, open_data
+from ddil_core.data.dataset import open_data
+from ddil_core.data.pool import LatentPool
 from ddil_core.distill.config import MethodConfig, WatchConfig
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import WrongCommand
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import Sample
 from ddil_core.parameterization import Reflection
 from ddil_core.progress import warn

@@ -10,7 +10,7 @@ import numpy as np
 from ddil_core.errors import DdilError
 from ddil_core.inversion.problem import Inverter, Problem
 from ddil_core.inversion.towers import lacks_towers
-from ddil_core.memory import visiting
+from ddil_core.models.memory import visiting
 from ddil_core.noise import Sample
 from ddil_core.protocol import Strict
 from ddil_core.sample import draw

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddil_core.inversion.towers import Towers
 from ddil_core.inversion.words import Words
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import generator_for
 from ddil_core.protocol import Strict
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddil_core.denoiser import Condition
 from ddil_core.errors import WrongCommand
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 
 Vocabulary = Literal["words", "tokens", "all"]
 END_OF_WORD = "</w>"

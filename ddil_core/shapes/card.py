@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.sample import sample
 from ddil_core.shapes.data import ShapesData, to_pixels
 from ddil_core.shapes.reader import ATTRIBUTES, drawn_right, read

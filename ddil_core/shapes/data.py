@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddil_core.data import Prompt
+from ddil_core.data.dataset import Prompt
 from ddil_core.shapes.render import render
 from ddil_core.shapes.scene import Scene, draw_scene
 
@@ -52,7 +52,7 @@ def draw_batch(size: int, index: int, *, split: str = "train", seed: int = 0) ->
 
 
 class ShapesData:
-    """The shapes world as a data set (``ddil_core.data.DataSet``)."""
+    """The shapes world as a data set (``ddil_core.data.dataset.DataSet``)."""
 
     reference = "shapes"
 

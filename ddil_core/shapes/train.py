@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ddil_core.models import SYSTEM_FILE, load_model
+from ddil_core.models.model import SYSTEM_FILE, load_model
 from ddil_core.progress import progress
 from ddil_core.schedule import Schedule
 from ddil_core.shapes import architecture

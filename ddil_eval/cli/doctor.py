@@ -198,12 +198,12 @@ def named_by_its_hash(path: Path) -> bool:
 
 
 def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iterator[Check]:
-    """Whether a model fits the memory that is free, for drawing and for distilling; the formula is in ``ddil_core.memory.need``."""
+    """Whether a model fits the memory that is free, for drawing and for distilling, by ``ddil_core.models.memory.need``."""
     import torch
 
-    from ddil_core.hub import size_text
-    from ddil_core.memory import free_bytes, need
-    from ddil_core.references import parameters
+    from ddil_core.models.hub import size_text
+    from ddil_core.models.memory import free_bytes, need
+    from ddil_core.models.references import parameters
 
     free = free_bytes(torch.device(device))
     takes = need(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)

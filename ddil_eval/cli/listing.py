@@ -52,7 +52,7 @@ def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as
 @as_json
 def data(as_json: bool) -> None:
     """List the data sets that --data accepts."""
-    from ddil_core.data import listing
+    from ddil_core.data.dataset import listing
 
     show_list("Data sets", ("name", "description", "source", "here"), listing(), as_json)
 

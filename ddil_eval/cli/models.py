@@ -22,8 +22,8 @@ def models(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    from ddil_core.hub import size_text
-    from ddil_core.references import listing
+    from ddil_core.models.hub import size_text
+    from ddil_core.models.references import listing
 
     rows = listing()
     if not as_json:
@@ -55,7 +55,7 @@ def convert(source: Path, out: Path, as_json: bool) -> None:
     The pickle is read for its tensors alone: one that asks for more is refused, and no code of it is run. OUT is written whole or
     not at all, and never over something else.
     """
-    from ddil_core.convert import convert as run
+    from ddil_core.models.convert import convert as run
 
     done = run(source, out)
     if as_json:

@@ -71,7 +71,7 @@ def torch_dtype(name: str) -> Any:
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
     """With ``--download``, fetch what the references need of the hub and is not here; what is here is not asked for."""
-    from ddil_core.references import is_here, parts
+    from ddil_core.models.references import is_here, parts
 
     for reference in references if download else ():
         if parts(reference) and not is_here(reference, variant):
@@ -80,7 +80,7 @@ def fetch_missing(references: Iterable[str], download: bool, variant: str | None
 
 def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
     """Fetch a model's files, with the size and a bar on stderr."""
-    from ddil_core import references
+    from ddil_core.models import references
     from ddil_core.progress import transfer
 
     references.fetch(reference, variant, lambda text: click.echo(text, err=True), transfer, weights=weights)

@@ -58,7 +58,7 @@ def sample(
     from PIL import Image
 
     from ddil_core.errors import WrongCommand
-    from ddil_core.models import load_model
+    from ddil_core.models.model import load_model
     from ddil_core.progress import warn
     from ddil_core.sample import remarks, settings
     from ddil_core.sample import sample as draw

@@ -20,10 +20,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from ddil_core.data import Prompt, open_data
+from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.environment import full_precision
 from ddil_core.errors import WrongCommand
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.progress import progress, warn
 from ddil_core.protocol import Strict, content_hash

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core.data import DataSet
+from ddil_core.data.dataset import DataSet
 from ddil_core.distill.run import commit, versions
 from ddil_core.progress import progress
 from ddil_core.protocol import content_hash

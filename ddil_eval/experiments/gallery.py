@@ -13,7 +13,7 @@ import numpy as np
 
 from ddil_core.environment import full_precision
 from ddil_core.inversion.towers import Towers
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample
 from ddil_core.progress import progress, warn
 from ddil_core.protocol import content_hash

@@ -18,18 +18,18 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from ddil_core.data import DataSet, open_data
+from ddil_core.data.dataset import DataSet, open_data
+from ddil_core.data.folder import PictureFiles, read_picture, survey
 from ddil_core.distill.run import commit, versions
 from ddil_core.errors import DdilError
-from ddil_core.folder import PictureFiles, read_picture, survey
 from ddil_core.inversion import Choosing, Problem, get_inverter
 from ddil_core.inversion.towers import SHAPES, lacks_towers, load_towers
 from ddil_core.inversion.words import Vocabulary, model_words, require_text_encoder
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.references import check, resolve
+from ddil_core.models.weights import components, read_index
 from ddil_core.protocol import Strict, content_hash
-from ddil_core.references import check, resolve
 from ddil_core.sample import settings
-from ddil_core.weights import components, read_index
 from ddil_eval import figures
 from ddil_eval.experiments.gallery import Drawn, Gallery, as_cell
 from ddil_eval.experiments.inverted import invert_all, prompts_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.distill.run import commit, versions
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.protocol import content_hash
 from ddil_eval.metrics import METRICS
 from ddil_eval.statistics import Estimate

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ddil_core.data import DataSet, open_data
+from ddil_core.data.dataset import DataSet, open_data
+from ddil_core.data.folder import PictureFiles, named, survey
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import PictureFiles, named, survey
 from ddil_core.progress import warn
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from ddil_core.data import KINDS, DataSet, open_data
+from ddil_core.data.dataset import KINDS, DataSet, open_data
+from ddil_core.data.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.protocol import Strict
 from ddil_eval.experiments.engine import Contestant, Setting, measure
 from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference

@@ -14,12 +14,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ddil_core.data import DataSet, open_data
+from ddil_core.data.dataset import DataSet, open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.references import check, resolve
 from ddil_core.progress import warn
 from ddil_core.protocol import Strict
-from ddil_core.references import check, resolve
 from ddil_core.sample import remarks, settings
 from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver

@@ -13,7 +13,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 
 from ddil_core.distill.progressive import ProgressiveStage
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.train import Logs
 
 Cli = Callable[..., Result]

@@ -15,7 +15,7 @@ from click.testing import Result
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ddil_core.systems import load_systems
+from ddil_core.models.systems import load_systems
 from tests.hub import serve
 
 Cli = Callable[..., Result]
@@ -127,7 +127,7 @@ def test_the_doctor_estimates_whether_a_model_fits(cli: Cli, teacher: Path) -> N
 
 
 def test_the_doctor_says_what_to_do_where_a_model_does_not_fit(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddil_core import memory
+    from ddil_core.models import memory
     from ddil_eval.cli import doctor
 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddil_core.data import open_data
+from ddil_core.data.dataset import open_data
 from ddil_core.denoiser import Condition
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.inversion import INVERTERS, Choosing, Inverted, Problem, get_inverter, invert
@@ -23,7 +23,7 @@ from ddil_core.inversion.ph2p import PH2PSettings, begun, loss_and_gradient, noi
 from ddil_core.inversion.random_words import RandomSettings, random_words
 from ddil_core.inversion.towers import Towers, load_towers
 from ddil_core.inversion.words import Words, encode, gather, model_words
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw, settings
 from ddil_core.shapes.architecture import MAX_TOKENS, words, write_tokenizer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddil_core.denoiser import Condition
 from ddil_core.errors import WrongCommand
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import (
     Reflection,
     ReflectionMode,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddil_core.denoiser import Condition, Denoiser
 from ddil_core.errors import WrongCommand
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.rollout import (
     STUDENT,

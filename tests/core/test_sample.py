@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddil_core.errors import WrongCommand
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.sample import sample
 from ddil_core.schedule import grid, transitions

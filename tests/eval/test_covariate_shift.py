@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddil_core.data import Prompt, open_data
+from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.denoiser import Condition
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, rollout, strings_at
 from ddil_core.sample import latents, settings

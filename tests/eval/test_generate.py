@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddil_core.data import open_data
+from ddil_core.data.dataset import open_data
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
 from ddil_core.sampling import Sampling

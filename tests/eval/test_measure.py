@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddil_core.data import Prompt
+from ddil_core.data.dataset import Prompt
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.shapes.data import ShapesData
 from ddil_eval.measure import Cells, Extractors, batches, concatenate

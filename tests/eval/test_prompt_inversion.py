@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from ddil_core.data import open_data
+from ddil_core.data.dataset import open_data
 from ddil_core.errors import WrongCommand
 from ddil_core.inversion import Inverter, ph2p
 from ddil_core.inversion.towers import load_towers
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.noise import Sample
 from ddil_core.protocol import read_yaml, validate
 from ddil_core.sample import draw, settings

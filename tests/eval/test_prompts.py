@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddil_core.data import Prompt, open_data
+from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.errors import WrongCommand
 from ddil_eval.prompts import choose_prompts, read_prompts
 from ddil_eval.store import digest

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddil_core.data import open_data
+from ddil_core.data.dataset import open_data
 from ddil_core.errors import WrongCommand
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.protocol import validate
 from ddil_core.sample import draw

@@ -14,7 +14,7 @@ from click.testing import Result
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.schedule import Schedule
 from ddil_core.shapes import architecture, train
 from ddil_core.shapes.card import measure, write_card

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.sample import sample
 from ddil_core.shapes.card import shares
 from ddil_core.shapes.data import ShapesData, to_pixels

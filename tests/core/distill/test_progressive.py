@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.aggregate import States
-from ddil_core.data import LatentPool, open_data
+from ddil_core.data.dataset import open_data
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.progressive import ProgressiveStage, two_step_target
 from ddil_core.distill.sources import phase_at
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.schedule import CLEAN, grid, transitions

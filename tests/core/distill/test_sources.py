@@ -6,12 +6,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.distill.config import ConsistencyConfig, MatchingConfig
 from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, student_network
 from ddil_core.distill.matching import MatchingStage
 from ddil_core.distill.sources import RolloutStage, trajectories
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.rollout import STUDENT, TEACHER
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddil_core.convert import convert, renamed
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, load_model
+from ddil_core.models.convert import convert, renamed
+from ddil_core.models.model import Model, load_model
 
 
 class Malicious:

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ddil_core.data.folder import Picture, PictureFiles, clean_caption, named
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import Picture, PictureFiles, clean_caption, named
 
 FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
 

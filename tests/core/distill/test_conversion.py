@@ -9,12 +9,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ddil_core.data import LatentPool, encode_pool, open_data
+from ddil_core.data.dataset import open_data
+from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.denoiser import GuidedDenoiser, UNetDenoiser
 from ddil_core.distill.config import ConvertConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.run import _frozen
-from ddil_core.models import Model, load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.parameterization import to_x0
 from ddil_core.schedule import Schedule
 from tests.core.closed_form import distance

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.fit import check_lora, expected_shapes
-from ddil_core.loading import load_pipeline
-from ddil_core.models import Model, load_model
-from ddil_core.systems import Files
-from ddil_core.weights import pipeline_files, read_header, sets_of_weights
+from ddil_core.models.fit import check_lora, expected_shapes
+from ddil_core.models.loading import load_pipeline
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.systems import Files
+from ddil_core.models.weights import pipeline_files, read_header, sets_of_weights
 
 STEM = "diffusion_pytorch_model"
 UNET = f"unet/{STEM}.safetensors"

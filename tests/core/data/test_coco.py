@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddil_core.coco import read_annotations
-from ddil_core.data import Prompt, open_data
+from ddil_core.data.coco import read_annotations
+from ddil_core.data.dataset import Prompt, open_data
+from ddil_core.data.folder import PictureFiles, clean_caption, survey
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.folder import PictureFiles, clean_caption, survey
 from tests.coco import photograph, save_coco
 
 NAMES = ["COCO_val2014_000000001000.jpg", "COCO_val2014_000000000993.jpg", "COCO_val2014_000000000986.jpg"]

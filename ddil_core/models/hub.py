@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.weights import PICKLES, components, has_weights, read_json, sets_of_weights
+from ddil_core.models.weights import PICKLES, components, has_weights, read_json, sets_of_weights
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile

@@ -25,7 +25,7 @@ from ddil_core.distill.config import ProgressiveConfig
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.sampling import Sampling
 from ddil_core.schedule import transitions
 from ddil_core.solvers import ddim

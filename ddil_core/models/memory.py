@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.weights import read_json
+from ddil_core.models.weights import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError
-from ddil_core.fit import check_lora, check_pipeline, check_weights
-from ddil_core.references import check
-from ddil_core.systems import Files
-from ddil_core.weights import UNUSED, components, read_index
+from ddil_core.models.fit import check_lora, check_pipeline, check_weights
+from ddil_core.models.references import check
+from ddil_core.models.systems import Files
+from ddil_core.models.weights import UNUSED, components, read_index
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddil_core.data import Prompt, open_data
+from ddil_core.data.dataset import Prompt, open_data
+from ddil_core.data.folder import read_folder
 from ddil_core.errors import WrongCommand
-from ddil_core.folder import read_folder
 from tests.coco import photograph
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.hub import INDEX, Plan, Repository, download, plan, size_text
-from ddil_core.systems import PIPELINE_FILES, Files, System, load_systems
-from ddil_core.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
+from ddil_core.models.hub import INDEX, Plan, Repository, download, plan, size_text
+from ddil_core.models.systems import PIPELINE_FILES, Files, System, load_systems
+from ddil_core.models.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
 
-SHIPPED = {"shapes": Path(__file__).parent / "shapes" / "weights" / "teacher"}
+SHIPPED = {"shapes": Path(__file__).parents[1] / "shapes" / "weights" / "teacher"}
 """The models that come with the package."""
 
 UNVERIFIED = "unverified"
@@ -65,7 +65,7 @@ class Part:
         return path if self.file else folder
 
     def plan(self, variant: str | None, weights: bool = True) -> Plan:
-        """See :func:`ddil_core.hub.plan`."""
+        """See :func:`ddil_core.models.hub.plan`."""
         return plan(self.repository, self.file or self.patterns, variant, weights)
 
 
@@ -126,12 +126,12 @@ def fetch(
 ) -> None:
     """Fetch what a reference needs of the hub and is not here. ``say`` is told the size before anything is fetched.
 
-    ``bar`` is as in :func:`ddil_core.hub.download`. Without ``weights`` the configuration alone, which is all that NAME:FILE needs
-    where FILE is a single-file checkpoint.
+    ``bar`` is as in :func:`ddil_core.models.hub.download`. Without ``weights`` the configuration alone, which is all that
+    NAME:FILE needs where FILE is a single-file checkpoint.
 
     Raises:
         WrongCommand: there is nothing on the hub to fetch for it.
-        DdilError: see :func:`ddil_core.hub.plan` and :func:`ddil_core.hub.download`.
+        DdilError: see :func:`ddil_core.models.hub.plan` and :func:`ddil_core.models.hub.download`.
     """
     wanted = parts(reference)
     if not wanted:

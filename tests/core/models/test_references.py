@@ -12,9 +12,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, load_model
-from ddil_core.references import SHIPPED, listing, parameters, parts, resolve
-from ddil_core.systems import load_systems
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.references import SHIPPED, listing, parameters, parts, resolve
+from ddil_core.models.systems import load_systems
 from tests.pipelines import build, tiny_unet
 from tests.single_file import single_file
 

@@ -14,10 +14,10 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.hub import Repository, download, needed, plan, size_text
-from ddil_core.models import Model, load_model
-from ddil_core.references import fetch, is_here, listing, parts, resolve
-from ddil_core.systems import PIPELINE_FILES
+from ddil_core.models.hub import Repository, download, needed, plan, size_text
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.references import fetch, is_here, listing, parts, resolve
+from ddil_core.models.systems import PIPELINE_FILES
 from tests.hub import Hub, serve
 from tests.single_file import single_file
 

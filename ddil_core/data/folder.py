@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddil_core.data import Prompt
+from ddil_core.data.dataset import Prompt
 from ddil_core.errors import DdilError, WrongCommand
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -112,7 +112,7 @@ def files_sha256(pictures: Sequence[Picture]) -> str:
 
 
 class PictureFiles:
-    """A data set (``ddil_core.data.DataSet``) whose evaluation split lies in picture files, for evaluation only."""
+    """A data set (``ddil_core.data.dataset.DataSet``) whose evaluation split lies in picture files, for evaluation only."""
 
     split = "all"
 

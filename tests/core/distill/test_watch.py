@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.distill import METHODS
 from ddil_core.distill.config import WatchConfig
 from ddil_core.distill.run import distill

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddil_core import layouts
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.errors import DdilError
-from ddil_core.layouts import LAYOUTS, TEXT_ENCODERS, Layout
-from ddil_core.loading import load_pipeline
-from ddil_core.memory import decode_batch, tiles, visiting
+from ddil_core.models import layouts
+from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
+from ddil_core.models.loading import load_pipeline
+from ddil_core.models.memory import decode_batch, tiles, visiting
+from ddil_core.models.references import check, resolve
+from ddil_core.models.systems import Files
+from ddil_core.models.weights import read_index, read_json
 from ddil_core.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.protocol import read_yaml
-from ddil_core.references import check, resolve
 from ddil_core.sampling import SYSTEM_FILE, Sampling
 from ddil_core.schedule import FlowSchedule, Schedule
-from ddil_core.systems import Files
-from ddil_core.weights import read_index, read_json
 
 
 @dataclass(eq=False)

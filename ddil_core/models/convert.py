@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.weights import PICKLES, read_index
+from ddil_core.models.weights import PICKLES, read_index
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.errors import DdilError
-from ddil_core.weights import (
+from ddil_core.models.weights import (
     AGAIN,
     LIBRARIES,
     PipelineFiles,

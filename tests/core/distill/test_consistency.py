@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from diffusers import LCMScheduler, StableDiffusionPipeline
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, guidance_embedding
 from ddil_core.distill.config import ConsistencyConfig, PhaseConfig
 from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, student_network, with_embedding
 from ddil_core.losses import consistency_loss
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import boundary_scalings, calibrate_reflection
 from ddil_core.rollout import STUDENT, TEACHER
 from tests.core.closed_form import distance, normal

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import Model, assemble, load_model
+from ddil_core.models.model import Model, assemble, load_model
+from ddil_core.models.systems import System, load_systems
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.sample import latents, remarks, settings
 from ddil_core.sampling import Sampling, misuse
 from ddil_core.schedule import FlowSchedule
 from ddil_core.solvers import SOLVERS
-from ddil_core.systems import System, load_systems
 from tests.core.closed_form import distance
 from tests.pipelines import STUDENT, save_pipeline
 from tests.reference import PROMPTS, random_files, reference, run_diffusers
@@ -243,7 +243,7 @@ def test_prompts_that_are_cut_are_counted(layout: str, tmp_path: Path) -> None:
 
 
 def test_rows_of_solvers_spacings_and_layouts_exist() -> None:
-    from ddil_core.layouts import LAYOUTS as KNOWN
+    from ddil_core.models.layouts import LAYOUTS as KNOWN
 
     for system in SYSTEMS.values():
         assert system.layout in KNOWN and system.solver in SOLVERS

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 from torch import Tensor
 
-from ddil_core.data import LatentPool
+from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import GuidedDenoiser
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import MatchingConfig
@@ -19,7 +19,7 @@ from ddil_core.distill.critic import discriminator, mid_side
 from ddil_core.distill.matching import SEEN, MatchingStage, Seen, score_difference, teacher_segments
 from ddil_core.distill.regression import RegressionStage
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.models import Model
+from ddil_core.models.model import Model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.schedule import CLEAN, Schedule
 from tests.core.closed_form import Gaussian, distance, normal, shifts

@@ -19,7 +19,7 @@ from ddil_core.distill.regression import RegressionStage
 from ddil_core.distill.run import distill
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models import load_model
+from ddil_core.models.model import load_model
 from ddil_core.schedule import CLEAN
 from ddil_core.solvers import lcm
 from tests.core.closed_form import distance, normal, rows

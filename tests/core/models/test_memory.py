@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddil_core import memory
-from ddil_core.memory import MOST_DECODED, decode_batch, decode_bytes, free_bytes, need, visiting
-from ddil_core.models import Model
-from ddil_core.references import parameters
+from ddil_core.models import memory
+from ddil_core.models.memory import MOST_DECODED, decode_batch, decode_bytes, free_bytes, need, visiting
+from ddil_core.models.model import Model
+from ddil_core.models.references import parameters
 from tests.core.closed_form import normal
 
 GIB = 2**30
@@ -86,7 +86,7 @@ def test_a_visitor_stays_where_there_is_one_memory(model: Model) -> None:
 
 @pytest.mark.gpu
 def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
-    from ddil_core.models import load_model
+    from ddil_core.models.model import load_model
 
     model = load_model(str(folder), "cuda")
     encoder = model.pipeline.text_encoder

@@ -1,0 +1,1 @@
+"""Captioned pictures by reference, one file a kind, and the pool that they are encoded into."""
