@@ -1,7 +1,9 @@
-"""Where the files that ship beside the code are: protocols and the paper's numbers."""
+"""Where files are: those that ship beside the code, protocols and the paper's numbers, and the user's own folder."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from ddil_core.errors import DdilError
@@ -28,3 +30,15 @@ def _shipped(name: str, *, checkout: str) -> Path:
         f"The folder {checkout}/ that ships with ddil is neither in {_PACKAGE / '_data'} nor in {_PACKAGE.parent}: "
         "install ddil again, from its wheel or from a whole checkout."
     )
+
+
+def user_folder() -> Path:
+    """``DDIL_CACHE``, or ``ddil`` in the user's cache folder; it need not exist."""
+    named = os.environ.get("DDIL_CACHE")
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ddil"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "ddil"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddil"

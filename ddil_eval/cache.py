@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
+from ddil_core.resources import user_folder
 
-def user_folder() -> Path:
-    """``DDIL_CACHE``, or ``ddil`` in the user's cache folder; it need not exist."""
-    named = os.environ.get("DDIL_CACHE")
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ddil"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ddil"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddil"
+__all__ = ["references_folder", "user_folder", "weights_folder"]
 
 
 def weights_folder() -> Path:

@@ -19,11 +19,11 @@ def photograph(place: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def save_coco(folder: Path, count: int = 12, year: int = 2014) -> Path:
+def save_coco(folder: Path, count: int = 12, year: int = 2014, part: str = "val") -> Path:
     """``val20XX/`` and ``annotations/captions_val20XX.json`` as COCO has them; two captions an image, not in the images' order."""
-    split = f"val{year}"
+    split = f"{part}{year}"
     (folder / split).mkdir(parents=True)
-    (folder / "annotations").mkdir()
+    (folder / "annotations").mkdir(exist_ok=True)
     names = {1000 - 7 * place: f"COCO_{split}_{1000 - 7 * place:012d}.jpg" for place in range(count)}
     for place, name in enumerate(names.values()):
         Image.fromarray(photograph(place)).save(folder / split / name, quality=95)

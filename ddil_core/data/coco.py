@@ -1,30 +1,51 @@
 """COCO's captioned pictures in its own folders and annotation files: ``coco2014:DIR`` and ``coco2017:DIR``.
 
-DIR holds ``val2014/`` or ``val2017/`` and ``annotations/captions_val20XX.json``, as COCO's archives unpack. Pictures and
-prompts are in the order of the annotation file's list of images; a picture's prompt is the first of its captions in the
-order of the list of annotations.
+DIR holds ``val2014/`` or ``val2017/`` and ``annotations/captions_val20XX.json``, as COCO's archives unpack, and for training
+``train20XX/`` and ``annotations/captions_train20XX.json``. Evaluated with are the validation pictures, trained on the others.
+Pictures and prompts are in the order of the annotation file's list of images; a picture's prompt is the first of its captions in
+the order of the list of annotations.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddil_core.data.folder import Picture, PictureFiles, clean_caption, named
+from ddil_core.data.folder import PictureFiles
+from ddil_core.data.pictures import Picture, clean_caption, named
 from ddil_core.errors import WrongCommand
 
 FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
 
 
 class Coco(PictureFiles):
-    """The validation pictures of one year, with the annotation file that their captions are from."""
+    """The validation pictures of one year, with the annotation file that their captions are from, and its training pictures."""
 
-    def __init__(self, reference: str, files: list[Picture], split: str, annotations: Path) -> None:
-        super().__init__(reference, files)
-        self.split = split
-        self.annotations = annotations
+    def __init__(self, reference: str, folder: Path) -> None:
+        self.split = f"val{_year(reference)}"
+        self.folder, self.annotations = folder, _annotations(reference, folder, self.split)
+        super().__init__(reference, _pictures(reference, folder, self.split, self.annotations))
+
+    def training_files(self) -> list[Picture]:
+        """The training pictures, read when they are first asked for.
+
+        Raises:
+            WrongCommand: no folder of them, no annotation file, or one that is damaged; the message says what to fetch.
+        """
+        return self._training
+
+    @cached_property
+    def _training(self) -> list[Picture]:
+        split = f"train{_year(self.reference)}"
+        annotations = _annotations(self.reference, self.folder, split)
+        if not (self.folder / split).is_dir():
+            raise WrongCommand(
+                f"the data set {self.reference!r} has no {split}/ to train on; {FETCH.format(zip=f'zips/{split}.zip')}"
+            )
+        return _pictures(self.reference, self.folder, split, annotations)
 
 
 def coco_data(reference: str) -> Coco:
@@ -33,24 +54,33 @@ def coco_data(reference: str) -> Coco:
     Raises:
         WrongCommand: no such folder, no annotation file, or one that is damaged; the message says what to fetch.
     """
-    kind, _, place = reference.partition(":")
-    year = kind.removeprefix("coco")
-    folder, split = Path(place).expanduser(), f"val{year}"
+    folder, year = Path(reference.partition(":")[2]).expanduser(), _year(reference)
     if not folder.is_dir():
         raise WrongCommand(
             f"the data set {reference!r} names no folder: there is no {folder}; make it, and "
-            f"{FETCH.format(zip=f'zips/{split}.zip and annotations/annotations_trainval{year}.zip')}"
+            f"{FETCH.format(zip=f'zips/val{year}.zip and annotations/annotations_trainval{year}.zip')}"
         )
+    return Coco(reference, folder)
+
+
+def _year(reference: str) -> str:
+    return reference.partition(":")[0].removeprefix("coco")
+
+
+def _annotations(reference: str, folder: Path, split: str) -> Path:
     name = f"captions_{split}.json"
-    annotations = next((path for path in (folder / "annotations" / name, folder / name) if path.is_file()), None)
-    if annotations is None:
-        raise WrongCommand(
-            f"the data set {reference!r} has no annotations/{name}; "
-            f"{FETCH.format(zip=f'annotations/annotations_trainval{year}.zip')}"
-        )
-    captions = read_annotations(annotations)
-    files = [Picture(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()]
-    return Coco(reference, files, split, annotations)
+    for path in (folder / "annotations" / name, folder / name):
+        if path.is_file():
+            return path
+    raise WrongCommand(
+        f"the data set {reference!r} has no annotations/{name}; "
+        f"{FETCH.format(zip=f'annotations/annotations_trainval{_year(reference)}.zip')}"
+    )
+
+
+def _pictures(reference: str, folder: Path, split: str, annotations: Path) -> list[Picture]:
+    kind, captions = reference.partition(":")[0], read_annotations(annotations)
+    return [Picture(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()]
 
 
 def read_annotations(path: Path) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Pictures in files, with captions: reading them, saying which are bad, and folders of them as a data set."""
+"""Folders of pictures in files, with captions, as a data set."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ddil_core.data.dataset import Prompt
+from ddil_core.data.pictures import (
+    Picture,
+    clean_caption,
+    files_sha256,
+    named,
+    prepared,
+    read_picture,
+    refuse,
+    refuse_fewer,
+    require_training,
+    survey,
+)
 from ddil_core.errors import DdilError, WrongCommand
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -22,109 +32,57 @@ INDEXES = ("index.jsonl", "metadata.jsonl", "metadata.csv")
 """Files that may say which pictures a folder holds, the first that is there: rows with a ``file`` (or ``file_name``), and
 where there are such a ``prompt`` (or ``caption``, ``text``) and an ``id``."""
 
-_NAMED = 5
-
-
-def clean_caption(text: str) -> str:
-    """The one way in which captions are cleaned: white space at the ends goes, any other run of it becomes one space.
-
-    Case, punctuation and spelling stay. COCO has captions with line ends and with spaces after the full stop.
-    """
-    return " ".join(text.split())
-
-
-def named(names: Sequence[str]) -> str:
-    """Some names for a message, with the number of those left out."""
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture in a file, by the ``id`` that its noise and its rows go by; ``caption`` is None where it has none."""
-
-    id: str
-    path: Path
-    caption: str | None
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture file, other modes converted to RGB as Pillow does; EXIF rotation is not applied.
-
-    Raises:
-        DdilError: the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise DdilError(f"the picture {path} is missing")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DdilError(f"the picture {path} is damaged ({' '.join(str(error).split())})") from error
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What the files' heads say: ``converted`` are those of another mode than RGB, ``sizes`` [(W, H)] one picture of each."""
-
-    converted: list[str]
-    sizes: dict[tuple[int, int], str]
-
-
-def survey(pictures: Sequence[Picture], what: str) -> Survey:
-    """Look at the heads of picture files; the pixels are not decoded.
-
-    Raises:
-        DdilError: some are missing or no pictures; the message names them and says how many.
-    """
-    missing, damaged, converted = [], [], []
-    sizes: dict[tuple[int, int], str] = {}
-    for picture in pictures:
-        if not picture.path.is_file():
-            missing.append(picture.path.name)
-            continue
-        try:
-            with Image.open(picture.path) as image:
-                sizes.setdefault(image.size, picture.path.name)
-                if image.mode != "RGB":
-                    converted.append(picture.path.name)
-        except (OSError, SyntaxError, ValueError):
-            damaged.append(picture.path.name)
-    _refuse(missing, "missing", len(pictures), what)
-    _refuse(damaged, "damaged", len(pictures), what)
-    return Survey(converted, sizes)
-
-
-def _refuse(names: Sequence[str], fault: str, count: int, what: str) -> None:
-    if names:
-        raise DdilError(
-            f"{len(names):,} of {count:,} pictures of {what} are {fault}: {named(names)}; fetch or make them again"
-        )
-
-
-def files_sha256(pictures: Sequence[Picture]) -> str:
-    """A hash of picture files' bytes, in their order."""
-    content = hashlib.sha256()
-    for picture in pictures:
-        with picture.path.open("rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
-    return content.hexdigest()
+TRAIN_ORDER = 0
+"""The seed of the order in which pictures in files are trained on."""
 
 
 class PictureFiles:
-    """A data set (``ddil_core.data.dataset.DataSet``) whose evaluation split lies in picture files, for evaluation only."""
+    """A data set (``ddil_core.data.dataset.DataSet``) that lies in picture files."""
 
     split = "all"
+    side: int | None = None
 
     def __init__(self, reference: str, files: list[Picture]) -> None:
         self.reference = reference
         self.files = files
 
-    def batch(self, size: int, index: int) -> tuple[np.ndarray, list[str]]:
-        """Refused: these pictures are compared with, not trained on."""
-        raise WrongCommand(
-            f"the data set {self.reference!r} is for evaluation; --data of 'ddil distill' may be 'shapes'"
-        )
+    def training_files(self) -> list[Picture]:
+        """The pictures to train on, in the order of their index or names."""
+        return self.files
+
+    def identity(self) -> str:
+        """A hash of the training pictures' ids and captions, which decide their order too."""
+        content = "\n".join(f"{picture.id}\t{picture.caption}" for picture in self.training_files())
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def require(self, count: int, side: int) -> None:
+        """Look at the training pictures' captions and heads, and warn of what preparation changes but for the crop.
+
+        Raises:
+            WrongCommand: there are fewer, or some have no caption.
+            DdilError: some are missing or damaged.
+        """
+        files, chosen = self.training_files(), self._chosen(count)
+        require_training((files[place] for place in sorted(chosen)), side, self.reference, "put a .txt beside each")
+
+    def training(
+        self, count: int, side: int, batch_size: int = 64, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """See ``DataSet``. The pictures come in one shuffled order, and none twice.
+
+        Raises:
+            WrongCommand: there are fewer.
+            DdilError: some are missing or damaged.
+        """
+        files, chosen = self.training_files(), self._chosen(count)[first * batch_size :]
+        return prepared((files[place] for place in chosen), side, batch_size, count, self.reference)
+
+    def _chosen(self, count: int) -> list[int]:
+        """The places of the first ``count`` training pictures in the shuffled order."""
+        there = len(self.training_files())
+        refuse_fewer(there, count, self.reference)
+        order: list[int] = np.random.default_rng(TRAIN_ORDER).permutation(there)[:count].tolist()
+        return order
 
     def prompts(self, count: int) -> list[Prompt]:
         """The first ``count`` pictures' captions.
@@ -157,7 +115,7 @@ class PictureFiles:
                 damaged.append(picture.path.name)
                 continue
             yield image[None]
-        _refuse(damaged, "damaged", count, self.reference)
+        refuse(damaged, "damaged", count, self.reference)
 
     def pictures_sha256(self, count: int) -> str:
         """A hash of the first ``count`` files (``files_sha256``), under which what was computed from them is kept."""

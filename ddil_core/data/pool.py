@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError
+from ddil_core.models.memory import decode_batch, visiting
 from ddil_core.models.model import Model
 from ddil_core.progress import progress, warn
 
@@ -37,6 +42,94 @@ class LatentPool:
 
 _TOLD = "condition."
 
+PART = 16
+"""Batches that are kept in one file while a pool is being encoded: 1,024 pictures, at most which an interruption costs."""
+
+
+def picture_side(model: Model) -> int:
+    """The side in pixels of the pictures that a model was made for."""
+    return model.latent_shape[-1] * 2 ** (len(model.pipeline.vae.config.block_out_channels) - 1)
+
+
+@torch.no_grad()
+def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: int = 64) -> LatentPool:
+    """Encode the first ``size`` training pictures once and keep them at ``path``; read them back where that is done.
+
+    Interrupted, it goes on after the parts that are done, which lie beside ``path`` until it is whole.
+
+    Raises:
+        DdilError: the file at ``path`` is damaged, or pictures are.
+    """
+    if path.is_file():
+        return _read_pool(path)
+    side, folder = picture_side(model), path.with_suffix(".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
+    parts = _kept(folder, made)
+    done, cut = min(len(parts) * PART * batch_size, size), 0
+    with progress("encode the data", total=size, done=done) as advance, visiting(model.text_encoders(), model.device):
+        batches = data.training(size, side, batch_size, first=len(parts) * PART)
+        while part := list(islice((_encode(model, *batch, advance) for batch in batches), PART)):
+            cut += sum(longer for _, longer in part)
+            tensors = {name: torch.cat([encoded[name] for encoded, _ in part]) for name in part[0][0]}
+            parts.append(folder / f"{len(parts):05d}.safetensors")
+            _save(tensors, parts[-1], made)
+    if cut:
+        warn(f"{cut} of {size - done} captions are longer than the text encoder takes; the rest of each is not read")
+    _save(_joined(parts, size), path)
+    shutil.rmtree(folder)
+    return _read_pool(path)
+
+
+def _encode(
+    model: Model, images: np.ndarray, captions: list[str], advance: Callable[[int], None]
+) -> tuple[dict[str, Tensor], int]:
+    """A batch of the pool, and how many of its captions are cut."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    at_once = decode_batch(
+        model.pipeline.vae, *model.latent_shape[1:], model.device
+    )  # encoding takes less than decoding
+    posterior = [model.encode_images(some) for some in pixels.split(max(at_once, 1))]
+    told = model.encode(captions).tensors
+    advance(len(images))
+    tensors = {name: torch.cat(some) for name, some in zip(("mean", "std"), zip(*posterior, strict=True), strict=True)}
+    tensors |= {_TOLD + name: tensor for name, tensor in told.items()}
+    return {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}, model.cut(captions)
+
+
+def _kept(folder: Path, made: dict[str, str]) -> list[Path]:
+    """The parts that an interrupted run left, in their order; what was made of other data, or is damaged, is deleted."""
+    kept = list[Path]()
+    for path in sorted(folder.iterdir()):
+        try:
+            with safe_open(path, "pt") as part:
+                fits = part.metadata() == made and path.name == f"{len(kept):05d}.safetensors"
+        except SafetensorError:
+            fits = False
+        if fits:
+            kept.append(path)
+        else:
+            path.unlink()
+    return kept
+
+
+def _joined(parts: list[Path], size: int) -> dict[str, Tensor]:
+    """The tensors of all parts, one after another, in memory once."""
+    joined, start = dict[str, Tensor](), 0
+    for path in parts:
+        part = load_file(path)
+        for name, tensor in part.items():
+            whole = joined.setdefault(name, tensor.new_empty((size, *tensor.shape[1:])))
+            whole[start : start + len(tensor)] = tensor
+        start += len(part["mean"])
+    return joined
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata)
+    temporary.replace(path)
+
 
 def _read_pool(path: Path) -> LatentPool:
     try:
@@ -45,31 +138,3 @@ def _read_pool(path: Path) -> LatentPool:
         return LatentPool(**tensors, condition=told)
     except (SafetensorError, TypeError, OSError) as error:
         raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
-
-
-@torch.no_grad()
-def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: int = 64) -> LatentPool:
-    """Encode the first ``size`` training pictures once and keep them at ``path``; read them back where that is done."""
-    if path.is_file():
-        return _read_pool(path)
-    means, stds, told, cut = [], [], [], 0
-    with progress("encode the data", total=size) as advance:
-        for index, start in enumerate(range(0, size, batch_size)):
-            images, captions = data.batch(min(batch_size, size - start), index)
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-            mean, std = model.encode_images(pixels)
-            means.append(mean.half().cpu().contiguous())
-            stds.append(std.half().cpu().contiguous())
-            condition = model.encode(captions)
-            told.append({name: tensor.half().cpu() for name, tensor in condition.tensors.items()})
-            cut += model.cut(captions)
-            advance(len(images))
-    if cut:
-        warn(f"{cut} of {size} captions are longer than the text encoder takes; the rest of each is not read")
-    pool = {"mean": torch.cat(means), "std": torch.cat(stds)}
-    conditions = {name: torch.cat([part[name] for part in told]) for name in told[0]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file(pool | {_TOLD + name: tensor for name, tensor in conditions.items()}, temporary)
-    temporary.replace(path)
-    return LatentPool(**pool, condition=conditions)

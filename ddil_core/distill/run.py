@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ddil_core.data.dataset import DataSet, open_data
-from ddil_core.data.pool import LatentPool, encode_pool
+from ddil_core.data.pool import LatentPool, encode_pool, picture_side
 from ddil_core.denoiser import NetworkDenoiser
 from ddil_core.distill import METHODS
 from ddil_core.distill.config import MethodConfig, with_defaults
@@ -37,11 +37,18 @@ C = TypeVar("C", bound=MethodConfig)
 
 
 def distill(
-    teacher: str, data: str, config: Any, out: Path, *, resume: bool = False, device: str | None = None
+    teacher: str,
+    data: str,
+    config: Any,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    download: bool = False,
 ) -> Path:
     """Run or finish a distillation in the folder ``out``; returns the student's folder.
 
-    ``config`` is the configuration of one of ``METHODS``, which names it.
+    ``config`` is the configuration of one of ``METHODS``, which names it. ``download`` is the consent to fetch data on the web.
 
     Raises:
         WrongCommand: ``out`` holds another run, there is nothing to resume, or the data cannot be trained on.
@@ -52,8 +59,9 @@ def distill(
     model = load_model(teacher, accelerator.device)
     require_teacher(model)
     method.require(model, config)
-    pictures = open_data(data)
-    require_data(pictures, model)
+    pictures, encoded = open_data(data, download), out / "checkpoints" / "data.safetensors"
+    if not encoded.is_file():
+        require_data(pictures, model, config.pool)
     open_run(
         out,
         {
@@ -67,7 +75,7 @@ def distill(
     )
     student = out / "student"
     if not student.is_dir():
-        pool = encode_pool(model, pictures, config.pool, out / "checkpoints" / "data.safetensors")
+        pool = encode_pool(model, pictures, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
         save_student(model, method.train(run), student)
     return student
@@ -82,16 +90,20 @@ def require_teacher(model: Model) -> None:
         )
 
 
-def require_data(data: DataSet, model: Model) -> None:
-    """Raises WrongCommand: the data are for evaluation only, or their pictures have another size than the model's."""
-    images, _ = data.batch(1, 0)
-    scale = 2 ** (len(model.pipeline.vae.config.block_out_channels) - 1)
-    (_, height, width), found = model.latent_shape, images.shape[1:3]
-    if found != (height * scale, width * scale):
+def require_data(data: DataSet, model: Model, count: int) -> None:
+    """Whether ``count`` pictures of the data can be trained on, as far as is quickly seen.
+
+    Raises:
+        WrongCommand: they have another size than the model's, there are fewer, or some have no caption.
+        DdilError: some are missing or damaged.
+    """
+    side = picture_side(model)
+    if data.side not in (None, side):
         raise WrongCommand(
-            f"the pictures of the data set {data.reference!r} have {found[1]} x {found[0]} pixels, and the teacher "
-            f"{model.reference!r} was made for {width * scale} x {height * scale}; name data or a teacher of the other's size"
+            f"the pictures of the data set {data.reference!r} have {data.side} x {data.side} pixels, and the teacher "
+            f"{model.reference!r} was made for {side} x {side}; name data or a teacher of the other's size"
         )
+    data.require(count, side)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddil_core.data.dataset import Prompt
 from ddil_core.shapes.render import render
-from ddil_core.shapes.scene import Scene, draw_scene
+from ddil_core.shapes.scene import IMAGE_SIZE, Scene, draw_scene
 
 _SPLIT_KEY = {"train": 0, "validation": 1}
 TRAIN_SEED = 2
@@ -55,6 +55,22 @@ class ShapesData:
     """The shapes world as a data set (``ddil_core.data.dataset.DataSet``)."""
 
     reference = "shapes"
+    side: int | None = IMAGE_SIZE
+
+    def identity(self) -> str:
+        """A stream of its own, which nothing changes."""
+        return self.reference
+
+    def require(self, count: int, side: int) -> None:
+        """Nothing can be missing: they are drawn."""
+
+    def training(
+        self, count: int, side: int = IMAGE_SIZE, batch_size: int = 64, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """The first ``count`` pictures, from the ``first`` batch on; ``side`` is their own."""
+        for index, start in enumerate(range(0, count, batch_size)):
+            if index >= first:
+                yield self.batch(min(batch_size, count - start), index)
 
     def batch(self, size: int, index: int) -> tuple[np.ndarray, list[str]]:
         batch = draw_batch(size, index, seed=TRAIN_SEED)

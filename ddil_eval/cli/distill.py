@@ -18,14 +18,12 @@ from ddil_eval.cli import options
 @click.option(
     "--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone."
 )
-@click.option(
-    "--data", default="shapes", show_default=True, help="The data set to train on: 'shapes' (see 'ddil data')."
-)
+@click.option("--data", default="shapes", show_default=True, help=options.TRAINING_DATA_HELP)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The run folder.")
 @click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="The run's seed, in place of the protocol's.")
 @options.protocol_options
-@options.download_option
+@click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + " So it is with shards of data on the web.")
 @options.device_option
 @options.json_option
 def distill(
@@ -60,7 +58,8 @@ def distill(
     if ddil and config.ddil is None:
         raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
     options.fetch_missing([teacher], download)
-    student = run(teacher, data, config, out, resume=resume, device=options.choose_device(device))
+    device = options.choose_device(device)
+    student = run(teacher, data, config, out, resume=resume, device=device, download=download)
     if as_json:
         options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})
     else:

@@ -51,10 +51,10 @@ def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as
 @click.command()
 @as_json
 def data(as_json: bool) -> None:
-    """List the data sets that --data accepts."""
+    """List the data sets that --data accepts, what each is for, and what it needs."""
     from ddil_core.data.dataset import listing
 
-    show_list("Data sets", ("name", "description", "source", "here"), listing(), as_json)
+    show_list("Data sets", ("name", "use", "description", "source", "here"), listing(), as_json)
 
 
 @click.command()

@@ -12,6 +12,13 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_HELP = "A data set: 'shapes', coco2014:DIR, coco2017:DIR or folder:DIR (see 'ddil data')."
+TRAINING_DATA_HELP = (
+    "The data set to train on: 'shapes', coco2014:DIR, coco2017:DIR, folder:DIR or webdataset:PATTERN, as in "
+    "webdataset:/data/train-{000000..000099}.tar (see 'ddil data')."
+)
+DOWNLOAD_HELP = (
+    "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."
+)
 MODEL_HELP = (
     "A model: a name of 'ddil models', a pipeline folder, a run folder of 'ddil distill', a single-file checkpoint, or a hub id "
     "(see docs/models.md)."
@@ -49,8 +56,7 @@ def variant_option(command: F) -> F:
 
 def download_option(command: F) -> F:
     """``--download``."""
-    text = "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."
-    return click.option("--download", is_flag=True, help=text)(command)
+    return click.option("--download", is_flag=True, help=DOWNLOAD_HELP)(command)
 
 
 DTYPES = ("fp32", "bf16", "fp16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from ddil_core.data.coco import read_annotations
 from ddil_core.data.dataset import Prompt, open_data
-from ddil_core.data.folder import PictureFiles, clean_caption, survey
+from ddil_core.data.folder import PictureFiles
+from ddil_core.data.pictures import clean_caption, prepare, read_picture, survey
 from ddil_core.errors import DdilError, WrongCommand
 from tests.coco import photograph, save_coco
 
@@ -158,9 +160,35 @@ def test_annotation_files_that_are_damaged(content: str, sentence: str, tmp_path
     assert str(error.value).startswith(f"the annotation file {path} {sentence}")
 
 
-def test_it_is_not_trained_on(folder: Path) -> None:
-    with pytest.raises(WrongCommand) as error:
-        coco(folder).batch(4, 0)
-    assert str(error.value) == (
-        f"the data set 'coco2014:{folder}' is for evaluation; --data of 'ddil distill' may be 'shapes'"
-    )
+def test_it_is_trained_on_its_training_pictures_and_evaluated_on_the_others(folder: Path) -> None:
+    save_coco(folder, count=6, part="train")
+    data = coco(folder)
+    data.require(6, 32)
+    ((images, captions),) = data.training(6, 32)
+    shown = dict(zip(captions, images, strict=True))
+    assert sorted(shown) == sorted(f"a small red circle on a grey background, {1000 - 7 * place}" for place in range(6))
+    for image in (1000, 993):
+        path = folder / "train2014" / f"COCO_train2014_{image:012d}.jpg"
+        assert np.array_equal(
+            shown[f"a small red circle on a grey background, {image}"], prepare(read_picture(path), 32)
+        )
+    assert [prompt.id for prompt in data.prompts(2)] == [f"coco2014-{Path(name).stem}" for name in NAMES[:2]]
+
+
+def test_training_pictures_that_are_not_there(folder: Path) -> None:
+    sentences = []
+    for made in ((), ("annotations/captions_train2014.json",), ("train2014/a",)):
+        for name in made:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / "annotations" / "captions_val2014.json", folder / name)
+        with pytest.raises(DdilError) as error:
+            coco(folder).require(5, 32)
+        sentences.append(str(error.value))
+    assert sentences == [
+        f"the data set 'coco2014:{folder}' has no annotations/captions_train2014.json; "
+        "fetch annotations/annotations_trainval2014.zip from images.cocodataset.org and unpack it there",
+        f"the data set 'coco2014:{folder}' has no train2014/ to train on; "
+        "fetch zips/train2014.zip from images.cocodataset.org and unpack it there",
+        f"5 of 5 pictures of coco2014:{folder} are missing: COCO_val2014_000000001000.jpg, COCO_val2014_000000000993.jpg, "
+        "COCO_val2014_000000000986.jpg, COCO_val2014_000000000979.jpg, COCO_val2014_000000000972.jpg; fetch or make them again",
+    ]

@@ -11,8 +11,12 @@ from PIL import Image
 
 from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.data.folder import read_folder
-from ddil_core.errors import WrongCommand
+from ddil_core.data.pictures import prepare, read_picture
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_eval.recipes import Preparation
 from tests.coco import photograph
+
+Batches = list[tuple[np.ndarray, list[str]]]
 
 
 @pytest.fixture
@@ -109,3 +113,135 @@ def test_pictures_without_captions_have_no_prompts(folder: Path) -> None:
     assert str(error.value) == (
         f"2 of 3 pictures of folder:{folder} have no caption: b.png, c.webp; put a .txt beside each, or name a list of prompts"
     )
+
+
+# To train on
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> Path:
+    """Ten pictures; the caption of each says which it is."""
+    for place in range(10):
+        Image.fromarray(photograph(place)).save(tmp_path / f"{place}.png")
+        (tmp_path / f"{place}.txt").write_text(f"picture {place}")
+    return tmp_path
+
+
+def not_trained_on(folder: Path, count: int = 10, kind: type[DdilError] = WrongCommand) -> str:
+    with pytest.raises(kind) as error:
+        open_data(f"folder:{folder}").require(count, 32)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (91, 60), (64, 64), (65, 64), (33, 33), (20, 31)])
+def test_preparation_is_pillows_bit_by_bit_and_that_of_the_recipe(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    short = min(height, width)
+    left, top = round((width - short) / 2), round((height - short) / 2)
+    whole = Image.fromarray(image).crop((left, top, left + short, top + short))
+    found = prepare(image, 64)
+    assert np.array_equal(found, np.asarray(whole.resize((64, 64), Image.Resampling.LANCZOS)))
+    assert np.array_equal(found, Preparation(crop=True, size=64, filter="lanczos")(image))
+    if (height, width) == (64, 64):
+        assert np.array_equal(found, image)
+
+
+def test_training_shows_every_picture_once_with_its_caption_in_a_shuffled_order(captioned: Path) -> None:
+    batches = list(open_data(f"folder:{captioned}").training(10, 32, batch_size=4))
+    assert [images.shape for images, _ in batches] == [(4, 32, 32, 3), (4, 32, 32, 3), (2, 32, 32, 3)]
+    places = [int(caption.removeprefix("picture ")) for _, captions in batches for caption in captions]
+    assert sorted(places) == list(range(10)) != places
+    shown = np.concatenate([images for images, _ in batches])
+    for place, image in zip(places, shown, strict=True):
+        assert np.array_equal(image, prepare(read_picture(captioned / f"{place}.png"), 32))
+
+
+def same(found: Batches, expected: Batches) -> bool:
+    """Equal bit by bit."""
+    return [captions for _, captions in found] == [captions for _, captions in expected] and all(
+        np.array_equal(a, b) for (a, _), (b, _) in zip(found, expected, strict=True)
+    )
+
+
+def test_a_batch_depends_on_its_index_alone(captioned: Path) -> None:
+    """Not on the batches before it, on how many there are, or on which process asks."""
+    data = open_data(f"folder:{captioned}")
+    whole = list(data.training(10, 32, batch_size=4))
+    for first in (2, 0, 1):
+        assert same(list(data.training(10, 32, batch_size=4, first=first)), whole[first:])
+        assert same(list(open_data(f"folder:{captioned}").training(8, 32, batch_size=4, first=first)), whole[first:2])
+    assert list(data.training(10, 32, batch_size=4, first=3)) == []
+
+
+def test_other_pictures_are_another_identity(captioned: Path) -> None:
+    before = open_data(f"folder:{captioned}").identity()
+    assert open_data(f"folder:{captioned}").identity() == before
+    (captioned / "3.txt").write_text("a cat")
+    after = open_data(f"folder:{captioned}").identity()
+    (captioned / "4.png").unlink()
+    assert len({before, after, open_data(f"folder:{captioned}").identity()}) == 3
+
+
+def test_too_few_pictures_to_train_on(captioned: Path) -> None:
+    assert not_trained_on(captioned, 11) == (
+        f"folder:{captioned} has 10 pictures to train on, fewer than the pool of 11; add others, or say --set pool=10"
+    )
+
+
+def test_training_pictures_without_captions_are_named(captioned: Path) -> None:
+    (captioned / "7.txt").unlink()
+    (captioned / "4.txt").write_text(" \n")
+    assert not_trained_on(captioned) == (
+        f"2 of 10 pictures of folder:{captioned} have no caption: 4.png, 7.png; put a .txt beside each, or leave them out"
+    )
+
+
+def test_training_pictures_that_are_missing_or_no_pictures_are_named(captioned: Path) -> None:
+    index(captioned, *({"file": f"{place}.png", "text": "x"} for place in range(11)))
+    assert not_trained_on(captioned, 11, DdilError) == (
+        f"1 of 11 pictures of folder:{captioned} are missing: 10.png; fetch or make them again"
+    )
+    (captioned / "10.png").write_bytes(b"no picture")
+    assert not_trained_on(captioned, 11, DdilError) == (
+        f"1 of 11 pictures of folder:{captioned} are damaged: 10.png; fetch or make them again"
+    )
+
+
+def test_pictures_cut_short_end_training_and_are_all_named(captioned: Path) -> None:
+    order = [captions[0][-1] for _, captions in open_data(f"folder:{captioned}").training(10, 32, batch_size=1)]
+    for place in (order[5], order[8]):
+        path = captioned / f"{place}.png"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    data, seen = open_data(f"folder:{captioned}"), []
+    data.require(10, 32)  # their heads are whole
+    with pytest.raises(DdilError) as error:
+        seen.extend(captions for _, captions in data.training(10, 32, batch_size=2))
+    assert len(seen) == 2
+    assert str(error.value) == (
+        f"2 of 10 pictures of folder:{captioned} are damaged: {order[5]}.png, {order[8]}.png; fetch or make them again"
+    )
+
+
+def test_a_picture_too_large_to_open_is_damaged(captioned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (500, 500)).save(captioned / "3.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    assert not_trained_on(captioned, kind=DdilError) == (
+        f"1 of 10 pictures of folder:{captioned} are damaged: 3.png; fetch or make them again"
+    )
+    with pytest.raises(DdilError, match=r"3\.png is damaged \(Image size \(250000 pixels\) exceeds limit"):
+        read_picture(captioned / "3.png")
+
+
+def test_what_preparation_changes_is_said(captioned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(photograph(2)).convert("L").save(captioned / "2.png")
+    Image.fromarray(photograph(5)).convert("CMYK").save(captioned / "5.jpg")
+    (captioned / "5.png").unlink()
+    data = open_data(f"folder:{captioned}")
+    data.require(10, 60)
+    converted = f"warning: 2 of 10 pictures of folder:{captioned} are not RGB and are converted: 2.png, 5.jpg"
+    assert capsys.readouterr().err.splitlines() == [converted]
+    data.require(10, 61)
+    small = f"warning: pictures of folder:{captioned} are smaller than 61 x 61 and are enlarged, such as 0.png"
+    assert capsys.readouterr().err.splitlines() == [converted, small]
+    shown = {c: i for images, captions in data.training(10, 32) for i, c in zip(images, captions, strict=True)}
+    assert (shown["picture 2"][..., 0] == shown["picture 2"][..., 2]).all()

@@ -285,7 +285,10 @@ def test_data_that_cannot_be_trained_on_are_refused_before_a_folder_is_made(fold
     out = tmp_path / "out"
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "a.png")
-    for data, sentence in (("shaeps", "is not known"), (f"folder:{tmp_path / 'pictures'}", "is for evaluation")):
+    for data, sentence in (
+        ("shaeps", "is not known"),
+        (f"folder:{tmp_path / 'pictures'}", "fewer than the pool of 12"),
+    ):
         with pytest.raises(WrongCommand, match=sentence):
             distill(str(folder), data, CONFIG, out, device="cpu")
         assert not out.exists()

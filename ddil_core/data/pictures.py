@@ -1,0 +1,210 @@
+"""Pictures with captions, wherever they lie: reading them, saying which are bad, and making them training pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.progress import warn
+
+BAD_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises of a file that is no picture, or one so large that opening it could take all memory."""
+
+_NAMED = 5
+
+
+def clean_caption(text: str) -> str:
+    """The one way in which captions are cleaned: white space at the ends goes, any other run of it becomes one space.
+
+    Case, punctuation and spelling stay. COCO has captions with line ends and with spaces after the full stop.
+    """
+    return " ".join(text.split())
+
+
+def named(names: Sequence[str]) -> str:
+    """Some names for a message, with the number of those left out."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a file, by the ``id`` that its noise and its rows go by; ``caption`` is None where it has none."""
+
+    id: str
+    path: Path
+    caption: str | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def head(self) -> tuple[tuple[int, int], str]:
+        """(W, H) and mode; the pixels are not decoded. Raises FileNotFoundError, or one of ``BAD_PICTURE``."""
+        if not self.path.is_file():
+            raise FileNotFoundError(self.path)
+        with Image.open(self.path) as image:
+            return image.size, image.mode
+
+    def read(self) -> np.ndarray:
+        """See ``read_picture``."""
+        return read_picture(self.path)
+
+
+class Captioned(Protocol):
+    """A picture that can be read, wherever it lies: what ``Picture`` has."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def caption(self) -> str | None: ...
+
+    def head(self) -> tuple[tuple[int, int], str]: ...
+
+    def read(self) -> np.ndarray: ...
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture file, other modes converted to RGB as Pillow does; EXIF rotation is not applied.
+
+    Raises:
+        DdilError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise DdilError(f"the picture {path} is missing")
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except BAD_PICTURE as error:
+        raise DdilError(f"the picture {path} is damaged ({' '.join(str(error).split())})") from error
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the heads of ``count`` pictures say: ``converted`` are those of another mode than RGB, ``silent`` those without a
+    caption, ``sizes`` [(W, H)] one picture of each."""
+
+    count: int
+    converted: list[str]
+    silent: list[str]
+    sizes: dict[tuple[int, int], str]
+
+
+def survey(pictures: Iterable[Captioned], what: str) -> Survey:
+    """Look at the heads of pictures; the pixels are not decoded.
+
+    Raises:
+        DdilError: some are missing or no pictures; the message names them and says how many.
+    """
+    count, missing, damaged, found = 0, [], [], Survey(0, [], [], {})
+    for picture in pictures:
+        count += 1
+        if not picture.caption:
+            found.silent.append(picture.name)
+        try:
+            size, mode = picture.head()
+        except FileNotFoundError:
+            missing.append(picture.name)
+        except BAD_PICTURE:
+            damaged.append(picture.name)
+        else:
+            found.sizes.setdefault(size, picture.name)
+            if mode != "RGB":
+                found.converted.append(picture.name)
+    refuse(missing, "missing", count, what)
+    refuse(damaged, "damaged", count, what)
+    return replace(found, count=count)
+
+
+def refuse(names: Sequence[str], fault: str, count: int, what: str, kind: str = "pictures") -> None:
+    """Raises DdilError where there are ``names``, of ``count`` pictures in all; the message holds the first few."""
+    if names:
+        raise DdilError(
+            f"{len(names):,} of {count:,} {kind} of {what} are {fault}: {named(names)}; fetch or make them again"
+        )
+
+
+def require_training(pictures: Iterable[Captioned], side: int, what: str, cure: str) -> int:
+    """Look at pictures that are to be trained on at ``side`` pixels, and warn of what changes them; returns how many there are.
+
+    ``cure`` says how a picture is given a caption.
+
+    Raises:
+        WrongCommand: some have no caption.
+        DdilError: some are missing or damaged.
+    """
+    found = survey(pictures, what)
+    if found.silent:
+        raise WrongCommand(
+            f"{len(found.silent):,} of {found.count:,} pictures of {what} have no caption: {named(found.silent)}; "
+            f"{cure}, or leave them out"
+        )
+    if found.converted:
+        of = f"{len(found.converted):,} of {found.count:,} pictures of {what}"
+        warn(f"{of} are not RGB and are converted: {named(found.converted)}")
+    small = [name for size, name in found.sizes.items() if min(size) < side]
+    if small:
+        warn(f"pictures of {what} are smaller than {side} x {side} and are enlarged, such as {small[0]}")
+    return found.count
+
+
+def refuse_fewer(there: int, count: int, what: str) -> None:
+    """Raises WrongCommand where fewer pictures are there than the ``count`` that are to be encoded."""
+    if there == 0:
+        raise WrongCommand(f"{what} holds no pictures to train on")
+    if there < count:
+        raise WrongCommand(
+            f"{what} has {there:,} pictures to train on, fewer than the pool of {count:,}; add others, or say --set pool={there}"
+        )
+
+
+def prepare(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [H, W, 3] → uint8 [side, side, 3]: centre crop to the short edge, then Pillow's Lanczos, which antialiases.
+
+    This is the preparation of the recipe ``gigagan``, so that what is trained on and what is compared with are made alike. A
+    picture that is smaller is enlarged; one of this very size stays as it is. An odd rest of the crop is split as torchvision's
+    ``center_crop`` splits it.
+    """
+    short = min(image.shape[:2])
+    top, left = (round((length - short) / 2) for length in image.shape[:2])
+    square = Image.fromarray(image[top : top + short, left : left + short])
+    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def prepared(
+    pictures: Iterable[Captioned], side: int, batch_size: int, count: int, what: str
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Pictures read and prepared, in batches uint8 [B, side, side, 3] with their captions.
+
+    Raises:
+        DdilError: some are damaged. No batch comes after the first of them, and the others are read so that all are named.
+    """
+    pictures, damaged = iter(pictures), list[str]()
+    while part := list(islice(pictures, batch_size)):
+        images = []
+        for picture in part:
+            try:
+                images.append(prepare(picture.read(), side))
+            except DdilError:
+                damaged.append(picture.name)
+        if not damaged:
+            yield np.stack(images), [str(picture.caption) for picture in part]
+    refuse(damaged, "damaged", count, what)
+
+
+def files_sha256(pictures: Sequence[Picture]) -> str:
+    """A hash of picture files' bytes, in their order."""
+    content = hashlib.sha256()
+    for picture in pictures:
+        with picture.path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    return content.hexdigest()
