@@ -130,6 +130,6 @@ def listing() -> list[dict[str, Any]]:
             "description": "shards: .tar files of pictures with a .txt, or a .json with a 'caption', of the same name",
             "source": "your own, or http(s) with --download",
             "here": None,
-            "needs": "a pattern such as '/data/train-{000000..000099}.tar' or '/data/*.tar'",
+            "needs": "a pattern, in quotes, as in --data 'webdataset:/data/train-{000000..000099}.tar' or 'webdataset:/data/*.tar'",
         },
     ]

@@ -121,6 +121,7 @@ def _caption(sample: dict[str, Any]) -> str | None:
 class Shards:
     """A data set (``ddil_core.data.dataset.DataSet``) in shards, for training; read in their order, which is not shuffled."""
 
+    split = "all"
     side: int | None = None
 
     def __init__(self, reference: str, shards: list[str], download: bool) -> None:
@@ -201,7 +202,9 @@ def shard_data(reference: str, download: bool = False) -> Shards:
     try:
         named = expand_urls(reference.partition(":")[2])
     except (ValueError, AssertionError) as error:
-        raise WrongCommand(f"the data set {reference!r} has no pattern ({error}); write it as in {EXAMPLE}") from error
+        raise WrongCommand(
+            f"the data set {reference!r} has no pattern ({error}); write it as in {EXAMPLE!r}"
+        ) from error
     shards = list[str]()
     for shard in named:
         if _WEB.match(shard):
@@ -214,7 +217,7 @@ def shard_data(reference: str, download: bool = False) -> Shards:
             shards += _files(Path(shard).expanduser())
     missing = [shard for shard in shards if not _WEB.match(shard) and not Path(shard).is_file()]
     if len(missing) == len(shards):
-        raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE}")
+        raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE!r}")
     refuse(missing, "missing", len(shards), reference, "shards")
     return Shards(reference, shards, download)
 

@@ -10,6 +10,8 @@ import click
 from ddil_core.errors import WrongCommand
 from ddil_eval.cli import options
 
+SHARDS_HELP = " Shards of --data on the web are fetched too, as many as the pool needs."
+
 
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
@@ -23,7 +25,7 @@ from ddil_eval.cli import options
 @click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="The run's seed, in place of the protocol's.")
 @options.protocol_options
-@click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + " So it is with shards of data on the web.")
+@click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option
 @options.json_option
 def distill(

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DATA_HELP = "A data set: 'shapes', coco2014:DIR, coco2017:DIR or folder:DIR (see 'ddil data')."
 TRAINING_DATA_HELP = (
     "The data set to train on: 'shapes', coco2014:DIR, coco2017:DIR, folder:DIR or webdataset:PATTERN, as in "
-    "webdataset:/data/train-{000000..000099}.tar (see 'ddil data')."
+    "'webdataset:/data/train-{000000..000099}.tar' (see 'ddil data')."
 )
 DOWNLOAD_HELP = (
     "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."

@@ -30,7 +30,7 @@ def refuse_other_reference(recipe: Recipe, reference: str) -> None:
 
 def split_of(data: DataSet) -> str:
     """The name of a data set's evaluation split."""
-    return data.split if isinstance(data, PictureFiles) else "validation"
+    return getattr(data, "split", "validation")
 
 
 def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from PIL import Image
 
 from ddil_core.resources import protocols
 from ddil_eval.metrics import METRICS
+from tests.shards import save_shards
 
 Cli = Callable[..., Result]
 
@@ -76,6 +78,37 @@ def test_data_that_fits_nothing(distill: Cli, shift: Cli) -> None:
     refused(
         shift("--data", "coco2017"), f"the data set 'coco2017' is not known: {kinds}; did you mean 'coco2017:DIR'?", 2
     )
+
+
+def test_data_that_cannot_be_trained_on(distill: Cli, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for place in range(8):
+        Image.new("RGB", (64, 64)).save(photos / f"{place}.png")
+    shard = "webdataset:http://127.0.0.1:9/a.tar"
+    without = "say --download, or fetch it by hand and name the file"
+    for arguments, sentence, status in (
+        ((f"folder:{photos}",), f"8 of 8 pictures of folder:{photos} have no caption: 0.png, 1.png, 2.png, 3.png, 4.png and 3 "
+         "more; put a .txt beside each, or leave them out", 2),
+        ((f"folder:{photos}", "--set", "pool=9"),
+         f"folder:{photos} has 8 pictures to train on, fewer than the pool of 9; add others, or say --set pool=8", 2),
+        (("webdataset:pipe:id",), "the shard 'pipe:id' is refused: shards are files or URLs of http and https, and no command "
+         "is ever run", 2),
+        ((shard,), f"the shard {shard[11:]} is not here, and nothing is fetched without consent; {without}", 2),
+        ((shard, "--download"), f"the shard {shard[11:]} could not be fetched ([Errno 111] Connection refused); check the URL "
+         "and run the command again", 1),
+    ):  # fmt: skip
+        refused(distill("--data", *arguments), sentence, status)
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_are_for_training(cli: Cli, student: Path, tmp_path: Path) -> None:
+    data = save_shards(tmp_path, 1, 4)
+    quick = ("--recipe", "shapes", "--num-images", 4, "--set", "reference_pictures=4", "--metrics", "fd_efflite0")
+    result = cli(
+        "eval", "coco", "--model", student, "--data", data, *quick, "--device", "cpu", "--out", tmp_path / "out"
+    )
+    refused(result, f"the data set {data!r} is for training; unpack the shards and name folder:DIR", 2)
 
 
 @pytest.mark.parametrize("command", ["sample", "distill", "teacher", "student"])

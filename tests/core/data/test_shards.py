@@ -24,7 +24,7 @@ from ddil_core.resources import user_folder
 from tests.coco import photograph
 from tests.shards import picture, save_shard, save_shards
 
-EXAMPLE = "webdataset:/data/train-{000000..000099}.tar"
+EXAMPLE = "'webdataset:/data/train-{000000..000099}.tar'"
 
 
 @pytest.fixture
