@@ -60,10 +60,17 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
     Raises:
         DdilError: the file at ``path`` is damaged, or pictures are.
     """
-    if path.is_file():
-        return _read_pool(path)
-    side, folder = picture_side(model), path.with_suffix(".parts")
+    folder = path.with_suffix(".parts")
+    if not path.is_file():
+        _save(_joined(_encode_parts(model, data, size, folder, batch_size), size), path)
+    shutil.rmtree(folder, ignore_errors=True)
+    return _read_pool(path)
+
+
+def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_size: int) -> list[Path]:
+    """Files of ``PART`` batches each, after those that are in the folder already."""
     folder.mkdir(parents=True, exist_ok=True)
+    side = picture_side(model)
     made = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
     parts = _kept(folder, made)
     done, cut = min(len(parts) * PART * batch_size, size), 0
@@ -76,9 +83,7 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
             _save(tensors, parts[-1], made)
     if cut:
         warn(f"{cut} of {size - done} captions are longer than the text encoder takes; the rest of each is not read")
-    _save(_joined(parts, size), path)
-    shutil.rmtree(folder)
-    return _read_pool(path)
+    return parts
 
 
 def _encode(

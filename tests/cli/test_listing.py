@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from ddil_core.data.dataset import KINDS
 from ddil_eval.cli.listing import _word, show_list
 from ddil_eval.metrics import METRICS
 
@@ -26,6 +27,15 @@ def test_the_shapes_teacher_is_listed_as_here_or_not(cli: Callable[..., Result],
 def test_the_shapes_pictures_need_nothing(cli: Callable[..., Result]) -> None:
     row = rows_of(cli("data", "--json"))["shapes"]
     assert (row["here"], row["needs"]) == (True, "")
+
+
+def test_the_data_sets_say_what_they_are_for(cli: Callable[..., Result]) -> None:
+    rows = rows_of(cli("data", "--json"))
+    assert {name: row["use"] for name, row in rows.items() if row["use"] != "training, evaluation"} == {
+        "webdataset:PATTERN": "training"
+    }
+    assert list(rows) == list(KINDS.values())
+    assert all(row["needs"] for name, row in rows.items() if name != "shapes")
 
 
 def test_every_metric_is_listed_with_its_direction(cli: Callable[..., Result]) -> None:

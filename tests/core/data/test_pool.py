@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from ddil_core.data import pool as pools
 from ddil_core.data.dataset import open_data
 from ddil_core.data.pool import LatentPool, encode_pool, picture_side
+from ddil_core.environment import full_precision
 from ddil_core.errors import DdilError
-from ddil_core.models.model import Model
+from ddil_core.models.model import Model, load_model
 from tests.core.closed_form import distance
 from tests.shards import picture, save_shard, save_shards
 
@@ -85,6 +86,7 @@ def test_an_interrupted_pool_goes_on_and_is_the_same(model: Model, shards: str, 
         begun.append(data.given)
     assert begun == [[], [0, 1, 2], [2, 3], [4]]  # two batches are a part; what is not yet a part is encoded again
     assert equal(found, whole) and len(found) == COUNT
+    path.with_suffix(".parts").mkdir()  # as if killed before they were deleted
     assert equal(found, encode(model, Stopping(shards, 0), path))  # read, not made
     assert {p.name for p in tmp_path.iterdir() if p.suffix != ".tar"} == {"whole.safetensors", "data.safetensors"}
 
@@ -156,3 +158,16 @@ def test_pictures_are_encoded_as_many_at_once_as_fit(
     found = encode_pool(model, open_data(shards), COUNT, tmp_path / "data.safetensors")
     assert max(sizes) == max(at_once, 1) and sum(sizes) == COUNT
     assert distance(found.mean.float(), whole.mean.float()) < 1e-3
+
+
+@pytest.mark.gpu
+def test_the_pool_of_a_gpu_is_that_of_the_cpu(folder: Path, model: Model, shards: str, tmp_path: Path) -> None:
+    """And the text encoders, which were there meanwhile, leave the GPU."""
+    there = load_model(str(folder), "cuda")
+    with full_precision():
+        found = encode(there, open_data(shards), tmp_path / "gpu.safetensors")
+    assert {p.device.type for part in there.text_encoders() if part is not None for p in part.parameters()} == {"cpu"}
+    expected = encode(model, open_data(shards), tmp_path / "cpu.safetensors")
+    assert distance(found.mean.float(), expected.mean.float()) < 1e-3  # float16
+    for name, told in expected.condition.items():
+        assert distance(found.condition[name].float(), told.float()) < 1e-3

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.data.pictures import prepare
@@ -109,8 +110,6 @@ def test_nothing_but_pictures_and_text_is_decoded(tmp_path: Path) -> None:
 
 def test_a_picture_that_pillow_would_hand_to_another_program_is_none(tmp_path: Path) -> None:
     with io.BytesIO() as file:
-        from PIL import Image
-
         Image.new("RGB", (64, 64)).save(file, format="EPS")
         save_shard(tmp_path / "a.tar", [{"jpg": file.getvalue(), "txt": b"a"}])
     assert refused(f"webdataset:{tmp_path}/a.tar", 1) == (
