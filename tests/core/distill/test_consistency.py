@@ -11,7 +11,8 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, guidance_embedding
 from ddil_core.distill.config import ConsistencyConfig, PhaseConfig
-from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, student_network, with_embedding
+from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, require, student_network, with_embedding
+from ddil_core.errors import WrongCommand
 from ddil_core.losses import consistency_loss
 from ddil_core.models.model import Model
 from ddil_core.parameterization import boundary_scalings, calibrate_reflection
@@ -47,6 +48,24 @@ def test_grid_and_scalings_are_those_of_diffusers(model: Model, pool: LatentPool
             [float(c) for c in ours], scheduler.get_scalings_for_boundary_condition_discrete(t), rtol=1e-9
         )
     assert [float(c) for c in boundary_scalings(torch.tensor([0]), torch.zeros(1, 1))] == [1, 0]
+
+
+def test_a_coarser_grid_is_that_of_diffusers_too(model: Model, pool: LatentPool) -> None:
+    coarse = stage(model, pool, teacher_steps=20, student_steps=3)
+    scheduler = LCMScheduler(**BETAS, original_inference_steps=20)
+    scheduler.set_timesteps(20)
+    assert coarse.table[:, 0].tolist() == scheduler.timesteps.tolist() == list(range(999, 0, -50))
+    scheduler.set_timesteps(3)
+    assert coarse.sampling is not None
+    assert coarse.sampling.times(model.denoiser.schedule) == scheduler.timesteps.tolist() == [999, 699, 349]
+    assert [int(coarse.table[place, 0]) for place in coarse.place] == [999, 699, 349]
+
+
+def test_a_grid_that_the_schedule_does_not_have_is_refused(model: Model) -> None:
+    with pytest.raises(WrongCommand, match="^teacher_steps divides the teacher's 1000 timesteps, which 30 does not$"):
+        require(model, ConsistencyConfig(updates=1, teacher_steps=30))
+    with pytest.raises(ValueError, match="student_steps is at most teacher_steps, 2, and not 4"):
+        ConsistencyConfig(updates=1, teacher_steps=2)
 
 
 def test_loss_is_pseudo_huber_or_squared() -> None:
