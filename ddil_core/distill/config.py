@@ -157,8 +157,9 @@ class ConsistencyConfig(MethodConfig):
     through an embedding of ``w_embedding`` numbers, or, in the form with ``lora``, not at all. It is sampled at ``guidance_scale``.
 
     ``teacher_steps`` is the number of the teacher's DDIM steps from noise to data, 50 in LCM, each of 20 timesteps: with fewer,
-    what is known near the data reaches the noise in fewer updates. ``ema_decay`` is that of the target network, without a warm-up;
-    the form with ``lora`` has none.
+    what is known near the data reaches the noise in fewer updates. ``weighting`` v divides the loss at t by σ_t, so that an error
+    counts for what it is in v; LCM has none, and then a network that learns fast is hardly held to what it gives near the data.
+    ``ema_decay`` is that of the target network, without a warm-up; the form with ``lora`` has none.
     """
 
     method: Literal["lcm"] = "lcm"
@@ -169,6 +170,7 @@ class ConsistencyConfig(MethodConfig):
     guidance_scale: float = Field(default=8.5, ge=1)
     loss: Literal["huber", "l2"] = "huber"
     huber_c: float = Field(default=0.001, gt=0)
+    weighting: Literal["none", "v"] = "none"
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     w_embedding: int | None = Field(default=256, ge=4)
     lora: LoraConfig | None = None

@@ -179,7 +179,10 @@ class ConsistencyStage(RolloutStage):
                 clipped.see(x0, t)
                 value = boundary(x0.float(), states.z[rows], t)
                 huber = self.settings.huber_c if self.settings.loss == "huber" else None
-                yield share * consistency_loss(value, target.float(), huber)
+                weight = (
+                    self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
+                )
+                yield share * consistency_loss(value, target.float(), huber, weight)
 
         logs = self.descend(losses(), step) | clipped.logs()
         if self.dataset is not None:

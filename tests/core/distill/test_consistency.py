@@ -73,12 +73,15 @@ def test_loss_is_pseudo_huber_or_squared() -> None:
     d = a.double().numpy() - b.double().numpy()
     assert float(consistency_loss(a, b)) == pytest.approx((np.sqrt(d**2 + 1e-6) - 1e-3).mean(), rel=1e-5)
     assert float(consistency_loss(a, b, None)) == pytest.approx((d**2).mean(), rel=1e-5)
+    weight = np.array([1.0, 0.5, 8.0])
+    weighted = float(consistency_loss(a, b, None, torch.from_numpy(weight)))
+    assert weighted == pytest.approx((weight[:, None, None, None] * d**2).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("reflection", ["none", "clamp"])
-def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: str) -> None:
+@pytest.mark.parametrize(("reflection", "weighting"), [("none", "none"), ("clamp", "none"), ("clamp", "v")])
+def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: str, weighting: str) -> None:
     """Guidance as LCM writes it, ε_c + w (ε_c − ε_∅) with w = g − 1; only the networks' outputs are taken from torch."""
-    trainer = stage(model, pool, reflection)
+    trainer = stage(model, pool, reflection, weighting=weighting)
     states, _ = trainer._draw(0)
     g = states.guidance
     assert g is not None and 6 <= float(g.min()) < float(g.max()) <= 16
@@ -116,7 +119,8 @@ def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: s
 
     target = value(reflect(alpha_s * z_s - sigma_s * v_s), z_s, s.numpy())
     drawn = value(alpha * z - sigma * v_t, z, t.numpy())
-    expected = (np.sqrt((drawn - target) ** 2 + 1e-6) - 1e-3).mean()
+    weight = 1 / sigma if weighting == "v" else 1.0
+    expected = (weight * (np.sqrt((drawn - target) ** 2 + 1e-6) - 1e-3)).mean()
     assert float(trainer.update(0)["loss"]) == pytest.approx(expected, rel=2e-4)
 
 
