@@ -29,11 +29,14 @@ def pd_loss(x0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
     return (snr.to(errors.dtype).clamp(min=1.0) * errors).mean()
 
 
-def consistency_loss(value: Tensor, target: Tensor, huber_c: float | None = 0.001) -> Tensor:
+def consistency_loss(
+    value: Tensor, target: Tensor, huber_c: float | None = 0.001, weight: Tensor | None = None
+) -> Tensor:
     """LCM's loss between two values of the consistency function [B, …]: pseudo-Huber √(d² + c²) − c, or d² where c is None; the
-    mean over all entries."""
+    mean over all entries, a row's times its ``weight`` [B] where there is one."""
     d = value - target
-    return d.square().mean() if huber_c is None else ((d.square() + huber_c**2).sqrt() - huber_c).mean()
+    errors = d.square() if huber_c is None else (d.square() + huber_c**2).sqrt() - huber_c
+    return errors.mean() if weight is None else (weight * errors.flatten(1).mean(1)).mean()
 
 
 def matching_gradient(x: Tensor, x_real: Tensor, x_fake: Tensor) -> Tensor:

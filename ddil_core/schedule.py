@@ -205,6 +205,20 @@ LCM_STEPS = 50
 """The points of the grid that LCM is trained on: 19, 39, …, 999."""
 
 
+def lcm_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:
+    """Of the ``points`` of a training grid, the last of which is the schedule's end, those that are sampled at in ``steps``.
+
+    Raises:
+        WrongCommand: there are fewer points than steps.
+    """
+    if steps > points:
+        raise WrongCommand(
+            f"the spacing 'lcm' takes from 1 to {points} steps, the points of its training grid, not {steps}"
+        )
+    stride = len(schedule) // points
+    return [(points - i * points // steps) * stride - 1 for i in range(steps)]
+
+
 def _leading(schedule: Schedule, steps: int, offset: int) -> list[Time]:
     stride = len(schedule) // steps
     return [i * stride + offset for i in range(steps - 1, -1, -1)]
@@ -223,12 +237,7 @@ def _linspace(schedule: Schedule, steps: int, offset: int) -> list[Time]:
 
 
 def _lcm(schedule: Schedule, steps: int, offset: int) -> list[Time]:
-    if steps > LCM_STEPS:
-        raise WrongCommand(
-            f"the spacing 'lcm' takes from 1 to {LCM_STEPS} steps, the points of its training grid, not {steps}"
-        )
-    stride = len(schedule) // LCM_STEPS
-    return [(LCM_STEPS - i * LCM_STEPS // steps) * stride - 1 for i in range(steps)]
+    return lcm_grid(schedule, LCM_STEPS, steps)
 
 
 def _flow(schedule: Schedule, steps: int, offset: int) -> list[Time]:

@@ -1,8 +1,8 @@
 """Consistency distillation (LCM: Luo et al., 2310.04378; LCM-LoRA: 2311.05556), and DDIL on it.
 
-On the grid 19, 39, …, 999 the guided teacher takes one DDIM step t → t − 20 and the student's consistency function must not change
-on it. Without DDIL the step starts at forward-diffused data; with it, a part starts where rollouts have been: the teacher's, whose
-every step is such a pair already, or the student's own sampling.
+On the grid 19, 39, …, 999 (``teacher_steps`` points of it) the guided teacher takes one DDIM step t → t − 20 and the student's
+consistency function must not change on it. Without DDIL the step starts at forward-diffused data; with it, a part starts where
+rollouts have been: the teacher's, whose every step is such a pair already, or the student's own sampling.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ddil_core.distill.config import ConsistencyConfig, LoraConfig
 from ddil_core.distill.sampler import ConsistencySampler
 from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
-from ddil_core.errors import DdilError
+from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.losses import consistency_loss
 from ddil_core.models.model import Model
 from ddil_core.parameterization import FLOWS, Reflection, boundary_scalings
 from ddil_core.rollout import STUDENT, TEACHER, Actor
 from ddil_core.sampling import Sampling
-from ddil_core.schedule import LCM_STEPS, timesteps, transitions
+from ddil_core.schedule import LCM_STEPS, Schedule, lcm_grid, transitions
 from ddil_core.solvers import ddim
 from ddil_core.train import Logs
 
@@ -45,8 +45,13 @@ LORA_TARGETS = (
 
 
 def require(model: Model, config: ConsistencyConfig) -> None:
-    """Raises DdilError: the teacher is a flow, or a network that cannot be told its guidance so."""
+    """Raises DdilError or WrongCommand: the teacher is a flow or no U-Net, or has no grid of ``teacher_steps``."""
     require_unet(model, "consistency distillation")
+    size = len(model.denoiser.schedule)
+    if size % config.teacher_steps:
+        raise WrongCommand(
+            f"teacher_steps divides the teacher's {size} timesteps, which {config.teacher_steps} does not"
+        )
 
 
 def require_unet(model: Model, what: str) -> None:
@@ -64,12 +69,16 @@ def train(run: Run[ConsistencyConfig]) -> Student:
     start = student_network(model.denoiser.net, config)
     make = partial(ConsistencyStage, teacher, run.pool, config, run.accelerator, start)
     net = run.trained(make, start, "consistency", f"LCM{'-LoRA' * (config.lora is not None)}")
-    return Student(net, model.denoiser.prediction, lcm_sampling(config), config.lora is not None)
+    sampling = lcm_sampling(config, model.denoiser.schedule)
+    return Student(net, model.denoiser.prediction, sampling, config.lora is not None, config.teacher_steps)
 
 
-def lcm_sampling(config: ConsistencyConfig) -> Sampling:
+def lcm_sampling(config: ConsistencyConfig, schedule: Schedule) -> Sampling:
+    """On LCM's own grid of 50 points by its name, on another by its timesteps."""
     guidance = 1.0 if config.lora is not None else config.guidance_scale
-    return Sampling("lcm", config.student_steps, guidance_scale=guidance, spacing="lcm", distilled=True)
+    own = config.teacher_steps == LCM_STEPS
+    times = None if own else tuple(lcm_grid(schedule, config.teacher_steps, config.student_steps))
+    return Sampling("lcm", config.student_steps, None, guidance, "lcm", timesteps=times, distilled=True)
 
 
 def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:
@@ -132,14 +141,14 @@ class ConsistencyStage(RolloutStage):
         told = pool, config.updates, config, accelerator, "lcm", prediction, start
         super().__init__(teacher, *told, averaged=averaged)
         self.settings, self.draws = config, config.updates
-        self.sampling = lcm_sampling(config)
-        pairs = pairs_of(timesteps(self.schedule, "lcm", LCM_STEPS))
+        self.sampling = lcm_sampling(config, self.schedule)
+        pairs = pairs_of(lcm_grid(self.schedule, config.teacher_steps, config.teacher_steps))
         self.table = torch.tensor(pairs, device=self.device)
         self.times = self.table[:, 0]
         self.target_net = type(self.student)(
             self.net if self.ema is None else self.ema.module, self.schedule, prediction
         )
-        walk = timesteps(self.schedule, "lcm", config.student_steps)
+        walk = self.sampling.times(self.schedule)
         self.place = [index for index, (t, _) in enumerate(pairs) if t in walk]
         steps = [[step] for step in transitions(walk)]
         self.walkers = {
@@ -170,7 +179,10 @@ class ConsistencyStage(RolloutStage):
                 clipped.see(x0, t)
                 value = boundary(x0.float(), states.z[rows], t)
                 huber = self.settings.huber_c if self.settings.loss == "huber" else None
-                yield share * consistency_loss(value, target.float(), huber)
+                weight = (
+                    self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
+                )
+                yield share * consistency_loss(value, target.float(), huber, weight)
 
         logs = self.descend(losses(), step) | clipped.logs()
         if self.dataset is not None:

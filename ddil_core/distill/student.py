@@ -14,6 +14,7 @@ from torch import nn
 from ddil_core.models.model import Model
 from ddil_core.parameterization import Prediction
 from ddil_core.sampling import SYSTEM_FILE, Sampling
+from ddil_core.schedule import LCM_STEPS
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """diffusers' own name for it, which ``load_lora_weights(folder)`` looks for."""
@@ -21,12 +22,16 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True)
 class Student:
-    """The network, what it predicts and how it is sampled. With ``lora`` the network is the teacher's with adapters in it."""
+    """The network, what it predicts and how it is sampled. With ``lora`` the network is the teacher's with adapters in it.
+
+    ``points`` is the size of the grid from which diffusers' LCMScheduler takes its timesteps.
+    """
 
     net: nn.Module
     prediction: Prediction
     sampling: Sampling
     lora: bool = False
+    points: int = LCM_STEPS
 
 
 def save_student(model: Model, student: Student, folder: Path) -> None:
@@ -61,7 +66,7 @@ def _scheduler(model: Model, student: Student) -> Any:
     config = model.pipeline.scheduler.config
     shared = {"prediction_type": student.prediction, "set_alpha_to_one": True, "clip_sample": False}
     if student.sampling.solver == "lcm":
-        return LCMScheduler.from_config(config, **shared, original_inference_steps=50, steps_offset=1)
+        return LCMScheduler.from_config(config, **shared, original_inference_steps=student.points, steps_offset=1)
     return DDIMScheduler.from_config(
         config,
         **shared,

@@ -139,16 +139,18 @@ class Watch:
 def look(z: Tensor, pool: LatentPool, reflection: Reflection, images: int) -> dict[str, float]:
     """Figures of latents [P · images, C, H, W], ``images`` a prompt, against the data's: see ``WatchConfig``.
 
-    ``mean_shift`` is the worst channel's; ``deviation_low`` and ``deviation_high`` the smallest and largest ratio of a channel.
+    ``mean_shift`` is the worst channel's, beyond the two standard errors by which so few prompts are off without any fault;
+    ``deviation_low`` and ``deviation_high`` are the smallest and largest ratio of a channel.
     """
     data = pool.mean.float()
     mean, deviation = data.mean((0, 2, 3)), data.std((0, 2, 3))
+    chance = 2 * data.mean((2, 3)).std(0) / math.sqrt(len(z) / images)
     ratio = z.std((0, 2, 3)) / deviation
     groups = z.unflatten(0, (-1, images)).flatten(2)
     within = torch.stack([torch.pdist(group).mean() for group in groups]).mean()
     apart = (data[::2][: len(data) // 2] - data[1::2]).flatten(1).norm(dim=1).mean()
     return {
-        "mean_shift": float(((z.mean((0, 2, 3)) - mean) / deviation).abs().max()),
+        "mean_shift": float((((z.mean((0, 2, 3)) - mean).abs() - chance).clamp(min=0) / deviation).max()),
         "deviation_low": float(ratio.min()),
         "deviation_high": float(ratio.max()),
         "clipped": float(reflection.to("cpu").clipped_fraction(z)),

@@ -11,7 +11,8 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, guidance_embedding
 from ddil_core.distill.config import ConsistencyConfig, PhaseConfig
-from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, student_network, with_embedding
+from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, require, student_network, with_embedding
+from ddil_core.errors import WrongCommand
 from ddil_core.losses import consistency_loss
 from ddil_core.models.model import Model
 from ddil_core.parameterization import boundary_scalings, calibrate_reflection
@@ -49,17 +50,38 @@ def test_grid_and_scalings_are_those_of_diffusers(model: Model, pool: LatentPool
     assert [float(c) for c in boundary_scalings(torch.tensor([0]), torch.zeros(1, 1))] == [1, 0]
 
 
+def test_a_coarser_grid_is_that_of_diffusers_too(model: Model, pool: LatentPool) -> None:
+    coarse = stage(model, pool, teacher_steps=20, student_steps=3)
+    scheduler = LCMScheduler(**BETAS, original_inference_steps=20)
+    scheduler.set_timesteps(20)
+    assert coarse.table[:, 0].tolist() == scheduler.timesteps.tolist() == list(range(999, 0, -50))
+    scheduler.set_timesteps(3)
+    assert coarse.sampling is not None
+    assert coarse.sampling.times(model.denoiser.schedule) == scheduler.timesteps.tolist() == [999, 699, 349]
+    assert [int(coarse.table[place, 0]) for place in coarse.place] == [999, 699, 349]
+
+
+def test_a_grid_that_the_schedule_does_not_have_is_refused(model: Model) -> None:
+    with pytest.raises(WrongCommand, match="^teacher_steps divides the teacher's 1000 timesteps, which 30 does not$"):
+        require(model, ConsistencyConfig(updates=1, teacher_steps=30))
+    with pytest.raises(ValueError, match="student_steps is at most teacher_steps, 2, and not 4"):
+        ConsistencyConfig(updates=1, teacher_steps=2)
+
+
 def test_loss_is_pseudo_huber_or_squared() -> None:
     a, b = normal(3, 2, 4, 4), normal(3, 2, 4, 4, seed=1)
     d = a.double().numpy() - b.double().numpy()
     assert float(consistency_loss(a, b)) == pytest.approx((np.sqrt(d**2 + 1e-6) - 1e-3).mean(), rel=1e-5)
     assert float(consistency_loss(a, b, None)) == pytest.approx((d**2).mean(), rel=1e-5)
+    weight = np.array([1.0, 0.5, 8.0])
+    weighted = float(consistency_loss(a, b, None, torch.from_numpy(weight)))
+    assert weighted == pytest.approx((weight[:, None, None, None] * d**2).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("reflection", ["none", "clamp"])
-def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: str) -> None:
+@pytest.mark.parametrize(("reflection", "weighting"), [("none", "none"), ("clamp", "none"), ("clamp", "v")])
+def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: str, weighting: str) -> None:
     """Guidance as LCM writes it, ε_c + w (ε_c − ε_∅) with w = g − 1; only the networks' outputs are taken from torch."""
-    trainer = stage(model, pool, reflection)
+    trainer = stage(model, pool, reflection, weighting=weighting)
     states, _ = trainer._draw(0)
     g = states.guidance
     assert g is not None and 6 <= float(g.min()) < float(g.max()) <= 16
@@ -97,7 +119,8 @@ def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: s
 
     target = value(reflect(alpha_s * z_s - sigma_s * v_s), z_s, s.numpy())
     drawn = value(alpha * z - sigma * v_t, z, t.numpy())
-    expected = (np.sqrt((drawn - target) ** 2 + 1e-6) - 1e-3).mean()
+    weight = 1 / sigma if weighting == "v" else 1.0
+    expected = (weight * (np.sqrt((drawn - target) ** 2 + 1e-6) - 1e-3)).mean()
     assert float(trainer.update(0)["loss"]) == pytest.approx(expected, rel=2e-4)
 
 
