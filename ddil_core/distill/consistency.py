@@ -16,13 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddil_core.aggregate import AggregatedDataset
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import ConsistencyConfig, LoraConfig
 from ddil_core.distill.sampler import ConsistencySampler
-from ddil_core.distill.sources import RolloutStage
+from ddil_core.distill.sources import RolloutStage, Visited
 from ddil_core.distill.student import Student
 from ddil_core.errors import DdilError
 from ddil_core.losses import consistency_loss
@@ -140,7 +139,10 @@ class ConsistencyStage(RolloutStage):
             self.net if self.ema is None else self.ema.module, self.schedule, prediction
         )
         walk = timesteps(self.schedule, "lcm", config.student_steps)
-        self.place = [index for index, (t, _) in enumerate(pairs) if t in walk]
+        self.places = {
+            TEACHER: range(len(pairs)),
+            STUDENT: [index for index, (t, _) in enumerate(pairs) if t in walk],
+        }
         steps = [[step] for step in transitions(walk)]
         self.walkers = {
             TEACHER: Actor(teacher, [[pair] for pair in pairs]),
@@ -195,25 +197,9 @@ class ConsistencyStage(RolloutStage):
             x0 = self.teacher(z, t, self.tell(TEACHER, row, guidance))
         return ddim(self.schedule, z, t, s, x0.float())[0]
 
-    def keep(
-        self,
-        dataset: AggregatedDataset,
-        actor: str,
-        transition: int,
-        row: Tensor,
-        z_t: Tensor,
-        z_s: Tensor,
-        g: Tensor | None,
-    ) -> list[int]:
+    def target(self, seen: Visited) -> Tensor:
         """The teacher's own step is the pair; from where the student has been, the teacher takes its step."""
-        if actor == TEACHER:
-            return dataset.add(z_t, transition, row, z_s, g)
-        place = self.place[transition]
-        return dataset.add(z_t, place, row, self.label(z_t, torch.full_like(row, place), row, g), g)
-
-    def walker(self, actor: str, generator: torch.Generator) -> Actor:
-        walker = self.walkers[actor]
-        return walker.drawing(generator) if isinstance(walker, ConsistencySampler) else walker
+        return seen.z_s if seen.actor == TEACHER else super().target(seen)
 
 
 def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:

@@ -54,22 +54,24 @@ def distill(
     method.require(model, config)
     pictures = open_data(data)
     require_data(pictures, model)
-    open_run(
-        out,
-        {
-            "teacher": teacher,
-            "teacher_sha256": model.weights_sha256(),
-            "data": data,
-            "config": config.model_dump(mode="json"),
-        },
-        resume,
-        type(config),
-    )
+    require_batch(config, accelerator)
+    identity = {
+        "teacher": teacher,
+        "teacher_sha256": model.weights_sha256(),
+        "data": data,
+        "config": config.model_dump(mode="json"),
+    }
+    with accelerator.main_process_first():  # the others find what it has written
+        open_run(out, identity, resume, type(config))
     student = out / "student"
     if not student.is_dir():
-        pool = encode_pool(model, pictures, config.pool, out / "checkpoints" / "data.safetensors")
+        with accelerator.main_process_first():
+            pool = encode_pool(model, pictures, config.pool, out / "checkpoints" / "data.safetensors")
         run = Run(model, pool, config, data, out, accelerator)
-        save_student(model, method.train(run), student)
+        found = method.train(run)
+        if accelerator.is_main_process:
+            save_student(model, found, student)
+    accelerator.wait_for_everyone()
     return student
 
 
@@ -91,6 +93,16 @@ def require_data(data: DataSet, model: Model) -> None:
         raise WrongCommand(
             f"the pictures of the data set {data.reference!r} have {found[1]} x {found[0]} pixels, and the teacher "
             f"{model.reference!r} was made for {width * scale} x {height * scale}; name data or a teacher of the other's size"
+        )
+
+
+def require_batch(config: MethodConfig, accelerator: Accelerator) -> None:
+    """Raises WrongCommand: a batch does not divide into equal parts for the processes."""
+    processes, parts = accelerator.num_processes, config.gradient_accumulation
+    if config.batch_size % (processes * parts):
+        raise WrongCommand(
+            f"batch_size is the whole batch, and {config.batch_size} is not divisible by {processes} processes"
+            f"{f' with {parts} parts each (gradient_accumulation)' * (parts > 1)}; choose another batch_size or number of processes"
         )
 
 
@@ -131,12 +143,15 @@ class Run(Generic[C]):
                 title=title,
                 save_every=self.config.save_every,
                 callbacks=watchers(self, stage, name, title),
+                accelerator=self.accelerator,
             )
             for tracker in self.accelerator.trackers if self.config.trackers else ():
                 tracker.finish()
             net = stage.finish()
-            _save_weights(net, finished)
-            checkpoint.unlink()
+            if self.accelerator.is_main_process:
+                _save_weights(net, finished)
+                checkpoint.unlink()
+            self.accelerator.wait_for_everyone()
         return net.eval().requires_grad_(False)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from ddil_core.data.dataset import open_data
@@ -56,12 +56,15 @@ def track(config: MethodConfig, out: Path, device: str | None) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=out / "tracked" if config.trackers else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
 
 
 def watchers(run: Run[Any], stage: Stage, name: str, title: str) -> list[Callback]:
-    """The callbacks of a stage."""
+    """The callbacks of a stage, in the main process; none in others."""
     config, found = run.config, list[Callback]()
+    if not run.accelerator.is_main_process:
+        return found
     if config.trackers:
         run.accelerator.init_trackers("ddil", config={"stage": name, "method": config.method, "seed": config.seed})
 
