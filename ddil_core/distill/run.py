@@ -30,6 +30,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import Model, load_model
 from ddil_core.parameterization import Reflection, calibrate_reflection
 from ddil_core.protocol import read_yaml
+from ddil_core.sampling import Bounds
 from ddil_core.train import fit
 
 PACKAGES = ("ddil", "torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -70,7 +71,7 @@ def distill(
         run = Run(model, pool, config, data, out, accelerator)
         found = method.train(run)
         if accelerator.is_main_process:
-            save_student(model, found, student)
+            save_student(model, found, Bounds.of(run.reflection, config.reflection.quantile), student)
     accelerator.wait_for_everyone()
     return student
 

@@ -46,9 +46,11 @@ def distill(
     """Distil a few-step student from a teacher.
 
     The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
+    With several GPUs: accelerate launch --num_processes N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
     from ddil_core.distill.run import distill as run
+    from ddil_core.progress import speaks
     from ddil_core.protocol import validate
 
     path, content, model = configuration(method, lora, protocol, settings)
@@ -61,6 +63,8 @@ def distill(
         raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
     options.fetch_missing([teacher], download)
     student = run(teacher, data, config, out, resume=resume, device=options.choose_device(device))
+    if not speaks():
+        return
     if as_json:
         options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})
     else:

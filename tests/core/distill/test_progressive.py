@@ -218,9 +218,9 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
     walked = {0: [0, 0], 1: [0, 0]}  # for each phase: states, and those from which the student walked on
     phase, add = 0, dataset.add
 
-    def counted(z: Tensor, transition: int, row: Tensor, target: Tensor) -> list[int]:
-        walked[phase][0] += len(z) * (transition < STEPS - 1)
-        return add(z, transition, row, target)
+    def counted(states: States) -> list[int]:
+        walked[phase][0] += int((states.transition < STEPS - 1).sum())
+        return add(states)
 
     dataset.add = counted  # type: ignore[method-assign]
     student = trainer.student
