@@ -56,7 +56,7 @@ def track(config: MethodConfig, out: Path, device: str | None) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=out / "tracked" if config.trackers else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 

@@ -46,7 +46,7 @@ def distill(
     """Distil a few-step student from a teacher.
 
     The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
-    With several GPUs: accelerate launch --num_processes N -m ddil_eval.cli distill …
+    On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
     from ddil_core.distill.run import distill as run

@@ -42,7 +42,7 @@ def sample(
     steps: int | None,
     solver: str | None,
     guidance_scale: float | None,
-    reflection: Any,
+    reflection: str | None,
     num_images: int,
     seed: int,
     out: Path,
@@ -73,18 +73,10 @@ def sample(
         raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
     options.fetch_missing([reference], download, variant)
     model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
-    for remark in remarks(model, prompts, settings(model, steps, solver, guidance_scale, reflection)):
+    asked: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    for remark in remarks(model, prompts, settings(model, **asked)):
         warn(remark)
-    images = draw(
-        model,
-        prompts,
-        num_images=num_images,
-        steps=steps,
-        solver=solver,
-        guidance_scale=guidance_scale,
-        reflection=reflection,
-        seed=seed,
-    )
+    images = draw(model, prompts, num_images=num_images, seed=seed, **asked)
     paths = []
     for row, pictures in enumerate(images):
         for number, picture in enumerate(pictures):
