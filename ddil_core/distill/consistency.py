@@ -127,16 +127,14 @@ class ConsistencyStage(RolloutStage):
         accelerator: Accelerator,
         start: nn.Module,
     ) -> None:
-        prediction, averaged = teacher.network.prediction, config.lora is None
-        told = pool, config.updates, config, accelerator, "lcm", prediction, start
-        super().__init__(teacher, *told, averaged=averaged)
+        super().__init__(teacher, pool, config.updates, config, accelerator, "lcm", start)
         self.settings, self.draws = config, config.updates
         self.sampling = lcm_sampling(config)
         pairs = pairs_of(timesteps(self.schedule, "lcm", LCM_STEPS))
         self.table = torch.tensor(pairs, device=self.device)
         self.times = self.table[:, 0]
         self.target_net = type(self.student)(
-            self.net if self.ema is None else self.ema.module, self.schedule, prediction
+            self.net if self.ema is None else self.ema.module, self.schedule, self.student.prediction
         )
         walk = timesteps(self.schedule, "lcm", config.student_steps)
         self.places = {
@@ -174,10 +172,7 @@ class ConsistencyStage(RolloutStage):
                 huber = self.settings.huber_c if self.settings.loss == "huber" else None
                 yield share * consistency_loss(value, target.float(), huber)
 
-        logs = self.descend(losses(), step) | clipped.logs()
-        if self.dataset is not None:
-            logs["aggregated_fraction"] = aggregated / len(states)
-        return logs
+        return self.descend(losses(), step) | clipped.logs() | self.shares(aggregated)
 
     def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
         """The teacher is guided by it, the student is told it through the embedding, or, with a LoRA, not at all."""

@@ -28,7 +28,7 @@ from ddil_core.distill.regression import RegressionStage, encode_pairs
 from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
-from ddil_core.errors import WrongCommand
+from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.models.model import Model
 from ddil_core.parameterization import Reflection, to_v
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 def require(model: Model, config: MatchingConfig) -> None:
     """Raises DdilError or WrongCommand: the teacher cannot be distilled so, or has not the timesteps."""
     require_unet(model, "distribution matching")
+    if config.gan is not None and getattr(model.denoiser.net, "mid_block", None) is None:
+        raise DdilError(
+            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads: say --set gan=null"
+        )
     last = len(model.denoiser.schedule) - 1
     if config.timesteps[0] > last or config.matching_range[1] > last:
         raise WrongCommand(
@@ -86,8 +90,7 @@ class MatchingStage(RolloutStage):
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
     ) -> None:
-        told = pool, config.updates, config, accelerator, "dmd2", teacher.network.prediction, start
-        super().__init__(teacher, *told, averaged=config.ema_decay > 0)
+        super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
         self.settings = config
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
         self.sampling = matching_sampling(config)
@@ -128,9 +131,7 @@ class MatchingStage(RolloutStage):
             critic_losses.append(loss)
             norms.append(norm)
         logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
-        if self.dataset is not None:
-            logs["aggregated_fraction"] = aggregated / len(states)
-        return logs
+        return logs | self.shares(aggregated)
 
     def generate(self, states: States) -> Tensor:
         """x̂ of the generator from its input states, float32, with its gradient: no reflection stands in its way."""

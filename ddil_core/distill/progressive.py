@@ -67,7 +67,7 @@ class ProgressiveStage(SourcedStage):
         index: int = 0,
         start: nn.Module | None = None,
     ) -> None:
-        super().__init__(teacher, pool, stage.updates, config, accelerator, index, teacher.network.prediction, start)
+        super().__init__(teacher, pool, stage.updates, config, accelerator, index, start)
         self.stage, self.draws = stage, stage.updates
         self.sampling = ddim_sampling(stage.steps)
         self.grid, self.teacher_grid = self.schedule.grid(stage.steps), self.schedule.grid(2 * stage.steps)
@@ -89,10 +89,7 @@ class ProgressiveStage(SourcedStage):
                 clipped.see(x0, t)
                 yield share * pd_loss(x0.float(), states.target[rows], self.schedule.snr(t))
 
-        logs = self.descend(losses(), step) | clipped.logs()
-        if self.dataset is not None:
-            logs["aggregated_fraction"] = aggregated / len(states)
-        return logs
+        return self.descend(losses(), step) | clipped.logs() | self.shares(aggregated)
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None = None) -> Tensor:
         """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""

@@ -79,8 +79,7 @@ class RegressionStage(Stage):
         start: nn.Module | None = None,
     ) -> None:
         assert config.regression is not None
-        told = pool, config.regression.updates, config, accelerator, "regression", teacher.network.prediction, start
-        super().__init__(teacher, *told, averaged=config.ema_decay > 0)
+        super().__init__(teacher, pool, config.regression.updates, config, accelerator, "regression", start)
         self.pairs, self.time = pairs, config.timesteps[0]
 
     def update(self, step: int) -> Logs:

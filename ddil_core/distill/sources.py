@@ -18,7 +18,7 @@ from ddil_core.distill.processes import joined, own_rows
 from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.stage import Stage
 from ddil_core.rollout import STUDENT, TEACHER, Actor, rollout
-from ddil_core.train import Stateful
+from ddil_core.train import Logs, Stateful
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +134,10 @@ class SourcedStage(Stage):
         if count == size:
             return aggregated, count
         return States.cat(self._data(step, size - count, first, end), aggregated), count
+
+    def shares(self, aggregated: int) -> Logs:
+        """What the log says of a batch's sources, where the run has DDIL."""
+        return {} if self.dataset is None else {"aggregated_fraction": aggregated / self.config.batch_size}
 
     _ahead: list[States]
     _ahead_from = -1

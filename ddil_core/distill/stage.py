@@ -26,8 +26,9 @@ class Stage(ABC):
     """A student that starts as a copy of ``start`` (the teacher's network where None) and is called as its teacher is.
 
     The weights that count, as the next teacher and as the output, are the averaged ones (``ema``), float32 whatever the student's
-    own dtype; a stage without an average has its network itself. Where only some of ``start``'s weights are to be trained (a
-    LoRA's), they alone are. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
+    own dtype; without an average (``ema_decay`` 0) they are the network's own. Where only some of ``start``'s weights are to be
+    trained (a LoRA's), they alone are, and not averaged. The student predicts what its teacher does, or ``prediction``. Everything
+    random comes from (seed, stage, step), so that a resumed run is the same run.
 
     In several processes each takes its own rows of every batch (``parts``), and the gradients' mean over the processes is that of
     the batch.
@@ -46,10 +47,8 @@ class Stage(ABC):
         config: MethodConfig,
         accelerator: Accelerator,
         index: int | str,
-        prediction: Prediction,
         start: nn.Module | None = None,
-        *,
-        averaged: bool = True,
+        prediction: Prediction | None = None,
     ) -> None:
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
         self.updates, self.index = updates, index
@@ -60,9 +59,10 @@ class Stage(ABC):
         adapted = hasattr(net, "peft_config")
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not adapted or "lora_" in name)
+        averaged = config.ema_decay > 0 and not adapted
         self.ema: Any = Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
-        self.student = type(teacher.network)(self.net, self.schedule, prediction)
+        self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
         """A network to be trained, on the device and in the student's dtype, with its optimiser."""

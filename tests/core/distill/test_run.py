@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.distill import run
 from ddil_core.distill.config import ProgressiveConfig
+from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 from ddil_core.errors import DdilError, WrongCommand
@@ -117,6 +118,7 @@ SIGKILLED = """
 import os, signal, sys
 from pathlib import Path
 from ddil_core.distill.config import ProgressiveConfig
+from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 
@@ -346,6 +348,20 @@ def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
     assert refused(DdilError, told, tmp_path / "out").endswith(
         "is told its guidance by an embedding, as LCM is, so that it is a student itself; distil what it was distilled from"
     )
+
+
+def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
+    told = {"convert": {"updates": 5}, "stages": [{"steps": 4, "updates": 1}], "ddil": None}
+    config = ProgressiveConfig.model_validate(CONFIG.model_dump() | told)
+    go(teacher, tmp_path / "whole", config)
+    with monkeypatch.context() as patched:
+        patched.setattr(ConversionStage, "update", killer(ConversionStage.update, lambda stage, step: step == 3))
+        with pytest.raises(Killed):
+            go(teacher, tmp_path / "killed", config)
+    assert (tmp_path / "killed" / "checkpoints" / "convert.pt").is_file()
+    go(teacher, tmp_path / "killed", config, resume=True)
+    assert same_student(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
