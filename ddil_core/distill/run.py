@@ -126,7 +126,7 @@ class Run(Generic[C]):
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
         """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student."""
-        return _frozen(self.model.denoiser, net, self.config)
+        return _frozen(self.model.denoiser, net, self.config).to(self.accelerator.device)
 
     def trained(self, make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
         """The network that a stage ends with, trained, or read where it is finished; ``net`` is one of its shape."""
@@ -157,8 +157,10 @@ class Run(Generic[C]):
 
 
 def _frozen(like: NetworkDenoiser, net: nn.Module, config: MethodConfig) -> NetworkDenoiser:
-    dtype = getattr(torch, config.teacher_dtype)
-    copied = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
+    dtype, copied = getattr(torch, config.teacher_dtype), net
+    if dtype != torch.float32:
+        copied = copy.deepcopy(net).to(dtype)
+        net.to("cpu")  # where it waits for a student to start from it
     return type(like)(copied.eval().requires_grad_(False), like.schedule, like.prediction)
 
 

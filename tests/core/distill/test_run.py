@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -348,6 +349,19 @@ def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
     assert refused(DdilError, told, tmp_path / "out").endswith(
         "is told its guidance by an embedding, as LCM is, so that it is a student itself; distil what it was distilled from"
     )
+
+
+@pytest.mark.gpu
+def test_the_own_weights_of_a_rounded_teacher_leave_the_gpu(folder: Path, tmp_path: Path) -> None:
+    """And are frozen again from there, where a stage is finished already."""
+    config = ProgressiveConfig.model_validate(CONFIG.model_dump() | {"teacher_dtype": "bfloat16"})
+    model, accelerator = load_model(str(folder), "cuda"), SimpleNamespace(device=torch.device("cuda"))
+    pool: Any = None
+    begun = run.Run(model, pool, config, "shapes", tmp_path, accelerator)  # type: ignore[arg-type]
+    for _ in range(2):
+        frozen = begun.frozen(model.denoiser.net)
+        assert {(p.device.type, p.dtype) for p in frozen.parameters()} == {("cuda", torch.bfloat16)}
+        assert {(p.device.type, p.dtype) for p in model.denoiser.net.parameters()} == {("cpu", torch.float32)}
 
 
 def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
