@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ddil_core.environment import full_precision
-from ddil_core.errors import WrongCommand
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import ReflectionMode
 from ddil_core.progress import progress
-from ddil_core.sampling import SYSTEM_FILE, Sampling, misuse
+from ddil_core.sampling import Sampling, misuse
 from ddil_core.schedule import rows_at
 from ddil_core.solvers import get_solver
 
@@ -25,20 +24,12 @@ CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each
 
 @torch.no_grad()
 @full_precision()
-def latents(
-    model: Model,
-    samples: Sequence[Sample],
-    texts: Sequence[str],
-    sampling: Sampling,
-    seed: int,
-) -> Tensor:
+def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
     """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
     solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
-    reflection = None
-    if sampling.reflection != "none" and sampling.bounds is not None:
-        reflection = sampling.bounds.reflection(sampling.reflection).to(model.device)
-    denoiser = model.guided(sampling.guidance_scale, reflection)
+    reflection = sampling.reflected(model.reference)
+    denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
     condition = model.encode(texts)
     z = initial_noise(samples, model.latent_shape, seed).to(model.device)
     if sampling.starts_scaled():
@@ -79,11 +70,7 @@ def settings(
         given |= {"ends_clean": True, "replaces": None}  # those belong to the model's own solver
     sampling = replace(model.sampling, **given)
     sampling.transitions(model.denoiser.schedule)
-    if sampling.reflection != "none" and sampling.bounds is None:
-        raise WrongCommand(
-            f"the model {model.reference!r} cannot be sampled with reflection: it brings no {SYSTEM_FILE} with the bounds of its "
-            "data, as the students of 'ddil distill' do; leave reflection out"
-        )
+    sampling.reflected(model.reference)
     return sampling
 
 

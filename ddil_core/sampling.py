@@ -34,10 +34,6 @@ class Bounds:
         """Those of a calibrated reflection."""
         return cls(tuple(reflection.centre.tolist()), tuple(reflection.bound.tolist()), quantile)
 
-    def reflection(self, mode: ReflectionMode) -> Reflection:
-        """The reflection at these bounds, on the CPU."""
-        return Reflection(mode, torch.tensor(self.centre), torch.tensor(self.bound))
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -112,6 +108,21 @@ class Sampling:
                 f"the solver {self.solver!r} works with log(α/σ), which is infinite where a flow starts; use 'flow_euler'"
             )
         return transitions(self.times(schedule), CLEAN if self.ends_clean else 0)
+
+    def reflected(self, reference: str) -> Reflection | None:
+        """What keeps x̂ inside the bounds, on the CPU; None where nothing does.
+
+        Raises:
+            WrongCommand: reflection is asked for, and the model ``reference`` brings no bounds.
+        """
+        if self.reflection == "none":
+            return None
+        if self.bounds is None:
+            raise WrongCommand(
+                f"the model {reference!r} cannot be sampled with reflection: it brings no {SYSTEM_FILE} with the bounds of its "
+                "data, as the students of 'ddil distill' do; leave reflection out"
+            )
+        return Reflection(self.reflection, torch.tensor(self.bounds.centre), torch.tensor(self.bounds.bound))
 
     def starts_scaled(self) -> bool:
         """Whether the trajectory starts from σ_T ε, as diffusers' Euler does at some spacings, and not from ε."""

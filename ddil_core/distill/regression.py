@@ -33,7 +33,9 @@ def encode_pairs(
 ) -> Pairs:
     """Make the pairs once, each process its own, and keep them at ``path``; read them back where that is done."""
     assert config.regression is not None
-    if path.is_file():
+    made = path.is_file()
+    accelerator.wait_for_everyone()  # who comes later must not find what another has just written
+    if made:
         return _read(path)
     count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
     row = torch.randint(len(pool), (count,), generator=generator)
