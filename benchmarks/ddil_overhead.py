@@ -1,6 +1,6 @@
 """What DDIL costs over plain progressive distillation, in seconds per update, by phase, stage and uses of a state.
 
-    python benchmarks/ddil_overhead.py [--teacher shapes] [--updates 50] [--rounds 5] [--threads N] [--csv FILE]
+    python -m benchmarks.ddil_overhead [--teacher shapes] [--updates 50] [--rounds 5] [--threads N] [--csv FILE]
 
 PD and DDIL take turns in one run, a block of updates each, so that drift of the machine falls on both alike; a block holds whole
 collections. On a CPU it is the process's CPU seconds that are compared, which other work on the machine disturbs less; with one
@@ -19,9 +19,8 @@ import click
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from ddil_core.data.dataset import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.denoiser import GuidedDenoiser
@@ -141,23 +140,18 @@ def main(
                         "overhead_max": max(ratios),
                     }
                 )
-    show(pd.DataFrame(rows), csv_path)
+    frame = pd.DataFrame(rows)
+    show(frame, csv_path, ".4f")
+    summarise(frame)
 
 
-def show(frame: pd.DataFrame, csv_path: Path | None) -> None:
-    """The table, and the mean over a stage's phases in the paper's shares, 6,000 and 4,000 updates.
+def summarise(frame: pd.DataFrame) -> None:
+    """The mean over a stage's phases in the paper's shares, 6,000 and 4,000 updates.
 
     An overhead is the median over the rounds of DDIL's block against PD's block beside it.
     """
-    table = Table(*frame.columns)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    console = Console(width=120)
-    console.print(table)
     for (stage, method), group in frame.groupby(["stage", "method"]):
-        console.print(f"{stage}, {method}, both phases: {group.set_index('phase').overhead @ [0.6, 0.4]:+.1%}")
-    if csv_path is not None:
-        frame.to_csv(csv_path, index=False)
+        click.echo(f"{stage}, {method}, both phases: {group.set_index('phase').overhead @ [0.6, 0.4]:+.1%}")
 
 
 if __name__ == "__main__":

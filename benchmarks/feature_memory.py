@@ -1,6 +1,6 @@
 """Host memory of measuring N pictures with a cheap extractor: pictures → features on disk → FD, KID, PRDC with intervals.
 
-    python benchmarks/feature_memory.py [--pictures 1000 --pictures 30000] [--csv FILE]
+    python -m benchmarks.feature_memory [--pictures 1000 --pictures 30000] [--csv FILE]
 
 Each N runs in a process of its own; "peak" is that process's largest resident set. Pictures are drawn batch by batch as a model
 would draw them, 256 × 256; the extractor takes means over 4 × 4 fields, 48 numbers. Extraction runs beside the drawing.
@@ -19,9 +19,8 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from ddil_eval.features import Features, gathered, overlapped
 from ddil_eval.statistics import FrechetInfinity, FrechetReference, group_labels
 from ddil_eval.statistics.kernels import KernelDistance
@@ -70,12 +69,7 @@ def main(counts: tuple[int, ...], csv_path: Path | None) -> None:
             rows.append({"what": what, "N": count, "peak_MiB": peak, "seconds": seconds})
     frame = pd.DataFrame(rows)
     frame["grown_MiB"] = frame.peak_MiB - frame.groupby("what").peak_MiB.transform("first")
-    table = Table(*frame.columns)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
-    if csv_path is not None:
-        frame.to_csv(csv_path, index=False)
+    show(frame, csv_path, ".1f")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The Fréchet distance against SciPy's ``sqrtm``, seconds on the same features in the same run.
 
-    python benchmarks/frechet.py [--dimensions 2048] [--samples 500 --samples 5000] [--csv FILE]
+    python -m benchmarks.frechet [--dimensions 2048] [--samples 500 --samples 5000] [--csv FILE]
 
 Both take features [N, d] of two sets of N pictures to the distance, covariances included. Features decay like a network's: the
 k-th direction has variance 1/k. "faster" is how many times; "difference" that of the two values, relative; "itself" our
@@ -18,9 +18,8 @@ import click
 import numpy as np
 import pandas as pd
 import scipy.linalg
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from ddil_eval.statistics import frechet_distance
 
 
@@ -71,12 +70,7 @@ def main(dimensions: int, samples: tuple[int, ...], csv_path: Path | None) -> No
             }
         )
     frame = pd.DataFrame(rows)
-    table = Table(*frame.columns)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
-    if csv_path is not None:
-        frame.to_csv(csv_path, index=False)
+    show(frame, csv_path, ".4g")
 
 
 if __name__ == "__main__":

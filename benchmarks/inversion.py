@@ -1,6 +1,6 @@
 """Pictures inverted a second, one by one and in batches.
 
-    python benchmarks/inversion.py [--teacher shapes] [--batch 16] [--rounds 2] [--device cpu] [--csv FILE]
+    python -m benchmarks.inversion [--teacher shapes] [--batch 16] [--rounds 2] [--device cpu] [--csv FILE]
 
 PH2P with the settings of the world's Table 5, for fewer rounds; an evaluation costs the same in each. Both take turns, so that
 drift of the machine falls on both alike.
@@ -16,9 +16,8 @@ from pathlib import Path
 import click
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from ddil_core.data.dataset import open_data
 from ddil_core.inversion import Problem
 from ddil_core.inversion.ph2p import PH2PSettings, ph2p
@@ -73,12 +72,7 @@ def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_p
             }
         )
     frame = pd.DataFrame(rows)
-    table = Table(*frame.columns, title=f"PH2P on {teacher}, {device}, {torch.get_num_threads()} threads")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-    Console(width=120).print(table)
-    if csv_path is not None:
-        frame.to_csv(csv_path, index=False)
+    show(frame, csv_path, ".3f", title=f"PH2P on {teacher}, {device}, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What stock diffusers, which reflects nothing, makes of a student, beside what our sampler does with and without reflection.
 
-    python benchmarks/stock_sampling.py RUN [--prompts 64] [--images 4] [--device cpu] [--csv FILE]
+    python -m benchmarks.stock_sampling RUN [--prompts 64] [--images 4] [--device cpu] [--csv FILE]
 
 RUN is a run folder of ``ddil distill``. All samplers start from the same noise. Figures are against the encoded data that the run
 was trained on (``ddil_core.distill.config.WatchConfig``); in the shapes world the captions drawn right are counted too.
@@ -8,6 +8,7 @@ was trained on (``ddil_core.distill.config.WatchConfig``); in the shapes world t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ import click
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.printing import show
 from ddil_core.data.dataset import open_data
 from ddil_core.data.pool import encode_pool
 from ddil_core.distill.watch import look
 from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample, initial_noise
-from ddil_core.parameterization import calibrate_reflection
+from ddil_core.parameterization import ReflectionMode, calibrate_reflection
 from ddil_core.protocol import read_yaml
 from ddil_core.sample import latents
+from ddil_core.sampling import Bounds
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.metrics.drawn_right import attribute_shares
 
@@ -69,19 +70,22 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
     told = read_yaml(run / "run.yaml")
     model, data = load_model(str(run), device), open_data(told["data"])
     pool = encode_pool(model, data, told["config"]["pool"], run / "checkpoints" / "data.safetensors")
-    reflection = calibrate_reflection(pool.mean.float(), "clamp", told["config"]["reflection"]["quantile"]).to(device)
+    quantile = told["config"]["reflection"]["quantile"]
+    reflection = calibrate_reflection(pool.mean.float(), "clamp", quantile)
+    bounds = model.sampling.bounds or Bounds.of(reflection, quantile)  # of a student made before they were written down
     chosen = data.prompts(prompts)
     samples = [Sample(prompt.id, image) for prompt in chosen for image in range(images)]
     texts = [prompt.text for prompt in chosen for _ in range(images)]
 
-    def ours(*reflected: Any) -> Tensor:
+    def ours(mode: ReflectionMode) -> Tensor:
+        sampling = replace(model.sampling, reflection=mode, bounds=bounds)
         parts = [slice(start, start + BATCH) for start in range(0, len(samples), BATCH)]
-        return torch.cat([latents(model, samples[p], texts[p], model.sampling, SEED, *reflected) for p in parts])
+        return torch.cat([latents(model, samples[p], texts[p], sampling, SEED) for p in parts])
 
     z = initial_noise(samples, model.latent_shape, SEED)
     drawn = {
-        "ours": ours(),
-        "ours, reflected": ours(reflection),
+        "ours": ours("none"),
+        "ours, reflected": ours("clamp"),
         "stock diffusers": stock(run / "student", model, texts, z),
     }
     rows = []
@@ -91,16 +95,7 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
         if told["data"] == "shapes":
             row["drawn right"] = attribute_shares(model.decode(latent), texts)["exact"]
         rows.append(row)
-    show(pd.DataFrame(rows), csv_path)
-
-
-def show(frame: pd.DataFrame, csv_path: Path | None) -> None:
-    table = Table(*frame.columns)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    Console(width=140).print(table)
-    if csv_path is not None:
-        frame.to_csv(csv_path, index=False)
+    show(pd.DataFrame(rows), csv_path, ".4f")
 
 
 if __name__ == "__main__":

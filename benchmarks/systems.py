@@ -21,9 +21,8 @@ import click
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.printing import show
 from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.distill import run as distillation
 from ddil_core.distill.config import ProgressiveConfig
@@ -225,14 +224,9 @@ def main(csv_path: Path | None, large: bool, batch_size: int, steps: int) -> Non
                 for name, system in load_systems().items()
             ]
             frame = pd.DataFrame([*rows, flow_row(Path(scratch) / "flow")])
-    table = Table(*frame.columns)
-    for values in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.2g}" if isinstance(value, float) else str(value) for value in values))
-    Console().print(table)
+    show(frame, csv_path, ".2g")
     for refusal in REFUSALS:
         click.echo(refusal)
-    if csv_path is not None:
-        frame.to_csv(csv_path, index=False)
 
 
 if __name__ == "__main__":

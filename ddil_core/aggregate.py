@@ -86,15 +86,13 @@ class AggregatedDataset:
         """How many more times states can be drawn before something must be collected."""
         return len(self.queue)
 
-    def add(
-        self, z: Tensor, transition: int, rows: Tensor, target: Tensor, guidance: Tensor | None = None
-    ) -> list[int]:
-        """Store visited states and their targets [B, C, H, W]; returns their places, for ``enqueue``.
+    def add(self, states: States) -> list[int]:
+        """Store visited states; returns their places, for ``enqueue``.
 
         Raises:
             WrongCommand: they would exceed the capacity.
         """
-        count = len(z)
+        count = len(states)
         if count > len(self.free):
             raise WrongCommand(
                 f"the aggregated dataset holds at most {self.capacity} states and {len(self)} are still to be used; "
@@ -103,10 +101,10 @@ class AggregatedDataset:
         places = [self.free.pop() for _ in range(count)]
         index = torch.tensor(places)
         there = index.to(self.z.device)
-        self.z[there], self.target[there] = z, target
-        self.transition[index], self.row[index], self.remaining[index] = transition, rows, self.uses
-        if self.guidance is not None and guidance is not None:
-            self.guidance[index] = guidance
+        self.z[there], self.target[there] = states.z, states.target
+        self.transition[index], self.row[index], self.remaining[index] = states.transition, states.row, self.uses
+        if self.guidance is not None and states.guidance is not None:
+            self.guidance[index] = states.guidance
         self.collected += count
         return places
 

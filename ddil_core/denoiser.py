@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,7 +65,7 @@ class Denoiser(Protocol):
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 
 
-class NetworkDenoiser(nn.Module):
+class NetworkDenoiser(nn.Module, ABC):
     """A network of one of diffusers' layouts as a denoiser. What differs between layouts is how the network is called."""
 
     nfe = 1
@@ -80,9 +81,9 @@ class NetworkDenoiser(nn.Module):
         """The width of the embedding by which the network is told its guidance (LCM's); None: it is guided from outside."""
         return getattr(getattr(self.net, "config", None), "time_cond_proj_dim", None)
 
+    @abstractmethod
     def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
         """The network on z and its condition in its own dtype."""
-        raise NotImplementedError
 
     def output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's own output (ε, v, x₀ or a velocity), in z's dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,15 @@ from rich.text import Text
 console = Console(stderr=True)
 
 
+def speaks() -> bool:
+    """Whether this process speaks for all those of its run: the only one, or the first (``RANK``, as torchrun sets it)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(sentence: str) -> None:
     """One line on stderr, of something that a user should know and that stops nothing."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    if speaks():
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 class RateColumn(ProgressColumn):
@@ -65,7 +72,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
         MemoryColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not speaks()) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddil_core.environment import full_precision
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
-from ddil_core.parameterization import Reflection
+from ddil_core.parameterization import ReflectionMode
 from ddil_core.progress import progress
 from ddil_core.sampling import Sampling, misuse
 from ddil_core.schedule import rows_at
@@ -24,21 +24,12 @@ CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each
 
 @torch.no_grad()
 @full_precision()
-def latents(
-    model: Model,
-    samples: Sequence[Sample],
-    texts: Sequence[str],
-    sampling: Sampling,
-    seed: int,
-    reflection: Reflection | None = None,
-) -> Tensor:
-    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts.
-
-    x̂ is reflected where ``reflection`` is given.
-    """
+def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
+    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
     solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
-    denoiser = model.guided(sampling.guidance_scale, reflection)
+    reflection = sampling.reflected(model.reference)
+    denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
     condition = model.encode(texts)
     z = initial_noise(samples, model.latent_shape, seed).to(model.device)
     if sampling.starts_scaled():
@@ -62,19 +53,24 @@ def draw(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling
 
 
 def settings(
-    model: Model, steps: int | None = None, solver: str | None = None, guidance_scale: float | None = None
+    model: Model,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float | None = None,
+    reflection: ReflectionMode | None = None,
 ) -> Sampling:
     """The model's own sampling, with what was asked for in its place; refused where it cannot be meant.
 
     Raises:
-        WrongCommand: there is no such solver, or it has no such grid on the model's schedule.
+        WrongCommand: there is no such solver, it has no such grid on the model's schedule, or nothing is known to reflect at.
     """
-    asked = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale}
+    asked = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if solver is not None and get_solver(solver).name != model.sampling.solver:
         given |= {"ends_clean": True, "replaces": None}  # those belong to the model's own solver
     sampling = replace(model.sampling, **given)
     sampling.transitions(model.denoiser.schedule)
+    sampling.reflected(model.reference)
     return sampling
 
 
@@ -102,6 +98,7 @@ def sample(
     steps: int | None = None,
     solver: str | None = None,
     guidance_scale: float | None = None,
+    reflection: ReflectionMode | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -109,7 +106,7 @@ def sample(
 
     The noise of a picture comes from (seed, prompt, number) alone.
     """
-    sampling = settings(model, steps, solver, guidance_scale)
+    sampling = settings(model, steps, solver, guidance_scale, reflection)
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
     pictures = []
     with progress("sample", total=len(samples)) as advance:

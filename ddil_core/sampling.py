@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from ddil_core.errors import WrongCommand
 from ddil_core.models.systems import System
+from ddil_core.parameterization import Reflection, ReflectionMode
 from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, timesteps, transitions
 from ddil_core.solvers import get_solver
 
@@ -18,13 +21,29 @@ DEFAULT_STEPS = 32
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """The range of the data that a student was distilled on, a number for each latent channel: ``centre`` ± ``bound`` holds all but
+    1 − ``quantile`` of them at each end."""
+
+    centre: tuple[float, ...]
+    bound: tuple[float, ...]
+    quantile: float
+
+    @classmethod
+    def of(cls, reflection: Reflection, quantile: float) -> Bounds:
+        """Those of a calibrated reflection."""
+        return cls(tuple(reflection.centre.tolist()), tuple(reflection.bound.tolist()), quantile)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How a model is meant to be sampled.
 
     ``steps`` is None where any number may be asked for (then ``DEFAULT_STEPS``). ``timesteps`` are given outright, or come from
     ``spacing`` and ``offset``. A trajectory ends clean, or at timestep 0, whose σ is not 0 (``ends_clean`` False). ``distilled``
     models were made for exactly this, or for any number of steps in ``step_range``. ``replaces`` names a diffusers scheduler that
-    is not known here and in whose place this is.
+    is not known here and in whose place this is. ``reflection`` is how x̂ is kept inside ``bounds``, which this project's students
+    bring with them.
     """
 
     solver: str = "ddim"
@@ -37,6 +56,8 @@ class Sampling:
     ends_clean: bool = True
     distilled: bool = False
     replaces: str | None = None
+    reflection: ReflectionMode = "none"
+    bounds: Bounds | None = None
 
     @classmethod
     def from_system(cls, system: System, guidance_scale: float) -> Sampling:
@@ -51,6 +72,8 @@ class Sampling:
         for name in ("timesteps", "step_range"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
+        if (held := known.get("bounds")) is not None:
+            known["bounds"] = Bounds(tuple(held["centre"]), tuple(held["bound"]), held["quantile"])
         return cls(**({"distilled": known.get("steps") is not None} | known))
 
     @classmethod
@@ -85,6 +108,21 @@ class Sampling:
                 f"the solver {self.solver!r} works with log(α/σ), which is infinite where a flow starts; use 'flow_euler'"
             )
         return transitions(self.times(schedule), CLEAN if self.ends_clean else 0)
+
+    def reflected(self, reference: str) -> Reflection | None:
+        """What keeps x̂ inside the bounds, on the CPU; None where nothing does.
+
+        Raises:
+            WrongCommand: reflection is asked for, and the model ``reference`` brings no bounds.
+        """
+        if self.reflection == "none":
+            return None
+        if self.bounds is None:
+            raise WrongCommand(
+                f"the model {reference!r} cannot be sampled with reflection: it brings no {SYSTEM_FILE} with the bounds of its "
+                "data, as the students of 'ddil distill' do; leave reflection out"
+            )
+        return Reflection(self.reflection, torch.tensor(self.bounds.centre), torch.tensor(self.bounds.bound))
 
     def starts_scaled(self) -> bool:
         """Whether the trajectory starts from σ_T ε, as diffusers' Euler does at some spacings, and not from ε."""

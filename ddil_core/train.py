@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.errors import DdilError
@@ -115,17 +116,21 @@ def fit(
     save_every: int,
     log_every: int = 50,
     callbacks: Sequence[Callback] = (),
+    accelerator: Accelerator | None = None,
 ) -> None:
     """Call ``update(step)`` for every step that the checkpoint does not hold yet, saving and logging as it goes.
 
     The same run, killed anywhere and started again, ends with the same weights as long as ``update`` draws its randomness
-    from the step and from ``stateful`` alone. Logged values are means since the last line.
+    from the step and from ``stateful`` alone. Logged values are means since the last line, and over the processes of
+    ``accelerator``, of which the main one alone writes.
 
     Raises:
         DdilError: a loss is not finite; the checkpoint before it is kept.
     """
     step = load_checkpoint(checkpoint, stateful)
-    forget_after(step, title, log)
+    main = accelerator is None or accelerator.is_main_process
+    if main:
+        forget_after(step, title, log)
     window: list[Logs] = []
     with progress(title, total=steps, done=step) as advance:
         while step < steps:
@@ -133,32 +138,39 @@ def fit(
             step += 1
             note, means = None, None
             writes, saves = (step % every == 0 or step == steps for every in (log_every, save_every))
-            if saves or writes:  # what is not finite is never saved
-                require_finite(window_means(window), title, step)
+            if saves or writes:
+                found = window_means(window, accelerator)
+                require_finite(found, title, step)  # what is not finite is never saved
             if writes:
-                means = window_means(window)
+                means = found
                 window.clear()
                 note = f"loss {means['loss']:.4f}" if "loss" in means else None
-                log.parent.mkdir(parents=True, exist_ok=True)
-                with log.open("a") as lines:
-                    lines.write(json.dumps({"stage": title, "step": step, **means}) + "\n")
-            if saves:
+                if main:
+                    _write(log, {"stage": title, "step": step, **means})
+            if saves and main:
                 save_checkpoint(checkpoint, step, stateful)
             for callback in callbacks:
                 callback(step, means)
             advance(1, note)
 
 
-def window_means(window: Sequence[Logs]) -> dict[str, float]:
-    """The means of what some updates reported; a pair of a sum and a weight of 0 is left out."""
-    means = {}
+def _write(log: Path, entry: Mapping[str, object]) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as lines:
+        lines.write(json.dumps(entry) + "\n")
+
+
+def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None) -> dict[str, float]:
+    """The means of what some updates reported, in every process; a pair of a sum and a weight of 0 is left out."""
+    sums = []
     for key in window[0]:
         values = torch.stack([torch.as_tensor(logs[key], dtype=torch.float64).cpu() for logs in window])
-        if values.dim() == 1:
-            means[key] = float(values.sum() / len(values))
-        elif float(values[:, 1].sum()):
-            means[key] = float(values[:, 0].sum() / values[:, 1].sum())
-    return means
+        pairs = torch.stack([values, torch.ones_like(values)], 1) if values.dim() == 1 else values
+        sums.append(pairs.sum(0))
+    table = torch.stack(sums)
+    if accelerator is not None and accelerator.num_processes > 1:
+        table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
+    return {key: float(total / weight) for key, (total, weight) in zip(window[0], table, strict=True) if float(weight)}
 
 
 def require_finite(means: Mapping[str, float], title: str, step: int) -> None:

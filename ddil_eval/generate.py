@@ -129,6 +129,7 @@ class Made:
     nfe: float | None = None
     seed: int | None = None
     pictures_sha256: str | None = None
+    reflection: str = "none"
 
     @classmethod
     def read(cls, folder: Path) -> Made:

@@ -84,12 +84,13 @@ class WatchConfig(Strict):
 class MethodConfig(Strict):
     """What every method is told. ``ddil`` None trains without the aggregated dataset.
 
-    ``teacher_batch_size`` is how many states the teacher takes at once, collecting or labelling data for some updates ahead: it
-    needs no gradients, so that there is room for more than ``batch_size``. ``gradient_accumulation`` is into how many parts a batch
-    is taken, one after another, and ``gradient_checkpointing`` computes activations twice: both for memory, neither changes what is
-    learnt. ``learning_rate_decay`` brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are
-    those of the denoising networks' weights; the average that becomes the output is float32, and so are the autoencoder and the
-    text encoders. ``mixed_precision`` is that of the arithmetic.
+    ``batch_size`` is the whole batch, of all processes together. ``teacher_batch_size`` is how many states the teacher of each
+    process takes at once, collecting or labelling data for some updates ahead: it needs no gradients, so that there is room for
+    more. ``gradient_accumulation`` is into how many parts a process takes its rows of a batch, one after another, and
+    ``gradient_checkpointing`` computes activations twice: both for memory, neither changes what is learnt. ``learning_rate_decay``
+    brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks'
+    weights; the average that becomes the output is float32, and so are the autoencoder and the text encoders.
+    ``mixed_precision`` is that of the arithmetic.
     """
 
     reflection: ReflectionConfig = ReflectionConfig()

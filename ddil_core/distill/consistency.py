@@ -16,13 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddil_core.aggregate import AggregatedDataset
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import ConsistencyConfig, LoraConfig
 from ddil_core.distill.sampler import ConsistencySampler
-from ddil_core.distill.sources import RolloutStage
+from ddil_core.distill.sources import RolloutStage, Visited
 from ddil_core.distill.student import Student
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.losses import consistency_loss
@@ -137,19 +136,20 @@ class ConsistencyStage(RolloutStage):
         accelerator: Accelerator,
         start: nn.Module,
     ) -> None:
-        prediction, averaged = teacher.network.prediction, config.lora is None
-        told = pool, config.updates, config, accelerator, "lcm", prediction, start
-        super().__init__(teacher, *told, averaged=averaged)
+        super().__init__(teacher, pool, config.updates, config, accelerator, "lcm", start)
         self.settings, self.draws = config, config.updates
         self.sampling = lcm_sampling(config, self.schedule)
         pairs = pairs_of(lcm_grid(self.schedule, config.teacher_steps, config.teacher_steps))
         self.table = torch.tensor(pairs, device=self.device)
         self.times = self.table[:, 0]
         self.target_net = type(self.student)(
-            self.net if self.ema is None else self.ema.module, self.schedule, prediction
+            self.net if self.ema is None else self.ema.module, self.schedule, self.student.prediction
         )
         walk = self.sampling.times(self.schedule)
-        self.place = [index for index, (t, _) in enumerate(pairs) if t in walk]
+        self.places = {
+            TEACHER: range(len(pairs)),
+            STUDENT: [index for index, (t, _) in enumerate(pairs) if t in walk],
+        }
         steps = [[step] for step in transitions(walk)]
         self.walkers = {
             TEACHER: Actor(teacher, [[pair] for pair in pairs]),
@@ -184,10 +184,7 @@ class ConsistencyStage(RolloutStage):
                 )
                 yield share * consistency_loss(value, target.float(), huber, weight)
 
-        logs = self.descend(losses(), step) | clipped.logs()
-        if self.dataset is not None:
-            logs["aggregated_fraction"] = aggregated / len(states)
-        return logs
+        return self.descend(losses(), step) | clipped.logs() | self.shares(aggregated)
 
     def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
         """The teacher is guided by it, the student is told it through the embedding, or, with a LoRA, not at all."""
@@ -207,25 +204,9 @@ class ConsistencyStage(RolloutStage):
             x0 = self.teacher(z, t, self.tell(TEACHER, row, guidance))
         return ddim(self.schedule, z, t, s, x0.float())[0]
 
-    def keep(
-        self,
-        dataset: AggregatedDataset,
-        actor: str,
-        transition: int,
-        row: Tensor,
-        z_t: Tensor,
-        z_s: Tensor,
-        g: Tensor | None,
-    ) -> list[int]:
+    def target(self, seen: Visited) -> Tensor:
         """The teacher's own step is the pair; from where the student has been, the teacher takes its step."""
-        if actor == TEACHER:
-            return dataset.add(z_t, transition, row, z_s, g)
-        place = self.place[transition]
-        return dataset.add(z_t, place, row, self.label(z_t, torch.full_like(row, place), row, g), g)
-
-    def walker(self, actor: str, generator: torch.Generator) -> Actor:
-        walker = self.walkers[actor]
-        return walker.drawing(generator) if isinstance(walker, ConsistencySampler) else walker
+        return seen.z_s if seen.actor == TEACHER else super().target(seen)
 
 
 def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:

@@ -69,7 +69,7 @@ class ConversionStage(Stage):
         accelerator: Accelerator,
         start: nn.Module | None = None,
     ) -> None:
-        super().__init__(teacher, pool, convert.updates, config, accelerator, "convert", "v_prediction", start)
+        super().__init__(teacher, pool, convert.updates, config, accelerator, "convert", start, "v_prediction")
         self.nothing, self.unconditional = nothing.to(self.device), convert.unconditional
 
     def update(self, step: int) -> Logs:

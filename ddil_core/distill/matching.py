@@ -16,18 +16,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddil_core.aggregate import AggregatedDataset, States
+from ddil_core.aggregate import States
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import MatchingConfig
 from ddil_core.distill.consistency import require_unet
 from ddil_core.distill.critic import Critic, mid_side
+from ddil_core.distill.processes import joined, own_rows
 from ddil_core.distill.regression import RegressionStage, encode_pairs
-from ddil_core.distill.sampler import ConsistencySampler
+from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
-from ddil_core.errors import WrongCommand
+from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.models.model import Model
 from ddil_core.parameterization import Reflection, to_v
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 def require(model: Model, config: MatchingConfig) -> None:
     """Raises DdilError or WrongCommand: the teacher cannot be distilled so, or has not the timesteps."""
     require_unet(model, "distribution matching")
+    if config.gan is not None and getattr(model.denoiser.net, "mid_block", None) is None:
+        raise DdilError(
+            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads: say --set gan=null"
+        )
     last = len(model.denoiser.schedule) - 1
     if config.timesteps[0] > last or config.matching_range[1] > last:
         raise WrongCommand(
@@ -58,7 +63,7 @@ def train(run: Run[MatchingConfig]) -> Student:
     teacher = GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
     own = start = model.denoiser.net  # in float32, where the frozen teacher may be rounded
     if config.regression is not None:
-        pairs = encode_pairs(teacher, run.pool, config, run.out / "checkpoints" / "pairs.safetensors")
+        pairs = encode_pairs(teacher, run.pool, config, run.out / "checkpoints" / "pairs.safetensors", run.accelerator)
         begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, own)
         start = run.trained(begin, start, "regression", "regression")
     make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, own)
@@ -85,8 +90,7 @@ class MatchingStage(RolloutStage):
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
     ) -> None:
-        told = pool, config.updates, config, accelerator, "dmd2", teacher.network.prediction, start
-        super().__init__(teacher, *told, averaged=config.ema_decay > 0)
+        super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
         self.settings = config
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
         self.sampling = matching_sampling(config)
@@ -101,13 +105,14 @@ class MatchingStage(RolloutStage):
         self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)
         steps = [[step] for step in transitions(config.timesteps)]
         self.walkers = {STUDENT: ConsistencySampler(self.student, [*steps[:-1], []])}
+        self.places = dict.fromkeys((TEACHER, STUDENT), range(len(steps)))
         if config.ddil is not None:
             finer = [[*part] for part in teacher_segments(config.timesteps, config.teacher_steps)]
             self.walkers |= {TEACHER: Actor(teacher, [*finer[:-1], []])}
             self.make_dataset(targets=False)
 
     def stateful(self) -> dict[str, Stateful]:
-        return super().stateful() | {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        return super().stateful() | {"critic": self.own(self.critic), "critic_optimizer": self.critic_optimizer}
 
     def update(self, step: int) -> Logs:
         """The generator's turn, then its critic's; returns tensors that need no synchronisation until they are read."""
@@ -126,9 +131,7 @@ class MatchingStage(RolloutStage):
             critic_losses.append(loss)
             norms.append(norm)
         logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
-        if self.dataset is not None:
-            logs["aggregated_fraction"] = aggregated / len(states)
-        return logs
+        return logs | self.shares(aggregated)
 
     def generate(self, states: States) -> Tensor:
         """x̂ of the generator from its input states, float32, with its gradient: no reflection stands in its way."""
@@ -149,13 +152,14 @@ class MatchingStage(RolloutStage):
             loss = matching_loss(x, torch.nan_to_num(gradient))
             seen.generator.see(x, self.times[part.transition.to(self.device)])
             if self.settings.gan is not None and self.settings.gan.generator_weight:
-                _, logits, _ = self._judge(x, part.row, *(drawn[rows] for drawn in judged))
+                critic = self.own(self.critic)  # no gradient of its own, so none to be joined
+                _, logits, _ = self._judge(critic, x, part.row, *(drawn[rows] for drawn in judged))
                 loss = loss + self.settings.gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
 
     def fake(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x̂ of the critic, not reflected."""
-        return self.teacher.network.x0(self.critic(z, t, condition)[0], z, t)
+        return self.teacher.network.x0(self.own(self.critic)(z, t, condition)[0], z, t)
 
     def _noise(
         self, count: int, generator: torch.Generator, bounds: tuple[int, int] | None = None
@@ -166,11 +170,13 @@ class MatchingStage(RolloutStage):
         eps = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator)
         return t.to(self.device), eps.to(self.device)
 
-    def _judge(self, x: Tensor, row: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _judge(
+        self, critic: nn.Module, x: Tensor, row: Tensor, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The critic on x noised to t with ε: its output, its logits, and z."""
         z = self.schedule.add_noise(x, eps, t)
         with self.accelerator.autocast():
-            output, logits = self.critic(z, t, self.condition(row))
+            output, logits = critic(z, t, self.condition(row))
         return output, x.new_empty(0) if logits is None else logits, z
 
     def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
@@ -184,10 +190,11 @@ class MatchingStage(RolloutStage):
             part, t, eps = part_of(states, rows), times[rows], noise[rows]
             with torch.no_grad():
                 x = self.generate(part)
-            output, fake, z = self._judge(x, part.row, t, eps)
+            output, fake, z = self._judge(self.critic, x, part.row, t, eps)
             loss = (output - self._native(x, z, eps, t)).square().mean()
             if self.settings.gan is not None:
-                real = self._judge(x0[rows].to(self.device), row[rows], *(drawn[rows] for drawn in judged))[1]
+                data = x0[rows].to(self.device)
+                real = self._judge(self.critic, data, row[rows], *(drawn[rows] for drawn in judged))[1]
                 loss = loss + self.settings.gan.critic_weight * gan_critic_loss(real, fake)
             yield share * loss
 
@@ -206,34 +213,17 @@ class MatchingStage(RolloutStage):
         row = torch.randint(len(self.pool), (size,), generator=generator)
         leave = torch.randint(len(self.times), (size,), generator=generator)
         z = torch.randn((size, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
-        walker = self.walker(STUDENT, generator)
+        steps = torch.arange(len(self.times) - 1)
+        told = with_noise(self.condition(row), z, leave > steps[:, None], generator)
+        rows = own_rows(self.accelerator, size)
+        own = torch.arange(size)[rows]
         with self.accelerator.autocast():
-            for transition in range(len(self.times) - 1):
-                going = (leave > transition).nonzero().flatten()
+            for step in steps.tolist():
+                going = own[leave[own] > step].to(self.device)
                 if len(going):
-                    there = going.to(self.device)
-                    z[there] = walker.act(transition, z[there], self.condition(row[going]))
+                    z[going] = self.walkers[STUDENT].act(step, z[going], told.rows(going))
+        z = joined(self.accelerator, z[rows], rows, size)
         return States(z, z.new_empty(size, 0), leave, row)
-
-    def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
-        """Nothing: the generator is told by scores where it arrives, and not by a target."""
-        return z.new_empty(len(z), 0)
-
-    def keep(
-        self,
-        dataset: AggregatedDataset,
-        actor: str,
-        transition: int,
-        row: Tensor,
-        z_t: Tensor,
-        z_s: Tensor,
-        g: Tensor | None,
-    ) -> list[int]:
-        return dataset.add(z_t, transition, row, z_t.new_empty(len(z_t), 0))
-
-    def walker(self, actor: str, generator: torch.Generator) -> Actor:
-        walker = self.walkers[actor]
-        return walker.drawing(generator) if isinstance(walker, ConsistencySampler) else walker
 
 
 def score_difference(

@@ -22,10 +22,10 @@ from ddil_core.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.distill.clipping import Clipped
 from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
 from ddil_core.distill.conversion import convert
-from ddil_core.distill.sources import SourcedStage
+from ddil_core.distill.sources import SourcedStage, Visited
 from ddil_core.distill.student import Student
 from ddil_core.losses import pd_loss, pd_target
-from ddil_core.rollout import STUDENT, TEACHER, Actor, pair, rollout, strings_at
+from ddil_core.rollout import STUDENT, Actor, pair, strings_at
 from ddil_core.sampling import Sampling
 from ddil_core.schedule import segments
 from ddil_core.solvers import ddim
@@ -67,7 +67,7 @@ class ProgressiveStage(SourcedStage):
         index: int = 0,
         start: nn.Module | None = None,
     ) -> None:
-        super().__init__(teacher, pool, stage.updates, config, accelerator, index, teacher.network.prediction, start)
+        super().__init__(teacher, pool, stage.updates, config, accelerator, index, start)
         self.stage, self.draws = stage, stage.updates
         self.sampling = ddim_sampling(stage.steps)
         self.grid, self.teacher_grid = self.schedule.grid(stage.steps), self.schedule.grid(2 * stage.steps)
@@ -89,10 +89,7 @@ class ProgressiveStage(SourcedStage):
                 clipped.see(x0, t)
                 yield share * pd_loss(x0.float(), states.target[rows], self.schedule.snr(t))
 
-        logs = self.descend(losses(), step) | clipped.logs()
-        if self.dataset is not None:
-            logs["aggregated_fraction"] = aggregated / len(states)
-        return logs
+        return self.descend(losses(), step) | clipped.logs() | self.shares(aggregated)
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None = None) -> Tensor:
         """The teacher's two DDIM steps t → t' → s from z, and the x̃ that they amount to; transitions differ by row."""
@@ -100,30 +97,24 @@ class ProgressiveStage(SourcedStage):
         with torch.no_grad(), self.accelerator.autocast():
             return two_step_target(self.teacher, z, t, middle, s, self.condition(row))
 
+    def target(self, seen: Visited) -> Tensor:
+        """Where the teacher acted, its two steps are the state's target."""
+        if seen.actor == STUDENT:
+            return super().target(seen)
+        t, _, s = self.table[seen.place.to(self.device)].unbind(1)
+        return pd_target(self.schedule, seen.z_t, seen.z_s, t, s)
+
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
     ) -> None:
         """Algorithm 1: roll out as many trajectories as give ``wanted`` uses; keep every state that they visit, and its target."""
-        generator = self.generator(step, 1)
-        count = math.ceil(wanted / (ddil.uses * self.stage.steps))
+        generator, steps = self.generator(step, 1), self.stage.steps
+        count = math.ceil(wanted / (ddil.uses * steps))
         row = torch.randint(len(self.pool), (count,), generator=generator)
         z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
-        draws = torch.rand(count, self.stage.steps, generator=generator, dtype=torch.float64)
-        places: list[int] = []
-
-        def observe(actor: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
-            if actor == TEACHER:  # its two steps from here are this state's target
-                ends = self.table[transition].expand(len(z_t), 3)
-                target = pd_target(self.schedule, z_t, z_s, ends[:, 0], ends[:, 2])
-            else:
-                target = self.label(z_t, torch.full_like(rows, transition), row[rows])
-            places.extend(dataset.add(z_t, transition, row[rows], target))
-
-        strings = [{string} for string in strings_at(phase.p_teacher, draws)]
-        size = self.config.teacher_batch_size
-        with self.accelerator.autocast():
-            rollout(self._actors(), z, self.condition(row), strings, batch_size=size, observe=observe, pad=False)
-        dataset.enqueue(places, generator)
+        strings = strings_at(phase.p_teacher, torch.rand(count, steps, generator=generator, dtype=torch.float64))
+        visited = self._walk(self._actors(), strings, z, self.condition(row), row, range(steps))
+        dataset.enqueue(dataset.add(visited), generator)
 
     def _actors(self) -> dict[str, Actor]:
         """Who collects. The student's step to the end is not taken: no state that is trained on lies behind it."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser
 from ddil_core.distill.config import MatchingConfig
+from ddil_core.distill.processes import joined, own_rows
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import DdilError
 from ddil_core.noise import generator_for
@@ -27,30 +28,36 @@ Pairs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def encode_pairs(teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, path: Path) -> Pairs:
-    """Make the pairs once and keep them at ``path``; read them back where that is done."""
+def encode_pairs(
+    teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, path: Path, accelerator: Accelerator
+) -> Pairs:
+    """Make the pairs once, each process its own, and keep them at ``path``; read them back where that is done."""
     assert config.regression is not None
-    if path.is_file():
+    made = path.is_file()
+    accelerator.wait_for_everyone()  # who comes later must not find what another has just written
+    if made:
         return _read(path)
     count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
-    device = next(teacher.network.parameters()).device
     row = torch.randint(len(pool), (count,), generator=generator)
     noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
     found = []
     with progress("pairs of the teacher", total=count) as advance:
-        for start in range(0, count, config.teacher_batch_size):
-            rows = slice(start, start + config.teacher_batch_size)
-            told = Condition({name: t[row[rows]].float().to(device) for name, t in pool.condition.items()})
-            z = noise[rows].to(device)
+        for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
+            own = own_rows(accelerator, len(rows))
+            some = row[rows[own]]
+            told = Condition({name: t[some].float().to(accelerator.device) for name, t in pool.condition.items()})
+            z = noise[rows[own]].to(accelerator.device)
             for t, s in transitions(teacher.schedule.grid(config.regression.teacher_steps)):
                 t_rows, s_rows = rows_at(t, z), rows_at(s, z)
                 z, _ = ddim(teacher.schedule, z, t_rows, s_rows, teacher(z, t_rows, told))
-            found.append(z.cpu())
-            advance(len(z))
+            found.append(joined(accelerator, z, own, len(rows)).cpu())
+            advance(len(rows))
     pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
-    temporary = path.with_suffix(".partial")
-    save_file(pairs, temporary)
-    temporary.replace(path)
+    if accelerator.is_main_process:
+        temporary = path.with_suffix(".partial")
+        save_file(pairs, temporary)
+        temporary.replace(path)
+    accelerator.wait_for_everyone()
     return pairs
 
 
@@ -74,8 +81,7 @@ class RegressionStage(Stage):
         start: nn.Module | None = None,
     ) -> None:
         assert config.regression is not None
-        told = pool, config.regression.updates, config, accelerator, "regression", teacher.network.prediction, start
-        super().__init__(teacher, *told, averaged=config.ema_decay > 0)
+        super().__init__(teacher, pool, config.regression.updates, config, accelerator, "regression", start)
         self.pairs, self.time = pairs, config.timesteps[0]
 
     def update(self, step: int) -> Logs:

@@ -30,6 +30,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import Model, load_model
 from ddil_core.parameterization import Reflection, calibrate_reflection
 from ddil_core.protocol import read_yaml
+from ddil_core.sampling import Bounds
 from ddil_core.train import fit
 
 PACKAGES = ("ddil", "torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -60,24 +61,27 @@ def distill(
     require_teacher(model)
     method.require(model, config)
     pictures, encoded = open_data(data, download), out / "checkpoints" / "data.safetensors"
-    if not encoded.is_file():
-        require_data(pictures, model, config.pool)
-    open_run(
-        out,
-        {
-            "teacher": teacher,
-            "teacher_sha256": model.weights_sha256(),
-            "data": data,
-            "config": config.model_dump(mode="json"),
-        },
-        resume,
-        type(config),
-    )
+    require_batch(config, accelerator)
+    with accelerator.main_process_first():  # which fetches what the others then find
+        if not encoded.is_file():
+            require_data(pictures, model, config.pool)
+    identity = {
+        "teacher": teacher,
+        "teacher_sha256": model.weights_sha256(),
+        "data": data,
+        "config": config.model_dump(mode="json"),
+    }
+    with accelerator.main_process_first():
+        open_run(out, identity, resume, type(config))
     student = out / "student"
     if not student.is_dir():
-        pool = encode_pool(model, pictures, config.pool, encoded)
+        with accelerator.main_process_first():
+            pool = encode_pool(model, pictures, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
-        save_student(model, method.train(run), student)
+        found = method.train(run)
+        if accelerator.is_main_process:
+            save_student(model, found, Bounds.of(run.reflection, config.reflection.quantile), student)
+    accelerator.wait_for_everyone()
     return student
 
 
@@ -106,6 +110,16 @@ def require_data(data: DataSet, model: Model, count: int) -> None:
     data.require(count, side)
 
 
+def require_batch(config: MethodConfig, accelerator: Accelerator) -> None:
+    """Raises WrongCommand: a batch does not divide into equal parts for the processes."""
+    processes, parts = accelerator.num_processes, config.gradient_accumulation
+    if config.batch_size % (processes * parts):
+        raise WrongCommand(
+            f"batch_size is the whole batch, and {config.batch_size} is not divisible by {processes} processes"
+            f"{f' with {parts} parts each (gradient_accumulation)' * (parts > 1)}; choose another batch_size or number of processes"
+        )
+
+
 @dataclass
 class Run(Generic[C]):
     """A distillation under way: what its method is given, and how a stage of it is trained."""
@@ -125,7 +139,7 @@ class Run(Generic[C]):
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
         """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student."""
-        return _frozen(self.model.denoiser, net, self.config)
+        return _frozen(self.model.denoiser, net, self.config).to(self.accelerator.device)
 
     def trained(self, make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
         """The network that a stage ends with, trained, or read where it is finished; ``net`` is one of its shape."""
@@ -143,18 +157,23 @@ class Run(Generic[C]):
                 title=title,
                 save_every=self.config.save_every,
                 callbacks=watchers(self, stage, name, title),
+                accelerator=self.accelerator,
             )
             for tracker in self.accelerator.trackers if self.config.trackers else ():
                 tracker.finish()
             net = stage.finish()
-            _save_weights(net, finished)
-            checkpoint.unlink()
+            if self.accelerator.is_main_process:
+                _save_weights(net, finished)
+                checkpoint.unlink()
+            self.accelerator.wait_for_everyone()
         return net.eval().requires_grad_(False)
 
 
 def _frozen(like: NetworkDenoiser, net: nn.Module, config: MethodConfig) -> NetworkDenoiser:
-    dtype = getattr(torch, config.teacher_dtype)
-    copied = net if dtype == torch.float32 else copy.deepcopy(net).to(dtype)
+    dtype, copied = getattr(torch, config.teacher_dtype), net
+    if dtype != torch.float32:
+        copied = copy.deepcopy(net).to(dtype)
+        net.to("cpu")  # where it waits for a student to start from it
     return type(like)(copied.eval().requires_grad_(False), like.schedule, like.prediction)
 
 

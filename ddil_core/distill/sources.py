@@ -4,7 +4,9 @@ rollouts are the teacher's and the student's."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +14,24 @@ from torch import Tensor
 from ddil_core.aggregate import AggregatedDataset, States
 from ddil_core.denoiser import Condition
 from ddil_core.distill.config import DdilConfig, PhaseConfig
+from ddil_core.distill.processes import joined, own_rows
+from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.stage import Stage
 from ddil_core.rollout import STUDENT, TEACHER, Actor, rollout
-from ddil_core.train import Stateful
+from ddil_core.train import Logs, Stateful
+
+
+@dataclass(frozen=True, eq=False)
+class Visited:
+    """What an actor did in a transition of the rollouts: from z_t to z_s, both [B, C, H, W]; ``place`` [B] is the index in the
+    stage's times at which it starts, ``row`` [B] the pool's, for the caption, and ``guidance`` [B] as in ``States``."""
+
+    actor: str
+    place: Tensor
+    row: Tensor
+    z_t: Tensor
+    z_s: Tensor
+    guidance: Tensor | None
 
 
 class SourcedStage(Stage):
@@ -41,18 +58,67 @@ class SourcedStage(Stage):
         return parts if self.dataset is None else parts | {"dataset": self.dataset}
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
-        """What the teacher says of states at times that differ by row."""
-        raise NotImplementedError
+        """What the teacher says of states at times that differ by row; nothing, [B, 0], in a method that has no targets."""
+        return z.new_empty(len(z), 0)
+
+    def target(self, seen: Visited) -> Tensor:
+        """What the teacher says of the state that a transition starts at; what it did itself says it already, in some methods."""
+        return self.label(seen.z_t, seen.place, seen.row, seen.guidance)
 
     def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor | None:
         """The guidance g [B] of states where it differs from state to state."""
         return None
 
+    @abstractmethod
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
     ) -> None:
         """Roll out as many trajectories as give ``wanted`` uses; keep the states that they visit, with what the teacher says."""
-        raise NotImplementedError
+
+    def _walk(
+        self,
+        actors: Mapping[str, Actor],
+        strings: Sequence[str],
+        z: Tensor,
+        told: Condition,
+        row: Tensor,
+        places: Sequence[int],
+        guidance: Tensor | None = None,
+    ) -> States:
+        """Roll trajectories out from z [B, C, H, W], each process its own; all states that all of them visit, with their targets.
+
+        ``places`` are the indices in ``times`` of the transitions; the other arguments have a row a trajectory.
+        """
+        steps = range(len(strings[0]))
+        visits = [(k, i) for k in steps for actor in actors for i, string in enumerate(strings) if string[k] == actor]
+        own = torch.arange(len(strings))[own_rows(self.accelerator, len(strings))]
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def observe(actor: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
+            mine = own[rows]
+            g = None if guidance is None else guidance[mine]
+            place = torch.full_like(mine, places[transition])
+            kept.append((z_t, self.target(Visited(actor, place, row[mine], z_t, z_s, g))))
+
+        there = own.to(z.device)
+        with self.accelerator.autocast():
+            rollout(
+                dict(actors),
+                z[there],
+                told.rows(there),
+                [{strings[i]} for i in own.tolist()],
+                batch_size=self.config.teacher_batch_size,
+                observe=observe,
+                pad=False,
+            )
+        transition, trajectory = torch.tensor(visits).unbind(1)
+        mine = torch.isin(trajectory, own).nonzero().flatten()  # in the order in which they were kept
+        z_t, target = (
+            joined(self.accelerator, torch.cat(column), mine.to(z.device), len(visits))
+            for column in zip(*kept, strict=True)
+        )
+        g = None if guidance is None else guidance[trajectory]
+        return States(z_t, target, torch.tensor(places)[transition], row[trajectory], g)
 
     def _draw(self, step: int) -> tuple[States, int]:
         """Forward-diffused data, then aggregated states, in the shares of the phase; and how many of the latter there are."""
@@ -69,6 +135,10 @@ class SourcedStage(Stage):
             return aggregated, count
         return States.cat(self._data(step, size - count, first, end), aggregated), count
 
+    def shares(self, aggregated: int) -> Logs:
+        """What the log says of a batch's sources, where the run has DDIL."""
+        return {} if self.dataset is None else {"aggregated_fraction": aggregated / self.config.batch_size}
+
     _ahead: list[States]
     _ahead_from = -1
 
@@ -78,7 +148,7 @@ class SourcedStage(Stage):
         The teacher labels those of several updates together. Which ones go together depends on the update's number alone, so
         that a resumed run labels the same batch again.
         """
-        together = max(1, round(self.config.teacher_batch_size / count))
+        together = max(1, round(self.config.teacher_batch_size * self.accelerator.num_processes / count))
         start = step - (step - first) % together
         if start != self._ahead_from:
             self._ahead_from = start
@@ -99,7 +169,9 @@ class SourcedStage(Stage):
         g = torch.cat(told) if told else None
         t = self.times[transition.to(self.device)]
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
-        return States(z, self.label(z, transition, row, g), transition, row, g)
+        own = own_rows(self.accelerator, len(z))
+        target = self.label(z[own], transition[own], row[own], None if g is None else g[own])
+        return States(z, joined(self.accelerator, target, own, len(z)), transition, row, g)
 
 
 class RolloutStage(SourcedStage):
@@ -110,27 +182,12 @@ class RolloutStage(SourcedStage):
 
     walkers: Mapping[str, Actor]
     """By actor, whoever rolls out, one state a transition."""
-
-    def keep(
-        self,
-        dataset: AggregatedDataset,
-        actor: str,
-        transition: int,
-        row: Tensor,
-        z_t: Tensor,
-        z_s: Tensor,
-        g: Tensor | None,
-    ) -> list[int]:
-        """Store what an actor visited, z_t, and where it went, z_s; returns their places."""
-        raise NotImplementedError
+    places: Mapping[str, Sequence[int]]
+    """By actor, the indices in ``times`` of its transitions."""
 
     def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
         """What an actor's network is told."""
         return self.condition(row)
-
-    def walker(self, actor: str, generator: torch.Generator) -> Actor:
-        """Who rolls out; a student that draws noise on its way takes it from ``generator``."""
-        return self.walkers[actor]
 
     def _collect(
         self, dataset: AggregatedDataset, ddil: DdilConfig, phase: PhaseConfig, wanted: int, step: int
@@ -141,26 +198,19 @@ class RolloutStage(SourcedStage):
         places: list[int] = []
         for actor, count in counts.items():
             if count:
-                places += self._roll(dataset, actor, count, generator)
+                places += dataset.add(self._roll(actor, count, generator))
         dataset.enqueue(places, generator)
 
-    def _roll(self, dataset: AggregatedDataset, actor: str, count: int, generator: torch.Generator) -> list[int]:
+    def _roll(self, actor: str, count: int, generator: torch.Generator) -> States:
+        """The states of some trajectories of one actor."""
         row = torch.randint(len(self.pool), (count,), generator=generator)
         z = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
         guidance = self.draw_guidance(count, generator)
-        walker = self.walker(actor, generator)
-        places: list[int] = []
-
-        def observe(_: str, transition: int, rows: Tensor, z_t: Tensor, z_s: Tensor) -> None:
-            g = None if guidance is None else guidance[rows]
-            places.extend(self.keep(dataset, actor, transition, row[rows], z_t, z_s, g))
-
-        strings = [{actor * len(walker.steps)}] * count
-        size = self.config.teacher_batch_size
-        with self.accelerator.autocast():
-            told = self.tell(actor, row, guidance)
-            rollout({actor: walker}, z, told, strings, batch_size=size, observe=observe, pad=False)
-        return places
+        walker, told = self.walkers[actor], self.tell(actor, row, guidance)
+        if isinstance(walker, ConsistencySampler):
+            told = with_noise(told, z, torch.ones(len(walker.steps) - 1, count, dtype=torch.bool), generator)
+        string = actor * len(walker.steps)
+        return self._walk({actor: walker}, [string] * count, z, told, row, self.places[actor], guidance)
 
 
 def trajectories(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,12 +22,16 @@ from ddil_core.sampling import Sampling
 from ddil_core.train import Ema, Logs, Stateful
 
 
-class Stage:
+class Stage(ABC):
     """A student that starts as a copy of ``start`` (the teacher's network where None) and is called as its teacher is.
 
     The weights that count, as the next teacher and as the output, are the averaged ones (``ema``), float32 whatever the student's
-    own dtype; a stage without an average has its network itself. Where only some of ``start``'s weights are to be trained (a
-    LoRA's), they alone are. Everything random comes from (seed, stage, step), so that a resumed run is the same run.
+    own dtype; without an average (``ema_decay`` 0) they are the network's own. Where only some of ``start``'s weights are to be
+    trained (a LoRA's), they alone are, and not averaged. The student predicts what its teacher does, or ``prediction``. Everything
+    random comes from (seed, stage, step), so that a resumed run is the same run.
+
+    In several processes each takes its own rows of every batch (``parts``), and the gradients' mean over the processes is that of
+    the batch.
 
     ``sampling`` is how the student is meant to be sampled.
     """
@@ -41,10 +47,8 @@ class Stage:
         config: MethodConfig,
         accelerator: Accelerator,
         index: int | str,
-        prediction: Prediction,
         start: nn.Module | None = None,
-        *,
-        averaged: bool = True,
+        prediction: Prediction | None = None,
     ) -> None:
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
         self.updates, self.index = updates, index
@@ -55,9 +59,10 @@ class Stage:
         adapted = hasattr(net, "peft_config")
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not adapted or "lora_" in name)
+        averaged = config.ema_decay > 0 and not adapted
         self.ema: Any = Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
-        self.student = type(teacher.network)(self.net, self.schedule, prediction)
+        self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
         """A network to be trained, on the device and in the student's dtype, with its optimiser."""
@@ -68,14 +73,18 @@ class Stage:
         prepared: Any = self.accelerator.prepare(net, make_optimizer(net.parameters(), learning_rate, self.config))
         return prepared
 
+    @abstractmethod
     def update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
-        raise NotImplementedError
 
     def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
         averages = {} if self.ema is None else {"ema": self.ema}
-        return {"net": trained(self.net), **averages, "optimizer": self.optimizer}
+        return {"net": trained(self.own(self.net)), **averages, "optimizer": self.optimizer}
+
+    def own(self, net: nn.Module) -> Any:
+        """A prepared network itself, without what joins its gradients over processes."""
+        return self.accelerator.unwrap_model(net)
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
         """A CPU generator for this update alone."""
@@ -86,11 +95,15 @@ class Stage:
         return Condition({name: tensor[row].float().to(self.device) for name, tensor in self.pool.condition.items()})
 
     def parts(self, size: int) -> Iterator[tuple[slice, float]]:
-        """The parts into which a batch of ``size`` is taken (``gradient_accumulation``), each with its share of the loss."""
-        width = -(-size // self.config.gradient_accumulation)
-        for start in range(0, size, width):
-            rows = slice(start, min(start + width, size))
-            yield rows, (rows.stop - rows.start) / size
+        """The parts into which this process takes its rows of a batch of ``size`` (``gradient_accumulation``), each with its share
+        of the loss."""
+        first, stride, parts = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.config.gradient_accumulation,
+        )
+        for part in range(parts):
+            yield slice(first + part * size // parts, (part + 1) * size // parts, stride), 1 / parts
 
     def rate(self, learning_rate: float, step: int) -> float:
         """The learning rate at an update: linear warm-up, then, where it is asked for, linear decay to zero at the stage's end."""
@@ -98,24 +111,27 @@ class Stage:
         fall = 1 - step / self.updates if self.config.learning_rate_decay else 1.0
         return learning_rate * rise * fall
 
-    def descend(self, losses: Tensor | Iterable[Tensor], step: int) -> Logs:
-        """One optimiser step on a loss, or on the sum of the losses of a batch's parts, each computed when its turn comes."""
+    def descend(self, losses: Iterator[Tensor], step: int) -> Logs:
+        """One optimiser step on the sum of the losses of a batch's parts, each computed when its turn comes."""
         loss, norm = self.step(self.net, self.optimizer, losses, self.rate(self.config.learning_rate, step))
         if self.ema is not None:
             self.ema.update(self.net)
         return {"loss": loss, "gradient_norm": norm}
 
     def step(
-        self, net: nn.Module, optimizer: Any, losses: Tensor | Iterable[Tensor], learning_rate: float
+        self, net: nn.Module, optimizer: Any, losses: Iterator[Tensor], learning_rate: float
     ) -> tuple[Tensor, Tensor]:
-        """Gradients, clipping and a step of one network; returns the loss and the gradient's norm before clipping."""
+        """Gradients, clipping and a step of one network; returns the loss, of this process's rows, and the gradient's norm before
+        clipping."""
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        total: Tensor | None = None
-        for loss in [losses] if isinstance(losses, Tensor) else losses:
-            self.accelerator.backward(loss)
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None, "a batch has at least one part"
+        total = torch.zeros((), device=self.device)
+        last = self.config.gradient_accumulation - 1
+        for part in range(last + 1):
+            with self.accelerator.no_sync(net) if part < last else nullcontext():
+                loss = next(losses)
+                self.accelerator.backward(loss)
+            total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(net.parameters(), self.config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -125,10 +141,10 @@ class Stage:
         """The weights that count, float32: the next stage's teacher, or the output."""
         if self.ema is not None:
             return self.ema.module
-        own: nn.Module = self.accelerator.unwrap_model(self.net)
-        return copy.deepcopy(own).float()
+        finished: nn.Module = copy.deepcopy(self.own(self.net)).float()
+        return finished
 
     def denoiser(self) -> NetworkDenoiser:
         """The student as it would be saved now, to be looked at."""
-        net = self.accelerator.unwrap_model(self.net) if self.ema is None else self.ema.module
+        net = self.own(self.net) if self.ema is None else self.ema.module
         return type(self.student)(net, self.schedule, self.student.prediction)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ddil_core.models.model import Model
 from ddil_core.parameterization import Prediction
-from ddil_core.sampling import SYSTEM_FILE, Sampling
+from ddil_core.sampling import SYSTEM_FILE, Bounds, Sampling
 from ddil_core.schedule import LCM_STEPS
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -34,11 +34,11 @@ class Student:
     points: int = LCM_STEPS
 
 
-def save_student(model: Model, student: Student, folder: Path) -> None:
+def save_student(model: Model, student: Student, bounds: Bounds, folder: Path) -> None:
     """Write the student as a pipeline that diffusers loads without this project, under its final name only when whole.
 
-    The file ``ddil.json`` beside it names the exact sampling. A LoRA is written twice: merged into the pipeline, and alone, as the
-    file that ``load_lora_weights`` takes on the teacher's own pipeline.
+    The file ``ddil.json`` beside it names the exact sampling, and the bounds at which x̂ can be reflected. A LoRA is written twice:
+    merged into the pipeline, and alone, as the file that ``load_lora_weights`` takes on the teacher's own pipeline.
     """
     temporary = folder.with_name(folder.name + ".partial")
     if temporary.exists():
@@ -52,7 +52,7 @@ def save_student(model: Model, student: Student, folder: Path) -> None:
     if net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline":
         pipeline = _told_its_guidance(pipeline)
     pipeline.save_pretrained(temporary, safe_serialization=True)
-    told = {**vars(student.sampling), "prediction": student.prediction}
+    told = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
     told["grid"] = student.sampling.times(model.denoiser.schedule)
     (temporary / SYSTEM_FILE).write_text(json.dumps(told, indent=2) + "\n")
     temporary.replace(folder)

@@ -10,13 +10,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from ddil_core.data.dataset import open_data
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ddil_core.distill.run import Run
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for the first one while it encodes the data."""
 GRADIENTS_BEFORE = 4
 """Log lines before a gradient's norm is judged by their median."""
 
@@ -56,12 +59,18 @@ def track(config: MethodConfig, out: Path, device: str | None) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=out / "tracked" if config.trackers else None,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
 
 
 def watchers(run: Run[Any], stage: Stage, name: str, title: str) -> list[Callback]:
-    """The callbacks of a stage."""
+    """The callbacks of a stage, in the main process; none in others."""
     config, found = run.config, list[Callback]()
+    if not run.accelerator.is_main_process:
+        return found
     if config.trackers:
         run.accelerator.init_trackers("ddil", config={"stage": name, "method": config.method, "seed": config.seed})
 

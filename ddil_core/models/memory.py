@@ -26,11 +26,13 @@ _DENOISERS = ("unet", "transformer")
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on the device for drawing one picture, and for distilling without the activations, with a critic or without."""
+    """Bytes on the device for drawing one picture, and for distilling without the activations: without a critic, with one, and with
+    one and moments of 8 bits."""
 
     sampling: int
     training: int
     matching: int
+    matching_8bit: int
 
 
 def free_bytes(device: torch.device) -> int:
@@ -115,7 +117,7 @@ def need(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
     text = sum(number for name, number in parameters.items() if name.startswith("text_encoder"))
     rest = sum(parameters.values()) - text
     sampling = max(width * (text + rest), width * rest + _decoding(folder, width))
-    return Need(sampling, (width + 20) * denoiser, (width + 32) * denoiser)
+    return Need(sampling, (width + 20) * denoiser, (width + 2 * 16) * denoiser, (width + 2 * 10) * denoiser)
 
 
 def _decoding(folder: Path, width: int) -> int:

@@ -46,9 +46,11 @@ def distill(
     """Distil a few-step student from a teacher.
 
     The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
+    On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
     from ddil_core.distill.run import distill as run
+    from ddil_core.progress import speaks
     from ddil_core.protocol import validate
 
     path, content, model = configuration(method, lora, protocol, settings)
@@ -62,6 +64,8 @@ def distill(
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
     student = run(teacher, data, config, out, resume=resume, device=device, download=download)
+    if not speaks():
+        return
     if as_json:
         options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})
     else:

@@ -213,8 +213,9 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
         "distil, without activations": (takes.training, "use a device with more, or distil a LoRA"),
         "distil with DMD2, without activations": (
             takes.matching,
-            "set optimizer to 8bit (12 bytes a parameter less), gradient_checkpointing, and teacher_dtype to bfloat16",
+            "set optimizer to 8bit (see the next line), gradient_checkpointing, and teacher_dtype to bfloat16",
         ),
+        "distil with DMD2 and optimizer 8bit, without activations": (takes.matching_8bit, "use a device with more"),
     }
     for use, (nbytes, cure) in uses.items():
         fits = nbytes <= free

@@ -85,6 +85,7 @@ def covariate_shift(
 @click.option("--solver", default=None, help="The solver; by default the model's own.")
 @click.option("--guidance", "guidance_scale", type=click.FloatRange(min=0), default=None,
               help="Guidance scale g; by default the model's own.")  # fmt: skip
+@options.reflection_option
 @click.option("--num-images", "num_prompts", type=click.IntRange(min=4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
@@ -96,9 +97,9 @@ def covariate_shift(
 @options.device_option
 @options.json_option
 def coco(
-    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, metrics: str | None,
-    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool, device: str | None,
-    as_json: bool, **given: Any,
+    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, reflection: str | None,
+    metrics: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
+    device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned pictures, by a recipe.
 
@@ -114,7 +115,8 @@ def coco(
     given = {key: value for key, value in given.items() if value is not None}
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
     content.pop("differences", None)  # of a table's own rows, in whose place the models are
-    content |= given | {"systems": rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)}
+    sampling = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    content |= given | {"systems": rows(models, **sampling)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
     options.fetch_missing(models, download)

@@ -59,6 +59,13 @@ def download_option(command: F) -> F:
     return click.option("--download", is_flag=True, help=DOWNLOAD_HELP)(command)
 
 
+def reflection_option(command: F) -> F:
+    """``--reflection``."""
+    modes = click.Choice(("none", "clamp", "dynamic", "fold"))
+    text = "Keep x̂ inside the range of the data that a student was distilled on; by default the model's own, which is none."
+    return click.option("--reflection", type=modes, default=None, help=text)(command)
+
+
 DTYPES = ("fp32", "bf16", "fp16")
 
 

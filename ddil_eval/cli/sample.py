@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,6 +21,7 @@ from ddil_eval.cli import options
 )
 @click.option("--solver", default=None, help="ddim, dpmpp_2m, lcm, euler or flow_euler; by default the model's own.")
 @click.option("--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; 1 is none.")
+@options.reflection_option
 @click.option(
     "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."
 )
@@ -40,6 +42,7 @@ def sample(
     steps: int | None,
     solver: str | None,
     guidance_scale: float | None,
+    reflection: str | None,
     num_images: int,
     seed: int,
     out: Path,
@@ -70,11 +73,10 @@ def sample(
         raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
     options.fetch_missing([reference], download, variant)
     model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
-    for remark in remarks(model, prompts, settings(model, steps, solver, guidance_scale)):
+    asked: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    for remark in remarks(model, prompts, settings(model, **asked)):
         warn(remark)
-    images = draw(
-        model, prompts, num_images=num_images, steps=steps, solver=solver, guidance_scale=guidance_scale, seed=seed
-    )
+    images = draw(model, prompts, num_images=num_images, seed=seed, **asked)
     paths = []
     for row, pictures in enumerate(images):
         for number, picture in enumerate(pictures):

@@ -83,7 +83,6 @@ def measure(
         "protocol_hash": content_hash(setting.shared),
         "data": setting.data,
         "recipe": setting.label,
-        "reflection": "none",
         "n_asked": setting.count,
         "n_done": setting.count,
         "device": setting.device,
@@ -102,6 +101,7 @@ def measure(
             "solver": first.solver,
             "grid": list(first.grid),
             "guidance_scale": first.guidance_scale,
+            "reflection": first.reflection,
             "pictures_sha256": first.pictures_sha256 if len(members) == 1 else None,
             "seeds": sorted({seed for m in members if (seed := made[m].seed) is not None}),
         }

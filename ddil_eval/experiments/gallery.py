@@ -68,7 +68,7 @@ class Gallery:
     def draw(self, system: SystemConfig, prompts: Sequence[str], model: Model | None = None) -> Drawn:
         """A system's pictures of all prompts, sampled as its row says; ``model`` is the system's where it is loaded already."""
         model = model or load_model(system.model, self.device)
-        sampling = settings(model, system.steps, system.solver, system.guidance_scale)
+        sampling = settings(model, system.steps, system.solver, system.guidance_scale, system.reflection)
         for sentence in remarks(model, prompts, sampling):
             warn(f"{system.name}: {sentence}")
         made = how_made(model, sampling, self.seed)

@@ -265,7 +265,6 @@ def shared(found: Plan, data: DataSet, seen: Subjects, gallery: Gallery, teacher
             "clip": gallery.towers.identity,
         },
         "recipe": f"{config.pictures_per_prompt} pictures a prompt, {size} px",
-        "reflection": "none",
         "seeds": [config.seed],
         "n_asked": config.num_images,
         "n_done": len(seen.ids),
@@ -320,6 +319,7 @@ def save_cells(
             "solver": made.solver,
             "grid": list(made.grid),
             "guidance_scale": made.guidance_scale,
+            "reflection": made.reflection,
             "nfe": made.nfe if len(members) == 1 else None,
             "metrics": estimated(scores, contrast, gallery, gallery.seed),
         }

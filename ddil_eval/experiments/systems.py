@@ -18,6 +18,7 @@ from ddil_core.data.dataset import DataSet, open_data
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import check, resolve
+from ddil_core.parameterization import ReflectionMode
 from ddil_core.progress import warn
 from ddil_core.protocol import Strict
 from ddil_core.sample import remarks, settings
@@ -35,7 +36,8 @@ from ddil_eval.tables import paper_rows
 
 
 class SystemConfig(Strict):
-    """A row: its name in the table and the model's reference; solver, steps and guidance where they are not the model's own.
+    """A row: its name in the table and the model's reference; solver, steps, guidance and reflection where they are not the
+    model's own.
 
     ``paper`` is its name in the paper's Table 1 or 5, ``provide`` what to do where the model is not here.
     """
@@ -45,6 +47,7 @@ class SystemConfig(Strict):
     steps: int | None = Field(default=None, ge=1)
     solver: str | None = None
     guidance_scale: float | None = Field(default=None, ge=0)
+    reflection: ReflectionMode | None = None
     paper: str | None = None
     provide: str | None = None
 
@@ -224,7 +227,7 @@ def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setti
 def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> Opened:
     """Load a system and say how it is sampled."""
     model = load_model(system.model, device)
-    sampling = settings(model, system.steps, system.solver, system.guidance_scale)
+    sampling = settings(model, system.steps, system.solver, system.guidance_scale, system.reflection)
     for sentence in remarks(model, [prompt.text for prompt in prompts.prompts], sampling):
         warn(f"{system.name}: {sentence}")
     made = how_made(model, sampling, config.seed)
@@ -242,6 +245,7 @@ def how_made(model: Model, sampling: Sampling, seed: int) -> Made:
         solver=sampling.solver,
         grid=tuple(timesteps),
         guidance_scale=sampling.guidance_scale,
+        reflection=sampling.reflection,
         nfe=float(evaluations),
         seed=seed,
     )

@@ -130,3 +130,23 @@ def test_settings_that_cannot_be_meant_are_refused(
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].removeprefix("Error: ") == message
     assert not (tmp_path / "out").exists()
+
+
+def test_reflection_needs_the_bounds_that_a_student_brings(
+    sample: Callable[..., Result], student: Path, tmp_path: Path
+) -> None:
+    told = json.loads((student / "ddil.json").read_text())
+    refused = sample(tmp_path / "out", PROMPTS[0], more=("--reflection", "clamp"))
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("as the students of 'ddil distill' do; leave reflection out\n")
+    bounds = {"centre": [0.0] * 8, "bound": [0.5] * 8, "quantile": 0.9995}
+    (student / "ddil.json").write_text(json.dumps(told | {"bounds": bounds}))
+    try:
+        for mode in ("none", "clamp"):
+            assert sample(tmp_path / mode, PROMPTS[0], more=("--reflection", mode)).exit_code == 0
+    finally:
+        (student / "ddil.json").write_text(json.dumps(told))
+    assert sample(tmp_path / "own", PROMPTS[0]).exit_code == 0
+    own, none, clamp = (pixels(tmp_path / name / "000-00.png") for name in ("own", "none", "clamp"))
+    assert (own == none).all()
+    assert np.abs(own - clamp).max() > 1

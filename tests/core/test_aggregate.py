@@ -6,8 +6,9 @@ import io
 
 import pytest
 import torch
+from torch import Tensor
 
-from ddil_core.aggregate import AggregatedDataset
+from ddil_core.aggregate import AggregatedDataset, States
 from ddil_core.errors import WrongCommand
 from tests.core.closed_form import normal
 
@@ -23,8 +24,12 @@ def filled(uses: int = 1, states: int = 6, capacity: int = 16, seed: int = 0) ->
 
 def store(dataset: AggregatedDataset, rows: range, seed: int = 0) -> None:
     z = normal(len(rows), *SHAPE, seed=seed)
-    places = dataset.add(z, 1, torch.tensor(rows), -z)
+    places = dataset.add(states(z, 1, list(rows), -z))
     dataset.enqueue(places, torch.Generator().manual_seed(seed))
+
+
+def states(z: Tensor, transition: int, rows: list[int], target: Tensor) -> States:
+    return States(z, target, torch.full((len(z),), transition), torch.tensor(rows))
 
 
 def rows_of(dataset: AggregatedDataset, count: int) -> list[int]:
@@ -63,16 +68,16 @@ def test_a_state_that_is_drawn_twice_into_one_batch_counts_once() -> None:
 def test_states_keep_what_was_stored_with_them() -> None:
     dataset = AggregatedDataset(8, 1, SHAPE)
     z, target = normal(2, *SHAPE), normal(2, *SHAPE, seed=1)
-    first = dataset.add(z, 3, torch.tensor([7, 5]), target)
-    second = dataset.add(z + 1, 0, torch.tensor([1, 2]), target + 2)
+    first = dataset.add(states(z, 3, [7, 5], target))
+    second = dataset.add(states(z + 1, 0, [1, 2], target + 2))
     dataset.enqueue(first + second, torch.Generator().manual_seed(0))
     expected = {7: (z[0], target[0], 3), 5: (z[1], target[1], 3)} | {
         1: (z[0] + 1, target[0] + 2, 0),
         2: (z[1] + 1, target[1] + 2, 0),
     }
-    states, targets, transitions, rows = dataset.take(4)
+    taken, targets, transitions, rows = dataset.take(4)
     assert sorted(rows.tolist()) == sorted(expected)
-    for state, found, transition, row in zip(states, targets, transitions.tolist(), rows.tolist(), strict=True):
+    for state, found, transition, row in zip(taken, targets, transitions.tolist(), rows.tolist(), strict=True):
         assert torch.equal(state, expected[row][0])
         assert torch.equal(found, expected[row][1])
         assert transition == expected[row][2]
@@ -80,21 +85,21 @@ def test_states_keep_what_was_stored_with_them() -> None:
 
 def test_the_places_of_used_up_states_are_reused_and_what_was_taken_stays() -> None:
     dataset = filled(states=4, capacity=4)
-    states, targets, _, rows = dataset.take(2)
+    taken, targets, _, rows = dataset.take(2)
     assert len(dataset) == 2
     store(dataset, range(8, 10), seed=9)  # into the two places that have become free
     assert len(dataset) == 4
-    assert torch.equal(states, normal(4, *SHAPE)[rows])
-    assert torch.equal(targets, -states)
+    assert torch.equal(taken, normal(4, *SHAPE)[rows])
+    assert torch.equal(targets, -taken)
     assert set(rows_of(dataset, 2)) | set(rows.tolist()) == {0, 1, 2, 3}
-    states, _, _, rows = dataset.take(2)
-    assert torch.equal(states, normal(2, *SHAPE, seed=9)[rows - 8])
+    taken, _, _, rows = dataset.take(2)
+    assert torch.equal(taken, normal(2, *SHAPE, seed=9)[rows - 8])
 
 
 def test_its_size_is_bounded() -> None:
     dataset = filled(capacity=8)
     with pytest.raises(WrongCommand) as error:
-        dataset.add(normal(3, *SHAPE), 0, torch.arange(3), normal(3, *SHAPE))
+        dataset.add(states(normal(3, *SHAPE), 0, [0, 1, 2], normal(3, *SHAPE)))
     assert str(error.value) == (
         "the aggregated dataset holds at most 8 states and 6 are still to be used; "
         "raise ddil.capacity or lower ddil.collect_every"

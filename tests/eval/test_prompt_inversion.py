@@ -272,7 +272,9 @@ def test_the_shipped_protocols_hold_every_row_that_their_world_has(world: str, r
             )
     else:
         students = ["pd", "ddil", "lcm", "lcm-ddil", "lcm-lora", "dmd2", "dmd2-ddil", "dmd2-1step"]
-        assert [system.model for system in config.systems] == ["shapes"] * 2 + [f"runs/shapes-{run}" for run in students]
+        assert [system.model for system in config.systems] == ["shapes"] * 2 + [
+            f"runs/shapes-{run}" for run in students
+        ]
         assert set(config.inverters) == {"ph2p", "pez", "random"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from ddil_core.errors import WrongCommand
 from ddil_core.models.model import load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.protocol import validate
-from ddil_core.sample import draw
+from ddil_core.sample import draw, settings
 from ddil_core.schedule import grid
 from ddil_eval import generate
 from ddil_eval.experiments.engine import leaders
-from ddil_eval.experiments.systems import SystemsConfig, carry_out, compare, plan
+from ddil_eval.experiments.systems import SystemsConfig, carry_out, compare, how_made, plan
 from ddil_eval.statistics import Estimate
 from ddil_eval.store import Record, load
 from ddil_eval.tables import build
@@ -41,7 +42,7 @@ def config(teacher: Path, student: Path) -> SystemsConfig:
             "systems": [
                 {"name": "teacher, 6 steps", "model": str(teacher), "steps": 6},
                 {"name": "teacher, 4 steps", "model": str(teacher), "steps": 4, "guidance_scale": 1.0},
-                {"name": "student", "model": str(student), "steps": 4},
+                {"name": "student", "model": str(student), "steps": 4, "reflection": "none"},
             ],
             "differences": [["student", "teacher, 6 steps"]],
             "num_prompts": PROMPTS,
@@ -84,6 +85,17 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
         ("compare", PROMPTS, "shapes (7 → 60)")
     }
     assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
+
+
+def test_a_row_says_how_it_reflects(student: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    told = json.loads((student / "ddil.json").read_text())
+    bounds = {"centre": [0.0] * 8, "bound": [0.5] * 8, "quantile": 0.9995}
+    (folder / "ddil.json").write_text(json.dumps(told | {"bounds": bounds}))
+    model = load_model(str(folder))
+    assert how_made(model, settings(model, reflection="fold"), 0).reflection == "fold"
+    assert how_made(model, settings(model), 0).reflection == "none"
 
 
 def test_what_is_best_can_be_compared_with_the_next(records: dict[str, Record]) -> None:

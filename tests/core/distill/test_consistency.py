@@ -7,11 +7,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import LCMScheduler, StableDiffusionPipeline
+from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, guidance_embedding
 from ddil_core.distill.config import ConsistencyConfig, PhaseConfig
 from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, require, student_network, with_embedding
+from ddil_core.distill.sources import Visited
 from ddil_core.errors import WrongCommand
 from ddil_core.losses import consistency_loss
 from ddil_core.models.model import Model
@@ -58,7 +60,7 @@ def test_a_coarser_grid_is_that_of_diffusers_too(model: Model, pool: LatentPool)
     scheduler.set_timesteps(3)
     assert coarse.sampling is not None
     assert coarse.sampling.times(model.denoiser.schedule) == scheduler.timesteps.tolist() == [999, 699, 349]
-    assert [int(coarse.table[place, 0]) for place in coarse.place] == [999, 699, 349]
+    assert [int(coarse.table[place, 0]) for place in coarse.places[STUDENT]] == [999, 699, 349]
 
 
 def test_a_grid_that_the_schedule_does_not_have_is_refused(model: Model) -> None:
@@ -157,14 +159,13 @@ def test_a_collected_pair_is_the_teachers_step_at_the_states_own_guidance(model:
     dataset, ddil = trainer.dataset, trainer.config.ddil
     assert dataset is not None and ddil is not None
     actors: list[str] = []
-    keep = trainer.keep
+    target = trainer.target
 
-    def counted(data: object, actor: str, *told: object) -> list[int]:
-        places = keep(data, actor, *told)  # type: ignore[arg-type]
-        actors.extend([actor] * len(places))
-        return places
+    def counted(seen: Visited) -> Tensor:
+        actors.extend([seen.actor] * len(seen.row))
+        return target(seen)
 
-    trainer.keep = counted  # type: ignore[assignment]
+    trainer.target = counted  # type: ignore[method-assign]
     trainer._collect(dataset, ddil, PhaseConfig(until=1, aggregated=0.5, p_teacher=0.5), 80, step=0)
     assert dataset.collected >= 80
     assert actors.count(TEACHER) % 50 == 0 and actors.count(STUDENT) % 4 == 0

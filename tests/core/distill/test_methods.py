@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ddil_core.distill import METHODS
@@ -147,19 +148,47 @@ def test_a_loras_weights_go_onto_the_teachers_own_pipeline(folder: Path, tmp_pat
     assert distance(before, merged) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["lcm", "dmd2"])
-def test_an_sdxl_layout_that_predicts_eps(name: str, tmp_path: Path) -> None:
-    teacher = save_pipeline(
-        tmp_path / "teacher", TEACHER, seed=1, layout="StableDiffusionXLPipeline", prediction="epsilon"
+SSD1B: dict[str, Any] = {  # fewer transformers than SDXL, another number in every block, and a mid-block of its own
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [2]],
+    "reverse_transformer_layers_per_block": [[2, 1], 1],
+}
+
+
+def with_unet(teacher: Path, **more: Any) -> Path:
+    """A pipeline with another U-Net, of its own configuration but for ``more``."""
+    torch.manual_seed(1)
+    UNet2DConditionModel.from_config(dict(UNet2DConditionModel.load_config(teacher / "unet")) | more).save_pretrained(
+        teacher / "unet"
     )
-    student = load_model(
-        str(go(teacher, tmp_path / "out", name, updates=2, student_dtype="bfloat16", teacher_dtype="bfloat16").parent)
-    )
+    return teacher
+
+
+@pytest.mark.parametrize(
+    ("name", "unet"), [("lcm", {}), ("dmd2", {}), ("dmd2-1step", {}), ("dmd2", SSD1B)], ids=lambda told: str(told)[:12]
+)
+def test_an_sdxl_layout_that_predicts_eps(name: str, unet: dict[str, Any], tmp_path: Path) -> None:
+    """SDXL's, whose one-step generator has its regression first, and SSD-1B's."""
+    layout = "StableDiffusionXLPipeline"
+    teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, layout=layout, prediction="epsilon")
+    rounded = {"student_dtype": "bfloat16", "teacher_dtype": "bfloat16"}
+    out = go(with_unet(teacher, **unet) if unet else teacher, tmp_path / "out", name, updates=2, **rounded)
+    student = load_model(str(out.parent))
     assert student.denoiser.prediction == "epsilon"
     assert (student.denoiser.guidance_width == 256) == (name == "lcm")
     assert {p.dtype for p in student.denoiser.net.parameters()} == {torch.float32}
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out" / "student")
-    assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
+    assert type(DiffusionPipeline.from_pretrained(out)).__name__ == layout
+    trained = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("*.safetensors"))
+    assert ("regression.safetensors" in trained) == (name == "dmd2-1step")
+
+
+def test_a_discriminator_without_a_mid_block_is_refused(folder: Path, tmp_path: Path) -> None:
+    teacher = with_unet(Path(shutil.copytree(folder, tmp_path / "teacher")), mid_block_type=None)
+    with pytest.raises(DdilError) as error:
+        go(teacher, tmp_path / "out", "dmd2")
+    assert str(error.value) == (
+        f"the teacher '{teacher}' has a U-Net without a mid-block, which the discriminator reads: say --set gan=null"
+    )
 
 
 def test_a_flow_is_refused(tmp_path: Path) -> None:

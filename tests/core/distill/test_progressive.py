@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -23,6 +24,7 @@ from ddil_core.parameterization import calibrate_reflection
 from ddil_core.schedule import CLEAN, grid, transitions
 from ddil_core.solvers import ddim
 from tests.core.closed_form import distance, rows
+from tests.pipelines import BETAS
 
 STEPS = 4
 PAPER = (PhaseConfig(until=0.6, aggregated=0.25, p_teacher=0.85), PhaseConfig(until=1, aggregated=0.5, p_teacher=0.2))
@@ -183,6 +185,48 @@ def test_a_batch_is_trained_on_its_own_targets(
             assert distance(target, fresh) < 1e-5
 
 
+@pytest.mark.parametrize("reflected", [False, True])
+def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflected: bool) -> None:
+    """The guided teacher's two steps, its x̂ clipped or not, and the student's, which never is; networks alone are torch's."""
+    trainer = stage(model, pool, phases=None)
+    bound = trainer.teacher.reflection
+    assert bound is not None
+    if not reflected:
+        trainer.teacher.reflection = None
+    states, _ = trainer._draw(0)
+    squares = np.cumprod(1 - np.linspace(BETAS["beta_start"] ** 0.5, BETAS["beta_end"] ** 0.5, 1000) ** 2)
+    squares = np.append(squares, 1.0)  # where a trajectory ends clean
+    times = trainer.table[states.transition].numpy()
+    times[times == CLEAN] = 1000
+    (a, o), (a_m, o_m), (a_s, o_s) = (
+        [np.sqrt(part[column])[:, None, None, None] for part in (squares, 1 - squares)] for column in times.T
+    )
+    text = trainer.condition(states.row).tensors["encoder_hidden_states"]
+    nothing = model.nothing().tensors["encoder_hidden_states"].expand(8, -1, -1)
+    low, high = ((bound.centre + sign * bound.bound).numpy()[None, :, None, None] for sign in (-1, 1))
+
+    def v(z: np.ndarray, t: np.ndarray, told: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            return model.denoiser.net(torch.from_numpy(z).float(), torch.from_numpy(t), told).sample.double().numpy()
+
+    def x0(z: np.ndarray, t: np.ndarray, a: np.ndarray, o: np.ndarray) -> np.ndarray:
+        v_c, v_0 = v(z, t, text), v(z, t, nothing)
+        found = a * z - o * (v_0 + 3 * (v_c - v_0))
+        return np.clip(found, low, high) if reflected else found
+
+    z = states.z.double().numpy()
+    first = x0(z, times[:, 0], a, o)
+    middle = a_m * first + o_m * (z - a * first) / o
+    second = x0(middle, times[:, 1], a_m, o_m)
+    end = a_s * second + o_s * (middle - a_m * second) / o_m
+    target = (end - o_s / o * z) / (a_s - o_s / o * a)
+    drawn = a * z - o * v(z, times[:, 0], text)  # the student is still the teacher's network
+    errors = np.square(drawn - target).reshape(8, -1).mean(1)
+    signal = squares[times[:, 0]]
+    expected = (np.maximum(1, signal / (1 - signal)) * errors).mean()
+    assert float(trainer.update(0)["loss"]) == pytest.approx(expected, rel=1e-3)
+
+
 def test_what_is_labelled_together_does_not_change_a_batch(model: Model, pool: LatentPool) -> None:
     drawn = {}
     for size in (1, 16, 64):
@@ -218,9 +262,9 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
     walked = {0: [0, 0], 1: [0, 0]}  # for each phase: states, and those from which the student walked on
     phase, add = 0, dataset.add
 
-    def counted(z: Tensor, transition: int, row: Tensor, target: Tensor) -> list[int]:
-        walked[phase][0] += len(z) * (transition < STEPS - 1)
-        return add(z, transition, row, target)
+    def counted(states: States) -> list[int]:
+        walked[phase][0] += int((states.transition < STEPS - 1).sum())
+        return add(states)
 
     dataset.add = counted  # type: ignore[method-assign]
     student = trainer.student

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +23,14 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.distill import run
 from ddil_core.distill.config import ProgressiveConfig
+from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import load_model
+from ddil_core.noise import Sample, initial_noise
+from ddil_core.parameterization import ReflectionMode, calibrate_reflection
+from ddil_core.sample import latents, settings
 from ddil_core.sampling import Sampling
 from ddil_core.schedule import transitions
 from ddil_core.solvers import ddim
@@ -114,6 +119,7 @@ SIGKILLED = """
 import os, signal, sys
 from pathlib import Path
 from ddil_core.distill.config import ProgressiveConfig
+from ddil_core.distill.conversion import ConversionStage
 from ddil_core.distill.progressive import ProgressiveStage
 from ddil_core.distill.run import distill
 
@@ -196,9 +202,38 @@ def test_the_student_is_the_average_and_another_than_its_teacher(folder: Path, f
     teacher = load_file(folder / UNET)
     assert any(not torch.equal(student[name], teacher[name]) for name in teacher)
     model = load_model(str(finished))
-    assert model.sampling == Sampling(solver="ddim", steps=2, guidance_scale=1.0, distilled=True)
+    bounds = model.sampling.bounds
+    assert model.sampling == Sampling(solver="ddim", steps=2, guidance_scale=1.0, distilled=True, bounds=bounds)
     told = json.loads((finished / "student" / "ddil.json").read_text())
     assert (told["grid"], told["prediction"]) == ([999, 500], "v_prediction")
+
+
+def test_a_student_is_sampled_with_reflection_at_its_own_bounds(finished: Path) -> None:
+    """Without data, to the bit what the reflection calibrated on them does; and not at all unless it is asked for."""
+    student, texts = load_model(str(finished)), ["a small red circle", "a large blue star"]
+    mean = load_file(finished / "checkpoints" / "data.safetensors")["mean"].float()
+    samples = [Sample(text) for text in texts]
+    modes: tuple[ReflectionMode, ...] = ("none", "clamp", "fold")
+    drawn = {mode: latents(student, samples, texts, settings(student, reflection=mode), 0) for mode in modes}
+    assert torch.equal(drawn["none"], latents(student, samples, texts, settings(student), 0))
+    for mode, found in drawn.items():
+        reflection = calibrate_reflection(mean, mode, CONFIG.reflection.quantile)
+        denoiser, told = student.guided(1.0, reflection), student.encode(texts)
+        z = initial_noise(samples, student.latent_shape, 0)
+        with torch.no_grad():
+            for t, s in transitions([999, 500]):
+                z, _ = ddim(denoiser.schedule, z, rows(t, z), rows(s, z), denoiser(z, rows(t, z), told))
+        assert torch.equal(found, z)
+        assert (float(reflection.clipped_fraction(found)) > 0) == (mode == "none")
+
+
+def test_reflection_without_bounds_is_refused(folder: Path) -> None:
+    with pytest.raises(WrongCommand) as error:
+        settings(load_model(str(folder)), reflection="clamp")
+    assert str(error.value) == (
+        f"the model '{folder}' cannot be sampled with reflection: it brings no ddil.json with the bounds of its data, as the "
+        "students of 'ddil distill' do; leave reflection out"
+    )
 
 
 def test_the_folder_says_what_the_run_was(folder: Path, finished: Path) -> None:
@@ -317,6 +352,33 @@ def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
     assert refused(DdilError, told, tmp_path / "out").endswith(
         "is told its guidance by an embedding, as LCM is, so that it is a student itself; distil what it was distilled from"
     )
+
+
+@pytest.mark.gpu
+def test_the_own_weights_of_a_rounded_teacher_leave_the_gpu(folder: Path, tmp_path: Path) -> None:
+    """And are frozen again from there, where a stage is finished already."""
+    config = ProgressiveConfig.model_validate(CONFIG.model_dump() | {"teacher_dtype": "bfloat16"})
+    model, accelerator = load_model(str(folder), "cuda"), SimpleNamespace(device=torch.device("cuda"))
+    pool: Any = None
+    begun = run.Run(model, pool, config, "shapes", tmp_path, accelerator)  # type: ignore[arg-type]
+    for _ in range(2):
+        frozen = begun.frozen(model.denoiser.net)
+        assert {(p.device.type, p.dtype) for p in frozen.parameters()} == {("cuda", torch.bfloat16)}
+        assert {(p.device.type, p.dtype) for p in model.denoiser.net.parameters()} == {("cpu", torch.float32)}
+
+
+def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
+    told = {"convert": {"updates": 5}, "stages": [{"steps": 4, "updates": 1}], "ddil": None}
+    config = ProgressiveConfig.model_validate(CONFIG.model_dump() | told)
+    go(teacher, tmp_path / "whole", config)
+    with monkeypatch.context() as patched:
+        patched.setattr(ConversionStage, "update", killer(ConversionStage.update, lambda stage, step: step == 3))
+        with pytest.raises(Killed):
+            go(teacher, tmp_path / "killed", config)
+    assert (tmp_path / "killed" / "checkpoints" / "convert.pt").is_file()
+    go(teacher, tmp_path / "killed", config, resume=True)
+    assert same_student(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.distill.config import ConsistencyConfig, MatchingConfig
 from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, student_network
 from ddil_core.distill.matching import MatchingStage
-from ddil_core.distill.sources import RolloutStage, trajectories
+from ddil_core.distill.sources import RolloutStage, Visited, trajectories
 from ddil_core.models.model import Model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.rollout import STUDENT, TEACHER
@@ -49,14 +50,13 @@ def test_a_stage_draws_its_sources_in_their_shares(model: Model, pool: LatentPoo
             model.guided(3.0, bound), pool, MatchingConfig.model_validate(told | {"ddil": ddil}), Accelerator(cpu=True)
         )
     kept = {0: {TEACHER: 0, STUDENT: 0}, 1: {TEACHER: 0, STUDENT: 0}}
-    keep, phase = stage.keep, 0
+    target, phase = stage.target, 0
 
-    def counted(dataset: object, actor: str, *more: object) -> list[int]:
-        places = keep(dataset, actor, *more)  # type: ignore[arg-type]
-        kept[phase][actor] += len(places)
-        return places
+    def counted(seen: Visited) -> Tensor:
+        kept[phase][seen.actor] += len(seen.row)
+        return target(seen)
 
-    stage.keep = counted  # type: ignore[method-assign]
+    stage.target = counted  # type: ignore[method-assign]
     for step in range(200):
         phase = int(step >= 100)
         states, aggregated = stage._draw(step)

@@ -30,7 +30,7 @@ def test_what_sampling_and_training_need(folder: Path) -> None:
     takes = need(folder, counts, 4)
     assert takes.sampling == max(4 * (text + unet + vae), 4 * (unet + vae) + decoding)
     assert takes.training == (4 + 20) * unet
-    assert takes.matching == (4 + 2 * 16) * unet
+    assert (takes.matching, takes.matching_8bit) == ((4 + 2 * 16) * unet, (4 + 2 * 10) * unet)
     assert need(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
 
 
