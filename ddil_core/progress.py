@@ -21,12 +21,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ddil_core import ranks
+
 console = Console(stderr=True)
 
 
 def warn(sentence: str) -> None:
-    """One line on stderr, of something that a user should know and that stops nothing."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    """One line on stderr, of something that a user should know and that stops nothing; of several processes the main one says it."""
+    if ranks.is_main():
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 class RateColumn(ProgressColumn):
@@ -55,7 +58,10 @@ class MemoryColumn(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar for ``total`` steps, of which ``done`` are done already; yields ``advance(n=1, note="")``."""
+    """Show a bar for ``total`` steps, of which ``done`` are done already; yields ``advance(n=1, note="")``.
+
+    Of several processes the main one shows its own share.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -65,7 +71,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
         MemoryColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not ranks.is_main()) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ddil_core import ranks
 from ddil_eval.cli import options
 from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
 
@@ -165,7 +166,7 @@ def run(
     config = validate(SystemsConfig, content, str(protocol))
     options.fetch_missing([system.model for system in config.systems], download)
     found = plan(config)
-    for name, error in found.absent.items():
+    for name, error in found.absent.items() if ranks.is_main() else ():
         click.echo(f"not here: {name}: {error}", err=True)
     out = out or _results(protocol)
     show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
@@ -226,6 +227,8 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
     from ddil_eval.experiments.covariate_shift import analyse, figure_pictures
 
     records = analyse(teacher, student, config, out, device)
+    if not ranks.is_main():
+        return
     if config.figure_prompts:
         figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
     figures.shift_curves(records, out / "shift-curves.png")
@@ -233,10 +236,12 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
 
 
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
-    """Print the tables of records, or the records as JSON."""
+    """Print the tables of records, or the records as JSON; of several processes the main one does."""
     from ddil_eval import tables
     from ddil_eval.cli.report import show_tables
 
+    if not ranks.is_main():
+        return
     if as_json:
         options.emit([record.model_dump(mode="json") for record in records])
         return
