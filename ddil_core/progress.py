@@ -27,7 +27,7 @@ console = Console(stderr=True)
 
 
 def warn(sentence: str) -> None:
-    """One line on stderr, of something that a user should know and that stops nothing; of several processes the main one says it."""
+    """One line on stderr, of something that a user should know and that stops nothing; of several processes one says it."""
     if ranks.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
 

@@ -33,7 +33,7 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that reads the reference, writes records and shows progress; the only one where there is one."""
+    """Whether this is the process that reads the reference, writes records and shows progress."""
     return rank() == 0
 
 

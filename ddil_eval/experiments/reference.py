@@ -34,7 +34,7 @@ def split_of(data: DataSet) -> str:
 
 
 def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:
-    """For a record: which data set and split and, where ``metrics`` compare with its pictures, a hash of those (``content_sha256``)."""
+    """For a record: which data set and split and, where ``metrics`` compare with its pictures, a hash of those."""
     described = {"reference": data.reference, "split": split_of(data)}
     if any(METRICS[name].kind == "set" for name in metrics):
         described["reference_sha256"] = content_sha256(data, count)

@@ -62,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """A row whose batches are done, all of them once every process has been here: what its pictures are, where its features lie."""
+    """A row whose batches are done, by this process or another: how its pictures were made, and where its features lie."""
 
     name: str
     made: Made
