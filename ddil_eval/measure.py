@@ -146,8 +146,11 @@ class Cells:
                 reference = self.reference[metric.network.name] if metric.kind == "set" else None
                 spreads[key] = self._jackknives(features, metric.statistic(reference))
             for name, weights in contrasts.items():
-                low, high = metric.bounds if np.count_nonzero(weights) == 1 else (-np.inf, np.inf)
-                found[name][metric.name] = spreads[key][metric.column].estimate(weights, lowest=low, highest=high)
+                alone = np.count_nonzero(weights) == 1
+                low, high = metric.bounds if alone else (-np.inf, np.inf)
+                found[name][metric.name] = spreads[key][metric.column].estimate(
+                    weights, lowest=low, highest=high, rate=metric.rate and alone
+                )
         return found
 
     def _chosen(self) -> list[Metric]:

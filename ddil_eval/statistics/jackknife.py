@@ -58,18 +58,22 @@ class Jackknife:
     def n(self) -> int:
         return int(self.left_out.sum())
 
-    def estimate(self, contrast: Array, *, lowest: float = -np.inf, highest: float = np.inf) -> Estimate:
+    def estimate(
+        self, contrast: Array, *, lowest: float = -np.inf, highest: float = np.inf, rate: bool = False
+    ) -> Estimate:
         """Σ contrast · cells with its interval, Student's t with groups − 1 degrees of freedom.
 
-        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference.
+        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference. The value of one cell
+        may be a ``rate``, from 0 to ``highest``, which is 1 for a share: ``score_interval``.
         """
         contrast = np.asarray(contrast, dtype=np.float64)
         value = float(self.values @ contrast)
         error, degrees = self._standard_error(contrast), len(self.left_out) - 1
-        half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
+        t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
         p_value = _two_sided(value, error, degrees) if is_difference(contrast) else None
-        low, high = max(value - half, min(lowest, value)), min(value + half, max(highest, value))
-        return Estimate(value, float(low), float(high), self.n, p_value)
+        low, high = score_interval(value, error, self.n, t, highest) if rate else (value - t * error, value + t * error)
+        low, high = max(low, min(lowest, value)), min(high, max(highest, value))
+        return Estimate(value, float(min(low, value)), float(max(high, value)), self.n, p_value)
 
     def cells(self, *, lowest: float = -np.inf) -> list[Estimate]:
         """Each cell by itself."""
@@ -84,6 +88,21 @@ class Jackknife:
         if self.draws is not None and len(self.draws) > 1:
             variance += np.var(self.draws @ contrast, ddof=1) / len(self.draws)
         return float(np.sqrt(variance))
+
+
+def score_interval(value: float, error: float, n: int, t: float, highest: float) -> tuple[float, float]:
+    """The rates p that ``value`` is no more than t standard errors away from, where the error is the one that p would have.
+
+    Wilson's interval (1927), with the variance φ p (1 − p) of a share, or φ p of a rate without an upper bound, and φ from the
+    jackknife's ``error`` in place of 1/n, as for samples that are not independent (Korn and Graubard, 1998). Near a bound the
+    error is found from a handful of samples, and from none at it: one more sample, drawn independently, is taken to lie there.
+    """
+    upper = 1 / highest
+    phi = (error**2 + 1 / n**2) / (value * (1 - upper * value) + 1 / n)
+    shrink = 1 + upper * t**2 * phi
+    middle = value + t**2 * phi / 2
+    half = t * np.sqrt(phi * value * (1 - upper * value) + (t * phi / 2) ** 2)
+    return (middle - half) / shrink, (middle + half) / shrink
 
 
 def _two_sided(value: float, error: float, degrees: int) -> float:
