@@ -256,6 +256,14 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
     assert {(r.recipe, r.data["split"]) for r in load(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
 
 
+def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, student: Path, tmp_path: Path) -> None:
+    folder = save_coco(tmp_path / "coco", count=6, year=2017)
+    result = cli("eval", "covariate-shift", "--student", student, "--data", f"coco2017:{folder}", "--set",
+                 "metrics=[fd_efflite0]", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+    few = f"coco2017:{folder} has 6 pictures, fewer than the 5,000 pictures asked for; add the others, or ask for fewer"
+    refused(result, few, 2)
+
+
 @pytest.mark.parametrize(
     ("metrics", "sentence"),
     [

@@ -17,10 +17,12 @@ from ddil_core.noise import Sample, initial_noise
 from ddil_core.protocol import validate
 from ddil_core.sample import draw
 from ddil_core.schedule import grid
+from ddil_core.shapes.data import ShapesData
 from ddil_eval import generate
 from ddil_eval.experiments import rows
 from ddil_eval.experiments.engine import leaders
 from ddil_eval.experiments.systems import SystemsConfig, carry_out, compare, plan
+from ddil_eval.references import content_sha256
 from ddil_eval.statistics import Estimate
 from ddil_eval.store import Record, load
 from ddil_eval.tables import build
@@ -86,6 +88,22 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
         ("compare", PROMPTS, "shapes (7 → 60)")
     }
     assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
+
+
+def test_a_record_says_which_reference_pictures_it_was_compared_with(
+    records: dict[str, Record], config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are drawn by the package: rows that were compared with others are in another table."""
+    assert {r.data["reference_sha256"] for r in records.values()} == {content_sha256(ShapesData(), 60)}
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    alone = config.model_copy(update={"systems": one.systems, "differences": (), "metrics": ("brightness",)})
+    (scored,) = compare(alone, tmp_path)
+    assert "reference_sha256" not in scored.data
+    pictures = ShapesData.pictures
+    monkeypatch.setattr(ShapesData, "pictures", lambda *args: (255 - images for images in pictures(*args)))
+    (other,) = compare(one, tmp_path)
+    assert other.identity() != records["student"].identity()
+    assert [table.name for table in build([records["student"], other])].count("systems") == 2
 
 
 def test_what_is_best_can_be_compared_with_the_next(records: dict[str, Record]) -> None:
