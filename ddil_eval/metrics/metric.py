@@ -79,8 +79,8 @@ class Metric:
     """One row of the table of metrics.
 
     ``statistic`` takes the reference's features [m, d] (None for "alone") and gives values in columns, of which
-    ``column`` is this metric's. ``bounds`` are those of the value, which no interval passes; a ``rate`` is a share of the
-    pictures or a mean of counts, whose interval is not symmetric near its bounds.
+    ``column`` is this metric's. ``bounds`` are those of the value, which no interval passes; a ``rate`` is a share of pictures
+    (of the kind "mean": scores are 0 or 1) or a mean of counts, whose interval is not symmetric near its bounds.
     """
 
     name: str

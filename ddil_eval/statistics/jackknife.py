@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from ddil_core.errors import DdilError
-from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference
+from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference, score_interval
 
 Array = np.ndarray
 GROUPS = 20
@@ -88,21 +88,6 @@ class Jackknife:
         if self.draws is not None and len(self.draws) > 1:
             variance += np.var(self.draws @ contrast, ddof=1) / len(self.draws)
         return float(np.sqrt(variance))
-
-
-def score_interval(value: float, error: float, n: int, t: float, highest: float) -> tuple[float, float]:
-    """The rates p that ``value`` is no more than t standard errors away from, where the error is the one that p would have.
-
-    Wilson's interval (1927), with the variance φ p (1 − p) of a share, or φ p of a rate without an upper bound, and φ from the
-    jackknife's ``error`` in place of 1/n, as for samples that are not independent (Korn and Graubard, 1998). Near a bound the
-    error is found from a handful of samples, and from none at it: one more sample, drawn independently, is taken to lie there.
-    """
-    upper = 1 / highest
-    phi = (error**2 + 1 / n**2) / (value * (1 - upper * value) + 1 / n)
-    shrink = 1 + upper * t**2 * phi
-    middle = value + t**2 * phi / 2
-    half = t * np.sqrt(phi * value * (1 - upper * value) + (t * phi / 2) ** 2)
-    return (middle - half) / shrink, (middle + half) / shrink
 
 
 def _two_sided(value: float, error: float, degrees: int) -> float:

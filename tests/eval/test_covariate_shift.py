@@ -239,15 +239,15 @@ def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) 
 def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the pictures that are measured are, on a GPU too: no TF32."""
     convolution, seen = torch.backends.cudnn.conv, list[str]()
-    before = convolution.fp32_precision  # type: ignore[attr-defined]
+    before = convolution.fp32_precision
 
     def watched(*args: Any, **settings: Any) -> Any:
-        seen.append(convolution.fp32_precision)  # type: ignore[attr-defined]
+        seen.append(convolution.fp32_precision)
         return rollout(*args, **settings)
 
     monkeypatch.setattr(covariate_shift, "rollout", watched)
     figure_pictures(str(teacher), str(student), CONFIG.model_copy(update={"figure_prompts": 1}))
-    assert seen == ["ieee"] and convolution.fp32_precision == before != "ieee"  # type: ignore[attr-defined]
+    assert seen == ["ieee"] and convolution.fp32_precision == before != "ieee"
 
 
 # Going on

@@ -8,7 +8,7 @@ import pytest
 from ddil_core.errors import DdilError
 from ddil_eval.metrics import METRICS
 from ddil_eval.statistics import Jackknife, group_labels
-from ddil_eval.statistics.jackknife import score_interval
+from ddil_eval.statistics.estimate import score_interval
 from ddil_eval.statistics.neighbours import COLUMNS, Neighbours
 
 
