@@ -104,7 +104,7 @@ def coco(
     """Measure models on COCO, or on other captioned pictures, by a recipe.
 
     One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass. The same command
-    again goes on where it was interrupted.
+    again goes on where it was interrupted, and does not draw again what it has. torchrun starts it on several GPUs.
     """
     options.quiet_libraries()
     from ddil_core.protocol import override, read_yaml, validate
@@ -145,7 +145,7 @@ def run(
     """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
 
     What is not here (weights, data, a metric's network) is named before any picture is made, with what to provide, and the
-    rest is measured; exit status 1 if nothing can be.
+    rest is measured; exit status 1 if nothing can be. Run again with more of it here, it measures the new rows.
     """
     options.quiet_libraries()
     from ddil_core.errors import WrongCommand
