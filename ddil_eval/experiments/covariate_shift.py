@@ -36,6 +36,7 @@ from ddil_eval.experiments.records import provenance, save_cells
 from ddil_eval.experiments.reference import describe_reference, open_reference
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
 from ddil_eval.prompts import choose_prompts
+from ddil_eval.recipes import Recipe
 from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest, write_text
 
@@ -200,13 +201,7 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
         warn(CUT.format(cut, len(prompts)))
     samples = [Sample(prompt.id) for prompt in prompts]
     wanted = runs(config, student_grid, samples)
-    resolved = {
-        "recipe": recipe.model_dump(mode="json"),
-        "metrics": list(extractors.metrics),
-        "num_prompts": len(prompts),
-        "reference_pictures": pictures,
-    }
-    protocol = config.model_dump(mode="json") | resolved
+    protocol = resolved(config, recipe, extractors.metrics, len(prompts), pictures)
     described = describe_reference(data, pictures, extractors.metrics) | chosen.described()
     identity = {
         "protocol": protocol,
@@ -250,6 +245,19 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     write_text(out / "evaluations.json", json.dumps(cost(evaluations, nfe, len(samples)), indent=2) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return records
+
+
+def resolved(
+    config: CovariateShiftConfig, recipe: Recipe, metrics: Sequence[str], count: int, pictures: int
+) -> dict[str, Any]:
+    """A configuration for a record, with what it left to the recipe."""
+    chosen = {
+        "recipe": recipe.model_dump(mode="json"),
+        "metrics": list(metrics),
+        "num_prompts": count,
+        "reference_pictures": pictures,
+    }
+    return config.model_dump(mode="json") | chosen
 
 
 def mean_nfe(run: Run, actors: Mapping[str, Actor]) -> float:
