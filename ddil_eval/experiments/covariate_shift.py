@@ -203,13 +203,7 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     wanted = runs(config, student_grid, samples)
     protocol = resolved(config, recipe, extractors.metrics, len(prompts), pictures)
     described = describe_reference(data, pictures, extractors.metrics) | chosen.described()
-    identity = {
-        "protocol": protocol,
-        "data": described,
-        "networks": extractors.identity(),
-        "weights": [model.weights_sha256() for model in (teacher_model, student_model)],
-    }
-    work = out / "partial" / content_hash(identity)[:16]
+    work = out / "partial" / _work_key(protocol, described, extractors, (teacher_model, student_model))
     tree = Tree(teacher_model, actors, config, extractors, work, prompts, samples, wanted)
     tree.grow()
     if not ranks.is_main():
@@ -258,6 +252,19 @@ def resolved(
         "reference_pictures": pictures,
     }
     return config.model_dump(mode="json") | chosen
+
+
+def _work_key(
+    protocol: Mapping[str, Any], data: Mapping[str, Any], extractors: Extractors, models: Sequence[Model]
+) -> str:
+    """All that finished chunks depend on; they are numbered by their prompts and strings."""
+    depends = {
+        "protocol": protocol,
+        "data": data,
+        "networks": extractors.identity(),
+        "weights": [model.weights_sha256() for model in models],
+    }
+    return content_hash(depends)[:16]
 
 
 def mean_nfe(run: Run, actors: Mapping[str, Actor]) -> float:
