@@ -103,19 +103,22 @@ def coco(
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned pictures, by a recipe.
 
-    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass. The same command
-    again goes on where it was interrupted, and does not draw again what it has. torchrun starts it on several GPUs.
+    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass; of several models
+    the paired differences from the first. The same command again goes on where it was interrupted, and does not draw again what
+    it has. torchrun starts it on several GPUs.
     """
     options.quiet_libraries()
     from ddil_core.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.coco import rows
+    from ddil_eval.experiments.coco import from_the_first, rows
     from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    content.pop("differences", None)  # of a table's own rows, in whose place the models are
     content |= given | {"systems": rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)}
+    content["differences"] = from_the_first(
+        models
+    )  # those of a protocol are of its own rows, in whose place the models are
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
     options.fetch_missing(models, download)

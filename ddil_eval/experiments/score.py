@@ -13,6 +13,7 @@ from ddil_core.data.dataset import KINDS, DataSet, open_data
 from ddil_core.data.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.errors import WrongCommand
 from ddil_core.protocol import Strict
+from ddil_eval.experiments.coco import from_the_first
 from ddil_eval.experiments.engine import measure
 from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Contestant, Setting
@@ -49,7 +50,8 @@ class ScoreConfig(Strict):
 
 
 def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
-    """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture.
+    """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture, each
+    with the first of them.
 
     Raises:
         WrongCommand: a folder or the reference does not fit; said before anything is scored.
@@ -75,7 +77,7 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
         seed = _seed(config, names[0])
         setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
         rows = [Contestant(name, partial(_open, Path(name).expanduser(), folders[name], config)) for name in names]
-        records += measure(rows, [], extractors, setting, out)
+        records += measure(rows, from_the_first(names), extractors, setting, out)
     return records
 
 
