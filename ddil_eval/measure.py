@@ -150,7 +150,7 @@ class Cells:
             for name, weights in contrasts.items():
                 low, high = metric.bounds if alone[name] else (-np.inf, np.inf)
                 found[name][metric.name] = spreads[key][metric.column].estimate(
-                    weights, lowest=low, highest=high, rate=metric.rate and alone[name]
+                    weights, lowest=low, highest=high, rate=metric.rate
                 )
         return found
 

@@ -63,15 +63,20 @@ class Jackknife:
     ) -> Estimate:
         """Σ contrast · cells with its interval, Student's t with groups − 1 degrees of freedom.
 
-        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference. The value of one cell
-        may be a ``rate``, from 0 to ``highest``, which is 1 for a share: ``score_interval``.
+        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference. Where cells are a
+        ``rate``, from 0 to ``highest``, which is 1 for a share, one cell's interval is its ``score_interval``; in a difference
+        one more sample of each is taken to differ, which tells only near the bounds, where hardly one does.
         """
         contrast = np.asarray(contrast, dtype=np.float64)
-        value = float(self.values @ contrast)
+        value, alone = float(self.values @ contrast), np.count_nonzero(contrast) == 1
         error, degrees = self._standard_error(contrast), len(self.left_out) - 1
+        if rate and not alone:
+            error = float(np.hypot(error, np.linalg.norm(contrast) / np.sqrt(2) / self.n))
         t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
         p_value = _two_sided(value, error, degrees) if is_difference(contrast) else None
-        low, high = score_interval(value, error, self.n, t, highest) if rate else (value - t * error, value + t * error)
+        low, high = value - t * error, value + t * error
+        if rate and alone:
+            low, high = score_interval(value, error, self.n, t, highest)
         low, high = max(low, min(lowest, value)), min(high, max(highest, value))
         return Estimate(value, float(min(low, value)), float(max(high, value)), self.n, p_value)
 

@@ -7,7 +7,7 @@ import pytest
 
 from ddil_core.errors import DdilError
 from ddil_eval.metrics import METRICS
-from ddil_eval.statistics import Jackknife, group_labels
+from ddil_eval.statistics import Estimate, Jackknife, group_labels
 from ddil_eval.statistics.estimate import score_interval
 from ddil_eval.statistics.neighbours import COLUMNS, Neighbours
 
@@ -119,6 +119,47 @@ def test_intervals_cover(scale: float, shift: float) -> None:
         ]
         assert all(low <= e.low <= e.value <= e.high <= high and e.low < e.high for e in found)
         assert np.mean([e.low <= truth[metric.column] <= e.high for e in found]) >= 0.92, metric.name
+
+
+PAIRS = {
+    "in the middle": ((1.1, 1.0), (1.1, 0.9)),
+    "near 1": ((0.7, 0.0), (0.6, 0.0)),
+    "near 0": ((0.6, 1.8), (0.6, 1.7)),
+}
+"""Scale and mean of two systems' pictures, which are alike prompt by prompt."""
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS.values(), ids=PAIRS)
+def test_intervals_of_paired_differences_cover(first: tuple[float, float], second: tuple[float, float]) -> None:
+    """And their p-values agree with them."""
+    rng, trials, n = np.random.default_rng(4), 120, 120
+    measured = Neighbours(rng.normal(size=(150, 6)))
+    found: dict[str, list[Estimate]] = {name: [] for name in COLUMNS}
+    for seed in range(trials):
+        labels, prompts = group_labels(n, seed), rng.normal(size=(n, 6))
+        other = 0.8 * prompts + 0.6 * rng.normal(size=(n, 6))
+        both = [
+            measured.spread(scale * noise + shift, labels)
+            for noise, (scale, shift) in ((prompts, first), (other, second))
+        ]
+        values = np.stack([spread.values for spread in both], axis=-1)
+        pseudovalues = np.stack([spread.pseudovalues for spread in both], axis=-1)
+        for column, name in enumerate(COLUMNS):
+            cells = Jackknife(values[column], pseudovalues[:, column], np.bincount(labels))
+            found[name].append(cells.estimate(np.array([1.0, -1.0]), rate=True))
+    for name, estimates in found.items():
+        truth = np.mean([estimate.value for estimate in estimates])
+        assert np.mean([e.low <= truth <= e.high for e in estimates]) >= 0.92, name
+        assert all((e.p_value < 0.05) == (e.low > 0 or e.high < 0) for e in estimates if e.p_value is not None)
+
+
+def test_equal_pictures_do_not_differ() -> None:
+    x, y = sets(120, 150)
+    labels = group_labels(120)
+    spread = Neighbours(y).spread(x, labels)
+    cells = Jackknife(np.repeat(spread.values[0], 2), spread.pseudovalues[:, [0, 0]], np.bincount(labels))
+    estimate = cells.estimate(np.array([1.0, -1.0]), rate=True)
+    assert (estimate.value, estimate.p_value) == (0.0, 1.0) and estimate.high == pytest.approx(2.093 / 120, rel=1e-3)
 
 
 def test_the_interval_of_independent_pictures_is_wilson_s() -> None:
