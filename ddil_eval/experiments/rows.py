@@ -25,6 +25,7 @@ from ddil_eval.generate import Batch, Keeper, Made, Opened
 from ddil_eval.measure import Features, gathered, kept
 from ddil_eval.recipes import Recipe
 from ddil_eval.seen import RecipeExtractors
+from ddil_eval.statistics.moments import blocks
 from ddil_eval.store import write_text
 
 
@@ -136,8 +137,6 @@ def collect(row: Row, count: int) -> Features:
 
 def joined(rows: Sequence[Features], count: int, folder: Path) -> Features:
     """Several rows' features, one row after another, in files of ``folder``."""
-    from ddil_eval.statistics.moments import blocks
-
     parts = ({name: held[block] for name, held in row.items()} for row in rows for block in blocks(count))
     return gathered(parts, count * len(rows), folder)
 
