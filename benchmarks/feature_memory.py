@@ -1,9 +1,10 @@
-"""Host memory of measuring N pictures with a cheap extractor: pictures → features on disk → FD, KID, PRDC with intervals.
+"""Host memory of measuring N pictures with a cheap extractor: pictures → features on disk → values with intervals → record.
 
     python -m benchmarks.feature_memory [--pictures 1000 --pictures 30000] [--csv FILE]
 
 Each N runs in a process of its own; "peak" is that process's largest resident set. Pictures are drawn batch by batch as a model
-would draw them, 256 × 256; the extractor takes means over 4 × 4 fields, 48 numbers. Extraction runs beside the drawing.
+would draw them, 256 × 256; the extractor takes means over 4 × 4 fields, 48 numbers. Extraction runs beside the drawing. The row
+"engine" is what `ddil eval` does, with a Fréchet distance alone; "all statistics" adds KID, FID∞ and precision to coverage.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +22,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.printing import show
-from ddil_eval.features import Features, gathered, overlapped
+from ddil_core.data.dataset import Prompt
+from ddil_core.shapes.data import ShapesData
+from ddil_eval.experiments.engine import measure as compare
+from ddil_eval.experiments.rows import Contestant, Setting
+from ddil_eval.features import gathered, overlapped
+from ddil_eval.generate import Batch, Made, Opened
+from ddil_eval.metrics import METRICS, Metric, Network
+from ddil_eval.recipes import load_recipe
+from ddil_eval.seen import RecipeExtractors
 from ddil_eval.statistics import FrechetInfinity, FrechetReference, group_labels
 from ddil_eval.statistics.kernels import KernelDistance
 from ddil_eval.statistics.neighbours import Neighbours
@@ -29,31 +38,64 @@ from ddil_eval.statistics.neighbours import Neighbours
 BATCH = 50
 
 
-def pictures(count: int) -> Iterator[np.ndarray]:
-    """uint8 [50, 256, 256, 3] in batches, all different."""
-    for start in range(0, count, BATCH):
-        rng = np.random.default_rng(start)
-        fields = rng.integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
-        yield fields.repeat(8, axis=1).repeat(8, axis=2)
+@dataclass(frozen=True)
+class Drawn:
+    """Batches (``ddil_eval.generate.Batches``) of pictures uint8 [50, 256, 256, 3], all different."""
+
+    count: int
+    number: int = 1
+    per_batch: int = BATCH
+
+    def __len__(self) -> int:
+        return self.count // BATCH
+
+    def __getitem__(self, index: int) -> Batch:
+        if index >= len(self):
+            raise IndexError(index)
+        fields = np.random.default_rng(index).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
+        prompts = [Prompt(str(place), "") for place in range(index * BATCH, (index + 1) * BATCH)]
+        return Batch(index * BATCH, fields.repeat(8, axis=1).repeat(8, axis=2), prompts)
 
 
-def extract(images: np.ndarray) -> Features:
-    fields = images.reshape(len(images), 4, 64, 4, 64, 3)
-    return {"fields": fields.mean(axis=(2, 4), dtype=np.float64).reshape(len(images), 48).astype(np.float32)}
+def extract(images: np.ndarray) -> np.ndarray:
+    side = images.shape[1] // 4
+    fields = images.reshape(len(images), 4, side, 4, side, 3)
+    return fields.mean(axis=(2, 4), dtype=np.float64).reshape(len(images), 48).astype(np.float32)
 
 
-def measure(count: int, statistics: bool) -> tuple[float, float]:
+NETWORK = Network("fields", "nothing", lambda device: lambda images, captions: extract(images))
+FIELDS = Metric("fd_fields", "Fréchet distance of means over fields", "lower", "set", NETWORK, FrechetReference)
+
+
+def engine(count: int, folder: Path) -> None:
+    """One row of a comparison, from batches to its record."""
+    METRICS[FIELDS.name] = FIELDS
+    recipe = load_recipe("shapes")
+    data = {"reference": "shapes", "prompt_ids_sha256": "", "captions_sha256": ""}
+    setting = Setting({}, {}, recipe, ShapesData(), 1000, data, count, BATCH, 0, "cpu")
+    row = Contestant("drawn", lambda: Opened(Made("drawn"), Drawn(count)))
+    compare([row], [], RecipeExtractors([FIELDS.name], "cpu", recipe), setting, folder)
+
+
+def statistics(count: int, folder: Path) -> None:
+    """Every kind of statistic of a set, on features that lie on disk."""
+    parts = ({"fields": features} for features in overlapped(Drawn(count), lambda batch: extract(batch.images)))
+    features = gathered(parts, count, folder)["fields"]
+    reference = np.random.default_rng(1).normal(128, 5, (1000, 48)).astype(np.float32)
+    for statistic in (FrechetReference, FrechetInfinity, KernelDistance, Neighbours):
+        statistic(reference).spread(features, group_labels(count))
+
+
+def measure(what: str, count: int) -> tuple[float, float]:
     """MiB at the peak, and seconds."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        features = gathered(overlapped(pictures(count), extract), count, Path(folder))["fields"]
-        reference = np.random.default_rng(1).normal(128, 5, (1000, 48)).astype(np.float32)
-        if statistics:
-            labels = group_labels(count)
-            for statistic in (FrechetReference, FrechetInfinity, KernelDistance, Neighbours):
-                statistic(reference).spread(features, labels)
+        MEASURED[what](count, Path(folder))
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, time.perf_counter() - started
+
+
+MEASURED = {"engine": engine, "all statistics": statistics}
 
 
 @click.command()
@@ -61,11 +103,10 @@ def measure(count: int, statistics: bool) -> tuple[float, float]:
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(counts: tuple[int, ...], csv_path: Path | None) -> None:
     rows = []
-    for statistics in (False, True):
+    for what in MEASURED:
         for count in counts:
             with get_context("spawn").Pool(1) as process:
-                peak, seconds = process.apply(measure, (count, statistics))
-            what = "features, all statistics" if statistics else "features"
+                peak, seconds = process.apply(measure, (what, count))
             rows.append({"what": what, "N": count, "peak_MiB": peak, "seconds": seconds})
     frame = pd.DataFrame(rows)
     frame["grown_MiB"] = frame.peak_MiB - frame.groupby("what").peak_MiB.transform("first")

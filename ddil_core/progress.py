@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,17 +21,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ddil_core import ranks
+
 console = Console(stderr=True)
 
 
-def speaks() -> bool:
-    """Whether this process speaks for all those of its run: the only one, or the first (``RANK``, as torchrun sets it)."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def warn(sentence: str) -> None:
-    """One line on stderr, of something that a user should know and that stops nothing."""
-    if speaks():
+    """One line on stderr, of something that a user should know and that stops nothing; of several processes one says it."""
+    if ranks.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
 
 
@@ -62,7 +58,10 @@ class MemoryColumn(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar for ``total`` steps, of which ``done`` are done already; yields ``advance(n=1, note="")``."""
+    """Show a bar for ``total`` steps, of which ``done`` are done already; yields ``advance(n=1, note="")``.
+
+    Of several processes the main one shows its own share.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,7 +71,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
         MemoryColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not speaks()) as bar:
+    with Progress(*columns, console=console, disable=not ranks.is_main()) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:

@@ -74,6 +74,17 @@ def gathered(parts: Iterable[Features], count: int, folder: Path | Mapping[str, 
     return {name: np.load(place(name), mmap_mode="r") for name in files}
 
 
+def read_features(path: Path, count: int, what: str) -> np.ndarray:
+    """Features [count, d] that ``gathered`` left in a file, memory-mapped. Raises DdilError where it is damaged."""
+    try:
+        features: np.ndarray = np.load(path, mmap_mode="r")
+        if features.ndim == 2 and len(features) == count:
+            return features
+        raise ValueError("another shape")
+    except (OSError, ValueError, EOFError) as error:
+        raise DdilError(f"the kept {what} {path} are damaged; delete the file to compute them again") from error
+
+
 class _Rows:
     """A .npy file that is written row by row."""
 

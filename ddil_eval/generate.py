@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ddil_core import ranks
 from ddil_core.data.dataset import Prompt
 from ddil_core.data.folder import INDEXES, Picture, read_folder, read_picture, survey
 from ddil_core.errors import DdilError, WrongCommand
@@ -28,19 +29,30 @@ MADE = "made.json"
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures uint8 [B, H, W, 3] with their prompts, of which ``start`` came before."""
+    """Pictures uint8 [P · number, H, W, 3] of P prompts, ``number`` of each one after another; ``start`` prompts came before."""
 
     start: int
     images: np.ndarray
     prompts: Sequence[Prompt]
+    number: int = 1
 
     @property
     def captions(self) -> list[str]:
-        return [prompt.text for prompt in self.prompts]
+        """A caption for each picture."""
+        return [prompt.text for prompt in self.prompts for _ in range(self.number)]
 
 
 class Batches(Protocol):
-    """A sized sequence of batches; any of them can be asked for by itself, so that an interrupted pass goes on."""
+    """A sized sequence of batches; any of them can be asked for by itself, so that an interrupted pass goes on.
+
+    Each prompt has ``number`` pictures, each batch but the last ``per_batch`` prompts.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def per_batch(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -49,38 +61,55 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Generated:
-    """One picture for each prompt, drawn when its batch is asked for; its noise comes from (prompt id, seed) alone."""
+    """``number`` pictures of each prompt, drawn when their batch is asked for; noise comes from (prompt id, place, seed) alone.
+
+    ``batch_size`` is that of pictures; the first picture of a prompt is the one that it has where it has one.
+    """
 
     model: Model
     prompts: Sequence[Prompt]
     sampling: Sampling
     seed: int
     batch_size: int
+    number: int = 1
+
+    @property
+    def per_batch(self) -> int:
+        return max(1, self.batch_size // self.number)
 
     def __len__(self) -> int:
-        return -(-len(self.prompts) // self.batch_size)
+        return -(-len(self.prompts) // self.per_batch)
 
     def __getitem__(self, index: int) -> Batch:
-        start, part = _part(self.prompts, index, self.batch_size)
-        samples = [Sample(prompt.id) for prompt in part]
-        images = draw(self.model, samples, [prompt.text for prompt in part], self.sampling, self.seed)
-        return Batch(start, images, part)
+        start, part = _part(self.prompts, index, self.per_batch)
+        samples = [Sample(prompt.id, place) for prompt in part for place in range(self.number)]
+        texts = [prompt.text for prompt in part for _ in range(self.number)]
+        return Batch(start, draw(self.model, samples, texts, self.sampling, self.seed), part, self.number)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The pictures of a folder, read when their batch is asked for. A picture without a caption has the empty one."""
+    """The pictures of a folder, read when their batch is asked for. A picture without a caption has the empty one.
+
+    Every ``number`` pictures that follow one another are of one prompt, which goes by the first one's id.
+    """
 
     files: Sequence[Picture]
     batch_size: int
+    number: int = 1
+
+    @property
+    def per_batch(self) -> int:
+        return max(1, self.batch_size // self.number)
 
     def __len__(self) -> int:
-        return -(-len(self.files) // self.batch_size)
+        return -(-len(self.files) // (self.per_batch * self.number))
 
     def __getitem__(self, index: int) -> Batch:
-        start, part = _part(self.files, index, self.batch_size)
+        start, part = _part(self.files, index, self.per_batch * self.number)
         images = np.stack([read_picture(picture.path) for picture in part])
-        return Batch(start, images, [Prompt(picture.id, picture.caption or "") for picture in part])
+        prompts = [Prompt(picture.id, picture.caption or "") for picture in part[:: self.number]]
+        return Batch(start // self.number, images, prompts, self.number)
 
 
 def _part(rows: Sequence[Any], index: int, size: int) -> tuple[int, Sequence[Any]]:
@@ -148,36 +177,54 @@ class Made:
 class Keeper:
     """Keeps drawn pictures as PNG in a folder of their own; ``close`` writes the index, with ``id, file, prompt, seed`` a line.
 
+    Of several pictures of a prompt each has the prompt's id with its own place after it.
+
     Raises:
         WrongCommand: the folder holds something else.
     """
 
-    def __init__(self, folder: Path, made: Made, prompts: Sequence[Prompt]) -> None:
-        self.folder, self.made, self.prompts = folder, made, prompts
-        drawn = {
-            "prompt_ids_sha256": digest([prompt.id for prompt in prompts]),
-            "captions_sha256": digest([prompt.text for prompt in prompts]),
+    def __init__(self, folder: Path, made: Made, prompts: Sequence[Prompt], number: int = 1) -> None:
+        self.folder, self.made, self.prompts, self.number = folder, made, prompts, number
+        with ranks.main_first():
+            self._begin()
+
+    def _begin(self) -> None:
+        folder = self.folder
+        drawn: dict[str, str | int] = {
+            "prompt_ids_sha256": digest([prompt.id for prompt in self.prompts]),
+            "captions_sha256": digest([prompt.text for prompt in self.prompts]),
         }
-        path, text = folder / MADE, json.dumps(asdict(made) | drawn, indent=2) + "\n"
+        if self.number > 1:
+            drawn["pictures_per_prompt"] = self.number
+        path, text = folder / MADE, json.dumps(asdict(self.made) | drawn, indent=2) + "\n"
         if path.is_file() and path.read_text() != text:
             raise WrongCommand(f"the folder {folder} holds pictures that were made otherwise; choose another --out")
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise WrongCommand(f"the folder {folder} is not empty and holds no kept pictures; choose another --out")
-        (folder / INDEX).unlink(missing_ok=True)  # the new one stands once all pictures do
-        write_text(path, text)
+        if ranks.is_main():
+            (folder / INDEX).unlink(missing_ok=True)  # the new one stands once all pictures do
+            write_text(path, text)
+
+    def has(self, start: int, count: int) -> bool:
+        """Whether all pictures of ``count`` prompts, before which there are ``start``, are kept."""
+        places = range(start * self.number, (start + count) * self.number)
+        return all((self.folder / _file(place)).is_file() for place in places)
 
     def keep(self, batch: Batch) -> None:
         """Write a batch's pictures, each whole or not at all."""
-        for place, image in enumerate(batch.images, batch.start):
+        for place, image in enumerate(batch.images, batch.start * self.number):
             with replacing(self.folder / _file(place)) as temporary:
                 Image.fromarray(image).save(temporary)
 
     def close(self) -> None:
         """Write the index over all pictures."""
+        one = self.number == 1
         rows = [
-            {"id": prompt.id, "file": _file(place), "prompt": prompt.text, "seed": self.made.seed}
+            {"id": prompt.id if one else f"{prompt.id}-{n}", "file": _file(place * self.number + n), "prompt": prompt.text,
+             "seed": self.made.seed}
             for place, prompt in enumerate(self.prompts)
-        ]
+            for n in range(self.number)
+        ]  # fmt: skip
         write_text(self.folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -136,18 +136,22 @@ class Cells:
         spreads: dict[tuple[str, object], list[Jackknife]] = {}
         for metric in self._chosen():
             features = self.features[metric.network.name]
+            alone = {name: np.count_nonzero(weights) == 1 for name, weights in contrasts.items()}
             if metric.statistic is None:
                 scores = np.stack([features[rows, 0] for rows in self.rows.values()], axis=1)
                 for name, weights in contrasts.items():
-                    found[name][metric.name] = bootstrap_mean(scores, weights, self.seed)
+                    share = metric.rate and alone[name]
+                    found[name][metric.name] = bootstrap_mean(scores, weights, self.seed, share=share)
                 continue
             key = (metric.network.name, metric.statistic)
             if key not in spreads:
                 reference = self.reference[metric.network.name] if metric.kind == "set" else None
                 spreads[key] = self._jackknives(features, metric.statistic(reference))
             for name, weights in contrasts.items():
-                low, high = metric.bounds if np.count_nonzero(weights) == 1 else (-np.inf, np.inf)
-                found[name][metric.name] = spreads[key][metric.column].estimate(weights, lowest=low, highest=high)
+                low, high = metric.bounds if alone[name] else (-np.inf, np.inf)
+                found[name][metric.name] = spreads[key][metric.column].estimate(
+                    weights, lowest=low, highest=high, rate=metric.rate
+                )
         return found
 
     def _chosen(self) -> list[Metric]:

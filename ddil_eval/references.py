@@ -13,7 +13,7 @@ import numpy as np
 from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError
 from ddil_eval.cache import references_folder
-from ddil_eval.features import Features, gathered
+from ddil_eval.features import Features, gathered, read_features
 from ddil_eval.metrics import Network
 from ddil_eval.store import digest, write_text
 
@@ -39,7 +39,12 @@ def kept_reference(
     fresh = _extracted(absent, extract, count, {name: folders[name] for name in absent if name in folders})
     for name in set(absent) & set(folders):
         write_text(folders[name] / "key.json", json.dumps(keys[name], indent=2, ensure_ascii=False) + "\n")
-    return {name: fresh[name] if name in fresh else _read(folders[name] / f"{name}.npy", count) for name in networks}
+    return {
+        name: fresh[name]
+        if name in fresh
+        else read_features(folders[name] / f"{name}.npy", count, "reference features")
+        for name in networks
+    }
 
 
 def _key(content: str, count: int, recipe: str, network: Network) -> dict[str, Any]:
@@ -64,18 +69,6 @@ def _extracted(names: Sequence[str], extract: Extract, count: int, folders: Mapp
         if len(features) != count:
             raise DdilError(f"features of {len(features)} pictures came for {name} where {count} were asked for")
     return on_disk | in_memory
-
-
-def _read(path: Path, count: int) -> np.ndarray:
-    try:
-        features: np.ndarray = np.load(path, mmap_mode="r")
-        if features.ndim == 2 and len(features) == count:
-            return features
-        raise ValueError("another shape")
-    except (OSError, ValueError, EOFError) as error:
-        raise DdilError(
-            f"the kept reference features {path} are damaged; delete the file to compute them again"
-        ) from error
 
 
 def content_sha256(data: DataSet, count: int) -> str:

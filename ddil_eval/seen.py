@@ -31,17 +31,15 @@ DECLARED = {
 class RecipeExtractors(Extractors):
     """The networks of the chosen metrics, with pictures prepared as the recipe says; each preparation is done once a batch.
 
+    Each prompt has ``number`` pictures.
+
     Raises:
-        WrongCommand: a metric that is not known, or that the recipe or one picture for each prompt does not serve.
+        WrongCommand: a metric that is not known, or that the recipe or the number of pictures of each prompt does not serve.
         DdilError: a metric lacks its weights; said before any picture is made.
     """
 
-    def __init__(self, names: Sequence[str], device: str, recipe: Recipe) -> None:
-        grouped = [name for name in names if name in METRICS and METRICS[name].kind == "group"]
-        if grouped:
-            raise WrongCommand(
-                f"the metric {grouped[0]!r} needs several pictures of each prompt, and here each has one"
-            )
+    def __init__(self, names: Sequence[str], device: str, recipe: Recipe, number: int = 1) -> None:
+        require_several(names, number)
         if "patch_fid" in names and recipe.patch is None:
             raise WrongCommand(
                 f"the metric 'patch_fid' needs a recipe that cuts patches, and {recipe.name!r} cuts none; take 'dmd2-sdxl'"
@@ -54,13 +52,24 @@ class RecipeExtractors(Extractors):
             )
         _refuse_other_networks(names, recipe)
         super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
-        self.recipe = recipe
+        self.recipe, self.number = recipe, number
         self.metric_of = {METRICS[name].network.name: name for name in reversed(self.metrics)}
 
     def __call__(self, images: np.ndarray, captions: list[str]) -> Features:
-        """Generated pictures as they come, uint8 [B, H, W, 3], with their captions → features [B, d] by network."""
-        views = self._views(list(images), self.open, generated=True)
-        return {name: self._features(name, views[name], captions) for name in self.open}
+        """Generated pictures as they come, uint8 [P · number, H, W, 3], with their captions → features [P, d] by network.
+
+        Networks of "group" metrics see all pictures of a prompt, the others its first one.
+        """
+        grouped = sorted(self._of["group"])
+        single = [name for name in self.open if name not in grouped]
+        texts = captions[:: self.number]
+        views = self._views(list(images[:: self.number]), single, generated=True)
+        found = {name: self._features(name, views[name], texts) for name in single}
+        for name, view in self._views(list(images), grouped, generated=True).items():
+            prompts = np.concatenate(view).reshape(len(texts), self.number, *view[0].shape[1:])
+            scores = [self._extract(name, own, [text] * self.number) for own, text in zip(prompts, texts, strict=True)]
+            found[name] = np.concatenate(scores)
+        return found
 
     def reference(self, data: DataSet, count: int, recipe: str = "") -> Features:
         """Features of the first ``count`` reference pictures, for the metrics that compare sets; kept under the recipe's hash."""
@@ -97,6 +106,16 @@ class RecipeExtractors(Extractors):
                 seen[preparation] = _stacked([preparation(image) for image in images], preparation, self.recipe.name)
             views[network] = seen[preparation]
         return views
+
+
+def require_several(names: Sequence[str], number: int) -> None:
+    """Raises WrongCommand: a metric compares the pictures of a prompt, and each has ``number`` = 1."""
+    grouped = [name for name in names if name in METRICS and METRICS[name].kind == "group"]
+    if grouped and number < 2:
+        raise WrongCommand(
+            f"the metric {grouped[0]!r} needs several pictures of each prompt, and here each has one; 'ddil eval coco', 'run' and "
+            "'score' take more with --set pictures_per_prompt=10"
+        )
 
 
 def _refuse_other_networks(names: Sequence[str], recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ddil_core import ranks
 from ddil_eval.cli import options
 
 NOTICE = (
@@ -25,6 +26,7 @@ def demo(out: Path, device: str | None) -> None:
 
     Some minutes on two CPU cores. The same command again goes on where it was interrupted.
     """
+    ranks.require_one("the demonstration")
     options.quiet_libraries()
     from ddil_core.distill.config import ProgressiveConfig
     from ddil_core.distill.run import distill

@@ -49,8 +49,8 @@ def distill(
     On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
+    from ddil_core import ranks
     from ddil_core.distill.run import distill as run
-    from ddil_core.progress import speaks
     from ddil_core.protocol import validate
 
     path, content, model = configuration(method, lora, protocol, settings)
@@ -64,7 +64,7 @@ def distill(
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
     student = run(teacher, data, config, out, resume=resume, device=device, download=download)
-    if not speaks():
+    if not ranks.is_main():
         return
     if as_json:
         options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ddil_core import ranks
 from ddil_eval.cli import options
 from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
 
@@ -103,20 +104,22 @@ def coco(
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned pictures, by a recipe.
 
-    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass. The same command
-    again goes on where it was interrupted.
+    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass; of several models
+    the paired differences from the first. The same command again goes on where it was interrupted, and does not draw again what
+    it has. torchrun starts it on several GPUs.
     """
     options.quiet_libraries()
     from ddil_core.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.coco import rows
+    from ddil_eval.experiments.coco import from_the_first, rows
     from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    content.pop("differences", None)  # of a table's own rows, in whose place the models are
     sampling = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     content |= given | {"systems": rows(models, **sampling)}
+    # a protocol's differences are of its own rows, in whose place the models are
+    content["differences"] = from_the_first(models)
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
     options.fetch_missing(models, download)
@@ -146,7 +149,7 @@ def run(
     """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
 
     What is not here (weights, data, a metric's network) is named before any picture is made, with what to provide, and the
-    rest is measured; exit status 1 if nothing can be.
+    rest is measured; exit status 1 if nothing can be. Run again with more of it here, it measures the new rows.
     """
     options.quiet_libraries()
     from ddil_core.errors import WrongCommand
@@ -167,7 +170,7 @@ def run(
     config = validate(SystemsConfig, content, str(protocol))
     options.fetch_missing([system.model for system in config.systems], download)
     found = plan(config)
-    for name, error in found.absent.items():
+    for name, error in found.absent.items() if ranks.is_main() else ():
         click.echo(f"not here: {name}: {error}", err=True)
     out = out or _results(protocol)
     show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
@@ -228,6 +231,8 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
     from ddil_eval.experiments.covariate_shift import analyse, figure_pictures
 
     records = analyse(teacher, student, config, out, device)
+    if not ranks.is_main():
+        return
     if config.figure_prompts:
         figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
     figures.shift_curves(records, out / "shift-curves.png")
@@ -235,10 +240,12 @@ def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device:
 
 
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
-    """Print the tables of records, or the records as JSON."""
+    """Print the tables of records, or the records as JSON; of several processes the main one does."""
     from ddil_eval import tables
     from ddil_eval.cli.report import show_tables
 
+    if not ranks.is_main():
+        return
     if as_json:
         options.emit([record.model_dump(mode="json") for record in records])
         return

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ddil_core import ranks
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_HELP = "A data set: 'shapes', coco2014:DIR, coco2017:DIR or folder:DIR (see 'ddil data')."
@@ -84,11 +86,14 @@ def torch_dtype(name: str) -> Any:
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
     """With ``--download``, fetch what the references need of the hub and is not here; what is here is not asked for."""
+    if not download:
+        return
     from ddil_core.models.references import is_here, parts
 
-    for reference in references if download else ():
-        if parts(reference) and not is_here(reference, variant):
-            fetch(reference, variant)
+    with ranks.main_first():
+        for reference in references:
+            if parts(reference) and not is_here(reference, variant):
+                fetch(reference, variant)
 
 
 def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
@@ -100,19 +105,26 @@ def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
 
 
 def choose_device(name: str | None) -> str:
-    """The device asked for, or the best there is.
+    """The device asked for, or the best there is; of several processes on a machine each has a GPU of its own.
 
     Raises:
-        WrongCommand: a device that is not here.
+        WrongCommand: a device that is not here, or fewer GPUs than processes.
     """
     import torch
 
     from ddil_core.errors import WrongCommand
 
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.split(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
         raise WrongCommand(f"the device {name!r} is not here; leave --device out to take the best there is")
+    if name == "cuda" and ranks.world() > 1:
+        if ranks.local_rank() >= torch.cuda.device_count():
+            raise WrongCommand(
+                f"process {ranks.local_rank()} of this machine, counted from 0, has no GPU: there are {torch.cuda.device_count()}; "
+                "start as many processes as there are GPUs"
+            )
+        return f"cuda:{ranks.local_rank()}"
     return name
 
 

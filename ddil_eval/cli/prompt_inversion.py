@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ddil_core import ranks
 from ddil_eval.cli import options
 
 
@@ -54,6 +55,7 @@ def invert_and_measure(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Carry out a protocol with what a command's options give over it, and show the tables."""
+    ranks.require_one("prompt inversion")
     options.quiet_libraries()
     from ddil_core.protocol import validate
     from ddil_eval.cli.evaluate import show

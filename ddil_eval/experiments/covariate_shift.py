@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from ddil_core import ranks
 from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.environment import full_precision
 from ddil_core.errors import WrongCommand
@@ -35,6 +36,7 @@ from ddil_eval.experiments.records import provenance, save_cells
 from ddil_eval.experiments.reference import describe_reference, open_reference
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
 from ddil_eval.prompts import choose_prompts
+from ddil_eval.recipes import Recipe
 from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest, write_text
 
@@ -46,8 +48,9 @@ Dtype = Literal["float32", "bfloat16"]
 class CovariateShiftConfig(Strict):
     """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times.
 
-    ``recipe`` is the data set's where none is named, and ``metrics`` are the recipe's. ``teacher_dtype`` and
-    ``student_dtype`` are those of the two networks' weights; text encoder and autoencoder are float32.
+    ``recipe`` is the data set's where none is named; ``metrics``, ``num_prompts`` and ``reference_pictures`` are the recipe's
+    where they are not given. ``teacher_dtype`` and ``student_dtype`` are those of the two networks' weights; text encoder and
+    autoencoder are float32.
     """
 
     experiment: Literal["covariate-shift"] = "covariate-shift"
@@ -59,8 +62,8 @@ class CovariateShiftConfig(Strict):
     p_teacher: tuple[Rate, ...] = (0.8, 0.6, 0.4, 0.2)
     switch: tuple[Time, ...] = (749, 500, 250)
     factorial: bool = False
-    num_prompts: int = Field(default=1000, ge=4)
-    reference_pictures: int = Field(default=2000, ge=2)
+    num_prompts: int | None = Field(default=None, ge=4)
+    reference_pictures: int | None = Field(default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     chunk: int = Field(default=128, ge=1)
@@ -182,34 +185,32 @@ def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:
 def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
     """Measure every run and save its record below ``out``; returns the records.
 
-    Interrupted, it goes on at the next chunk of prompts.
+    Interrupted, it goes on at the next chunk of prompts. Of several processes each grows its share of the chunks, and the main
+    one alone measures, saves and returns the records.
     """
     started = time.monotonic()
     solver = get_solver(config.solver)
     require_stateless(solver)
-    recipe, data = open_reference(config.data, config.recipe, config.reference_pictures)
+    recipe, data, pictures = open_reference(config.data, config.recipe, config.reference_pictures)
     extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
     teacher_model, student_model = load_pair(teacher, student, config, device)
     actors, student_grid = take_turns(teacher_model, student_model, config)
-    chosen = choose_prompts(data, config.num_prompts, None)
+    chosen = choose_prompts(data, config.num_prompts or recipe.images, None)
     prompts = chosen.prompts
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
         warn(CUT.format(cut, len(prompts)))
     samples = [Sample(prompt.id) for prompt in prompts]
     wanted = runs(config, student_grid, samples)
-    resolved = {"recipe": recipe.model_dump(mode="json"), "metrics": list(extractors.metrics)}
-    protocol = config.model_dump(mode="json") | resolved
-    described = describe_reference(data, config.reference_pictures, extractors.metrics) | chosen.described()
-    identity = {
-        "protocol": protocol,
-        "data": described,
-        "networks": extractors.identity(),
-        "weights": [model.weights_sha256() for model in (teacher_model, student_model)],
-    }
-    work = out / "partial" / content_hash(identity)[:16]
-    features, place, evaluations = Tree(teacher_model, actors, config, extractors, work).grow(prompts, samples, wanted)
+    protocol = resolved(config, recipe, extractors.metrics, len(prompts), pictures)
+    described = describe_reference(data, pictures, extractors.metrics) | chosen.described()
+    work = out / "partial" / _work_key(protocol, described, extractors, (teacher_model, student_model))
+    tree = Tree(teacher_model, actors, config, extractors, work, prompts, samples, wanted)
+    tree.grow()
+    if not ranks.is_main():
+        return []
+    features, place, evaluations = tree.gather()
     rows = {run.key: np.array([place[index, string] for index, string in enumerate(run.strings)]) for run in wanted}
-    reference = extractors.reference(data, config.reference_pictures)
+    reference = extractors.reference(data, pictures)
     cells = Cells(features, rows, reference, config.seed, extractors.metrics)
     effects = effect_contrasts(wanted, len(student_grid)) if config.factorial else {}
     estimates = cells.estimates(cells.single() | effects)
@@ -219,15 +220,15 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
         protocol=protocol,
         systems={"teacher": teacher_model, "student": student_model},
         data=described,
-        recipe=recipe.label(len(prompts), config.reference_pictures),
+        recipe=recipe.label(len(prompts), pictures),
         solver=solver.name,
         grid=student_grid,
         guidance_scale=scale,
         reflection="none",
         seeds=[config.seed],
-        n_asked=config.num_prompts,
+        n_asked=len(prompts),
         n_done=len(prompts),
-        device=device,
+        device=ranks.described(device),
         wall_time_s=time.monotonic() - started,
     )
     nfe = {run.key: mean_nfe(run, actors) for run in wanted}
@@ -238,6 +239,32 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     write_text(out / "evaluations.json", json.dumps(cost(evaluations, nfe, len(samples)), indent=2) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     return records
+
+
+def resolved(
+    config: CovariateShiftConfig, recipe: Recipe, metrics: Sequence[str], count: int, pictures: int
+) -> dict[str, Any]:
+    """A configuration for a record, with what it left to the recipe."""
+    chosen = {
+        "recipe": recipe.model_dump(mode="json"),
+        "metrics": list(metrics),
+        "num_prompts": count,
+        "reference_pictures": pictures,
+    }
+    return config.model_dump(mode="json") | chosen
+
+
+def _work_key(
+    protocol: Mapping[str, Any], data: Mapping[str, Any], extractors: Extractors, models: Sequence[Model]
+) -> str:
+    """All that finished chunks depend on; they are numbered by their prompts and strings."""
+    depends = {
+        "protocol": protocol,
+        "data": data,
+        "networks": extractors.identity(),
+        "weights": [model.weights_sha256() for model in models],
+    }
+    return content_hash(depends)[:16]
 
 
 def mean_nfe(run: Run, actors: Mapping[str, Actor]) -> float:
@@ -275,43 +302,47 @@ class Tree:
     config: CovariateShiftConfig
     extractors: Extractors
     work: Path
+    prompts: Sequence[Prompt]
+    samples: Sequence[Sample]
+    wanted: Sequence[Run]
 
-    def grow(
-        self, prompts: Sequence[Prompt], samples: Sequence[Sample], wanted: Sequence[Run]
-    ) -> tuple[Features, dict[tuple[int, str], int], dict[str, int]]:
+    def grow(self) -> None:
+        """Make this process's share of the chunks, and wait until all are made."""
+        chunks = list(batches(len(self.samples), self.config.chunk))
+        own = [chunks[index] for index in ranks.mine(len(chunks))]
+        with progress("rollouts", total=sum(chunk.stop - chunk.start for chunk in own)) as advance:
+            for chunk in own:
+                self._chunk(chunk)
+                advance(chunk.stop - chunk.start)
+        ranks.barrier()
+
+    def gather(self) -> tuple[Features, dict[tuple[int, str], int], dict[str, int]]:
         """Features of every distinct picture, the row of each (prompt, string), and the network evaluations by actor."""
-        strings = [sorted({run.strings[index] for run in wanted}) for index in range(len(samples))]
         parts: list[Features] = []
         place: dict[tuple[int, str], int] = {}
         evaluations = dict.fromkeys(self.actors, 0)
-        with progress("rollouts", total=len(samples)) as advance:
-            for chunk in batches(len(samples), self.config.chunk):
-                features, keys, counts = self._chunk(chunk, prompts, samples, strings)
-                place.update({(sample, string): len(place) + row for row, (sample, string) in enumerate(keys)})
-                parts.append(features)
-                evaluations = {name: evaluations[name] + counts[name] for name in evaluations}
-                advance(chunk.stop - chunk.start)
+        for chunk in batches(len(self.samples), self.config.chunk):
+            arrays = self._chunk(chunk)
+            keys = zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True)
+            place.update({key: len(place) + row for row, key in enumerate(keys)})
+            parts.append({name: arrays[name] for name in self.extractors.open})
+            evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
         return concatenate(parts), place, evaluations
 
-    def _chunk(
-        self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
-    ) -> tuple[Features, list[tuple[int, str]], dict[str, int]]:
-        path = self.work / f"{digest([strings[chunk], chunk.start])[:16]}.npz"
-        arrays = kept(path, lambda: self._measure(chunk, prompts, samples, strings[chunk]))
-        keys = list(zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True))
-        counts = {name: int(arrays[f"evaluations {name}"]) for name in self.actors}
-        return {name: arrays[name] for name in self.extractors.open}, keys, counts
+    def _chunk(self, chunk: slice) -> Arrays:
+        """What ``_measure`` gives of a chunk, from its file where it is done."""
+        strings = [sorted({run.strings[index] for run in self.wanted}) for index in range(chunk.start, chunk.stop)]
+        path = self.work / f"{digest([strings, chunk.start])[:16]}.npz"
+        return kept(path, lambda: self._measure(chunk, strings))
 
     @full_precision()
-    def _measure(
-        self, chunk: slice, prompts: Sequence[Prompt], samples: Sequence[Sample], strings: list[list[str]]
-    ) -> Arrays:
+    def _measure(self, chunk: slice, strings: list[list[str]]) -> Arrays:
         """One chunk: its metrics' features, the (sample, string) of each row, and the evaluations of each actor."""
         model, size = self.decoder, self.config.batch_size
-        condition = model.encode([prompt.text for prompt in prompts[chunk]])
-        z = initial_noise(samples[chunk], model.latent_shape, self.config.seed).to(model.device)
+        condition = model.encode([prompt.text for prompt in self.prompts[chunk]])
+        z = initial_noise(self.samples[chunk], model.latent_shape, self.config.seed).to(model.device)
         leaves = rollout(self.actors, z, condition, strings, batch_size=size)
-        texts = [prompts[chunk.start + row].text for row in leaves.sample]
+        texts = [self.prompts[chunk.start + row].text for row in leaves.sample]
         features = concatenate(
             [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), size)]
         )
@@ -319,6 +350,7 @@ class Tree:
         return features | places | {f"evaluations {name}": np.array(n) for name, n in leaves.evaluations.items()}
 
 
+@full_precision()
 def figure_pictures(
     teacher: str, student: str, config: CovariateShiftConfig, device: str = "cpu"
 ) -> tuple[np.ndarray, list[str], list[str]]:

@@ -8,72 +8,45 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddil_core.data.dataset import DataSet
+from ddil_core import ranks
 from ddil_core.distill.run import commit, versions
-from ddil_core.progress import progress
 from ddil_core.protocol import content_hash
 from ddil_eval.experiments.records import save_cells
-from ddil_eval.features import overlapped
-from ddil_eval.generate import Batch, Made, Opened
-from ddil_eval.measure import Cells, Extractors, Features, gathered, kept
+from ddil_eval.experiments.rows import Contestant, Setting, collect, draw_row, joined
+from ddil_eval.generate import Made
+from ddil_eval.measure import Cells
 from ddil_eval.metrics import METRICS
-from ddil_eval.recipes import Recipe
+from ddil_eval.seen import RecipeExtractors
 from ddil_eval.statistics import Estimate
 from ddil_eval.store import Record, System
 
 EXPERIMENT = "compare"
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """A row: ``open`` loads what its pictures come from, ``cell`` is what its record's cell says beside its name."""
-
-    name: str
-    open: Callable[[], Opened]
-    cell: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all rows share. ``protocol`` is the whole of it, ``shared`` that part of it that a row's numbers depend on."""
-
-    protocol: dict[str, Any]
-    shared: dict[str, Any]
-    recipe: Recipe
-    reference: DataSet
-    reference_pictures: int
-    data: dict[str, Any]
-    count: int
-    batch_size: int
-    seed: int
-    device: str
-
-    @property
-    def label(self) -> str:
-        return self.recipe.label(self.count, self.reference_pictures)
-
-
 def measure(
-    contestants: Sequence[Contestant], differences: Sequence[tuple[str, str]], extractors: Extractors, setting: Setting,
-    out: Path,
+    contestants: Sequence[Contestant], differences: Sequence[tuple[str, str]], extractors: RecipeExtractors,
+    setting: Setting, out: Path,
 ) -> list[Record]:  # fmt: skip
     """Measure every contestant and every difference, and save their records below ``out``.
 
-    The reference comes first, to fail early. Interrupted, it goes on at the next batch.
+    The reference comes first, to fail early. Interrupted, it goes on at the next batch; rows that were drawn before are taken
+    up. Of several processes each draws its share, and the main one alone measures, saves and returns the records.
     """
     started = time.monotonic()
-    reference = extractors.reference(setting.reference, setting.reference_pictures)
-    work = out / "partial" / _work_key(contestants, extractors, setting)
-    made: dict[str, Made] = {}
-    stream = (part for contestant in contestants for part in _features(contestant, extractors, setting, work, made))
-    features = gathered(stream, setting.count * len(contestants), work / "features")
+    reference = extractors.reference(setting.reference, setting.reference_pictures) if ranks.is_main() else {}
+    drawn = [draw_row(contestant, extractors, setting, out) for contestant in contestants]
+    ranks.barrier()
+    if not ranks.is_main():
+        return []
+    made = {row.name: row.made for row in drawn}
+    work = out / "partial" / content_hash([row.key for row in drawn])[:16]
+    features = joined([collect(row, setting.count) for row in drawn], setting.count, work)
     rows = {c.name: np.arange(setting.count) + place * setting.count for place, c in enumerate(contestants)}
     cells = Cells(features, rows, reference, setting.seed, extractors.metrics)
     estimates, pairs = _estimates(cells, differences)
@@ -85,7 +58,7 @@ def measure(
         "recipe": setting.label,
         "n_asked": setting.count,
         "n_done": setting.count,
-        "device": setting.device,
+        "device": ranks.described(setting.device),
         "wall_time_s": time.monotonic() - started,
         "versions": versions(),
         "commit": commit(),
@@ -110,47 +83,6 @@ def measure(
     del features, cells
     shutil.rmtree(work, ignore_errors=True)
     return records
-
-
-def _work_key(contestants: Sequence[Contestant], extractors: Extractors, setting: Setting) -> str:
-    """All that finished batches depend on beside how a contestant's pictures are made; they are numbered by the batch."""
-    depends = {
-        "shared": setting.shared,
-        "names": [contestant.name for contestant in contestants],
-        "data": setting.data,
-        "batch_size": setting.batch_size,
-        "networks": extractors.identity(),
-    }
-    return content_hash(depends)[:16]
-
-
-def _features(
-    contestant: Contestant, extractors: Extractors, setting: Setting, work: Path, made: dict[str, Made]
-) -> Iterator[Features]:
-    """Features of a contestant's batches in their order; those done lie in ``work``. Extraction runs beside the drawing."""
-    opened = contestant.open()
-    made[contestant.name] = opened.made
-    keeper, drawing = opened.keeper, opened.batches
-    kept_in = None if keeper is None else str(keeper.folder)
-    place = work / content_hash(asdict(opened.made) | {"name": contestant.name, "kept_in": kept_in})[:16]
-    paths = [place / f"{index:06d}.npz" for index in range(len(drawing))]
-
-    def drawn() -> Iterator[tuple[Path, Batch | None]]:
-        for index, path in enumerate(paths):
-            yield path, None if path.is_file() else drawing[index]
-
-    def extracted(item: tuple[Path, Batch | None]) -> Features:
-        path, batch = item
-        if batch is not None and keeper is not None:
-            keeper.keep(batch)
-        return kept(path, lambda: extractors(batch.images, batch.captions) if batch is not None else {})
-
-    with progress(contestant.name, total=setting.count) as advance:
-        for features in overlapped(drawn(), extracted):
-            yield features
-            advance(len(next(iter(features.values()))))
-    if keeper is not None:
-        keeper.close()
 
 
 Pairs = dict[str, tuple[str, tuple[str, str]]]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ddil_core
+import ddil_eval
 from ddil_core.distill.run import commit, versions
 from ddil_core.models.model import Model
 from ddil_core.protocol import content_hash
@@ -48,3 +52,14 @@ def measured(metric: str, estimate: Estimate) -> Measured:
     return Measured.model_validate(
         {"estimate": estimate, "direction": row.direction, "kind": row.kind, "network": network}
     )
+
+
+@cache
+def code_sha256() -> str:
+    """A hash of the two packages' sources: what was computed by other code is not taken for this one's."""
+    found = hashlib.sha256()
+    for package in (ddil_core, ddil_eval):
+        (folder,) = package.__path__
+        for path in sorted(Path(folder).rglob("*.py")):
+            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()

@@ -34,12 +34,9 @@ def split_of(data: DataSet) -> str:
 
 
 def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:
-    """For a record: which data set and split and, where ``metrics`` compare with picture files, a hash of those.
-
-    The shapes world's pictures are the package's own, which a record pins by its version.
-    """
+    """For a record: which data set and split and, where ``metrics`` compare with its pictures, a hash of those."""
     described = {"reference": data.reference, "split": split_of(data)}
-    if isinstance(data, PictureFiles) and any(METRICS[name].kind == "set" for name in metrics):
+    if any(METRICS[name].kind == "set" for name in metrics):
         described["reference_sha256"] = content_sha256(data, count)
     return described
 
@@ -54,8 +51,8 @@ def check_reference(data: DataSet, count: int) -> None:
             )
 
 
-def open_reference(reference: str, recipe: str | None, pictures: int) -> tuple[Recipe, DataSet]:
-    """A data set and the recipe that is named, or belongs to it.
+def open_reference(reference: str, recipe: str | None, pictures: int | None) -> tuple[Recipe, DataSet, int]:
+    """A data set, the recipe that is named or belongs to it, and how many pictures are compared with: the recipe's where None.
 
     Raises:
         WrongCommand: the two do not fit each other, or the data set has fewer pictures.
@@ -63,6 +60,6 @@ def open_reference(reference: str, recipe: str | None, pictures: int) -> tuple[R
     """
     chosen = load_recipe(recipe or recipe_for(reference))
     refuse_other_reference(chosen, reference)
-    data = open_data(reference)
-    check_reference(data, pictures)
-    return chosen, data
+    data, count = open_data(reference), pictures or chosen.reference.pictures
+    check_reference(data, count)
+    return chosen, data, count

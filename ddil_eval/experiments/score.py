@@ -13,8 +13,10 @@ from ddil_core.data.dataset import KINDS, DataSet, open_data
 from ddil_core.data.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.errors import WrongCommand
 from ddil_core.protocol import Strict
-from ddil_eval.experiments.engine import Contestant, Setting, measure
+from ddil_eval.experiments.coco import from_the_first
+from ddil_eval.experiments.engine import measure
 from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.rows import Contestant, Setting
 from ddil_eval.generate import Made, Opened, Saved, open_saved
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
@@ -25,12 +27,14 @@ from ddil_eval.store import Record, digest
 class ScoreConfig(Strict):
     """Folders against one reference, as data: a folder, or a data set by reference. What is left out comes from the recipe;
     ``num_images`` and ``reference_pictures`` are all that there are where they are left out; ``seed``, that of resampling, is
-    the one that the pictures were drawn with, where they tell it, so that their intervals are those of the first time."""
+    the one that the pictures were drawn with, where they tell it, so that their intervals are those of the first time. Every
+    ``pictures_per_prompt`` pictures that follow one another are of one prompt."""
 
     folders: tuple[str, ...] = Field(min_length=1)
     reference: str
     recipe: str | None = None
     num_images: int | None = Field(default=None, ge=4)
+    pictures_per_prompt: int = Field(default=1, ge=1)
     reference_pictures: int | None = Field(default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
@@ -46,7 +50,8 @@ class ScoreConfig(Strict):
 
 
 def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
-    """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture.
+    """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture, each
+    with the first of them.
 
     Raises:
         WrongCommand: a folder or the reference does not fit; said before anything is scored.
@@ -62,7 +67,8 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     folders = {folder: open_saved(Path(folder).expanduser(), config.num_images) for folder in config.folders}
     for folder, files in folders.items():
         _require_captions(folder, files, metrics)
-    extractors = RecipeExtractors(metrics, device, recipe)
+        _require_groups(folder, files, config.pictures_per_prompt)
+    extractors = RecipeExtractors(metrics, device, recipe, config.pictures_per_prompt)
     together: dict[str, list[str]] = {}
     for folder, files in folders.items():
         together.setdefault(digest([picture.id for picture in files]), []).append(folder)
@@ -71,7 +77,7 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
         seed = _seed(config, names[0])
         setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
         rows = [Contestant(name, partial(_open, Path(name).expanduser(), folders[name], config)) for name in names]
-        records += measure(rows, [], extractors, setting, out)
+        records += measure(rows, from_the_first(names), extractors, setting, out)
     return records
 
 
@@ -95,6 +101,23 @@ def _require_captions(folder: str, files: Sequence[Picture], metrics: Sequence[s
         )
 
 
+def _require_groups(folder: str, files: Sequence[Picture], number: int) -> None:
+    """Refuse a folder whose pictures are not ``number`` of each prompt, one after another."""
+    if len(files) % number:
+        raise WrongCommand(
+            f"the {len(files):,} pictures of {folder} are not {number} of each prompt; make the others, or name another "
+            "pictures_per_prompt"
+        )
+    for start in range(0, len(files), number):
+        first, *others = files[start : start + number]
+        other = next((picture for picture in others if picture.caption != first.caption), None)
+        if other is not None:
+            raise WrongCommand(
+                f"{first.path.name} and {other.path.name} of {folder} have two captions, {first.caption!r} and "
+                f"{other.caption!r}, where {number} pictures that follow one another are of one prompt; put them in that order"
+            )
+
+
 def _seed(config: ScoreConfig, folder: str) -> int:
     """The seed of resampling: the one asked for, else that of the folder's pictures, else 0."""
     made = Made.read(Path(folder).expanduser()).seed
@@ -103,7 +126,7 @@ def _seed(config: ScoreConfig, folder: str) -> int:
 
 def _open(folder: Path, files: Sequence[Picture], config: ScoreConfig) -> Opened:
     made = replace(Made.read(folder), pictures_sha256=files_sha256(files))
-    return Opened(made, Saved(files, config.batch_size))
+    return Opened(made, Saved(files, config.batch_size, config.pictures_per_prompt))
 
 
 def _setting(
@@ -115,7 +138,7 @@ def _setting(
     seed: int,
     device: str,
 ) -> Setting:
-    metrics = config.metrics or recipe.metrics
+    metrics, count = config.metrics or recipe.metrics, len(files) // config.pictures_per_prompt
     data = describe_reference(reference, pictures, metrics) | {
         "prompt_ids_sha256": digest([picture.id for picture in files]),
         "captions_sha256": digest([picture.caption for picture in files]),
@@ -135,7 +158,7 @@ def _setting(
         reference=reference,
         reference_pictures=pictures,
         data=data,
-        count=len(files),
+        count=count,
         batch_size=config.batch_size,
         seed=seed,
         device=device,

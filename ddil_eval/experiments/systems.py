@@ -24,13 +24,14 @@ from ddil_core.protocol import Strict
 from ddil_core.sample import remarks, settings
 from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
-from ddil_eval.experiments.engine import Contestant, Setting, measure
+from ddil_eval.experiments.engine import measure
 from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.rows import Contestant, Setting
 from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
 from ddil_eval.metrics import METRICS
 from ddil_eval.prompts import Prompts, choose_prompts
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
-from ddil_eval.seen import RecipeExtractors
+from ddil_eval.seen import RecipeExtractors, require_several
 from ddil_eval.store import Record
 from ddil_eval.tables import paper_rows
 
@@ -70,7 +71,8 @@ def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[st
 class SystemsConfig(Strict):
     """A comparison as data. ``differences`` are pairs of names, the first less the second.
 
-    What is left out comes from the recipe, and the recipe from the data set. ``prompts`` is the path of a list.
+    What is left out comes from the recipe, and the recipe from the data set. ``prompts`` is the path of a list. With more
+    ``pictures_per_prompt`` than one, metrics that compare the pictures of a prompt see all of them, the others the first.
     """
 
     experiment: Literal["systems", "coco"] = "systems"
@@ -80,6 +82,7 @@ class SystemsConfig(Strict):
     systems: tuple[SystemConfig, ...] = Field(min_length=1)
     differences: tuple[tuple[str, str], ...] = ()
     num_prompts: int | None = Field(default=None, ge=4)
+    pictures_per_prompt: int = Field(default=1, ge=1)
     reference_pictures: int | None = Field(default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
@@ -133,6 +136,7 @@ def plan(config: SystemsConfig) -> Plan:
     unknown = [name for name in config.metrics or recipe.metrics if name not in METRICS]
     if unknown:
         raise WrongCommand(f"the metric {unknown[0]!r} is not known; it may be one of {', '.join(METRICS)}")
+    require_several(config.metrics or recipe.metrics, config.pictures_per_prompt)
     for system in config.systems:
         if system.solver is not None:
             get_solver(system.solver)
@@ -185,7 +189,7 @@ def carry_out(found: Plan, out: Path, device: str = "cpu", *, save_images: bool 
     config = found.config
     if found.data is None or found.prompts is None or not found.possible:
         raise DdilError("nothing can be measured: provide what is named above, and run the same command again")
-    extractors = RecipeExtractors(found.metrics, device, found.recipe)
+    extractors = RecipeExtractors(found.metrics, device, found.recipe, config.pictures_per_prompt)
     keep = out if save_images else None
     rows = [
         Contestant(
@@ -230,9 +234,9 @@ def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device:
     sampling = settings(model, system.steps, system.solver, system.guidance_scale, system.reflection)
     for sentence in remarks(model, [prompt.text for prompt in prompts.prompts], sampling):
         warn(f"{system.name}: {sentence}")
-    made = how_made(model, sampling, config.seed)
-    keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts)
-    return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size), keeper)
+    made, number = how_made(model, sampling, config.seed), config.pictures_per_prompt
+    keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts, number)
+    return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size, number), keeper)
 
 
 def how_made(model: Model, sampling: Sampling, seed: int) -> Made:

@@ -42,4 +42,6 @@ DRAWN_RIGHT = Metric(
         reads_captions=True,
         shapes_alone=True,
     ),
+    bounds=(0.0, 1.0),
+    rate=True,
 )

@@ -79,7 +79,8 @@ class Metric:
     """One row of the table of metrics.
 
     ``statistic`` takes the reference's features [m, d] (None for "alone") and gives values in columns, of which
-    ``column`` is this metric's. ``bounds`` are those of the value, which no interval passes.
+    ``column`` is this metric's. ``bounds`` are those of the value, which no interval passes; a ``rate`` is a share of pictures
+    (of the kind "mean": scores are 0 or 1) or a mean of counts, whose interval is not symmetric near its bounds.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Metric:
     statistic: Callable[[Array | None], Statistic] | None = None
     column: int = 0
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    rate: bool = False
 
     @property
     def needs(self) -> str:

@@ -25,6 +25,7 @@ PRDC = tuple(
         statistic=Neighbours,
         column=column,
         bounds=(0.0, inf if name == "density" else 1.0),
+        rate=True,
     )
     for column, name in enumerate(COLUMNS)
 )

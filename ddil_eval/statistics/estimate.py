@@ -36,13 +36,15 @@ def is_difference(contrast: Array) -> bool:
     return bool(abs(np.sum(contrast)) <= 1e-12 * np.abs(contrast).sum())
 
 
-def bootstrap_mean(values: Array, contrast: Array, seed: int = 0, resamples: int = 2000) -> Estimate:
+def bootstrap_mean(
+    values: Array, contrast: Array, seed: int = 0, resamples: int = 2000, *, share: bool = False
+) -> Estimate:
     """Σ contrast · mean over prompts of per-prompt scores ``values`` [n, cells], with its interval.
 
     Whole prompts are resampled, for all cells together, by a generator that depends on (seed, n) alone. The interval is
     Efron's BCa (bias-corrected and accelerated, 1987), for a mean. Where all prompts score the same it has no width: a
-    bootstrap cannot see what did not happen, and 256 of 256 right still allows about 1 % wrong (3 / n). A difference has
-    the p-value of a paired permutation test.
+    bootstrap cannot see what did not happen, and 256 of 256 right still allows about 1 % wrong. A ``share`` of prompts, whose
+    scores are 0 or 1, has Wilson's interval in its place. A difference has the p-value of a paired permutation test.
 
     Raises:
         DdilError: fewer than two prompts, or scores that are not finite.
@@ -54,12 +56,30 @@ def bootstrap_mean(values: Array, contrast: Array, seed: int = 0, resamples: int
         raise DdilError(f"{n} prompt is too few for a bootstrap interval; ask for at least 2")
     if not np.isfinite(scores).all():
         raise DdilError("scores hold values that are not finite; look for broken pictures among those measured")
-    rng = np.random.default_rng([seed, n])
-    means = np.array([scores[rng.integers(0, n, n)].mean() for _ in range(resamples)])
     value = float(scores.mean())
-    low, high = np.quantile(means, _bca_levels(scores, means))
+    if share:
+        low, high = score_interval(value, float(scores.std() / np.sqrt(n)), n, float(ndtri((1 + CONFIDENCE) / 2)), 1.0)
+    else:
+        rng = np.random.default_rng([seed, n])
+        means = np.array([scores[rng.integers(0, n, n)].mean() for _ in range(resamples)])
+        low, high = np.quantile(means, _bca_levels(scores, means))
     p_value = permutation_p(scores, seed) if is_difference(contrast) else None
     return Estimate(value, min(float(low), value), max(float(high), value), n, p_value)
+
+
+def score_interval(value: float, error: float, n: int, t: float, highest: float) -> tuple[float, float]:
+    """The rates p that ``value`` is no more than t standard errors away from, where the error is the one that p would have.
+
+    Wilson's interval (1927), with the variance φ p (1 − p) of a share, or φ p of a rate without an upper bound, and φ from
+    ``error`` in place of 1/n, as for samples that are not independent (Korn and Graubard, 1998). Near a bound the error was
+    found from a handful of samples, and from none at it: one more sample, drawn independently, is taken to lie there.
+    """
+    upper = 1 / highest
+    phi = (error**2 + 1 / n**2) / (value * (1 - upper * value) + 1 / n)
+    shrink = 1 + upper * t**2 * phi
+    middle = value + t**2 * phi / 2
+    half = t * np.sqrt(phi * value * (1 - upper * value) + (t * phi / 2) ** 2)
+    return (middle - half) / shrink, (middle + half) / shrink
 
 
 def permutation_p(differences: Array, seed: int = 0, permutations: int = 9999) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from ddil_core.errors import DdilError
-from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference
+from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference, score_interval
 
 Array = np.ndarray
 GROUPS = 20
@@ -58,18 +58,27 @@ class Jackknife:
     def n(self) -> int:
         return int(self.left_out.sum())
 
-    def estimate(self, contrast: Array, *, lowest: float = -np.inf, highest: float = np.inf) -> Estimate:
+    def estimate(
+        self, contrast: Array, *, lowest: float = -np.inf, highest: float = np.inf, rate: bool = False
+    ) -> Estimate:
         """Σ contrast · cells with its interval, Student's t with groups − 1 degrees of freedom.
 
-        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference.
+        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference. Where cells are a
+        ``rate``, from 0 to ``highest``, which is 1 for a share, one cell's interval is its ``score_interval``; in a difference
+        one more sample of each is taken to differ, which tells only near the bounds, where hardly one does.
         """
         contrast = np.asarray(contrast, dtype=np.float64)
-        value = float(self.values @ contrast)
+        value, alone = float(self.values @ contrast), np.count_nonzero(contrast) == 1
         error, degrees = self._standard_error(contrast), len(self.left_out) - 1
-        half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
+        if rate and not alone:
+            error = float(np.hypot(error, np.linalg.norm(contrast) / np.sqrt(2) / self.n))
+        t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
         p_value = _two_sided(value, error, degrees) if is_difference(contrast) else None
-        low, high = max(value - half, min(lowest, value)), min(value + half, max(highest, value))
-        return Estimate(value, float(low), float(high), self.n, p_value)
+        low, high = value - t * error, value + t * error
+        if rate and alone:
+            low, high = score_interval(value, error, self.n, t, highest)
+        low, high = max(low, min(lowest, value)), min(high, max(highest, value))
+        return Estimate(value, float(min(low, value)), float(max(high, value)), self.n, p_value)
 
     def cells(self, *, lowest: float = -np.inf) -> list[Estimate]:
         """Each cell by itself."""

@@ -100,6 +100,31 @@ def test_pictures_of_another_program_are_scored_in_file_order(cli: Cli, tmp_path
     assert [row["seeds"] for row in rows] == [[], []]
 
 
+def test_folders_of_the_same_ids_have_their_paired_difference(cli: Cli, tmp_path: Path) -> None:
+    """Each later one's from the first; here the second is a little brighter."""
+    for name, shade in (("one", 0), ("two", 2)):
+        (tmp_path / name).mkdir()
+        for place in range(6):
+            picture = Image.fromarray(photograph(place)).resize((64, 64))
+            picture.point(lambda value, shade=shade: value // 2 + shade).save(tmp_path / name / f"{place}.png")
+    folders = [str(tmp_path / name) for name in ("one", "two")]
+    result = cli("eval", "score", *folders, "--reference", "shapes", "--set", "reference_pictures=8", "--metrics",
+                 "fd_efflite0,vendi_efflite0", "--device", "cpu", "--out", tmp_path / "out", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    *rows, difference = json.loads(result.stdout)
+    assert difference["cell"] == {
+        "kind": "difference",
+        "name": f"{folders[1]} − {folders[0]}",
+        "of": folders[::-1],
+    }
+    for name, metric in difference["metrics"].items():
+        first, second = (row["metrics"][name]["estimate"] for row in rows)
+        estimate = metric["estimate"]
+        assert estimate["value"] == pytest.approx(second["value"] - first["value"], abs=1e-9)
+        assert estimate["high"] - estimate["low"] < second["high"] - second["low"]  # paired, since the two are alike
+        assert 0 < estimate["p_value"] <= 1
+
+
 def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path: Path) -> None:
     for place in range(4):
         Image.fromarray(photograph(0)[:60, :60]).resize((64, 64)).save(tmp_path / f"{place}.png")
@@ -254,6 +279,14 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert {(r.recipe, r.data["split"]) for r in load(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
+
+
+def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, student: Path, tmp_path: Path) -> None:
+    folder = save_coco(tmp_path / "coco", count=6, year=2017)
+    result = cli("eval", "covariate-shift", "--student", student, "--data", f"coco2017:{folder}", "--set",
+                 "metrics=[fd_efflite0]", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+    few = f"coco2017:{folder} has 6 pictures, fewer than the 5,000 pictures asked for; add the others, or ask for fewer"
+    refused(result, few, 2)
 
 
 @pytest.mark.parametrize(

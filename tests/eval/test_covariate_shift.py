@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddil_core import ranks
 from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.denoiser import Condition
 from ddil_core.errors import DdilError, WrongCommand
@@ -144,8 +145,10 @@ def grow(
     actors, student_grid = take_turns(*models, config)
     prompts = open_data("shapes").prompts(config.num_prompts)
     samples = [Sample(prompt.id) for prompt in prompts]
-    tree = Tree(models[0], actors, config, Extractors(config.metrics, "cpu"), work)
-    features, place, evaluations = tree.grow(prompts, samples, runs(config, student_grid, samples))
+    wanted = runs(config, student_grid, samples)
+    tree = Tree(models[0], actors, config, Extractors(config.metrics, "cpu"), work, prompts, samples, wanted)
+    tree.grow()
+    features, place, evaluations = tree.gather()
     rows = {key: {name: values[row] for name, values in features.items()} for key, row in place.items()}
     return rows, evaluations
 
@@ -233,6 +236,20 @@ def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) 
         np.testing.assert_allclose(pictures[1, column], expected, atol=0.51)
 
 
+def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the pictures that are measured are, on a GPU too: no TF32."""
+    convolution, seen = torch.backends.cudnn.conv, list[str]()
+    before = convolution.fp32_precision
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        seen.append(convolution.fp32_precision)
+        return rollout(*args, **settings)
+
+    monkeypatch.setattr(covariate_shift, "rollout", watched)
+    figure_pictures(str(teacher), str(student), CONFIG.model_copy(update={"figure_prompts": 1}))
+    assert seen == ["ieee"] and convolution.fp32_precision == before != "ieee"
+
+
 # Going on
 
 
@@ -250,6 +267,25 @@ def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
     assert by_cell(tmp_path) == by_cell(out)
     assert (tmp_path / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
     assert list(tmp_path.rglob("*.npz")) == []
+
+
+def test_two_processes_grow_half_each_and_the_first_measures(
+    out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other here, the second first; ``tests/cli/test_processes.py`` has two at once."""
+    monkeypatch.setattr(ranks, "barrier", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        counted = Counted()
+        monkeypatch.setattr(covariate_shift, "rollout", counted)
+        records = analyse(str(teacher), str(student), CONFIG, tmp_path)
+        shares.append((counted.chunks, len(records)))
+    assert shares == [(1, 0), (2, len(load(out)))]  # ten prompts are three chunks
+    assert by_cell(tmp_path) == by_cell(out)
+    assert (tmp_path / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
+    assert {record.device for record in load(tmp_path)} == {"2 × cpu"}
 
 
 def test_another_configuration_takes_up_nothing(

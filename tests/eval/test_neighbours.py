@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ddil_core.errors import DdilError
-from ddil_eval.statistics import Jackknife, group_labels
+from ddil_eval.metrics import METRICS
+from ddil_eval.statistics import Estimate, Jackknife, group_labels
+from ddil_eval.statistics.estimate import score_interval
 from ddil_eval.statistics.neighbours import COLUMNS, Neighbours
 
 
@@ -85,28 +87,96 @@ def test_the_order_of_samples_does_not_matter() -> None:
     assert Neighbours(y).values(x) == pytest.approx(turned, abs=1e-12)
 
 
-def test_intervals_cover() -> None:
-    """Precision and density are means over samples given the reference: their truth is that of many samples. Recall and
-    coverage depend on how many there are: theirs is the mean at this number."""
-    rng = np.random.default_rng(3)
-    measured = Neighbours(rng.normal(size=(120, 6)))
+SETS = {
+    "in the middle": (1.1, 1.0),
+    "precision near 1": (0.7, 0.0),
+    "recall near 1": (1.6, 0.0),
+    "recall, density and coverage near 0": (0.6, 1.8),
+    "precision at 1, recall near 0": (0.25, 0.5),
+}
+"""A Gaussian's scale and mean in each of six dimensions, against a standard one."""
 
-    def draw(n: int) -> np.ndarray:
-        return 1.1 * rng.normal(size=(n, 6)) + 1.0
 
-    spreads = [(measured.spread(draw(150), group_labels(150, seed)), group_labels(150, seed)) for seed in range(150)]
-    at_this_n = np.mean([spread.values for spread, _ in spreads], axis=0)
-    truth = np.where([1, 0, 1, 0], measured.values(draw(8000)), at_this_n)
-    assert ((truth > 0.2) & (truth < 0.9)).all()  # nearer to 0 or 1 a symmetric interval is too narrow
-    hits = []
-    for spread, labels in spreads:
-        columns = zip(spread.values, spread.pseudovalues.T, strict=True)
-        found = [Jackknife(np.array([v]), p[:, None], np.bincount(labels)).cells()[0] for v, p in columns]
-        assert all(estimate.low <= estimate.value <= estimate.high for estimate in found)
-        hits.append([e.low <= value <= e.high for e, value in zip(found, truth, strict=True)])
-    covered = np.mean(hits, axis=0)
-    assert covered[[0, 2]] == pytest.approx(0.95, abs=0.06)
-    assert (covered[[1, 3]] >= 0.89).all()
+@pytest.mark.parametrize(("scale", "shift"), SETS.values(), ids=SETS)
+def test_intervals_cover(scale: float, shift: float) -> None:
+    """Also where a share lies near 0 or 1. The truth is the mean at this number, since recall and coverage depend on it."""
+    rng, trials, n = np.random.default_rng(3), 150, 120
+    measured = Neighbours(rng.normal(size=(150, 6)))
+    rows = [metric for metric in METRICS.values() if metric.statistic is Neighbours]
+    spreads = []
+    for seed in range(trials):
+        labels = group_labels(n, seed)
+        spread = measured.spread(scale * rng.normal(size=(n, 6)) + shift, labels)
+        spreads.append((spread, np.bincount(labels)))
+    truth = np.mean([spread.values for spread, _ in spreads], axis=0)
+    for metric in rows:
+        low, high = metric.bounds
+        found = [
+            Jackknife(spread.values[[metric.column]], spread.pseudovalues[:, [metric.column]], left_out).estimate(
+                np.ones(1), lowest=low, highest=high, rate=metric.rate
+            )
+            for spread, left_out in spreads
+        ]
+        assert all(low <= e.low <= e.value <= e.high <= high and e.low < e.high for e in found)
+        assert np.mean([e.low <= truth[metric.column] <= e.high for e in found]) >= 0.92, metric.name
+
+
+PAIRS = {
+    "in the middle": ((1.1, 1.0), (1.1, 0.9)),
+    "near 1": ((0.7, 0.0), (0.6, 0.0)),
+    "near 0": ((0.6, 1.8), (0.6, 1.7)),
+}
+"""Scale and mean of two systems' pictures, which are alike prompt by prompt."""
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS.values(), ids=PAIRS)
+def test_intervals_of_paired_differences_cover(first: tuple[float, float], second: tuple[float, float]) -> None:
+    """And their p-values agree with them."""
+    rng, trials, n = np.random.default_rng(4), 120, 120
+    measured = Neighbours(rng.normal(size=(150, 6)))
+    found: dict[str, list[Estimate]] = {name: [] for name in COLUMNS}
+    for seed in range(trials):
+        labels, prompts = group_labels(n, seed), rng.normal(size=(n, 6))
+        other = 0.8 * prompts + 0.6 * rng.normal(size=(n, 6))
+        both = [
+            measured.spread(scale * noise + shift, labels)
+            for noise, (scale, shift) in ((prompts, first), (other, second))
+        ]
+        values = np.stack([spread.values for spread in both], axis=-1)
+        pseudovalues = np.stack([spread.pseudovalues for spread in both], axis=-1)
+        for column, name in enumerate(COLUMNS):
+            cells = Jackknife(values[column], pseudovalues[:, column], np.bincount(labels))
+            found[name].append(cells.estimate(np.array([1.0, -1.0]), rate=True))
+    for name, estimates in found.items():
+        truth = np.mean([estimate.value for estimate in estimates])
+        assert np.mean([e.low <= truth <= e.high for e in estimates]) >= 0.92, name
+        assert all((e.p_value < 0.05) == (e.low > 0 or e.high < 0) for e in estimates if e.p_value is not None)
+
+
+def test_equal_pictures_do_not_differ() -> None:
+    x, y = sets(120, 150)
+    labels = group_labels(120)
+    spread = Neighbours(y).spread(x, labels)
+    cells = Jackknife(np.repeat(spread.values[0], 2), spread.pseudovalues[:, [0, 0]], np.bincount(labels))
+    estimate = cells.estimate(np.array([1.0, -1.0]), rate=True)
+    assert (estimate.value, estimate.p_value) == (0.0, 1.0) and estimate.high == pytest.approx(2.093 / 120, rel=1e-3)
+
+
+def test_the_interval_of_independent_pictures_is_wilson_s() -> None:
+    """At many pictures the sample that is added counts for nothing; the closed form is that of statistics' textbooks."""
+    n, p, z = 10**6, 0.02, 1.96
+    error = np.sqrt(p * (1 - p) / n)
+    middle, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [(middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)]
+    assert score_interval(p, error, n, z, 1.0) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("value", "highest"), [(0.0, 1.0), (1.0, 1.0), (0.0, np.inf)])
+def test_a_rate_at_its_bound_has_an_interval_to_one_side(value: float, highest: float) -> None:
+    """With nothing seen in n pictures, a share of about t² / n is still possible."""
+    low, high = score_interval(value, 0.0, 100, 2.0, highest)
+    assert (low, high) == pytest.approx({0.0: (0, high), 1.0: (low, 1)}[value], abs=1e-12)
+    assert high - low == pytest.approx(4 / 104 if highest == 1 else 4 / 100, rel=1e-9)
 
 
 def test_too_few_samples_are_refused() -> None:

@@ -254,7 +254,11 @@ def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
             "takes ViT-g-14 laion2b_s34b_b88k, and the recipe 'gigagan' declares ViT-g-14 laion2b_s12b_b42k as its clip; "
             "choose the metric that fits, or another recipe",
         ),
-        ("lpips_diversity", "needs several pictures of each prompt, and here each has one"),
+        (
+            "lpips_diversity",
+            "needs several pictures of each prompt, and here each has one; 'ddil eval coco', 'run' and 'score' take more with "
+            "--set pictures_per_prompt=10",
+        ),
     ],
 )
 def test_metrics_that_a_recipe_does_not_serve(metric: str, sentence: str) -> None:

@@ -273,6 +273,19 @@ def test_bootstrap_of_paired_shares_covers(share: float) -> None:
     assert np.mean(hits) == pytest.approx(0.95, abs=0.06)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_the_interval_of_a_share_covers_where_a_bootstrap_cannot_see(share: float) -> None:
+    rng = np.random.default_rng(19)
+    hits, widths = [], []
+    for _ in range(400):
+        measured = bootstrap_mean(rng.random((100, 1)) < share, [1], share=True)
+        assert 0 <= measured.low <= measured.value <= measured.high <= 1
+        hits.append(measured.low <= share <= measured.high)
+        widths.append(measured.high - measured.low)
+    assert np.mean(hits) >= 0.92 and min(widths) > 0.03
+    assert bootstrap_mean(np.ones((256, 1)), [1], share=True).low == pytest.approx(256 / (256 + 1.96**2), abs=1e-5)
+
+
 def test_bootstrap_approaches_the_normal_interval_of_many_prompts() -> None:
     scores = np.random.default_rng(14).normal((0.0, 5.0), size=(4000, 2))
     measured = bootstrap_mean(scores, [0, 1], resamples=4000)

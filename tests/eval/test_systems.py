@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddil_core import ranks
 from ddil_core.data.dataset import open_data
-from ddil_core.errors import WrongCommand
+from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import load_model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.protocol import validate
 from ddil_core.sample import draw, settings
 from ddil_core.schedule import grid
+from ddil_core.shapes.data import ShapesData
 from ddil_eval import generate
+from ddil_eval.experiments import rows
 from ddil_eval.experiments.engine import leaders
 from ddil_eval.experiments.systems import SystemsConfig, carry_out, compare, how_made, plan
+from ddil_eval.references import content_sha256
 from ddil_eval.statistics import Estimate
 from ddil_eval.store import Record, load
 from ddil_eval.tables import build
@@ -96,6 +100,22 @@ def test_a_row_says_how_it_reflects(student: Path, tmp_path: Path) -> None:
     model = load_model(str(folder))
     assert how_made(model, settings(model, reflection="fold"), 0).reflection == "fold"
     assert how_made(model, settings(model), 0).reflection == "none"
+
+
+def test_a_record_says_which_reference_pictures_it_was_compared_with(
+    records: dict[str, Record], config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are drawn by the package: rows that were compared with others are in another table."""
+    assert {r.data["reference_sha256"] for r in records.values()} == {content_sha256(ShapesData(), 60)}
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    alone = config.model_copy(update={"systems": one.systems, "differences": (), "metrics": ("brightness",)})
+    (scored,) = compare(alone, tmp_path)
+    assert "reference_sha256" not in scored.data
+    pictures = ShapesData.pictures
+    monkeypatch.setattr(ShapesData, "pictures", lambda *args: (255 - images for images in pictures(*args)))
+    (other,) = compare(one, tmp_path)
+    assert other.identity() != records["student"].identity()
+    assert [table.name for table in build([records["student"], other])].count("systems") == 2
 
 
 def test_what_is_best_can_be_compared_with_the_next(records: dict[str, Record]) -> None:
@@ -224,6 +244,92 @@ def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
     assert {r.identity() for r in load(out)} < {r.identity() for r in load(tmp_path)}
     mine = {r.identity(): r.numbers() for r in load(tmp_path)}
     assert all(mine[r.identity()] == r.numbers() for r in load(out))
+
+
+def counted_draws(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    counted = Counted(of=draw)
+    monkeypatch.setattr(generate, "draw", counted)
+    return counted
+
+
+def numbers(out: Path) -> dict[str, dict[str, Any]]:
+    return {record.identity(): record.numbers() for record in load(out)}
+
+
+BATCHES = 2
+"""Seven prompts, four at a time."""
+
+
+def test_a_table_with_one_more_system_draws_that_one_alone(
+    config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its paired differences from the others are those of a table that was measured at once."""
+    compare(config.model_copy(update={"systems": config.systems[:2], "differences": ()}), tmp_path)
+    before = load(tmp_path)
+    counted = counted_draws(monkeypatch)
+    compare(config, tmp_path)
+    assert counted.chunks == BATCHES
+    assert numbers(out).items() <= numbers(tmp_path).items()
+    assert all(record in load(tmp_path) for record in before)
+    assert not (tmp_path / "partial").exists() or list((tmp_path / "partial").iterdir()) == []
+
+
+def test_a_row_that_other_code_drew_is_drawn_again(
+    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    compare(one, tmp_path)
+    counted = counted_draws(monkeypatch)
+    compare(one.model_copy(update={"reference_pictures": 20}), tmp_path)
+    assert counted.chunks == 0  # features of a row know no reference
+    monkeypatch.setattr(rows, "code_sha256", lambda: "other")
+    compare(one, tmp_path)
+    assert counted.chunks == BATCHES
+    keys = [json.loads(path.read_text()) for path in tmp_path.rglob("key.json")]
+    assert [key["name"] for key in keys] == ["student"] * 2 and keys[0]["made"] == keys[1]["made"]
+
+
+def test_a_row_is_drawn_again_for_its_pictures(
+    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    compare(one, tmp_path)
+    counted = counted_draws(monkeypatch)
+    compare(one, tmp_path, save_images=True)
+    assert counted.chunks == BATCHES
+    compare(one, tmp_path, save_images=True)
+    assert counted.chunks == BATCHES
+    (tmp_path / "images" / "student" / "000005.png").unlink()
+    compare(one, tmp_path, save_images=True)
+    assert counted.chunks == BATCHES + 1 and len(load(tmp_path)) == 1
+    assert (tmp_path / "images" / "student" / "000005.png").is_file()
+
+
+def test_damaged_features_are_one_sentence(config: SystemsConfig, tmp_path: Path) -> None:
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    compare(one, tmp_path)
+    file = next(tmp_path.rglob("fd_mosaic.npy"))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DdilError) as error:
+        compare(one, tmp_path)
+    assert str(error.value) == (
+        f"the kept features of 'student' {file} are damaged; delete the file to compute them again"
+    )
+
+
+def test_a_batch_that_did_not_arrive_is_named(
+    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process writes to a folder of its own machine."""
+    monkeypatch.setattr(ranks, "barrier", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(DdilError) as error:
+        compare(config.model_copy(update={"systems": config.systems[2:], "differences": ()}), tmp_path)
+    (folder,) = (tmp_path / "partial").iterdir()
+    assert str(error.value) == (
+        f"1 of 2 batches of 'student' are not in {folder}; --out must be one folder for all processes"
+    )
 
 
 def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(

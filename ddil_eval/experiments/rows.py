@@ -1,0 +1,156 @@
+"""Rows of a comparison, from pictures to features: drawn by all processes together, and kept, so that no row is drawn twice.
+
+A row's features lie in ``out/features`` under a hash of all that they depend on, a file for each network, with a ``key.json`` that
+says which row it is. Until all of its batches are done each lies by itself in ``out/partial``. Deleting either folder is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddil_core import ranks
+from ddil_core.data.dataset import DataSet
+from ddil_core.distill.run import versions
+from ddil_core.errors import DdilError
+from ddil_core.progress import progress
+from ddil_core.protocol import content_hash
+from ddil_eval.experiments.records import code_sha256
+from ddil_eval.features import overlapped, read_features
+from ddil_eval.generate import Batch, Keeper, Made, Opened
+from ddil_eval.measure import Features, gathered, kept
+from ddil_eval.recipes import Recipe
+from ddil_eval.seen import RecipeExtractors
+from ddil_eval.statistics.moments import blocks
+from ddil_eval.store import write_text
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row: ``open`` loads what its pictures come from, ``cell`` is what its record's cell says beside its name."""
+
+    name: str
+    open: Callable[[], Opened]
+    cell: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows share. ``protocol`` is the whole of it, ``shared`` that part of it that a row's numbers depend on.
+
+    ``count`` is the number of prompts, ``batch_size`` that of pictures at a time.
+    """
+
+    protocol: dict[str, Any]
+    shared: dict[str, Any]
+    recipe: Recipe
+    reference: DataSet
+    reference_pictures: int
+    data: dict[str, Any]
+    count: int
+    batch_size: int
+    seed: int
+    device: str
+
+    @property
+    def label(self) -> str:
+        return self.recipe.label(self.count, self.reference_pictures)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row whose batches are done, by this process or another: how its pictures were made, and where its features lie."""
+
+    name: str
+    made: Made
+    key: dict[str, Any]
+    files: dict[str, Path]
+    batches: tuple[Path, ...]
+    keeper: Keeper | None
+
+    @property
+    def is_whole(self) -> bool:
+        return all(path.is_file() for path in self.files.values())
+
+
+def draw_row(contestant: Contestant, extractors: RecipeExtractors, setting: Setting, out: Path) -> Row:
+    """Draw this process's share of a row's batches, those that are not done yet. Extraction runs beside the drawing."""
+    opened = contestant.open()
+    batches, keeper = opened.batches, opened.keeper
+    key = _key(opened.made, extractors, setting, batches.number)
+    name = content_hash(key)[:16]
+    files = {network: out / "features" / name / f"{network}.npy" for network in extractors.open}
+    paths = tuple(out / "partial" / name / f"{index:06d}.npz" for index in range(len(batches)))
+    row = Row(contestant.name, opened.made, key, files, paths, keeper)
+    size, whole, own = batches.per_batch, row.is_whole, ranks.mine(len(paths))
+    prompts = {index: min(size, setting.count - index * size) for index in own}
+    todo = [
+        index for index in own
+        if not (whole or paths[index].is_file())
+        or (keeper is not None and not keeper.has(index * size, prompts[index]))
+    ]  # fmt: skip
+
+    def drawn() -> Iterator[tuple[int, Batch]]:
+        for index in todo:
+            yield index, batches[index]
+
+    def extracted(item: tuple[int, Batch]) -> int:
+        index, batch = item
+        if keeper is not None:
+            keeper.keep(batch)
+        if not whole:
+            kept(paths[index], lambda: extractors(batch.images, batch.captions))
+        return prompts[index]
+
+    total = sum(prompts.values())
+    with progress(contestant.name, total, done=total - sum(prompts[index] for index in todo)) as advance:
+        for count in overlapped(drawn(), extracted):
+            advance(count)
+    return row
+
+
+def collect(row: Row, count: int) -> Features:
+    """All features [count, d] of a row by network, memory-mapped; what its batches were kept in until now is taken away.
+
+    Raises:
+        DdilError: a batch is not here, or a file is damaged.
+    """
+    if not row.is_whole:
+        absent = [path for path in row.batches if not path.is_file()]
+        if absent:
+            raise DdilError(
+                f"{len(absent)} of {len(row.batches)} batches of {row.name!r} are not in {absent[0].parent}; --out must be one "
+                "folder for all processes"
+            )
+        gathered((kept(path, dict) for path in row.batches), count, {name: f.parent for name, f in row.files.items()})
+        folder = next(iter(row.files.values())).parent
+        write_text(folder / "key.json", json.dumps({"name": row.name} | row.key, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(row.batches[0].parent, ignore_errors=True)
+    if row.keeper is not None:
+        row.keeper.close()
+    return {name: read_features(path, count, f"features of {row.name!r}") for name, path in row.files.items()}
+
+
+def joined(rows: Sequence[Features], count: int, folder: Path) -> Features:
+    """Several rows' features, one row after another, in files of ``folder``."""
+    parts = ({name: held[block] for name, held in row.items()} for row in rows for block in blocks(count))
+    return gathered(parts, count * len(rows), folder)
+
+
+def _key(made: Made, extractors: RecipeExtractors, setting: Setting, number: int) -> dict[str, Any]:
+    """All that a row's features depend on."""
+    preparation = setting.recipe.model_dump(mode="json", exclude={"name", "source", "metrics", "images", "reference"})
+    return {
+        "made": asdict(made),
+        "prompts": {key: setting.data[key] for key in ("prompt_ids_sha256", "captions_sha256")},
+        "pictures_per_prompt": number,
+        "preparation": preparation,
+        "networks": extractors.identity(),
+        "batch_size": setting.batch_size,
+        "versions": versions(),
+        "code_sha256": code_sha256(),
+    }
