@@ -117,7 +117,8 @@ def test_sampling_in_another_dtype_and_variant(cli: Cli, teacher: Path, tmp_path
 def test_the_doctor_estimates_whether_a_model_fits(cli: Cli, teacher: Path) -> None:
     document = json.loads(cli("doctor", "--json", "--model", teacher, "--device", "cpu", "--dtype", "bf16").stdout)
     checks = {check["name"]: check for check in document["checks"] if check["group"] == "memory"}
-    uses = ("sample in bf16", "distil, without activations", "distil with DMD2, without activations")
+    distilling = ("distil", "distil with DMD2", "distil with DMD2 and optimizer 8bit")
+    uses = ("sample in bf16", *(f"{use}, without activations" for use in distilling))
     assert list(checks) == [f"{teacher}: {use}" for use in uses]
     assert all(
         check["ok"] and check["found"].endswith(" free on cpu") and not check["cure"] for check in checks.values()
@@ -131,7 +132,7 @@ def test_the_doctor_says_what_to_do_where_a_model_does_not_fit(teacher: Path, mo
     from ddil_eval.cli import doctor
 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    sample, distil, _ = doctor.memory(str(teacher), None, "fp32", "cpu")
+    sample, distil, *_ = doctor.memory(str(teacher), None, "fp32", "cpu")
     assert (sample.ok, sample.required) == (False, False)
     assert sample.found.endswith(" of 0.98 KiB free on cpu")
     assert sample.cure == "take half the memory with --dtype bf16, or use a device with more"
