@@ -27,12 +27,11 @@ class PH2PSettings(Strict):
 
     No step is longer than ``learning_rate`` times ``radius``, which is in units of the words' spacing. Words of ``start`` come
     first in the prompt that is begun with (the authors' code has "A photo of bus of color ."), the others are drawn. Of each of
-    ``candidates`` equal stretches of rounds the prompt of the lowest loss is a candidate. ``searches`` begin anew, on other noise,
-    and from the next sentence where ``start`` has several: a sentence is hardly left for one of another build.
+    ``candidates`` equal stretches of rounds the prompt of the lowest loss is a candidate. ``searches`` begin anew, on other noise.
     """
 
     tokens: int = Field(default=15, ge=1)
-    start: str | tuple[str, ...] | None = None
+    start: str | None = None
     searches: int = Field(default=1, ge=1)
     rounds: int = Field(default=25, ge=1)
     evaluations: int = Field(default=20, ge=1)
@@ -44,16 +43,8 @@ class PH2PSettings(Strict):
     t_low: int = Field(default=500, ge=1)
     t_high: int = Field(default=899, ge=1)
 
-    @property
-    def starts(self) -> tuple[str | None, ...]:
-        """What each search begins with."""
-        told = self.start if isinstance(self.start, tuple) else (self.start,)
-        return tuple(told[search % len(told)] for search in range(self.searches))
-
     @model_validator(mode="after")
     def _fits(self) -> PH2PSettings:
-        if isinstance(self.start, tuple) and not 1 <= len(self.start) <= self.searches:
-            raise ValueError(f"start has {len(self.start)} sentences for {self.searches} searches; a search takes one")
         if self.t_low > self.t_high:
             raise ValueError(f"t_low is {self.t_low}, above t_high, which is {self.t_high}")
         if self.candidates > self.rounds:
@@ -108,7 +99,7 @@ def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) 
     problem.words.require(settings.tokens)
     generators = problem.generators("ph2p")
     x0 = problem.latents()
-    searches = (search(problem, settings, x0, generators, advance, start) for start in settings.starts)
+    searches = (search(problem, settings, x0, generators, advance) for _ in range(settings.searches))
     return transposed([prompts for found in searches for prompts in found])
 
 
@@ -118,11 +109,10 @@ def search(
     x0: Tensor,
     generators: list[torch.Generator],
     advance: Callable[[], None],
-    start: str | None = None,
 ) -> list[list[str]]:
-    """One search from the beginning, which ``start`` says: the candidates by stretch and picture."""
+    """One search from the beginning: the candidates by stretch and picture."""
     words, denoiser = problem.words, problem.model.guided(1.0)
-    e = words.table[begun(words.draw(settings.tokens, generators), words, start)]
+    e = words.table[begun(words.draw(settings.tokens, generators), words, settings.start)]
     optimiser = BatchedLBFGS(settings.learning_rate, settings.history, settings.radius * words.spacing)
     ends = {settings.rounds * (place + 1) // settings.candidates for place in range(settings.candidates)}
     best = Best()

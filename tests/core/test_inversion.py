@@ -265,17 +265,6 @@ def test_searches_begin_anew_on_other_noise(problem: Problem) -> None:
     assert [candidates[2:] for candidates in found] != [candidates[:2] for candidates in found]
 
 
-def test_searches_begin_with_one_sentence_after_another(problem: Problem) -> None:
-    """A search of one evaluation has seen nothing but what it began with."""
-    starts = ("a red circle", "a blue star")
-    settings = PH2PSettings(tokens=3, start=starts, searches=3, rounds=1, evaluations=1, candidates=1)
-    assert settings.starts == (*starts, starts[0])
-    assert ph2p(problem, settings, nothing) == [[*starts, starts[0]]] * len(problem.ids)
-    assert PH2PSettings(start="a", searches=2).starts == ("a", "a") and PH2PSettings().starts == (None,)
-    with pytest.raises(ValueError, match="start has 2 sentences for 1 searches; a search takes one"):
-        PH2PSettings(start=starts)
-
-
 def test_the_spacing_is_the_distance_of_neighbours(model: Model) -> None:
     known = model_words(model, tuple(words()))
     distances = (known.table[:, None] - known.table[None]).norm(dim=-1)
