@@ -1,0 +1,71 @@
+"""Is it PH2P's objective that misses a caption, or its search? The objective of the true captions beside that of inverted prompts.
+
+    python -m benchmarks.caption_loss INVERSIONS [--pictures 64] [--draws 16] [--csv FILE]
+
+INVERSIONS is the folder ``inversions`` that `ddil eval run protocols/shapes/table5.yaml --out OUT` leaves in OUT. The loss is that of
+PH2P, the mean squared error of ε̂ at t = 500 … 899, on noise that no inverter saw, the same for all prompts of a picture.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.printing import show
+from ddil_core.data.dataset import Prompt, open_data
+from ddil_core.inversion.ph2p import PH2PSettings, loss_and_gradient, noised
+from ddil_core.inversion.problem import Problem
+from ddil_core.inversion.words import model_words
+from ddil_core.models.model import load_model
+from ddil_core.shapes.architecture import words
+from ddil_eval.recovered import recovered
+
+
+def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
+    """The prompts that an inverter found, in the order of the pictures."""
+    told = [json.loads(path.read_text()) for path in folder.glob(f"{name}-*/*.json")]
+    found = {one["id"]: one["prompt"] for one in told}
+    return [found[prompt.id] for prompt in prompts]
+
+
+@click.command(help=__doc__)
+@click.argument("inversions", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--pictures", default=64, show_default=True)
+@click.option("--draws", default=16, show_default=True, help="Timesteps and noises of a picture.")
+@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
+def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
+    data, teacher = open_data("shapes"), load_model("shapes")
+    prompts, images = data.prompts(pictures), np.concatenate(list(data.pictures(pictures)))
+    problem = Problem(teacher, model_words(teacher, tuple(words())), images, tuple(p.id for p in prompts), 0)
+    noise = noised(problem.latents(), problem, problem.generators("held out"), PH2PSettings(draws=draws))
+    parts = list(zip(*(tensor.split(draws) for tensor in noise), strict=True))
+
+    def losses(texts: list[str]) -> np.ndarray:
+        found = []
+        for text, part in zip(texts, parts, strict=True):
+            index = torch.tensor([[problem.words.words.index(word) for word in text.split()]])
+            found.append(float(loss_and_gradient(problem, teacher.guided(1.0), problem.words.table[index], *part)[0]))
+        return np.array(found)
+
+    captions = [prompt.text for prompt in prompts]
+    of = {"true caption": captions} | {name: inverted(inversions, name, prompts) for name in ("ph2p", "pez", "random")}
+    loss = {name: losses(texts) for name, texts in of.items()}
+    rows = [
+        {
+            "prompts": name,
+            "loss": loss[name].mean(),
+            "worse_than_the_caption": (loss[name] > loss["true caption"]).mean(),
+            "recovered": np.mean([recovered(*pair)["all"] for pair in zip(captions, texts, strict=True)]),
+        }
+        for name, texts in of.items()
+    ]
+    show(pd.DataFrame(rows), csv, ".3g", title=f"PH2P's loss, {pictures} pictures")
+
+
+if __name__ == "__main__":
+    main()
