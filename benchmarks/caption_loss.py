@@ -2,8 +2,8 @@
 
     python -m benchmarks.caption_loss INVERSIONS [--pictures 64] [--draws 16] [--csv FILE]
 
-INVERSIONS is the folder ``inversions`` that `ddil eval run protocols/shapes/table5.yaml --out OUT` leaves in OUT. The loss is that of
-PH2P, the mean squared error of ε̂ at t = 500 … 899, on noise that no inverter saw, the same for all prompts of a picture.
+INVERSIONS is the folder ``inversions`` that `ddil eval run protocols/shapes/table5.yaml --out OUT` leaves in OUT. The loss is
+PH2P's own, the mean squared error of ε̂ at t = 500 … 899, on noise that no inverter saw, the same for all prompts of a picture.
 """
 
 from __future__ import annotations
