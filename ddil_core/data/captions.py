@@ -20,7 +20,10 @@ from ddil_core.errors import WrongCommand
 CAPTION_KEYS = ("prompt", "caption", "text")
 """The keys of a row that may hold its caption; the first that holds one is taken."""
 
+_QUOTES = "put quotes around a field that holds a comma"
+
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")
 _BOM = "\ufeff"
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
@@ -69,9 +72,9 @@ def require_text(text: str, where: str) -> None:
     Raises:
         WrongCommand: it holds half of a surrogate pair, or a NUL.
     """
-    bad = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)
+    bad = _NO_CHARACTER.search(text)
     if bad is not None:
-        what = "a NUL" if bad == "\0" else f"U+{ord(bad):04X}, half of a surrogate pair"
+        what = "a NUL" if bad[0] == "\0" else f"U+{ord(bad[0]):04X}, half of a surrogate pair"
         raise WrongCommand(f"{where} holds {what}, which is no character of a text; write it again in UTF-8")
 
 
@@ -199,11 +202,12 @@ def _table(text: str) -> Iterator[dict[str, str]]:
             if not header:
                 header = _header(fields)
             elif len(fields) == len(header):
+                _require_names(header, fields, begins)
                 yield dict(zip(header, fields, strict=True))
             elif len(fields) > 1 or "".join(fields).strip():
+                cure = _QUOTES if len(fields) > len(header) else "give it a comma for each field that it leaves empty"
                 raise ValueError(
-                    f"the row in line {begins} has {len(fields)} fields, and the header {len(header)}; put quotes around a field "
-                    "that holds a comma"
+                    f"the row in line {begins} has {len(fields)} fields, and the header {len(header)}; {cure}"
                 )
             begins = reader.line_num + 1
     except csv.Error as error:
@@ -215,6 +219,20 @@ def _header(fields: Sequence[str]) -> list[str]:
     names = [name.strip() for name in fields]
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
         raise ValueError(f"its header {names[0]!r} is one column; put commas between the columns")
-    if len(set(names)) < len(names):
-        raise ValueError(f"its header has the column {_twice(names)!r} twice")
-    return names if any(names) else []
+    known = [name for name in names if name]
+    if len(set(known)) < len(known):
+        raise ValueError(f"its header has the column {_twice(known)!r} twice")
+    return names if known else []
+
+
+def _require_names(header: Sequence[str], fields: Sequence[str], line: int) -> None:
+    """Whether all values of a row have a name; the first column may have none, as that of a data frame's index.
+
+    Raises:
+        ValueError: a later value has none, such as the rest of a caption with a comma where the header ends in one.
+    """
+    for place, (name, field) in enumerate(zip(header, fields, strict=True), 1):
+        if place > 1 and not name and field.strip():
+            raise ValueError(
+                f"the row in line {line} has a value in column {place}, which has no name in the header; {_QUOTES}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -147,15 +148,17 @@ def read_folder(folder: Path) -> list[Picture]:
     """
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     try:
-        there = sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            found = {folder / entry.name: entry.is_dir() for entry in entries}
     except OSError as error:
         raise WrongCommand(f"the folder {folder} cannot be read: {error}") from error
+    files = sorted(path for path, is_folder in found.items() if not is_folder)
     if index is not None:
         pictures = [_picture(folder, row) for row in read_rows(index)]
     else:
-        files = [path for path in there if path.suffix.lower() in ENDINGS and not _hidden(path) and not path.is_dir()]
-        pictures = [_named_by_its_file(path) for path in files]
-    _say_left_out(folder, there, pictures, index)
+        shown = [path for path in files if path.suffix.lower() in ENDINGS and not _hidden(path)]
+        pictures = [_named_by_its_file(path) for path in shown]
+    _say_left_out(folder, files, set(found).difference(files), pictures, index)
     if not pictures:
         raise WrongCommand(f"the folder {folder} holds no pictures ({', '.join(ENDINGS)})")
     refuse_twice([(picture.id, picture.caption) for picture in pictures], str(index or folder))
@@ -189,11 +192,11 @@ def _picture(folder: Path, row: Row) -> Picture:
     return Picture(row.name("id") or Path(file).stem, folder / file, row.caption())
 
 
-def _say_left_out(folder: Path, there: Sequence[Path], pictures: Sequence[Picture], index: Path | None) -> None:
+def _say_left_out(
+    folder: Path, files: Iterable[Path], subfolders: Iterable[Path], pictures: Sequence[Picture], index: Path | None
+) -> None:
     """Warn in one sentence of what looks like pictures or captions in a folder and is not read."""
     read = {picture.path for picture in pictures}
-    left = [path for path in there if path not in read]
-    files = [path for path in left if path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS) and not path.is_dir()]
     kinds = Counter(
         "hidden files"
         if _hidden(path)
@@ -201,11 +204,14 @@ def _say_left_out(folder: Path, there: Sequence[Path], pictures: Sequence[Pictur
         if index is not None
         else f"{path.suffix.lower()} files"
         for path in files
+        if path not in read and path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS)
     )
     if index is None:
-        kinds["subfolders with pictures"] = sum(path.is_dir() and _holds_pictures(path) for path in left)
+        texts = {path.with_suffix(".txt") for path in read}
+        kinds[".txt files beside no picture"] = sum(path.suffix == ".txt" and path not in texts for path in files)
+        kinds["subfolders with pictures"] = sum(map(_holds_pictures, subfolders))
     else:
-        kinds["indexes beside it"] = sum(path.name in INDEXES and path != index for path in left)
+        kinds["indexes beside it"] = sum(path.name in INDEXES and path != index for path in files)
     parts = [f"{kind} ({number:,})" for kind, number in sorted(kinds.items()) if number]
     if parts:
         warn_once(f"in the folder {folder} these are not read: {', '.join(parts)}")

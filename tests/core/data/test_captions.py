@@ -162,7 +162,10 @@ def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
-@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.jsonl", "metadata.csv", "metadata.jsonl", "a.txt", "a.tar", "c.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["list.txt", "list.csv", "list.jsonl", "metadata.csv", "metadata.jsonl", "a.txt", "a.tar", "c.json"],
+)
 def test_other_encodings_are_refused(name: str, encoding: str, tmp_path: Path) -> None:
     content = {"csv": "file_name,prompt\na.png,café\n", "txt": "café\n"}.get(name[-3:], '{"prompt": "café"}\n')
     (tmp_path / "a.png").touch()
@@ -244,28 +247,31 @@ def test_tables_are_read_back(rows: list[str], quoting: Any, end: str, tmp_path:
     assert [row.name("file_name") for row in found] == [f"{place}.png" for place in range(len(rows))]
 
 
-LONG = "x" * 200_000
+SURPLUS = "the row in line {line} has {fields} fields, and the header 2; put quotes around a field that holds a comma"
+MISSING = "the row in line 2 has 1 fields, and the header 2; give it a comma for each field that it leaves empty"
+UNNAMED = (
+    "the row in line {line} has a value in column {column}, which has no name in the header; put quotes around a field "
+    "that holds a comma"
+)
+ONE_COLUMN = "its header '{}' is one column; put commas between the columns"
+OPEN = "the row that begins in line 2 is no row ({}); is a quote left open?"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("file_name,text\na.png,a cat, sitting\n", "the row in line 2 has 3 fields, and the header 2; put quotes around a field that "
-         "holds a comma"),
-        ('file_name,text\na.png,"two\nlines"\nb.png,a, b\n', "the row in line 4 has 3 fields, and the header 2; put quotes around a "
-         "field that holds a comma"),
-        ("file_name,text\na.png, \"a cat, sitting\"\n", "the row in line 2 has 3 fields, and the header 2; put quotes around a field "
-         "that holds a comma"),
-        ("file_name,text\na.png\n", "the row in line 2 has 1 fields, and the header 2; put quotes around a field that holds a comma"),
-        ("file_name;text\na.png;a cat\n", "its header 'file_name;text' is one column; put commas between the columns"),
-        ("file_name\ttext\na.png\ta cat\n", "its header 'file_name\\ttext' is one column; put commas between the columns"),
+        ("file_name,text\na.png,a cat, sitting\n", SURPLUS.format(line=2, fields=3)),
+        ('file_name,text\na.png,"two\nlines"\nb.png,a, b\n', SURPLUS.format(line=4, fields=3)),
+        ('file_name,text\na.png, "a cat, sitting"\n', SURPLUS.format(line=2, fields=3)),
+        ("file_name,text\na.png\n", MISSING),
+        ("file_name,text,\na.png,a cat, sitting\n", UNNAMED.format(line=2, column=3)),
+        ("file_name;text\na.png;a cat\n", ONE_COLUMN.format("file_name;text")),
+        ("file_name\ttext\na.png\ta cat\n", ONE_COLUMN.format("file_name\\ttext")),
         ("file_name,text,text\na.png,a,b\n", "its header has the column 'text' twice"),
-        ('file_name,text\na.png,"a cat\nb.png,a dog\n', "the row that begins in line 2 is no row (unexpected end of data); is a quote "
-         "left open?"),
-        (f'file_name,text\na.png,"{LONG}\n', "the row that begins in line 2 is no row (field larger than field limit (131072)); is a "
-         "quote left open?"),
+        ('file_name,text\na.png,"a cat\nb.png,a dog\n', OPEN.format("unexpected end of data")),
+        (f'file_name,text\na.png,"{"x" * 200_000}\n', OPEN.format("field larger than field limit (131072)")),
     ],
-)  # fmt: skip
+)
 def test_tables_whose_captions_would_be_cut(content: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text(content, newline="")
     with pytest.raises(WrongCommand) as error:
@@ -275,7 +281,9 @@ def test_tables_whose_captions_would_be_cut(content: str, reason: str, tmp_path:
 
 def test_a_header_may_have_spaces_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
-    path.write_text("\n id , prompt \n1,a cat\n\n  \n2,a dog\n\n")
+    path.write_text(
+        "\n, id , prompt ,,\n0,1,a cat,,\n\n  \n1,2,a dog,, \n\n"
+    )  # a data frame's index, a sheet's empty columns
     assert [(prompt.id, prompt.text) for prompt in read_prompts(path)] == [("1", "a cat"), ("2", "a dog")]
 
 
@@ -360,17 +368,15 @@ def test_a_picture_whose_name_is_not_utf_8(tmp_path: Path) -> None:
 # Anything
 
 
-BYTES = st.one_of(
-    st.binary(max_size=40),
-    st.lists(
-        st.sampled_from([b'"', b",", b"\n", b"\r", b"\0", b"{", b"}", b"[", b":", b"\\ud800", b"\xef\xbb\xbf", b"\xff\xfe", b"a",
-                         b"text", b'"text"', b"file_name", b'"file_name"', b"null", b"NaN", b"1e999", b" ", b"\xc2\x85", b"images"]),
-        max_size=20,
-    ).map(b"".join),
-)  # fmt: skip
+WORDS = b'" , \n \r \0 { } [ : a text "text" file_name "file_name" "images" null NaN 1e999 \\ud800'.split(b" ")
+PIECES = (*WORDS, b" ", b"\r", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc2\x85")
+BYTES = st.one_of(st.binary(max_size=40), st.lists(st.sampled_from(PIECES), max_size=20).map(b"".join))
 
 
-@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.jsonl", "index.jsonl", "metadata.csv", "a.txt", "captions.json", "a.tar"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["list.txt", "list.csv", "list.jsonl", "index.jsonl", "metadata.csv", "a.txt", "captions.json", "a.tar"],
+)
 @few
 @given(content=BYTES)
 def test_any_bytes_are_captions_or_one_sentence(name: str, content: bytes, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def read(content: bytes) -> np.ndarray:
 
 def tiff16(order: str) -> bytes:
     """An uncompressed TIFF of ``RAMP`` in one byte order."""
-    entries = [(256, 3, 32), (257, 3, 32), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 32), (279, 4, 2048)]  # fmt: skip
+    entries = [
+        (256, 3, 32), (257, 3, 32), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 32), (279, 4, 2048),
+    ]  # fmt: skip
     pixels = RAMP.astype(f"{order}u2").tobytes()
     table = b"".join(
         struct.pack(f"{order}HHI", tag, kind, 1)
@@ -127,8 +129,8 @@ def test_grey_of_no_known_range_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DdilError) as error:
         data.require(1, 32)
     assert str(error.value) == (
-        f"1 of 1 pictures of folder:{tmp_path} are of 32-bit or 12-bit grey, of which it is not known which number is white: a.tif; "
-        "fetch or make them again"
+        f"1 of 1 pictures of folder:{tmp_path} are of 32-bit or 12-bit grey, of which it is not known which number is white: "
+        "a.tif; fetch or make them again"
     )
     with pytest.raises(DdilError) as error:
         read_picture(tmp_path / "a.tif")
@@ -146,8 +148,8 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize(
     ("mode", "format"),
-    [("RGB", "PNG"), ("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("YCbCr", "JPEG"), ("CMYK", "TIFF"), ("L", "JPEG")],
-)  # fmt: skip
+    [("RGB", "PNG"), ("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("YCbCr", "JPEG"), ("CMYK", "TIFF")],
+)
 def test_other_modes_are_as_pillow_converts_them(mode: str, format: str) -> None:
     content = encoded(Image.fromarray(COLOURS).convert(mode), format)
     with Image.open(io.BytesIO(content)) as image:
@@ -201,8 +203,8 @@ def mixed(folder: Path) -> Path:
 
 
 CHANGES = (
-    "are not RGB and are converted: 1.png, 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 bits; 1 of 16-bit grey, scaled to 8 "
-    "bits; 1 with several frames, of which the first is read; 1 with transparency, which is left out"
+    "are not RGB and are converted: 1.png, 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 bits; 1 of 16-bit grey, scaled "
+    "to 8 bits; 1 with several frames, of which the first is read; 1 with transparency, which is left out"
 )
 
 
@@ -225,7 +227,8 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_folder_to_be_scored_says_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = mixed(tmp_path / "mixed")
-    (folder / "1.png").unlink()
+    for name in ("1.png", "1.txt"):
+        (folder / name).unlink()
     open_saved(folder, None)
     assert capsys.readouterr().err == (
         f"warning: 2 of 4 pictures of {folder} are not RGB and are converted: 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 "
@@ -242,11 +245,12 @@ def test_what_a_folder_holds_and_is_not_read_is_counted(tmp_path: Path, capsys: 
         small.save(tmp_path / name)
     (tmp_path / "._img_1.5.png").write_bytes(b"what macOS leaves")
     (tmp_path / "img_1.5.txt").write_text("a name with a dot")
+    (tmp_path / "img_2.txt").write_text("no picture of this name")
     assert [(one.id, one.caption) for one in read_folder(tmp_path)] == [("img_1.5", "a name with a dot")]
     read_folder(tmp_path)  # said once
     assert capsys.readouterr().err == (
-        f"warning: in the folder {tmp_path} these are not read: .gif files (2), .tif files (1), hidden files (2), subfolders with "
-        "pictures (1)\n"
+        f"warning: in the folder {tmp_path} these are not read: .gif files (2), .tif files (1), .txt files beside no picture (1), "
+        "hidden files (2), subfolders with pictures (1)\n"
     )
     (tmp_path / "index.jsonl").write_text('{"file": "a.GIF"}\n{"file": "more/deep/x.png"}\n')
     (tmp_path / "metadata.csv").write_text("file_name\n")
