@@ -23,6 +23,9 @@ BAD_PICTURE = (
 READER = 2
 """Raised whenever the same file gives other pixels, so that what was kept of the old ones is not read: 2 scales 16-bit grey."""
 
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""The tag of a TIFF that says which end of its numbers is white, and the value for which it is 0."""
+
 _DEEP_COLOUR = re.compile(r";16[BLN]$")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -105,8 +108,11 @@ def read_rgb(source: Path | BinaryIO, name: str, formats: tuple[str, ...] | None
 
 
 def _grey16(image: Image.Image) -> np.ndarray:
-    grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # to the nearest: 65,535 = 255 · 257
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    grey = np.asarray(image).astype(np.uint32)
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        grey = 65_535 - grey  # Pillow turns such a TIFF of 8 bits itself, and leaves one of 16 bits as it is
+    eight = (grey + 128) // 257  # to the nearest: 65,535 = 255 · 257
+    return np.repeat(eight.astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _converted(image: Image.Image) -> np.ndarray:

@@ -61,12 +61,13 @@ def read(content: bytes) -> np.ndarray:
 # 16 bits
 
 
-def tiff16(order: str) -> bytes:
-    """An uncompressed TIFF of ``RAMP`` in one byte order."""
+def tiff16(order: str, white: int = 65_535) -> bytes:
+    """An uncompressed TIFF of ``RAMP`` in one byte order, in which the number ``white`` is white and the other end black."""
     entries = [
-        (256, 3, 32), (257, 3, 32), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 32), (279, 4, 2048),
+        (256, 3, 32), (257, 3, 32), (258, 3, 16), (259, 3, 1), (262, 3, int(white > 0)), (273, 4, 8), (277, 3, 1), (278, 3, 32),
+        (279, 4, 2048),
     ]  # fmt: skip
-    pixels = RAMP.astype(f"{order}u2").tobytes()
+    pixels = (RAMP if white else 65_535 - RAMP).astype(f"{order}u2").tobytes()
     table = b"".join(
         struct.pack(f"{order}HHI", tag, kind, 1)
         + (struct.pack(f"{order}HH", value, 0) if kind == 3 else struct.pack(f"{order}I", value))
@@ -81,6 +82,7 @@ DEEP_GREY = {
     "TIFF": encoded(Image.fromarray(RAMP), "TIFF"),
     "TIFF, big-endian": tiff16(">"),
     "TIFF, little-endian": tiff16("<"),
+    "TIFF, white is 0": tiff16("<", white=0),
     "PGM": b"P5 32 32 65535\n" + RAMP.astype(">u2").tobytes(),
 }
 
