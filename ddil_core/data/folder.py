@@ -200,21 +200,23 @@ def _say_left_out(
     kinds = Counter(
         "hidden files"
         if _hidden(path)
-        else f"pictures that {index.name} does not name"
+        else "pictures that it does not name"
         if index is not None
         else f"{path.suffix.lower()} files"
         for path in files
         if path not in read and path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS)
     )
+    texts = {path.with_suffix(".txt") for path in read}
     if index is None:
-        texts = {path.with_suffix(".txt") for path in read}
         kinds[".txt files beside no picture"] = sum(path.suffix == ".txt" and path not in texts for path in files)
         kinds["subfolders with pictures"] = sum(map(_holds_pictures, subfolders))
     else:
         kinds["indexes beside it"] = sum(path.name in INDEXES and path != index for path in files)
+        kinds[".txt files beside pictures that it names"] = sum(path in texts for path in files)
     parts = [f"{kind} ({number:,})" for kind, number in sorted(kinds.items()) if number]
     if parts:
-        warn_once(f"in the folder {folder} these are not read: {', '.join(parts)}")
+        where = f"in the folder {folder}" + ("" if index is None else f", whose pictures {index.name} names,")
+        warn_once(f"{where} these are not read: {', '.join(parts)}")
 
 
 def _holds_pictures(folder: Path) -> bool:

@@ -254,12 +254,12 @@ def test_what_a_folder_holds_and_is_not_read_is_counted(tmp_path: Path, capsys: 
         f"warning: in the folder {tmp_path} these are not read: .gif files (2), .tif files (1), .txt files beside no picture (1), "
         "hidden files (2), subfolders with pictures (1)\n"
     )
-    (tmp_path / "index.jsonl").write_text('{"file": "a.GIF"}\n{"file": "more/deep/x.png"}\n')
+    (tmp_path / "index.jsonl").write_text('{"file": "img_1.5.png"}\n{"file": "more/deep/x.png"}\n')
     (tmp_path / "metadata.csv").write_text("file_name\n")
-    assert [one.id for one in read_folder(tmp_path)] == ["a", "x"]
+    assert [one.id for one in read_folder(tmp_path)] == ["img_1.5", "x"]
     assert capsys.readouterr().err == (
-        f"warning: in the folder {tmp_path} these are not read: hidden files (2), indexes beside it (1), pictures that index.jsonl "
-        "does not name (3)\n"
+        f"warning: in the folder {tmp_path}, whose pictures index.jsonl names, these are not read: .txt files beside pictures "
+        "that it names (1), hidden files (2), indexes beside it (1), pictures that it does not name (3)\n"
     )
 
 
