@@ -24,12 +24,20 @@ from rich.text import Text
 from ddil_core import ranks
 
 console = Console(stderr=True)
+_said: set[str] = set()
 
 
 def warn(sentence: str) -> None:
     """One line on stderr, of something that a user should know and that stops nothing; of several processes one says it."""
     if ranks.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
+
+
+def warn_once(sentence: str) -> None:
+    """Like ``warn``, once a process: for what is looked at several times in one command."""
+    if sentence not in _said:
+        _said.add(sentence)
+        warn(sentence)
 
 
 class RateColumn(ProgressColumn):

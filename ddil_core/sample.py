@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddil_core.data.captions import require_text
 from ddil_core.environment import full_precision
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
@@ -90,6 +91,12 @@ def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[st
     return [*sentences, CUT.format(cut, len(prompts))] if cut else sentences
 
 
+def require_prompts(prompts: Sequence[str]) -> None:
+    """Raises WrongCommand: a prompt holds half of a surrogate pair, as a byte that is not UTF-8 becomes, or a NUL."""
+    for prompt in prompts:
+        require_text(prompt, f"the prompt {prompt!r}")
+
+
 def sample(
     model: Model,
     prompts: Sequence[str],
@@ -104,8 +111,12 @@ def sample(
 ) -> np.ndarray:
     """uint8 [prompts, num_images, H, W, 3]. None takes what the model was made for.
 
-    The noise of a picture comes from (seed, prompt, number) alone.
+    The noise of a picture comes from (seed, prompt, number) alone. Prompts are taken as they are, the empty one too.
+
+    Raises:
+        WrongCommand: a prompt that is no text for a tokenizer, or sampling that cannot be meant (``settings``).
     """
+    require_prompts(prompts)
     sampling = settings(model, steps, solver, guidance_scale, reflection)
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
     pictures = []

@@ -134,12 +134,14 @@ def open_saved(folder: Path, count: int | None) -> list[Picture]:
             "make the others, or ask for fewer"
         )
     files = files[:count]
-    sizes = survey(files, str(folder)).sizes
+    found = survey(files, str(folder))
+    sizes = found.sizes
     if len(sizes) > 1:
         examples = ", ".join(f"{width} × {height} px ({name})" for (width, height), name in sorted(sizes.items()))
         raise WrongCommand(
             f"the pictures of {folder} have {len(sizes)} sizes, {examples}; a model's have one, so score them apart"
         )
+    found.say_changes()
     return files
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddil_core.data.captions import caption_of, decode, lines, read_rows
 from ddil_core.data.coco import Coco
 from ddil_core.data.dataset import DataSet, Prompt
-from ddil_core.data.folder import clean_caption, first_of, read_rows, refuse_twice
+from ddil_core.data.folder import refuse_twice
+from ddil_core.data.pictures import named
 from ddil_core.errors import WrongCommand
+from ddil_core.progress import warn_once
 from ddil_eval.store import digest
 
 
@@ -52,31 +55,51 @@ def choose_prompts(data: DataSet, count: int, path: Path | None) -> Prompts:
 def read_prompts(path: Path) -> list[Prompt]:
     """A user's list: ``.txt`` with one prompt a line, or ``.jsonl`` or ``.csv`` with a ``prompt`` and, if wanted, an ``id``.
 
-    Captions are cleaned (``clean_caption``) and empty ones skipped, as in DMD2's own reader of ``captions_coco14_test.txt``.
-    Without ids a prompt goes by the list's name and its place in it.
+    Captions are cleaned (``clean_caption``). Blank lines hold no prompt and are skipped, as in DMD2's own reader of
+    ``captions_coco14_test.txt``; those of a ``.txt`` are counted in a warning. Without ids a prompt goes by the list's name and
+    its place in it.
 
     Raises:
-        WrongCommand: no such list, no prompt in it, an id twice, or two captions for one id.
+        WrongCommand: no such list, no prompt in it, a row without a prompt, an id twice, or two captions for one id.
     """
     if not path.is_file():
         raise WrongCommand(f"there is no list of prompts {path}")
     if path.suffix in (".jsonl", ".csv"):
-        rows = [
-            (first_of(row, "id", "file_name"), first_of(row, "prompt", "caption", "text")) for row in read_rows(path)
-        ]
+        rows = _rows(path)
     elif path.suffix == ".txt":
-        try:
-            rows = [(None, line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise WrongCommand(f"the list of prompts {path} is not UTF-8 text: {error}") from error
+        rows = [(None, text) for text in _lines(path)]
     else:
         raise WrongCommand(f"the list of prompts {path} is neither .txt, .jsonl nor .csv")
-    cleaned = [(name, clean_caption(text)) for name, text in rows if text is not None and clean_caption(text)]
-    if not cleaned:
+    if not rows:
         raise WrongCommand(f"the list {path} holds no prompts; give a row a 'prompt', 'caption' or 'text'")
-    prompts = [Prompt(name or f"{path.stem}-{place:05d}", text) for place, (name, text) in enumerate(cleaned, 1)]
+    prompts = [Prompt(name or f"{path.stem}-{place:05d}", text) for place, (name, text) in enumerate(rows, 1)]
     refuse_twice([(prompt.id, prompt.text) for prompt in prompts], str(path))
     return prompts
+
+
+def _rows(path: Path) -> list[tuple[str | None, str]]:
+    """Ids and captions of a table; nothing where no row has a caption. Raises WrongCommand: some rows have none."""
+    rows = [(row.name("id", "file_name"), row.caption()) for row in read_rows(path)]
+    found = [(name, text) for name, text in rows if text is not None]
+    silent = [str(number) for number, (_, text) in enumerate(rows, 1) if text is None]
+    if found and silent:
+        raise WrongCommand(
+            f"{len(silent):,} of {len(rows):,} rows of the list {path} have no prompt: {named(silent)}; give each a 'prompt', "
+            "'caption' or 'text', or leave them out"
+        )
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    """The prompts of a ``.txt``. Raises WrongCommand: it is not UTF-8, or cannot be read."""
+    try:
+        told = lines(decode(path.read_bytes()))
+    except (ValueError, OSError) as error:
+        raise WrongCommand(f"the list of prompts {path} is not UTF-8 text: {error}") from error
+    found = [text for number, line in enumerate(told, 1) if (text := caption_of(line, f"line {number} of {path}"))]
+    if found and len(found) < len(told):
+        warn_once(f"{len(told) - len(found):,} of {len(told):,} lines of the list {path} are blank and are skipped")
+    return found
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddil_core.data.dataset import DataSet
+from ddil_core.data.images import READER
 from ddil_core.errors import DdilError
 from ddil_eval.cache import references_folder
 from ddil_eval.features import Features, gathered, read_features
@@ -48,7 +49,8 @@ def kept_reference(
 
 
 def _key(content: str, count: int, recipe: str, network: Network) -> dict[str, Any]:
-    return {"pictures_sha256": content, "count": count, "recipe": recipe, "network": network.identity()}
+    own = {"pictures_sha256": content, "count": count, "recipe": recipe, "network": network.identity()}
+    return own | {"reader": READER}
 
 
 def _extracted(names: Sequence[str], extract: Extract, count: int, folders: Mapping[str, Path]) -> Features:

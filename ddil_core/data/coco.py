@@ -8,14 +8,14 @@ the order of the list of annotations.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ddil_core.data.captions import caption_of, decode, parse_json, require_text
 from ddil_core.data.folder import PictureFiles
-from ddil_core.data.pictures import Picture, clean_caption, named
+from ddil_core.data.pictures import Picture, named
 from ddil_core.errors import WrongCommand
 
 FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
@@ -86,24 +86,34 @@ def _pictures(reference: str, folder: Path, split: str, annotations: Path) -> li
 def read_annotations(path: Path) -> dict[str, list[str]]:
     """Each picture's file name with its cleaned captions, in the orders of the lists ``images`` and ``annotations``.
 
+    A blank caption is none: of an image's others the first is then its prompt.
+
     Raises:
-        WrongCommand: the file is damaged or no caption file, an image stands twice, or has no caption.
+        WrongCommand: the file is damaged or no caption file, an image or its file stands twice, an image has no caption, or a
+            caption or a file name is no text.
     """
     try:
-        content: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
-        files = [(image["id"], str(image["file_name"])) for image in content["images"]]
+        content: dict[str, list[dict[str, Any]]] = parse_json(decode(path.read_bytes()))
+        files = [(image["id"], image["file_name"]) for image in content["images"]]
         captions: dict[Any, list[str]] = {key: [] for key, _ in files}
-        for annotation in content["annotations"]:
-            text = clean_caption(annotation["caption"])
+        for number, annotation in enumerate(content["annotations"], 1):
+            text = caption_of(annotation["caption"], f"the 'caption' of annotation {number} of {path}")
             if text and annotation["image_id"] in captions:
                 captions[annotation["image_id"]].append(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for place, (_, file) in enumerate(files, 1):
+            if not isinstance(file, str):
+                raise TypeError(f"the file name of image {place} is no text")
+            require_text(file, f"the 'file_name' of image {place} of {path}")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WrongCommand(
             f"the annotation file {path} is damaged or holds no captions ({type(error).__name__}: {error}); fetch it again"
         ) from error
     if len(captions) < len(files):
         twice = Counter(key for key, _ in files).most_common(1)[0][0]
         raise WrongCommand(f"the annotation file {path} has the image {twice} twice; fetch it again")
+    if len({file for _, file in files}) < len(files):
+        twice = Counter(file for _, file in files).most_common(1)[0][0]
+        raise WrongCommand(f"the annotation file {path} has the file {twice} twice; fetch it again")
     silent = [file for key, file in files if not captions[key]]
     if silent:
         raise WrongCommand(f"the annotation file {path} has no caption for {named(silent)}; fetch it again")

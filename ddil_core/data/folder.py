@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ddil_core.data.captions import Row, caption_of, decode, read_rows, require_text
 from ddil_core.data.dataset import Prompt
 from ddil_core.data.pictures import (
     Picture,
-    clean_caption,
     files_sha256,
     named,
     prepared,
@@ -26,8 +24,11 @@ from ddil_core.data.pictures import (
     survey,
 )
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.progress import warn_once
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHER_ENDINGS = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga", ".tif", ".tiff")
+"""Endings of pictures that are read only where an index names them."""
 INDEXES = ("index.jsonl", "metadata.jsonl", "metadata.csv")
 """Files that may say which pictures a folder holds, the first that is there: rows with a ``file`` (or ``file_name``), and
 where there are such a ``prompt`` (or ``caption``, ``text``) and an ``id``."""
@@ -146,15 +147,32 @@ def read_folder(folder: Path) -> list[Picture]:
         WrongCommand: no pictures, an index or a caption that cannot be read, an id twice, two captions for one id.
     """
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    try:
+        with os.scandir(folder) as entries:
+            found = {folder / entry.name: entry.is_dir() for entry in entries}
+    except OSError as error:
+        raise WrongCommand(f"the folder {folder} cannot be read: {error}") from error
+    files = sorted(path for path, is_folder in found.items() if not is_folder)
     if index is not None:
-        pictures = [_picture(folder, row, number, index) for number, row in enumerate(read_rows(index), 1)]
+        pictures = [_picture(folder, row) for row in read_rows(index)]
     else:
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
-        pictures = [Picture(path.stem, path, _beside(path)) for path in files]
+        shown = [path for path in files if path.suffix.lower() in ENDINGS and not _hidden(path)]
+        pictures = [_named_by_its_file(path) for path in shown]
+    _say_left_out(folder, files, set(found).difference(files), pictures, index)
     if not pictures:
         raise WrongCommand(f"the folder {folder} holds no pictures ({', '.join(ENDINGS)})")
     refuse_twice([(picture.id, picture.caption) for picture in pictures], str(index or folder))
+    _refuse_file_twice(pictures, str(index or folder))
     return pictures
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def _named_by_its_file(path: Path) -> Picture:
+    require_text(path.name, f"the name of the picture {str(path)!r}")
+    return Picture(path.stem, path, _beside(path))
 
 
 def _beside(path: Path) -> str | None:
@@ -162,25 +180,58 @@ def _beside(path: Path) -> str | None:
     if not text.is_file():
         return None
     try:
-        return clean_caption(text.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, OSError) as error:
+        return caption_of(decode(text.read_bytes()), f"the caption {text}")
+    except (ValueError, OSError) as error:
         raise WrongCommand(f"the caption {text} cannot be read as UTF-8: {error}; write it again in UTF-8") from error
 
 
-def _picture(folder: Path, row: dict[str, Any], number: int, index: Path) -> Picture:
-    file = first_of(row, "file", "file_name")
+def _picture(folder: Path, row: Row) -> Picture:
+    file = row.name("file", "file_name")
     if file is None:
-        raise WrongCommand(f"row {number} of {index} names no file; give it a 'file' or 'file_name'")
-    caption = first_of(row, "prompt", "caption", "text")
-    name = first_of(row, "id")
-    return Picture(
-        Path(file).stem if name is None else name, folder / file, None if caption is None else clean_caption(caption)
+        raise WrongCommand(f"{row.where} names no file; give it a 'file' or 'file_name'")
+    return Picture(row.name("id") or Path(file).stem, folder / file, row.caption())
+
+
+def _say_left_out(
+    folder: Path, files: Iterable[Path], subfolders: Iterable[Path], pictures: Sequence[Picture], index: Path | None
+) -> None:
+    """Warn in one sentence of what looks like pictures or captions in a folder and is not read."""
+    read = {picture.path for picture in pictures}
+    kinds = Counter(
+        "hidden files"
+        if _hidden(path)
+        else "pictures that it does not name"
+        if index is not None
+        else f"{path.suffix.lower()} files"
+        for path in files
+        if path not in read and path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS)
     )
+    texts = {path.with_suffix(".txt") for path in read}
+    if index is None:
+        kinds[".txt files beside no picture"] = sum(path.suffix == ".txt" and path not in texts for path in files)
+        kinds["subfolders with pictures"] = sum(map(_holds_pictures, subfolders))
+    else:
+        kinds["indexes beside it"] = sum(path.name in INDEXES and path != index for path in files)
+        kinds[".txt files beside pictures that it names"] = sum(path in texts for path in files)
+    parts = [f"{kind} ({number:,})" for kind, number in sorted(kinds.items()) if number]
+    if parts:
+        where = f"in the folder {folder}" + ("" if index is None else f", whose pictures {index.name} names,")
+        warn_once(f"{where} these are not read: {', '.join(parts)}")
 
 
-def first_of(row: dict[str, Any], *keys: str) -> str | None:
-    """The first of these keys that a row has a value for, as text."""
-    return next((str(row[key]) for key in keys if row.get(key) not in (None, "")), None)
+def _holds_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS) for path in folder.rglob("*"))
+
+
+def _refuse_file_twice(pictures: Sequence[Picture], source: str) -> None:
+    """Raises WrongCommand: two rows name one file, so that a picture would count twice."""
+    seen: dict[Path, int] = {}
+    for number, picture in enumerate(pictures, 1):
+        first = seen.setdefault(picture.path, number)
+        if first != number:
+            raise WrongCommand(
+                f"the file {picture.name!r} stands twice, in rows {first} and {number} of {source}; name each picture once"
+            )
 
 
 def refuse_twice(rows: Iterable[tuple[str, str | None]], source: str) -> None:
@@ -198,23 +249,3 @@ def refuse_twice(rows: Iterable[tuple[str, str | None]], source: str) -> None:
                 raise WrongCommand(f"the id {name!r} has two captions, {other!r} and {caption!r}, {where}; keep one")
             raise WrongCommand(f"the id {name!r} stands twice, {where}; each picture needs an id of its own")
         seen[name] = (number, caption)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``.jsonl`` or ``.csv`` file with a header.
-
-    Raises:
-        WrongCommand: it is not such a file.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        rows = [
-            json.loads(line) for line in text.split("\n") if line.strip()
-        ]  # JSON may hold other line ends, as U+2028
-    except (ValueError, csv.Error, OSError) as error:
-        raise WrongCommand(f"{path} cannot be read as {path.suffix[1:]} in UTF-8: {error}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise WrongCommand(f'{path} holds a line that is no JSON object; each line is one, such as {{"file": "a.png"}}')
-    return rows

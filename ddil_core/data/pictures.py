@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,21 +13,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from ddil_core.data.images import BAD_PICTURE, Head, read_head, read_rgb
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.progress import warn
 
-BAD_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises of a file that is no picture, or one so large that opening it could take all memory."""
-
 _NAMED = 5
-
-
-def clean_caption(text: str) -> str:
-    """The one way in which captions are cleaned: white space at the ends goes, any other run of it becomes one space.
-
-    Case, punctuation and spelling stay. COCO has captions with line ends and with spaces after the full stop.
-    """
-    return " ".join(text.split())
 
 
 def named(names: Sequence[str]) -> str:
@@ -47,12 +38,11 @@ class Picture:
     def name(self) -> str:
         return self.path.name
 
-    def head(self) -> tuple[tuple[int, int], str]:
-        """(W, H) and mode; the pixels are not decoded. Raises FileNotFoundError, or one of ``BAD_PICTURE``."""
+    def head(self) -> Head:
+        """See ``read_head``. Raises FileNotFoundError too."""
         if not self.path.is_file():
             raise FileNotFoundError(self.path)
-        with Image.open(self.path) as image:
-            return image.size, image.mode
+        return read_head(self.path)
 
     def read(self) -> np.ndarray:
         """See ``read_picture``."""
@@ -68,61 +58,87 @@ class Captioned(Protocol):
     @property
     def caption(self) -> str | None: ...
 
-    def head(self) -> tuple[tuple[int, int], str]: ...
+    def head(self) -> Head: ...
 
     def read(self) -> np.ndarray: ...
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture file, other modes converted to RGB as Pillow does; EXIF rotation is not applied.
+    """uint8 [H, W, 3] of a picture file, read as ``read_rgb`` says.
 
     Raises:
-        DdilError: the file is missing or damaged.
+        DdilError: the file is missing or damaged, or its pixels have no known range.
     """
     if not path.is_file():
         raise DdilError(f"the picture {path} is missing")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except BAD_PICTURE as error:
-        raise DdilError(f"the picture {path} is damaged ({' '.join(str(error).split())})") from error
+    return read_rgb(path, str(path))
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the heads of ``count`` pictures say: ``converted`` are those of another mode than RGB, ``silent`` those without a
-    caption, ``sizes`` [(W, H)] one picture of each."""
+    """What the heads of ``count`` pictures of ``what`` say.
 
+    ``converted`` are those that are not RGB of 8 bits, ``silent`` those without a caption, ``sizes`` [(W, H)] one picture of
+    each; ``changed`` counts the pictures by what reading them changes, in words.
+    """
+
+    what: str
     count: int
     converted: list[str]
     silent: list[str]
     sizes: dict[tuple[int, int], str]
+    changed: Counter[str]
+
+    def say_changes(self) -> None:
+        """Warn in one sentence of all that reading the pictures changes; silent where nothing is changed."""
+        of = f"of {self.count:,} pictures of {self.what}"
+        parts = [f"{number:,} {change}" for change, number in sorted(self.changed.items())]
+        if self.converted:
+            parts.insert(0, f"{len(self.converted):,} {of} are not RGB and are converted: {named(self.converted)}")
+        elif parts:
+            parts[0] = f"{of}: {parts[0]}"
+        if parts:
+            warn("; ".join(parts))
 
 
 def survey(pictures: Iterable[Captioned], what: str) -> Survey:
     """Look at the heads of pictures; the pixels are not decoded.
 
     Raises:
-        DdilError: some are missing or no pictures; the message names them and says how many.
+        DdilError: some are missing, no pictures, or of no known range; the message names them and says how many.
     """
-    count, missing, damaged, found = 0, [], [], Survey(0, [], [], {})
+    count, missing, damaged, unscaled, found = 0, [], [], [], Survey(what, 0, [], [], {}, Counter())
     for picture in pictures:
         count += 1
         if not picture.caption:
             found.silent.append(picture.name)
         try:
-            size, mode = picture.head()
+            head = picture.head()
         except FileNotFoundError:
             missing.append(picture.name)
         except BAD_PICTURE:
             damaged.append(picture.name)
         else:
-            found.sizes.setdefault(size, picture.name)
-            if mode != "RGB":
+            found.sizes.setdefault(head.size, picture.name)
+            found.changed.update(words for words, holds in _changes(head).items() if holds)
+            if not head.range_known:
+                unscaled.append(picture.name)
+            elif not head.rgb:
                 found.converted.append(picture.name)
     refuse(missing, "missing", count, what)
     refuse(damaged, "damaged", count, what)
+    refuse(unscaled, "of 32-bit or 12-bit grey, of which it is not known which number is white", count, what)
     return replace(found, count=count)
+
+
+def _changes(head: Head) -> dict[str, bool]:
+    """What reading a picture may change beside its mode, in words, and whether it does."""
+    return {
+        "of 16-bit grey, scaled to 8 bits": head.grey16,
+        "of 16-bit colour, cut to the upper 8 bits": head.deep_colour,
+        "with transparency, which is left out": head.alpha,
+        "with several frames, of which the first is read": head.animated,
+    }
 
 
 def refuse(names: Sequence[str], fault: str, count: int, what: str, kind: str = "pictures") -> None:
@@ -148,9 +164,7 @@ def require_training(pictures: Iterable[Captioned], side: int, what: str, cure: 
             f"{len(found.silent):,} of {found.count:,} pictures of {what} have no caption: {named(found.silent)}; "
             f"{cure}, or leave them out"
         )
-    if found.converted:
-        of = f"{len(found.converted):,} of {found.count:,} pictures of {what}"
-        warn(f"{of} are not RGB and are converted: {named(found.converted)}")
+    found.say_changes()
     small = [name for size, name in found.sizes.items() if min(size) < side]
     if small:
         warn(f"pictures of {what} are smaller than {side} x {side} and are enlarged, such as {small[0]}")

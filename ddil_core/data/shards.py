@@ -1,9 +1,10 @@
 """WebDataset shards to train on, ``webdataset:PATTERN``: tar files of pictures with captions, here or on the web.
 
-A sample is a picture (.jpg, .png, .webp) and a caption of the same name: a .txt in UTF-8, or a .json with a "caption". Nothing else
-in a shard is read, and nothing is decoded but pictures, by Pillow, and text: no pickle, no array, no code. PATTERN is a path or an
-URL of http(s) with braces, as the library ``webdataset`` expands them, or a path with ``*`` and ``?``; commands (``pipe:``) are
-refused. Shards on the web are fetched whole, on consent, into the user's folder, and read from there.
+A sample is a picture (.jpg, .png, .webp) and a caption of the same name: a .txt in UTF-8, or a .json with a "caption". A name ends
+at its first dot, as the library has it, so that ``img_1.5.png`` is no picture of a sample. Nothing else in a shard is read, and
+nothing is decoded but pictures, by Pillow, and text: no pickle, no array, no code. PATTERN is a path or an URL of http(s) with
+braces, as the library ``webdataset`` expands them, or a path with ``*`` and ``?``; commands (``pipe:``) are refused. Shards on the
+web are fetched whole, on consent, into the user's folder, and read from there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import json
 import lzma
 import re
 import tarfile
@@ -26,14 +26,16 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
-from PIL import Image
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
+from ddil_core.data.captions import caption_of, decode, parse_json, require_text
 from ddil_core.data.dataset import Prompt
-from ddil_core.data.pictures import BAD_PICTURE, clean_caption, prepared, refuse, refuse_fewer, require_training
+from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
+from ddil_core.data.images import Head, read_head, read_rgb
+from ddil_core.data.pictures import named, prepared, refuse, refuse_fewer, require_training
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.progress import transfer
+from ddil_core.progress import transfer, warn_once
 from ddil_core.resources import user_folder
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -53,44 +55,45 @@ class DamagedShard(DdilError):
 
 @dataclass(frozen=True)
 class ShardPicture:
-    """A sample of a shard: the picture's bytes and its cleaned caption, None where there is none that can be read."""
+    """A sample of a shard: the picture's bytes and its cleaned caption, None where there is none or a blank one."""
 
     name: str
     content: bytes
     caption: str | None
 
-    def head(self) -> tuple[tuple[int, int], str]:
-        """(W, H) and mode; the pixels are not decoded. Raises one of ``BAD_PICTURE``."""
-        with Image.open(io.BytesIO(self.content), formats=FORMATS) as image:
-            return image.size, image.mode
+    def head(self) -> Head:
+        """See ``read_head``."""
+        return read_head(io.BytesIO(self.content), FORMATS)
 
     def read(self) -> np.ndarray:
-        """uint8 [H, W, 3], as ``ddil_core.data.pictures.read_picture`` reads files. Raises DdilError."""
-        try:
-            with Image.open(io.BytesIO(self.content), formats=FORMATS) as image:
-                return np.asarray(image.convert("RGB"))
-        except BAD_PICTURE as error:
-            raise DdilError(f"the picture {self.name} is damaged ({' '.join(str(error).split())})") from error
+        """uint8 [H, W, 3]; see ``read_rgb``."""
+        return read_rgb(io.BytesIO(self.content), self.name, FORMATS)
 
 
-def read_shard(path: Path) -> Iterator[ShardPicture]:
+def read_shard(path: Path, left_out: list[str] | None = None) -> Iterator[ShardPicture]:
     """The samples of a shard, in its order. Samples without a picture are none.
+
+    The names of pictures that are not read are added to ``left_out``.
 
     Raises:
         DamagedShard: it is no tar file, or one that is cut short or damaged.
+        WrongCommand: a name or a caption is no text.
     """
+    left_out = [] if left_out is None else left_out
     try:
-        for sample in group_by_keys(_members(path)):
-            kind = next((kind for kind in PICTURES if kind in sample), None)
-            if kind is not None:
-                yield ShardPicture(f"{path.name}/{sample['__key__']}.{kind}", sample[kind], _caption(sample))
+        for sample in group_by_keys(_members(path, left_out)):
+            name, kinds = f"{path.name}/{sample['__key__']}", [kind for kind in PICTURES if kind in sample]
+            left_out += [f"{name}.{kind}" for kind in kinds[1:]]
+            if kinds:
+                require_text(name, f"the name {name!r} of a picture")
+                yield ShardPicture(f"{name}.{kinds[0]}", sample[kinds[0]], _caption(sample, name))
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = str(error.args[0] if type(error) is ValueError else error).partition("\n")[0].rstrip(":")
         raise DamagedShard(f"the shard {path} is damaged ({reason}); fetch or make it again") from error
 
 
-def _members(path: Path) -> Iterator[dict[str, Any]]:
-    """The files of a shard that are read, as ``group_by_keys`` takes them.
+def _members(path: Path, left_out: list[str]) -> Iterator[dict[str, Any]]:
+    """The files of a shard that are read, as ``group_by_keys`` takes them; other pictures are added to ``left_out``.
 
     The library's own reader takes a shard that is cut between two members, or has a damaged header, for one that ends there.
     """
@@ -100,6 +103,8 @@ def _members(path: Path) -> Iterator[dict[str, Any]]:
             file = tar.extractfile(member) if member.isfile() and not member.issparse() else None
             if file is not None and kind.lower() in (*PICTURES, *CAPTIONS):
                 yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
+            elif member.isfile() and Path(member.name).suffix.lower() in (*ENDINGS, *OTHER_ENDINGS):
+                left_out.append(f"{path.name}/{member.name}")
         end = tar.fileobj
         assert end is not None
         end.seek(tar.offset)
@@ -107,15 +112,26 @@ def _members(path: Path) -> Iterator[dict[str, Any]]:
             raise tarfile.ReadError("it ends without the mark of a tar file's end")
 
 
-def _caption(sample: dict[str, Any]) -> str | None:
-    try:
-        if "txt" in sample:
-            return clean_caption(sample["txt"].decode("utf-8-sig"))
-        told = json.loads(sample.get("json", "null"))
-    except (ValueError, RecursionError):
-        return None
-    caption = told.get("caption") if isinstance(told, dict) else None
-    return clean_caption(caption) if isinstance(caption, str) else None
+def _caption(sample: dict[str, Any], name: str) -> str | None:
+    """A sample's caption: that of its .txt, else of its .json. Raises WrongCommand: it is no text."""
+    for kind, told in (("txt", decode), ("json", _told_by_json)):
+        if kind in sample:
+            where = f"the caption {name}.{kind}"
+            try:
+                found = caption_of(told(sample[kind]), where)
+            except ValueError as error:
+                raise WrongCommand(f"{where} cannot be read in UTF-8: {error}; write it again") from error
+            if found is not None:
+                return found
+    return None
+
+
+def _told_by_json(content: bytes) -> object:
+    """What a .json holds as its "caption". Raises ValueError: it is no JSON object."""
+    told = parse_json(decode(content))
+    if not isinstance(told, dict):
+        raise ValueError("it is no JSON object")
+    return told.get("caption")
 
 
 class Shards:
@@ -140,13 +156,18 @@ class Shards:
             WrongCommand: there are fewer, some have no caption, or a shard is to be fetched and there is no consent.
             DdilError: shards or pictures are damaged.
         """
-        damaged = list[str]()
+        damaged, left_out = list[str](), list[str]()
         there = require_training(
-            islice(self._pictures(damaged), count),
+            islice(self._pictures(damaged, left_out), count),
             side,
             self.reference,
             "put a .txt of its name beside each in its shard",
         )
+        if left_out:
+            warn_once(
+                f"{len(left_out):,} pictures of {self.reference} are not read: {named(left_out)}; a sample has one picture, of the "
+                f"endings {', '.join(PICTURES)}, and no dot in its name but that before the ending"
+            )
         refuse(damaged, "damaged", len(self.shards), self.reference, "shards")
         refuse_fewer(there, count, self.reference)
 
@@ -170,11 +191,14 @@ class Shards:
         """Refused: shards are trained on, not compared with."""
         raise WrongCommand(f"the data set {self.reference!r} is for training; unpack the shards and name folder:DIR")
 
-    def _pictures(self, damaged: list[str] | None = None) -> Iterator[ShardPicture]:
-        """All samples; damaged shards are left out where they are to be gathered in ``damaged``."""
+    def _pictures(self, damaged: list[str] | None = None, left_out: list[str] | None = None) -> Iterator[ShardPicture]:
+        """All samples; damaged shards are passed over where they are to be gathered in ``damaged``.
+
+        The names of pictures that are not read are added to ``left_out``.
+        """
         for shard in self.shards:
             try:
-                yield from read_shard(self._here(shard))
+                yield from read_shard(self._here(shard), left_out)
             except DamagedShard:
                 if damaged is None:
                     raise

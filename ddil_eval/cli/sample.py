@@ -63,11 +63,12 @@ def sample(
     from ddil_core.errors import WrongCommand
     from ddil_core.models.model import load_model
     from ddil_core.progress import warn
-    from ddil_core.sample import remarks, settings
+    from ddil_core.sample import remarks, require_prompts, settings
     from ddil_core.sample import sample as draw
     from ddil_eval import figures
     from ddil_eval.store import replacing
 
+    require_prompts(prompts)
     taken = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
     if taken:
         raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")

@@ -56,7 +56,10 @@ def read_inverted(path: Path) -> Inverted:
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        return Inverted(**told | {"candidates": tuple(told["candidates"])})
+        found = Inverted(**told | {"candidates": tuple(told["candidates"])})
+        if not all(isinstance(text, str) for text in (found.id, found.prompt, *found.candidates)):
+            raise TypeError("a prompt is one text")
+        return found
     except (ValueError, TypeError, KeyError) as error:
         raise DdilError(
             f"the inverted prompt {path} is damaged; delete the file to invert its picture again"

@@ -144,7 +144,7 @@ def plan(config: InversionConfig) -> Plan:
     try:
         data = open_data(config.data)
         if isinstance(data, PictureFiles):
-            survey(data.take(config.num_images, "pictures"), data.reference)
+            survey(data.take(config.num_images, "pictures"), data.reference).say_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
     for name, problem in (("CLIP", lacks_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):

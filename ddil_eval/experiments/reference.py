@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddil_core.data.dataset import DataSet, open_data
-from ddil_core.data.folder import PictureFiles, named, survey
+from ddil_core.data.folder import PictureFiles, survey
 from ddil_core.errors import WrongCommand
-from ddil_core.progress import warn
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.references import content_sha256
@@ -42,13 +41,9 @@ def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dic
 
 
 def check_reference(data: DataSet, count: int) -> None:
-    """Look at the reference's files before any picture is made; of those that are not RGB is said that they are converted."""
+    """Look at the reference's files before any picture is made, and warn of what reading them changes."""
     if isinstance(data, PictureFiles):
-        converted = survey(data.take(count, "pictures"), data.reference).converted
-        if converted:
-            warn(
-                f"{len(converted):,} of {count:,} pictures of {data.reference} are not RGB and are converted: {named(converted)}"
-            )
+        survey(data.take(count, "pictures"), data.reference).say_changes()
 
 
 def open_reference(reference: str, recipe: str | None, pictures: int | None) -> tuple[Recipe, DataSet, int]:

@@ -11,6 +11,10 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from ddil_core.errors import WrongCommand
+from ddil_core.models.model import load_model
+from ddil_core.sample import sample as draw
+
 PROMPTS = (
     "a small red circle left of a large blue star on a grey background",
     "a large purple ring on a navy background",
@@ -130,6 +134,32 @@ def test_settings_that_cannot_be_meant_are_refused(
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].removeprefix("Error: ") == message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [
+        ("a \udcff cat", "U+DCFF, half of a surrogate pair,"),
+        ("a \ud83d cat", "U+D83D, half of a surrogate pair,"),
+        ("a \0", "a NUL,"),
+    ],
+)  # fmt: skip
+def test_a_prompt_that_is_no_text_is_refused(
+    prompt: str, what: str, sample: Callable[..., Result], student: Path, tmp_path: Path
+) -> None:
+    """A byte of a command line that is not UTF-8 becomes half of a surrogate pair."""
+    sentence = f"the prompt {prompt!r} holds {what} which is no character of a text; write it again in UTF-8"
+    result = sample(tmp_path / "out", PROMPTS[0], prompt)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {sentence}\n")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(WrongCommand) as error:
+        draw(load_model(str(student)), [prompt])
+    assert str(error.value) == sentence
+
+
+def test_unusual_prompts_are_drawn_as_they_are(sample: Callable[..., Result], tmp_path: Path) -> None:
+    prompts = ("", "a \U0001f600 cat", "a $\\frac$ of $5", "a\u2028cat")
+    assert sample(tmp_path / "out", *prompts).exit_code == 0
 
 
 def test_reflection_needs_the_bounds_that_a_student_brings(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddil_core.data.captions import clean_caption
 from ddil_core.data.coco import read_annotations
 from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.data.folder import PictureFiles
-from ddil_core.data.pictures import clean_caption, prepare, read_picture, survey
+from ddil_core.data.pictures import prepare, read_picture, survey
 from ddil_core.errors import DdilError, WrongCommand
 from tests.coco import photograph, save_coco
 

@@ -186,9 +186,9 @@ def test_pictures_without_captions_are_named(tmp_path: Path) -> None:
     silent = [
         {},
         {"txt": b" "},
-        {"txt": "café".encode("latin-1")},
-        {"json": b"{"},
-        {"json": b"[1]"},
+        {"txt": "\ufeff\u200b".encode()},
+        {"json": b'{"caption": null}'},
+        {"json": b'{"caption": "\\u00a0"}'},
         {"json": b'{"a": 1}'},
     ]
     save_shard(tmp_path / "a.tar", [{"png": picture(0), "txt": b"a"}, *({"png": picture(1)} | more for more in silent)])
