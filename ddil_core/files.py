@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,8 @@ def append_line(path: Path, line: str) -> None:
                 if written != len(content):  # the disk took a part; the next try says why
                     file.write(content[written:])
             except OSError:
-                file.truncate(size)
+                with suppress(OSError):  # where this fails too, half a line stays, which readers of logs leave out
+                    file.truncate(size)
                 raise
     except OSError as error:
         raise _not_written(path, error.strerror or str(error)) from error
