@@ -12,7 +12,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,14 +37,14 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         DdilError: another command holds it, or the folder cannot be made or written to. The sentence names the holder.
     """
-    with _holding(folder, _refuse):
+    with _holding(folder, _refuse, "name another"):
         yield
 
 
 @contextmanager
 def waiting_for(folder: Path) -> Iterator[None]:
-    """As ``held``, but wait while another command holds the folder: for caches, whose content both commands want."""
-    with _holding(folder, _wait):
+    """As ``held``, but wait while another command holds the folder: for the cache, whose content both commands want."""
+    with _holding(folder, _wait, "set DDIL_CACHE to another"):
         yield
 
 
@@ -59,7 +59,7 @@ def held_by_main(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _holding(folder: Path, busy: Callable[[int, Path], None]) -> Iterator[None]:
+def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iterator[None]:
     key = folder.resolve()
     if key in _held:
         _held[key] += 1
@@ -70,11 +70,10 @@ def _holding(folder: Path, busy: Callable[[int, Path], None]) -> Iterator[None]:
         return
     path, new = folder / LOCK, not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = _locked(path, busy)
     except OSError as error:
         raise DdilError(
-            f"the folder {folder} cannot be written to ({error.strerror or error}); make it writable or name another"
+            f"the folder {folder} cannot be written to ({error.strerror or error}); make it writable or {cure}"
         ) from error
     _held[key] = 1
     try:
@@ -83,13 +82,15 @@ def _holding(folder: Path, busy: Callable[[int, Path], None]) -> Iterator[None]:
         del _held[key]
         path.unlink(missing_ok=True)  # while it is held, so that nobody can hold a file that has no name any more
         os.close(file)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()  # the work failed before it wrote anything
+        if new:
+            with suppress(OSError):  # it holds something, as it should
+                folder.rmdir()
 
 
 def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
     """An open lock file that this process holds. ``busy`` refuses, or returns once it is worth another try."""
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # a holder that wrote nothing deletes the folder that it made
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _try(file, path):

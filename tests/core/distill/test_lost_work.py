@@ -51,7 +51,7 @@ def alive() -> tuple[int, int]:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "pd": {"convert": {"updates": 2}, "stages": [{"steps": 2**n, "updates": 2} for n in (4, 3, 2, 1)]},
+    "pd": {"convert": {"updates": 2}, "stages": [{"steps": 2**n, "updates": 2} for n in (3, 2, 1)]},
     "dmd2": {"method": "dmd2", "stages": None, "updates": 2, "critic_updates": 1, "teacher_steps": 4, "gan": {},
              "regression": {"pairs": 4, "teacher_steps": 2, "updates": 2}},
 }  # fmt: skip
@@ -77,7 +77,7 @@ def test_a_finished_stage_leaves_only_its_network(tmp_path: Path, monkeypatch: p
         tmp_path / "out",
         device="cpu",
     )
-    assert counted == {"pd": [(1, 0), (2, 0), *[(3, 0)] * 3], "dmd2": [(1, 0), (2, 0)]}[name]
+    assert counted == {"pd": [(1, 0), (2, 0), (3, 0), (3, 0)], "dmd2": [(1, 0), (2, 0)]}[name]
 
 
 def config(kind: type[Any], **told: Any) -> Any:
@@ -208,10 +208,9 @@ def environment() -> dict[str, str]:
 
 
 def until_logged(log: Path) -> None:
-    """Wait until there is a line more than now."""
-    lines = log.read_text().count("\n") if log.is_file() else 0
+    """Wait until a log has a line."""
     for _ in range(1200):
-        if log.is_file() and log.read_text().count("\n") > lines:
+        if log.is_file() and log.read_text().endswith("\n"):
             return
         time.sleep(0.05)
     raise AssertionError("it never came so far")
@@ -220,20 +219,19 @@ def until_logged(log: Path) -> None:
 def test_a_signal_ends_the_command_with_a_checkpoint_and_its_status(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     long = ("--set", "stages=[{steps: 2, updates: 100000}]", "--set", "save_every=100000")
-    for number, name, status in ((signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)):
-        process = subprocess.Popen(
-            command(folder, out, *long), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-        )
-        until_logged(out / "log.jsonl")
-        process.send_signal(number)
-        before = time.monotonic()
-        said, errors = process.communicate(timeout=60)
-        assert time.monotonic() - before < 30
-        assert (process.returncode, said) == (status, "")
-        last = errors.splitlines()[-1]
-        assert last.startswith(f"stopped by {name}: update ") and last.endswith("; run the same command again to go on")
-        assert "Traceback" not in errors and not (out / LOCK).exists()
-        assert torch.load(out / "checkpoints" / "stage-1-of-1.pt", weights_only=True)["step"] >= 50
+    process = subprocess.Popen(
+        command(folder, out, *long), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    until_logged(out / "log.jsonl")
+    process.send_signal(signal.SIGTERM)
+    before = time.monotonic()
+    said, errors = process.communicate(timeout=60)
+    assert time.monotonic() - before < 30
+    assert (process.returncode, said) == (143, "")
+    last = errors.splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM: update ") and last.endswith("; run the same command again to go on")
+    assert "Traceback" not in errors and not (out / LOCK).exists()
+    assert torch.load(out / "checkpoints" / "stage-1-of-1.pt", weights_only=True)["step"] >= 50
 
 
 def test_a_full_disk_costs_no_checkpoint(folder: Path, tmp_path: Path) -> None:
