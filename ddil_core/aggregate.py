@@ -139,8 +139,21 @@ class AggregatedDataset:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what another dataset held, of whatever capacity: the order of use counts, and the places do not.
+
+        Raises:
+            WrongCommand: it held more than this one can.
+        """
+        places = {place: index for index, place in enumerate(state["kept"].tolist())}
+        if len(places) > self.capacity:
+            raise WrongCommand(
+                f"the run's aggregated dataset holds {len(places):,} states, and ddil.capacity is {self.capacity:,}; say --set "
+                f"ddil.capacity={len(places)}, or more"
+            )
         for name, values in state["tensors"].items():
             tensor = getattr(self, name)
-            tensor[state["kept"].to(tensor.device)] = values.to(tensor.device)
-        self.free, self.queue = list(state["free"]), deque(state["queue"])
+            tensor[: len(places)] = values.to(tensor.device)
+            tensor[len(places) :] = 0
+        self.free = list(range(len(places), self.capacity))
+        self.queue = deque(places[place] for place in state["queue"])
         self.collected, self.used = state["counts"]

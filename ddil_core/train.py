@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,8 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddil_core.ending import Interrupted, between_updates
 from ddil_core.errors import DdilError
-from ddil_core.progress import progress
+from ddil_core.files import append_line, write_text, write_torch
+from ddil_core.progress import progress, warn
+from ddil_core.ranks import PATIENCE
 
 Logs = dict[str, Tensor | float]
 """What an update reports: numbers, or pairs [2] of a sum and its weight where an update may have nothing to tell."""
@@ -66,11 +70,8 @@ class Ema(Generic[M]):
 
 
 def save_checkpoint(path: Path, step: int, stateful: Mapping[str, Stateful]) -> None:
-    """Write a checkpoint under a temporary name, then rename it: a kill leaves the previous one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    torch.save({"step": step, **{name: item.state_dict() for name, item in stateful.items()}}, temporary)
-    temporary.replace(path)
+    """Write a checkpoint whole or not at all: a kill or a full disk leaves the previous one. Raises DdilError for the disk."""
+    write_torch(path, {"step": step, **{name: item.state_dict() for name, item in stateful.items()}})
 
 
 def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
@@ -86,6 +87,8 @@ def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
         for name, item in stateful.items():
             item.load_state_dict(saved[name])
         return int(saved["step"])
+    except DdilError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to start this stage again"
@@ -93,16 +96,35 @@ def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
 
 
 def forget_after(step: int, title: str, log: Path) -> None:
-    """Take the lines of a stage that are past its checkpoint out of the log: those updates are done again."""
-    if not log.is_file():
+    """Take the lines of a stage that are past its checkpoint out of the log: those updates are done again.
+
+    Damaged lines go too, with a warning: a log says how a run went, and the run does not depend on it.
+
+    Raises:
+        DdilError: the log cannot be read or written.
+    """
+    if not log.exists():
         return
-    lines = log.read_text().splitlines(keepends=True)
-    held = [line for line in lines if line.endswith("\n")]  # a kill can leave half a line
-    kept = [line for line in held if (entry := json.loads(line)).get("stage") != title or entry["step"] <= step]
-    if kept != lines:
-        temporary = log.with_suffix(".partial")
-        temporary.write_text("".join(kept))
-        temporary.replace(log)
+    try:
+        lines = log.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DdilError(f"the log {log} cannot be read ({error.strerror}); move it away to go on without it") from error
+    entries = [(line, _entry(line)) for line in lines[:-1]]
+    damaged = sum(entry is None for _, entry in entries)
+    if damaged:
+        warn(f"{damaged} of {len(entries)} lines of the log {log} are damaged and were taken out")
+    kept = [line for line, entry in entries if entry is not None and (entry[0] != title or entry[1] <= step)]
+    if kept != lines[:-1] or lines[-1]:  # a kill can leave half a line at the end
+        write_text(log, "".join(line.decode() + "\n" for line in kept))
+
+
+def _entry(line: bytes) -> tuple[str, int] | None:
+    """The stage and the step of a line of the log; None where it is damaged."""
+    try:
+        told = json.loads(line)
+        return str(told["stage"]), int(told["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def fit(
@@ -124,20 +146,25 @@ def fit(
     from the step and from ``stateful`` alone. Logged values are means since the last line, and over the processes of
     ``accelerator``, of which the main one alone writes.
 
+    A signal that ends the command is taken between updates: what was done is saved first, at the same update in all processes.
+
     Raises:
         DdilError: a loss is not finite; the checkpoint before it is kept.
+        Interrupted: a signal came, and the checkpoint is saved.
     """
     step = load_checkpoint(checkpoint, stateful)
     main = accelerator is None or accelerator.is_main_process
     if main:
         forget_after(step, title, log)
     window: list[Logs] = []
-    with progress(title, total=steps, done=step) as advance:
+    with progress(title, total=steps, done=step) as advance, between_updates() as signal:
         while step < steps:
             window.append(update(step))
             step += 1
             note, means = None, None
             writes, saves = (step % every == 0 or step == steps for every in (log_every, save_every))
+            stopped = agreed(signal(), accelerator)
+            saves = saves or stopped > 0
             if saves or writes:
                 found = window_means(window, accelerator)
                 require_finite(found, title, step)  # what is not finite is never saved
@@ -146,18 +173,16 @@ def fit(
                 window.clear()
                 note = f"loss {means['loss']:.4f}" if "loss" in means else None
                 if main:
-                    _write(log, {"stage": title, "step": step, **means})
+                    append_line(log, json.dumps({"stage": title, "step": step, **means}))
             if saves and main:
                 save_checkpoint(checkpoint, step, stateful)
+            if stopped:
+                if accelerator is not None:
+                    accelerator.wait_for_everyone()  # else those that end first would have the others ended too
+                raise Interrupted(stopped, f"update {step} of {steps} of the stage {title!r} is saved in {checkpoint}")
             for callback in callbacks:
                 callback(step, means)
             advance(1, note)
-
-
-def _write(log: Path, entry: Mapping[str, object]) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as lines:
-        lines.write(json.dumps(entry) + "\n")
 
 
 def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None) -> dict[str, float]:
@@ -171,6 +196,20 @@ def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None)
     if accelerator is not None and accelerator.num_processes > 1:
         table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
     return {key: float(total / weight) for key, (total, weight) in zip(window[0], table, strict=True) if float(weight)}
+
+
+def agreed(number: int, accelerator: Accelerator | None) -> int:
+    """The largest of all processes' numbers, in each of them. It goes over the CPU, so that no GPU is waited for."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return number
+    largest = torch.tensor([number])
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=_cpu_group())
+    return int(largest)
+
+
+@cache
+def _cpu_group() -> Any:
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def require_finite(means: Mapping[str, float], title: str, step: int) -> None:

@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from ddil_core.errors import DdilError
-from ddil_eval.store import replacing
+from ddil_core.files import replacing
 
 Arrays = dict[str, np.ndarray]
 Features = Arrays
@@ -81,7 +81,7 @@ def read_features(path: Path, count: int, what: str) -> np.ndarray:
         if features.ndim == 2 and len(features) == count:
             return features
         raise ValueError("another shape")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads a header as Python, which fails in many ways
         raise DdilError(f"the kept {what} {path} are damaged; delete the file to compute them again") from error
 
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from ddil_core.errors import DdilError
-from ddil_eval.store import Estimate, Measured, Record, replacing
+from ddil_core.files import replacing
+from ddil_eval.store import Estimate, Measured, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,16 +11,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 
 from ddil_core import ranks
 from ddil_core.data.dataset import Prompt
 from ddil_core.data.folder import INDEXES, Picture, read_folder, read_picture, survey
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.files import delete_temporaries, replacing, write_text
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
 from ddil_core.sampling import Sampling
-from ddil_eval.store import digest, replacing, write_text
+from ddil_eval.store import digest
 
 INDEX = INDEXES[0]
 MADE = "made.json"
@@ -169,11 +171,14 @@ class Made:
         if not path.is_file():
             return cls(str(folder))
         try:
-            told = json.loads(path.read_text())
+            told = json.loads(path.read_bytes())
             known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
-            return cls(**known | {"grid": tuple(told["grid"])})
-        except (ValueError, TypeError, KeyError) as error:
+            return _MADE.validate_python(known)
+        except (ValueError, TypeError, OSError, RecursionError) as error:  # pydantic's own error is a ValueError
             raise DdilError(f"the file {path} is damaged; delete it to score the pictures without it") from error
+
+
+_MADE = TypeAdapter(Made)
 
 
 class Keeper:
@@ -199,8 +204,17 @@ class Keeper:
         if self.number > 1:
             drawn["pictures_per_prompt"] = self.number
         path, text = folder / MADE, json.dumps(asdict(self.made) | drawn, indent=2) + "\n"
-        if path.is_file() and path.read_text() != text:
+        if path.is_file() and path.read_bytes() != text.encode():
+            try:
+                Made.read(folder)
+            except DdilError as error:
+                raise DdilError(
+                    f"the file {path} is damaged, so that nobody knows how the pictures beside it were made; delete the folder to "
+                    "draw them again"
+                ) from error
             raise WrongCommand(f"the folder {folder} holds pictures that were made otherwise; choose another --out")
+        if ranks.is_main():
+            delete_temporaries(folder)  # of a process that was killed
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise WrongCommand(f"the folder {folder} is not empty and holds no kept pictures; choose another --out")
         if ranks.is_main():

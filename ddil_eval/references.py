@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 from ddil_core.data.dataset import DataSet
 from ddil_core.data.images import READER
 from ddil_core.errors import DdilError
+from ddil_core.files import write_text
+from ddil_core.lock import waiting_for
 from ddil_eval.cache import references_folder
 from ddil_eval.features import Features, gathered, read_features
 from ddil_eval.metrics import Network
-from ddil_eval.store import digest, write_text
+from ddil_eval.store import digest
 
 Extract = Callable[[Sequence[str]], Iterator[Features]]
 
@@ -36,10 +39,17 @@ def kept_reference(
     content = content_sha256(data, count) if keyed else ""
     keys = {name: _key(content, count, recipe, network) for name, network in keyed.items()}
     folders = {name: references_folder() / digest(key)[:32] for name, key in keys.items()}
-    absent = [name for name in networks if name not in folders or not (folders[name] / f"{name}.npy").is_file()]
-    fresh = _extracted(absent, extract, count, {name: folders[name] for name in absent if name in folders})
-    for name in set(absent) & set(folders):
-        write_text(folders[name] / "key.json", json.dumps(keys[name], indent=2, ensure_ascii=False) + "\n")
+
+    def absent() -> list[str]:
+        return [name for name in networks if name not in folders or not (folders[name] / f"{name}.npy").is_file()]
+
+    with ExitStack() as stack:
+        for folder in sorted({folders[name] for name in absent() if name in folders}):
+            stack.enter_context(waiting_for(folder))  # another command may be at the same features
+        missing = absent()
+        fresh = _extracted(missing, extract, count, {name: folders[name] for name in missing if name in folders})
+        for name in set(missing) & set(folders):
+            write_text(folders[name] / "key.json", json.dumps(keys[name], indent=2, ensure_ascii=False) + "\n")
     return {
         name: fresh[name]
         if name in fresh

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from ddil_core.errors import DdilError
+from ddil_core.files import write_text
 
 Direction = Literal["higher", "lower"]
 
@@ -155,34 +154,6 @@ class Record(_Strict):
 def digest(value: object) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write `path` whole or not at all: yields a temporary name beside it, which is renamed when the block ends well.
-
-    Raises DdilError where the disk or the folder does not take the file.
-    """
-    # The suffix is kept for writers that choose the format by it; the leading dot keeps it out of `records/*.json`.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DdilError(f"{path} could not be written ({reason}): free or name another place and run again.") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all, with the line ends that it has."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
 
 
 def save(record: Record, folder: Path | str) -> Path:

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError
+from ddil_core.files import write_tensors
 from ddil_core.models.memory import decode_batch, visiting
 from ddil_core.models.model import Model
 from ddil_core.progress import progress, warn
@@ -62,7 +63,7 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
     """
     folder = path.with_suffix(".parts")
     if not path.is_file():
-        _save(_joined(_encode_parts(model, data, size, folder, batch_size), size), path)
+        write_tensors(path, _joined(_encode_parts(model, data, size, folder, batch_size), size))
     shutil.rmtree(folder, ignore_errors=True)
     return _read_pool(path)
 
@@ -80,7 +81,7 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
             cut += sum(longer for _, longer in part)
             tensors = {name: torch.cat([encoded[name] for encoded, _ in part]) for name in part[0][0]}
             parts.append(folder / f"{len(parts):05d}.safetensors")
-            _save(tensors, parts[-1], made)
+            write_tensors(parts[-1], tensors, made)
     if cut:
         warn(f"{cut} of {size - done} captions are longer than the text encoder takes; the rest of each is not read")
     return parts
@@ -128,12 +129,6 @@ def _joined(parts: list[Path], size: int) -> dict[str, Tensor]:
             whole[start : start + len(tensor)] = tensor
         start += len(part["mean"])
     return joined
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata)
-    temporary.replace(path)
 
 
 def _read_pool(path: Path) -> LatentPool:

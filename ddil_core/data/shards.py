@@ -15,7 +15,6 @@ import io
 import lzma
 import re
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +34,8 @@ from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
 from ddil_core.data.images import Head, read_head, read_rgb
 from ddil_core.data.pictures import named, prepared, refuse, refuse_fewer, require_training
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.files import replacing
+from ddil_core.lock import waiting_for
 from ddil_core.progress import transfer, warn_once
 from ddil_core.resources import user_folder
 
@@ -267,22 +268,28 @@ def fetch(url: str, path: Path) -> None:
     Raises:
         DdilError: it cannot be reached, breaks off, or there is no room.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            with urlopen(url, timeout=_SILENCE) as source:
-                length = int(source.headers.get("Content-Length") or 0)
-                with transfer(f"fetch {url}", length) as advance:
-                    while block := source.read(1 << 20):
-                        advance(file.write(block))
-            if length not in (0, file.tell()):
-                raise OSError(f"it broke off after {file.tell():,} of {length:,} bytes")
-            file.close()
-            temporary.replace(path)
-        except (OSError, HTTPException, ValueError) as error:  # of the network and of the disk
-            raise DdilError(
-                f"the shard {url} could not be fetched ({getattr(error, 'reason', error)}); check the URL and run the command again"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+    with waiting_for(path.parent):
+        if path.is_file():
+            return  # another command has fetched it meanwhile
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            for block in _received(url):
+                file.write(block)
+
+
+def _received(url: str) -> Iterator[bytes]:
+    """The content of a URL, block by block, with a bar. Raises DdilError where it cannot be reached or breaks off."""
+    done = 0
+    try:
+        with urlopen(url, timeout=_SILENCE) as source:
+            length = int(source.headers.get("Content-Length") or 0)
+            with transfer(f"fetch {url}", length) as advance:
+                while block := source.read(1 << 20):
+                    yield block
+                    done += len(block)
+                    advance(len(block))
+        if length not in (0, done):
+            raise OSError(f"it broke off after {done:,} of {length:,} bytes")
+    except (OSError, HTTPException, ValueError) as error:
+        raise DdilError(
+            f"the shard {url} could not be fetched ({getattr(error, 'reason', error)}); check the URL and run the command again"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,7 +91,20 @@ class MethodConfig(Strict):
     brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks'
     weights; the average that becomes the output is float32, and so are the autoencoder and the text encoders.
     ``mixed_precision`` is that of the arithmetic.
+
+    ``CHANGEABLE`` names the keys on which what is learnt does not depend, up to the rounding of sums that are taken in another
+    order: they are no part of a run's identity, and may be changed when it is resumed.
     """
+
+    CHANGEABLE: ClassVar[tuple[str, ...]] = (
+        "teacher_batch_size",
+        "gradient_accumulation",
+        "gradient_checkpointing",
+        "save_every",
+        "trackers",
+        "watch",
+        "ddil.capacity",
+    )
 
     reflection: ReflectionConfig = ReflectionConfig()
     batch_size: int = Field(default=32, ge=1)
@@ -125,6 +138,19 @@ class MethodConfig(Strict):
             )
         return self
 
+    def collections(self) -> tuple[Collection, ...]:
+        """Where the aggregated dataset is filled, stage by stage."""
+        return ()
+
+
+class Collection(NamedTuple):
+    """A stage that fills the aggregated dataset: its title, how many batches it draws, and how many states a trajectory has, in
+    which both act, or one that is the teacher's and one that is the student's."""
+
+    title: str
+    draws: int
+    lengths: tuple[int, ...]
+
 
 class ProgressiveConfig(MethodConfig):
     """A run of progressive distillation: ``stages`` that halve the steps, the first from the guided teacher."""
@@ -144,6 +170,9 @@ class ProgressiveConfig(MethodConfig):
     @property
     def student_steps(self) -> int:
         return self.stages[-1].steps
+
+    def collections(self) -> tuple[Collection, ...]:
+        return tuple(Collection(f"{2 * s.steps} → {s.steps} steps", s.updates, (s.steps,)) for s in self.stages)
 
 
 class LoraConfig(Strict):
@@ -190,6 +219,9 @@ class ConsistencyConfig(MethodConfig):
         if self.lora is None and self.w_embedding is None:
             raise ValueError("a student without a LoRA is told its guidance by w_embedding (256 in LCM)")
         return self
+
+    def collections(self) -> tuple[Collection, ...]:
+        return (Collection("LCM", self.updates, (self.teacher_steps, self.student_steps)),)
 
 
 class GanConfig(Strict):
@@ -254,10 +286,5 @@ class MatchingConfig(MethodConfig):
     def student_steps(self) -> int:
         return len(self.timesteps)
 
-
-def with_defaults(told: Any, config: type[MethodConfig]) -> Any:
-    """A configuration as it was written down, with the defaults of the keys that it lacks; as it is where it does not fit."""
-    try:
-        return config.model_validate(told).model_dump(mode="json")
-    except ValueError:
-        return told
+    def collections(self) -> tuple[Collection, ...]:
+        return (Collection("DMD2", self.updates * (1 + self.critic_updates), (len(self.timesteps),) * 2),)

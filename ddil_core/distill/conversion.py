@@ -52,6 +52,7 @@ def convert(run: Run[ProgressiveConfig]) -> None:
     teacher = GuidedDenoiser(run.frozen(start))
     make = partial(ConversionStage, teacher, model.nothing(), run.pool, told, run.config, run.accelerator, start=start)
     net = run.trained(make, start, "convert", "ε → v")
+    start.to("cpu")  # nothing asks it again
     run.model = replace(model, denoiser=type(model.denoiser)(net, model.denoiser.schedule, "v_prediction"))
 
 

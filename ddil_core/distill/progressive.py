@@ -47,6 +47,7 @@ def train(run: Run[ProgressiveConfig]) -> Student:
         make = partial(ProgressiveStage, teacher, run.pool, stage, run.config, run.accelerator, index, net)
         name = f"stage-{index + 1}-of-{len(run.config.stages)}"
         net = run.trained(make, net, name, f"{2 * stage.steps} → {stage.steps} steps")
+        run.model.denoiser.net.to("cpu")  # nothing asks the first teacher again
     return Student(net, run.model.denoiser.prediction, ddim_sampling(run.config.student_steps))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
@@ -17,6 +17,7 @@ from ddil_core.distill.config import MatchingConfig
 from ddil_core.distill.processes import joined, own_rows
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import DdilError
+from ddil_core.files import write_tensors
 from ddil_core.noise import generator_for
 from ddil_core.progress import progress
 from ddil_core.schedule import rows_at, transitions
@@ -54,17 +55,16 @@ def encode_pairs(
             advance(len(rows))
     pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
     if accelerator.is_main_process:
-        temporary = path.with_suffix(".partial")
-        save_file(pairs, temporary)
-        temporary.replace(path)
+        write_tensors(path, pairs)
     accelerator.wait_for_everyone()
     return pairs
 
 
 def _read(path: Path) -> Pairs:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        pairs = load_file(path)
+        return {name: pairs[name] for name in ("noise", "x0", "row")}
+    except (SafetensorError, OSError, KeyError) as error:
         raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
 
 

@@ -5,31 +5,33 @@ from __future__ import annotations
 import copy
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-import yaml
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ddil_core.data.dataset import DataSet, open_data
 from ddil_core.data.pool import LatentPool, encode_pool, picture_side
 from ddil_core.denoiser import NetworkDenoiser
 from ddil_core.distill import METHODS
-from ddil_core.distill.config import MethodConfig, with_defaults
+from ddil_core.distill.capacity import require_capacity
+from ddil_core.distill.config import MethodConfig
 from ddil_core.distill.stage import Stage
 from ddil_core.distill.student import save_student
 from ddil_core.distill.watch import track, watchers
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.files import write_tensors
+from ddil_core.lock import held
 from ddil_core.models.model import Model, load_model
 from ddil_core.parameterization import Reflection, calibrate_reflection
-from ddil_core.protocol import read_yaml
+from ddil_core.run_folder import open_run, require_run_folder, require_same_run
 from ddil_core.sampling import Bounds
 from ddil_core.train import fit
 
@@ -52,10 +54,15 @@ def distill(
     ``config`` is the configuration of one of ``METHODS``, which names it. ``download`` is the consent to fetch data on the web.
 
     Raises:
-        WrongCommand: ``out`` holds another run, there is nothing to resume, or the data cannot be trained on.
-        DdilError: the teacher or a checkpoint cannot be used.
+        WrongCommand: ``out`` holds another run, there is nothing to resume, the data cannot be trained on, or the aggregated
+            dataset cannot serve a phase.
+        DdilError: the teacher or a checkpoint cannot be used, the disk is full, or another command works in ``out``.
+        Interrupted: a signal stopped the run; what was done is saved.
     """
     method = METHODS[config.method]
+    student = out / "student"
+    if not student.is_dir():
+        require_capacity(config)
     accelerator = track(config, out, device)
     model = load_model(teacher, accelerator.device)
     require_teacher(model)
@@ -71,17 +78,22 @@ def distill(
         "data": data,
         "config": config.model_dump(mode="json"),
     }
-    with accelerator.main_process_first():
-        open_run(out, identity, resume, type(config))
-    student = out / "student"
-    if not student.is_dir():
+    if student.is_dir():
+        require_same_run(out, identity, type(config))
+        return student
+    with ExitStack() as stack:
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                require_run_folder(out, resume)
+                stack.enter_context(held(out))
+                open_run(out, identity, {"versions": versions(), "commit": commit()}, type(config))
         with accelerator.main_process_first():
             pool = encode_pool(model, pictures, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
         found = method.train(run)
         if accelerator.is_main_process:
             save_student(model, found, Bounds.of(run.reflection, config.reflection.quantile), student)
-    accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
     return student
 
 
@@ -162,10 +174,13 @@ class Run(Generic[C]):
             for tracker in self.accelerator.trackers if self.config.trackers else ():
                 tracker.finish()
             net = stage.finish()
+            del stage
+            self.accelerator.free_memory()  # which else keeps every network and optimiser that it prepared
             if self.accelerator.is_main_process:
                 _save_weights(net, finished)
-                checkpoint.unlink()
-            self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoint.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
         return net.eval().requires_grad_(False)
 
 
@@ -178,9 +193,7 @@ def _frozen(like: NetworkDenoiser, net: nn.Module, config: MethodConfig) -> Netw
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:
-    temporary = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
-    temporary.replace(path)
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in module.state_dict().items()})
 
 
 def _load_weights(module: nn.Module, path: Path) -> nn.Module:
@@ -189,37 +202,6 @@ def _load_weights(module: nn.Module, path: Path) -> nn.Module:
     except Exception as error:  # safetensors and torch raise kinds of their own
         raise DdilError(f"the stage's weights {path} are damaged; delete the file to train the stage again") from error
     return module
-
-
-def open_run(out: Path, identity: dict[str, Any], resume: bool, config: type[MethodConfig]) -> None:
-    """Begin a run in ``out`` or take one up again; ``run.yaml`` says what it is.
-
-    Raises:
-        WrongCommand: ``out`` holds another run or other files, or ``resume`` was asked for and there is no run.
-    """
-    path = out / "run.yaml"
-    if path.is_file():
-        held = read_yaml(path)
-        held["config"] = with_defaults(held.get("config"), config)  # of a run begun before a key was known
-        different = sorted(key for key in identity if held.get(key) != identity[key])
-        if different:
-            raise WrongCommand(
-                f"the folder {out} holds another run (its {', '.join(different)} differ); choose another --out"
-            )
-        return
-    if resume:
-        raise WrongCommand(f"there is no run to resume in {out}: it has no run.yaml")
-    if out.exists() and any(out.iterdir()):
-        raise WrongCommand(f"the folder {out} is not empty and holds no run; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    provenance = {
-        "versions": versions(),
-        "commit": commit(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(yaml.safe_dump(identity | provenance, sort_keys=False, allow_unicode=True))
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ddil_core.files import replacing, write_text
 from ddil_core.models.model import Model
 from ddil_core.parameterization import Prediction
 from ddil_core.sampling import SYSTEM_FILE, Bounds, Sampling
@@ -40,22 +40,18 @@ def save_student(model: Model, student: Student, bounds: Bounds, folder: Path) -
     The file ``ddil.json`` beside it names the exact sampling, and the bounds at which x̂ can be reflected. A LoRA is written twice:
     merged into the pipeline, and alone, as the file that ``load_lora_weights`` takes on the teacher's own pipeline.
     """
-    temporary = folder.with_name(folder.name + ".partial")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    net: Any = student.net
+    net: Any = merged(student.net) if student.lora else student.net
     pipeline = copy.copy(model.pipeline)
-    if student.lora:
-        save_lora(type(pipeline), net, temporary)
-        net = merged(net)
     pipeline.register_modules(**{model.layout.network: net, "scheduler": _scheduler(model, student)})
     if net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline":
         pipeline = _told_its_guidance(pipeline)
-    pipeline.save_pretrained(temporary, safe_serialization=True)
     told = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
     told["grid"] = student.sampling.times(model.denoiser.schedule)
-    (temporary / SYSTEM_FILE).write_text(json.dumps(told, indent=2) + "\n")
-    temporary.replace(folder)
+    with replacing(folder) as temporary:
+        if student.lora:
+            save_lora(type(model.pipeline), student.net, temporary)
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        write_text(temporary / SYSTEM_FILE, json.dumps(told, indent=2) + "\n")
 
 
 def _scheduler(model: Model, student: Student) -> Any:

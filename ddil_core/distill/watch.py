@@ -25,6 +25,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.distill.config import MethodConfig, WatchConfig
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import WrongCommand
+from ddil_core.files import append_line, replacing
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample
 from ddil_core.parameterization import Reflection
@@ -141,8 +142,7 @@ class Watch:
         return [f"the gradient's norm is {norm:.3g}, and {usual:.3g} is usual; lower learning_rate"]
 
     def _write(self, step: int, figures: dict[str, float]) -> None:
-        with (self.out / "log.jsonl").open("a") as lines:
-            lines.write(json.dumps({"stage": self.title, "step": step, "watch": figures}) + "\n")
+        append_line(self.out / "log.jsonl", json.dumps({"stage": self.title, "step": step, "watch": figures}))
 
 
 def look(z: Tensor, pool: LatentPool, reflection: Reflection, images: int) -> dict[str, float]:
@@ -200,7 +200,5 @@ def grid(pictures: np.ndarray, columns: int, path: Path) -> None:
     rows: Sequence[np.ndarray] = [
         np.concatenate(list(pictures[start : start + columns]), axis=1) for start in range(0, len(pictures), columns)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    Image.fromarray(np.concatenate(rows, axis=0)).save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        Image.fromarray(np.concatenate(rows, axis=0)).save(temporary, format="PNG")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.files import replacing, write_tensors, write_text
 from ddil_core.models.weights import PICKLES, read_index
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def convert(source: Path, out: Path) -> list[Converted]:
         )
     if out.suffix != ".safetensors":
         raise WrongCommand(f"the file to write, {out}, must end in .safetensors")
-    with _whole(out) as temporary:
+    with replacing(out) as temporary:
         done = _convert_file(source, temporary)
     return [_named(done, source, out)]
 
@@ -78,7 +77,7 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
     if out.resolve().is_relative_to(source.resolve()):
         raise WrongCommand(f"{out} lies in {source}, which is what is converted; name a folder outside of it")
     done = []
-    with _whole(out) as temporary:
+    with replacing(out) as temporary:
         for path in files:
             place = temporary / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
                 done.append(_named(_convert_file(path, place), path, out / place.relative_to(temporary)))
             elif path.name.endswith(".bin.index.json"):
                 if (index := renamed(place)).name not in {one.name for one in files if one.parent == path.parent}:
-                    index.write_text(_converted_index(path), encoding="utf-8")
+                    write_text(index, _converted_index(path))
             elif path.suffix in COPIED:
                 shutil.copyfile(path, place)
     return done
@@ -115,27 +114,9 @@ def _converted_index(path: Path) -> str:
     return json.dumps(index, indent=2)
 
 
-@contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A temporary name beside ``out`` that becomes ``out`` at the end; on any error nothing stays."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        raise DdilError(f"{out} could not be written: {error}") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
-
-
 def _convert_file(source: Path, out: Path) -> Converted:
-    from safetensors.torch import save_file
-
     tensors, dropped = read_pickle(source)
-    save_file(own_memory(tensors), out, metadata={"format": "pt"})
+    write_tensors(out, own_memory(tensors), {"format": "pt"})
     return Converted(str(source), _sha256(source), str(out), _sha256(out), len(tensors), dropped)
 
 

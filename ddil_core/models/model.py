@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from ddil_core.models.references import check, resolve
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import read_index, read_json
 from ddil_core.parameterization import FLOWS, Prediction, Reflection
-from ddil_core.protocol import read_yaml
 from ddil_core.sampling import SYSTEM_FILE, Sampling
 from ddil_core.schedule import FlowSchedule, Schedule
 
@@ -221,9 +219,3 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
     if prediction not in FLOWS:
         return Schedule.from_config(config), prediction
     return FlowSchedule.straight() if prediction == "rectified_flow" else FlowSchedule.from_config(config), prediction
-
-
-def run_configuration(folder: Path) -> dict[str, Any] | None:
-    """``run.yaml`` of a run folder; None where the folder is no run."""
-    path = folder / "run.yaml"
-    return read_yaml(path) if path.is_file() else None

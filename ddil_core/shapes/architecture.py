@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ddil_core.files import write_text
 from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES
 
 LATENT_CHANNELS = 8
@@ -120,7 +121,6 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
                 merges.append(merge)
                 vocabulary.append(pieces[-1])
     vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    write_text(folder / "vocab.json", json.dumps({token: index for index, token in enumerate(vocabulary)}))
+    write_text(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)

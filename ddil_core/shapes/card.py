@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ddil_core.files import write_text
 from ddil_core.models.model import Model
 from ddil_core.sample import sample
 from ddil_core.shapes.data import ShapesData, to_pixels
@@ -51,7 +52,7 @@ def measure(model: Model, count: int = 1000, seed: int = 0) -> dict[str, Any]:
 
 def write_card(folder: Path, found: dict[str, Any], training: dict[str, Any]) -> None:
     """``card.json`` and the model card ``README.md`` in the folder of the weights."""
-    (folder / "card.json").write_text(json.dumps({"measured": found, "training": training}, indent=2) + "\n")
+    write_text(folder / "card.json", json.dumps({"measured": found, "training": training}, indent=2) + "\n")
     columns = (*ATTRIBUTES, "exact")
     rows = {
         "rendered pictures": "rendered",
@@ -82,4 +83,4 @@ def write_card(folder: Path, found: dict[str, Any], training: dict[str, Any]) ->
         "Training: " + "; ".join(f"{key} {value}" for key, value in training.items()) + ".",
         "",
     ]
-    (folder / "README.md").write_text("\n".join(lines))
+    write_text(folder / "README.md", "\n".join(lines))

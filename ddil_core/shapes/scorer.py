@@ -8,6 +8,7 @@ anywhere, without this project and without a network.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from ddil_core.environment import full_precision, require_torchvision
 from ddil_core.errors import DdilError
+from ddil_core.files import replacing, write_tensors, write_text
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -56,14 +58,13 @@ def build_scorer() -> CLIP:
 
 
 def save_scorer(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a scorer and its tokenizer as a folder that open_clip loads."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    (folder / FILES[0]).write_text(json.dumps(scorer_config(), indent=2) + "\n")
+    """Write a scorer and its tokenizer, whole or not at all, as a folder that open_clip loads; one that is there is replaced."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / FILES[1])
+    with replacing(folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+        write_text(temporary / FILES[0], json.dumps(scorer_config(), indent=2) + "\n")
+        write_tensors(temporary / FILES[1], state)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def missing(folder: Path) -> str | None:

@@ -20,10 +20,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ddil_core import ending
+from ddil_core.errors import DdilError
+from ddil_core.files import replacing, write_tensors, write_text
+from ddil_core.lock import held
 from ddil_core.models.model import SYSTEM_FILE, load_model
 from ddil_core.progress import progress
 from ddil_core.schedule import Schedule
@@ -144,7 +149,10 @@ def encode_pool(
     """Encode ``size`` training pictures once; read them back where that is done already."""
     path = out / "checkpoints" / "latents.safetensors"
     if path.exists():
-        return LatentPool(**load_file(path), scaling_factor=scaling_factor)
+        try:
+            return LatentPool(**load_file(path), scaling_factor=scaling_factor)
+        except (SafetensorError, TypeError, OSError) as error:
+            raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
     batch_size = 128
     means, stds, tokens = [], [], []
     with progress("latents", total=size // batch_size) as advance:
@@ -157,10 +165,7 @@ def encode_pool(
             tokens.append(tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids)
             advance()
     pool = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
-    temporary = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(pool, temporary)
-    temporary.replace(path)
+    write_tensors(path, pool)
     return LatentPool(**pool, scaling_factor=scaling_factor)
 
 
@@ -291,9 +296,11 @@ def export_teacher(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder, safe_serialization=True)
     sampling = {"solver": "ddim", "steps": None, "guidance_scale": GUIDANCE_SCALE}
-    (folder / SYSTEM_FILE).write_text(json.dumps(sampling, indent=2) + "\n")
+    with replacing(folder) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        write_text(temporary / SYSTEM_FILE, json.dumps(sampling, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @click.command()
@@ -344,32 +351,33 @@ def main(
         card = WEIGHTS / "card.json"
         measure_weights(WEIGHTS, chosen, captions, json.loads(card.read_text())["training"] if card.is_file() else {})
         return
-    weights = out / "weights"
-    tokenizer = architecture.write_tokenizer(out / "tokenizer")
-    training: dict[str, Any] = {"teacher steps": teacher_steps}
-    start: Any = None if init is None else load_model(str(init / "teacher")).pipeline
-    if init is None:
-        vae = train_autoencoder(out, chosen, autoencoder_steps)
-        save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
-        training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
-    else:
-        vae = copied(start.vae, architecture.autoencoder()).to(chosen).eval()
-        shutil.copytree(init / "scorer", weights / "scorer", dirs_exist_ok=True)  # with its own tokenizer
-        training |= {"autoencoder and scorer": "those of the weights before"}
-    pool = encode_pool(vae, tokenizer, out, chosen, pool_size, start.vae.config.scaling_factor if further else 0.0)
-    if further:
-        unet = copied(start.unet, architecture.unet())
-        text_encoder = copied(start.text_encoder, architecture.text_encoder(tokenizer))
-        training |= {"text encoder and U-Net": "trained further from the weights before"}
-    else:
-        unet = None
-        text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
-        training |= {"text encoder steps": text_encoder_steps}
-    model = train_teacher(
-        pool, tokenizer, out, chosen, teacher_steps, lr=teacher_lr, text_encoder=text_encoder, unet=unet
-    )
-    export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
-    measure_weights(weights, chosen, captions, training)
+    with ending.in_a_sentence(), held(out):
+        weights = out / "weights"
+        tokenizer = architecture.write_tokenizer(out / "tokenizer")
+        training: dict[str, Any] = {"teacher steps": teacher_steps}
+        start: Any = None if init is None else load_model(str(init / "teacher")).pipeline
+        if init is None:
+            vae = train_autoencoder(out, chosen, autoencoder_steps)
+            save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
+            training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
+        else:
+            vae = copied(start.vae, architecture.autoencoder()).to(chosen).eval()
+            shutil.copytree(init / "scorer", weights / "scorer", dirs_exist_ok=True)  # with its own tokenizer
+            training |= {"autoencoder and scorer": "those of the weights before"}
+        pool = encode_pool(vae, tokenizer, out, chosen, pool_size, start.vae.config.scaling_factor if further else 0.0)
+        if further:
+            unet = copied(start.unet, architecture.unet())
+            text_encoder = copied(start.text_encoder, architecture.text_encoder(tokenizer))
+            training |= {"text encoder and U-Net": "trained further from the weights before"}
+        else:
+            unet = None
+            text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
+            training |= {"text encoder steps": text_encoder_steps}
+        model = train_teacher(
+            pool, tokenizer, out, chosen, teacher_steps, lr=teacher_lr, text_encoder=text_encoder, unet=unet
+        )
+        export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
+        measure_weights(weights, chosen, captions, training)
 
 
 def copied(source: nn.Module, target: M) -> M:
@@ -386,4 +394,5 @@ def measure_weights(weights: Path, device: torch.device, captions: int, training
 
 
 if __name__ == "__main__":
+    ending.listen()
     main()

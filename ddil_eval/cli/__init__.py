@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from ddil_core import ranks
+from ddil_core.ending import GO_ON, Interrupted, listen
 from ddil_core.errors import DdilError
 
 COMMANDS = {
@@ -57,8 +59,12 @@ class Commands(click.Group):
         except DdilError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_status)
+        except Interrupted as error:
+            if ranks.is_main():
+                click.echo(str(error), err=True)
+            ctx.exit(error.exit_status)
         except KeyboardInterrupt:
-            click.echo("interrupted; run the same command again to go on", err=True)
+            click.echo(f"interrupted; {GO_ON}", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -75,10 +81,11 @@ def ddil() -> None:
     """Distil text-to-image diffusion models by imitation learning, and measure what distillation did to them.
 
     Results go to stdout or to files, progress and messages to stderr. Exit status: 0 done, 1 the work failed,
-    2 the command was wrong.
+    2 the command was wrong, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 
 def main() -> None:
     """The entry point of the ``ddil`` script."""
+    listen()
     ddil(prog_name="ddil")

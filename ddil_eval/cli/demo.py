@@ -28,6 +28,14 @@ def demo(out: Path, device: str | None) -> None:
     """
     ranks.require_one("the demonstration")
     options.quiet_libraries()
+    from ddil_core.lock import held
+
+    with held(out):
+        _demonstrate(out, options.choose_device(device))
+
+
+def _demonstrate(out: Path, device: str) -> None:
+    """The whole path, from two students to the tables."""
     from ddil_core.distill.config import ProgressiveConfig
     from ddil_core.distill.run import distill
     from ddil_core.progress import console
@@ -38,7 +46,6 @@ def demo(out: Path, device: str | None) -> None:
 
     path = protocols() / "shapes" / "demo.yaml"
     content = read_yaml(path)
-    device = options.choose_device(device)
     console.print(NOTICE)
     students = {}
     for name in ("PD", "DDIL"):

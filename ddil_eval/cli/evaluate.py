@@ -109,6 +109,7 @@ def coco(
     it has. torchrun starts it on several GPUs.
     """
     options.quiet_libraries()
+    from ddil_core.lock import held_by_main
     from ddil_core.protocol import override, read_yaml, validate
     from ddil_eval.experiments.coco import from_the_first, rows
     from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
@@ -125,7 +126,8 @@ def coco(
     options.fetch_missing(models, download)
     found = plan(config)
     found.require_all()
-    show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    with held_by_main(out):
+        show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("run")
@@ -153,6 +155,7 @@ def run(
     """
     options.quiet_libraries()
     from ddil_core.errors import WrongCommand
+    from ddil_core.lock import held_by_main
     from ddil_core.protocol import override, read_yaml, validate
     from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
 
@@ -173,7 +176,8 @@ def run(
     for name, error in found.absent.items() if ranks.is_main() else ():
         click.echo(f"not here: {name}: {error}", err=True)
     out = out or _results(protocol)
-    show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    with held_by_main(out):
+        show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("score")
@@ -199,6 +203,7 @@ def score(
     beside each picture. Without captions, metrics that read them are refused.
     """
     options.quiet_libraries()
+    from ddil_core.lock import held_by_main
     from ddil_core.protocol import override, read_yaml, validate
     from ddil_eval.experiments.score import ScoreConfig
     from ddil_eval.experiments.score import score as measure
@@ -208,7 +213,8 @@ def score(
     given |= {} if metrics is None else {"metrics": options.words(metrics)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
-    show(measure(config, out, options.choose_device(device)), out, as_json)
+    with held_by_main(out):
+        show(measure(config, out, options.choose_device(device)), out, as_json)
 
 
 def _shipped(protocol: Path) -> Path:
@@ -227,16 +233,18 @@ def _results(protocol: Path) -> Path:
 
 def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:
     options.quiet_libraries()
+    from ddil_core.lock import held_by_main
     from ddil_eval import figures
     from ddil_eval.experiments.covariate_shift import analyse, figure_pictures
 
-    records = analyse(teacher, student, config, out, device)
-    if not ranks.is_main():
-        return
-    if config.figure_prompts:
-        figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
-    figures.shift_curves(records, out / "shift-curves.png")
-    show(records, out, as_json, "Records, figures and the cost of the rollouts are in")
+    with held_by_main(out):
+        records = analyse(teacher, student, config, out, device)
+        if not ranks.is_main():
+            return
+        if config.figure_prompts:
+            figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
+        figures.shift_curves(records, out / "shift-curves.png")
+        show(records, out, as_json, "Records, figures and the cost of the rollouts are in")
 
 
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:

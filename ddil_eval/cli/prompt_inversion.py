@@ -57,6 +57,7 @@ def invert_and_measure(
     """Carry out a protocol with what a command's options give over it, and show the tables."""
     ranks.require_one("prompt inversion")
     options.quiet_libraries()
+    from ddil_core.lock import held
     from ddil_core.protocol import validate
     from ddil_eval.cli.evaluate import show
     from ddil_eval.experiments.prompt_inversion import InversionConfig, measure, plan
@@ -67,4 +68,5 @@ def invert_and_measure(
     found = plan(config)
     for name, error in found.absent.items():
         click.echo(f"not here: {name}: {error}", err=True)
-    show(measure(found, out, options.choose_device(device)), out, as_json, "Records, prompts and pictures are in")
+    with held(out):
+        show(measure(found, out, options.choose_device(device)), out, as_json, "Records, prompts and pictures are in")

@@ -50,14 +50,15 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
 
 
 def _write(made: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
-    from ddil_eval import render, store
+    from ddil_core.files import write_text
+    from ddil_eval import render
 
     wanted = [(as_csv, ".csv", render.to_csv), (as_latex, ".tex", render.to_latex)]
     files = []
     for table in made:
         for _, suffix, text in (row for row in wanted if row[0]):
             path = out / table.group / f"{table.name}{suffix}"
-            store.write_text(path, text(table))
+            write_text(path, text(table))
             files.append(path)
     return files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,31 +62,37 @@ def sample(
     from PIL import Image
 
     from ddil_core.errors import WrongCommand
+    from ddil_core.files import replacing
+    from ddil_core.lock import held
     from ddil_core.models.model import load_model
     from ddil_core.progress import warn
     from ddil_core.sample import remarks, require_prompts, settings
     from ddil_core.sample import sample as draw
     from ddil_eval import figures
-    from ddil_eval.store import replacing
 
     require_prompts(prompts)
-    taken = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
-    if taken:
-        raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
-    options.fetch_missing([reference], download, variant)
-    model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
     asked: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
-    for remark in remarks(model, prompts, settings(model, **asked)):
-        warn(remark)
-    images = draw(model, prompts, num_images=num_images, seed=seed, **asked)
-    paths = []
-    for row, pictures in enumerate(images):
-        for number, picture in enumerate(pictures):
-            path = out / f"{row:03d}-{number:02d}.png"
-            with replacing(path) as temporary:
-                Image.fromarray(picture).save(temporary)
-            paths.append(str(path))
-    grid = figures.grid(images, list(prompts), [f"no. {number}" for number in range(num_images)], out / "grid.png")
+    with held(out):
+        taken = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
+        if taken:
+            raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
+        options.fetch_missing([reference], download, variant)
+        model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
+        for remark in remarks(model, prompts, settings(model, **asked)):
+            warn(remark)
+        images = draw(model, prompts, num_images=num_images, seed=seed, **asked)
+        with ExitStack() as undo:  # all pictures or none, so that the same command can be run again
+            paths = []
+            for row, pictures in enumerate(images):
+                for number, picture in enumerate(pictures):
+                    path = out / f"{row:03d}-{number:02d}.png"
+                    undo.callback(path.unlink, missing_ok=True)
+                    with replacing(path) as temporary:
+                        Image.fromarray(picture).save(temporary)
+                    paths.append(str(path))
+            columns = [f"no. {number}" for number in range(num_images)]
+            grid = figures.grid(images, list(prompts), columns, out / "grid.png")
+            undo.pop_all()
     if as_json:
         options.emit({"pictures": paths, "grid": str(grid)})
     else:

@@ -24,6 +24,7 @@ from ddil_core import ranks
 from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.environment import full_precision
 from ddil_core.errors import WrongCommand
+from ddil_core.files import write_text
 from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.progress import progress, warn
@@ -38,7 +39,7 @@ from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, conc
 from ddil_eval.prompts import choose_prompts
 from ddil_eval.recipes import Recipe
 from ddil_eval.seen import RecipeExtractors
-from ddil_eval.store import Record, digest, write_text
+from ddil_eval.store import Record, digest
 
 EXPERIMENT = "covariate-shift"
 Rate = float

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from ddil_core.errors import DdilError
+from ddil_core.files import write_text
 from ddil_core.inversion import Choosing, Inverted, Problem, get_inverter, invert
 from ddil_core.progress import progress
 from ddil_core.protocol import content_hash
 from ddil_eval.generate import slug
-from ddil_eval.store import write_text
 
 
 def invert_all(

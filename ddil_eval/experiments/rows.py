@@ -17,6 +17,7 @@ from ddil_core import ranks
 from ddil_core.data.dataset import DataSet
 from ddil_core.distill.run import versions
 from ddil_core.errors import DdilError
+from ddil_core.files import write_text
 from ddil_core.progress import progress
 from ddil_core.protocol import content_hash
 from ddil_eval.experiments.records import code_sha256
@@ -26,7 +27,6 @@ from ddil_eval.measure import Features, gathered, kept
 from ddil_eval.recipes import Recipe
 from ddil_eval.seen import RecipeExtractors
 from ddil_eval.statistics.moments import blocks
-from ddil_eval.store import write_text
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from ddil_core.errors import DdilError
+from ddil_core.files import replacing
+from ddil_core.lock import waiting_for
 from ddil_eval.cache import weights_folder
-from ddil_eval.store import replacing
 
 
 @dataclass(frozen=True)
@@ -111,20 +112,22 @@ class Weights:
         if self.url is None:
             raise DdilError(self.cure or f"the weights {self.file} have no public source; give them with --add")
         target = weights_folder() / f"{self.file}.fetched"
+        with waiting_for(weights_folder()):
+            return self._get(self.url, target)
+
+    def _get(self, url: str, target: Path) -> Path:
         try:
-            with urlopen(self.url) as source, replacing(target) as temporary:
+            with urlopen(url) as source, replacing(target) as temporary:
                 with temporary.open("wb") as file:
                     self._receive(source, file)
                 length = source.headers.get("Content-Length")
                 if length is not None and temporary.stat().st_size != int(length):
-                    raise DdilError(
-                        f"{self.url} broke off after {temporary.stat().st_size} of {length} bytes; try again"
-                    )
+                    raise DdilError(f"{url} broke off after {temporary.stat().st_size} of {length} bytes; try again")
             return self.add(target)
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise DdilError(
-                f"{self.url} cannot be reached ({reason}); fetch it elsewhere and give it with: "
+                f"{url} cannot be reached ({reason}); fetch it elsewhere and give it with: "
                 f"ddil metrics --add {self.file}=FILE"
             ) from error
         finally:

@@ -244,7 +244,7 @@ def test_ddil_without_its_section(cli: Cli, teacher: Path, tmp_path: Path) -> No
 def test_an_output_folder_that_holds_another_run(distill: Cli, tmp_path: Path) -> None:
     assert distill().exit_code == 0
     run = tmp_path / "run"
-    refused(distill("--seed", 9), f"the folder {run} holds another run (its config differ); choose another --out", 2)
+    refused(distill("--seed", 9), f"the folder {run} holds another run (seed is 0 there); choose another --out", 2)
 
 
 def test_an_output_folder_that_holds_no_run(distill: Cli, tmp_path: Path) -> None:
@@ -334,4 +334,8 @@ def test_a_damaged_run_file(distill: Cli, tmp_path: Path) -> None:
     assert distill().exit_code == 0
     path = tmp_path / "run" / "run.yaml"
     path.write_text("")
-    refused(distill(), f"the protocol {path} holds no mapping of keys to values", 2)
+    shutil.rmtree(tmp_path / "run" / "student")
+    cure = "delete it and repeat the command that began the run, with --resume, which writes it again"
+    refused(distill(), f"the file {path} is damaged (it does not say what the run is); {cure}", 1)
+    path.unlink()
+    assert distill("--resume").exit_code == 0 and path.is_file()

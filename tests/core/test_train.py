@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -133,8 +133,8 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before_it(tmp_path: Path, mon
     first, path = nn.Linear(2, 2), tmp_path / "run.pt"
     save_checkpoint(path, 3, {"net": first})
 
-    def torn(_: object, file: Path) -> None:
-        Path(file).write_bytes(b"half of a file")
+    def torn(_: object, file: BinaryIO) -> None:
+        file.write(b"half of a file")
         raise Killed
 
     with monkeypatch.context() as patched:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddil_core.data.dataset import open_data
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.files import replacing
 from ddil_core.models.model import load_model
 from ddil_core.noise import Sample
 from ddil_core.sample import draw
@@ -121,3 +122,32 @@ def test_folders_that_cannot_be_scored(tmp_path: Path) -> None:
 
 def test_a_name_is_a_folders() -> None:
     assert [slug(name) for name in ("PD + DDIL (4-step)", "runs/a", "…")] == ["PD-DDIL-4-step", "runs-a", "pictures"]
+
+
+DAMAGE = (b"\xff\x00", b"", b"[]", b"3", b"[" * 9999, b'{"reference": 3, "grid": []}', b'{"reference": "a", "grid": "xyz"}',
+          b'{"reference": "a", "grid": [999], "nfe": "four"}', b'{"grid": [999]}')  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_note_is_one_sentence(generated: Generated, tmp_path: Path, content: bytes) -> None:
+    """To those who score the pictures, and to those who would draw more of them."""
+    path = tmp_path / MADE
+    path.write_bytes(content)
+    with pytest.raises(DdilError) as error:
+        Made.read(tmp_path)
+    assert str(error.value) == f"the file {path} is damaged; delete it to score the pictures without it"
+    with pytest.raises(DdilError) as error:
+        Keeper(tmp_path, MADE_BY, generated.prompts)
+    assert str(error.value) == (
+        f"the file {path} is damaged, so that nobody knows how the pictures beside it were made; delete the folder to draw them "
+        "again"
+    )
+
+
+def test_what_a_kill_left_is_no_reason_to_refuse_a_folder(generated: Generated, tmp_path: Path) -> None:
+    with replacing(tmp_path / MADE) as temporary:
+        temporary.write_text("half")
+        left = temporary.name
+    (tmp_path / MADE).rename(tmp_path / left)
+    Keeper(tmp_path, MADE_BY, generated.prompts)
+    assert [path.name for path in tmp_path.iterdir()] == [MADE]

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddil_core.errors import DdilError
+from ddil_core.files import replacing
 from ddil_eval import statistics, store
 from tests.records import measured, p_teacher, record
 
@@ -56,7 +57,7 @@ def test_a_process_killed_before_the_rename_leaves_no_record(tmp_path: Path, roo
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "table.csv"
     target.write_text("before")
-    with pytest.raises(RuntimeError), store.replacing(target) as temporary:
+    with pytest.raises(RuntimeError), replacing(target) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("table.csv", "before")]
@@ -64,7 +65,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "records").write_text("a file where the folder should be")
-    with pytest.raises(DdilError, match=r"could not be written \(.+\): free or name another place and run again\.$"):
+    with pytest.raises(DdilError, match=r"could not be written \(.+ MiB are free there\): make room or name another place"):
         store.save(p_teacher(0.8), tmp_path)
 
 

@@ -336,7 +336,7 @@ def test_shards_that_cannot_be_fetched(shards: str, web: str, tmp_path: Path) ->
         assert refused(f"webdataset:{web}/{name}", download=True) == (
             f"the shard {web}/{name} could not be fetched ({reason}); check the URL and run the command again"
         )
-        assert list((user_folder() / "shards").iterdir()) == []
+        assert list((user_folder() / "shards").glob("*")) == []
     assert refused("webdataset:http://127.0.0.1:9/a.tar", download=True).startswith(
         "the shard http://127.0.0.1:9/a.tar could not be fetched ("
     )

@@ -264,7 +264,7 @@ def refused(kind: type[DdilError], teacher: Path, out: Path, config: Progressive
 def test_another_run_in_the_folder_is_refused(folder: Path, finished: Path) -> None:
     other = CONFIG.model_copy(update={"seed": 1})
     assert refused(WrongCommand, folder, finished, other) == (
-        f"the folder {finished} holds another run (its config differ); choose another --out"
+        f"the folder {finished} holds another run (seed is 0 there); choose another --out"
     )
 
 
