@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.environment import full_precision
+from ddil_core.finite import Finite, not_finite
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import ReflectionMode
@@ -25,7 +26,11 @@ CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each
 @torch.no_grad()
 @full_precision()
 def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
-    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
+    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts.
+
+    Raises:
+        DdilError: they are not finite, or what the prompts are encoded to is not.
+    """
     solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
@@ -35,14 +40,17 @@ def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampl
     if sampling.starts_scaled():
         z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
     generators = [one.generator(seed, "solver") for one in samples]
-    carry = None
-    for t, s in steps:
+    carry, finite = None, Finite[str]()
+    for number, (t, s) in enumerate(steps, start=1):
         t_rows, s_rows = rows_at(t, z), rows_at(s, z)
         noise = None
         if solver.stochastic:
             noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
         x0 = denoiser(z, t_rows, condition)
         z, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, noise)
+        finite.see(f"after step {number} of {len(steps)}, at t = {t:g}", z)
+    if (place := finite.first_broken()) is not None:
+        raise not_finite("the latents", place, f"the model {model.reference!r}", [model.denoiser.net])
     return z
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddil_core.environment import full_precision
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.finite import all_finite, not_finite
 from ddil_core.inversion.words import Vocabulary, Words, gather
 
 SHAPES = "shapes"
@@ -41,8 +42,15 @@ class Towers:
     @torch.no_grad()
     @full_precision()
     def similarity(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """The cosine of each picture with its other, float64 [B]."""
-        return (self.images(images) * self.images(others)).sum(-1).double().cpu().numpy()
+        """The cosine of each picture with its other, float64 [B].
+
+        Raises:
+            DdilError: they are not finite.
+        """
+        cosines = (self.images(images) * self.images(others)).sum(-1).double()
+        if not all_finite([cosines]):
+            raise not_finite("the similarities", "after its image tower", f"the CLIP {self.reference!r}", [])
+        return cosines.cpu().numpy()
 
 
 def lacks_towers(reference: str | None) -> str | None:

@@ -27,6 +27,11 @@ class Estimate:
     p_value: float | None = None
 
     def __post_init__(self) -> None:
+        if not np.isfinite([self.value, self.low, self.high]).all():
+            raise DdilError(
+                f"a metric is not finite ({self.value:g} [{self.low:g}, {self.high:g}]), so that it cannot be compared; look for "
+                "broken features among those measured"
+            )
         if not self.low <= self.value <= self.high:
             raise ValueError(f"the interval [{self.low}, {self.high}] does not contain its point {self.value}")
 
