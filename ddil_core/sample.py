@@ -22,6 +22,9 @@ from ddil_core.solvers import get_solver
 
 CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
 
+CENTRES_LATENTS = "StableDiffusionXLPipeline"
+"""The one of diffusers' pipelines here that reads an autoencoder's ``latents_mean``."""
+
 
 @torch.no_grad()
 @full_precision()
@@ -84,7 +87,7 @@ def settings(
 
 def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
     """What a user should know of sampling a model so, one sentence each: that it was not made for it, that its own scheduler is not
-    known, that the prompt is turned off, or that prompts are cut."""
+    known, that the prompt is turned off, that diffusers scales its latents otherwise, or that prompts are cut."""
     sentences = [f"{model.reference!r} {sentence}" for sentence in misuse(model.sampling, sampling)]
     if sampling.replaces is not None:
         sentences.append(
@@ -93,6 +96,10 @@ def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[st
     if sampling.guidance_scale < 1 and model.denoiser.guidance_width is None:
         sentences.append(
             "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+        )
+    if model.pipeline.vae.config.get("latents_mean") is not None and model.layout.pipeline != CENTRES_LATENTS:
+        sentences.append(
+            f"the latents_mean and latents_std of {model.reference!r} are applied here, and diffusers' {model.layout.pipeline} ignores them"
         )
     cut = model.cut(prompts)
     return [*sentences, CUT.format(cut, len(prompts))] if cut else sentences
