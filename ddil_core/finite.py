@@ -59,11 +59,16 @@ def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | Non
     dtype = next((p.dtype for net in present for p in net.parameters()), torch.float32)
     broken = next((found for net in present if (found := broken_weight(net)) is not None), None)
     if broken is not None:
-        cure = f"its weights hold such numbers too, first in {broken}, so fetch the model again, or train it again with a lower learning rate"
+        cure = (
+            f"its weights hold such numbers too, first in {broken}, so fetch the model again, or train it again with a lower "
+            "learning rate"
+        )
     elif dtype == torch.float16:
         cure = "float16 has no number above 65,504, so compute in bfloat16 or float32"
     else:
-        cure = "its weights or settings are too large for its arithmetic, so lower the guidance scale or check the model"
+        cure = (
+            "its weights or settings are too large for its arithmetic, so lower the guidance scale or check the model"
+        )
     name = str(dtype).removeprefix("torch.")
     return DdilError(f"{what} of {whose}, computed in {name}, are not finite (NaN or infinity) {place}: {cure}")
 

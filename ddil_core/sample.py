@@ -99,7 +99,8 @@ def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[st
         )
     if model.pipeline.vae.config.get("latents_mean") is not None and model.layout.pipeline != CENTRES_LATENTS:
         sentences.append(
-            f"the latents_mean and latents_std of {model.reference!r} are applied here, and diffusers' {model.layout.pipeline} ignores them"
+            f"the latents_mean and latents_std of {model.reference!r} are applied here, and diffusers' "
+            f"{model.layout.pipeline} ignores them"
         )
     cut = model.cut(prompts)
     return [*sentences, CUT.format(cut, len(prompts))] if cut else sentences

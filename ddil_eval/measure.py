@@ -92,8 +92,8 @@ class Extractors:
         if not np.isfinite(found).all():
             metrics = ", ".join(metric for metric in self.metrics if METRICS[metric].network.name == name)
             raise DdilError(
-                f"the network {name!r} of the metric {metrics} gives features that are not finite (NaN or infinity, {found.dtype}): "
-                "its weights are damaged; get them again (see 'ddil metrics')"
+                f"the network {name!r} of the metric {metrics} gives features that are not finite (NaN or infinity, "
+                f"{found.dtype}): its weights are damaged; get them again (see 'ddil metrics')"
             )
         return found
 

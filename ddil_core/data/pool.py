@@ -162,5 +162,7 @@ def _read_pool(path: Path) -> LatentPool:
     except (SafetensorError, TypeError, OSError) as error:
         raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
     if not all_finite(part for tensor in (pool.mean, pool.std) for part in tensor.split(1024)):
-        raise DdilError(f"the encoded data {path} hold values that are not finite; delete the file to encode them again")
+        raise DdilError(
+            f"the encoded data {path} hold values that are not finite; delete the file to encode them again"
+        )
     return pool

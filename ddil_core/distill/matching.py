@@ -242,12 +242,12 @@ def score_difference(
 ) -> Tensor:
     """The matching gradient at x [B, …], noised by ε to t [B]: of the real x̂ (guided) and the fake one, both reflected.
 
-    ``finite`` watches the real x̂: where it is not finite so is the gradient, which is then taken for 0.
+    ``finite`` watches the real x̂ of an x that is finite: where it is not, neither is the gradient, which is then taken for 0.
     """
     z = real.schedule.add_noise(x, eps, t)
     x_real, x_fake = real(z, t, told).float(), fake(z, t, told).float()
     if finite is not None:
-        finite.see("as the real score of what is generated", x_real)
+        finite.see("as the real score of what is generated", x_real.where(torch.isfinite(x).all(), 0.0))
     if seen is not None:
         seen.real.see(x_real, t)
         seen.fake.see(x_fake, t)

@@ -71,7 +71,9 @@ def _read(path: Path) -> Pairs:
     except (SafetensorError, OSError) as error:
         raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
     if not all_finite(pairs.values()):
-        raise DdilError(f"the teacher's pairs {path} hold values that are not finite; delete the file to make them again")
+        raise DdilError(
+            f"the teacher's pairs {path} hold values that are not finite; delete the file to make them again"
+        )
     return pairs
 
 

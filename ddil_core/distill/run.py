@@ -143,7 +143,15 @@ class Run(Generic[C]):
         return calibrate_reflection(self.pool.mean.float(), told.mode, told.quantile).to(self.accelerator.device)
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
-        """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student."""
+        """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student.
+
+        Raises:
+            DdilError: it holds weights that are not finite.
+        """
+        if (broken := broken_weight(net)) is not None:
+            raise DdilError(
+                f"the teacher {self.model.reference!r} holds weights that are not finite, first in {broken}; fetch or make it again"
+            )
         return _frozen(self.model.denoiser, net, self.config).to(self.accelerator.device)
 
     def trained(self, make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
@@ -163,7 +171,9 @@ class Run(Generic[C]):
                 save_every=self.config.save_every,
                 callbacks=watchers(self, stage, name, title),
                 accelerator=self.accelerator,
-                check=partial(stage.require_finite, f"the teacher of the stage {title!r}, from {self.model.reference!r}"),
+                check=partial(
+                    stage.require_finite, f"the teacher of the stage {title!r}, from {self.model.reference!r}"
+                ),
             )
             for tracker in self.accelerator.trackers if self.config.trackers else ():
                 tracker.finish()

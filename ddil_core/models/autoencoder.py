@@ -38,7 +38,9 @@ def require_encoder(vae: Any, reference: str) -> None:
         )
 
 
-def latent_scaling(vae: Any, reference: str, device: torch.device | str = "cpu") -> tuple[float | Tensor, float | Tensor]:
+def latent_scaling(
+    vae: Any, reference: str, device: torch.device | str = "cpu"
+) -> tuple[float | Tensor, float | Tensor]:
     """(scale, shift) of an autoencoder: the network's latent is (latent − shift) · scale, and back latent = z / scale + shift.
 
     With ``latents_mean`` and ``latents_std``, a number for each channel, the shift is the mean and the scale
@@ -58,8 +60,8 @@ def latent_scaling(vae: Any, reference: str, device: torch.device | str = "cpu")
     channels = config.get("latent_channels")
     if not _is_list(mean, channels) or not _is_list(std, channels) or min(std) <= 0 or shift:
         raise DdilError(
-            f"{where} has latents_mean {mean} and latents_std {std}; both have a finite number for each of its {channels} channels, "
-            "std above 0, and shift_factor is not set beside them: fetch the model again"
+            f"{where} has latents_mean {mean} and latents_std {std}; both have a finite number for each of its {channels} "
+            "channels, std above 0, and shift_factor is not set beside them: fetch the model again"
         )
     tensors = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (std, mean))
     deviation, centre = tensors

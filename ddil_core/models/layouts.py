@@ -92,7 +92,10 @@ def bound_tokenizers(pipeline: Any, reference: str) -> None:
         DdilError: neither the tokenizer nor the text encoder says how long a prompt may be.
     """
     for name in TEXT_ENCODERS[:2]:  # T5, the third, has no positions, and is told its length by ``MAX_SEQUENCE``
-        tokenizer, encoder = getattr(pipeline, name.replace("text_encoder", "tokenizer"), None), getattr(pipeline, name, None)
+        tokenizer, encoder = (
+            getattr(pipeline, name.replace("text_encoder", "tokenizer"), None),
+            getattr(pipeline, name, None),
+        )
         if tokenizer is None or encoder is None:
             continue
         limit = getattr(encoder.config, "max_position_embeddings", None)

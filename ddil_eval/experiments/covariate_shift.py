@@ -10,10 +10,10 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.progress import progress, warn
 from ddil_core.protocol import GuidanceScale, Strict, content_hash
-from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
+from ddil_core.rollout import NAMES, STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
 from ddil_core.sample import CUT
 from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
@@ -42,7 +42,7 @@ from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest, write_text
 
 EXPERIMENT = "covariate-shift"
-Rate = float
+Rate = Annotated[float, Field(allow_inf_nan=True)]  # what is no probability is refused below, in one sentence for all
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -315,7 +315,7 @@ class Tree:
     prompts: Sequence[Prompt]
     samples: Sequence[Sample]
     wanted: Sequence[Run]
-    names: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=lambda: NAMES)
 
     def grow(self) -> None:
         """Make this process's share of the chunks, and wait until all are made."""

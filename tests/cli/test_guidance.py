@@ -68,7 +68,9 @@ def test_a_model_brings_no_other_and_is_given_no_other(student: Path, tmp_path: 
     folder = edited(student, tmp_path / "student", "ddil.json", guidance_scale=told)
     with pytest.raises(DdilError) as error:
         load_model(str(folder))
-    assert str(error.value).startswith(f"the file {folder / 'ddil.json'} has a value that does not fit at 'guidance_scale': ")
+    assert str(error.value).startswith(
+        f"the file {folder / 'ddil.json'} has a value that does not fit at 'guidance_scale': "
+    )
     with pytest.raises(WrongCommand, match="^a guidance scale is a finite number from 0 to 1000, not "):
         sample(load_model(str(student)), ["a ring"], guidance_scale=told)
     with pytest.raises(WrongCommand, match="^a guidance scale"):

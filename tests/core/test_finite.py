@@ -16,19 +16,21 @@ from ddil_core.data.dataset import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.denoiser import Condition
 from ddil_core.distill import METHODS
+from ddil_core.distill.matching import score_difference
 from ddil_core.distill.run import distill
 from ddil_core.errors import DdilError
 from ddil_core.finite import Finite, all_finite, broken_weight, not_finite
 from ddil_core.inversion.problem import Best
 from ddil_core.inversion.towers import Towers
-from ddil_core.models.model import Model, load_model
+from ddil_core.models.model import Model, assemble, load_model
+from ddil_core.models.systems import Files
 from ddil_core.parameterization import Reflection
 from ddil_core.rollout import pair, rollout
 from ddil_core.sample import sample
 from ddil_core.schedule import Schedule
 from ddil_core.train import require_finite
 from tests.core.closed_form import Gaussian, normal, shifts
-from tests.pipelines import spoilt
+from tests.pipelines import save_lora, spoilt
 
 PROMPT = "a small red circle on a grey background"
 NAN, INF = float("nan"), float("inf")
@@ -53,7 +55,9 @@ def test_the_cause_is_sought_in_the_weights_and_in_the_dtype() -> None:
         return str(not_finite("the latents", "after step 1", "the model 'x'", nets))
 
     start = "the latents of the model 'x', computed in {}, are not finite (NaN or infinity) after step 1: "
-    assert said(None, sound, broken).startswith(start.format("float32") + "its weights hold such numbers too, first in bias")
+    assert said(None, sound, broken).startswith(
+        start.format("float32") + "its weights hold such numbers too, first in bias"
+    )
     assert said(sound.half()).startswith(start.format("float16") + "float16 has no number above 65,504")
     assert said(sound.bfloat16()).startswith(start.format("bfloat16") + "its weights or settings are too large")
 
@@ -75,7 +79,9 @@ def test_a_damaged_component_gives_no_picture(
     model = load_model(str(spoilt(folder, tmp_path / "spoilt", component, value)))
     with pytest.raises(DdilError) as error:
         sample(model, [PROMPT], steps=4)
-    reference = f"{what} of the model '{tmp_path / 'spoilt'}', computed in float32, are not finite (NaN or infinity) {place}: "
+    reference = (
+        f"{what} of the model '{tmp_path / 'spoilt'}', computed in float32, are not finite (NaN or infinity) {place}: "
+    )
     assert str(error.value).startswith(reference)
     cause = "too large for its arithmetic" if value == 3e38 else "its weights hold such numbers too, first in "
     assert cause in str(error.value)
@@ -96,6 +102,21 @@ def test_numbers_above_those_of_float16_are_told_as_such(folder: Path, tmp_path:
     """Weights that are finite in float16, and products that are not."""
     model = load_model(str(spoilt(folder, tmp_path / "large", "unet", 60000.0)), dtype=torch.float16)
     with pytest.raises(DdilError, match=r"computed in float16, are not finite .* float16 has no number above 65,504"):
+        sample(model, [PROMPT], steps=2)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_damaged_lora_gives_no_picture(folder: Path, tmp_path: Path, fuse: bool) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = save_lora(tmp_path / "lora", load_model(str(folder)).pipeline)
+    layers = load_file(path)
+    name = sorted(layers)[0]
+    save_file(layers | {name: layers[name] * NAN}, path)
+    model = assemble("adapted", Files(folder, lora=path), fuse_lora=fuse)
+    with pytest.raises(
+        DdilError, match=r"^the latents of the model 'adapted', .* its weights hold such numbers too, first in "
+    ):
         sample(model, [PROMPT], steps=2)
 
 
@@ -179,23 +200,51 @@ RUNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [NAN, 3e38])
 @pytest.mark.parametrize("name", RUNS)
-def test_no_student_comes_of_a_damaged_teacher(folder: Path, tmp_path: Path, name: str) -> None:
-    """DMD2 takes a gradient that is no number for 0, so that its losses alone would not tell."""
+def test_no_student_comes_of_a_damaged_teacher(folder: Path, tmp_path: Path, name: str, value: float) -> None:
+    """Weights that are no numbers, and weights whose products are none. A student starts as its teacher is."""
     told = RUNS[name] | {"batch_size": 4, "pool": 8, "save_every": 1, "watch": None}
     config = METHODS[name.split()[0]].config.model_validate(told)
-    teacher = spoilt(folder, tmp_path / "teacher", "unet")
+    teacher = spoilt(folder, tmp_path / "teacher", "unet", value)
     with pytest.raises(DdilError) as error:
         distill(str(teacher), "shapes", config, tmp_path / "run", device="cpu")
-    assert "are not finite (NaN or infinity)" in str(error.value) and "the teacher" in str(error.value)
+    reference = repr(str(teacher))
+    sentences = {
+        "weights": f"the teacher {reference} holds weights that are not finite, first in conv_out.weight; fetch or make it again",
+        "pd": f"the targets of the teacher of the stage '4 → 2 steps', from {reference}, computed in float32, are not finite",
+        "lcm": f"the targets of the teacher of the stage 'LCM', from {reference}, computed in float32, are not finite",
+        "dmd2": "the loss of the stage 'DMD2, 2 steps' is not finite at update 1",
+        "dmd2 regression": "the latents of the teacher's pairs for the regression, computed in float32, are not finite",
+    }
+    assert str(error.value).startswith(sentences["weights" if value is NAN else name])
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.suffix in (".pt", ".safetensors", ".partial")}
     assert left == {"data.safetensors"}
     assert not (tmp_path / "run" / "student").exists()
 
 
+def test_a_real_score_that_is_no_number_is_seen() -> None:
+    """Its gradient is taken for 0, so that a loss does not tell; what the generator broke itself, its loss tells."""
+    schedule, x, eps, t = (
+        Schedule.stable_diffusion(),
+        normal(2, 1, 2, 2),
+        normal(2, 1, 2, 2, seed=1),
+        torch.tensor([500, 20]),
+    )
+    fake = Gaussian(schedule)
+    for at, x0, expected in ((1000, x, "as the real score"), (0, x, None), (1000, x * NAN, None)):
+        finite = Finite[str]()
+        gradient = score_difference(Broken(schedule, at), fake, x0, eps, t, shifts(2), finite=finite)
+        assert all_finite([gradient]) == (at == 0)
+        place = finite.first_broken()
+        assert place is None if expected is None else str(place).startswith(expected)
+
+
 def test_a_gradient_that_is_no_number_stops_a_run() -> None:
     for key in ("gradient_norm", "critic_gradient_norm", "loss", "critic_loss"):
-        with pytest.raises(DdilError, match=f"^the {key.replace('_', ' ')} of the stage 'LCM' is not finite at update 50"):
+        with pytest.raises(
+            DdilError, match=f"^the {key.replace('_', ' ')} of the stage 'LCM' is not finite at update 50"
+        ):
             require_finite({"loss": 1.0, key: INF}, "LCM", 50)
     require_finite({"loss": 1.0, "clipped_fraction": NAN}, "LCM", 50)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def test_every_grid_lies_inside_its_schedule_and_falls(spacing: str) -> None:
                 refused[offset].append(steps)
                 continue
             assert len(times) == steps
-            assert all(a > b for a, b in zip(times, times[1:], strict=False))
+            assert all(a > b for a, b in itertools.pairwise(times))
             assert times[-1] >= 0 and times[0] <= (1000 if schedule is FLOW else 999)
             assert schedule is SD or times[-1] > 0
     plain = list(range(51, 1001)) if spacing == "lcm" else [1000]
@@ -45,7 +46,7 @@ def test_every_grid_lies_inside_its_schedule_and_falls(spacing: str) -> None:
 
 
 def test_dpm_solver_leading_with_999_steps_is_refused() -> None:
-    """diffusers starts at t = 1000, which no network was trained at: it takes σ there for that of 999, and divides by λ₁ − λ₀ = 0."""
+    """diffusers starts at t = 1000, which no network was trained at, takes σ there for that of 999, and divides by λ₁ − λ₀ = 0."""
     scheduler = DPMSolverMultistepScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(999)
     assert int(scheduler.timesteps[0]) == 1000
@@ -56,8 +57,8 @@ def test_dpm_solver_leading_with_999_steps_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         Sampling(solver="dpmpp_2m", steps=999, spacing="leading_inner", offset=1).transitions(SD)
     assert str(error.value) == (
-        "the grid of 999 steps with the spacing 'leading_inner' and the offset 1 has the time 1000, and this model's times go from 0 "
-        "to 999; ask for another number of steps, or for other times"
+        "the grid of 999 steps with the spacing 'leading_inner' and the offset 1 has the time 1000, and this model's times go "
+        "from 0 to 999; ask for another number of steps, or for other times"
     )
 
 

@@ -66,7 +66,9 @@ def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", ["mean", "set", "group"])
-def test_a_network_that_gives_no_number_stops_the_work(monkeypatch: pytest.MonkeyPatch, value: float, kind: str) -> None:
+def test_a_network_that_gives_no_number_stops_the_work(
+    monkeypatch: pytest.MonkeyPatch, value: float, kind: str
+) -> None:
     monkeypatch.setitem(METRICS, "broken", metric(value, kind=kind))
     extractors, images = Extractors(["broken"], "cpu"), np.zeros((3, 64, 64, 3), np.uint8)
     sentence = (
@@ -98,7 +100,9 @@ def test_features_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> N
     assert len(read_features(tmp_path / "sound.npy", 9000, "features")) == 9000
     features[8999, 1] = value
     np.save(tmp_path / "broken.npy", features)
-    with pytest.raises(DdilError, match=r"the kept features .*broken\.npy are damaged; delete the file to compute them again"):
+    with pytest.raises(
+        DdilError, match=r"the kept features .*broken\.npy are damaged; delete the file to compute them again"
+    ):
         read_features(tmp_path / "broken.npy", 9000, "features")
 
 
@@ -114,8 +118,8 @@ def test_chunks_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> Non
 
 
 def test_no_estimate_is_not_finite() -> None:
-    for told in ((NAN, NAN, NAN), (INF, INF, INF), (1.0, -INF, 2.0)):
-        with pytest.raises(DdilError, match="^a metric is not finite"):
-            Estimate(*told, n=4)
+    for told in (NAN, INF, -INF):
+        with pytest.raises(DdilError, match="^a metric is .*, which is not finite and cannot be compared"):
+            Estimate(told, told, told, n=4)
     with pytest.raises(DdilError, match="not finite"):
         bootstrap_mean(np.array([[1.0], [NAN], [2.0]]), np.ones(1))

@@ -1,4 +1,4 @@
-"""Autoencoders whose latents are centred and scaled by channel, against diffusers; those that cannot be used; sizes and tokenizers."""
+"""Autoencoders that centre and scale their latents, against diffusers; those that cannot be used; sizes and tokenizers."""
 
 from __future__ import annotations
 
@@ -256,5 +256,3 @@ def test_the_picture_on_disk_is_the_one_drawn(sdxl: Path, tmp_path: Path, cli: A
     expected = theirs(sdxl, load_model(str(sdxl)), 4, 3.0)
     drawn = np.stack([np.asarray(Image.open(out / f"{row:03d}-00.png").convert("RGB")) for row in range(2)])
     assert np.abs(drawn - expected).max() <= 1
-
-

@@ -56,8 +56,14 @@ def test_a_scheduler_without_betas_that_is_no_flow_is_refused(kind: str, folder:
         ({"timestep_type": "continuous"}, "the scheduler's timestep_type is not known here"),
         ({"snr_shift_scale": 3.0}, "the scheduler's snr_shift_scale is not known here"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "the scheduler's beta_schedule 'squaredcos_cap_v2' is not known"),
-        ({"trained_betas": [0.1, 0.2]}, "the scheduler's configuration holds a value that does not fit (trained_betas are 2"),
-        ({"trained_betas": [0.1, 1.0], "num_train_timesteps": 2}, "the scheduler's configuration holds a value that does not"),
+        (
+            {"trained_betas": [0.1, 0.2]},
+            "the scheduler's configuration holds a value that does not fit (trained_betas are 2",
+        ),
+        (
+            {"trained_betas": [0.1, 1.0], "num_train_timesteps": 2},
+            "the scheduler's configuration holds a value that does not",
+        ),
         ({"beta_end": float("nan")}, "the scheduler's configuration holds a value that does not fit"),
         ({"beta_start": "small"}, "the scheduler's configuration holds a value that does not fit"),
         ({"num_train_timesteps": None}, "the scheduler's configuration holds a value that does not fit"),
@@ -72,7 +78,9 @@ def test_a_process_that_is_not_known_is_refused(keys: dict[str, Any], message: s
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("keys", [{"shift": 0}, {"shift": "large"}, {"shift": float("nan")}, {"num_train_timesteps": 0}])
+@pytest.mark.parametrize(
+    "keys", [{"shift": 0}, {"shift": "large"}, {"shift": float("nan")}, {"num_train_timesteps": 0}]
+)
 def test_a_flow_whose_clock_is_none_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(WrongCommand, match="^the scheduler's"):
         FlowSchedule.from_config({"shift": 3.0} | keys)
@@ -139,7 +147,9 @@ def test_a_network_that_predicts_something_else_is_refused(keys: dict[str, str],
     import json
 
     broken = edited(folder, tmp_path / "model", "model_index.json", scheduler=["diffusers", DPM])
-    (broken / SCHEDULER).write_text(json.dumps(described(diffusers.DPMSolverMultistepScheduler(**BETAS, **keys)), default=float))
+    (broken / SCHEDULER).write_text(
+        json.dumps(described(diffusers.DPMSolverMultistepScheduler(**BETAS, **keys)), default=float)
+    )
     (broken / "ddil.json").unlink()
     with pytest.raises(DdilError, match="^the model .* which is not known here"):
         load_model(str(broken))
@@ -178,10 +188,14 @@ def test_a_student_keeps_its_teachers_scaling_of_timesteps(tmp_path: Path) -> No
     (teacher / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "LCMScheduler"]}))
     assert load_model(str(teacher)).denoiser.schedule.timestep_scaling == 0.02
     told = {"updates": 1, "batch_size": 2, "pool": 4, "w_embedding": 16}
-    student = distill(str(teacher), "shapes", METHODS["lcm"].config.model_validate(told), tmp_path / "run", device="cpu")
+    student = distill(
+        str(teacher), "shapes", METHODS["lcm"].config.model_validate(told), tmp_path / "run", device="cpu"
+    )
     assert json.loads((student / SCHEDULER).read_text())["timestep_scaling"] == 0.02
     found = load_model(str(student))
     assert found.denoiser.schedule.timestep_scaling == 0.02 and found.sampling.solver == "lcm"
     assert transitions(found.sampling.times(found.denoiser.schedule))[0] == (999, 759)
-    pool = encode_pool(load_model(str(teacher)), open_data("shapes"), 4, tmp_path / "run" / "checkpoints" / "data.safetensors")
+    pool = encode_pool(
+        load_model(str(teacher)), open_data("shapes"), 4, tmp_path / "run" / "checkpoints" / "data.safetensors"
+    )
     assert len(pool) == 4
