@@ -36,6 +36,14 @@ def guidance_scale(value: float) -> float:
     return value
 
 
+def require_guidance(value: float) -> None:
+    """Raises WrongCommand: a guidance scale is no finite number from 0 to ``LARGEST_GUIDANCE``."""
+    try:
+        guidance_scale(value)
+    except ValueError as error:
+        raise WrongCommand(str(error)) from error
+
+
 GuidanceScale = Annotated[float, AfterValidator(guidance_scale)]
 """The type of every guidance scale in a protocol."""
 

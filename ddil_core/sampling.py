@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ddil_core.errors import WrongCommand
 from ddil_core.models.systems import System
 from ddil_core.parameterization import Reflection, ReflectionMode
-from ddil_core.protocol import GuidanceScale, validate
-from ddil_core.protocol import guidance_scale as checked_guidance
+from ddil_core.protocol import GuidanceScale, require_guidance, validate
 from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, is_flow, timesteps, transitions
 from ddil_core.solvers import get_solver
 
@@ -91,10 +90,7 @@ class Sampling:
     bounds: Bounds | None = None
 
     def __post_init__(self) -> None:
-        try:
-            checked_guidance(self.guidance_scale)
-        except ValueError as error:
-            raise WrongCommand(str(error)) from error
+        require_guidance(self.guidance_scale)
 
     @classmethod
     def from_system(cls, system: System, guidance_scale: float) -> Sampling:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddil_core.environment import full_precision
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.errors import DdilError
 from ddil_core.finite import all_finite, not_finite
 from ddil_core.inversion.words import Vocabulary, Words, gather
 
@@ -118,10 +118,7 @@ def _folder(reference: str, device: torch.device | str) -> Towers:
         ) from error
     model = model.float().to(device).eval().requires_grad_(False)
     limit = model.config.text_config.max_position_embeddings
-    if tokenizer.model_max_length > limit:
-        raise WrongCommand(
-            f"the tokenizer in {folder} gives up to {tokenizer.model_max_length} tokens, its CLIP takes {limit}"
-        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # its files may name no length
 
     def images(pictures: np.ndarray) -> Tensor:
         pixels = processor(list(pictures), return_tensors="pt").pixel_values.to(device)

@@ -26,7 +26,7 @@ from ddil_core.models.references import check, resolve
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.parameterization import FLOWS, Prediction, Reflection
-from ddil_core.protocol import read_yaml
+from ddil_core.protocol import read_yaml, require_guidance
 from ddil_core.sampling import SYSTEM_FILE, Sampling
 from ddil_core.schedule import FlowSchedule, Schedule, is_flow
 
@@ -51,8 +51,13 @@ class Model:
         return config.in_channels, *latent_size(config, self.reference)
 
     def guided(self, guidance_scale: float | None = None, reflection: Reflection | None = None) -> GuidedDenoiser:
-        """The denoiser with guidance (the model's own scale where None is given) and reflection."""
+        """The denoiser with guidance (the model's own scale where None is given) and reflection.
+
+        Raises:
+            WrongCommand: the guidance scale is none.
+        """
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
+        require_guidance(scale)
         outside = scale != 1.0 and self.denoiser.guidance_width is None
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
 

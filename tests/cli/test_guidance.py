@@ -73,8 +73,9 @@ def test_a_model_brings_no_other_and_is_given_no_other(student: Path, tmp_path: 
     )
     with pytest.raises(WrongCommand, match="^a guidance scale is a finite number from 0 to 1000, not "):
         sample(load_model(str(student)), ["a ring"], guidance_scale=told)
-    with pytest.raises(WrongCommand, match="^a guidance scale"):
-        Sampling(guidance_scale=told)
+    for make in (lambda: Sampling(guidance_scale=told), lambda: load_model(str(student)).guided(told)):
+        with pytest.raises(WrongCommand, match="^a guidance scale"):
+            make()
 
 
 @pytest.mark.parametrize(

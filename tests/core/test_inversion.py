@@ -405,6 +405,14 @@ def test_towers_of_a_folder_give_unit_vectors_and_read_vectors_as_words(tmp_path
     assert towers.identity["weights"].keys() == {"model.safetensors"}
 
 
+def test_towers_whose_tokenizer_names_no_length_take_that_of_their_encoder(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path)
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in told.items() if key != "model_max_length"}))
+    assert load_towers(str(folder)).words(tuple(words())).limit == MAX_TOKENS - 2
+
+
 # What is refused
 
 
