@@ -52,12 +52,13 @@ def to_v(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (alpha * z - x0) / sigma
 
 
-def boundary_scalings(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def boundary_scalings(t: Tensor, like: Tensor, scaling: float = 10.0) -> tuple[Tensor, Tensor]:
     """(c_skip, c_out) of a consistency function c_skip z + c_out x̂ at times [B], shaped to multiply ``like`` [B, …].
 
-    LCM's, with s = 10 t and σ_data = 0.5: c_skip = 0.25/(s² + 0.25), c_out = s/√(s² + 0.25), so that it is z itself at t = 0.
+    LCM's, with s = ``scaling`` · t (``Schedule.timestep_scaling``, 10 in LCM) and σ_data = 0.5: c_skip = 0.25/(s² + 0.25),
+    c_out = s/√(s² + 0.25), so that it is z itself at t = 0.
     """
-    s = 10 * t.to(torch.float64).clamp(min=0).view(-1, *(1,) * (like.dim() - 1))
+    s = scaling * t.to(torch.float64).clamp(min=0).view(-1, *(1,) * (like.dim() - 1))
     return (0.25 / (s**2 + 0.25)).to(like.dtype), (s / (s**2 + 0.25).sqrt()).to(like.dtype)
 
 
@@ -84,9 +85,10 @@ class Reflection:
         return x0 - centre, centre, bound
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """x̂ [B, C, …] inside the bound, same shape and dtype."""
-        if self.mode == "none":
-            return x0
+        """x̂ [B, C, …] inside the bound, same shape and dtype. What is not finite stays so, since the bound would hide it."""
+        return x0 if self.mode == "none" else torch.where(torch.isfinite(x0), self._inside(x0), x0)
+
+    def _inside(self, x0: Tensor) -> Tensor:
         offset, centre, bound = self._offset(x0)
         if self.mode == "clamp":
             return centre + torch.minimum(torch.maximum(offset, -bound), bound)

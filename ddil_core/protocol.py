@@ -7,18 +7,45 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ddil_core.errors import WrongCommand
 
 
 class Strict(BaseModel):
-    """A model that refuses keys that it does not know."""
+    """A model that refuses keys that it does not know, and numbers that are NaN or infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+LARGEST_GUIDANCE = 1000.0
+"""The largest guidance scale that is accepted: models are used at 1 to 20, and a product with a larger one can overflow."""
+
+
+def guidance_scale(value: float) -> float:
+    """A guidance scale g, as it is.
+
+    Raises:
+        ValueError: it is no finite number from 0 to ``LARGEST_GUIDANCE``.
+    """
+    if not 0 <= value <= LARGEST_GUIDANCE:  # NaN fails this too
+        raise ValueError(f"a guidance scale is a finite number from 0 to {LARGEST_GUIDANCE:g}, not {value:g}")
+    return value
+
+
+def require_guidance(value: float) -> None:
+    """Raises WrongCommand: a guidance scale is no finite number from 0 to ``LARGEST_GUIDANCE``."""
+    try:
+        guidance_scale(value)
+    except ValueError as error:
+        raise WrongCommand(str(error)) from error
+
+
+GuidanceScale = Annotated[float, AfterValidator(guidance_scale)]
+"""The type of every guidance scale in a protocol."""
 
 
 P = TypeVar("P", bound=BaseModel)

@@ -7,19 +7,23 @@ a sample form a tree; level by level, each actor runs once over all the rows of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddil_core.denoiser import Condition, Denoiser
-from ddil_core.errors import WrongCommand
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.finite import Finite, not_finite
 from ddil_core.schedule import Time, rows_at, segments, transitions
 from ddil_core.solvers import SOLVERS, Solver
 
 TEACHER, STUDENT = "T", "S"
+NAMES = {TEACHER: "the teacher", STUDENT: "the student"}
+"""What a message calls the actors where it knows no more of them."""
 Transition = tuple[Time, Time]
 Observe = Callable[[str, int, Tensor, Tensor, Tensor], None]
 """``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B], on the CPU, are the samples."""
@@ -112,6 +116,7 @@ def rollout(
     batch_size: int,
     observe: Observe | None = None,
     pad: bool = True,
+    names: Mapping[str, str] = NAMES,
 ) -> Leaves:
     """Roll every sample out along each of its strings.
 
@@ -122,10 +127,14 @@ def rollout(
         batch_size: rows of every device batch.
         observe: told of every batch, without padding.
         pad: fill the last batch up, so that its shape never changes and equal rows give equal bits.
+        names: what a message calls the actors.
+
+    Raises:
+        DdilError: an actor's states are not finite.
     """
     length = len(next(iter(strings[0])))
     nodes = [(row, "") for row in range(len(z))]
-    evaluations = dict.fromkeys(actors, 0)
+    evaluations, finite = dict.fromkeys(actors, 0), Finite[tuple[str, int]]()
     for transition in range(length):
         children = sorted({(row, string[: transition + 1]) for row, wanted in enumerate(strings) for string in wanted})
         place = {node: index for index, node in enumerate(nodes)}
@@ -143,11 +152,23 @@ def rollout(
                 width = batch_size if pad else real
                 before = z.index_select(0, _pad(source, width))
                 after = actor.act(transition, before, condition.rows(_pad(rows, width)))[:real]
+                finite.see((name, transition), after)
                 next_z.index_copy_(0, to, after)
                 if observe is not None:
                     observe(name, transition, on_host[2, start : start + real], before[:real], after)
         nodes, z = children, next_z
+    if (broken := finite.first_broken()) is not None:
+        raise _not_finite(actors[broken[0]], names[broken[0]], broken[1])
     return Leaves(z, [row for row, _ in nodes], [string for _, string in nodes], evaluations)
+
+
+def _not_finite(actor: Actor, name: str, transition: int) -> DdilError:
+    """The error for an actor whose states after a transition are not finite."""
+    denoiser: Any = actor.denoiser
+    network = getattr(denoiser, "network", denoiser)
+    times = ", ".join(f"t = {t:g}" for t, _ in actor.steps[transition])
+    place = f"after transition {transition + 1} of {len(actor.steps)}, with steps at {times}"
+    return not_finite("the latents", place, name, [network] if isinstance(network, nn.Module) else [])
 
 
 def _pad(rows: Tensor, size: int) -> Tensor:

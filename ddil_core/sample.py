@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddil_core.data.captions import require_text
 from ddil_core.environment import full_precision
+from ddil_core.finite import Finite, not_finite
 from ddil_core.models.model import Model
 from ddil_core.noise import Sample, initial_noise
 from ddil_core.parameterization import ReflectionMode
@@ -22,11 +23,18 @@ from ddil_core.solvers import get_solver
 
 CUT = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
 
+CENTRES_LATENTS = "StableDiffusionXLPipeline"
+"""The one of diffusers' pipelines here that reads an autoencoder's ``latents_mean``."""
+
 
 @torch.no_grad()
 @full_precision()
 def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
-    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts."""
+    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts.
+
+    Raises:
+        DdilError: they are not finite, or what the prompts are encoded to is not.
+    """
     solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
@@ -36,14 +44,17 @@ def latents(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampl
     if sampling.starts_scaled():
         z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
     generators = [one.generator(seed, "solver") for one in samples]
-    carry = None
-    for t, s in steps:
+    carry, finite = None, Finite[str]()
+    for number, (t, s) in enumerate(steps, start=1):
         t_rows, s_rows = rows_at(t, z), rows_at(s, z)
         noise = None
         if solver.stochastic:
             noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
         x0 = denoiser(z, t_rows, condition)
         z, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, noise)
+        finite.see(f"after step {number} of {len(steps)}, at t = {t:g}", z)
+    if (place := finite.first_broken()) is not None:
+        raise not_finite("the latents", place, f"the model {model.reference!r}", [model.denoiser.net])
     return z
 
 
@@ -77,7 +88,7 @@ def settings(
 
 def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
     """What a user should know of sampling a model so, one sentence each: that it was not made for it, that its own scheduler is not
-    known, that the prompt is turned off, or that prompts are cut."""
+    known, that the prompt is turned off, that diffusers scales its latents otherwise, or that prompts are cut."""
     sentences = [f"{model.reference!r} {sentence}" for sentence in misuse(model.sampling, sampling)]
     if sampling.replaces is not None:
         sentences.append(
@@ -86,6 +97,11 @@ def remarks(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[st
     if sampling.guidance_scale < 1 and model.denoiser.guidance_width is None:
         sentences.append(
             "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+        )
+    if model.pipeline.vae.config.get("latents_mean") is not None and model.layout.pipeline != CENTRES_LATENTS:
+        sentences.append(
+            f"the latents_mean and latents_std of {model.reference!r} are applied here, and diffusers' "
+            f"{model.layout.pipeline} ignores them"
         )
     cut = model.cut(prompts)
     return [*sentences, CUT.format(cut, len(prompts))] if cut else sentences

@@ -3,16 +3,19 @@ configuration of its diffusers scheduler; and what is wrong with sampling it in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from ddil_core.errors import WrongCommand
 from ddil_core.models.systems import System
 from ddil_core.parameterization import Reflection, ReflectionMode
-from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, timesteps, transitions
+from ddil_core.protocol import GuidanceScale, require_guidance, validate
+from ddil_core.schedule import CLEAN, FlowSchedule, Schedule, Time, is_flow, timesteps, transitions
 from ddil_core.solvers import get_solver
 
 SYSTEM_FILE = "ddil.json"
@@ -33,6 +36,33 @@ class Bounds:
     def of(cls, reflection: Reflection, quantile: float) -> Bounds:
         """Those of a calibrated reflection."""
         return cls(tuple(reflection.centre.tolist()), tuple(reflection.bound.tolist()), quantile)
+
+
+class _Bounds(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    centre: tuple[float, ...]
+    bound: tuple[float, ...]
+    quantile: float
+
+
+class _SystemFile(BaseModel):
+    """What is read of ``ddil.json``: the fields of ``Sampling``, each of which may be left out."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    solver: str = "ddim"
+    steps: int | None = Field(default=None, ge=1)
+    step_range: tuple[int, int] | None = None
+    guidance_scale: GuidanceScale = 1.0
+    spacing: str = "even"
+    offset: int = 0
+    timesteps: tuple[Time, ...] | None = Field(default=None, min_length=1)
+    ends_clean: bool = True
+    distilled: bool = False
+    replaces: str | None = None
+    reflection: ReflectionMode = "none"
+    bounds: _Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,9 @@ class Sampling:
     reflection: ReflectionMode = "none"
     bounds: Bounds | None = None
 
+    def __post_init__(self) -> None:
+        require_guidance(self.guidance_scale)
+
     @classmethod
     def from_system(cls, system: System, guidance_scale: float) -> Sampling:
         """From a row; ``guidance_scale`` is taken where the row has none."""
@@ -66,34 +99,43 @@ class Sampling:
         return cls(**(shared | ({"guidance_scale": guidance_scale} if system.guidance_scale is None else {})))
 
     @classmethod
-    def from_file(cls, told: Mapping[str, Any]) -> Sampling:
-        """From the content of ``ddil.json``; a number of steps in it is what the model was made for, unless it says otherwise."""
-        known = {field.name: told[field.name] for field in fields(cls) if field.name in told}
-        for name in ("timesteps", "step_range"):
-            if known.get(name) is not None:
-                known[name] = tuple(known[name])
-        if (held := known.get("bounds")) is not None:
-            known["bounds"] = Bounds(tuple(held["centre"]), tuple(held["bound"]), held["quantile"])
-        return cls(**({"distilled": known.get("steps") is not None} | known))
+    def from_file(cls, told: Mapping[str, Any], source: str = SYSTEM_FILE) -> Sampling:
+        """From the content of ``ddil.json``; a number of steps in it is what the model was made for, unless it says otherwise.
+
+        Raises:
+            WrongCommand: a value in it does not fit.
+        """
+        read = validate(_SystemFile, dict(told), source)
+        known = {name: getattr(read, name) for name in read.model_fields_set}
+        if read.bounds is not None:
+            known["bounds"] = Bounds(read.bounds.centre, read.bounds.bound, read.bounds.quantile)
+        return cls(**({"distilled": read.steps is not None} | known))
 
     @classmethod
     def from_scheduler(cls, config: Mapping[str, Any], guidance_scale: float) -> Sampling:
-        """As diffusers' scheduler of this configuration samples; DPM-Solver++ 2M in place of one that is not known here."""
+        """As diffusers' scheduler of this configuration samples; in place of one that is not known here, DPM-Solver++ 2M, or
+        flow Euler where the model is a flow."""
         kind = str(config.get("_class_name"))
         solver, spacings = SCHEDULERS.get(kind, ("", {}))
         spacing = spacings.get(config.get("timestep_spacing", ""), spacings.get("", ""))
         unusual = [key for key, value in USUAL.items() if config.get(key) not in (None, value)]
         if not spacing or unusual:
-            return cls("dpmpp_2m", guidance_scale=guidance_scale, replaces=" with ".join([kind, *unusual[:1]]))
+            in_place = "flow_euler" if is_flow(config) else "dpmpp_2m"
+            return cls(in_place, guidance_scale=guidance_scale, replaces=" with ".join([kind, *unusual[:1]]))
         steps = 4 if solver == "lcm" else None
         ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
         offset = config.get("steps_offset", 0)
         return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
 
     def times(self, schedule: Schedule) -> list[Time]:
-        """The falling grid on a schedule; ``timesteps`` hold for their own number of steps alone."""
+        """The falling grid on a schedule; ``timesteps`` hold for their own number of steps alone.
+
+        Raises:
+            WrongCommand: there is no such grid on this schedule.
+        """
         steps = self.steps or DEFAULT_STEPS
         if self.timesteps is not None and len(self.timesteps) == steps:
+            schedule.require_inside(self.timesteps, "the list of timesteps that the model brings")
             return list(self.timesteps)
         return timesteps(schedule, self.spacing, steps, self.offset)
 
@@ -150,7 +192,6 @@ USUAL = {
     "solver_type": "midpoint",
     "final_sigmas_type": "zero",
     "interpolation_type": "linear",
-    "timestep_type": "discrete",
     "original_inference_steps": 50,
     "clip_sample": False,
     "thresholding": False,
@@ -158,7 +199,7 @@ USUAL = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
     "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
+    "lambda_min_clipped": -math.inf,
 }
 """How a scheduler of ``SCHEDULERS`` must be configured, in what it says of this, to be the one that is known here."""
 

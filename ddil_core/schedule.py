@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,20 @@ from ddil_core.errors import WrongCommand
 
 CLEAN = -1
 Time = int | float
+TIMESTEP_SCALING = 10.0
+"""LCM's own factor, and the default of diffusers' LCMScheduler."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """α and σ for every timestep, float64 [T + 1]; the last entry is ``CLEAN``, so that index -1 finds it."""
+    """α and σ for every timestep, float64 [T + 1]; the last entry is ``CLEAN``, so that index -1 finds it.
+
+    ``timestep_scaling`` is the factor that LCM's boundary conditions multiply a timestep with.
+    """
 
     alphas: Tensor
     sigmas: Tensor
+    timestep_scaling: float = TIMESTEP_SCALING
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> Schedule:
@@ -47,26 +54,19 @@ class Schedule:
         """From the configuration of a diffusers scheduler.
 
         Raises:
-            WrongCommand: a β schedule that is not known here.
+            WrongCommand: it has no betas, as EDM's schedulers have none, or its β schedule is not known here.
         """
-        steps = config.get("num_train_timesteps", 1000)
-        start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-        kind = config.get("beta_schedule", "linear")
-        if config.get("rescale_betas_zero_snr"):
+        require_betas(config)
+        try:
+            schedule = cls.from_betas(_betas(config))
+            scaling = float(config.get("timestep_scaling", TIMESTEP_SCALING))
+        except (TypeError, ValueError, OverflowError) as error:
             raise WrongCommand(
-                "the scheduler's rescale_betas_zero_snr is not known here; use a model trained without it"
-            )
-        if config.get("trained_betas") is not None:
-            betas = np.asarray(config["trained_betas"])
-        elif kind == "scaled_linear":
-            betas = np.linspace(start**0.5, end**0.5, steps) ** 2
-        elif kind == "linear":
-            betas = np.linspace(start, end, steps)
-        else:
-            raise WrongCommand(
-                f"the scheduler's beta_schedule {kind!r} is not known; it may be 'scaled_linear' or 'linear'"
-            )
-        return cls.from_betas(betas)
+                f"the scheduler's configuration holds a value that does not fit ({error}); fetch the model again"
+            ) from error
+        if not (isfinite(scaling) and scaling > 0):
+            raise WrongCommand(f"the scheduler's timestep_scaling is a finite number above 0, not {scaling:g}")
+        return replace(schedule, timestep_scaling=scaling)
 
     def __len__(self) -> int:
         """T: the number of timesteps of training, or the time of pure noise."""
@@ -97,6 +97,27 @@ class Schedule:
         alpha, sigma = self.levels(t)
         return (alpha / sigma) ** 2
 
+    @property
+    def bounds(self) -> tuple[float, int]:
+        """The least and the greatest time at which a network can be asked."""
+        return 0, len(self) - 1
+
+    def require_inside(self, times: Sequence[Time], what: str) -> None:
+        """Refuse a grid that leaves the schedule. Beyond its last timestep α and σ are those of ``CLEAN``, a clean picture.
+
+        Raises:
+            WrongCommand: ``times`` do not fall, or one of them is outside of ``bounds``.
+        """
+        low, high = self.bounds
+        outside = [t for t in times if not low <= t <= high]
+        if outside:
+            raise WrongCommand(
+                f"{what} has the time {outside[0]:g}, and this model's times go from {low:g} to {high}; "
+                "ask for another number of steps, or for other times"
+            )
+        if any(t <= s for t, s in pairwise(times)):
+            raise WrongCommand(f"{what} does not fall from time to time: {', '.join(f'{t:g}' for t in times)}")
+
     def grid(self, steps: int) -> list[Time]:
         """The project's own grid on this schedule: coarser grids nest in finer ones."""
         return list(grid(steps, len(self)))
@@ -119,7 +140,11 @@ class FlowSchedule(Schedule):
     @classmethod
     def straight(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> FlowSchedule:
         sigmas = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
-        return cls(1 - sigmas, sigmas, shift)
+        return cls(1 - sigmas, sigmas, shift=shift)
+
+    @property
+    def bounds(self) -> tuple[float, int]:
+        return 1e-6, len(self)  # at 0 there is no noise left that a velocity could be asked for
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
@@ -131,7 +156,15 @@ class FlowSchedule(Schedule):
         unknown = [key for key in FLOW_VARIANTS if config.get(key)]
         if unknown:
             raise WrongCommand(f"the scheduler's {unknown[0]} is not known here; take a model whose shift is constant")
-        return cls.straight(float(config.get("shift", 1.0)), config.get("num_train_timesteps", 1000))
+        try:
+            shift, steps = float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise WrongCommand(
+                f"the scheduler's configuration holds a value that does not fit ({error}); fetch the model again"
+            ) from error
+        if not (isfinite(shift) and shift > 0 and steps > 0):
+            raise WrongCommand(f"the scheduler's shift and num_train_timesteps are above 0, not {shift:g} and {steps}")
+        return cls.straight(shift, steps)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = t.double().clamp(min=0) / len(self)
@@ -148,6 +181,64 @@ class FlowSchedule(Schedule):
             raise WrongCommand(f"a grid has at least 1 step, not {steps}")
         exact = [len(self) * self.shifted(Fraction(i, steps)) for i in range(steps, 0, -1)]
         return [t.numerator if t.denominator == 1 else float(t) for t in exact]
+
+
+def has_betas(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration says a discrete process by its β."""
+    return "beta_schedule" in config or config.get("trained_betas") is not None
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration says a rectified flow, as diffusers' FlowMatch schedulers do by their ``shift``."""
+    return "shift" in config and not has_betas(config)
+
+
+def require_betas(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose process is not the discrete one that its β give.
+
+    Raises:
+        WrongCommand: it has no betas (EDM's have a preconditioning of their own), or it changes what they give.
+    """
+    if not has_betas(config):
+        kind = config.get("_class_name", "its scheduler")
+        raise WrongCommand(
+            f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is not known "
+            "here; take a model with a scheduler such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
+        )
+    changed = [key for key, usual in BETA_VARIANTS.items() if config.get(key) not in (None, usual)]
+    if changed:
+        raise WrongCommand(f"the scheduler's {changed[0]} is not known here; use a model trained without it")
+
+
+BETA_VARIANTS = {
+    "rescale_betas_zero_snr": False,
+    "use_flow_sigmas": False,
+    "snr_shift_scale": 1.0,
+    "timestep_type": "discrete",  # a continuous one asks the network at log(σ)/4
+}
+"""What changes the process that β give or the clock that the network is told, with the value that changes nothing."""
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+    """β [T] of a configuration. Raises WrongCommand or ValueError."""
+    steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    kind = config.get("beta_schedule", "linear")
+    if trained is not None:
+        betas = np.asarray(trained, dtype=np.float64)
+        if betas.shape != (steps,):
+            raise ValueError(f"trained_betas are {betas.size}, and num_train_timesteps is {steps}")
+    elif kind == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
+    elif kind == "linear":
+        betas = np.linspace(start, end, steps)
+    else:
+        raise WrongCommand(
+            f"the scheduler's beta_schedule {kind!r} is not known; it may be 'scaled_linear' or 'linear'"
+        )
+    if not len(betas) or not ((betas > 0) & (betas < 1)).all():  # NaN fails this too
+        raise ValueError("betas lie between 0 and 1")
+    return betas
 
 
 FLOW_VARIANTS = (
@@ -263,10 +354,12 @@ def timesteps(schedule: Schedule, spacing: str, steps: int, offset: int = 0) -> 
     """The falling grid of a spacing.
 
     Raises:
-        WrongCommand: there is no such spacing, or it has no grid of so many steps on this schedule.
+        WrongCommand: there is no such spacing, or it has no grid of so many steps on this schedule, or that grid leaves it.
     """
     if spacing not in SPACINGS:
         raise WrongCommand(f"the spacing {spacing!r} is not known; it may be one of {', '.join(SPACINGS)}")
     if not 1 <= steps < len(schedule):
         raise WrongCommand(f"a grid has from 1 to {len(schedule) - 1} steps, not {steps}")
-    return SPACINGS[spacing](schedule, steps, offset)
+    times = SPACINGS[spacing](schedule, steps, offset)
+    schedule.require_inside(times, f"the grid of {steps} steps with the spacing {spacing!r} and the offset {offset}")
+    return times

@@ -70,7 +70,7 @@ def lcm(
     if noise is None:
         raise ValueError("the lcm step noises its estimate afresh, and was given no noise")
     alpha_s, sigma_s = schedule.at(s, z)
-    c_skip, c_out = boundary_scalings(t, z)
+    c_skip, c_out = boundary_scalings(t, z, schedule.timestep_scaling)
     return alpha_s * (c_skip * z + c_out * x0) + sigma_s * noise, None
 
 

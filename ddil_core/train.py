@@ -139,17 +139,19 @@ def fit(
     log_every: int = 50,
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
+    check: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Call ``update(step)`` for every step that the checkpoint does not hold yet, saving and logging as it goes.
 
     The same run, killed anywhere and started again, ends with the same weights as long as ``update`` draws its randomness
     from the step and from ``stateful`` alone. Logged values are means since the last line, and over the processes of
-    ``accelerator``, of which the main one alone writes.
+    ``accelerator``, of which the main one alone writes. ``check`` is called before anything is written or saved, with the number
+    of updates done, and raises where the work must stop.
 
     A signal that ends the command is taken between updates: what was done is saved first, at the same update in all processes.
 
     Raises:
-        DdilError: a loss is not finite; the checkpoint before it is kept.
+        DdilError: a loss or a gradient's norm is not finite; the checkpoint before it is kept.
         Interrupted: a signal came, and the checkpoint is saved.
     """
     step = load_checkpoint(checkpoint, stateful)
@@ -167,6 +169,7 @@ def fit(
             saves = saves or stopped > 0
             if saves or writes:
                 found = window_means(window, accelerator)
+                check(step)
                 require_finite(found, title, step)  # what is not finite is never saved
             if writes:
                 means = found
@@ -213,9 +216,9 @@ def _cpu_group() -> Any:
 
 
 def require_finite(means: Mapping[str, float], title: str, step: int) -> None:
-    """Raises DdilError: a loss, whose key ends so, is NaN or infinite."""
+    """Raises DdilError: a loss or a gradient's norm, whose keys end so, is NaN or infinite."""
     for key, mean in means.items():
-        if key.endswith("loss") and not math.isfinite(mean):
+        if key.endswith(("loss", "gradient_norm")) and not math.isfinite(mean):
             raise DdilError(
                 f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower learning_rate or "
                 "gradient_clip; the checkpoint before is kept"

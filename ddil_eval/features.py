@@ -17,6 +17,8 @@ from ddil_core.files import replacing
 Arrays = dict[str, np.ndarray]
 Features = Arrays
 """For each network the features [N, d] of N pictures."""
+BLOCK = 4096
+"""Pictures whose features are read at once where a whole file is looked through."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -75,12 +77,18 @@ def gathered(parts: Iterable[Features], count: int, folder: Path | Mapping[str, 
 
 
 def read_features(path: Path, count: int, what: str) -> np.ndarray:
-    """Features [count, d] that ``gathered`` left in a file, memory-mapped. Raises DdilError where it is damaged."""
+    """Features [count, d] that ``gathered`` left in a file, memory-mapped.
+
+    Raises:
+        DdilError: the file is damaged, or holds numbers that are not finite.
+    """
     try:
         features: np.ndarray = np.load(path, mmap_mode="r")
-        if features.ndim == 2 and len(features) == count:
-            return features
-        raise ValueError("another shape")
+        if features.ndim != 2 or len(features) != count:
+            raise ValueError("another shape")
+        if not all(np.isfinite(features[start : start + BLOCK]).all() for start in range(0, count, BLOCK)):
+            raise ValueError("not finite")
+        return features
     except Exception as error:  # numpy reads a header as Python, which fails in many ways
         raise DdilError(f"the kept {what} {path} are damaged; delete the file to compute them again") from error
 

@@ -75,21 +75,33 @@ class Extractors:
         def extract(networks: Sequence[str]) -> Iterator[Features]:
             with progress("reference pictures", total=count) as advance:
                 for images in data.pictures(count):
-                    yield {name: self.open[name](images, [""] * len(images)) for name in networks}
+                    yield {name: self._extract(name, images, [""] * len(images)) for name in networks}
                     advance(len(images))
 
         return kept_reference(data, count, recipe, wanted, extract)
 
     def _extract(self, name: str, images: np.ndarray, captions: list[str]) -> np.ndarray:
+        """The one place where a network is asked.
+
+        Raises:
+            DdilError: it gives features that are not finite.
+        """
         prefix = self.prefix if self.networks[name].prefixed else ""
-        return self.open[name](images, [prefix + caption for caption in captions] if prefix else captions)
+        found = self.open[name](images, [prefix + caption for caption in captions] if prefix else captions)
+        if not np.isfinite(found).all():
+            metrics = ", ".join(metric for metric in self.metrics if METRICS[metric].network.name == name)
+            raise DdilError(
+                f"the network {name!r} of the metric {metrics} gives features that are not finite (NaN or infinity, "
+                f"{found.dtype}): its weights are damaged; get them again (see 'ddil metrics')"
+            )
+        return found
 
 
 def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """The arrays of a finished chunk; where it is not there yet, what ``make`` gives, kept for the next time.
 
     Raises:
-        DdilError: the chunk is damaged.
+        DdilError: the chunk is damaged, or holds numbers that are not finite.
     """
     if not path.is_file():
         arrays = make()
@@ -98,7 +110,11 @@ def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
         return arrays
     try:
         with np.load(path) as held:
-            return {name: held[name] for name in held.files}
+            arrays = {name: held[name] for name in held.files}
+        broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if broken:
+            raise ValueError(f"{broken[0]} is not finite")
+        return arrays
     except Exception as error:  # numpy, zipfile and zlib each have kinds of their own
         raise DdilError(f"the finished chunk {path} is damaged; delete the file to make the chunk again") from error
 

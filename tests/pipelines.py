@@ -50,16 +50,16 @@ def tiny_autoencoder(**more: Any) -> AutoencoderKL:
 
     from ddil_core.shapes.architecture import LATENT_CHANNELS
 
-    return AutoencoderKL(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        sample_size=64,
-        **more,
-    )
+    shape: dict[str, Any] = {
+        "block_out_channels": (8,) * 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 1,
+        "latent_channels": LATENT_CHANNELS,
+        "norm_num_groups": 4,
+        "sample_size": 64,
+    }
+    return AutoencoderKL(**(shape | more))
 
 
 def tiny_unet(**more: Any) -> UNet2DConditionModel:
@@ -250,3 +250,31 @@ def plain_picture(pipeline: Any, z: Tensor) -> Tensor:
     with torch.no_grad():
         pixels = pipeline.vae.decode(z / pipeline.vae.config.scaling_factor).sample
     return ((pixels.double() + 1) / 2).clamp(0, 1)
+
+
+def spoilt(pipeline: Path, to: Path, component: str, value: float = float("nan")) -> Path:
+    """A copy of a pipeline, one of whose components has ``value`` in all entries of its last weight."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(pipeline, to)
+    (path,) = (to / component).glob("*.safetensors")
+    weights = load_file(path)
+    (name,) = (name for name in weights if name.endswith(LAST[component]))
+    save_file(weights | {name: weights[name] * 0 + value}, path, {"format": "pt"})
+    return to
+
+
+LAST = {"unet": "conv_out.weight", "vae": "decoder.conv_out.weight", "text_encoder": "final_layer_norm.weight"}
+"""The end of the name of a weight that all depends on which its component gives."""
+
+
+def edited(pipeline: Path, to: Path, file: str, **keys: Any) -> Path:
+    """A copy of a pipeline with other values in one of its JSON files; a key of value ``...`` is taken out."""
+    import shutil
+
+    shutil.copytree(pipeline, to)
+    told = json.loads((to / file).read_text()) | keys
+    (to / file).write_text(json.dumps({key: value for key, value in told.items() if value is not ...}))
+    return to

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError
 from ddil_core.files import write_tensors
+from ddil_core.finite import all_finite
 from ddil_core.models.memory import decode_batch, visiting
 from ddil_core.models.model import Model
 from ddil_core.progress import progress, warn
@@ -48,8 +49,19 @@ PART = 16
 
 
 def picture_side(model: Model) -> int:
-    """The side in pixels of the pictures that a model was made for."""
-    return model.latent_shape[-1] * 2 ** (len(model.pipeline.vae.config.block_out_channels) - 1)
+    """The side in pixels of the pictures that a model was made for.
+
+    Raises:
+        DdilError: they are no squares, to which pictures are prepared.
+    """
+    _, *size = model.latent_shape
+    height, width = (side * 2 ** (len(model.pipeline.vae.config.block_out_channels) - 1) for side in size)
+    if height != width:
+        raise DdilError(
+            f"the model {model.reference!r} draws pictures of {height} x {width} pixels (height x width), and pictures of a data "
+            "set are prepared as squares; name a model of square pictures"
+        )
+    return height
 
 
 @torch.no_grad()
@@ -100,7 +112,13 @@ def _encode(
     advance(len(images))
     tensors = {name: torch.cat(some) for name, some in zip(("mean", "std"), zip(*posterior, strict=True), strict=True)}
     tensors |= {_TOLD + name: tensor for name, tensor in told.items()}
-    return {name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}, model.cut(captions)
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    if not all_finite(halves.values()):
+        raise DdilError(
+            f"what the model {model.reference!r} encodes pictures or captions to is too large for float16, in which it is kept "
+            "(above 65,504); check its autoencoder's scaling_factor"
+        )
+    return {name: tensor.cpu().contiguous() for name, tensor in halves.items()}, model.cut(captions)
 
 
 def _kept(folder: Path, made: dict[str, str]) -> list[Path]:
@@ -135,6 +153,11 @@ def _read_pool(path: Path) -> LatentPool:
     try:
         tensors = load_file(path)
         told = {name.removeprefix(_TOLD): tensors.pop(name) for name in list(tensors) if name.startswith(_TOLD)}
-        return LatentPool(**tensors, condition=told)
+        pool = LatentPool(**tensors, condition=told)
     except (SafetensorError, TypeError, OSError) as error:
         raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
+    if not all_finite(part for tensor in (pool.mean, pool.std) for part in tensor.split(1024)):
+        raise DdilError(
+            f"the encoded data {path} hold values that are not finite; delete the file to encode them again"
+        )
+    return pool

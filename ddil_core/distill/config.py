@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from ddil_core.parameterization import ReflectionMode
-from ddil_core.protocol import Strict
+from ddil_core.protocol import GuidanceScale, Strict
 
 
 class StageConfig(Strict):
@@ -156,7 +156,7 @@ class ProgressiveConfig(MethodConfig):
     """A run of progressive distillation: ``stages`` that halve the steps, the first from the guided teacher."""
 
     method: Literal["pd"] = "pd"
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: GuidanceScale | None = None
     convert: ConvertConfig | None = None
     stages: tuple[StageConfig, ...]
 
@@ -196,8 +196,8 @@ class ConsistencyConfig(MethodConfig):
     updates: int = Field(ge=1)
     teacher_steps: int = Field(default=50, ge=1)
     student_steps: int = Field(default=4, ge=1)
-    guidance_range: tuple[float, float] = (6.0, 16.0)
-    guidance_scale: float = Field(default=8.5, ge=1)
+    guidance_range: tuple[GuidanceScale, GuidanceScale] = (6.0, 16.0)
+    guidance_scale: GuidanceScale = Field(default=8.5, ge=1)
     loss: Literal["huber", "l2"] = "huber"
     huber_c: float = Field(default=0.001, gt=0)
     weighting: Literal["none", "v"] = "none"
@@ -250,7 +250,7 @@ class MatchingConfig(MethodConfig):
     method: Literal["dmd2"] = "dmd2"
     updates: int = Field(ge=1)
     timesteps: tuple[int, ...] = (999, 749, 499, 249)
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: GuidanceScale | None = None
     critic_updates: int = Field(default=5, ge=1)
     critic_learning_rate: float | None = Field(default=None, gt=0)
     matching_range: tuple[int, int] = (20, 980)

@@ -177,7 +177,7 @@ class ConsistencyStage(RolloutStage):
                 with self.accelerator.autocast():
                     x0 = self.student(states.z[rows], t, told)
                 clipped.see(x0, t)
-                value = boundary(x0.float(), states.z[rows], t)
+                value = boundary(x0.float(), states.z[rows], t, self.schedule.timestep_scaling)
                 huber = self.settings.huber_c if self.settings.loss == "huber" else None
                 weight = (
                     self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
@@ -214,9 +214,9 @@ def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:
     return [(int(t), int(s)) for t, s in transitions(grid, end=0)]
 
 
-def boundary(x0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """The consistency function c_skip z + c_out x̂, which at t = 0 is z itself."""
-    c_skip, c_out = boundary_scalings(t, z)
+def boundary(x0: Tensor, z: Tensor, t: Tensor, scaling: float) -> Tensor:
+    """The consistency function c_skip z + c_out x̂, which at t = 0 is z itself; ``scaling`` is the schedule's for timesteps."""
+    c_skip, c_out = boundary_scalings(t, z, scaling)
     return c_skip * z + c_out * x0
 
 
@@ -225,4 +225,4 @@ def consistency(
 ) -> Tensor:
     """The consistency function of a network, its x̂ reflected: a target, so that no gradient is lost on it."""
     x0 = network(z, t, condition).float()
-    return boundary(x0 if reflection is None else reflection(x0), z, t)
+    return boundary(x0 if reflection is None else reflection(x0), z, t, network.schedule.timestep_scaling)

@@ -87,6 +87,7 @@ class ConversionStage(Stage):
             for rows, share in self.parts(len(z)):
                 told = condition.rows(torch.arange(len(z), device=self.device)[rows])
                 target = self.target(z[rows], t[rows], told)
+                self.finite.see("at states of the data", target)
                 with self.accelerator.autocast():
                     output = self.student.output(z[rows], t[rows], told)
                 yield share * (output.float() - target).square().mean()

@@ -29,6 +29,7 @@ from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.finite import Finite
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.models.model import Model
 from ddil_core.parameterization import Reflection, to_v
@@ -148,7 +149,9 @@ class MatchingStage(RolloutStage):
             x, told = self.generate(part), self.condition(part.row)
             t, eps = times[rows], noise[rows]
             with torch.no_grad(), self.accelerator.autocast():
-                gradient = score_difference(self.real, self.fake, x, eps, t, told, self.teacher.reflection, seen)
+                gradient = score_difference(
+                    self.real, self.fake, x, eps, t, told, self.teacher.reflection, seen, self.finite
+                )
             loss = matching_loss(x, torch.nan_to_num(gradient))
             seen.generator.see(x, self.times[part.transition.to(self.device)])
             if self.settings.gan is not None and self.settings.gan.generator_weight:
@@ -235,10 +238,16 @@ def score_difference(
     told: Condition,
     reflection: Reflection | None = None,
     seen: Seen | None = None,
+    finite: Finite[str] | None = None,
 ) -> Tensor:
-    """The matching gradient at x [B, …], noised by ε to t [B]: of the real x̂ (guided) and the fake one, both reflected."""
+    """The matching gradient at x [B, …], noised by ε to t [B]: of the real x̂ (guided) and the fake one, both reflected.
+
+    ``finite`` watches the real x̂ of an x that is finite: where it is not, neither is the gradient, which is then taken for 0.
+    """
     z = real.schedule.add_noise(x, eps, t)
     x_real, x_fake = real(z, t, told).float(), fake(z, t, told).float()
+    if finite is not None:
+        finite.see("as the real score of what is generated", x_real.where(torch.isfinite(x).all(), 0.0))
     if seen is not None:
         seen.real.see(x_real, t)
         seen.fake.see(x_fake, t)

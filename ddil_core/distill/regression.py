@@ -18,6 +18,7 @@ from ddil_core.distill.processes import joined, own_rows
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import DdilError
 from ddil_core.files import write_tensors
+from ddil_core.finite import Finite, all_finite, not_finite
 from ddil_core.noise import generator_for
 from ddil_core.progress import progress
 from ddil_core.schedule import rows_at, transitions
@@ -41,7 +42,7 @@ def encode_pairs(
     count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
     row = torch.randint(len(pool), (count,), generator=generator)
     noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
-    found = []
+    found, finite = [], Finite[str]()
     with progress("pairs of the teacher", total=count) as advance:
         for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
             own = own_rows(accelerator, len(rows))
@@ -51,6 +52,9 @@ def encode_pairs(
             for t, s in transitions(teacher.schedule.grid(config.regression.teacher_steps)):
                 t_rows, s_rows = rows_at(t, z), rows_at(s, z)
                 z, _ = ddim(teacher.schedule, z, t_rows, s_rows, teacher(z, t_rows, told))
+                finite.see(f"after the step at t = {t:g}", z)
+            if (place := finite.first_broken()) is not None:
+                raise not_finite("the latents", place, "the teacher's pairs for the regression", [teacher.network])
             found.append(joined(accelerator, z, own, len(rows)).cpu())
             advance(len(rows))
     pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
@@ -62,10 +66,15 @@ def encode_pairs(
 
 def _read(path: Path) -> Pairs:
     try:
-        pairs = load_file(path)
-        return {name: pairs[name] for name in ("noise", "x0", "row")}
+        held = load_file(path)
+        pairs: Pairs = {name: held[name] for name in ("noise", "x0", "row")}
     except (SafetensorError, OSError, KeyError) as error:
         raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
+    if not all_finite(pairs.values()):
+        raise DdilError(
+            f"the teacher's pairs {path} hold values that are not finite; delete the file to make them again"
+        )
+    return pairs
 
 
 class RegressionStage(Stage):

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,7 +28,9 @@ from ddil_core.distill.student import save_student
 from ddil_core.distill.watch import track, watchers
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.files import write_tensors
+from ddil_core.finite import broken_weight
 from ddil_core.lock import held
+from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.model import Model, load_model
 from ddil_core.parameterization import Reflection, calibrate_reflection
 from ddil_core.run_folder import open_run, require_run_folder, require_same_run
@@ -98,7 +100,10 @@ def distill(
 
 
 def require_teacher(model: Model) -> None:
-    """Raises DdilError: the teacher is told its guidance, as LCM is; what else a method cannot distil its own ``require`` says."""
+    """Raises DdilError: the teacher is told its guidance, as LCM is, cannot encode pictures, or draws none that are square; what
+    else a method cannot distil its own ``require`` says."""
+    require_encoder(model.pipeline.vae, model.reference)
+    picture_side(model)
     if model.denoiser.guidance_width is not None:
         raise DdilError(
             f"the teacher {model.reference!r} is told its guidance by an embedding, as LCM is, so that it is a student itself; "
@@ -150,7 +155,15 @@ class Run(Generic[C]):
         return calibrate_reflection(self.pool.mean.float(), told.mode, told.quantile).to(self.accelerator.device)
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
-        """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student."""
+        """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student.
+
+        Raises:
+            DdilError: it holds weights that are not finite.
+        """
+        if (broken := broken_weight(net)) is not None:
+            raise DdilError(
+                f"the teacher {self.model.reference!r} holds weights that are not finite, first in {broken}; fetch or make it again"
+            )
         return _frozen(self.model.denoiser, net, self.config).to(self.accelerator.device)
 
     def trained(self, make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
@@ -170,12 +183,20 @@ class Run(Generic[C]):
                 save_every=self.config.save_every,
                 callbacks=watchers(self, stage, name, title),
                 accelerator=self.accelerator,
+                check=partial(
+                    stage.require_finite, f"the teacher of the stage {title!r}, from {self.model.reference!r}"
+                ),
             )
             for tracker in self.accelerator.trackers if self.config.trackers else ():
                 tracker.finish()
             net = stage.finish()
             del stage
             self.accelerator.free_memory()  # which else keeps every network and optimiser that it prepared
+            if (broken := broken_weight(net)) is not None:
+                raise DdilError(
+                    f"the stage {title!r} ends with weights that are not finite, first in {broken}; its last checkpoint is kept: "
+                    "start it again with a lower learning_rate or gradient_clip"
+                )
             if self.accelerator.is_main_process:
                 _save_weights(net, finished)
         if self.accelerator.is_main_process:

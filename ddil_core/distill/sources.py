@@ -98,7 +98,9 @@ class SourcedStage(Stage):
             mine = own[rows]
             g = None if guidance is None else guidance[mine]
             place = torch.full_like(mine, places[transition])
-            kept.append((z_t, self.target(Visited(actor, place, row[mine], z_t, z_s, g))))
+            target = self.target(Visited(actor, place, row[mine], z_t, z_s, g))
+            self.finite.see("at states of rollouts", target)
+            kept.append((z_t, target))
 
         there = own.to(z.device)
         with self.accelerator.autocast():
@@ -171,6 +173,7 @@ class SourcedStage(Stage):
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
         own = own_rows(self.accelerator, len(z))
         target = self.label(z[own], transition[own], row[own], None if g is None else g[own])
+        self.finite.see("at states of the data", target)
         return States(z, joined(self.accelerator, target, own, len(z)), transition, row, g)
 
 

@@ -16,6 +16,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.distill.config import MethodConfig
 from ddil_core.distill.optimizer import make_optimizer, trained
+from ddil_core.finite import Finite, not_finite
 from ddil_core.noise import generator_for
 from ddil_core.parameterization import Prediction
 from ddil_core.sampling import Sampling
@@ -52,6 +53,7 @@ class Stage(ABC):
     ) -> None:
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
         self.updates, self.index = updates, index
+        self.finite = Finite[str]()  # what the teacher says
         self.schedule = teacher.schedule
         self.device = accelerator.device
         net: nn.Module = copy.deepcopy(teacher.network.net if start is None else start)
@@ -81,6 +83,15 @@ class Stage(ABC):
         """What a checkpoint holds."""
         averages = {} if self.ema is None else {"ema": self.ema}
         return {"net": trained(self.own(self.net)), **averages, "optimizer": self.optimizer}
+
+    def require_finite(self, teacher: str, step: int) -> None:
+        """Refuse to go on where what the teacher said since the last call is not finite; this waits for the device, once.
+
+        Raises:
+            DdilError: it is not; ``teacher`` is what the message calls it, ``step`` the updates done.
+        """
+        if (place := self.finite.first_broken()) is not None:
+            raise not_finite("the targets", f"by update {step}, {place}", teacher, [self.teacher.network])
 
     def own(self, net: nn.Module) -> Any:
         """A prepared network itself, without what joins its gradients over processes."""

@@ -60,9 +60,13 @@ def _scheduler(model: Model, student: Student) -> Any:
     from diffusers import DDIMScheduler, LCMScheduler
 
     config = model.pipeline.scheduler.config
-    shared = {"prediction_type": student.prediction, "set_alpha_to_one": True, "clip_sample": False}
+    # A student is neither trained nor sampled with clipping or thresholding, whatever its teacher's scheduler says.
+    unclipped = {"clip_sample": False, "thresholding": False}
+    shared = {"prediction_type": student.prediction, "set_alpha_to_one": True} | unclipped
     if student.sampling.solver == "lcm":
-        return LCMScheduler.from_config(config, **shared, original_inference_steps=student.points, steps_offset=1)
+        scaling = model.denoiser.schedule.timestep_scaling
+        own = {"original_inference_steps": student.points, "timestep_scaling": scaling, "steps_offset": 1}
+        return LCMScheduler.from_config(config, **shared, **own)
     return DDIMScheduler.from_config(
         config,
         **shared,

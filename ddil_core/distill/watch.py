@@ -128,7 +128,8 @@ class Watch:
         denoiser = self.stage.denoiser()
         training = denoiser.net.training
         denoiser.net.eval()
-        student = replace(self.model, denoiser=denoiser, sampling=self.sampling)
+        called = f"the student of {self.model.reference}"
+        student = replace(self.model, reference=called, denoiser=denoiser, sampling=self.sampling)
         z = latents(student, self.samples, self.texts, self.sampling, seed=0)
         denoiser.net.train(training)
         return z

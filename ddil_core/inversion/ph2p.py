@@ -97,6 +97,8 @@ def loss_and_gradient(
 def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) -> Candidates:
     """Candidates: of each search and stretch of its rounds the prompt whose loss is lowest."""
     problem.words.require(settings.tokens)
+    span = [settings.t_high, settings.t_low] if settings.t_high > settings.t_low else [settings.t_high]
+    problem.model.denoiser.schedule.require_inside(span, "the range of t_low and t_high")
     generators = problem.generators("ph2p")
     x0 = problem.latents()
     searches = (search(problem, settings, x0, generators, advance) for _ in range(settings.searches))

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddil_core.errors import DdilError
+from ddil_core.finite import all_finite
 from ddil_core.inversion.towers import Towers
 from ddil_core.inversion.words import Words
 from ddil_core.models.model import Model
@@ -75,9 +77,18 @@ class Best:
         self._held = torch.where(better, losses, self._held[0]), torch.where(better[:, None], index, self._held[1])
 
     def taken(self) -> Tensor:
-        """The words, int64 [B, K]; what comes next is compared with nothing before."""
+        """The words, int64 [B, K]; what comes next is compared with nothing before.
+
+        Raises:
+            DdilError: a row's lowest loss is not finite, as where its first one was NaN.
+        """
         assert self._held is not None, "nothing was seen"
-        index, self._held = self._held[1], None
+        (losses, index), self._held = self._held, None
+        if not all_finite([losses]):
+            raise DdilError(
+                "the loss of the prompts is not finite (NaN or infinity), so that none of them is the best: the model or the CLIP "
+                "that they are judged by is damaged; fetch it again"
+            )
         return index
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddil_core.environment import full_precision
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.errors import DdilError
+from ddil_core.finite import all_finite, not_finite
 from ddil_core.inversion.words import Vocabulary, Words, gather
 
 SHAPES = "shapes"
@@ -41,8 +42,15 @@ class Towers:
     @torch.no_grad()
     @full_precision()
     def similarity(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """The cosine of each picture with its other, float64 [B]."""
-        return (self.images(images) * self.images(others)).sum(-1).double().cpu().numpy()
+        """The cosine of each picture with its other, float64 [B].
+
+        Raises:
+            DdilError: they are not finite.
+        """
+        cosines = (self.images(images) * self.images(others)).sum(-1).double()
+        if not all_finite([cosines]):
+            raise not_finite("the similarities", "after its image tower", f"the CLIP {self.reference!r}", [])
+        return cosines.cpu().numpy()
 
 
 def lacks_towers(reference: str | None) -> str | None:
@@ -110,10 +118,7 @@ def _folder(reference: str, device: torch.device | str) -> Towers:
         ) from error
     model = model.float().to(device).eval().requires_grad_(False)
     limit = model.config.text_config.max_position_embeddings
-    if tokenizer.model_max_length > limit:
-        raise WrongCommand(
-            f"the tokenizer in {folder} gives up to {tokenizer.model_max_length} tokens, its CLIP takes {limit}"
-        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # its files may name no length
 
     def images(pictures: np.ndarray) -> Tensor:
         pixels = processor(list(pictures), return_tensors="pt").pixel_values.to(device)

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from ddil_core.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
+from ddil_core.errors import DdilError
+from ddil_core.models.memory import latent_size
 
 Tensors = dict[str, Tensor]
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+UNLIMITED = 10**9
+"""transformers gives a tokenizer without ``model_max_length`` a number far above this one."""
 MAX_SEQUENCE = 256
 """The tokens that SD3's pipeline gives its T5 encoder."""
 
@@ -56,9 +60,10 @@ def _sdxl_silent(pipeline: Any) -> Tensors:
 
 
 def _sized(pipeline: Any, text: Tensor, pooled: Tensor) -> Tensors:
-    """SDXL's ids of the size before cropping, the crop's corner and the size asked for: a whole picture of the model's own size."""
-    size = pipeline.default_sample_size * pipeline.vae_scale_factor
-    ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=text.dtype, device=text.device)
+    """SDXL's ids of the size before cropping, the crop's corner and the size asked for: a whole picture of the model's own size,
+    height before width."""
+    size = [side * pipeline.vae_scale_factor for side in latent_size(pipeline.unet.config, type(pipeline).__name__)]
+    ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device)
     return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(text), 1)}
 
 
@@ -78,6 +83,29 @@ LAYOUTS = {
         Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3),
     )
 }
+
+
+def bound_tokenizers(pipeline: Any, reference: str) -> None:
+    """Let no tokenizer give more tokens than its text encoder has positions, where its files name no length or a longer one.
+
+    Raises:
+        DdilError: neither the tokenizer nor the text encoder says how long a prompt may be.
+    """
+    for name in TEXT_ENCODERS[:2]:  # T5, the third, has no positions, and is told its length by ``MAX_SEQUENCE``
+        tokenizer, encoder = (
+            getattr(pipeline, name.replace("text_encoder", "tokenizer"), None),
+            getattr(pipeline, name, None),
+        )
+        if tokenizer is None or encoder is None:
+            continue
+        limit = getattr(encoder.config, "max_position_embeddings", None)
+        if limit is not None:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+        elif tokenizer.model_max_length > UNLIMITED:
+            raise DdilError(
+                f"the tokenizer of the model {reference!r} has no model_max_length, and its {name} does not say how many tokens it "
+                "takes; set model_max_length in tokenizer_config.json"
+            )
 
 
 def cut(pipeline: Any, prompts: Sequence[str]) -> int:

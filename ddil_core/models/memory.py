@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddil_core.errors import DdilError
 from ddil_core.models.weights import read_json
 
 if TYPE_CHECKING:
@@ -44,6 +46,22 @@ def free_bytes(device: torch.device) -> int:
         return int(psutil.virtual_memory().available)
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
+    """(height, width) of a model's latents by its network's ``sample_size``: one number for both, or a pair, as in diffusers.
+
+    Raises:
+        DdilError: it is neither.
+    """
+    told = config.get("sample_size")
+    size = (told, told) if isinstance(told, int) else told
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise DdilError(
+            f"the network of the model {reference!r} has the sample_size {told!r} in its configuration, so that the size of its "
+            "latents is not known; set it to a number, or to a list of height and width"
+        )
+    return size[0], size[1]
 
 
 def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
@@ -125,5 +143,5 @@ def _decoding(folder: Path, width: int) -> int:
     if part is None or not (folder / "vae").is_dir():
         return 0
     vae, denoiser = (read_json(folder / name / "config.json") for name in ("vae", part))
-    side = denoiser.get("sample_size", 64) * 2 ** (len(vae.get("block_out_channels", (128,) * 4)) - 1)
-    return decode_bytes(vae, side**2, width)
+    scale = 2 ** (len(vae.get("block_out_channels", (128,) * 4)) - 1)
+    return decode_bytes(vae, math.prod(latent_size(denoiser, str(folder))) * scale**2, width)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.errors import DdilError
+from ddil_core.finite import Finite, all_finite, not_finite
 from ddil_core.models import layouts
+from ddil_core.models.autoencoder import latent_scaling, require_decoder, require_encoder
 from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.models.loading import load_pipeline
-from ddil_core.models.memory import decode_batch, tiles, visiting
+from ddil_core.models.memory import decode_batch, latent_size, tiles, visiting
 from ddil_core.models.references import check, resolve
 from ddil_core.models.systems import Files
-from ddil_core.models.weights import read_index, read_json
+from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.parameterization import FLOWS, Prediction, Reflection
+from ddil_core.protocol import require_guidance
 from ddil_core.sampling import SYSTEM_FILE, Sampling
-from ddil_core.schedule import FlowSchedule, Schedule
+from ddil_core.schedule import FlowSchedule, Schedule, is_flow
 
 
 @dataclass(eq=False)
@@ -44,11 +47,16 @@ class Model:
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a latent at the model's own resolution."""
         config: Any = self.denoiser.net.config
-        return config.in_channels, config.sample_size, config.sample_size
+        return config.in_channels, *latent_size(config, self.reference)
 
     def guided(self, guidance_scale: float | None = None, reflection: Reflection | None = None) -> GuidedDenoiser:
-        """The denoiser with guidance (the model's own scale where None is given) and reflection."""
+        """The denoiser with guidance (the model's own scale where None is given) and reflection.
+
+        Raises:
+            WrongCommand: the guidance scale is none.
+        """
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
+        require_guidance(scale)
         outside = scale != 1.0 and self.denoiser.guidance_width is None
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
 
@@ -60,7 +68,7 @@ class Model:
     @torch.no_grad()
     def _nothing(self) -> Condition:
         with visiting(self.text_encoders(), self.device):
-            return Condition(self.layout.nothing(self.pipeline))
+            return self._checked(Condition(self.layout.nothing(self.pipeline)))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
@@ -71,7 +79,14 @@ class Model:
             encoded = [Condition(self.layout.encode(self.pipeline, part)) for part in parts]
         place = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
-        return Condition.cat(encoded).rows(rows)
+        return self._checked(Condition.cat(encoded)).rows(rows)
+
+    def _checked(self, condition: Condition) -> Condition:
+        """Raises DdilError: what the text encoders give is not finite."""
+        if not all_finite(condition.tensors.values()):
+            whose = f"the model {self.reference!r}"
+            raise not_finite("the embeddings", "after its text encoders", whose, self.text_encoders())
+        return condition
 
     def text_encoders(self) -> list[nn.Module | None]:
         """Its text encoders, None where the layout has one and the model has not."""
@@ -83,24 +98,42 @@ class Model:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The autoencoder's posterior (mean, std) in scaled latents, for pixels float32 [B, 3, H, W] in [-1, 1]."""
+        """The autoencoder's posterior (mean, std) in scaled latents, for pixels float32 [B, 3, H, W] in [-1, 1].
+
+        Raises:
+            DdilError: the autoencoder gives no posterior, or one that is not finite.
+        """
         vae = self.pipeline.vae
+        require_encoder(vae, self.reference)
         posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
-        scale, shift = _scaling(vae)
-        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        scale, shift = latent_scaling(vae, self.reference, self.device)
+        found = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        if not all_finite(found):
+            whose = f"the model {self.reference!r}"
+            raise not_finite("the latents of pictures", "after its autoencoder encoded them", whose, [vae])
+        return found
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
         """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w], as many at once as memory allows where None is
-        given, and in tiles where it does not allow one."""
-        vae = self.pipeline.vae
-        scale, shift = _scaling(vae)
+        given, and in tiles where it does not allow one.
+
+        Raises:
+            DdilError: the latents or the pictures are not finite.
+        """
+        vae, whose = self.pipeline.vae, f"the model {self.reference!r}"
+        if not all_finite([z]):
+            raise not_finite("the latents", "before they are decoded", whose, [self.denoiser.net])
+        scale, shift = latent_scaling(vae, self.reference, z.device)
         batch_size = batch_size or decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
-        images = []
+        images, finite = [], Finite[str]()
         with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
             for part in z.split(batch_size or 1):
                 pixels = vae.decode((part / scale + shift).to(vae.dtype)).sample
+                finite.see("after its autoencoder decoded them", pixels)
                 images.append((pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu())
+        if (place := finite.first_broken()) is not None:
+            raise not_finite("the pictures", place, whose, [vae])
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:
@@ -116,11 +149,6 @@ class Model:
             with path.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
-
-
-def _scaling(vae: Any) -> tuple[float, float]:
-    """(scale, shift) of an autoencoder: a scaled latent is (latent − shift) · scale; SD3's has a shift."""
-    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
 
 
 def load_model(
@@ -153,6 +181,8 @@ def assemble(
 ) -> Model:
     """A model from its files; ``reference`` is what messages and records call it. The rest is as in ``load_model``."""
     layout = _layout(files, reference)
+    if (vae := components(read_index(files.folder)).get("vae")) is not None:
+        require_decoder(vae[1], reference)
     pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant)
     if files.lora is not None and fuse_lora:
         pipeline.fuse_lora()
@@ -166,15 +196,18 @@ def assemble(
     if dtype == torch.float16 and pipeline.vae.config.force_upcast:
         pipeline.vae.float()  # SDXL's autoencoder overflows in float16
     told = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
-    schedule, prediction = _process(files, told, dict(pipeline.scheduler.config), reference)
+    config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
+    schedule, prediction = _process(files, told, config, reference)
+    latent_scaling(pipeline.vae, reference)  # what cannot be used is told now
+    latent_size(getattr(pipeline, layout.network).config, reference)
+    layouts.bound_tokenizers(pipeline, reference)
     denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
     if files.system is not None:
         _require_embedding(denoiser.guidance_width, files.system.w_embedding, reference)
         sampling = Sampling.from_system(files.system, layout.guidance_scale)
     elif told:
-        sampling = Sampling.from_file(told)
+        sampling = Sampling.from_file(told, f"the file {files.folder / SYSTEM_FILE}")
     else:
-        config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
         sampling = Sampling.from_scheduler(config, layout.guidance_scale)
     return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant)
 
@@ -206,9 +239,12 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
     """The noise schedule, and what the network predicts: as the row says, or ``ddil.json``, or the scheduler.
 
     Raises:
-        DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged.
+        WrongCommand: the scheduler's process is not known here.
+        DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged, or the prediction
+            is not known here.
     """
-    scheduled: Any = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
+    flow = "flow" if is_flow(config) else "epsilon"  # diffusers' own where a scheduler names none
+    scheduled: Any = config.get("prediction_type") or flow
     named: Any = files.system.prediction if files.system is not None else told.get("prediction")
     prediction: Prediction = named or scheduled
     if files.system is None and named not in (None, "rectified_flow", scheduled):
@@ -216,6 +252,12 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
             f"the model {reference!r} was trained to predict {named}, and its scheduler/scheduler_config.json says "
             f"{scheduled}; set its prediction_type to {named}"
         )
+    if prediction not in get_args(Prediction):
+        raise DdilError(
+            f"the model {reference!r} predicts {prediction}, which is not known here; it may be {', '.join(get_args(Prediction))}"
+        )
+    if config.get("variance_type") in ("learned", "learned_range"):
+        raise DdilError(f"the model {reference!r} predicts a variance too, which is not known here; take another model")
     if prediction not in FLOWS:
         return Schedule.from_config(config), prediction
     return FlowSchedule.straight() if prediction == "rectified_flow" else FlowSchedule.from_config(config), prediction

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ddil_core.errors import DdilError
-from ddil_core.protocol import Strict, read_yaml, validate
+from ddil_core.protocol import GuidanceScale, Strict, read_yaml, validate
 from ddil_core.resources import protocols
 
 PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
@@ -51,7 +51,7 @@ class System(Strict):
     timesteps: tuple[int, ...] | None = None
     steps: int | None = Field(default=None, ge=1)
     step_range: tuple[int, int] | None = None
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: GuidanceScale | None = None
     guidance_convention: str | None = None
     distilled: bool = False
     w_embedding: int | None = Field(default=None, ge=1)

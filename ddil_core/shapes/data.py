@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ddil_core.data.dataset import Prompt
+from ddil_core.errors import DdilError
+from ddil_core.finite import all_finite
 from ddil_core.shapes.render import render
 from ddil_core.shapes.scene import IMAGE_SIZE, Scene, draw_scene
 
@@ -40,7 +42,9 @@ def to_pixels(images: np.ndarray) -> Tensor:
 
 
 def to_images(pixels: Tensor) -> np.ndarray:
-    """float [B, 3, H, W] in [-1, 1] → uint8 [B, H, W, 3], rounded."""
+    """float [B, 3, H, W] in [-1, 1] → uint8 [B, H, W, 3], rounded. Raises DdilError: they are not finite."""
+    if not all_finite([pixels]):
+        raise DdilError("pictures that hold NaN or an infinity cannot be shown; look for the network that drew them")
     return pixels.float().add(1).mul(127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -84,8 +84,7 @@ def covariate_shift(
               help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Solver steps; by default the model's own.")
 @click.option("--solver", default=None, help="The solver; by default the model's own.")
-@click.option("--guidance", "guidance_scale", type=click.FloatRange(min=0), default=None,
-              help="Guidance scale g; by default the model's own.")  # fmt: skip
+@options.guidance_option
 @options.reflection_option
 @click.option("--num-images", "num_prompts", type=click.IntRange(min=4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip

@@ -61,6 +61,30 @@ def download_option(command: F) -> F:
     return click.option("--download", is_flag=True, help=DOWNLOAD_HELP)(command)
 
 
+class GuidanceType(click.ParamType):
+    """A guidance scale; what is none is a wrong command."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from ddil_core.protocol import guidance_scale
+
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        try:
+            return guidance_scale(number)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+def guidance_option(command: F) -> F:
+    """``--guidance``."""
+    text = "Guidance scale g, where 1 is none; by default the model's own."
+    return click.option("--guidance", "guidance_scale", type=GuidanceType(), default=None, help=text)(command)
+
+
 def reflection_option(command: F) -> F:
     """``--reflection``."""
     modes = click.Choice(("none", "clamp", "dynamic", "fold"))

@@ -21,7 +21,7 @@ from ddil_eval.cli import options
     help="Solver steps; by default what the model was made for, or 32.",
 )
 @click.option("--solver", default=None, help="ddim, dpmpp_2m, lcm, euler or flow_euler; by default the model's own.")
-@click.option("--guidance", "guidance_scale", type=float, default=None, help="Guidance scale g; 1 is none.")
+@options.guidance_option
 @options.reflection_option
 @click.option(
     "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."

@@ -10,10 +10,10 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from ddil_core.data.dataset import Prompt, open_data
 from ddil_core.environment import full_precision
 from ddil_core.errors import WrongCommand
 from ddil_core.files import write_text
+from ddil_core.models.autoencoder import SCALING
 from ddil_core.models.model import Model, load_model
 from ddil_core.noise import Sample, decisions, initial_noise
 from ddil_core.progress import progress, warn
-from ddil_core.protocol import Strict, content_hash
-from ddil_core.rollout import STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
+from ddil_core.protocol import GuidanceScale, Strict, content_hash
+from ddil_core.rollout import NAMES, STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
 from ddil_core.sample import CUT
 from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
@@ -42,7 +43,7 @@ from ddil_eval.seen import RecipeExtractors
 from ddil_eval.store import Record, digest
 
 EXPERIMENT = "covariate-shift"
-Rate = float
+Rate = Annotated[float, Field(allow_inf_nan=True)]  # what is no probability is refused below, in one sentence for all
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -58,7 +59,7 @@ class CovariateShiftConfig(Strict):
     data: str = "shapes"
     recipe: str | None = None
     teacher_steps: int = Field(default=32, ge=1)
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: GuidanceScale | None = None
     solver: str = "ddim"
     p_teacher: tuple[Rate, ...] = (0.8, 0.6, 0.4, 0.2)
     switch: tuple[Time, ...] = (749, 500, 250)
@@ -173,7 +174,15 @@ def differences(teacher: Model, student: Model) -> list[str]:
             _same_weights(*(getattr(model.pipeline, part, None) for model in (teacher, student))) for part in parts
         ):
             found.append(title)
+    scalings = [[model.pipeline.vae.config.get(key) for key in SCALING] for model in (teacher, student)]
+    if "autoencoder" not in found and scalings[0] != scalings[1]:
+        found.append("scaling of the autoencoder's latents")
     return found
+
+
+def names(teacher: str, student: str) -> dict[str, str]:
+    """What messages call the two actors."""
+    return {TEACHER: f"the teacher {teacher!r}", STUDENT: f"the student {student!r}"}
 
 
 def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:
@@ -205,7 +214,8 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     protocol = resolved(config, recipe, extractors.metrics, len(prompts), pictures)
     described = describe_reference(data, pictures, extractors.metrics) | chosen.described()
     work = out / "partial" / _work_key(protocol, described, extractors, (teacher_model, student_model))
-    tree = Tree(teacher_model, actors, config, extractors, work, prompts, samples, wanted)
+    told = names(teacher, student)
+    tree = Tree(teacher_model, actors, config, extractors, work, prompts, samples, wanted, told)
     tree.grow()
     if not ranks.is_main():
         return []
@@ -306,6 +316,7 @@ class Tree:
     prompts: Sequence[Prompt]
     samples: Sequence[Sample]
     wanted: Sequence[Run]
+    names: Mapping[str, str] = field(default_factory=lambda: NAMES)
 
     def grow(self) -> None:
         """Make this process's share of the chunks, and wait until all are made."""
@@ -342,7 +353,7 @@ class Tree:
         model, size = self.decoder, self.config.batch_size
         condition = model.encode([prompt.text for prompt in self.prompts[chunk]])
         z = initial_noise(self.samples[chunk], model.latent_shape, self.config.seed).to(model.device)
-        leaves = rollout(self.actors, z, condition, strings, batch_size=size)
+        leaves = rollout(self.actors, z, condition, strings, batch_size=size, names=self.names)
         texts = [self.prompts[chunk.start + row].text for row in leaves.sample]
         features = concatenate(
             [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), size)]
@@ -370,7 +381,10 @@ def figure_pictures(
     columns["teacher alone"] = TEACHER * length
     z = initial_noise([Sample(p.id) for p in prompts], teacher_model.latent_shape, config.seed).to(teacher_model.device)
     condition = teacher_model.encode([p.text for p in prompts])
-    leaves = rollout(actors, z, condition, [set(columns.values())] * len(prompts), batch_size=config.batch_size)
+    leaves = rollout(
+        actors, z, condition, [set(columns.values())] * len(prompts), batch_size=config.batch_size,
+        names=names(teacher, student),
+    )  # fmt: skip
     images = teacher_model.decode(leaves.latents)
     place = {key: row for row, key in enumerate(zip(leaves.sample, leaves.string, strict=True))}
     picture_grid = np.stack([[images[place[i, s]] for s in columns.values()] for i in range(len(prompts))])

@@ -20,11 +20,13 @@ from pydantic import Field, model_validator
 
 from ddil_core.data.dataset import DataSet, open_data
 from ddil_core.data.folder import PictureFiles, read_picture, survey
+from ddil_core.data.pool import picture_side
 from ddil_core.distill.run import commit, versions
 from ddil_core.errors import DdilError
 from ddil_core.inversion import Choosing, Problem, get_inverter
 from ddil_core.inversion.towers import SHAPES, lacks_towers, load_towers
 from ddil_core.inversion.words import Vocabulary, model_words, require_text_encoder
+from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import check, resolve
 from ddil_core.models.weights import components, read_index
@@ -214,7 +216,8 @@ def measure(found: Plan, out: Path, device: str = "cpu") -> list[Record]:
     started, data, config = time.monotonic(), found.require(), found.config
     extractors, towers = Extractors([config.distance], device), load_towers(config.clip, device)
     teacher = load_model(config.teacher, device)
-    size = teacher.latent_shape[1] * teacher.pipeline.vae_scale_factor
+    require_encoder(teacher.pipeline.vae, teacher.reference)
+    size = picture_side(teacher)
     seen, allowed = subjects(data, config.num_images, size), vocabulary(config)
     words, tower_words = model_words(teacher, allowed), towers.words(allowed)
     problem = Problem(teacher, words, seen.images, seen.ids, config.seed, towers, tower_words)

@@ -20,7 +20,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import check, resolve
 from ddil_core.parameterization import ReflectionMode
 from ddil_core.progress import warn
-from ddil_core.protocol import Strict
+from ddil_core.protocol import GuidanceScale, Strict
 from ddil_core.sample import remarks, settings
 from ddil_core.sampling import Sampling
 from ddil_core.solvers import get_solver
@@ -47,7 +47,7 @@ class SystemConfig(Strict):
     model: str
     steps: int | None = Field(default=None, ge=1)
     solver: str | None = None
-    guidance_scale: float | None = Field(default=None, ge=0)
+    guidance_scale: GuidanceScale | None = None
     reflection: ReflectionMode | None = None
     paper: str | None = None
     provide: str | None = None

@@ -27,6 +27,11 @@ class Estimate:
     p_value: float | None = None
 
     def __post_init__(self) -> None:
+        if not np.isfinite(self.value):
+            raise DdilError(
+                f"a metric is {self.value:g}, which is not finite and cannot be compared; look for broken features among those "
+                "measured"
+            )
         if not self.low <= self.value <= self.high:
             raise ValueError(f"the interval [{self.low}, {self.high}] does not contain its point {self.value}")
 

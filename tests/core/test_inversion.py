@@ -245,6 +245,16 @@ def test_the_beginning_has_the_words_told_and_draws_the_others(problem: Problem)
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_ph2p_takes_no_time_beyond_the_schedule(problem: Problem) -> None:
+    """At T lies the clean end, where there is no noise to be told."""
+    for t_high in (1000, 1500):
+        told = PH2PSettings(tokens=5, rounds=2, evaluations=1, candidates=1, t_high=t_high)
+        with pytest.raises(
+            WrongCommand, match=f"^the range of t_low and t_high has the time {t_high}, and this model's times go"
+        ):
+            ph2p(problem, told, nothing)
+
+
 def test_ph2p_inverts_on_each_layout(any_model: Model) -> None:
     data = open_data("shapes")
     known = model_words(any_model, tuple(words()))
@@ -393,6 +403,14 @@ def test_towers_of_a_folder_give_unit_vectors_and_read_vectors_as_words(tmp_path
         fed = towers.texts(prompts)
     assert torch.equal(fed, towers.texts([CAPTION]))
     assert towers.identity["weights"].keys() == {"model.safetensors"}
+
+
+def test_towers_whose_tokenizer_names_no_length_take_that_of_their_encoder(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path)
+    path = folder / "tokenizer_config.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in told.items() if key != "model_max_length"}))
+    assert load_towers(str(folder)).words(tuple(words())).limit == MAX_TOKENS - 2
 
 
 # What is refused

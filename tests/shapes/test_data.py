@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddil_core.errors import DdilError
 from ddil_core.shapes.data import ShapesData, draw_batch, to_images, to_pixels
 from ddil_core.shapes.render import render
 from ddil_core.shapes.scene import is_held_out, parse_caption
@@ -40,6 +41,9 @@ def test_pixels_come_back_as_images() -> None:
     assert pixels[0, :2, 0, 0].tolist() == [-1.0, 1.0]
     np.testing.assert_array_equal(to_images(pixels), images)
     np.testing.assert_array_equal(to_images(torch.tensor([[[[-3.0]], [[7.0]], [[0.0]]]])), [[[[0, 255, 128]]]])
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(DdilError, match="^pictures that hold NaN or an infinity cannot be shown"):
+            to_images(torch.full((1, 3, 1, 1), value))
 
 
 def test_the_data_set_trains_on_one_split_and_evaluates_on_the_other() -> None:

@@ -1,0 +1,116 @@
+"""A guidance scale is a finite number from 0 to 1000, wherever it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from ddil_core.distill.config import ConsistencyConfig, MatchingConfig, ProgressiveConfig
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models.model import load_model
+from ddil_core.models.systems import System
+from ddil_core.protocol import Strict, validate
+from ddil_core.sample import sample
+from ddil_core.sampling import Sampling
+from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
+from ddil_eval.experiments.systems import SystemConfig
+from tests.pipelines import edited
+
+WRONG = ("nan", "inf", "-inf", "-1", "1e300", "1e999", "1001")
+Cli = Callable[..., Result]
+
+
+@pytest.mark.parametrize("told", [*WRONG, "seven"])
+@pytest.mark.parametrize("command", ["sample", "eval coco"])
+def test_commands_take_no_other(cli: Cli, student: Path, tmp_path: Path, command: str, told: str) -> None:
+    more = ("--prompt", "a ring") if command == "sample" else ("--data", "shapes", "--num-images", 4)
+    result = cli(*command.split(), "--model", student, *more, "--guidance", told, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    *_, last = result.stderr.splitlines()
+    said = "'seven' is not a number" if told == "seven" else "a guidance scale is a finite number from 0 to 1000, not "
+    assert last.startswith(f"Error: Invalid value for '--guidance': {said}")
+    assert not (tmp_path / "out").exists()
+
+
+STAGES = {"stages": [{"steps": 2, "updates": 2}]}
+CONFIGS: dict[str, tuple[type[Strict], dict[str, Any]]] = {
+    "pd": (ProgressiveConfig, STAGES),
+    "lcm": (ConsistencyConfig, {"updates": 2}),
+    "dmd2": (MatchingConfig, {"updates": 2}),
+    "a row": (SystemConfig, {"name": "x", "model": "shapes"}),
+    "a row of systems.yaml": (System, {"title": "x"}),
+    "covariate shift": (CovariateShiftConfig, {}),
+}
+
+
+@pytest.mark.parametrize("told", [float(word) for word in WRONG])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_protocols_take_no_other(name: str, told: float) -> None:
+    config, rest = CONFIGS[name]
+    validate(config, rest | {"guidance_scale": 7.5}, "the protocol")
+    with pytest.raises(WrongCommand, match=r"^the protocol has a value that does not fit at 'guidance_scale'"):
+        validate(config, rest | {"guidance_scale": told}, "the protocol")
+
+
+@pytest.mark.parametrize("told", [[2, float("nan")], [2, 1e300], [float("inf"), 3], [-1, 3]])
+def test_ranges_take_no_other(told: list[float]) -> None:
+    with pytest.raises(WrongCommand, match=r"^the protocol has a value that does not fit"):
+        validate(ConsistencyConfig, {"updates": 2, "guidance_range": told}, "the protocol")
+
+
+@pytest.mark.parametrize("told", [float(word) for word in WRONG])
+def test_a_model_brings_no_other_and_is_given_no_other(student: Path, tmp_path: Path, told: float) -> None:
+    folder = edited(student, tmp_path / "student", "ddil.json", guidance_scale=told)
+    with pytest.raises(DdilError) as error:
+        load_model(str(folder))
+    assert str(error.value).startswith(
+        f"the file {folder / 'ddil.json'} has a value that does not fit at 'guidance_scale': "
+    )
+    with pytest.raises(WrongCommand, match="^a guidance scale is a finite number from 0 to 1000, not "):
+        sample(load_model(str(student)), ["a ring"], guidance_scale=told)
+    for make in (lambda: Sampling(guidance_scale=told), lambda: load_model(str(student)).guided(told)):
+        with pytest.raises(WrongCommand, match="^a guidance scale"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("steps", 0, "steps"),
+        ("steps", "four", "steps"),
+        ("timesteps", [999, float("nan")], "timesteps.1.int"),
+        ("bounds", {"centre": [0.0], "bound": [float("inf")], "quantile": 1.0}, "bounds.bound.0"),
+        ("reflection", "mirror", "reflection"),
+    ],
+)
+def test_the_rest_of_ddil_json_is_looked_at_too(
+    student: Path, tmp_path: Path, key: str, value: Any, place: str
+) -> None:
+    folder = edited(student, tmp_path / "student", "ddil.json", **{key: value})
+    with pytest.raises(DdilError) as error:
+        load_model(str(folder))
+    assert str(error.value).startswith(f"the file {folder / 'ddil.json'} has a value that does not fit at '{place}': ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "gradient_clip", "betas.0", "reflection.quantile"])
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+def test_no_number_of_a_protocol_is_nan_or_infinite(cli: Cli, tmp_path: Path, key: str, value: str) -> None:
+    base = ("--set", "betas=[0.9,0.99]", "--set", "reflection={}")
+    result = cli("distill", *base, "--set", f"{key}={value}", "--out", tmp_path / "run")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"has a value that does not fit at '{key}': Input should be a finite number" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_guidance_that_is_meant_is_taken(cli: Cli, student: Path, tmp_path: Path) -> None:
+    for told in ("0", "1", "7.5", "1000"):
+        result = cli("sample", "--model", student, "--prompt", "a ring", "--steps", 1, "--guidance", told, "--device", "cpu",
+                     "--out", tmp_path / told, "--json")  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert len(json.loads(result.stdout)["pictures"]) == 1
