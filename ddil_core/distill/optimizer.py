@@ -53,7 +53,7 @@ class TrainedWeights:
         self.weights = self.own
         if self.rounded:
             self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.own.items()}
-        net.to(dtype)
+            net.to(dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self.weights.values())
