@@ -84,13 +84,14 @@ class WatchConfig(Strict):
 class MethodConfig(Strict):
     """What every method is told. ``ddil`` None trains without the aggregated dataset.
 
-    ``batch_size`` is the whole batch, of all processes together. ``teacher_batch_size`` is the most states that a process takes at
-    once where no gradients are needed: collecting, labelling data for some updates ahead, in targets and in backward simulation. A
-    guided teacher evaluates two rows of each. ``gradient_accumulation`` is into how many parts a process takes its rows of a batch,
-    one after another, and ``gradient_checkpointing`` computes activations twice: both for memory. An update's gradient is the same
-    within rounding, which Adam amplifies over many updates. ``learning_rate_decay`` brings the learning rate to zero at a stage's
-    end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks; the weights that the optimiser moves, and their
-    average, are float32, and so are the autoencoder and the text encoders. ``mixed_precision`` is that of the arithmetic.
+    ``batch_size`` is the whole batch, of all processes together. ``teacher_batch_size`` is the most states that a process
+    takes at once where no gradients are needed: in rollouts, labels of data for some updates ahead, targets and backward
+    simulation. A guided teacher evaluates two rows of each state. ``gradient_accumulation`` is into how many parts a process
+    takes its rows of a batch, one after another, and ``gradient_checkpointing`` computes activations twice: both for memory.
+    Parts change a gradient by rounding alone, which Adam amplifies over many updates. ``learning_rate_decay`` brings the
+    learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks. The
+    weights that the optimiser moves and their average are float32, and so are the autoencoder and the text encoders.
+    ``mixed_precision`` is that of the arithmetic.
     """
 
     reflection: ReflectionConfig = ReflectionConfig()

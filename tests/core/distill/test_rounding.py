@@ -23,5 +23,6 @@ def test_a_gradient_is_that_of_its_parts_and_an_update_repeats_bit_for_bit(
         norms.append(float(trainer.update(0)["gradient_norm"]))
         moved.append(torch.cat([p.detach().flatten() for p in trainer.net.parameters()]) - start)
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
-    assert 0 < distance(moved[1], moved[0]) < 0.05  # Adam's first step is the gradient's sign, also where it is rounding
+    # Adam's first step is the gradient's sign, also where the gradient is nothing but rounding.
+    assert 0 < distance(moved[1], moved[0]) < 0.05
     assert norms[2] == norms[0] and torch.equal(moved[2], moved[0])
