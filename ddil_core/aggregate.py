@@ -37,10 +37,13 @@ class States:
         found = [self.z, self.target, self.transition, self.row]
         return found if self.guidance is None else [*found, self.guidance]
 
-    def split(self, size: int) -> list[States]:
-        """Consecutive parts of ``size`` states."""
-        columns = (column.split(size) for column in self.columns())
+    def split(self, sizes: list[int]) -> list[States]:
+        """Consecutive parts of so many states each."""
+        columns = (column.split(sizes) for column in self.columns())
         return [States(*parts) for parts in zip(*columns, strict=True)]
+
+    def part(self, rows: slice) -> States:
+        return States(*(column[rows] for column in self.columns()))
 
     @staticmethod
     def cat(a: States, b: States) -> States:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,6 +38,12 @@ class CheckpointError(DdilError):
     """A checkpoint that cannot be read; the message says which and what to do."""
 
 
+class Weights(Protocol):
+    """What has trained weights: a module, or the float32 weights of one that is rounded."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -54,7 +60,7 @@ class Ema(Generic[M]):
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: Weights) -> None:
         mu = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warms_up else self.decay
         self.updates += 1
         averages: list[Tensor] = list(self.module.parameters())

@@ -35,7 +35,7 @@ class ReflectionConfig(Strict):
 
 class PhaseConfig(Strict):
     """A part of a stage (Algorithm 2), up to the share ``until`` of its updates: which share of a batch is aggregated states,
-    and with which probability the teacher acts in the rollouts that are collected.
+    on the mean over updates, and with which probability the teacher acts in the rollouts that are collected.
 
     Where a rollout has one actor (LCM, DMD2), a state comes from data with probability 1 − ``aggregated``, from a teacher's rollout
     with ``aggregated`` · ``p_teacher``, and from a student's with the rest.
@@ -84,12 +84,13 @@ class WatchConfig(Strict):
 class MethodConfig(Strict):
     """What every method is told. ``ddil`` None trains without the aggregated dataset.
 
-    ``batch_size`` is the whole batch, of all processes together. ``teacher_batch_size`` is how many states the teacher of each
-    process takes at once, collecting or labelling data for some updates ahead: it needs no gradients, so that there is room for
-    more. ``gradient_accumulation`` is into how many parts a process takes its rows of a batch, one after another, and
-    ``gradient_checkpointing`` computes activations twice: both for memory, neither changes what is learnt. ``learning_rate_decay``
-    brings the learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks'
-    weights; the average that becomes the output is float32, and so are the autoencoder and the text encoders.
+    ``batch_size`` is the whole batch, of all processes together. ``teacher_batch_size`` is the most states that a process
+    takes at once where no gradients are needed: in rollouts, labels of data for some updates ahead, targets and backward
+    simulation. A guided teacher evaluates two rows of each state. ``gradient_accumulation`` is into how many parts a process
+    takes its rows of a batch, one after another, and ``gradient_checkpointing`` computes activations twice: both for memory.
+    Parts change a gradient by rounding alone, which Adam amplifies over many updates. ``learning_rate_decay`` brings the
+    learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks. The
+    weights that the optimiser moves and their average are float32, and so are the autoencoder and the text encoders.
     ``mixed_precision`` is that of the arithmetic.
 
     ``CHANGEABLE`` names the keys on which what is learnt does not depend, up to the rounding of sums that are taken in another

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddil_core.aggregate import States
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
 from ddil_core.distill.clipping import Clipped
@@ -23,6 +24,7 @@ from ddil_core.distill.config import ConsistencyConfig, LoraConfig
 from ddil_core.distill.sampler import ConsistencySampler
 from ddil_core.distill.sources import RolloutStage, Visited
 from ddil_core.distill.student import Student
+from ddil_core.distill.untrained import evaluating, slices
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.losses import consistency_loss
 from ddil_core.models.model import Model
@@ -161,7 +163,7 @@ class ConsistencyStage(RolloutStage):
         low, high = self.settings.guidance_range
         return low + (high - low) * torch.rand(count, generator=generator)
 
-    def update(self, step: int) -> Logs:
+    def _update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
         states, aggregated = self._draw(step)
         clipped = Clipped(self.teacher.reflection, len(self.schedule))
@@ -171,9 +173,7 @@ class ConsistencyStage(RolloutStage):
                 t, s = self.table[states.transition[rows].to(self.device)].unbind(1)
                 assert states.guidance is not None
                 told = self.tell(STUDENT, states.row[rows], states.guidance[rows])
-                with torch.no_grad(), self.accelerator.autocast():
-                    z_s = states.target[rows]
-                    target = consistency(self.target_net, z_s, s, told, self.teacher.reflection)
+                target = self._consistent(states.part(rows), s)
                 with self.accelerator.autocast():
                     x0 = self.student(states.z[rows], t, told)
                 clipped.see(x0, t)
@@ -185,6 +185,17 @@ class ConsistencyStage(RolloutStage):
                 yield share * consistency_loss(value, target.float(), huber, weight)
 
         return self.descend(losses(), step) | clipped.logs() | self.shares(aggregated)
+
+    @torch.no_grad()
+    def _consistent(self, states: States, s: Tensor) -> Tensor:
+        """What the target network says of the pairs' ends z_s at s [B], for at most ``teacher_batch_size`` states at once."""
+        said = []
+        with self.accelerator.autocast(), evaluating(self.target_net):
+            for rows in slices(len(states), self.config.teacher_batch_size):
+                part = states.part(rows)
+                told = self.tell(STUDENT, part.row, part.guidance)
+                said.append(consistency(self.target_net, part.target, s[rows], told, self.teacher.reflection))
+        return torch.cat(said)
 
     def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
         """The teacher is guided by it, the student is told it through the embedding, or, with a LoRA, not at all."""

@@ -73,7 +73,7 @@ class ConversionStage(Stage):
         super().__init__(teacher, pool, convert.updates, config, accelerator, "convert", start, "v_prediction")
         self.nothing, self.unconditional = nothing.to(self.device), convert.unconditional
 
-    def update(self, step: int) -> Logs:
+    def _update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
         generator = self.generator(step, 0)
         x0, row = self.pool.draw(self.config.batch_size, generator)
@@ -96,7 +96,8 @@ class ConversionStage(Stage):
 
     @torch.no_grad()
     def target(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The v that the teacher's x̂ implies, float32."""
+        """The v that the teacher's x̂ implies, float32; it is asked for at most ``teacher_batch_size`` states at once."""
+        parts = torch.arange(len(z), device=z.device).split(self.config.teacher_batch_size)
         with self.accelerator.autocast():
-            x0 = self.teacher.network(z, t, condition)
+            x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition.rows(rows)) for rows in parts])
         return to_v(x0.float(), z, *self.schedule.at(t, z))

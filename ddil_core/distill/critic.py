@@ -41,6 +41,8 @@ def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
     """Features [B, C, side, side] to logits [B, 1, 1, 1]: convolutions of stride 2 down to a side of at most 4, one over all of it,
     one to a number. Its first weights come from the seed alone."""
     groups = math.gcd(32, channels)
+    if groups == channels:
+        groups //= 2  # a single number, normalised by itself, is 0 whatever it was
 
     def block(kernel: int, stride: int, padding: int) -> list[nn.Module]:
         return [

@@ -28,6 +28,7 @@ from ddil_core.distill.regression import RegressionStage, encode_pairs
 from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.sources import RolloutStage
 from ddil_core.distill.student import Student
+from ddil_core.distill.untrained import evaluating, slices
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.finite import Finite
 from ddil_core.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
@@ -113,15 +114,17 @@ class MatchingStage(RolloutStage):
             self.make_dataset(targets=False)
 
     def stateful(self) -> dict[str, Stateful]:
-        return super().stateful() | {"critic": self.own(self.critic), "critic_optimizer": self.critic_optimizer}
+        critic = self.weights[self.critic]
+        return super().stateful() | {"critic": critic, "critic_optimizer": self.critic_optimizer}
 
-    def update(self, step: int) -> Logs:
+    def _update(self, step: int) -> Logs:
         """The generator's turn, then its critic's; returns tensors that need no synchronisation until they are read."""
         seen = Seen(*(Clipped(self.teacher.reflection, len(self.schedule), f"clipped_{name}") for name in SEEN))
         first = step * self.turns
         states, aggregated = self._draw(first)
         self.critic.requires_grad_(False)
-        logs = self.descend(self._generator_losses(states, first, seen), step) | seen.logs()
+        with evaluating(self.critic):
+            logs = self.descend(self._generator_losses(states, first, seen), step) | seen.logs()
         self.critic.requires_grad_(True)
         critic_losses, norms = [], []
         for turn in range(first + 1, first + self.turns):
@@ -134,6 +137,12 @@ class MatchingStage(RolloutStage):
         logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
         return logs | self.shares(aggregated)
 
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Data diffused to t, and pure noise at the first of the generator's timesteps, where it starts from pure noise when it
+        samples (as in the authors' code: α of the last timestep is not 0, and would show it the data)."""
+        first = (t == self.times[0]).view(-1, 1, 1, 1)
+        return torch.where(first, eps, super().noised(x0, eps, t))
+
     def generate(self, states: States) -> Tensor:
         """x̂ of the generator from its input states, float32, with its gradient: no reflection stands in its way."""
         t = self.times[states.transition.to(self.device)]
@@ -145,13 +154,9 @@ class MatchingStage(RolloutStage):
         times, noise = self._noise(len(states), generator, self.settings.matching_range)
         judged = self._noise(len(states), generator)
         for rows, share in self.parts(len(states)):
-            part = part_of(states, rows)
-            x, told = self.generate(part), self.condition(part.row)
-            t, eps = times[rows], noise[rows]
-            with torch.no_grad(), self.accelerator.autocast():
-                gradient = score_difference(
-                    self.real, self.fake, x, eps, t, told, self.teacher.reflection, seen, self.finite
-                )
+            part = states.part(rows)
+            x = self.generate(part)
+            gradient = self._gradient(x.detach(), noise[rows], times[rows], part.row, seen)
             loss = matching_loss(x, torch.nan_to_num(gradient))
             seen.generator.see(x, self.times[part.transition.to(self.device)])
             if self.settings.gan is not None and self.settings.gan.generator_weight:
@@ -159,6 +164,17 @@ class MatchingStage(RolloutStage):
                 _, logits, _ = self._judge(critic, x, part.row, *(drawn[rows] for drawn in judged))
                 loss = loss + self.settings.gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
+
+    @torch.no_grad()
+    def _gradient(self, x: Tensor, eps: Tensor, t: Tensor, row: Tensor, seen: Seen) -> Tensor:
+        """The matching gradient at x [B, …], for at most ``teacher_batch_size`` states at once."""
+        found, scores = list[Tensor](), (self.real, self.fake)
+        with self.accelerator.autocast():
+            for some in slices(len(x), self.config.teacher_batch_size):
+                told = self.condition(row[some])
+                noised = x[some], eps[some], t[some]
+                found.append(score_difference(*scores, *noised, told, self.teacher.reflection, seen, self.finite))
+        return torch.cat(found)
 
     def fake(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x̂ of the critic, not reflected."""
@@ -190,9 +206,10 @@ class MatchingStage(RolloutStage):
             x0, row = self.pool.draw(size, generator)
             judged = self._noise(size, generator)
         for rows, share in self.parts(size):
-            part, t, eps = part_of(states, rows), times[rows], noise[rows]
-            with torch.no_grad():
-                x = self.generate(part)
+            part, t, eps = states.part(rows), times[rows], noise[rows]
+            with torch.no_grad(), evaluating(self.net):
+                some = slices(len(part), self.config.teacher_batch_size)
+                x = torch.cat([self.generate(part.part(rows)) for rows in some])
             output, fake, z = self._judge(self.critic, x, part.row, t, eps)
             loss = (output - self._native(x, z, eps, t)).square().mean()
             if self.settings.gan is not None:
@@ -220,11 +237,11 @@ class MatchingStage(RolloutStage):
         told = with_noise(self.condition(row), z, leave > steps[:, None], generator)
         rows = own_rows(self.accelerator, size)
         own = torch.arange(size)[rows]
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), evaluating(self.net):
             for step in steps.tolist():
-                going = own[leave[own] > step].to(self.device)
-                if len(going):
-                    z[going] = self.walkers[STUDENT].act(step, z[going], told.rows(going))
+                for going in own[leave[own] > step].to(self.device).split(self.config.teacher_batch_size):
+                    if len(going):
+                        z[going] = self.walkers[STUDENT].act(step, z[going], told.rows(going))
         z = joined(self.accelerator, z[rows], rows, size)
         return States(z, z.new_empty(size, 0), leave, row)
 
@@ -267,10 +284,6 @@ class Seen:
 
     def logs(self) -> Logs:
         return self.generator.logs() | self.real.logs() | self.fake.logs()
-
-
-def part_of(states: States, rows: slice) -> States:
-    return States(*(column[rows] for column in states.columns()))
 
 
 def teacher_segments(times: tuple[int, ...], steps: int) -> list[list[tuple[Time, Time]]]:

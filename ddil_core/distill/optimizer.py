@@ -1,9 +1,9 @@
-"""Optimisers of the distillers, and what a checkpoint holds of a network of which only a part is trained."""
+"""Optimisers of the distillers, and the weights that they train: float32, whatever the dtype of the network is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 from ddil_core.distill.config import MethodConfig
 from ddil_core.errors import WrongCommand
-from ddil_core.train import Stateful
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig) -> Any:
@@ -34,25 +33,63 @@ def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float, con
     return torch.optim.AdamW(trained, **told, fused=True if config.optimizer == "fused" else None)
 
 
-def trained(net: nn.Module) -> Stateful:
-    """The network for a checkpoint: all of it, or its trained weights alone where the others are frozen."""
-    frozen = any(not parameter.requires_grad for parameter in net.parameters())
-    return TrainedPart(net) if frozen else net
+class TrainedWeights:
+    """The trained weights of a network, float32: the optimiser moves them, the average follows them, a checkpoint holds them.
 
+    A step of 1e-6 is smaller than half the spacing of bfloat16 at almost every weight (2⁻⁹ of it), so that a weight in
+    bfloat16 would stay where it is. A network in bfloat16 therefore has its weights twice: these, and its own, which are
+    these rounded. The weights of a float32 network are these themselves, and nothing is copied.
+    """
 
-@dataclass(frozen=True)
-class TrainedPart:
-    """The weights of a network that want a gradient."""
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        """Args:
+        net: a float32 network, whose parameters that want a gradient are trained; it is converted in place.
+        dtype: of the network afterwards.
+        """
+        self.net = net
+        self.own = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+        self.frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+        self.rounded = dtype != torch.float32
+        self.weights = self.own
+        if self.rounded:
+            self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.own.items()}
+            net.to(dtype)
 
-    net: nn.Module
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(self.weights.values())
+
+    @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Add the network's gradients to those of the weights, and clear them."""
+        if self.rounded:
+            for name, weight in self.weights.items():
+                gradient = self.own[name].grad
+                if gradient is not None:
+                    weight.grad = gradient.float() if weight.grad is None else weight.grad.add_(gradient)
+                    self.own[name].grad = None
+
+    @torch.no_grad()
+    def give_weights(self) -> None:
+        """Round the weights into the network."""
+        if self.rounded:
+            torch._foreach_copy_(list(self.own.values()), list(self.weights.values()))
+
+    def network(self) -> nn.Module:
+        """A float32 copy of the network with these weights, not rounded."""
+        copied = copy.deepcopy(self.net).float()
+        copied.load_state_dict(self.state_dict(), strict=False)  # it holds no frozen weights
+        return copied
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: p.detach() for name, p in self.net.named_parameters() if p.requires_grad}
+        """All of the network but what is frozen."""
+        held = {name: tensor for name, tensor in self.net.state_dict().items() if name not in self.frozen}
+        return held | {name: weight.detach() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        own = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        own = self.state_dict()
         if own.keys() != state_dict.keys():
             raise ValueError("the weights are those of another network")
-        for name, parameter in own.items():
-            parameter.copy_(state_dict[name])
+        for name, tensor in own.items():
+            tensor.copy_(state_dict[name])
+        self.give_weights()

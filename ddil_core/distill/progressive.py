@@ -77,7 +77,7 @@ class ProgressiveStage(SourcedStage):
         self.times = self.table[:, 0]
         self.make_dataset()
 
-    def update(self, step: int) -> Logs:
+    def _update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
         states, aggregated = self._draw(step)
         clipped = Clipped(self.teacher.reflection, len(self.schedule))

@@ -93,7 +93,7 @@ class RegressionStage(Stage):
         super().__init__(teacher, pool, config.regression.updates, config, accelerator, "regression", start)
         self.pairs, self.time = pairs, config.timesteps[0]
 
-    def update(self, step: int) -> Logs:
+    def _update(self, step: int) -> Logs:
         chosen = torch.randint(len(self.pairs["row"]), (self.config.batch_size,), generator=self.generator(step, 0))
 
         def losses() -> Iterator[Tensor]:

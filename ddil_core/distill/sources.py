@@ -17,6 +17,7 @@ from ddil_core.distill.config import DdilConfig, PhaseConfig
 from ddil_core.distill.processes import joined, own_rows
 from ddil_core.distill.sampler import ConsistencySampler, with_noise
 from ddil_core.distill.stage import Stage
+from ddil_core.distill.untrained import evaluating, slices
 from ddil_core.rollout import STUDENT, TEACHER, Actor, rollout
 from ddil_core.train import Logs, Stateful
 
@@ -103,7 +104,7 @@ class SourcedStage(Stage):
             kept.append((z_t, target))
 
         there = own.to(z.device)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), evaluating(self.net):
             rollout(
                 dict(actors),
                 z[there],
@@ -124,18 +125,31 @@ class SourcedStage(Stage):
 
     def _draw(self, step: int) -> tuple[States, int]:
         """Forward-diffused data, then aggregated states, in the shares of the phase; and how many of the latter there are."""
-        size, first, end = self.config.batch_size, 0, self.draws
+        first, end = 0, self.draws
         if self.dataset is None or self.config.ddil is None:
-            return self._data(step, size, first, end), 0
+            return self._data(step, first, end, 0.0), 0
         phase, first, end = phase_at(self.config.ddil.phases, step, end)
-        count = round(phase.aggregated * size)
+        count = self.aggregated_count(phase.aggregated, step)
         if self.dataset.pending < count:
-            horizon = min(self.config.ddil.collect_every, end - step)
-            self._collect(self.dataset, self.config.ddil, phase, horizon * count - self.dataset.pending, step)
+            served = range(step, min(step + self.config.ddil.collect_every, end))
+            wanted = sum(self.aggregated_count(phase.aggregated, later) for later in served) - self.dataset.pending
+            self._collect(self.dataset, self.config.ddil, phase, wanted, step)
         aggregated = States(*self.dataset.take(count))
-        if count == size:
+        if count == self.config.batch_size:
             return aggregated, count
-        return States.cat(self._data(step, size - count, first, end), aggregated), count
+        return States.cat(self._data(step, first, end, phase.aggregated), aggregated), count
+
+    def aggregated_count(self, share: float, step: int) -> int:
+        """How many states of an update's batch are aggregated ones; their mean over updates is ``share`` of the batch.
+
+        A number that is not whole is rounded up or down at random, with the probability that keeps the mean. The draw
+        depends on the update alone, so that every process knows it, and so does a collection for later updates.
+        """
+        fewest, most = whole_numbers(share * self.config.batch_size)
+        if fewest == most:
+            return fewest
+        draw = torch.rand((), generator=self.generator(step, 3), dtype=torch.float64)
+        return fewest + int(float(draw) < share * self.config.batch_size - fewest)
 
     def shares(self, aggregated: int) -> Logs:
         """What the log says of a batch's sources, where the run has DDIL."""
@@ -144,23 +158,27 @@ class SourcedStage(Stage):
     _ahead: list[States]
     _ahead_from = -1
 
-    def _data(self, step: int, count: int, first: int, end: int) -> States:
-        """This update's ``count`` forward-diffused states, of a phase from ``first`` to ``end``.
+    def _data(self, step: int, first: int, end: int, share: float) -> States:
+        """This update's forward-diffused states, of a phase from ``first`` to ``end`` with a ``share`` of aggregated states.
 
         The teacher labels those of several updates together. Which ones go together depends on the update's number alone, so
         that a resumed run labels the same batch again.
         """
-        together = max(1, round(self.config.teacher_batch_size * self.accelerator.num_processes / count))
+        size = self.config.batch_size
+        most = size - whole_numbers(share * size)[0]
+        together = max(1, self.config.teacher_batch_size * self.accelerator.num_processes // most)
         start = step - (step - first) % together
         if start != self._ahead_from:
             self._ahead_from = start
-            self._ahead = self._diffuse(range(start, min(start + together, end)), count).split(count)
+            steps = range(start, min(start + together, end))
+            counts = [size - self.aggregated_count(share, later) for later in steps]
+            self._ahead = self._diffuse(steps, counts).split(counts)
         return self._ahead[step - start]
 
-    def _diffuse(self, steps: range, count: int) -> States:
-        """``count`` forward-diffused states for each of some updates, with the teacher's targets."""
+    def _diffuse(self, steps: Sequence[int], counts: Sequence[int]) -> States:
+        """So many forward-diffused states for each of some updates, with the teacher's targets."""
         drawn, told = [], []
-        for step in steps:
+        for step, count in zip(steps, counts, strict=True):
             generator = self.generator(step, 0)
             x0, row = self.pool.draw(count, generator)
             transition = torch.randint(len(self.times), (count,), generator=generator)
@@ -170,11 +188,17 @@ class SourcedStage(Stage):
         x0, row, transition, eps = (torch.cat(column) for column in zip(*drawn, strict=True))
         g = torch.cat(told) if told else None
         t = self.times[transition.to(self.device)]
-        z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
+        z = self.noised(x0.to(self.device), eps.to(self.device), t)
         own = own_rows(self.accelerator, len(z))
-        target = self.label(z[own], transition[own], row[own], None if g is None else g[own])
+        asked = States(z, z.new_empty(len(z), 0), transition, row, g).part(own)
+        parts = [asked.part(rows) for rows in slices(len(asked), self.config.teacher_batch_size)]
+        target = torch.cat([self.label(part.z, part.transition, part.row, part.guidance) for part in parts])
         self.finite.see("at states of the data", target)
         return States(z, joined(self.accelerator, target, own, len(z)), transition, row, g)
+
+    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The states z [B, C, H, W] that data are diffused to at t [B]."""
+        return self.schedule.add_noise(x0, eps, t)
 
 
 class RolloutStage(SourcedStage):
@@ -230,6 +254,14 @@ def trajectories(
             draw = float(torch.rand((), generator=generator, dtype=torch.float64))
             counts[actor] += math.floor(share * missing / length + draw)
     return counts
+
+
+def whole_numbers(number: float) -> tuple[int, int]:
+    """The whole numbers below and above a number; the same one twice where the number is whole, but for the rounding of a share."""
+    nearest = round(number)
+    if math.isclose(number, nearest, rel_tol=1e-9, abs_tol=1e-9):
+        return nearest, nearest
+    return math.floor(number), math.ceil(number)
 
 
 def phase_at(phases: tuple[PhaseConfig, ...], step: int, updates: int) -> tuple[PhaseConfig, int, int]:

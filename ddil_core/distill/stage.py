@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.distill.config import MethodConfig
-from ddil_core.distill.optimizer import make_optimizer, trained
+from ddil_core.distill.optimizer import TrainedWeights, make_optimizer
+from ddil_core.distill.untrained import seeded
 from ddil_core.finite import Finite, not_finite
 from ddil_core.noise import generator_for
 from ddil_core.parameterization import Prediction
@@ -26,13 +27,15 @@ from ddil_core.train import Ema, Logs, Stateful
 class Stage(ABC):
     """A student that starts as a copy of ``start`` (the teacher's network where None) and is called as its teacher is.
 
-    The weights that count, as the next teacher and as the output, are the averaged ones (``ema``), float32 whatever the student's
-    own dtype; without an average (``ema_decay`` 0) they are the network's own. Where only some of ``start``'s weights are to be
-    trained (a LoRA's), they alone are, and not averaged. The student predicts what its teacher does, or ``prediction``. Everything
-    random comes from (seed, stage, step), so that a resumed run is the same run.
+    The weights that count, as the next teacher and as the output, are the averaged ones (``ema``); without an average
+    (``ema_decay`` 0) they are the trained ones. Both are float32, whatever the student's own dtype is (``TrainedWeights``).
+    Where only some of ``start``'s weights are to be trained (a LoRA's), they alone are, and not averaged. The student
+    predicts what its teacher does, or ``prediction``. Everything random comes from (seed, stage, step), so that a resumed
+    run is the same run; so does dropout, which draws other masks in each process. A network is in training mode only
+    where it is trained.
 
-    In several processes each takes its own rows of every batch (``parts``), and the gradients' mean over the processes is that of
-    the batch.
+    In several processes each takes its own rows of every batch (``parts``), and the mean of their gradients is the
+    gradient of the batch within rounding. Adam amplifies rounding, so that the weights drift apart over many updates.
 
     ``sampling`` is how the student is meant to be sampled.
     """
@@ -63,26 +66,34 @@ class Stage(ABC):
             parameter.requires_grad_(not adapted or "lora_" in name)
         averaged = config.ema_decay > 0 and not adapted
         self.ema: Any = Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
+        self.weights: dict[nn.Module, TrainedWeights] = {}
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
-        """A network to be trained, on the device and in the student's dtype, with its optimiser."""
-        net = net.to(self.device, getattr(torch, self.config.student_dtype))
+        """A float32 network to be trained, on the device and in the student's dtype, with the optimiser of its ``weights``."""
+        weights = TrainedWeights(net.to(self.device), getattr(torch, self.config.student_dtype))
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
-        prepared: Any = self.accelerator.prepare(net, make_optimizer(net.parameters(), learning_rate, self.config))
-        return prepared
+        optimizer: Any = make_optimizer(weights.parameters(), learning_rate, self.config)
+        prepared, optimizer = self.accelerator.prepare(net, optimizer)
+        self.weights[prepared] = weights
+        return prepared, optimizer
 
-    @abstractmethod
     def update(self, step: int) -> Logs:
         """One optimiser step; returns tensors that need no synchronisation until they are read."""
+        with seeded(self.device, self.config.seed, "dropout", self.index, step, self.accelerator.process_index):
+            return self._update(step)
+
+    @abstractmethod
+    def _update(self, step: int) -> Logs:
+        """What a method does in an update."""
 
     def stateful(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
         averages = {} if self.ema is None else {"ema": self.ema}
-        return {"net": trained(self.own(self.net)), **averages, "optimizer": self.optimizer}
+        return {"net": self.weights[self.net], **averages, "optimizer": self.optimizer}
 
     def require_finite(self, teacher: str, step: int) -> None:
         """Refuse to go on where what the teacher said since the last call is not finite; this waits for the device, once.
@@ -126,7 +137,7 @@ class Stage(ABC):
         """One optimiser step on the sum of the losses of a batch's parts, each computed when its turn comes."""
         loss, norm = self.step(self.net, self.optimizer, losses, self.rate(self.config.learning_rate, step))
         if self.ema is not None:
-            self.ema.update(self.net)
+            self.ema.update(self.weights[self.net])
         return {"loss": loss, "gradient_norm": norm}
 
     def step(
@@ -137,25 +148,28 @@ class Stage(ABC):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
-        last = self.config.gradient_accumulation - 1
+        weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            with self.accelerator.no_sync(net) if part < last else nullcontext():
+            # A rounded network's gradients are added up in float32, outside of it, and so each part's is joined by itself.
+            joined_later = part < last and not weights.rounded
+            with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)
                 self.accelerator.backward(loss)
+            weights.take_gradients()
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(net.parameters(), self.config.gradient_clip)
+        norm = self.accelerator.clip_grad_norm_(weights.parameters(), self.config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
+        weights.give_weights()
         return total, torch.as_tensor(norm).detach()
 
     def finish(self) -> nn.Module:
         """The weights that count, float32: the next stage's teacher, or the output."""
         if self.ema is not None:
             return self.ema.module
-        finished: nn.Module = copy.deepcopy(self.own(self.net)).float()
-        return finished
+        return self.weights[self.net].network()
 
     def denoiser(self) -> NetworkDenoiser:
-        """The student as it would be saved now, to be looked at."""
+        """The student as it would be saved now, to be looked at; without an average, rounded to the student's dtype."""
         net = self.own(self.net) if self.ema is None else self.ema.module
         return type(self.student)(net, self.schedule, self.student.prediction)

@@ -24,6 +24,7 @@ from ddil_core.data.dataset import open_data
 from ddil_core.data.pool import LatentPool
 from ddil_core.distill.config import MethodConfig, WatchConfig
 from ddil_core.distill.stage import Stage
+from ddil_core.distill.untrained import evaluating
 from ddil_core.errors import WrongCommand
 from ddil_core.files import append_line, replacing
 from ddil_core.models.model import Model
@@ -126,13 +127,10 @@ class Watch:
     def draw(self) -> Tensor:
         """Latents [prompts · images, C, H, W] of the student as it is now."""
         denoiser = self.stage.denoiser()
-        training = denoiser.net.training
-        denoiser.net.eval()
         called = f"the student of {self.model.reference}"
         student = replace(self.model, reference=called, denoiser=denoiser, sampling=self.sampling)
-        z = latents(student, self.samples, self.texts, self.sampling, seed=0)
-        denoiser.net.train(training)
-        return z
+        with evaluating(denoiser.net):
+            return latents(student, self.samples, self.texts, self.sampling, seed=0)
 
     def _gradients(self, means: dict[str, float]) -> list[str]:
         norm = means.get("gradient_norm", 0.0)

@@ -171,3 +171,17 @@ def test_the_pool_of_a_gpu_is_that_of_the_cpu(folder: Path, model: Model, shards
     assert distance(found.mean.float(), expected.mean.float()) < 1e-3  # float16
     for name, told in expected.condition.items():
         assert distance(found.condition[name].float(), told.float()) < 1e-3
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say what is mapped")
+def test_a_pool_is_mapped_from_its_file_and_not_copied(model: Model, tmp_path: Path) -> None:
+    """So that processes of one machine share it, and a pool may be larger than the memory."""
+    path = tmp_path / "data.safetensors"
+    pool = encode_pool(model, open_data("shapes"), 4, path)
+    mapped = [
+        range(*(int(end, 16) for end in line.split()[0].split("-")))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(path))
+    ]
+    for tensor in (pool.mean, pool.std, *pool.condition.values()):
+        assert any(tensor.data_ptr() in part for part in mapped)

@@ -23,6 +23,7 @@ from ddil_core.models.model import Model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.schedule import CLEAN, Schedule
 from tests.core.closed_form import Gaussian, distance, normal, shifts
+from tests.core.distill.test_untrained import make
 from tests.pipelines import BETAS
 
 PHASES = [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]
@@ -195,6 +196,30 @@ def test_reflection_leaves_the_generators_gradient_alive(model: Model, pool: Lat
     logs = trainer.update(0)
     assert float(logs["clipped_generator"]) > 0.99
     assert float(logs["gradient_norm"]) > 1e-6
+
+
+def test_data_are_pure_noise_where_the_generator_starts(model: Model, pool: LatentPool) -> None:
+    """The regression of z on its own x₀ is α_t at the later timesteps, and 0 at the first, as in the authors' code."""
+    phases = [{"until": 1, "aggregated": 0, "p_teacher": 0.5}]
+    pool = LatentPool(normal(*pool.mean.shape).half(), pool.std, pool.condition)
+    for first in (999, 899):
+        times = [first, 749, 499, 249]
+        trainer = make("dmd2", model, pool, {"phases": phases}, gan=None, timesteps=times, batch_size=256)
+        drawn = list[tuple[Tensor, Tensor, Tensor]]()
+        for step in range(4):
+            states, _ = trainer._draw(step)
+            x0, row = trainer.pool.draw(256, trainer.generator(step, 0))
+            assert torch.equal(row, states.row)
+            drawn.append((x0, states.z, states.transition))
+        x0, z, transition = (torch.cat(column) for column in zip(*drawn, strict=True))
+        for place, t in enumerate(times):
+            clean, seen = (rows[transition == place].double().flatten() for rows in (x0, z))
+            alpha, sigma = (float(level[t]) for level in (trainer.schedule.alphas, trainer.schedule.sigmas))
+            error = 4 * sigma / float(clean.norm())
+            assert float(clean @ seen / (clean @ clean)) == pytest.approx(alpha if place else 0, abs=error)
+            assert error < 0.02
+        noise = z[transition == 0]
+        assert float(noise.std()) == pytest.approx(1, abs=0.01) and abs(float(noise.mean())) < 0.01
 
 
 def test_backward_simulation_leaves_every_row_at_a_random_step(model: Model, pool: LatentPool) -> None:

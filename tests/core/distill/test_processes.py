@@ -29,6 +29,7 @@ from tests.core.distill.test_methods import UNET
 from tests.pipelines import TEACHER, save_pipeline
 
 DDIL = {"collect_every": 4, "capacity": 512, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.2}]}
+UNEVEN = DDIL | {"phases": [{"until": 1, "aggregated": 0.3, "p_teacher": 0.2}]}  # 2.4 states of a batch
 BASE = {"batch_size": 8, "pool": 12, "warmup": 2, "save_every": 2, "learning_rate": 1e-3, "teacher_batch_size": 6}
 REGRESSION = {"pairs": 7, "teacher_steps": 2, "updates": 2}
 RUNS: dict[str, dict[str, Any]] = {
@@ -40,7 +41,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "watch": {"every": 2, "prompts": 1, "images": 2},
         "ddil": DDIL,
     },
-    "lcm": {"method": "lcm", "updates": 4, "w_embedding": 16, "ddil": DDIL},
+    "lcm": {"method": "lcm", "updates": 4, "w_embedding": 16, "ddil": UNEVEN},
     "dmd2": {"method": "dmd2", "updates": 4, "critic_updates": 1, "teacher_steps": 4, "gan": {}, "ddil": DDIL},
     "dmd2-simulated": {"method": "dmd2", "updates": 2, "critic_updates": 1, "regression": REGRESSION},
 }

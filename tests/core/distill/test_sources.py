@@ -1,4 +1,4 @@
-"""The three sources: their shares, whatever the length of a trajectory."""
+"""The three sources: their shares, whatever the length of a trajectory and the size of a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.distill.config import ConsistencyConfig, MatchingConfig
 from ddil_core.distill.consistency import ConsistencyStage, GuidedByRow, student_network
 from ddil_core.distill.matching import MatchingStage
-from ddil_core.distill.sources import RolloutStage, Visited, trajectories
+from ddil_core.distill.sources import RolloutStage, Visited, trajectories, whole_numbers
 from ddil_core.models.model import Model
 from ddil_core.parameterization import calibrate_reflection
 from ddil_core.rollout import STUDENT, TEACHER
+from tests.core.closed_form import distance
+from tests.core.distill.test_untrained import make
 
 
 @pytest.mark.parametrize("lengths", [{TEACHER: 50, STUDENT: 4}, {TEACHER: 4, STUDENT: 4}, {TEACHER: 1, STUDENT: 7}])
@@ -28,6 +30,51 @@ def test_states_are_the_teachers_with_its_probability(lengths: dict[str, int], p
     assert bool((total >= states).all()) and float(total.mean()) < states + sum(lengths.values())
     off = by_teacher - p_teacher * total  # of mean 0, if the shares are right
     assert abs(float(off.mean())) <= 4 * float(off.std()) / 1000**0.5 + 1e-6
+
+
+def test_a_share_of_a_batch_is_whole_or_lies_between_two_numbers() -> None:
+    assert whole_numbers(0.25 * 32) == (8, 8) and whole_numbers(0.0) == (0, 0)
+    assert whole_numbers(0.25 * 7) == (1, 2) and whole_numbers(0.25 * 1) == (0, 1)
+    for size in range(1, 200):
+        for share in range(101):
+            low, high = whole_numbers(share / 100 * size)
+            assert (low == high) == (share * size % 100 == 0) and low == share * size // 100
+    assert whole_numbers(0.29 * 100) == (29, 29)  # 28.999999999999996
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.85])
+@pytest.mark.parametrize("size", [1, 7, 10, 32])
+def test_a_batch_of_any_size_has_its_share_on_the_mean(model: Model, pool: LatentPool, size: int, share: float) -> None:
+    draws = 4000
+    trainer = make("pd", model, pool, batch_size=size, updates=1)
+    counts = torch.tensor([trainer.aggregated_count(share, step) for step in range(draws)], dtype=torch.float64)
+    low, high = whole_numbers(share * size)
+    assert set(counts.tolist()) == {low, high}
+    up = share * size - low  # the probability with which it is rounded up
+    assert float(counts.mean()) == pytest.approx(share * size, abs=4.5 * (up * (1 - up) / draws) ** 0.5 + 1e-9)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("pd", 7), ("lcm", 7), ("dmd2", 1)])
+def test_small_batches_are_whole_and_use_what_is_collected_for_them(
+    model: Model, pool: LatentPool, kind: str, size: int
+) -> None:
+    """Two phases whose shares are not whole; a collection is for exactly what the updates before the next one take."""
+    phases = [{"until": 0.5, "aggregated": 0.25, "p_teacher": 0.8}, {"until": 1, "aggregated": 0.5, "p_teacher": 0.4}]
+    ddil = {"collect_every": 10, "capacity": 128, "phases": phases}
+    more = {"updates": 12, "critic_updates": 1} if kind == "dmd2" else {"updates": 24}
+    trainer = make(kind, model, pool, batch_size=size, teacher_steps=4, ddil=ddil, **more)
+    plain = make(kind, model, pool, batch_size=size, teacher_steps=4, ddil=ddil, teacher_batch_size=3, **more)
+    taken = 0
+    for step in range(24):
+        states, aggregated = trainer._draw(step)
+        assert len(states) == size and aggregated == trainer.aggregated_count((0.25, 0.5)[step >= 12], step)
+        again, _ = plain._draw(step)
+        assert torch.equal(states.row, again.row) and torch.equal(states.transition, again.transition)
+        assert distance(states.z, again.z) < 1e-5
+        taken += aggregated
+    assert trainer.dataset is not None
+    left = 4 if kind == "pd" else 4 + 4  # of a last trajectory, or of one of each actor
+    assert taken <= trainer.dataset.collected <= taken + left
 
 
 @pytest.mark.parametrize("method", ["lcm", "dmd2"])
