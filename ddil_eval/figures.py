@@ -134,7 +134,7 @@ def _pure_lines(ax: Axes, records: Sequence[Record], name: str) -> None:
 
 def _finish(column: Sequence[Axes], name: str, metric: Measured) -> None:
     """Titles, and axes that run as sampling does: more teacher to the right, time falling."""
-    column[0].set_title(f"{name}\n({_ARROWS[metric.direction]})", fontsize=10)
+    column[0].set_title(f"{name}\n({_ARROWS[metric.direction]})", fontsize=10, parse_math=False)
     column[0].set_xlabel("p_teacher")
     column[1].set_xlabel("switch_t (sampling runs to the right)")
     column[1].invert_xaxis()

@@ -12,6 +12,7 @@ import numpy as np
 
 from ddil_core.data.dataset import DataSet
 from ddil_core.errors import DdilError
+from ddil_core.resources import require_cache
 from ddil_eval.cache import references_folder
 from ddil_eval.features import Features, gathered, read_features
 from ddil_eval.metrics import Network
@@ -35,6 +36,8 @@ def kept_reference(
     content = content_sha256(data, count) if keyed else ""
     keys = {name: _key(content, count, recipe, network) for name, network in keyed.items()}
     folders = {name: references_folder() / digest(key)[:32] for name, key in keys.items()}
+    if any(not (folder / f"{name}.npy").is_file() for name, folder in folders.items()):
+        require_cache()
     absent = [name for name in networks if name not in folders or not (folders[name] / f"{name}.npy").is_file()]
     fresh = _extracted(absent, extract, count, {name: folders[name] for name in absent if name in folders})
     for name in set(absent) & set(folders):

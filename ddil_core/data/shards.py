@@ -33,8 +33,9 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 from ddil_core.data.dataset import Prompt
 from ddil_core.data.pictures import BAD_PICTURE, clean_caption, prepared, refuse, refuse_fewer, require_training
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.paths import user_path
 from ddil_core.progress import transfer
-from ddil_core.resources import user_folder
+from ddil_core.resources import require_cache, user_folder
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -214,7 +215,7 @@ def shard_data(reference: str, download: bool = False) -> Shards:
                 f"the shard {shard!r} is refused: shards are files or URLs of http and https, and no command is ever run"
             )
         else:
-            shards += _files(Path(shard).expanduser())
+            shards += _files(user_path(shard, "the shard"))
     missing = [shard for shard in shards if not _WEB.match(shard) and not Path(shard).is_file()]
     if len(missing) == len(shards):
         raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE!r}")
@@ -243,6 +244,7 @@ def fetch(url: str, path: Path) -> None:
     Raises:
         DdilError: it cannot be reached, breaks off, or there is no room.
     """
+    require_cache()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
         temporary = Path(file.name)

@@ -19,6 +19,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from ddil_core.errors import DdilError
+from ddil_core.resources import require_cache
 from ddil_eval.cache import weights_folder
 from ddil_eval.store import replacing
 
@@ -95,6 +96,7 @@ class Weights:
         if self.sha256 is not None and (self.convert is None or not as_read):
             _compare(published, _sha256(published, published.stat().st_size, published.stat().st_mtime_ns), self.sha256)
         target = weights_folder() / self.file
+        require_cache()
         with replacing(target) as temporary:
             if self.convert is None or as_read:
                 shutil.copyfile(published, temporary)
@@ -111,6 +113,7 @@ class Weights:
         if self.url is None:
             raise DdilError(self.cure or f"the weights {self.file} have no public source; give them with --add")
         target = weights_folder() / f"{self.file}.fetched"
+        require_cache()
         try:
             with urlopen(self.url) as source, replacing(target) as temporary:
                 with temporary.open("wb") as file:
