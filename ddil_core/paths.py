@@ -76,7 +76,7 @@ def output_folder(text: str | os.PathLike[str], what: str) -> Path:
     _require_room(path, what, _ROOM)
     if path.exists() and not path.is_dir():
         raise WrongCommand(f"{what} {shown(path)} is no folder; name another")
-    _require_writable(path, what)
+    _require_writable(path, path, what)
     return path
 
 
@@ -91,7 +91,7 @@ def output_file(text: str | os.PathLike[str], what: str) -> Path:
     if not path.name:
         raise WrongCommand(f"{what} {shown(path)} is no name of a file; name one")
     _refuse_dangling(path, what)
-    _require_writable(path.parent, what)
+    _require_writable(path, path.parent, what)
     return path
 
 
@@ -105,15 +105,24 @@ def _refuse_dangling(path: Path, what: str) -> None:
         raise WrongCommand(f"{what} {shown(path)} leads over the link {path}, whose target does not exist; name another")
 
 
-def _require_writable(path: Path, what: str) -> None:
-    """Try a file without a name in the folder, or in the nearest one above it that is here."""
-    here = path.absolute()
+def _refuse_long_names(path: Path, here: Path, what: str) -> None:
+    """Refuse names that the file system of the folder ``here`` does not take; looking at a path does not reach the missing ones."""
+    longest = os.pathconf(here, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    long = [name for name in path.parts if len(os.fsencode(name)) > longest]
+    if long:
+        raise WrongCommand(f"{what} {shown(path)} has a name of more than {longest} bytes; name another")
+
+
+def _require_writable(path: Path, folder: Path, what: str) -> None:
+    """Try a file without a name in the folder, or in the nearest one above it that is here; messages show ``path``."""
+    here = folder.absolute()
     while not here.exists():
         if here.is_symlink():
             raise WrongCommand(f"{what} {shown(path)} leads over the link {here}, whose target does not exist; name another")
         here = here.parent
     if not here.is_dir():
         raise WrongCommand(f"{what} {shown(path)} lies under {here}, which is no folder; name another")
+    _refuse_long_names(path, here, what)
     try:
         with tempfile.TemporaryFile(dir=here):
             pass

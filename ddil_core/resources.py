@@ -43,7 +43,7 @@ def user_folder() -> Path:
     """
     named = os.environ.get("DDIL_CACHE")
     if named:
-        return user_path(named, "the folder that DDIL_CACHE names,")
+        return user_path(named, "the folder of DDIL_CACHE")
     try:
         if sys.platform == "win32":
             return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ddil"

@@ -24,6 +24,8 @@ SIDE = 200  # pixels for row captions
 LINE = 1.35  # line height in font heights
 FONT = 10  # points
 TEACHER, STUDENT, MIXED = "#0072B2", "#D55E00", "#444444"  # Okabe and Ito's, told apart with any colour vision
+DRAWN = ("p_teacher", "pure", "teacher_then_student", "student_then_teacher")
+"""The kinds of cells that the curves show."""
 _ARROWS = {"lower": "lower is better", "higher": "higher is better"}
 
 
@@ -88,7 +90,7 @@ def shift_curves(records: Sequence[Record], path: Path | str) -> Path:
     `records` are one group of a covariate-shift analysis: a column for each metric; lines across are the pure runs.
     Raises DdilError if there is nothing to draw or the file cannot be written.
     """
-    shown = [r for r in records if r.kind in ("p_teacher", "pure", "teacher_then_student", "student_then_teacher")]
+    shown = [r for r in records if r.kind in DRAWN]
     metrics = {name: metric for record in shown for name, metric in record.metrics.items()}
     if not metrics:
         raise DdilError(f"There is no covariate-shift record to draw in {path}: run `ddil eval covariate-shift` first.")

@@ -72,7 +72,8 @@ def _draw(records: Sequence[Record], out: Path) -> list[Path]:
     from ddil_eval import figures, tables
 
     shifts = [group for group in tables.groups(records) if group.experiment == "covariate-shift"]
-    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in shifts]
+    shown = [group for group in shifts if any(one.kind in figures.DRAWN and one.metrics for one in group.records)]
+    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in shown]
 
 
 def _document(made: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> dict[str, Any]:
