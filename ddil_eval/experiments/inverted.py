@@ -57,7 +57,7 @@ def read_inverted(path: Path) -> Inverted:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         return Inverted(**told | {"candidates": tuple(told["candidates"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise DdilError(
             f"the inverted prompt {path} is damaged; delete the file to invert its picture again"
         ) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +181,35 @@ def test_a_number_that_no_array_holds(option: str, place: Path, cli: Cli) -> Non
     result = cli("sample", "--prompt", "a", "--out", "o", option, 2**70)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': '{2**70}' is larger than 2^63."
+
+
+@pytest.mark.parametrize("cache", ["file", "file/x", "dangling"])
+def test_a_cache_that_takes_no_files(cache: str, place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDIL_CACHE", cache)
+    shards = ("distill", "--data", "webdataset:http://127.0.0.1:9/a.tar", "--download", "--out", "o", "--device", "cpu")
+    for line in (("metrics", "--add", "clip_score=file"), shards):
+        result = cli(*line)
+        last = result.stderr.splitlines()[-1]
+        assert result.exit_code == 1 and last.startswith(f"error: files cannot be kept in {cache} (")
+        assert last.endswith("); make it writable, or set DDIL_CACHE to another folder")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show(encoding: str, root: Path) -> None:
+    """Tables, JSON and messages in an encoding that lacks their characters, and an argument in none."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    program = [sys.executable, "-m", "ddil_eval.cli"]
+
+    def run(*line: str | bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([*program, *line], cwd=root, env=environment, capture_output=True, check=False)
+
+    report = run("report", "--results", "results", "--json")
+    assert report.returncode == 0 and "−" in json.dumps(json.loads(report.stdout), ensure_ascii=False)
+    assert run("data").returncode == 0
+    for argument, sentence in (
+        (b"\xff", rb"the argument '\udcff' is no text in utf-8; "),
+        ("ü−".encode(), b"There is no command "),
+    ):
+        refused = run(argument)
+        assert refused.returncode == 2 and b"Traceback" not in refused.stderr
+        assert sentence in refused.stderr.splitlines()[-1]
