@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -13,6 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ddil_core.errors import WrongCommand
+from ddil_core.paths import shown
+from ddil_core.plain_yaml import DEPTH, NotPlain, load_plain
 
 
 class Strict(BaseModel):
@@ -52,15 +55,21 @@ P = TypeVar("P", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping.
+    """A YAML mapping of plain values (see :mod:`ddil_core.plain_yaml`).
 
     Raises:
-        WrongCommand: no such file, or not a YAML mapping.
+        WrongCommand: no such file, one that cannot be read, or not a YAML mapping of plain values.
     """
     if not path.is_file():
         raise WrongCommand(f"there is no protocol file {path}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = load_plain(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise WrongCommand(f"the protocol {path} cannot be read: {error.strerror}; make it readable") from error
+    except UnicodeDecodeError as error:
+        raise WrongCommand(f"the protocol {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except NotPlain as error:
+        raise WrongCommand(f"the protocol {path} {error}") from error
     except yaml.YAMLError as error:
         raise WrongCommand(f"the protocol {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -70,23 +79,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """``KEY=VALUE`` settings over a mapping; dots go deeper (``ddil.uses=2``, ``stages.0.updates=10``); values are YAML."""
-    content = json.loads(json.dumps(content))
+    content = copy.deepcopy(content)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise WrongCommand(f"--set takes KEY=VALUE, not {setting!r}")
+            raise WrongCommand(f"--set takes KEY=VALUE, not {shown(setting)}")
         *parents, last = key.split(".")
+        if len(parents) >= DEPTH:
+            raise WrongCommand(f"--set {shown(setting)} names no place in the protocol")
         place: Any = content
         try:
-            parsed = yaml.safe_load(value)
+            parsed = load_plain(value)
+        except NotPlain as error:
+            raise WrongCommand(f"--set {shown(setting)} has a value that {error}") from error
         except yaml.YAMLError as error:
-            raise WrongCommand(f"--set {setting!r} has a value that is not YAML") from error
+            raise WrongCommand(f"--set {shown(setting)} has a value that is not YAML") from error
         try:
             for parent in parents:
                 place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
             place[int(last) if isinstance(place, list) else last] = parsed
         except (IndexError, ValueError, TypeError, AttributeError) as error:
-            raise WrongCommand(f"--set {setting!r} names no place in the protocol") from error
+            raise WrongCommand(f"--set {shown(setting)} names no place in the protocol") from error
     return content
 
 
@@ -105,15 +118,21 @@ def validate(model: type[P], content: dict[str, Any], source: str, options: Coll
             known = sorted(_keys(model))
             nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys are {', '.join(known)}"
-            raise WrongCommand(f"{source} has the unknown key {where!r}{hint}") from error
+            raise WrongCommand(f"{source} has the unknown key {shown(where)}{hint}") from error
         if first["type"] == "missing":
             raise WrongCommand(f"{source} lacks the key {where!r}") from error
         own = first["type"] == "value_error"  # a sentence of ours, which says itself what was given
-        what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {first['input']!r}"
+        what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {_short(first['input'])}"
         if first["loc"] and first["loc"][0] in options:
             source, where = "--" + str(first["loc"][0]).replace("_", "-"), ""
         place = f" at {where!r}" if where else ""
         raise WrongCommand(f"{source} has a value that does not fit{place}: {what}") from error
+
+
+def _short(value: Any) -> str:
+    """A value of a protocol for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _keys(model: type[BaseModel]) -> set[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from ddil_core.errors import DdilError
+from ddil_core.paths import user_path
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -33,12 +35,37 @@ def _shipped(name: str, *, checkout: str) -> Path:
 
 
 def user_folder() -> Path:
-    """``DDIL_CACHE``, or ``ddil`` in the user's cache folder; it need not exist."""
+    """``DDIL_CACHE``, or ``ddil`` in the user's cache folder; it need not exist.
+
+    Raises:
+        DdilError: the user has no home folder and ``DDIL_CACHE`` is not set.
+        WrongCommand: ``DDIL_CACHE`` cannot be a folder's path.
+    """
     named = os.environ.get("DDIL_CACHE")
     if named:
-        return Path(named).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ddil"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ddil"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddil"
+        return user_path(named, "the folder of DDIL_CACHE")
+    try:
+        if sys.platform == "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ddil"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "ddil"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddil"
+    except RuntimeError as error:
+        raise DdilError("this user has no home folder to keep files in; set DDIL_CACHE to a folder") from error
+
+
+def require_cache() -> None:
+    """Make the user's folder, and try a file in it; to be called before work whose result is kept there.
+
+    Raises:
+        DdilError: it cannot be made, or takes no files.
+    """
+    folder = user_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DdilError(
+            f"files cannot be kept in {folder} ({error.strerror}); make it writable, or set DDIL_CACHE to another folder"
+        ) from error

@@ -300,12 +300,14 @@ def lcm_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:
     """Of the ``points`` of a training grid, the last of which is the schedule's end, those that are sampled at in ``steps``.
 
     Raises:
-        WrongCommand: there are fewer points than steps.
+        WrongCommand: there are fewer points than steps, or more than times in the schedule.
     """
     if steps > points:
         raise WrongCommand(
             f"the spacing 'lcm' takes from 1 to {points} steps, the points of its training grid, not {steps}"
         )
+    if points > len(schedule):
+        raise WrongCommand(f"the training grid of LCM has at most the {len(schedule)} points of the schedule, not {points}")
     stride = len(schedule) // points
     return [(points - i * points // steps) * stride - 1 for i in range(steps)]
 

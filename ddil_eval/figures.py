@@ -25,6 +25,9 @@ SIDE = 200  # pixels for row captions
 LINE = 1.35  # line height in font heights
 FONT = 10  # points
 TEACHER, STUDENT, MIXED = "#0072B2", "#D55E00", "#444444"  # Okabe and Ito's, told apart with any colour vision
+LARGEST = 1e100  # of a value in a curve: axes of the largest floats overflow
+DRAWN = ("p_teacher", "pure", "teacher_then_student", "student_then_teacher")
+"""The kinds of cells that the curves show."""
 _ARROWS = {"lower": "lower is better", "higher": "higher is better"}
 
 
@@ -87,12 +90,17 @@ def shift_curves(records: Sequence[Record], path: Path | str) -> Path:
     """Draw every metric over p_teacher and over switch_t with 95 % intervals, and return the file.
 
     `records` are one group of a covariate-shift analysis: a column for each metric; lines across are the pure runs.
-    Raises DdilError if there is nothing to draw or the file cannot be written.
+    Raises DdilError if there is nothing to draw, a value is too large for it, or the file cannot be written.
     """
-    shown = [r for r in records if r.kind in ("p_teacher", "pure", "teacher_then_student", "student_then_teacher")]
+    shown = [r for r in records if r.kind in DRAWN]
     metrics = {name: metric for record in shown for name, metric in record.metrics.items()}
     if not metrics:
         raise DdilError(f"There is no covariate-shift record to draw in {path}: run `ddil eval covariate-shift` first.")
+    for estimate in (metric.estimate for record in shown for metric in record.metrics.values()):
+        if max(abs(estimate.low), abs(estimate.high)) > LARGEST:
+            raise DdilError(
+                f"The value {estimate.value:g} is too large to draw in {path}: move its record away and measure it again."
+            )
     figure = Figure(figsize=(3.6 * len(metrics) + 0.4, 6.2), layout="constrained")
     axes = figure.subplots(2, len(metrics), squeeze=False, sharey="col")
     for column, (name, metric) in zip(axes.T, metrics.items(), strict=True):
@@ -135,7 +143,7 @@ def _pure_lines(ax: Axes, records: Sequence[Record], name: str) -> None:
 
 def _finish(column: Sequence[Axes], name: str, metric: Measured) -> None:
     """Titles, and axes that run as sampling does: more teacher to the right, time falling."""
-    column[0].set_title(f"{name}\n({_ARROWS[metric.direction]})", fontsize=10)
+    column[0].set_title(f"{name}\n({_ARROWS[metric.direction]})", fontsize=10, parse_math=False)
     column[0].set_xlabel("p_teacher")
     column[1].set_xlabel("switch_t (sampling runs to the right)")
     column[1].invert_xaxis()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import io
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ddil_core.errors import WrongCommand
+from ddil_core.paths import user_path
 from ddil_core.protocol import Strict, read_yaml, validate
 from ddil_core.resources import protocols
 
@@ -131,7 +131,7 @@ def load_recipe(reference: str) -> Recipe:
     """
     shipped = protocols() / "recipes.yaml"
     if reference.endswith((".yaml", ".yml")):
-        path = Path(reference).expanduser()
+        path = user_path(reference, "the recipe")
         known = read_yaml(path)
         if len(known) != 1:
             raise WrongCommand(f"{path} holds {len(known)} recipes, and one file gives one; leave the others out")

@@ -16,6 +16,7 @@ from ddil_core.data.images import READER
 from ddil_core.errors import DdilError
 from ddil_core.files import write_text
 from ddil_core.lock import waiting_for
+from ddil_core.resources import require_cache
 from ddil_eval.cache import references_folder
 from ddil_eval.features import Features, gathered, read_features
 from ddil_eval.metrics import Network
@@ -43,6 +44,8 @@ def kept_reference(
     def absent() -> list[str]:
         return [name for name in networks if name not in folders or not (folders[name] / f"{name}.npy").is_file()]
 
+    if keyed and set(absent()) & set(folders):
+        require_cache()
     with ExitStack() as stack:
         for folder in sorted({folders[name] for name in absent() if name in folders}):
             stack.enter_context(waiting_for(folder))  # another command may be at the same features

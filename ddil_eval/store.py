@@ -6,10 +6,11 @@ Files lie in `records/` folders below a results folder; one that exists is never
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from ddil_core.errors import DdilError
 from ddil_core.files import write_text
+from ddil_eval.cells import misfit
 
 Direction = Literal["higher", "lower"]
 
@@ -125,6 +127,8 @@ class Record(_Strict):
     def _has_a_kind(cls, cell: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if not isinstance(cell.get("kind"), str):
             raise ValueError("a cell needs its kind, a word")
+        if (problem := misfit(cell)) is not None:
+            raise ValueError(problem)
         return cell
 
     @field_validator("created")
@@ -177,11 +181,44 @@ def save(record: Record, folder: Path | str) -> Path:
 def load(folder: Path | str) -> list[Record]:
     """All records in `records/` folders at or below `folder`, in the order of their names; none where there is none.
 
-    Raises DdilError, naming the file, if one is damaged.
+    Raises DdilError, naming the files, if any is damaged.
     """
-    root = Path(folder).resolve()
-    paths = [p for p in root.rglob("*.json") if "records" in p.relative_to(root.parent).parts[:-1]]
-    return [_read(path) for path in sorted(paths) if not path.name.startswith(".")]
+    records, damaged = sift(folder)
+    if damaged:
+        raise together(damaged)
+    return records
+
+
+def together(damaged: Sequence[DdilError]) -> DdilError:
+    """One error for several damaged records: the first three are named, and the others counted."""
+    named = "; ".join(map(str, damaged[:3]))
+    return DdilError(named if len(damaged) <= 3 else f"{named}; and {len(damaged) - 3} more are damaged")
+
+
+def sift(folder: Path | str) -> tuple[list[Record], list[DdilError]]:
+    """The records that `load` gives, and for each damaged one the error that names it.
+
+    Raises DdilError if a folder cannot be looked through.
+    """
+    records, damaged = list[Record](), list[DdilError]()
+    for path in sorted(_files(Path(folder).resolve())):
+        try:
+            records.append(_read(path))
+        except DdilError as error:
+            damaged.append(error)
+    return records, damaged
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files of records at or below a folder, which need not be there."""
+
+    def closed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise DdilError(f"The folder {error.filename} could not be read ({error.strerror}): make it readable.") from error
+
+    for folder, _, names in os.walk(root, onerror=closed):
+        if "records" in Path(folder).relative_to(root.parent).parts:
+            yield from (Path(folder, name) for name in names if name.endswith(".json") and not name.startswith("."))
 
 
 def latest(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
@@ -198,12 +235,15 @@ def latest(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
 
 def _read(path: Path) -> Record:
     try:
+        if not path.is_file():  # a pipe would never end
+            raise OSError(errno.EINVAL, "not a file")
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
+        what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
         raise DdilError(
-            f"The record {path} is damaged ({place}: {first['msg']}): move it away and run its measurement again."
+            f"The record {path} is damaged ({place}: {what}): move it away and run its measurement again."
         ) from error
     except OSError as error:
         raise DdilError(f"The record {path} could not be read ({error.strerror}): make it readable.") from error

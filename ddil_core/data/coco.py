@@ -17,6 +17,7 @@ from ddil_core.data.captions import caption_of, decode, parse_json, require_text
 from ddil_core.data.folder import PictureFiles
 from ddil_core.data.pictures import Picture, named
 from ddil_core.errors import WrongCommand
+from ddil_core.paths import user_path
 
 FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
 
@@ -54,7 +55,7 @@ def coco_data(reference: str) -> Coco:
     Raises:
         WrongCommand: no such folder, no annotation file, or one that is damaged; the message says what to fetch.
     """
-    folder, year = Path(reference.partition(":")[2]).expanduser(), _year(reference)
+    folder, year = user_path(reference.partition(":")[2], "the data set's folder"), _year(reference)
     if not folder.is_dir():
         raise WrongCommand(
             f"the data set {reference!r} names no folder: there is no {folder}; make it, and "

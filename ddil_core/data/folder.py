@@ -24,6 +24,7 @@ from ddil_core.data.pictures import (
     survey,
 )
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.paths import user_path
 from ddil_core.progress import warn_once
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -134,7 +135,7 @@ class PictureFiles:
 
 def folder_data(reference: str) -> PictureFiles:
     """``folder:DIR``: the pictures that its index names, else all picture files in the order of their names."""
-    folder = Path(reference.partition(":")[2]).expanduser()
+    folder = user_path(reference.partition(":")[2], "the data set's folder")
     if not folder.is_dir():
         raise WrongCommand(f"the data set {reference!r} names no folder: there is no {folder}")
     return PictureFiles(reference, read_folder(folder))

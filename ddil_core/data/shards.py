@@ -36,8 +36,9 @@ from ddil_core.data.pictures import named, prepared, refuse, refuse_fewer, requi
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.files import replacing
 from ddil_core.lock import waiting_for
+from ddil_core.paths import user_path
 from ddil_core.progress import transfer, warn_once
-from ddil_core.resources import user_folder
+from ddil_core.resources import require_cache, user_folder
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -239,7 +240,7 @@ def shard_data(reference: str, download: bool = False) -> Shards:
                 f"the shard {shard!r} is refused: shards are files or URLs of http and https, and no command is ever run"
             )
         else:
-            shards += _files(Path(shard).expanduser())
+            shards += _files(user_path(shard, "the shard"))
     missing = [shard for shard in shards if not _WEB.match(shard) and not Path(shard).is_file()]
     if len(missing) == len(shards):
         raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE!r}")
@@ -268,6 +269,7 @@ def fetch(url: str, path: Path) -> None:
     Raises:
         DdilError: it cannot be reached, breaks off, or there is no room.
     """
+    require_cache()
     with waiting_for(path.parent):
         if path.is_file():
             return  # another command has fetched it meanwhile

@@ -17,6 +17,7 @@ from ddil_core.environment import full_precision
 from ddil_core.errors import DdilError
 from ddil_core.finite import all_finite, not_finite
 from ddil_core.inversion.words import Vocabulary, Words, gather
+from ddil_core.paths import user_path
 
 SHAPES = "shapes"
 
@@ -64,7 +65,7 @@ def lacks_towers(reference: str | None) -> str | None:
             "the image tower that belongs to the text encoder is not here; put CLIP (openai/clip-vit-large-patch14 for "
             "Stable Diffusion 1.5) into a folder and name it with --towers"
         )
-    folder = Path(reference).expanduser()
+    folder = user_path(reference, "--towers")
     absent = [
         name
         for name in ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -107,7 +108,7 @@ def _shapes(device: str) -> Towers:
 def _folder(reference: str, device: torch.device | str) -> Towers:
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-    folder = Path(reference).expanduser()
+    folder = user_path(reference, "--towers")
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)

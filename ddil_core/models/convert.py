@@ -109,8 +109,11 @@ def renamed(path: Path) -> Path:
 
 
 def _converted_index(path: Path) -> str:
-    index = json.loads(path.read_text(encoding="utf-8"))
-    index["weight_map"] = {weight: renamed(Path(file)).name for weight, file in index["weight_map"].items()}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["weight_map"] = {weight: renamed(Path(file)).name for weight, file in index["weight_map"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DdilError(f"the index {path} is damaged; fetch or make the model again") from error
     return json.dumps(index, indent=2)
 
 

@@ -27,6 +27,8 @@ FETCHED = (".safetensors", ".json", ".txt")
 """The only kinds of file that are fetched: no pickle and no code."""
 
 INDEX = "model_index.json"
+LONGEST = 96
+"""Characters of a repository's name, by the hub's own rule, and of a revision's here."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -44,8 +46,13 @@ class Repository:
     def parse(cls, reference: str) -> Repository | None:
         """``org/name`` or ``org/name@revision``; None for what is no such id."""
         name, at, revision = reference.partition("@")
-        fits = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not re.search(r"--|\.\.|^[.-]|/[.-]|[.-]$", name)
-        return cls(name, revision or None) if fits and bool(at) == bool(revision) else None
+        fits = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and not re.search(r"--|\.\.|^[.-]|/[.-]|[.-]$", name)
+        if not fits or len(name) > LONGEST or bool(at) != bool(revision):
+            return None
+        # a revision is part of a path in the cache, which it must not lead out of
+        if at and (len(revision) > LONGEST or not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", revision, re.ASCII)):
+            return None
+        return cls(name, revision or None)
 
     @property
     def storage(self) -> Path:
@@ -57,7 +64,7 @@ class Repository:
     def snapshot(self) -> Path | None:
         """The folder of its files in the cache, which may lack some; None where it was never fetched."""
         ref = self.storage / "refs" / (self.revision or "main")
-        commit = ref.read_text().strip() if ref.is_file() else (self.revision or "")
+        commit = ref.read_text(errors="replace").strip() if ref.is_file() else (self.revision or "")
         folder = self.storage / "snapshots" / commit
         return folder if commit and folder.is_dir() else None
 
@@ -195,7 +202,10 @@ def download(plan: Plan, bar: Callable[..., Any]) -> Path:
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     repository, storage = plan.repository, plan.repository.storage
-    storage.mkdir(parents=True, exist_ok=True)
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_kept(storage, error) from error
     if (free := shutil.disk_usage(storage).free) < plan.nbytes:
         raise DdilError(f"{plan}, and {storage} has {size_text(free)} free; make room, or set HF_HOME to a larger disk")
     for file in plan.missing:  # one that is here in another length is damaged, and the library would keep it
@@ -269,6 +279,13 @@ class _Bar:
         return None
 
 
+def _not_kept(path: Path, error: OSError) -> DdilError:
+    return DdilError(
+        f"files of the hub cannot be kept in {path} ({error.strerror}); make room and make it writable, or set HF_HOME to another "
+        "folder"
+    )
+
+
 @contextmanager
 def _one_sentence(repository: Repository) -> Iterator[None]:
     from huggingface_hub import constants
@@ -294,6 +311,8 @@ def _one_sentence(repository: Repository) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise WrongCommand(f"the hub model {repository.name} has no revision {repository.revision!r}") from error
     except Exception as error:  # the client's own kinds, and those of the HTTP library below it, which changes
+        if isinstance(error, OSError) and error.filename is not None:  # of the disk
+            raise _not_kept(Path(str(error.filename)), error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DdilError(
             f"{repository} could not be fetched from {constants.ENDPOINT}: {reason}; what came is kept, so run the command again"

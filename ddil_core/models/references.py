@@ -18,6 +18,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.hub import INDEX, Plan, Repository, download, plan, size_text
 from ddil_core.models.systems import PIPELINE_FILES, Files, System, load_systems
 from ddil_core.models.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
+from ddil_core.paths import shown, user_path
 
 SHIPPED = {"shapes": Path(__file__).parents[1] / "shapes" / "weights" / "teacher"}
 """The models that come with the package."""
@@ -79,14 +80,14 @@ def resolve(reference: str) -> Files:
         return Files(_require_pipeline(SHIPPED[reference], reference))
     head, colon, tail = reference.partition(":")
     if head in load_systems():
-        return _system(head, Path(tail).expanduser() if colon else None)
-    path = Path(reference).expanduser()
+        return _system(head, _path(tail) if colon else None)
+    path = _path(reference)
     if path.is_dir():
         return Files(_require_pipeline(path / "student" if (path / "run.yaml").is_file() else path, reference))
     if path.is_file():
         return _single_file(path, None, reference)
-    if colon and Path(head).expanduser().is_dir():
-        return _single_file(Path(tail).expanduser(), _require_pipeline(Path(head).expanduser(), head), reference)
+    if colon and _path(head).is_dir():
+        return _single_file(_path(tail), _require_pipeline(_path(head), head), reference)
     repository = Repository.parse(reference)
     if repository is None:
         raise _unknown(reference)
@@ -102,12 +103,12 @@ def parts(reference: str) -> list[Part]:
     systems = load_systems()
     if name not in systems:
         repository = (
-            None if reference in SHIPPED or Path(reference).expanduser().exists() else Repository.parse(reference)
+            None if reference in SHIPPED or _path(reference).exists() else Repository.parse(reference)
         )
         return [] if repository is None else [Part(repository)]
     row = systems[name]
     own = [Part(Repository(one.source, one.revision), one.file) for one in (row.unet, row.lora) if one is not None]
-    if colon and not own and Path(path).expanduser().is_dir():
+    if colon and not own and _path(path).is_dir():
         return []
     pipeline = _pipeline_row(name)
     base = []
@@ -193,7 +194,7 @@ def _has_own_weights(reference: str) -> bool:
     """Whether a reference is NAME:FILE with a file that holds a whole pipeline's weights."""
     name, colon, path = reference.partition(":")
     row = load_systems().get(name)
-    return bool(row and colon and not row.unet and not row.lora and Path(path).expanduser().is_file())
+    return bool(row and colon and not row.unet and not row.lora and _path(path).is_file())
 
 
 def _pipeline_row(name: str) -> System:
@@ -263,10 +264,14 @@ def _safetensors(path: Path) -> Path:
     return path
 
 
+def _path(text: str) -> Path:
+    return user_path(text, "the model")
+
+
 def _unknown(reference: str) -> WrongCommand:
     nearest = difflib.get_close_matches(reference, [*SHIPPED, *load_systems()], n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-    return WrongCommand(f"the model {reference!r} is not known: it may be {_ACCEPTED}{hint}")
+    return WrongCommand(f"the model {shown(reference)} is not known: it may be {_ACCEPTED}{hint}")
 
 
 def _not_here(reference: str, needs: list[Part]) -> WrongCommand:

@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise DdilError(f"the file {path} of the model is not there; {AGAIN}") from error
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise DdilError(f"the file {path} of the model is damaged; {AGAIN}") from error
 
 

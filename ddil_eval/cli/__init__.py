@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -12,7 +17,8 @@ import click
 
 from ddil_core import ranks
 from ddil_core.ending import GO_ON, Interrupted, listen
-from ddil_core.errors import DdilError
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.paths import one_line, shown
 
 COMMANDS = {
     "distill": "ddil_eval.cli.distill:distill",
@@ -47,6 +53,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        _refuse_what_cannot_be_read(args)
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             near = " or ".join(difflib.get_close_matches(args[0], COMMANDS, n=2))
             advice = f"did you mean {near}?" if near else "ddil --help lists them."
@@ -57,7 +64,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except DdilError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {one_line(str(error))}", err=True)
             ctx.exit(error.exit_status)
         except Interrupted as error:
             if ranks.is_main():
@@ -66,6 +73,51 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo(f"interrupted; {GO_ON}", err=True)
             ctx.exit(INTERRUPTED)
+
+
+        except OSError as error:
+            if error.errno not in OF_THE_MACHINE or error.filename is None:
+                raise
+            click.echo(f"error: {one_line(str(error.filename))} cannot be used: {error.strerror}", err=True)
+            ctx.exit(DdilError.exit_status)
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            click.echo(f"error: {LACKS_MEMORY}", err=True)
+            ctx.exit(DdilError.exit_status)
+
+
+OF_THE_MACHINE = {
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS,
+    errno.ESTALE,
+}  # fmt: skip
+"""Errors of files that no command is at fault for: closed, full, broken or read-only places."""
+
+LACKS_MEMORY = "the memory does not suffice for that; ask for fewer or smaller pictures at once, or take a smaller batch_size"
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short, on any device; torch, which has errors of its own, is not imported for it."""
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError) or on_device or "DefaultCPUAllocator" in str(error)
+
+
+def _refuse_what_cannot_be_read(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are no text, which records and JSON could not hold, and a working folder that is gone.
+
+    Raises:
+        WrongCommand: there is such an argument, or the folder has been deleted.
+    """
+    for argument in arguments:
+        if any("\ud800" <= c <= "\udfff" for c in argument):  # how Python keeps bytes that are not in the encoding
+            encoding = sys.getfilesystemencoding()
+            cure = "rename the file, or write the text in UTF-8" if encoding == "utf-8" else "set PYTHONUTF8=1"
+            raise WrongCommand(f"the argument {shown(argument)} is no text in {encoding}; {cure}")
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError as error:
+        raise WrongCommand("the folder that this command runs in has been deleted; change into another") from error
 
 
 def _version() -> str:
@@ -86,6 +138,9 @@ def ddil() -> None:
 
 
 def main() -> None:
-    """The entry point of the ``ddil`` script."""
+    """The entry point of the ``ddil`` script. What the terminal's encoding lacks is printed as escapes."""
     listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     ddil(prog_name="ddil")

@@ -17,7 +17,7 @@ NOTICE = (
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True,
+    "--out", type=options.OUTPUT_FOLDER, default=Path("runs/demo"), show_default=True,
     help="Where students, records, tables and figures go.",
 )  # fmt: skip
 @options.device_option

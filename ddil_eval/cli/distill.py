@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ddil_core.errors import WrongCommand
+from ddil_core.paths import shown
 from ddil_eval.cli import options
 
 SHARDS_HELP = " Shards of --data on the web are fetched too, as many as the pool needs."
@@ -21,9 +22,9 @@ SHARDS_HELP = " Shards of --data on the web are fetched too, as many as the pool
     "--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone."
 )
 @click.option("--data", default="shapes", show_default=True, help=options.TRAINING_DATA_HELP)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The run folder.")
+@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The run folder.")
 @click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
-@click.option("--seed", type=click.IntRange(min=0), default=None, help="The run's seed, in place of the protocol's.")
+@click.option("--seed", type=options.SEED, default=None, help="The run's seed, in place of the protocol's.")
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option
@@ -85,15 +86,15 @@ def configuration(
     from ddil_core.resources import protocols
 
     if method is not None and method not in METHODS:
-        raise WrongCommand(f"the method {method!r} is not known; it may be one of {', '.join(METHODS)}")
+        raise WrongCommand(f"the method {shown(method)} is not known; it may be one of {', '.join(METHODS)}")
     path = protocol or protocols() / "shapes" / f"{method or 'pd'}{'-lora' * lora}.yaml"
     if protocol is None and not path.is_file():
         raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave --lora out, or say --method lcm")
     content = override(read_yaml(path), settings)
     named = content.get("method", "pd")
-    if named not in METHODS:
+    if not isinstance(named, str) or named not in METHODS:
         raise WrongCommand(
-            f"{path} has the method {named!r}, which is not known; it may be one of {', '.join(METHODS)}"
+            f"{path} has the method {shown(named)}, which is not known; it may be one of {', '.join(METHODS)}"
         )
     if method not in (None, named):
         raise WrongCommand(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -64,8 +63,7 @@ def doctor(
         checks += memory(reference, variant, dtype, options.choose_device(device))
     healthy = all(check.ok for check in checks if check.required)
     if as_json:
-        document = {"ok": healthy, "checks": [asdict(check) for check in checks]}
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        options.emit({"ok": healthy, "checks": [asdict(check) for check in checks]})
     else:
         _print(checks, healthy)
     ctx.exit(0 if healthy else 1)

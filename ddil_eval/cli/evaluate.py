@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from ddil_core import ranks
+from ddil_core.paths import output_folder, shown
 from ddil_eval.cli import options
 from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
 
-RESULTS = click.Path(path_type=Path, file_okay=False)
+RESULTS = options.OUTPUT_FOLDER
 RECIPE_HELP = (
     "How pictures are prepared and with what they are compared (protocols/recipes.yaml); by default the data set's."
 )
@@ -38,13 +39,13 @@ evaluate.add_command(prompt_inversion)
 @click.option(
     "--switch", default=None, metavar="T,T,…", help="Times at which one hands over to the other (Tables 3, 4)."
 )
-@click.option("--num-prompts", type=int, default=None, help="How many prompts of the evaluation split.")
+@click.option("--num-prompts", type=options.NUMBER, default=None, help="How many prompts of the evaluation split.")
 @click.option(
     "--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions."
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=options.SEED,
     default=None,
     help="The seed of noise and decisions, in place of the protocol's.",
 )
@@ -82,14 +83,14 @@ def covariate_shift(
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--prompts", default=None, metavar="FILE",
               help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(min=1), default=None, help="Solver steps; by default the model's own.")
+@click.option("--steps", type=options.COUNT, default=None, help="Solver steps; by default the model's own.")
 @click.option("--solver", default=None, help="The solver; by default the model's own.")
 @options.guidance_option
 @options.reflection_option
-@click.option("--num-images", "num_prompts", type=click.IntRange(min=4), default=None,
+@click.option("--num-images", "num_prompts", type=options.Whole(min=4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
-@click.option("--seed", type=click.IntRange(min=0), default=None, help="The seed of the noise.")
+@click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
 @options.protocol_options
@@ -130,11 +131,11 @@ def coco(
 
 
 @evaluate.command("run")
-@click.argument("protocol", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("protocol", type=options.INPUT_FILE)
 @click.option("--data", default=None, help=options.DATA_HELP + " In place of the protocol's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=None, help="The seed of the noise, in place of the protocol's."
+    "--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's."
 )
 @click.option(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
@@ -165,7 +166,7 @@ def run(
         return invert_and_measure(content, given, str(protocol), out or _results(protocol), download, device, as_json)
     if content.get("experiment", "systems") not in ("systems", "coco"):
         raise WrongCommand(
-            f"{protocol} is of the experiment {content['experiment']!r}, and 'ddil eval run' takes 'systems', 'coco' or "
+            f"{protocol} is of the experiment {shown(content['experiment'])}, and 'ddil eval run' takes 'systems', 'coco' or "
             "'prompt-inversion'; give it to its own command with --protocol"
         )
     content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
@@ -184,10 +185,10 @@ def run(
 @click.option("--reference", required=True, help="A folder of pictures, or a data set (see 'ddil data').")
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
-@click.option("--num-images", type=int, default=None, help="How many pictures of each folder; by default all.")
-@click.option("--reference-pictures", type=int, default=None,
+@click.option("--num-images", type=options.NUMBER, default=None, help="How many pictures of each folder; by default all.")
+@click.option("--reference-pictures", type=options.NUMBER, default=None,
               help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=None, help="The seed of resampling, for intervals.")
+@click.option("--seed", type=options.SEED, default=None, help="The seed of resampling, for intervals.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.device_option
@@ -227,7 +228,7 @@ def _shipped(protocol: Path) -> Path:
 
 def _results(protocol: Path) -> Path:
     """Where a protocol's results go when nothing is said."""
-    return Path("results") / f"{protocol.parent.name}-{protocol.stem}"
+    return output_folder(Path("results") / f"{protocol.parent.name}-{protocol.stem}", "the results folder")
 
 
 def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddil_core.errors import WrongCommand
+from ddil_core.paths import shown, user_path
+from ddil_eval.cli import options
 
 if TYPE_CHECKING:
     from ddil_eval.metrics import Metric, Weights
@@ -40,7 +40,7 @@ def _word(value: Any) -> str:
 def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_json: bool) -> None:
     """Print ``rows``: as JSON, or as a table and then a line for each row that is not here, with what it needs."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        options.emit(rows)
         return
     show(title, columns, rows)
     for row in rows:
@@ -77,8 +77,8 @@ def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
         name, _, file = given.partition("=")
         (weights, *others) = _weights_of(name)
         if not file or others:
-            raise WrongCommand(f"--add takes NAME=FILE with one file of weights for each name, not {given!r}")
-        click.echo(f"{weights.file}: {weights.add(Path(file))}", err=True)
+            raise WrongCommand(f"--add takes NAME=FILE with one file of weights for each name, not {shown(given)}")
+        click.echo(f"{weights.file}: {weights.add(user_path(file, '--add'))}", err=True)
     rows = [_metric_row(metric) for metric in METRICS.values()]
     show_list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
     if not as_json:
@@ -115,4 +115,4 @@ def _weights_of(name: str) -> tuple[Weights, ...]:
     if name in files:
         return (files[name],)
     having = ", ".join(metric.name for metric in METRICS.values() if metric.weights)
-    raise WrongCommand(f"{name!r} is no metric with weights of its own; it may be one of {having}")
+    raise WrongCommand(f"{shown(name)} is no metric with weights of its own; it may be one of {having}")

@@ -46,8 +46,8 @@ def download(references: tuple[str, ...], variant: str | None, config_only: bool
 
 
 @models.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=options.INPUT)
+@click.argument("out", type=options.OUTPUT)
 @as_json
 def convert(source: Path, out: Path, as_json: bool) -> None:
     """Turn published weights (.bin, .ckpt, .pt, .pth) into safetensors: a file, or a folder with all that it holds.

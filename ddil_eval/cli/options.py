@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ddil_core import ranks
+from ddil_core import paths, ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,9 +30,50 @@ MODEL_HELP = (
 )
 
 
+class UserPath(click.ParamType):
+    """A path that a user names, looked at before any work (:mod:`ddil_core.paths`); ``name`` is its word in the reference."""
+
+    def __init__(self, name: str, look: Callable[[str | os.PathLike[str], str], Path] = paths.user_path) -> None:
+        self.name, self._look = name, look
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, expanded.
+
+        Raises:
+            WrongCommand: it cannot be used; the message names the option.
+        """
+        option = max(param.opts, key=len) if isinstance(param, click.Option) else None
+        return self._look(value, option or (param.human_readable_name if param else "the path"))
+
+
+INPUT_FILE = UserPath("file")
+INPUT = UserPath("path")
+OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
+OUTPUT = UserPath("path", paths.output_file)
+
+LARGEST = 2**63 - 1
+"""The largest whole number that arrays and files hold; a protocol has the same bound."""
+
+
+class Whole(click.IntRange):
+    """A whole number, from a smallest one where it is given, that arrays and files can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number. Fails as click's own types do."""
+        number: int = super().convert(value, param, ctx)
+        if abs(number) > LARGEST:
+            self.fail(f"{paths.shown(number)} is larger than 2^63.", param, ctx)
+        return number
+
+
+NUMBER = Whole()
+SEED = Whole(min=0)
+COUNT = Whole(min=1)
+
+
 def protocol_options(command: F) -> F:
     """``--protocol`` and ``--set``."""
-    file = click.Path(path_type=Path, dir_okay=False)
+    file = INPUT_FILE
     command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")(
         command
     )
@@ -140,8 +184,8 @@ def choose_device(name: str | None) -> str:
 
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
-        raise WrongCommand(f"the device {name!r} is not here; leave --device out to take the best there is")
+    if name not in ("cpu", *(["cuda"] if torch.cuda.is_available() else []), *_gpus()):
+        raise WrongCommand(f"the device {paths.shown(name)} is not here; leave --device out to take the best there is")
     if name == "cuda" and ranks.world() > 1:
         if ranks.local_rank() >= torch.cuda.device_count():
             raise WrongCommand(
@@ -150,6 +194,12 @@ def choose_device(name: str | None) -> str:
             )
         return f"cuda:{ranks.local_rank()}"
     return name
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
 def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
@@ -165,7 +215,7 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[A
     try:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise WrongCommand(f"{option} takes numbers with commas between them, not {text!r}") from error
+        raise WrongCommand(f"{option} takes numbers with commas between them, not {paths.shown(text)}") from error
 
 
 def words(text: str | None) -> list[str] | None:
@@ -180,12 +230,18 @@ def time(text: str) -> int | float:
 
 
 def emit(document: Any) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    """One JSON document on stdout; characters that its encoding lacks are JSON's own escapes."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    click.echo(text)
 
 
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the terminal."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it is imported, as it says then where its own cache is
     import diffusers
     import transformers
 

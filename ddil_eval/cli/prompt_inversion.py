@@ -19,11 +19,11 @@ from ddil_eval.cli import options
 @click.option("--inverter", default=None, help="Whose prompts the systems draw from: ph2p, pez or random.")
 @click.option("--towers", default=None, metavar="DIR",
               help="A folder with the CLIP that chooses prompts by their pictures; the shapes world has its own.")  # fmt: skip
-@click.option("--num-images", type=int, default=None, help="How many pictures are inverted.")
+@click.option("--num-images", type=options.NUMBER, default=None, help="How many pictures are inverted.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=None, help="The seed of all noise, in place of the protocol's."
+    "--seed", type=options.SEED, default=None, help="The seed of all noise, in place of the protocol's."
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The results folder.")
+@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The results folder.")
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -46,7 +46,8 @@ def prompt_inversion(
     if models:
         content |= {"systems": rows(models), "differences": []}
     if given["inverter"] is not None:
-        content["inverters"] = {given["inverter"]: {}} | content.get("inverters", {})
+        told = content.get("inverters", {})
+        content["inverters"] = {given["inverter"]: {}} | told if isinstance(told, dict) else told
     invert_and_measure(content, given, str(path), out, download, device, as_json)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ddil_eval.cli import options
 
 if TYPE_CHECKING:
     from ddil_eval.store import Record
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+@click.option("--results", type=options.INPUT, default=Path("results"), show_default=True, metavar="DIR",
               help="Folder with the records, at any depth.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="Write each table as CSV, at full precision.")
 @click.option(
@@ -23,19 +24,22 @@ if TYPE_CHECKING:
 )
 @click.option("--figures", is_flag=True, help="Draw each metric over p_teacher and over switch_t.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write to.  [default: RESULTS/report]"
+    "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="Folder to write to.  [default: RESULTS/report]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of the tables.")
 def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool) -> None:
     """Make the tables from the records: print them, and write them as CSV and LaTeX.
 
-    Cells without a record stay empty and are named; older records that newer ones replace are reported.
+    Cells without a record stay empty and are named; older records that newer ones replace are reported. A damaged record is
+    named, with exit status 1, and the tables are made of the others.
     """
     from ddil_core.errors import DdilError
     from ddil_eval import store, tables
 
-    records = store.load(results)
+    records, damaged = store.sift(results)
     made = tables.build(records)
+    if not made and damaged:
+        raise store.together(damaged)
     if not made:
         what = "no records" if not records else "records, but none that a table is made of"
         raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
@@ -43,10 +47,12 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
     files = _write(made, out, as_csv, as_latex) + (_draw(records, out) if figures else [])
     replaced = len(store.latest(records)[1])
     if as_json:
-        click.echo(_document(made, files, len(records), replaced))
+        options.emit(_document(made, files, len(records), replaced))
     else:
         show_tables(made)
     _say(made, files, replaced)
+    if damaged:
+        raise store.together(damaged)
 
 
 def _write(made: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
@@ -67,10 +73,11 @@ def _draw(records: Sequence[Record], out: Path) -> list[Path]:
     from ddil_eval import figures, tables
 
     shifts = [group for group in tables.groups(records) if group.experiment == "covariate-shift"]
-    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in shifts]
+    shown = [group for group in shifts if any(one.kind in figures.DRAWN and one.metrics for one in group.records)]
+    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in shown]
 
 
-def _document(made: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> str:
+def _document(made: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> dict[str, Any]:
     from ddil_eval import render
 
     whole = {
@@ -79,7 +86,7 @@ def _document(made: Sequence[Table], files: Sequence[Path], records: int, replac
         "tables": [render.to_dict(table) for table in made],
         "files": [str(path) for path in files],
     }
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return whole
 
 
 def show_tables(made: Sequence[Table]) -> None:

@@ -16,7 +16,7 @@ from ddil_eval.cli import options
 @click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; give the option again for more.")
 @click.option(
     "--steps",
-    type=click.IntRange(min=1),
+    type=options.COUNT,
     default=None,
     help="Solver steps; by default what the model was made for, or 32.",
 )
@@ -24,13 +24,13 @@ from ddil_eval.cli import options
 @options.guidance_option
 @options.reflection_option
 @click.option(
-    "--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures for each prompt."
+    "--num-images", type=options.COUNT, default=1, show_default=True, help="Pictures for each prompt."
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed that the noise is drawn from."
+    "--seed", type=options.SEED, default=0, show_default=True, help="The seed that the noise is drawn from."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder for the pictures."
+    "--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the pictures."
 )
 @options.dtype_option
 @options.variant_option

@@ -34,6 +34,7 @@ from ddil_core.rollout import NAMES, STUDENT, TEACHER, Actor, all_strings, pair,
 from ddil_core.sample import CUT
 from ddil_core.schedule import Time
 from ddil_core.solvers import get_solver
+from ddil_eval.cells import MOST_TRANSITIONS
 from ddil_eval.experiments.records import provenance, save_cells
 from ddil_eval.experiments.reference import describe_reference, open_reference
 from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
@@ -101,9 +102,14 @@ def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequen
     """The runs that a configuration asks for.
 
     Raises:
-        WrongCommand: a switch time that is no inner point of the student's grid.
+        WrongCommand: a switch time that is no inner point of the student's grid, or a factorial of too many strings.
     """
     length, count = len(student_grid), len(samples)
+    if config.factorial and length > MOST_TRANSITIONS:
+        raise WrongCommand(
+            f"the factorial of a student of {length} steps has 2^{length} strings, and at most 2^{MOST_TRANSITIONS} are drawn; "
+            "leave --factorial out, or take a student of fewer steps"
+        )
     pure = [
         Run({"kind": "pure", "model": "teacher"}, [TEACHER * length] * count),
         Run({"kind": "pure", "model": "student"}, [STUDENT * length] * count),

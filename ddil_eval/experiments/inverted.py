@@ -60,7 +60,7 @@ def read_inverted(path: Path) -> Inverted:
         if not all(isinstance(text, str) for text in (found.id, found.prompt, *found.candidates)):
             raise TypeError("a prompt is one text")
         return found
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise DdilError(
             f"the inverted prompt {path} is damaged; delete the file to invert its picture again"
         ) from error

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from ddil_core.data.dataset import KINDS, DataSet, open_data
 from ddil_core.data.folder import Picture, PictureFiles, files_sha256, named
 from ddil_core.errors import WrongCommand
+from ddil_core.paths import user_path
 from ddil_core.protocol import Strict
 from ddil_eval.experiments.coco import from_the_first
 from ddil_eval.experiments.engine import measure
@@ -64,7 +65,7 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     reference = open_data(place)
     pictures = _count(reference, config, recipe)
     check_reference(reference, pictures)
-    folders = {folder: open_saved(Path(folder).expanduser(), config.num_images) for folder in config.folders}
+    folders = {folder: open_saved(user_path(folder, "the folder"), config.num_images) for folder in config.folders}
     for folder, files in folders.items():
         _require_captions(folder, files, metrics)
         _require_groups(folder, files, config.pictures_per_prompt)
@@ -76,7 +77,7 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     for names in together.values():
         seed = _seed(config, names[0])
         setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
-        rows = [Contestant(name, partial(_open, Path(name).expanduser(), folders[name], config)) for name in names]
+        rows = [Contestant(name, partial(_open, user_path(name, "the folder"), folders[name], config)) for name in names]
         records += measure(rows, from_the_first(names), extractors, setting, out)
     return records
 
@@ -120,7 +121,7 @@ def _require_groups(folder: str, files: Sequence[Picture], number: int) -> None:
 
 def _seed(config: ScoreConfig, folder: str) -> int:
     """The seed of resampling: the one asked for, else that of the folder's pictures, else 0."""
-    made = Made.read(Path(folder).expanduser()).seed
+    made = Made.read(user_path(folder, "the folder")).seed
     return next((seed for seed in (config.seed, made) if seed is not None), 0)
 
 

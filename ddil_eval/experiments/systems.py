@@ -19,6 +19,7 @@ from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import check, resolve
 from ddil_core.parameterization import ReflectionMode
+from ddil_core.paths import user_path
 from ddil_core.progress import warn
 from ddil_core.protocol import GuidanceScale, Strict
 from ddil_core.sample import remarks, settings
@@ -144,7 +145,7 @@ def plan(config: SystemsConfig) -> Plan:
     data, prompts = None, None
     try:
         opened = open_data(config.data)
-        path = None if config.prompts is None else Path(config.prompts).expanduser()
+        path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
         chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
         if any(METRICS[name].kind == "set" for name in config.metrics or recipe.metrics):
             check_reference(opened, config.reference_pictures or recipe.reference.pictures)

@@ -21,6 +21,7 @@ from urllib.request import urlopen
 from ddil_core.errors import DdilError
 from ddil_core.files import replacing
 from ddil_core.lock import waiting_for
+from ddil_core.resources import require_cache
 from ddil_eval.cache import weights_folder
 
 
@@ -96,6 +97,7 @@ class Weights:
         if self.sha256 is not None and (self.convert is None or not as_read):
             _compare(published, _sha256(published, published.stat().st_size, published.stat().st_mtime_ns), self.sha256)
         target = weights_folder() / self.file
+        require_cache()
         with replacing(target) as temporary:
             if self.convert is None or as_read:
                 shutil.copyfile(published, temporary)
@@ -112,6 +114,7 @@ class Weights:
         if self.url is None:
             raise DdilError(self.cure or f"the weights {self.file} have no public source; give them with --add")
         target = weights_folder() / f"{self.file}.fetched"
+        require_cache()
         with waiting_for(weights_folder()):
             return self._get(self.url, target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from click.testing import Result
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_eval.cli import COMMANDS, Commands
+from ddil_eval.cli import COMMANDS, LACKS_MEMORY, Commands
 
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "open_clip", "pandas", "scipy", "matplotlib", "pydantic")
 
@@ -93,6 +94,35 @@ def test_an_interrupted_command_says_how_to_go_on(
     result = cli("fail")
     assert result.exit_code == 130
     assert result.stderr == "interrupted; run the same command again to go on\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b cannot be used: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "a\nb"), "a\\nb cannot be used: Read-only file system"),
+        (MemoryError(), LACKS_MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 2^62 bytes"), LACKS_MEMORY),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(
+    error: Exception, sentence: str, cli: Callable[..., Result], fail_with: Callable[[BaseException], None]
+) -> None:
+    fail_with(error)
+    result = cli("fail")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: {sentence}\n")
+
+
+def test_a_folder_that_was_deleted(
+    cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = cli("data")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: the folder that this command runs in has been deleted; change into another\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(

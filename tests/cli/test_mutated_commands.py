@@ -1,0 +1,215 @@
+"""Mutated command lines: each does its work or is refused in one sentence, and what is refused leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddil_eval.cli import ddil
+
+Cli = Callable[..., Result]
+
+NO_MODEL = "not-a-model"
+"""Fits nothing, so that no command begins its work."""
+
+COMMANDS: dict[tuple[str, ...], dict[str, str]] = {
+    ("sample",): {"--model": NO_MODEL, "--prompt": "a", "--out": "o"},
+    ("distill",): {"--teacher": NO_MODEL, "--out": "o", "--device": "cpu"},
+    ("eval", "covariate-shift"): {"--teacher": NO_MODEL, "--student": NO_MODEL, "--out": "o", "--device": "cpu"},
+    ("eval", "coco"): {"--model": NO_MODEL, "--data": "shapes", "--out": "o", "--device": "cpu"},
+    ("eval", "run"): {"--out": "o", "--device": "cpu"},
+    ("eval", "score"): {"--reference": "dir", "--out": "o", "--device": "cpu"},
+    ("eval", "prompt-inversion"): {"--teacher": NO_MODEL, "--model": NO_MODEL, "--out": "o", "--device": "cpu"},
+    ("report",): {"--results": "dir", "--out": "o"},
+    ("models", "convert"): {},
+    ("models", "download"): {},
+    ("metrics",): {},
+}
+"""Commands with the options that they need."""
+
+ARGUMENTS = {("eval", "run"): 1, ("eval", "score"): 2, ("models", "convert"): 2, ("models", "download"): 1}
+
+PATHS = (
+    "file", "file/x", "dir", "dangling", "loop/x", "pipe", "/dev/null", "/proc/x", "a\0b", "x" * 256, "new/" + "x" * 256,
+    "/".join(["y" * 200] * 30), "~nobody-1/x", "", "..", "new/deep/er", "\udcff", "\ud800", "bad.yaml", "mapping.yaml",
+    "deep.yaml", "list.yaml", "lines.txt", "w.safetensors", "w.bin", "run", "half", "é\n.yaml", "\x1b[31m", "-", "//",
+    "a/b", "a/b@../../x", "a/b@" + "z" * 5000, "w.safetensors:file", "half:w.safetensors", "sd15:", "sd15:file", "sdxl:~nobody-1",
+    ":x", "shapes:x", "folder:dir", "folder:", "folder:~nobody-1", "folder:\0", "folder:loop", "coco2014:dir",
+    "coco2017:" + "z" * 300, "webdataset:{0..", "webdataset:~nobody-1/x.tar", "webdataset:dir/*.tar", "webdataset:", "webdataset:[",
+)  # fmt: skip
+NUMBERS = (
+    "0", "-1", "4", "nan", "inf", "1e400", "1" * 30, "1" * 5000, "x", "", "1,,2", "٣", "1_0", "2.5", f"{2**63}", f"{2**70}", "749",
+)  # fmt: skip
+KEYS = (
+    "seed", "num_prompts", "metrics", "systems", "systems.0.steps", "systems.-1.name", "differences", "data", "recipe", "solver",
+    "p_teacher", "switch.0", "ddil", "ddil.phases.0.until", "stages", "method", "experiment", "prompts", "inverters",
+    "inverters.ph2p", "teacher", "towers", "batch_size", "pool", "betas", "reflection", "guidance_scale", "watch.every", "lora",
+    "gan", "timesteps", "matching_range", "w_embedding", "trackers", "folders", "x", ".".join("a" * 100), "", "..", "9",
+)  # fmt: skip
+VALUES = (
+    "2020-99-99", "2020-01-01", "{", "[[1]]", "{a: 1}", "null", "!!set {a}", "!!python/name:os.system", "!!binary aa", "*a",
+    "&a [*a]", "[" * 500, ".nan", "-.inf", "9" * 40, "true", "[{name: a, model: b}]", "[[a, b]]", '"\\ud800"', '"\\0"', "<<", "=",
+    "a: b: c", "{a: 1, a: 2}", "{1: 2}", "{[1]: 2}", "~nobody-1/x", "{ph2p: 3}", "1:30:30", "[999, 749]",
+)  # fmt: skip
+WORDS = ("drawn_right", "fd_efflite0,", "ph2p", "lcm", "cpu", "cuda:9", "cpu:x", "ddim", "fp16", "clamp", "shapes", "gigagan")
+FLAGS = ("--json", "--lora", "--no-ddil", "--resume", "--factorial", "--csv", "--figures", "--config-only", "--no-such-flag")
+
+TEXT = st.text(max_size=6)
+A_PATH, A_NUMBER, A_WORD = (st.one_of(st.sampled_from(some), TEXT) for some in (PATHS, NUMBERS, WORDS + PATHS))
+A_SETTING = st.tuples(
+    st.sampled_from(KEYS), st.sampled_from(["=", "=", "=", ""]), st.sampled_from(VALUES + NUMBERS + PATHS) | TEXT
+).map("".join)
+OPTIONS: dict[str, st.SearchStrategy[str]] = {
+    **dict.fromkeys(
+        ("--out", "--teacher", "--student", "--model", "--data", "--reference", "--protocol", "--prompts", "--results", "--towers"),
+        A_PATH,
+    ),
+    **dict.fromkeys(("--steps", "--seed", "--num-images", "--num-prompts", "--reference-pictures", "--guidance"), A_NUMBER),
+    **dict.fromkeys(("--p-teacher", "--switch"), A_NUMBER),
+    **dict.fromkeys(("--metrics", "--solver", "--inverter", "--method", "--device", "--dtype", "--variant", "--recipe"), A_WORD),
+    "--set": A_SETTING,
+    "--prompt": st.one_of(st.sampled_from(["x" * 3000, *PATHS]), TEXT),
+    "--get": A_PATH,  # no name of weights, so that nothing is fetched
+    "--add": st.tuples(A_WORD, st.sampled_from(["=", ""]), A_PATH).map("".join),
+}  # fmt: skip
+
+
+def known(command: tuple[str, ...]) -> list[str]:
+    """The options of a command that are mutated."""
+    found: Any = ddil
+    with click.Context(ddil) as ctx:
+        for word in command:
+            found = found.get_command(ctx, word)
+    return sorted({name for parameter in found.params for name in parameter.opts} & set(OPTIONS))
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> list[str]:
+    command = draw(st.sampled_from(list(COMMANDS)))
+    options = known(command)
+    names = draw(st.lists(st.sampled_from(options), max_size=3)) if options else []
+    needed = [word for pair in COMMANDS[command].items() if pair[0] not in names for word in pair]
+    given = [word for name in names for word in (name, draw(OPTIONS[name]))]
+    arguments = [draw(A_PATH) for _ in range(ARGUMENTS.get(command, 0))]
+    return [*command, *arguments, *needed, *given, *draw(st.lists(st.sampled_from(FLAGS), max_size=1))]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with files of every kind that do not fit."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dir").mkdir()
+    for name, content in (
+        ("file", b"x"), ("bad.yaml", b"\xff\xfe"), ("mapping.yaml", b"method: {a: 1}\nexperiment: {a: 1}"),
+        ("deep.yaml", b"a: " + b"[" * 3000), ("list.yaml", b"inverters: [1]\nsystems: 3\nexperiment: prompt-inversion\n"),
+        ("lines.txt", b"\xff\n"), ("w.safetensors", b"123"), ("w.bin", b"123"), ("run/run.yaml", b"[]"),
+        ("half/model_index.json", b'{"_class_name": ["x"], "a": 3}'),
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path
+
+
+def test_mutated_commands_are_refused_in_one_sentence(place: Path) -> None:
+    runner, there = CliRunner(), sorted(place.iterdir())
+
+    @settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+    @given(command_lines())
+    def check(line: list[str]) -> None:
+        result = runner.invoke(ddil, line, catch_exceptions=False)
+        said = [part for part in result.stderr.splitlines() if part.lower().startswith("error")]
+        assert result.exit_code in (0, 1, 2)
+        assert len(said) == (result.exit_code != 0), result.stderr
+        if result.exit_code:
+            assert result.stderr.splitlines()[-1] == said[0]
+            assert sorted(place.iterdir()) == there
+        result.output.encode()
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (("sample", "--model", "shapes", "--prompt", "a", "--out", "file/x"),
+         "--out 'file/x' lies under {place}/file, which is no folder; name another"),
+        (("distill", "--out", "~nobody-1/x"),
+         "--out '~nobody-1/x' starts with '~nobody-1', and a user 'nobody-1' has no home folder here; write the path out"),
+        (("demo", "--out", "a\0b"), "--out 'a\\x00b' holds a NUL character, which no name can; leave it out"),
+        (("eval", "run", "list.yaml", "--out", "loop"),
+         "--out 'loop' cannot be used: Too many levels of symbolic links; name another"),
+        (("models", "convert", "w.bin", "file/x.safetensors"),
+         "OUT 'file/x.safetensors' lies under {place}/file, which is no folder; name another"),
+        (("distill", "--out", "o", "--set", "seed=2020-99-99"),
+         "--set 'seed=2020-99-99' has a value that holds a date in line 1; put a text into quotes"),
+        (("distill", "--out", "o", "--protocol", "mapping.yaml"),
+         "mapping.yaml has the method \"{{'a': 1}}\", which is not known; it may be one of pd, lcm, dmd2"),
+        (("distill", "--out", "o", "--protocol", "deep.yaml"),
+         "the protocol deep.yaml is nested more than 32 levels deep in line 1"),
+        (("eval", "prompt-inversion", "--protocol", "list.yaml", "--inverter", "ph2p", "--out", "o"),
+         "list.yaml has a value that does not fit at 'inverters': Input should be a valid dictionary, not [1]"),
+        (("sample", "--model", "shapes", "--prompt", "a\udcff", "--out", "o"),
+         "the argument 'a\\udcff' is no text in utf-8; rename the file, or write the text in UTF-8"),
+        (("sample", "--model", "a/b@../../x", "--prompt", "a", "--out", "o"), "the model 'a/b@../../x' is not known: "),
+        (("distill", "--out", "o", "--device", "cpu:x"),
+         "the device 'cpu:x' is not here; leave --device out to take the best there is"),
+    ],
+)  # fmt: skip
+def test_what_is_said(line: tuple[str, ...], sentence: str, place: Path, cli: Cli) -> None:
+    result = cli(*line)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith(f"error: {sentence.format(place=place)}")
+    assert not (place / "o").exists()
+
+
+@pytest.mark.parametrize("option", ["--seed", "--num-images", "--steps"])
+def test_a_number_that_no_array_holds(option: str, place: Path, cli: Cli) -> None:
+    result = cli("sample", "--prompt", "a", "--out", "o", option, 2**70)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': '{2**70}' is larger than 2^63."
+
+
+@pytest.mark.parametrize("cache", ["file", "file/x", "dangling"])
+def test_a_cache_that_takes_no_files(cache: str, place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDIL_CACHE", cache)
+    shards = ("distill", "--data", "webdataset:http://127.0.0.1:9/a.tar", "--download", "--out", "o", "--device", "cpu")
+    for line in (("metrics", "--add", "clip_score=file"), shards):
+        result = cli(*line)
+        last = result.stderr.splitlines()[-1]
+        assert result.exit_code == 1 and last.startswith(f"error: files cannot be kept in {cache} (")
+        assert last.endswith("); make it writable, or set DDIL_CACHE to another folder")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show(encoding: str, root: Path) -> None:
+    """Tables, JSON and messages in an encoding that lacks their characters, and an argument in none."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    program = [sys.executable, "-m", "ddil_eval.cli"]
+
+    def run(*line: str | bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([*program, *line], cwd=root, env=environment, capture_output=True, check=False)
+
+    report = run("report", "--results", "results", "--json")
+    assert report.returncode == 0 and "−" in json.dumps(json.loads(report.stdout), ensure_ascii=False)
+    assert run("data").returncode == 0
+    for argument, sentence in (
+        (b"\xff", rb"the argument '\udcff' is no text in utf-8; "),
+        ("ü−".encode(), b"There is no command "),
+    ):
+        refused = run(argument)
+        assert refused.returncode == 2 and b"Traceback" not in refused.stderr
+        assert sentence in refused.stderr.splitlines()[-1]
