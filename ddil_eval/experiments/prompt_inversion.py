@@ -281,7 +281,10 @@ def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[st
     """Σ contrast · mean of each metric, with its interval over the pictures' prompts; what was recovered is a rate."""
     found = {}
     for name, values in scores.items():
-        estimate = estimate_mean(values, contrast, rate=name.startswith("recovered"))
+        rate = name.startswith("recovered")
+        distance = name in (gallery.distance, gallery.to_reference)
+        low, high = METRICS[gallery.distance].bounds if distance else (-1.0, 1.0)  # of what is no distance: a cosine
+        estimate = estimate_mean(values, contrast, rate=rate, lowest=low, highest=high)
         if name == gallery.distance:
             found[name] = measured(name, estimate)
             continue
