@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +16,8 @@ from pathlib import PurePath
 from typing import Any
 
 from ddil_core.resources import paper_results
-from ddil_eval.comparisons import LEVEL, holm, is_sound, measured_alike, p_value, unpaired_p_value
-from ddil_eval.store import SETTING, Direction, Estimate, Measured, Record, digest, latest
+from ddil_eval.comparisons import BOLD, LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
+from ddil_eval.store import SETTING, Direction, Record, digest, latest
 from ddil_eval.table import DOUBT, Cell, Column, Table
 
 
@@ -58,15 +57,7 @@ _SHARED = {
 """For each experiment that has tables, what the rows of one table must agree on."""
 
 
-_MARKED = (
-    "A star marks what differs from 0 at the {level:.0%} level after Holm's correction for the table's {tests} tests; printed "
-    "p-values and intervals are those before it."
-)
-_BOLD = (
-    f"In bold what is best in its column, and better than the next at the {LEVEL:.0%} level after Holm's correction for the "
-    "number of columns."
-)
-_SYSTEMS = f"Systems on the same prompts and seeds. {_BOLD}"
+_SYSTEMS = f"Systems on the same prompts and seeds. {BOLD}"
 _DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
 
 _COMPARED = {
@@ -75,7 +66,7 @@ _COMPARED = {
         "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print",
     ),
     "prompt-inversion": (
-        "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {_BOLD}",
+        "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {BOLD}",
         Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
         "The paper's LPIPS_Div is of SD 1.5 on pictures that it does not name",
     ),
@@ -201,46 +192,19 @@ def _system_row(
 
 
 def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[int, int]]:
-    """The best cell of each measured column that is significantly better than the next best.
-
-    Two systems of one protocol have their paired difference; of others, intervals that do not overlap say it, which asks
-    for more than the test does. The columns are one family of tests. Where a column's values were not all measured alike,
-    or hold one that is not sound, nothing in it is best.
-    """
-    names = [row.wanted for row in rows]
+    """The best cell of each measured column that is significantly better than the next best; the columns are one family."""
     p_values = {}
     for place, column in enumerate(table.columns):
-        found = [
-            (row.record.metrics[column.key], index)
-            for index, row in enumerate(rows)
-            if row.record is not None and column.source == "measured" and column.key in row.record.metrics
+        metric = column.key if column.source == "measured" else ""
+        held = [
+            (i, row.wanted, row.record.metrics[metric])
+            for i, row in enumerate(rows)
+            if row.record and metric in row.record.metrics
         ]
-        if len(found) < 2 or column.direction is None:
-            continue
-        values = [one for one, _ in found]
-        alike = all(measured_alike(a, b) for a, b in itertools.combinations(values, 2))
-        if not (alike and all(is_sound(one.estimate) for one in values)):
-            continue
-        found.sort(key=lambda one: one[0].estimate.value, reverse=column.direction == "higher")
-        (first, index), (second, other) = found[:2]
-        alone = names.count(names[index]) == names.count(names[other]) == 1  # else it may be another pair's difference
-        paired = _difference(group, column.key, {names[index]: first, names[other]: second}) if alone else None
-        p_values[index, place] = (
-            unpaired_p_value(first.estimate, second.estimate) if paired is None else p_value(paired)
-        )
+        leader = best_and_p_value([(name, value) for _, name, value in held], metric, group.records)
+        if leader is not None:
+            p_values[held[leader[0]][0], place] = leader[1]
     return frozenset(cell for cell, corrected in holm(p_values).items() if corrected < LEVEL)
-
-
-def _difference(group: Group, metric: str, pair: Mapping[str, Measured]) -> Estimate | None:
-    """The paired difference between two systems in a metric, where it was measured, either way round, on these very values."""
-    a, b = (one.estimate.value for one in pair.values())
-    for record in (*group.of_kind("difference"), *group.of_kind("pair")):
-        of = record.cell.get("of")
-        if isinstance(of, list) and set(map(str, of)) == set(pair) and metric in record.metrics:
-            found = record.metrics[metric].estimate
-            if is_sound(found) and math.isclose(abs(found.value), abs(a - b), rel_tol=1e-6, abs_tol=1e-9):
-                return found
-    return None
 
 
 def _pure(group: Group) -> Table:
@@ -291,20 +255,14 @@ def _table(
     ]
     columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else []), *paper]
     cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
-    corrected = _corrected(cells) if tested else {}
-    marked = [_MARKED.format(level=LEVEL, tests=len(corrected))] if corrected else []
+    corrected = corrected_p_values(cells) if tested else {}
+    marked = [MARKED.format(len(corrected))] if corrected else []
     explained = dict.fromkeys(f"{DOUBT} {note}" for found in doubts.values() for note in found)
     return Table(
         group.name, name, title, " ".join([text, *marked, _setting(group)]), tuple(columns), tuple(cells),
         notes=(*notes, *explained, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
         significant=frozenset(cell for cell, p in corrected.items() if p < LEVEL), corrected=corrected,
     )  # fmt: skip
-
-
-def _corrected(cells: Sequence[Sequence[Cell]]) -> dict[tuple[int, int], float]:
-    """The p-values of all sound differences of a table, corrected as one family."""
-    tested = {(r, c): cell for r, row in enumerate(cells) for c, cell in enumerate(row) if isinstance(cell, Estimate)}
-    return holm({place: p_value(cell) for place, cell in tested.items() if is_sound(cell)})
 
 
 def _doubts(rows: Sequence[_Row], metric: str) -> list[str]:
