@@ -16,7 +16,7 @@ from ddil_core.progress import progress
 from ddil_eval.features import Arrays, Features, gathered
 from ddil_eval.metrics import METRICS, Extractor, Metric, Network
 from ddil_eval.references import kept_reference
-from ddil_eval.statistics import Estimate, Jackknife, Statistic, bootstrap_mean, group_labels
+from ddil_eval.statistics import Estimate, Jackknife, Statistic, estimate_mean, group_labels
 from ddil_eval.statistics.moments import blocks
 
 
@@ -143,7 +143,7 @@ class Cells:
     metrics: tuple[str, ...] = ()
 
     def estimates(self, contrasts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Estimate]]:
-        """For each contrast (weights over the cells) and metric, the estimate. Prompts are resampled for all cells together.
+        """For each contrast (weights over the cells) and metric, the estimate. Prompts are paired: all cells share them.
 
         A contrast whose weights sum to 0 has a p-value too.
         """
@@ -154,9 +154,11 @@ class Cells:
             alone = {name: np.count_nonzero(weights) == 1 for name, weights in contrasts.items()}
             if metric.statistic is None:
                 scores = np.stack([features[rows, 0] for rows in self.rows.values()], axis=1)
+                low, high = metric.bounds
                 for name, weights in contrasts.items():
-                    share = metric.rate and alone[name]
-                    found[name][metric.name] = bootstrap_mean(scores, weights, self.seed, share=share)
+                    found[name][metric.name] = estimate_mean(
+                        scores, weights, rate=metric.rate, lowest=low, highest=high
+                    )
                 continue
             key = (metric.network.name, metric.statistic)
             if key not in spreads:
@@ -193,6 +195,7 @@ class Cells:
                 pseudovalues[:, column],
                 np.bincount(labels),
                 None if drawn is None else drawn[:, column],
+                tuple(spread.note for spread in spreads),
             )
             for column in range(len(values))
         ]

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ddil_eval.store import Estimate
-from ddil_eval.table import Cell, Column, Table
+from ddil_eval.table import DOUBT, Cell, Column, Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,12 +32,13 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
     "[": "{[}", "]": "{]}", "→": r"$\to$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "—": "---",
     "×": r"$\times$", "±": r"$\pm$", "≈": r"$\approx$", "≤": r"$\le$", "≥": r"$\ge$", "…": r"\dots{}", "’": "'",
-    "α": r"$\alpha$", "σ": r"$\sigma$", "\u00a0": "~", "\n": " ",
+    "†": r"$\dagger$", "α": r"$\alpha$", "σ": r"$\sigma$", "\u00a0": "~", "\n": " ",
 }  # fmt: skip
 
 
 def to_csv(table: Table) -> str:
-    """Header and rows; an estimate takes three columns (value, `_low`, `_high`), an empty cell is empty."""
+    """Header and rows; an estimate takes three columns (value, `_low`, `_high`), a tested one two more (`_p`, `_p_holm`), and an
+    empty cell is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.header())
@@ -105,7 +106,7 @@ def to_rich(table: Table) -> RenderableType:
     for r, row in enumerate(_printed(table)):
         cells = []
         for c, (value, *below) in enumerate(row):
-            mark = "*" if (r, c) in table.significant else ""
+            mark = _marks(table, r, c)
             style = "bold" if (r, c) in table.best else ""
             cells.append(Text.assemble((value + mark, style), *(("\n" + line, "dim") for line in below)))
         drawn.add_row(*cells)
@@ -130,7 +131,15 @@ def _notes(table: Table) -> list[str]:
 def _markdown(table: Table, row: int, column: int, cell: list[str]) -> str:
     value, *below = cell
     value = f"**{value}**" if (row, column) in table.best else value
-    return " ".join(part for part in (value + (r"\*" if (row, column) in table.significant else ""), *below) if part)
+    marks = _marks(table, row, column).replace("*", r"\*")
+    return " ".join(part for part in (value + marks, *below) if part)
+
+
+def _marks(table: Table, row: int, column: int) -> str:
+    """What stands after a value: a star where it is significant, or a dagger where it is not to be trusted."""
+    cell = table.rows[row][column]
+    doubt = DOUBT if isinstance(cell, Estimate) and cell.note is not None else ""
+    return ("*" if (row, column) in table.significant else "") + doubt
 
 
 def _row(cells: Any) -> str:
@@ -203,4 +212,5 @@ def _latex_value(table: Table, row: int, column: int, value: str) -> str:
     if not value or table.columns[column].source == "setting":
         return escape(value)
     bold = rf"\mathbf{{{value}}}" if (row, column) in table.best else value
-    return f"${bold}{'^{*}' if (row, column) in table.significant else ''}$"
+    marks = _marks(table, row, column).replace(DOUBT, r"\dagger")
+    return f"${bold}{f'^{{{marks}}}' if marks else ''}$"

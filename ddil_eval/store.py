@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -49,7 +50,8 @@ class _Strict(BaseModel):
 class Estimate(_Strict):
     """A value with its 95 % interval, low ≤ value ≤ high, from `n` samples (prompts, for a mean over prompts).
 
-    `p_value` is a difference's, two-sided; None for a value by itself.
+    `p_value` is a difference's, two-sided; None for a value by itself. `note` says why a value is not to be trusted, where it
+    is not.
     """
 
     value: float
@@ -57,6 +59,7 @@ class Estimate(_Strict):
     high: float
     n: int = Field(ge=0)
     p_value: float | None = Field(default=None, ge=0, le=1)
+    note: str | None = None
 
     @model_validator(mode="after")
     def _contains_its_point(self) -> Estimate:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +12,8 @@ from ddil_eval.store import Direction, Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVEL = 0.05
-"""What is marked as significant has a p-value below it."""
+DOUBT = "†"
+"""Marks an estimate that is not to be trusted; a note below the table says why."""
 
 Cell = Estimate | Decimal | float | int | str | None
 """A paper's number is a Decimal, which keeps the digits as printed there; None is an empty cell."""
@@ -22,8 +23,8 @@ Cell = Estimate | Decimal | float | int | str | None
 class Column:
     """`key` is its CSV header, `header` what is printed; `source` says whose numbers these are.
 
-    `tested` estimates are differences, which have a p-value. What a column `in_caption` says is in the caption too, so that
-    LaTeX, which is short of space, leaves it out.
+    `tested` estimates are differences, which have a p-value. `noted` ones hold an estimate that is not to be trusted. What a
+    column `in_caption` says is in the caption too, so that LaTeX, which is short of space, leaves it out.
     """
 
     key: str
@@ -32,19 +33,22 @@ class Column:
     direction: Direction | None = None
     interval: bool = False
     tested: bool = False
+    noted: bool = False
     in_caption: bool = False
 
     @property
     def ends(self) -> tuple[str, ...]:
         """What its columns in CSV end in."""
-        return ("", *(("_low", "_high") if self.interval else ()), *(("_p",) if self.tested else ()))
+        tests = ("_p", "_p_holm") if self.tested else ()
+        return ("", *(("_low", "_high") if self.interval else ()), *tests, *(("_note",) if self.noted else ()))
 
 
 @dataclass(frozen=True)
 class Table:
     """What a renderer needs; `group` names the setting that all rows share, `name` the table within it.
 
-    `significant` and `best` are the cells (row, column) to be marked.
+    `significant` and `best` are the cells (row, column) to be marked; `corrected` holds the p-value, corrected for the number of
+    the table's tests, of each that was tested.
     """
 
     group: str
@@ -57,19 +61,26 @@ class Table:
     missing: tuple[str, ...] = ()
     significant: frozenset[tuple[int, int]] = frozenset()
     best: frozenset[tuple[int, int]] = frozenset()
+    corrected: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         return f"tab:{self.group}-{self.name}"
 
     def header(self) -> list[str]:
-        """Flat column names: an estimate gives its value, `_low` and `_high`, and a difference's `_p`."""
+        """Flat column names: an estimate gives its value, `_low` and `_high`; a difference its `_p`, and `_p_holm`, which is
+        corrected by Holm's method for the number of the table's tests."""
         return [c.key + end for c in self.columns for end in c.ends]
 
     def flat(self) -> list[list[Decimal | float | int | str | None]]:
         """Rows that match `header()`, at full precision; an empty cell is None."""
         return [
-            [value for c, cell in zip(self.columns, row, strict=True) for value in _flat(c, cell)] for row in self.rows
+            [
+                value
+                for c, (column, cell) in enumerate(zip(self.columns, row, strict=True))
+                for value in _flat(column, cell, self.corrected.get((r, c)))
+            ]
+            for r, row in enumerate(self.rows)
         ]
 
     def frame(self) -> pd.DataFrame:
@@ -80,14 +91,15 @@ class Table:
         return pd.DataFrame(rows, columns=self.header())
 
 
-def significant(difference: Estimate) -> bool:
-    """Whether a difference is one at `LEVEL`: by its p-value, or where it has none by its interval, which excludes 0."""
-    if difference.p_value is not None:
-        return difference.p_value < LEVEL
-    return not difference.low <= 0 <= difference.high
-
-
-def _flat(column: Column, cell: Cell) -> tuple[Any, ...]:
+def _flat(column: Column, cell: Cell, corrected: float | None) -> tuple[Any, ...]:
     if not isinstance(cell, Estimate):
         return (cell, *[None] * (len(column.ends) - 1))
-    return (cell.value, cell.low, cell.high, cell.p_value)[: len(column.ends)]
+    values = {
+        "": cell.value,
+        "_low": cell.low,
+        "_high": cell.high,
+        "_p": cell.p_value,
+        "_p_holm": corrected,
+        "_note": cell.note,
+    }
+    return tuple(values[end] for end in column.ends)

@@ -16,8 +16,9 @@ from pathlib import PurePath
 from typing import Any
 
 from ddil_core.resources import paper_results
-from ddil_eval.store import SETTING, Direction, Estimate, Record, digest, latest
-from ddil_eval.table import LEVEL, Cell, Column, Table, significant
+from ddil_eval.comparisons import BOLD, LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
+from ddil_eval.store import SETTING, Direction, Record, digest, latest
+from ddil_eval.table import DOUBT, Cell, Column, Table
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,8 @@ _SHARED = {
 """For each experiment that has tables, what the rows of one table must agree on."""
 
 
-_MARKED = f"A star marks what differs from 0 at the {LEVEL:.0%} level, tests not corrected for their number."
-_BOLD = f"In bold what is best in its column, and better than the next at the {LEVEL:.0%} level."
-_SYSTEMS = f"Systems on the same prompts and seeds. {_BOLD}"
-_DIFFERENCES = f"Paired differences between systems on the same prompts and seeds. {_MARKED}"
+_SYSTEMS = f"Systems on the same prompts and seeds. {BOLD}"
+_DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
 
 _COMPARED = {
     "compare": (
@@ -67,7 +66,7 @@ _COMPARED = {
         "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print",
     ),
     "prompt-inversion": (
-        "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {_BOLD}",
+        "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {BOLD}",
         Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
         "The paper's LPIPS_Div is of SD 1.5 on pictures that it does not name",
     ),
@@ -151,7 +150,7 @@ def compare_tables(group: Group) -> list[Table]:
     elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
     note += ", another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
-    made = [replace(table, best=_best(group, table, [row.wanted for row in rows]))]
+    made = [replace(table, best=_best(group, table, rows))]
     made.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
     return [table for table in made if table.rows]
 
@@ -159,7 +158,7 @@ def compare_tables(group: Group) -> list[Table]:
 def inversion_tables(group: Group) -> list[Table]:
     """Table 5, its differences, and the inverters side by side: what the teacher makes of each one's prompts."""
     text = "Inverters on the same pictures: what the teacher draws from their prompts, and the share of the captions found."
-    paired = f"Paired differences between inverters on the same pictures. {_MARKED}"
+    paired = "Paired differences between inverters on the same pictures."
     made = [
         _named(group, "inverter", "inverters", "Inverters", text, "Inverter"),
         _named(
@@ -192,35 +191,20 @@ def _system_row(
     return _Row((name, steps, record.solver, _guidance(record), record.recipe), name, record, paper)
 
 
-def _best(group: Group, table: Table, names: Sequence[str]) -> frozenset[tuple[int, int]]:
-    """The best cell of each measured column that is significantly better than the next best.
-
-    Two systems of one protocol have their paired difference; of others, intervals that do not overlap say it, which asks
-    for more than the test does.
-    """
-    best = set()
+def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[int, int]]:
+    """The best cell of each measured column that is significantly better than the next best; the columns are one family."""
+    p_values = {}
     for place, column in enumerate(table.columns):
-        cells = [(row[place], index) for index, row in enumerate(table.rows)]
-        found = [(cell, index) for cell, index in cells if isinstance(cell, Estimate)]
-        found.sort(key=lambda one: one[0].value, reverse=column.direction == "higher")
-        if len(found) < 2 or column.direction is None:
-            continue
-        (first, index), (second, other) = found[:2]
-        alone = names.count(names[index]) == names.count(names[other]) == 1  # else it may be another pair's difference
-        paired = _difference(group, column.key, {names[index], names[other]}) if alone else None
-        apart = first.high < second.low or second.high < first.low
-        if significant(paired) if paired is not None else apart:
-            best.add((index, place))
-    return frozenset(best)
-
-
-def _difference(group: Group, metric: str, names: set[str]) -> Estimate | None:
-    """The paired difference between two systems in a metric, where it was measured, either way round."""
-    for record in (*group.of_kind("difference"), *group.of_kind("pair")):
-        of = record.cell.get("of")
-        if isinstance(of, list) and set(map(str, of)) == names and metric in record.metrics:
-            return record.metrics[metric].estimate
-    return None
+        metric = column.key if column.source == "measured" else ""
+        held = [
+            (i, row.wanted, row.record.metrics[metric])
+            for i, row in enumerate(rows)
+            if row.record and metric in row.record.metrics
+        ]
+        leader = best_and_p_value([(name, value) for _, name, value in held], metric, group.records)
+        if leader is not None:
+            p_values[held[leader[0]][0], place] = leader[1]
+    return frozenset(cell for cell, corrected in holm(p_values).items() if corrected < LEVEL)
 
 
 def _pure(group: Group) -> Table:
@@ -254,7 +238,7 @@ def _factorial(group: Group, transitions: int) -> list[Table]:
         found = [group.find(kind="effect", transitions=list(indices)) for indices in which]
         rows = [_Row((n,), f"effect of {n}", r) for n, r in zip(names, found, strict=True)]
         columns = [Column("transition", "Transition")]
-        tables.append(_table(group, name, title, f"{text} {_MARKED}", columns, rows, tested=True))
+        tables.append(_table(group, name, title, text, columns, rows, tested=True))
     return tables
 
 
@@ -264,15 +248,27 @@ def _table(
 ) -> Table:  # fmt: skip
     metrics = _metrics([row.record for row in rows if row.record] or group.records)
     has_nfe = any(row.record and row.record.nfe is not None for row in rows)
-    columns = [*place, *(Column(n, n, "measured", d, interval=True, tested=tested) for n, d in metrics.items())]
+    doubts = {n: _doubts(rows, n) for n in metrics}
+    columns = [
+        *place,
+        *(Column(n, n, "measured", d, interval=True, tested=tested, noted=bool(doubts[n])) for n, d in metrics.items()),
+    ]
     columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else []), *paper]
     cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
-    placed = [(r, c, cell) for r, row in enumerate(cells) for c, cell in enumerate(row) if isinstance(cell, Estimate)]
+    corrected = corrected_p_values(cells) if tested else {}
+    marked = [MARKED.format(len(corrected))] if corrected else []
+    explained = dict.fromkeys(f"{DOUBT} {note}" for found in doubts.values() for note in found)
     return Table(
-        group.name, name, title, f"{text} {_setting(group)}", tuple(columns), tuple(cells),
-        notes=(*notes, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
-        significant=frozenset((r, c) for r, c, cell in placed if tested and significant(cell)),
+        group.name, name, title, " ".join([text, *marked, _setting(group)]), tuple(columns), tuple(cells),
+        notes=(*notes, *explained, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
+        significant=frozenset(cell for cell, p in corrected.items() if p < LEVEL), corrected=corrected,
     )  # fmt: skip
+
+
+def _doubts(rows: Sequence[_Row], metric: str) -> list[str]:
+    """What notes say of a metric's values that are not to be trusted."""
+    held = [row.record.metrics[metric].estimate.note for row in rows if row.record and metric in row.record.metrics]
+    return [note for note in held if note is not None]
 
 
 def _measured(record: Record | None, metrics: Sequence[str], has_nfe: bool) -> list[Cell]:

@@ -188,7 +188,7 @@ def run(
 @click.option("--num-images", type=options.NUMBER, default=None, help="How many pictures of each folder; by default all.")
 @click.option("--reference-pictures", type=options.NUMBER, default=None,
               help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
-@click.option("--seed", type=options.SEED, default=None, help="The seed of resampling, for intervals.")
+@click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.device_option

@@ -43,7 +43,7 @@ from ddil_eval.measure import Extractors
 from ddil_eval.metrics import METRICS
 from ddil_eval.recipes import Preparation
 from ddil_eval.recovered import ATTRIBUTES, recovered
-from ddil_eval.statistics import bootstrap_mean
+from ddil_eval.statistics import estimate_mean
 from ddil_eval.store import Measured, Record, System, digest, save
 from ddil_eval.tables import paper_rows
 
@@ -280,11 +280,14 @@ Scores = Mapping[str, np.ndarray]
 """Metric to scores [N, cells]."""
 
 
-def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery, seed: int) -> dict[str, Measured]:
-    """Σ contrast · mean of each metric, with its interval by bootstrap over the pictures' prompts."""
+def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[str, Measured]:
+    """Σ contrast · mean of each metric, with its interval over the pictures' prompts; what was recovered is a rate."""
     found = {}
     for name, values in scores.items():
-        estimate = bootstrap_mean(values, contrast, seed)
+        rate = name.startswith("recovered")
+        distance = name in (gallery.distance, gallery.to_reference)
+        low, high = METRICS[gallery.distance].bounds if distance else (-1.0, 1.0)  # of what is no distance: a cosine
+        estimate = estimate_mean(values, contrast, rate=rate, lowest=low, highest=high)
         if name == gallery.distance:
             found[name] = measured(name, estimate)
             continue
@@ -324,7 +327,7 @@ def save_cells(
             "guidance_scale": made.guidance_scale,
             "reflection": made.reflection,
             "nfe": made.nfe if len(members) == 1 else None,
-            "metrics": estimated(scores, contrast, gallery, gallery.seed),
+            "metrics": estimated(scores, contrast, gallery),
         }
         record = Record.model_validate(common | own)
         save(record, out)

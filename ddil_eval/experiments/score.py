@@ -27,9 +27,9 @@ from ddil_eval.store import Record, digest
 
 class ScoreConfig(Strict):
     """Folders against one reference, as data: a folder, or a data set by reference. What is left out comes from the recipe;
-    ``num_images`` and ``reference_pictures`` are all that there are where they are left out; ``seed``, that of resampling, is
-    the one that the pictures were drawn with, where they tell it, so that their intervals are those of the first time. Every
-    ``pictures_per_prompt`` pictures that follow one another are of one prompt."""
+    ``num_images`` and ``reference_pictures`` are all that there are where they are left out; ``seed``, that of the jackknife's
+    groups, is the one that the pictures were drawn with, where they tell it, so that their intervals are those of the first
+    time. Every ``pictures_per_prompt`` pictures that follow one another are of one prompt."""
 
     folders: tuple[str, ...] = Field(min_length=1)
     reference: str
@@ -120,7 +120,7 @@ def _require_groups(folder: str, files: Sequence[Picture], number: int) -> None:
 
 
 def _seed(config: ScoreConfig, folder: str) -> int:
-    """The seed of resampling: the one asked for, else that of the folder's pictures, else 0."""
+    """The seed of the jackknife's groups: the one asked for, else that of the folder's pictures, else 0."""
     made = Made.read(user_path(folder, "the folder")).seed
     return next((seed for seed in (config.seed, made) if seed is not None), 0)
 

@@ -25,6 +25,7 @@ CLIP_SCORE = Metric(
     direction="higher",
     kind="mean",
     network=cosine_network("clip_vitg14_s12b", "ViT-g-14", _S12B, "5.5 GB", prefixed=True),
+    bounds=(-1.0, 1.0),
 )
 CLIP_SCORE_S34B = Metric(
     name="clip_score_s34b",
@@ -32,4 +33,5 @@ CLIP_SCORE_S34B = Metric(
     direction="higher",
     kind="mean",
     network=cosine_network("clip_vitg14_s34b", "ViT-g-14", _S34B, "5.5 GB", prefixed=True),
+    bounds=(-1.0, 1.0),
 )

@@ -33,4 +33,5 @@ CLIP_SCORE_SHAPES = Metric(
         reads_captions=True,
         shapes_alone=True,
     ),
+    bounds=(-1.0, 1.0),
 )

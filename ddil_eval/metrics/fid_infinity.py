@@ -1,4 +1,4 @@
-"""FID∞ (Chong and Forsyth, 2020): FID's limit for endlessly many pictures, from 15 sizes and a line in 1/N."""
+"""FID∞ (Chong and Forsyth, 2020): FID's limit for endlessly many pictures, by a line in 1/N."""
 
 from __future__ import annotations
 

@@ -40,4 +40,5 @@ HPS_V2 = Metric(
     direction="higher",
     kind="mean",
     network=cosine_network("hps_v2", "ViT-H-14", _WEIGHTS, "2 GB", resize_mode="longest"),
+    bounds=(-1.0, 1.0),
 )

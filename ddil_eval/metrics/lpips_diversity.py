@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,4 +132,5 @@ LPIPS_DIVERSITY = Metric(
         weights=(WEIGHTS,),
         lacks=lacks_lpips,
     ),
+    bounds=(0.0, inf),
 )

@@ -6,6 +6,8 @@ Its numbers are not LPIPS'.
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 
 from ddil_core.environment import full_precision
@@ -42,4 +44,5 @@ LPIPS_EFFLITE0 = Metric(
         weights=EFFLITE0.weights,
         lacks=EFFLITE0.lacks,
     ),
+    bounds=(0.0, inf),
 )

@@ -6,7 +6,7 @@ No square root of a non-symmetric product is ever taken: nothing comes out compl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.linalg import eigh
 
 from ddil_core.errors import DdilError
 from ddil_eval.statistics.jackknife import Spread, group_labels, pseudovalues
-from ddil_eval.statistics.moments import GroupMoments, Moments, finite
+from ddil_eval.statistics.moments import GroupMoments, Moments, blocks, finite
 
 Array = np.ndarray
 
@@ -128,49 +128,58 @@ class FrechetReference:
 
 
 class FrechetInfinity:
-    """The Fréchet distance's limit for endlessly many samples (Chong and Forsyth, 2020).
+    """The Fréchet distance's limit for endlessly many samples (FID∞; Chong and Forsyth, 2020).
 
-    A distance of n samples is too large by about c / n. It is measured at 15 sizes, from 30 % of the samples to all, and
-    a line in 1/n is fitted by least squares; its value at 1/n = 0 is the result. Each size is the union of the first
-    groups of a jackknife, so that the groups' moments are all that is needed.
+    A distance of n samples is too large by about c / n: its values lie on a line in 1/n, whose value at 1/n = 0 is the limit.
+    The line here goes through the distance of all samples and the mean of those without each of 20 groups, which is
+    Quenouille's jackknife (1956). Every sample counts alike, so that the limit has the spread of the distance itself. A line
+    through random subsets down to a fraction of the samples, as published, depends on their luck and on the line's bend.
 
-    The interval: to first order a distance is the mean of the groups' influences, so the line's value is a weighted mean
-    of them, with weights that follow from the fit. The influences are the pseudovalues of the distance itself.
+    Groups are drawn from the samples in an order that follows from the features alone: neither a seed nor the order of the
+    samples changes the limit.
     """
 
-    points = 15
+    fewest = 5.0
+    """Samples a dimension below which the limit carries a note: there the distances bend away from the line."""
 
     def __init__(self, reference: Array | Moments | None) -> None:
         self.reference = FrechetReference(reference)
 
     def values(self, features: Array) -> Array:
-        """The limit for features [n, d], n ≥ 4, as a statistic of one column; sizes by the labels of seed 0."""
-        moments = GroupMoments.of(_checked(features), group_labels(len(features)))
-        return np.array([self._limit(moments.moments())[0]])
+        """The limit for features [n, d], n ≥ 4, as a statistic of one column."""
+        features = _checked(features)
+        labels = _labels_by_content(features)
+        found = self.reference.spread(features, labels).pseudovalues
+        return np.maximum(0.0, _mean_of_groups(found, labels))
 
     def spread(self, features: Array, labels: Array) -> Spread:
-        """The limit and its pseudovalues; ``labels`` say in which order groups are taken in."""
-        moments = GroupMoments.of(_checked(features), labels)
-        value, weights = self._limit(moments.moments())
-        influences = self.reference.spread(features, labels).pseudovalues[:, 0]
-        share = np.bincount(labels) / len(labels)
-        apart = (weights / share) * (influences - np.average(influences, weights=share))
-        return Spread(np.array([value]), (value + apart)[:, None])
+        """The limit, and the distance's pseudovalues by ``labels``, moved to it."""
+        features, value = _checked(features), self.values(features)
+        found = self.reference.spread(features, labels).pseudovalues
+        return Spread(value, found - _mean_of_groups(found, labels) + value, note=self.note(*features.shape))
 
-    def _limit(self, groups: Sequence[Moments]) -> tuple[float, Array]:
-        """The line's value at 1/n = 0, and the weight [groups] of each group's influence in it."""
-        first = max(2, len(groups) - self.points + 1)
-        unions = [Moments.merged(groups[:first])]
-        for part in groups[first:]:
-            unions.append(Moments.merged([unions[-1], part]))
-        distances = np.array([self.reference.distance(union) for union in unions])
-        sizes = np.array([union.count for union in unions], dtype=np.float64)
-        line = np.stack([np.ones_like(sizes), 1 / sizes], axis=1)
-        at_zero = np.linalg.pinv(line)[0]  # the value at 0 is Σ at_zero · distances
-        members = np.array(
-            [[part.count * (place < first + k) for place, part in enumerate(groups)] for k in range(len(unions))]
+    def note(self, n: int, d: int) -> str | None:
+        """Why a limit of n samples in d dimensions is not to be trusted, or None."""
+        if n >= self.fewest * d:
+            return None
+        return (
+            f"a limit from {n:,} pictures is not to be trusted, and is not marked as better or worse: it takes "
+            f"{self.fewest:g} for each of the {d:,} features, {round(self.fewest * d):,}"
         )
-        return max(0.0, float(at_zero @ distances)), (at_zero / sizes) @ members
+
+
+def _labels_by_content(features: Array) -> Array:
+    """Groups of a jackknife that do not depend on the order of the samples: drawn after sorting by a fixed projection."""
+    direction = np.random.default_rng(0).normal(size=features.shape[1])
+    place = np.concatenate([finite(features[block]) @ direction for block in blocks(len(features))])
+    labels = np.empty(len(features), dtype=np.int64)
+    labels[np.argsort(place, kind="stable")] = group_labels(len(features))
+    return labels
+
+
+def _mean_of_groups(values: Array, labels: Array) -> Array:
+    """The mean of values [groups, columns], each group by its size."""
+    return np.average(values, axis=0, weights=np.bincount(labels))
 
 
 def _checked(features: Array | None) -> Array:

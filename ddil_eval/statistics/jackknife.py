@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from ddil_core.errors import DdilError
-from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference, score_interval
+from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference, rate_error, score_interval, t_interval
 
 Array = np.ndarray
 GROUPS = 20
@@ -19,11 +19,12 @@ GROUPS = 20
 @dataclass(frozen=True)
 class Spread:
     """A statistic's ``values`` [columns], its jackknife ``pseudovalues`` [groups, columns], and, where the point is a mean
-    over subsets drawn at random, the ``draws`` [draws, columns] of those."""
+    over subsets drawn at random, the ``draws`` [draws, columns] of those. ``note`` says why it is not to be trusted."""
 
     values: Array
     pseudovalues: Array
     draws: Array | None = None
+    note: str | None = None
 
 
 class Statistic(Protocol):
@@ -46,13 +47,15 @@ class Jackknife:
     """Cells measured on one set of prompts, with what leaving out each group of prompts tells of their spread.
 
     ``values`` [cells]; ``pseudovalues`` [groups, cells]; ``left_out`` [groups], the prompts of each group; ``draws``
-    [draws, cells] where the values are means over random subsets, the same ones for every cell.
+    [draws, cells] where the values are means over random subsets, the same ones for every cell. ``notes`` [cells] say which
+    values are not to be trusted, and why.
     """
 
     values: Array
     pseudovalues: Array = field(repr=False)
     left_out: Array = field(repr=False)
     draws: Array | None = field(default=None, repr=False)
+    notes: tuple[str | None, ...] = ()
 
     @property
     def n(self) -> int:
@@ -70,15 +73,26 @@ class Jackknife:
         contrast = np.asarray(contrast, dtype=np.float64)
         value, alone = float(self.values @ contrast), np.count_nonzero(contrast) == 1
         error, degrees = self._standard_error(contrast), len(self.left_out) - 1
+        if not np.isfinite([value, error]).all():
+            raise DdilError(
+                f"a statistic of these features is {value}, which cannot be compared; look for broken pictures"
+            )
         if rate and not alone:
-            error = float(np.hypot(error, np.linalg.norm(contrast) / np.sqrt(2) / self.n))
-        t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
-        p_value = _two_sided(value, error, degrees) if is_difference(contrast) else None
-        low, high = value - t * error, value + t * error
+            error = rate_error(error, contrast, self.n)
+        low, high, p_value = t_interval(value, error, degrees)
         if rate and alone:
+            t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
             low, high = score_interval(value, error, self.n, t, highest)
         low, high = max(low, min(lowest, value)), min(high, max(highest, value))
-        return Estimate(value, float(min(low, value)), float(max(high, value)), self.n, p_value)
+        notes = [note for note, weight in zip(self.notes, contrast, strict=False) if note is not None and weight != 0]
+        return Estimate(
+            value,
+            float(min(low, value)),
+            float(max(high, value)),
+            self.n,
+            p_value if is_difference(contrast) else None,
+            notes[0] if notes else None,
+        )
 
     def cells(self, *, lowest: float = -np.inf) -> list[Estimate]:
         """Each cell by itself."""
@@ -93,13 +107,6 @@ class Jackknife:
         if self.draws is not None and len(self.draws) > 1:
             variance += np.var(self.draws @ contrast, ddof=1) / len(self.draws)
         return float(np.sqrt(variance))
-
-
-def _two_sided(value: float, error: float, degrees: int) -> float:
-    """How often |t| is at least |value| / error; cells that are equal picture for picture give 1."""
-    if error == 0:
-        return 1.0 if value == 0 else 0.0
-    return float(2 * stdtr(degrees, -abs(value) / error))
 
 
 def group_labels(n: int, seed: int = 0, groups: int = GROUPS) -> Array:

@@ -20,7 +20,7 @@ from ddil_core.shapes.architecture import MAX_TOKENS, write_tokenizer
 from ddil_core.shapes.data import Batch, draw_batch
 from ddil_core.shapes.scene import IMAGE_SIZE
 from ddil_eval.metrics import METRICS, Extractor, clip_score_shapes, drawn_right, efflite0
-from ddil_eval.statistics import frechet_distance
+from ddil_eval.statistics import estimate_mean, frechet_distance
 
 OUTSIDE = ["a photo of a dog"]
 
@@ -74,6 +74,17 @@ def test_a_metric_has_its_value_without_an_interval() -> None:
     assert METRICS["drawn_right"].value(x[:, :1]) == pytest.approx(x[:, 0].mean(), rel=1e-12)
     assert METRICS["vendi_efflite0"].value(x) == pytest.approx(METRICS["vendi_efflite0"].value(-2 * x), rel=1e-9)
     assert METRICS["recall"].value(x, y) == METRICS["precision"].value(y, x)
+
+
+def test_no_interval_passes_the_bounds_of_its_metric() -> None:
+    """Also of few pictures whose scores lie next to a bound."""
+    for metric in METRICS.values():
+        low, high = metric.bounds
+        assert (low > -np.inf) or metric.name == "kid"  # unbiased, so it may fall a little below 0
+        if metric.statistic is None:
+            scores = np.array([low, low + 0.01, low + 0.3] if high == np.inf else [high, high - 0.01, high - 0.3])
+            found = estimate_mean(scores[:, None], [1], rate=metric.rate, lowest=low, highest=high)
+            assert low <= found.low <= found.value <= found.high <= high
 
 
 def test_the_table_of_metrics_needs_no_torch() -> None:

@@ -154,7 +154,7 @@ def marked() -> Table:
     return Table(
         "g", "t", "T", "c.", (Column("x", "X"), Column("m", "m", "measured", "lower", interval=True, tested=True)),
         (("a", estimates[0]), ("b", estimates[1])),
-        significant=frozenset({(0, 1)}), best=frozenset({(0, 1)}),
+        significant=frozenset({(0, 1)}), best=frozenset({(0, 1)}), corrected={(0, 1): 0.0008, (1, 1): 0.25},
     )  # fmt: skip
 
 
@@ -170,7 +170,10 @@ def test_marks_need_no_hand_work() -> None:
     )
     rows = render.to_markdown(marked()).splitlines()
     assert "| a | **-2.0**\\* [-3.0, -1.0] p < 0.001 |" in rows and "| b | 0.5 [-0.5, 1.5] p = 0.250 |" in rows
-    assert render.to_csv(marked()) == "x,m,m_low,m_high,m_p\na,-2.0,-3.0,-1.0,0.0004\nb,0.5,-0.5,1.5,0.25\n"
+    assert (
+        render.to_csv(marked())
+        == "x,m,m_low,m_high,m_p,m_p_holm\na,-2.0,-3.0,-1.0,0.0004,0.0008\nb,0.5,-0.5,1.5,0.25,0.25\n"
+    )
     assert render.to_dict(marked())["significant"] == [{"row": 0, "column": "m"}] == render.to_dict(marked())["best"]
 
 

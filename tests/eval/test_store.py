@@ -167,5 +167,6 @@ def test_the_file_is_json_that_people_can_read(tmp_path: Path) -> None:
         "high": 13.0,
         "n": 256,
         "p_value": None,
+        "note": None,
     }
     assert text.startswith('{\n  "schema_version": 1,') and text.endswith("}\n")
