@@ -1,13 +1,11 @@
-"""Whether the parts of a model fit one another: components, weights and configurations, a LoRA and its base."""
+"""Whether the parts of a model fit one another: components, weights and configurations."""
 
 from __future__ import annotations
 
 import importlib
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ddil_core.errors import DdilError
 from ddil_core.models.weights import (
@@ -143,44 +141,3 @@ def _today(name: str) -> str:
 
 def _more(names: list[str]) -> str:
     return f", and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def check_lora(pipeline: Any, path: Path, reference: str) -> None:
-    """Whether a LoRA, in any of the formats that diffusers reads, was made for a pipeline's denoiser.
-
-    Raises:
-        DdilError: a layer that it adapts is not there or of another width, or it adapts none.
-    """
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    read_header(path)
-    part = "unet" if hasattr(pipeline, "unet") else "transformer"
-    network = getattr(pipeline, part)
-    told = pipeline.lora_state_dict(
-        str(path.parent), weight_name=path.name, local_files_only=True, use_safetensors=True, unet_config=network.config
-    )
-    state = {name.removeprefix(f"{part}."): w for name, w in told[0].items() if name.startswith(f"{part}.")}
-    state = convert_unet_state_dict_to_peft(state)
-    layers = dict(network.named_modules())
-    adapted = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+)\.lora_[AB]\.weight", name))})
-    if not adapted:
-        raise DdilError(f"the LoRA {path} adapts nothing of a {part}; name a LoRA that diffusers reads")
-    absent = [name for name in adapted if name not in layers]
-    wrong = [name for name in adapted if name not in absent and not _adapts(state, name, layers[name].weight.shape)]
-    if absent or wrong:
-        first = f"it has no layer {absent[0]}" if absent else f"its layer {wrong[0]} is of another width"
-        raise DdilError(
-            f"the LoRA {path} was made for another base than {reference!r}: {first}{_more(absent or wrong)} "
-            f"of {len(adapted)} that the LoRA adapts; take the base that its page names"
-        )
-
-
-def _adapts(state: dict[str, Any], layer: str, shape: tuple[int, ...]) -> bool:
-    """Whether B A has the shape of the layer's weight, [out, in, …]."""
-    down, up = state.get(f"{layer}.lora_A.weight"), state.get(f"{layer}.lora_B.weight")
-    return (
-        down is not None
-        and up is not None
-        and math.prod(down.shape[1:]) == math.prod(shape[1:])
-        and up.shape[0] == shape[0]
-    )

@@ -155,10 +155,7 @@ def assemble(
 ) -> Model:
     """A model from its files; ``reference`` is what messages and records call it. The rest is as in ``load_model``."""
     layout = _layout(files, reference)
-    pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant)
-    if files.lora is not None and fuse_lora:
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+    pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant, fuse_lora=fuse_lora)
     device = torch.device(device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models.fit import check_lora, expected_shapes
+from ddil_core.models.fit import expected_shapes
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.systems import Files
@@ -248,57 +248,3 @@ def test_a_replaced_unet_is_the_one_that_is_loaded(folder: Path, model: Model, t
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DdilError, match=f"^the weights {path} are cut short or damaged"):
         load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
-
-
-# LoRA
-
-
-def lora_of(model: Model, width: int = 0) -> dict[str, torch.Tensor]:
-    """A LoRA of rank 2 in PEFT's names on every query of the U-Net; ``width`` is added to what the layers take."""
-    state = {}
-    for name, layer in model.pipeline.unet.named_modules():
-        if name.endswith("attn1.to_q"):
-            state[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features + width)
-            state[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 2)
-    assert state
-    return state
-
-
-def kohya(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same under the names of kohya's scripts, as LCM-LoRA is published."""
-    renamed = {}
-    for name, weight in state.items():
-        layer, part = name.removeprefix("unet.").split(".lora_")
-        stem = "lora_unet_" + layer.replace(".", "_")
-        renamed[f"{stem}.lora_{'down' if part == 'A.weight' else 'up'}.weight"] = weight
-        renamed[f"{stem}.alpha"] = torch.tensor(2.0)
-    return renamed
-
-
-@pytest.mark.parametrize("names", [dict, kohya], ids=["peft", "kohya"])
-def test_a_lora_fits_its_base_and_no_other(
-    model: Model, tmp_path: Path, names: Callable[..., dict[str, torch.Tensor]]
-) -> None:
-    path = tmp_path / "lora.safetensors"
-    save_file(names(lora_of(model)), path)
-    check_lora(model.pipeline, path, "base")
-    save_file(names(lora_of(model, width=8)), path)
-    with pytest.raises(DdilError) as error:
-        check_lora(model.pipeline, path, "base")
-    assert str(error.value).startswith(f"the LoRA {path} was made for another base than 'base': its layer ")
-    assert " is of another width" in str(error.value) and str(error.value).endswith("take the base that its page names")
-
-
-def test_a_lora_for_layers_that_are_not_there(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "lora.safetensors"
-    layer = "unet.down_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q"
-    save_file({f"{layer}.lora_A.weight": torch.zeros(2, 16), f"{layer}.lora_B.weight": torch.zeros(16, 2)}, path)
-    with pytest.raises(DdilError, match="than 'base': it has no layer down_blocks.3.*of 1 that the LoRA adapts"):
-        load_pipeline(Files(model.files.folder, lora=path), "base", "StableDiffusionPipeline", torch.float32)
-
-
-def test_a_file_that_is_no_lora(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "lora.safetensors"
-    save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(DdilError, match=f"^the LoRA {path} adapts nothing of a unet"):
-        check_lora(model.pipeline, path, "base")
