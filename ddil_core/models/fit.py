@@ -97,11 +97,11 @@ def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], wh
     if wrong:
         entry, path = found[wrong[0]]
         what = f"{wrong[0]} has the shape {list(entry.shape)} in {path} and {list(wanted[wrong[0]])} by its config.json"
-        raise DdilError(f"{whose} has weights of another model: {what}{_more(wrong)}; put back its own, or {AGAIN}")
+        raise DdilError(f"{whose} has weights of another model: {what}{more(wrong)}; put back its own, or {AGAIN}")
     if not shared or (missing and kind[0] == "diffusers"):
         names = ", ".join(sorted({str(path) for _, path in found.values()})) or str(folder)
         raise DdilError(
-            f"{whose} lacks weights: {missing[0]} is not in {names}{_more(missing)}; put back its own, or {AGAIN}"
+            f"{whose} lacks weights: {missing[0]} is not in {names}{more(missing)}; put back its own, or {AGAIN}"
         )
 
 
@@ -139,5 +139,6 @@ def _today(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def _more(names: list[str]) -> str:
+def more(names: list[str]) -> str:
+    """What a sentence says of the rest of a list whose first it names."""
     return f", and {len(names) - 1} more" if len(names) > 1 else ""

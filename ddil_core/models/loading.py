@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError
+from ddil_core.models.checkpoint import check_checkpoint
 from ddil_core.models.fit import check_pipeline, check_weights
 from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check
@@ -32,6 +33,8 @@ def load_pipeline(
     found = check(files, reference, variant)
     if files.checkpoint is None:
         check_pipeline(found, reference)
+    else:
+        check_checkpoint(files.checkpoint, files.folder)
     if files.unet is not None:
         network = components(read_index(files.folder))["unet"]
         check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
@@ -50,6 +53,8 @@ def load_pipeline(
             pipeline = pipeline_class.from_single_file(
                 str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **unused
             )
+            if files.prediction is not None:  # the file knows it better than the configuration that it is given
+                pipeline.scheduler.register_to_config(prediction_type=files.prediction)
         if files.unet is not None:
             from safetensors.torch import load_file
 

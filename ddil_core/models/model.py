@@ -202,15 +202,15 @@ def _require_embedding(width: int | None, wanted: int | None, reference: str) ->
 
 
 def _process(files: Files, told: dict[str, Any], config: dict[str, Any], reference: str) -> tuple[Schedule, Prediction]:
-    """The noise schedule, and what the network predicts: as the row says, or ``ddil.json``, or the scheduler.
+    """The noise schedule, and what the network predicts: as a single file says, or the row, or ``ddil.json``, or the scheduler.
 
     Raises:
         DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged.
     """
     scheduled: Any = config.get("prediction_type") or "flow"  # FlowMatchEuler knows no other
     named: Any = files.system.prediction if files.system is not None else told.get("prediction")
-    prediction: Prediction = named or scheduled
-    if files.system is None and named not in (None, "rectified_flow", scheduled):
+    prediction: Prediction = files.prediction or named or scheduled
+    if files.system is None and files.prediction is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(
             f"the model {reference!r} was trained to predict {named}, and its scheduler/scheduler_config.json says "
             f"{scheduled}; set its prediction_type to {named}"

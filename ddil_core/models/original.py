@@ -1,4 +1,4 @@
-"""The names that Stable Diffusion's first authors gave the layers of a U-Net, which diffusers renamed.
+"""The names that Stable Diffusion's first authors gave the layers of its networks, which diffusers and transformers renamed.
 
 Single-file checkpoints use them with dots, kohya's LoRA files for SDXL with underscores.
 """
@@ -24,6 +24,34 @@ _OUTSIDE = {
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+_AUTOENCODER = {
+    "conv_norm_out": "norm_out",
+    "conv_shortcut": "nin_shortcut",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+    ".group_norm": ".norm",
+    ".to_q": ".q",
+    ".to_k": ".k",
+    ".to_v": ".v",
+    ".to_out.0": ".proj_out",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+    "resnets": "block",
+    "down_blocks": "down",
+}
+_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "text_projection.weight": "text_projection",
+    "encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "final_layer_norm": "ln_final",
 }
 _MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 
@@ -65,3 +93,19 @@ def unet_layer(name: str, config: Any) -> str | None:
 def _inside(block: str, kind: str, rest: str) -> str | None:
     inner = _RESNET.get(rest) if kind.startswith("resnets") else rest
     return None if inner is None else f"{block}.{inner}"
+
+
+def autoencoder_weight(name: str, levels: int) -> str:
+    """The original name of an autoencoder's weight, such as ``decoder.up.3.block.0.conv1.weight``; it has ``levels`` of width."""
+    for today, original in _AUTOENCODER.items():
+        name = name.replace(today, original)
+    return re.sub(
+        r"up_blocks\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name
+    )  # counted from the picture
+
+
+def open_clip_weight(name: str) -> str:
+    """The name in ``open_clip`` of a text encoder's weight (without ``text_model.``); it keeps query, key and value in one."""
+    for today, original in _OPEN_CLIP.items():
+        name = name.replace(today, original)
+    return re.sub(r"self_attn\.[qkv]_proj\.", "attn.in_proj_", name)

@@ -1,0 +1,152 @@
+"""Single-file checkpoints: what a file says of itself, and whether it holds every weight that its configuration asks for.
+
+All of it is read from the file's header, before a weight is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models.fit import expected_shapes, more
+from ddil_core.models.original import autoencoder_weight, open_clip_weight, unet_layer
+from ddil_core.models.weights import AGAIN, components, has_weights, read_header, read_index, read_json, read_metadata
+
+if TYPE_CHECKING:
+    from ddil_core.parameterization import Prediction
+
+V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
+"""Tensors that are only there to be named: trainers mark a model that predicts v, or that has zero terminal SNR, with them."""
+
+_EDM_KEYS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+_PREDICTIONS: dict[str, Prediction] = {
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+    "v-prediction": "v_prediction",
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+}
+"""The values of ``modelspec.prediction_type`` that are known."""
+
+_ARCHITECTURES: dict[str, Prediction] = {"768-v": "v_prediction", "v2-512": "epsilon"}
+"""What a ``modelspec.architecture`` ends with that tells the prediction, as in ``stable-diffusion-v2-768-v``."""
+
+_CALLED = {
+    "unet": "U-Net",
+    "vae": "autoencoder",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "second text encoder",
+}
+_UNET, _AUTOENCODER = "model.diffusion_model.", "first_stage_model."
+
+
+def said_prediction(path: Path) -> Prediction | None:
+    """What a single file says that its network predicts: by a marker among its tensors, or in its metadata. None if it does not.
+
+    Raises:
+        WrongCommand: it says that it was trained with zero terminal SNR or with EDM's preconditioning, that it predicts
+            something that is not known here, or two different things.
+    """
+    header, told = read_header(path), read_metadata(path)
+    if ZERO_SNR_KEY in header or told.get("ss_zero_terminal_snr", "").lower() == "true":
+        raise WrongCommand(
+            f"the file {path} says that its model was trained with zero terminal SNR ({ZERO_SNR_KEY}), which is not known here; "
+            "use a model trained without it"
+        )
+    edm = next((key for key in _EDM_KEYS if key in header), None)
+    if edm is not None:
+        raise WrongCommand(
+            f"the file {path} says that its model was trained with EDM's preconditioning ({edm}), which is not known here; "
+            "use a model trained without it"
+        )
+    said: dict[str, Prediction] = {V_KEY: "v_prediction"} if V_KEY in header else {}
+    kind = told.get("modelspec.prediction_type")
+    if kind:
+        if kind.lower() not in _PREDICTIONS:
+            raise WrongCommand(
+                f"the file {path} says that its model predicts {kind!r} (modelspec.prediction_type), which is not known here; "
+                "use one that predicts epsilon or v"
+            )
+        said["modelspec.prediction_type"] = _PREDICTIONS[kind.lower()]
+    architecture = told.get("modelspec.architecture", "").partition("/")[0]
+    for end, one in _ARCHITECTURES.items():
+        if architecture.endswith(end):
+            said["modelspec.architecture"] = one
+    if len(set(said.values())) > 1:
+        words = " and ".join(f"{one} ({place})" for place, one in said.items())
+        raise WrongCommand(f"the file {path} says that its model predicts {words}; use a copy that says one of them")
+    return next(iter(said.values()), None)
+
+
+def check_checkpoint(path: Path, folder: Path) -> None:
+    """Whether a single file holds the weights of the networks that a pipeline's configuration describes, by its header.
+
+    Raises:
+        DdilError: it lacks weights, or has some of another shape, or more layers of the U-Net or the autoencoder than
+            the configuration has a place for; the message names the part and the first of them.
+    """
+    header = read_header(path)
+    for name, kind in components(read_index(folder)).items():
+        if not has_weights(kind[1]):
+            continue
+        config = read_json(folder / name / "config.json")
+        shapes = expected_shapes(folder / name, *kind, whose=f"the component {name} of {folder}")
+        wanted = {_original(name, weight, config, header): shape for weight, shape in shapes.items()}
+        part = f"the file {path}"
+        missing = [key for key in wanted if key not in header]
+        if len(missing) == len(wanted):
+            raise DdilError(
+                f"{part} holds no {_CALLED.get(name, name)}: {missing[0]}{more(missing)} are not in it; {_WHOLE}"
+            )
+        if missing:
+            raise DdilError(
+                f"{part} lacks weights of the {_CALLED.get(name, name)}: {missing[0]} is not in it{more(missing)}; {_WHOLE}"
+            )
+        wrong = [key for key, shape in wanted.items() if not _same_shape(key, header[key].shape, shape)]
+        if wrong:
+            raise DdilError(
+                f"{part} has weights of another model than {folder}: {wrong[0]} has the shape {list(header[wrong[0]].shape)}, and "
+                f"{list(wanted[wrong[0]])} by the configuration of the {_CALLED.get(name, name)}{more(wrong)}; {_CONFIGURED}"
+            )
+        surplus = _surplus(name, header, wanted)
+        if surplus:
+            raise DdilError(
+                f"{part} has weights that the {_CALLED.get(name, name)} configured in {folder} has no place for: {surplus[0]}"
+                f"{more(surplus)}; {_CONFIGURED}"
+            )
+
+
+_CONFIGURED = "name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
+_WHOLE = f"{AGAIN}, or {_CONFIGURED}"
+
+
+def _original(component: str, weight: str, config: Mapping[str, Any], header: Iterable[str]) -> str:
+    """The name in a single file of a component's weight, which is called ``weight`` today."""
+    if component == "unet":
+        layer, _, end = weight.rpartition(".")
+        original = unet_layer(layer, config)
+        return _UNET + (weight if original is None else f"{original}.{end}")
+    if component == "vae":
+        return _AUTOENCODER + autoencoder_weight(weight, len(config.get("block_out_channels", ())))
+    if component == "text_encoder_2":
+        return "conditioner.embedders.1.model." + open_clip_weight(weight)
+    if any(key.startswith("conditioner.") for key in header):
+        return f"conditioner.embedders.0.transformer.text_model.{weight}"
+    if any(key.startswith("cond_stage_model.model.") for key in header):
+        return "cond_stage_model.model." + open_clip_weight(weight)
+    return f"cond_stage_model.transformer.text_model.{weight}"
+
+
+def _same_shape(key: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """The autoencoder's attention is kept as convolutions of one pixel. ``open_clip`` turns and joins its matrices."""
+    if ".model." in key and not key.startswith(_UNET):
+        return True
+    return found == wanted or (key.startswith(_AUTOENCODER) and found == (*wanted, 1, 1))
+
+
+def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, Any]) -> list[str]:
+    """Layers of the U-Net or the autoencoder that nobody asks for; a text encoder may have a last layer that is not used."""
+    prefixes = {"unet": (_UNET,), "vae": (f"{_AUTOENCODER}encoder.", f"{_AUTOENCODER}decoder.")}.get(component)
+    return [key for key in header if key.startswith(prefixes) and key not in wanted] if prefixes else []
