@@ -88,12 +88,7 @@ def check_checkpoint(path: Path, folder: Path) -> None:
             the configuration has a place for; the message names the part and the first of them.
     """
     header = read_header(path)
-    for name, kind in components(read_index(folder)).items():
-        if not has_weights(kind[1]):
-            continue
-        config = read_json(folder / name / "config.json")
-        shapes = expected_shapes(folder / name, *kind, whose=f"the component {name} of {folder}")
-        wanted = {_original(name, weight, config, header): shape for weight, shape in shapes.items()}
+    for name, wanted in wanted_weights(folder, header).items():
         part = f"the file {path}"
         missing = [key for key in wanted if key not in header]
         if len(missing) == len(wanted):
@@ -116,6 +111,20 @@ def check_checkpoint(path: Path, folder: Path) -> None:
                 f"{part} has weights that the {_CALLED.get(name, name)} configured in {folder} has no place for: {surplus[0]}"
                 f"{more(surplus)}; {_CONFIGURED}"
             )
+
+
+def wanted_weights(folder: Path, header: Iterable[str]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The weights of each network of a pipeline's configuration, by their names in a single file, and their shapes today.
+
+    The names in ``header`` tell which of Stable Diffusion's versions it is, and so what a text encoder is called.
+    """
+    wanted = {}
+    for name, kind in components(read_index(folder)).items():
+        if has_weights(kind[1]):
+            config = read_json(folder / name / "config.json")
+            shapes = expected_shapes(folder / name, *kind, whose=f"the component {name} of {folder}")
+            wanted[name] = {_original(name, weight, config, header): shape for weight, shape in shapes.items()}
+    return wanted
 
 
 _CONFIGURED = "name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
