@@ -214,9 +214,8 @@ def _meant(content: Any) -> tuple[str, ...] | None:
         inner = [name for name in _NESTED if _parts(content.get(name))]
         if not inner:
             return place if tensors else None
-        if len(inner) > 1 or any(
-            tensor.numel() > 1 for tensor in tensors.values()
-        ):  # one number is a note, such as a step
+        # Beside nested weights one number is a note, such as a step, and bytes are the state of a generator.
+        if len(inner) > 1 or any(tensor.numel() > 1 and tensor.is_floating_point() for tensor in tensors.values()):
             return None
         place, content = (*place, inner[0]), content[inner[0]]
 

@@ -22,6 +22,9 @@ from ddil_core.models.weights import (
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""
 
+_TIED = {"shared.weight": "encoder.embed_tokens.weight"}
+"""A weight of a text encoder that has two names, of which a file may have either: T5's words."""
+
 
 def check_pipeline(files: PipelineFiles, reference: str) -> None:
     """Whether a pipeline's components are of one model and their weights are those of their configurations.
@@ -84,7 +87,7 @@ def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
 def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], whose: str) -> None:
     """Whether safetensors hold the weights of the network that ``folder/config.json`` describes, by their headers.
 
-    Of diffusers' networks every weight must be there; transformers fills in and renames some by itself.
+    Every weight must be there: the libraries fill in what is missing with random numbers, and say so only in a log.
 
     Raises:
         DdilError: a weight has another shape, or is missing.
@@ -93,12 +96,12 @@ def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], wh
     wanted = expected_shapes(folder, *kind, whose=whose)
     shared = [name for name in wanted if name in found]
     wrong = [name for name in shared if found[name][0].shape != wanted[name]]
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in found and _TIED.get(name) not in found]
     if wrong:
         entry, path = found[wrong[0]]
         what = f"{wrong[0]} has the shape {list(entry.shape)} in {path} and {list(wanted[wrong[0]])} by its config.json"
         raise DdilError(f"{whose} has weights of another model: {what}{more(wrong)}; put back its own, or {AGAIN}")
-    if not shared or (missing and kind[0] == "diffusers"):
+    if missing:
         names = ", ".join(sorted({str(path) for _, path in found.values()})) or str(folder)
         raise DdilError(
             f"{whose} lacks weights: {missing[0]} is not in {names}{more(missing)}; put back its own, or {AGAIN}"

@@ -17,6 +17,7 @@ from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import pipeline_files, read_header, sets_of_weights
+from tests.pipelines import save_pipeline
 
 STEM = "diffusion_pytorch_model"
 UNET = f"unet/{STEM}.safetensors"
@@ -248,3 +249,25 @@ def test_a_replaced_unet_is_the_one_that_is_loaded(folder: Path, model: Model, t
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DdilError, match=f"^the weights {path} are cut short or damaged"):
         load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
+
+
+# Text encoders, whose missing weights transformers would fill in at random
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "text_encoder_3"])
+def test_a_text_encoder_that_lacks_a_weight(tmp_path: Path, component: str) -> None:
+    folder = save_pipeline(tmp_path, None, seed=1, layout="StableDiffusion3Pipeline", t5=True)
+    path = folder / component / "model.safetensors"
+    whole = load_file(path)
+    dropped = sorted(name for name in whole if "layer" in name)[3]
+    edit(path, lambda state: {name: weight for name, weight in state.items() if name != dropped})
+    assert refused(folder) == (
+        f"the component {component} of the model 'HERE' lacks weights: {dropped.removeprefix('text_model.')} is not in "
+        f"HERE/{component}/model.safetensors; put back its own, or {AGAIN}"
+    )
+    if component == "text_encoder_3":  # T5's words have two names, and a file may have either
+        save_file(
+            {name.replace("shared.", "encoder.embed_tokens."): w for name, w in whole.items()}, path, {"format": "pt"}
+        )
+        made = load_model(str(folder)).pipeline.text_encoder_3
+        assert torch.equal(made.shared.weight, whole["shared.weight"])
