@@ -39,7 +39,8 @@ _CALLED = {
     "text_encoder": "text encoder",
     "text_encoder_2": "second text encoder",
 }
-_UNET, _AUTOENCODER = "model.diffusion_model.", "first_stage_model."
+_UNET, _AUTOENCODERS = "model.diffusion_model.", ("first_stage_model.", "vae.")
+_TEXT, _OPEN_CLIP = "text_model.", "model."
 
 
 def said_prediction(path: Path) -> Prediction | None:
@@ -118,44 +119,57 @@ def wanted_weights(folder: Path, header: Iterable[str]) -> dict[str, dict[str, t
 
     The names in ``header`` tell which of Stable Diffusion's versions it is, and so what a text encoder is called.
     """
-    wanted = {}
+    prefixes, wanted = _prefixes(header), {}
     for name, kind in components(read_index(folder)).items():
         if has_weights(kind[1]):
-            config = read_json(folder / name / "config.json")
+            config, prefix = read_json(folder / name / "config.json"), prefixes.get(name, f"{name}.")
             shapes = expected_shapes(folder / name, *kind, whose=f"the component {name} of {folder}")
-            wanted[name] = {_original(name, weight, config, header): shape for weight, shape in shapes.items()}
+            wanted[name] = {prefix + _original(weight, prefix, config): shape for weight, shape in shapes.items()}
     return wanted
+
+
+def _prefixes(header: Iterable[str]) -> dict[str, str]:
+    """How the names of each component's weights begin in a single file of Stable Diffusion 1, 2 or XL."""
+    starts = {".".join(key.split(".")[:2]) + "." for key in header}
+    text = f"cond_stage_model.transformer.{_TEXT}"
+    if "conditioner.embedders." in starts:
+        text = f"conditioner.embedders.0.transformer.{_TEXT}"
+    elif f"cond_stage_model.{_OPEN_CLIP}" in starts:
+        text = f"cond_stage_model.{_OPEN_CLIP}"
+    return {
+        "unet": _UNET,
+        "vae": _AUTOENCODERS[
+            not any(start.startswith(_AUTOENCODERS[0]) for start in starts) and "vae.decoder." in starts
+        ],
+        "text_encoder": text,
+        "text_encoder_2": f"conditioner.embedders.1.{_OPEN_CLIP}",
+    }
 
 
 _CONFIGURED = "name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
 _WHOLE = f"{AGAIN}, or {_CONFIGURED}"
 
 
-def _original(component: str, weight: str, config: Mapping[str, Any], header: Iterable[str]) -> str:
-    """The name in a single file of a component's weight, which is called ``weight`` today."""
-    if component == "unet":
+def _original(weight: str, prefix: str, config: Mapping[str, Any]) -> str:
+    """What a weight, which is called ``weight`` today, is called in a single file behind its prefix."""
+    if prefix == _UNET:
         layer, _, end = weight.rpartition(".")
         original = unet_layer(layer, config)
-        return _UNET + (weight if original is None else f"{original}.{end}")
-    if component == "vae":
-        return _AUTOENCODER + autoencoder_weight(weight, len(config.get("block_out_channels", ())))
-    if component == "text_encoder_2":
-        return "conditioner.embedders.1.model." + open_clip_weight(weight)
-    if any(key.startswith("conditioner.") for key in header):
-        return f"conditioner.embedders.0.transformer.text_model.{weight}"
-    if any(key.startswith("cond_stage_model.model.") for key in header):
-        return "cond_stage_model.model." + open_clip_weight(weight)
-    return f"cond_stage_model.transformer.text_model.{weight}"
+        return weight if original is None else f"{original}.{end}"
+    if prefix in _AUTOENCODERS:
+        return autoencoder_weight(weight, len(config.get("block_out_channels", ())))
+    return open_clip_weight(weight) if prefix.endswith(f".{_OPEN_CLIP}") else weight
 
 
 def _same_shape(key: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """The autoencoder's attention is kept as convolutions of one pixel. ``open_clip`` turns and joins its matrices."""
-    if ".model." in key and not key.startswith(_UNET):
+    if f".{_OPEN_CLIP}" in key:
         return True
-    return found == wanted or (key.startswith(_AUTOENCODER) and found == (*wanted, 1, 1))
+    return found == wanted or (key.startswith(_AUTOENCODERS) and found == (*wanted, 1, 1))
 
 
 def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, Any]) -> list[str]:
     """Layers of the U-Net or the autoencoder that nobody asks for; a text encoder may have a last layer that is not used."""
-    prefixes = {"unet": (_UNET,), "vae": (f"{_AUTOENCODER}encoder.", f"{_AUTOENCODER}decoder.")}.get(component)
+    coders = tuple(f"{prefix}{half}coder." for prefix in _AUTOENCODERS for half in ("en", "de"))
+    prefixes = {"unet": (_UNET,), "vae": coders}.get(component)
     return [key for key in header if key.startswith(prefixes) and key not in wanted] if prefixes else []

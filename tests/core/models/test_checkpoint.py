@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.checkpoint import check_checkpoint, said_prediction, wanted_weights
 from ddil_core.models.model import load_model
+from ddil_core.models.original import unet_layer
 from ddil_core.models.references import resolve
 from tests.pipelines import build, tiny_unet
 from tests.single_file import single_file
@@ -175,6 +177,41 @@ def test_every_weight_is_looked_for_by_its_name_in_the_file(files: Files, tmp_pa
     for key in sorted(state)[::60]:
         save_file({name: tensor for name, tensor in state.items() if name != key}, path)
         assert f": {key} is not in it;" in told(path, folder)
+
+
+@pytest.mark.parametrize(("layout", "tensors"), [("sd", 686), ("sdxl", 1680)])
+def test_the_names_of_the_real_sizes_are_those_that_diffusers_reads(layout: str, tensors: int) -> None:
+    """On no device: the U-Nets of Stable Diffusion 1 and SDXL, named here and named back by diffusers."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    large = {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**(large if layout == "sdxl" else {}))
+    named = {}
+    for name, weight in unet.state_dict().items():
+        layer, _, end = name.rpartition(".")
+        named[f"model.diffusion_model.{unet_layer(layer, unet.config)}.{end}"] = weight
+    assert len(named) == tensors
+    back = convert_ldm_unet_checkpoint(named, unet.config)
+    assert {name: weight.shape for name, weight in back.items()} == {n: w.shape for n, w in unet.state_dict().items()}
+
+
+def test_an_autoencoder_under_its_other_prefix(files: Files, tmp_path: Path) -> None:
+    folder, state = files["1"]
+    path = tmp_path / "one.safetensors"
+    save_file({name.replace("first_stage_model.", "vae."): tensor for name, tensor in state.items()}, path)
+    ours = load_model(f"{folder}:{path}").pipeline.vae.state_dict()
+    save_file(state, path)
+    theirs = load_model(f"{folder}:{path}").pipeline.vae.state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
 def test_one_missing_weight_is_told_where_a_model_is_loaded(files: Files, tmp_path: Path) -> None:
