@@ -243,6 +243,11 @@ def _single_file(path: Path, config: Path | None, reference: str, row: System | 
             f"the model {reference!r} is sampled as a flow, and the file {path} says that it predicts {said}; name another system"
         )
     if config is None and row is None and fits == "sd21" and said != "v_prediction":
+        if said is not None:
+            raise WrongCommand(
+                f"the file {path} is one of Stable Diffusion 2 and says that it predicts {said}, and no system has such settings; "
+                f"name a pipeline folder of that model, as in FOLDER:{path}"
+            )
         raise WrongCommand(
             f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
             f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"

@@ -137,6 +137,17 @@ def test_a_named_system_is_told_by_the_file_too(files: Files, tmp_path: Path, mo
             assert load_model(reference).denoiser.prediction == "v_prediction"
 
 
+def test_a_file_of_version_2_that_predicts_epsilon_needs_its_folder(files: Files, tmp_path: Path) -> None:
+    folder, state = files["2"]
+    path = tmp_path / "one.safetensors"
+    save_file(state, path, metadata={"modelspec.architecture": "stable-diffusion-v2-512"})
+    with pytest.raises(
+        WrongCommand, match="says that it predicts epsilon, and no system has such settings; name a pipeline"
+    ):
+        resolve(str(path))
+    assert resolve(f"{folder}:{path}").prediction == "epsilon"
+
+
 # Weights that a file lacks, or has too many of
 
 GROUPS: list[tuple[str, str, str]] = [
