@@ -25,10 +25,13 @@ COPIED = (".json", ".txt", ".safetensors", ".model")
 _NESTED = ("state_dict", "model", "module", "params", "ema")
 """Where training programs put the weights, beside their own notes."""
 
+TOP = "."
+"""What ``part`` calls the tensors that lie in no dictionary of their own."""
+
 
 @dataclass(frozen=True)
 class Converted:
-    """A file that was read and the one that was written, with their SHA-256. ``dropped`` names what was no tensor."""
+    """A file that was read and the one that was written, with their SHA-256. ``dropped`` names what was left out."""
 
     source: str
     source_sha256: str
@@ -38,16 +41,26 @@ class Converted:
     dropped: tuple[str, ...]
 
 
-def convert(source: Path, out: Path) -> list[Converted]:
+def convert(source: Path, out: Path, part: str | None = None) -> list[Converted]:
     """Convert a pickle to one safetensors file, or a folder with pickles in it to a folder with safetensors in their place.
 
+    Args:
+        source: the pickle, or the folder.
+        out: the file or folder to write.
+        part: which set of weights to take of a pickle that holds several, such as ``ema`` or ``state_dict.model``.
+
     Raises:
-        WrongCommand: nothing to convert, or ``out`` is there already or has the wrong ending.
+        WrongCommand: nothing to convert, or ``out`` is there already or has the wrong ending; or the pickle holds several
+            sets of weights and ``part`` names none of them.
         DdilError: a pickle asks for more than tensors, or is damaged; nothing is left behind.
     """
     if out.exists():
         raise WrongCommand(f"{out} is there already and is not overwritten; name another")
     if source.is_dir():
+        if part is not None:
+            raise WrongCommand(
+                f"{source} is a folder, and a part is chosen of one file; convert the file {part!r} is in by itself"
+            )
         return _convert_folder(source, out)
     if not source.is_file():
         raise WrongCommand(f"there is no file or folder {source}")
@@ -58,7 +71,7 @@ def convert(source: Path, out: Path) -> list[Converted]:
     if out.suffix != ".safetensors":
         raise WrongCommand(f"the file to write, {out}, must end in .safetensors")
     with replacing(out) as temporary:
-        done = _convert_file(source, temporary)
+        done = _convert_file(source, temporary, part)
     return [_named(done, source, out)]
 
 
@@ -117,8 +130,8 @@ def _converted_index(path: Path) -> str:
     return json.dumps(index, indent=2)
 
 
-def _convert_file(source: Path, out: Path) -> Converted:
-    tensors, dropped = read_pickle(source)
+def _convert_file(source: Path, out: Path, part: str | None = None) -> Converted:
+    tensors, dropped = read_pickle(source, part)
     write_tensors(out, own_memory(tensors), {"format": "pt"})
     return Converted(str(source), _sha256(source), str(out), _sha256(out), len(tensors), dropped)
 
@@ -127,10 +140,13 @@ def _named(done: Converted, source: Path, out: Path) -> Converted:
     return Converted(str(source), done.source_sha256, str(out), done.out_sha256, done.tensors, done.dropped)
 
 
-def read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a pickled checkpoint by name, and the names of what else it holds; no code of the file is run.
 
+    ``part`` is as in :func:`convert`.
+
     Raises:
+        WrongCommand: it holds several sets of weights and ``part`` names none of them.
         DdilError: the pickle asks for a Python object other than tensors and plain containers, holds no tensors by name, or
             is damaged.
     """
@@ -150,32 +166,64 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         raise DdilError(
             f"{path} is cut short or damaged ({' '.join(str(error).split())[:120]}); get it again"
         ) from error
-    return _tensors(content, path)
+    return _tensors(content, path, part)
 
 
-def _tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _tensors(content: Any, path: Path, part: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of the part that is asked for, or of the only one that can be meant, and the names of the rest."""
+    found = _parts(content)
+    if not found:
+        raise DdilError(f"{path} holds no tensors by name, so there are no weights to convert")
+    place = next((place for place in found if _called(place) == part), None) if part is not None else _meant(content)
+    if place is None:
+        counts = ", ".join(f"{_called(place)} ({len(_at(tensors))})" for place, tensors in found.items())
+        what = f"has no part {part!r}" if part is not None else "does not say which of its weights are meant"
+        raise WrongCommand(
+            f"{path} {what}; choose a part, as in --part {_called(next(iter(found)))}, of those that it has (with their number of "
+            f"tensors): {counts}"
+        )
+    left, inner = [], content
+    for name in place:
+        left += [str(other) for other in inner if other != name]
+        inner = inner[name]
+    tensors = _at(inner)
+    return tensors, (*left, *(str(name) for name in inner if str(name) not in tensors))
+
+
+def _meant(content: Any) -> tuple[str, ...] | None:
+    """The place of the weights where no part is asked for; None where there are several sets, or under names that are not known."""
+    place: tuple[str, ...] = ()
+    while True:
+        tensors = _at(content)
+        inner = [name for name in _NESTED if _parts(content.get(name))]
+        if not inner:
+            return place if tensors else None
+        # Beside nested weights one number is a note, such as a step, and bytes are the state of a generator.
+        if len(inner) > 1 or any(tensor.numel() > 1 and tensor.is_floating_point() for tensor in tensors.values()):
+            return None
+        place, content = (*place, inner[0]), content[inner[0]]
+
+
+def _parts(content: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Mapping[Any, Any]]:
+    """Every dictionary of a checkpoint that holds tensors by name, by its place; an optimizer's, by number, are none."""
+    if not isinstance(content, Mapping):
+        return {}
+    found = {place: content} if _at(content) else {}
+    for name, value in content.items():
+        if isinstance(name, str):
+            found |= _parts(value, (*place, name))
+    return found
+
+
+def _at(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors that lie in a dictionary itself."""
     import torch
 
-    outer: tuple[str, ...] = ()
-    while isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        inner = [name for name in _NESTED if isinstance(content.get(name), Mapping) and _holds_tensors(content[name])]
-        if tensors and not inner:  # beside nested weights they are a program's notes, such as its step
-            return tensors, (*outer, *(str(name) for name in content if str(name) not in tensors))
-        if len(inner) != 1:
-            break
-        outer += tuple(str(name) for name in content if name != inner[0])
-        content = content[inner[0]]
-    raise DdilError(f"{path} holds no tensors by name, so there are no weights to convert")
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
-def _holds_tensors(content: Mapping[Any, Any]) -> bool:
-    import torch
-
-    return any(
-        isinstance(value, torch.Tensor) or (isinstance(value, Mapping) and _holds_tensors(value))
-        for value in content.values()
-    )
+def _called(place: tuple[str, ...]) -> str:
+    return ".".join(place) or TOP
 
 
 def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

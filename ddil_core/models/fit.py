@@ -1,13 +1,11 @@
-"""Whether the parts of a model fit one another: components, weights and configurations, a LoRA and its base."""
+"""Whether the parts of a model fit one another: components, weights and configurations."""
 
 from __future__ import annotations
 
 import importlib
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ddil_core.errors import DdilError
 from ddil_core.models.weights import (
@@ -23,6 +21,9 @@ from ddil_core.models.weights import (
 
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""
+
+_TIED = {"shared.weight": "encoder.embed_tokens.weight"}
+"""A weight of a text encoder that has two names, of which a file may have either: T5's words."""
 
 
 def check_pipeline(files: PipelineFiles, reference: str) -> None:
@@ -86,7 +87,7 @@ def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
 def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], whose: str) -> None:
     """Whether safetensors hold the weights of the network that ``folder/config.json`` describes, by their headers.
 
-    Of diffusers' networks every weight must be there; transformers fills in and renames some by itself.
+    Every weight must be there: the libraries fill in what is missing with random numbers, and say so only in a log.
 
     Raises:
         DdilError: a weight has another shape, or is missing.
@@ -95,15 +96,15 @@ def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], wh
     wanted = expected_shapes(folder, *kind, whose=whose)
     shared = [name for name in wanted if name in found]
     wrong = [name for name in shared if found[name][0].shape != wanted[name]]
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in found and _TIED.get(name) not in found]
     if wrong:
         entry, path = found[wrong[0]]
         what = f"{wrong[0]} has the shape {list(entry.shape)} in {path} and {list(wanted[wrong[0]])} by its config.json"
-        raise DdilError(f"{whose} has weights of another model: {what}{_more(wrong)}; put back its own, or {AGAIN}")
-    if not shared or (missing and kind[0] == "diffusers"):
+        raise DdilError(f"{whose} has weights of another model: {what}{more(wrong)}; put back its own, or {AGAIN}")
+    if missing:
         names = ", ".join(sorted({str(path) for _, path in found.values()})) or str(folder)
         raise DdilError(
-            f"{whose} lacks weights: {missing[0]} is not in {names}{_more(missing)}; put back its own, or {AGAIN}"
+            f"{whose} lacks weights: {missing[0]} is not in {names}{more(missing)}; put back its own, or {AGAIN}"
         )
 
 
@@ -141,46 +142,6 @@ def _today(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def _more(names: list[str]) -> str:
+def more(names: list[str]) -> str:
+    """What a sentence says of the rest of a list whose first it names."""
     return f", and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def check_lora(pipeline: Any, path: Path, reference: str) -> None:
-    """Whether a LoRA, in any of the formats that diffusers reads, was made for a pipeline's denoiser.
-
-    Raises:
-        DdilError: a layer that it adapts is not there or of another width, or it adapts none.
-    """
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    read_header(path)
-    part = "unet" if hasattr(pipeline, "unet") else "transformer"
-    network = getattr(pipeline, part)
-    told = pipeline.lora_state_dict(
-        str(path.parent), weight_name=path.name, local_files_only=True, use_safetensors=True, unet_config=network.config
-    )
-    state = {name.removeprefix(f"{part}."): w for name, w in told[0].items() if name.startswith(f"{part}.")}
-    state = convert_unet_state_dict_to_peft(state)
-    layers = dict(network.named_modules())
-    adapted = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+)\.lora_[AB]\.weight", name))})
-    if not adapted:
-        raise DdilError(f"the LoRA {path} adapts nothing of a {part}; name a LoRA that diffusers reads")
-    absent = [name for name in adapted if name not in layers]
-    wrong = [name for name in adapted if name not in absent and not _adapts(state, name, layers[name].weight.shape)]
-    if absent or wrong:
-        first = f"it has no layer {absent[0]}" if absent else f"its layer {wrong[0]} is of another width"
-        raise DdilError(
-            f"the LoRA {path} was made for another base than {reference!r}: {first}{_more(absent or wrong)} "
-            f"of {len(adapted)} that the LoRA adapts; take the base that its page names"
-        )
-
-
-def _adapts(state: dict[str, Any], layer: str, shape: tuple[int, ...]) -> bool:
-    """Whether B A has the shape of the layer's weight, [out, in, …]."""
-    down, up = state.get(f"{layer}.lora_A.weight"), state.get(f"{layer}.lora_B.weight")
-    return (
-        down is not None
-        and up is not None
-        and math.prod(down.shape[1:]) == math.prod(shape[1:])
-        and up.shape[0] == shape[0]
-    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.errors import DdilError
-from ddil_core.models.fit import check_lora, check_pipeline, check_weights
+from ddil_core.models.checkpoint import check_checkpoint
+from ddil_core.models.fit import check_pipeline, check_weights
+from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import UNUSED, components, read_index
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_pipeline(files: Files, reference: str, kind: str, dtype: torch.dtype, variant: str | None = None) -> Any:
+def load_pipeline(
+    files: Files, reference: str, kind: str, dtype: torch.dtype, variant: str | None = None, *, fuse_lora: bool = True
+) -> Any:
     """The pipeline of diffusers' class ``kind`` from local files, on the CPU, its weights in ``dtype``.
 
-    What can be told from headers and configurations (files cut short, weights of another model, a LoRA for another base) is told
-    before a weight is read.
+    A LoRA is merged into the weights, or kept beside them as adapters (``fuse_lora`` False). What can be told from headers and
+    configurations (files cut short, weights of another model) is told before a weight is read.
 
     Raises:
         WrongCommand: no component has the variant.
@@ -29,6 +33,8 @@ def load_pipeline(files: Files, reference: str, kind: str, dtype: torch.dtype, v
     found = check(files, reference, variant)
     if files.checkpoint is None:
         check_pipeline(found, reference)
+    else:
+        check_checkpoint(files.checkpoint, files.folder)
     if files.unet is not None:
         network = components(read_index(files.folder))["unet"]
         check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
@@ -47,15 +53,15 @@ def load_pipeline(files: Files, reference: str, kind: str, dtype: torch.dtype, v
             pipeline = pipeline_class.from_single_file(
                 str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **unused
             )
+            if files.prediction is not None:  # the file knows it better than the configuration that it is given
+                pipeline.scheduler.register_to_config(prediction_type=files.prediction)
         if files.unet is not None:
             from safetensors.torch import load_file
 
             pipeline.unet.load_state_dict(load_file(files.unet))
         if files.lora is not None:
-            check_lora(pipeline, files.lora, reference)
-            pipeline.load_lora_weights(
-                str(files.lora.parent), weight_name=files.lora.name, use_safetensors=True, local_files_only=True
-            )
+            put = merge_lora if fuse_lora else keep_lora
+            put(pipeline, read_lora(pipeline, files.lora, reference), files.lora)
     except DdilError:
         raise
     except Exception as error:  # every library below raises its own kind for a damaged file

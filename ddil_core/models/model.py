@@ -183,10 +183,7 @@ def assemble(
     layout = _layout(files, reference)
     if (vae := components(read_index(files.folder)).get("vae")) is not None:
         require_decoder(vae[1], reference)
-    pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant)
-    if files.lora is not None and fuse_lora:
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+    pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant, fuse_lora=fuse_lora)
     device = torch.device(device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
@@ -236,7 +233,7 @@ def _require_embedding(width: int | None, wanted: int | None, reference: str) ->
 
 
 def _process(files: Files, told: dict[str, Any], config: dict[str, Any], reference: str) -> tuple[Schedule, Prediction]:
-    """The noise schedule, and what the network predicts: as the row says, or ``ddil.json``, or the scheduler.
+    """The noise schedule, and what the network predicts: as a single file says, or the row, or ``ddil.json``, or the scheduler.
 
     Raises:
         WrongCommand: the scheduler's process is not known here.
@@ -246,8 +243,8 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
     flow = "flow" if is_flow(config) else "epsilon"  # diffusers' own where a scheduler names none
     scheduled: Any = config.get("prediction_type") or flow
     named: Any = files.system.prediction if files.system is not None else told.get("prediction")
-    prediction: Prediction = named or scheduled
-    if files.system is None and named not in (None, "rectified_flow", scheduled):
+    prediction: Prediction = files.prediction or named or scheduled
+    if files.system is None and files.prediction is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(
             f"the model {reference!r} was trained to predict {named}, and its scheduler/scheduler_config.json says "
             f"{scheduled}; set its prediction_type to {named}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models.checkpoint import said_prediction
 from ddil_core.models.hub import INDEX, Plan, Repository, download, plan, size_text
 from ddil_core.models.systems import PIPELINE_FILES, Files, System, load_systems
 from ddil_core.models.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
@@ -37,8 +38,8 @@ _SINGLE_FILES = {
 }
 """A text encoder's prefix in a single-file checkpoint, to the system whose configuration fits.
 
-A file does not say what it predicts. Of Stable Diffusion 2's prefix there are models that predict v and models that predict ε, so
-that its users say which it is.
+Few files say what they predict (``said_prediction``). Of Stable Diffusion 2's prefix there are models that predict v and models
+that predict ε, so that users say which it is, where the file does not say that it predicts v.
 """
 
 _IN_A_SINGLE_FILE = {
@@ -237,7 +238,17 @@ def _single_file(path: Path, config: Path | None, reference: str, row: System | 
             f"the file {path} holds no text encoder as Stable Diffusion's single files do, so it is no whole model; "
             "a U-Net or a LoRA goes onto a system, as in dmd2:FILE or lcm-lora:FILE"
         )
-    if config is None and row is None and fits == "sd21":
+    said = said_prediction(path)
+    if row is not None and said is not None and row.prediction in ("flow", "rectified_flow"):
+        raise WrongCommand(
+            f"the model {reference!r} is sampled as a flow, and the file {path} says that it predicts {said}; name another system"
+        )
+    if config is None and row is None and fits == "sd21" and said != "v_prediction":
+        if said is not None:
+            raise WrongCommand(
+                f"the file {path} is one of Stable Diffusion 2 and says that it predicts {said}, and no system has such settings; "
+                f"name a pipeline folder of that model, as in FOLDER:{path}"
+            )
         raise WrongCommand(
             f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
             f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
@@ -250,7 +261,7 @@ def _single_file(path: Path, config: Path | None, reference: str, row: System | 
             f"the file {path} holds weights alone, and the configuration of {fits} that it needs is not here; get it with: "
             f"ddil models download {fits} --config-only, or name a pipeline of the same layout, as in FOLDER:{path}"
         )
-    return Files(config, system=row, checkpoint=path)
+    return Files(config, system=row, checkpoint=path, prediction=said)
 
 
 def _safetensors(path: Path) -> Path:

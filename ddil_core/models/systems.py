@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from ddil_core.errors import DdilError
 from ddil_core.protocol import GuidanceScale, Strict, read_yaml, validate
 from ddil_core.resources import protocols
+
+if TYPE_CHECKING:
+    from ddil_core.parameterization import Prediction
 
 PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 """What of a hub repository a pipeline is made of; weights as safetensors alone."""
@@ -72,7 +75,8 @@ class Files:
 
     ``folder`` is a whole pipeline in diffusers' layout; ``unet`` and ``lora`` are safetensors that replace its U-Net or adapt it;
     ``system`` is the row that says how it is sampled (None: the folder says it itself). Where ``checkpoint`` is given, that one
-    file has the weights of the whole pipeline, in its first authors' names, and ``folder`` only the configuration.
+    file has the weights of the whole pipeline, in its first authors' names, and ``folder`` only the configuration; ``prediction``
+    is what that file says that its network predicts (None: it does not say).
     """
 
     folder: Path
@@ -80,6 +84,7 @@ class Files:
     lora: Path | None = None
     system: System | None = None
     checkpoint: Path | None = None
+    prediction: Prediction | None = None
 
 
 @cache

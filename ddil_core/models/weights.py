@@ -79,6 +79,14 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise DdilError(f"the weights {path} are cut short or damaged ({reason}); {AGAIN}") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The notes in a safetensors file's header; the file was read with :func:`read_header` before."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """``model_index.json``: each component's name to [library, class], and the pipeline's own keys."""
     return read_json(folder / "model_index.json")

@@ -48,21 +48,22 @@ def download(references: tuple[str, ...], variant: str | None, config_only: bool
 @models.command()
 @click.argument("source", type=options.INPUT)
 @click.argument("out", type=options.OUTPUT)
+@click.option("--part", metavar="NAME", help="Which weights to take of a file that holds several, as in model or ema.")
 @as_json
-def convert(source: Path, out: Path, as_json: bool) -> None:
+def convert(source: Path, out: Path, part: str | None, as_json: bool) -> None:
     """Turn published weights (.bin, .ckpt, .pt, .pth) into safetensors: a file, or a folder with all that it holds.
 
     The pickle is read for its tensors alone: one that asks for more is refused, and no code of it is run. OUT is written whole or
-    not at all, and never over something else.
+    not at all, and never over something else. A file with several sets of weights is converted one --part at a time.
     """
     from ddil_core.models.convert import convert as run
 
-    done = run(source, out)
+    done = run(source, out, part)
     if as_json:
         options.emit([asdict(one) for one in done])
         return
     for one in done:
         click.echo(f"{one.source}: {one.tensors} tensors\n  SHA-256 {one.source_sha256}")
         if one.dropped:
-            click.echo(f"  left out, as they are no tensors: {', '.join(one.dropped)}")
+            click.echo(f"  left out: {', '.join(one.dropped)}")
         click.echo(f"{one.out}\n  SHA-256 {one.out_sha256}")

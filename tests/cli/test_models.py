@@ -49,10 +49,23 @@ def test_convert_tells_what_it_made(cli: Cli, tmp_path: Path) -> None:
     assert again.stderr == f"error: {out} is there already and is not overwritten; name another\n"
     out.unlink()
     assert cli("models", "convert", source, out).stdout == (
-        f"{source}: 1 tensors\n  SHA-256 {done['source_sha256']}\n  left out, as they are no tensors: note\n"
+        f"{source}: 1 tensors\n  SHA-256 {done['source_sha256']}\n  left out: note\n"
         f"{out}\n  SHA-256 {done['out_sha256']}\n"
     )
     assert set(load_file(out)) == {"a"}
+
+
+def test_a_part_of_a_checkpoint_is_chosen(cli: Cli, tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(2)}, "ema": {"a": torch.ones(2)}}, tmp_path / "w.pt")
+    asked = cli("models", "convert", tmp_path / "w.pt", tmp_path / "w.safetensors")
+    assert (asked.exit_code, asked.stdout) == (2, "")
+    assert asked.stderr == (
+        f"error: {tmp_path / 'w.pt'} does not say which of its weights are meant; choose a part, as in --part model, of those that "
+        "it has (with their number of tensors): model (1), ema (1)\n"
+    )
+    done = cli("models", "convert", tmp_path / "w.pt", tmp_path / "w.safetensors", "--part", "ema")
+    assert done.exit_code == 0 and "\n  left out: model\n" in done.stdout
+    assert load_file(tmp_path / "w.safetensors")["a"].tolist() == [1, 1]
 
 
 def test_what_cannot_be_fetched(cli: Cli, teacher: Path) -> None:

@@ -20,7 +20,9 @@ from ddil_core.distill.regression import RegressionStage
 from ddil_core.distill.run import distill
 from ddil_core.distill.stage import Stage
 from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import load_model
+from ddil_core.models.systems import Files
 from ddil_core.schedule import CLEAN
 from ddil_core.solvers import lcm
 from tests.core.closed_form import distance, normal, rows
@@ -146,6 +148,10 @@ def test_a_loras_weights_go_onto_the_teachers_own_pipeline(folder: Path, tmp_pat
         adapted, merged, before = (net(z, t, text).sample for net in (pipeline.unet, whole, plain))
     assert distance(adapted, merged) < 1e-5  # also its α/rank of 2
     assert distance(before, merged) > 1e-5
+    lora = out / "student" / "pytorch_lora_weights.safetensors"
+    ours = load_pipeline(Files(folder, lora=lora), "teacher", "StableDiffusionPipeline", torch.float32).unet.state_dict()
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-6)
 
 
 SSD1B: dict[str, Any] = {  # fewer transformers than SDXL, another number in every block, and a mid-block of its own

@@ -62,6 +62,7 @@ def test_weights_inside_a_training_checkpoint_are_found_and_the_rest_is_named(tm
 
 def test_a_tensor_beside_nested_weights_is_a_note_and_a_note_with_a_nested_name_is_no_weights(tmp_path: Path) -> None:
     for content, name, dropped in (
+        ({"rng": torch.get_rng_state(), "state_dict": {"layer.weight": torch.ones(2)}}, "layer.weight", ("rng",)),
         ({"step": torch.tensor(7), "state_dict": {"layer.weight": torch.ones(2)}}, "layer.weight", ("step",)),
         ({"layer.weight": torch.ones(2), "params": {"lr": 0.1}}, "layer.weight", ("params",)),
     ):
@@ -103,11 +104,57 @@ def test_a_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
         convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"model": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"a": 1}, {"optimizer": {"state": {0: {1: torch.ones(1)}}}}, torch.ones(2)]
+)
 def test_what_holds_no_weights_by_name(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.bin")
     with pytest.raises(DdilError, match="holds no tensors by name, so there are no weights to convert$"):
         convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
+
+
+ONES, TWOS = {"a.weight": torch.ones(3)}, {"a.weight": 2 * torch.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"model": ONES, "ema": TWOS}, {"model": 1, "ema": 2}),
+        ({"state_dict": {"model": ONES, "ema": TWOS, "step": 3}}, {"state_dict.model": 1, "state_dict.ema": 2}),
+        ({"epoch": 1, "generator": ONES, "critic": TWOS}, {"generator": 1, "critic": 2}),
+        ({"net": ONES}, {"net": 1}),  # a name that no rule knows is not guessed
+        (ONES | {"ema": TWOS}, {".": 1, "ema": 2}),
+        ({"model": {"decay": 0.9, "params": ONES, "ema": TWOS}}, {"model.params": 1, "model.ema": 2}),
+    ],
+)
+def test_one_of_several_sets_of_weights_is_chosen_by_name(
+    tmp_path: Path, content: dict[str, object], parts: dict[str, int]
+) -> None:
+    source = tmp_path / "w.pt"
+    torch.save(content, source)
+    listed = ", ".join(f"{part} (1)" for part in parts)
+    for wrong, asked in ((None, "does not say which of its weights are meant"), ("other", "has no part 'other'")):
+        with pytest.raises(WrongCommand) as error:
+            convert(source, tmp_path / "w.safetensors", wrong)
+        assert str(error.value) == (
+            f"{source} {asked}; choose a part, as in --part {next(iter(parts))}, of those that it has (with their number of "
+            f"tensors): {listed}"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
+    for part, value in parts.items():
+        (done,) = convert(source, tmp_path / f"{part}.safetensors", part)
+        read = load_file(tmp_path / f"{part}.safetensors")
+        assert set(read) == {"a.weight"} and bool((read["a.weight"] == value).all())
+        assert done.tensors == 1 and len(done.dropped) >= len(content) - 1
+
+
+def test_a_part_may_be_named_where_only_one_can_be_meant(tmp_path: Path) -> None:
+    torch.save({"state_dict": ONES, "optimizer": {"state": {0: torch.ones(9)}}}, tmp_path / "w.pt")
+    for part in (None, "state_dict"):
+        (done,) = convert(tmp_path / "w.pt", tmp_path / f"{part}.safetensors", part)
+        assert (done.tensors, done.dropped) == (1, ("optimizer",))
+    with pytest.raises(WrongCommand, match="a part is chosen of one file"):
+        convert(tmp_path, tmp_path.parent / "out", "ema")
 
 
 def test_wrong_names(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models.fit import check_lora, expected_shapes
+from ddil_core.models.fit import expected_shapes
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import pipeline_files, read_header, sets_of_weights
+from tests.pipelines import save_pipeline
 
 STEM = "diffusion_pytorch_model"
 UNET = f"unet/{STEM}.safetensors"
@@ -250,55 +251,23 @@ def test_a_replaced_unet_is_the_one_that_is_loaded(folder: Path, model: Model, t
         load_pipeline(files, "ours", "StableDiffusionPipeline", torch.float32)
 
 
-# LoRA
+# Text encoders, whose missing weights transformers would fill in at random
 
 
-def lora_of(model: Model, width: int = 0) -> dict[str, torch.Tensor]:
-    """A LoRA of rank 2 in PEFT's names on every query of the U-Net; ``width`` is added to what the layers take."""
-    state = {}
-    for name, layer in model.pipeline.unet.named_modules():
-        if name.endswith("attn1.to_q"):
-            state[f"unet.{name}.lora_A.weight"] = torch.randn(2, layer.in_features + width)
-            state[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 2)
-    assert state
-    return state
-
-
-def kohya(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same under the names of kohya's scripts, as LCM-LoRA is published."""
-    renamed = {}
-    for name, weight in state.items():
-        layer, part = name.removeprefix("unet.").split(".lora_")
-        stem = "lora_unet_" + layer.replace(".", "_")
-        renamed[f"{stem}.lora_{'down' if part == 'A.weight' else 'up'}.weight"] = weight
-        renamed[f"{stem}.alpha"] = torch.tensor(2.0)
-    return renamed
-
-
-@pytest.mark.parametrize("names", [dict, kohya], ids=["peft", "kohya"])
-def test_a_lora_fits_its_base_and_no_other(
-    model: Model, tmp_path: Path, names: Callable[..., dict[str, torch.Tensor]]
-) -> None:
-    path = tmp_path / "lora.safetensors"
-    save_file(names(lora_of(model)), path)
-    check_lora(model.pipeline, path, "base")
-    save_file(names(lora_of(model, width=8)), path)
-    with pytest.raises(DdilError) as error:
-        check_lora(model.pipeline, path, "base")
-    assert str(error.value).startswith(f"the LoRA {path} was made for another base than 'base': its layer ")
-    assert " is of another width" in str(error.value) and str(error.value).endswith("take the base that its page names")
-
-
-def test_a_lora_for_layers_that_are_not_there(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "lora.safetensors"
-    layer = "unet.down_blocks.3.attentions.0.transformer_blocks.0.attn1.to_q"
-    save_file({f"{layer}.lora_A.weight": torch.zeros(2, 16), f"{layer}.lora_B.weight": torch.zeros(16, 2)}, path)
-    with pytest.raises(DdilError, match="than 'base': it has no layer down_blocks.3.*of 1 that the LoRA adapts"):
-        load_pipeline(Files(model.files.folder, lora=path), "base", "StableDiffusionPipeline", torch.float32)
-
-
-def test_a_file_that_is_no_lora(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "lora.safetensors"
-    save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(DdilError, match=f"^the LoRA {path} adapts nothing of a unet"):
-        check_lora(model.pipeline, path, "base")
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2", "text_encoder_3"])
+def test_a_text_encoder_that_lacks_a_weight(tmp_path: Path, component: str) -> None:
+    folder = save_pipeline(tmp_path, None, seed=1, layout="StableDiffusion3Pipeline", t5=True)
+    path = folder / component / "model.safetensors"
+    whole = load_file(path)
+    dropped = sorted(name for name in whole if "layer" in name)[3]
+    edit(path, lambda state: {name: weight for name, weight in state.items() if name != dropped})
+    assert refused(folder) == (
+        f"the component {component} of the model 'HERE' lacks weights: {dropped.removeprefix('text_model.')} is not in "
+        f"HERE/{component}/model.safetensors; put back its own, or {AGAIN}"
+    )
+    if component == "text_encoder_3":  # T5's words have two names, and a file may have either
+        save_file(
+            {name.replace("shared.", "encoder.embed_tokens."): w for name, w in whole.items()}, path, {"format": "pt"}
+        )
+        made = load_model(str(folder)).pipeline.text_encoder_3
+        assert torch.equal(made.shared.weight, whole["shared.weight"])
