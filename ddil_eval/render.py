@@ -47,7 +47,8 @@ _LEVELS = (0.001, 0.01, 0.05)
 def to_csv(table: Table) -> str:
     """Header and rows; an estimate takes three columns (value, `_low`, `_high`), an empty cell is empty."""
     text = io.StringIO()
-    for row in (table.header(), *table.flat()):
+    rows: list[Sequence[Any]] = [table.header(), *table.flat()]
+    for row in rows:
         # With this end of a line both of its characters are quoted within a cell; written is the second alone.
         line = io.StringIO()
         csv.writer(line, lineterminator="\r\n").writerow(["" if value is None else _plain(value) for value in row])
