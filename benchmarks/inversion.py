@@ -2,8 +2,8 @@
 
     python -m benchmarks.inversion [--teacher shapes] [--batch 16] [--rounds 2] [--device cpu] [--csv FILE]
 
-PH2P with the settings of the world's Table 5, for fewer rounds; an evaluation costs the same in each. Both take turns, so that
-drift of the machine falls on both alike.
+PH2P with the settings of the world's Table 5, for fewer rounds; an evaluation costs the same in each. Each round gives a candidate,
+so that nothing is judged. Both take turns, so that drift of the machine falls on both alike.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_p
     quiet_libraries()
     model, data = load_model(teacher, device), open_data("shapes")
     told = read_yaml(protocols() / "shapes" / "table5.yaml")["inverters"]["ph2p"]
-    settings = PH2PSettings(**told | {"rounds": rounds, "candidates": 1})
+    settings = PH2PSettings(**told | {"rounds": rounds, "candidates": rounds})
     ids = tuple(prompt.id for prompt in data.prompts(batch))
     problem = Problem(model, model_words(model, tuple(words())), next(data.pictures(batch)), ids, 0)
     turns = [(seconds(problem, settings, 1), seconds(problem, settings, batch)) for _ in range(repeats + 1)][1:]

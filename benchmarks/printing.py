@@ -13,7 +13,7 @@ def show(frame: pd.DataFrame, csv_path: Path | None, digits: str = ".4g", title:
     """Print a frame with floats in the format ``digits``, and write it to ``csv_path`` in full."""
     table = Table(*frame.columns, title=title)
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:{digits}}" if isinstance(value, float) else str(value) for value in row))
+        table.add_row(*(f"{value:z{digits}}" if isinstance(value, float) else str(value) for value in row))
     Console(width=max(140, Console().width)).print(table)
     if csv_path is not None:
         frame.to_csv(csv_path, index=False)

@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from decimal import Decimal
@@ -30,19 +31,29 @@ _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"$\$$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
+    "*": "{*}",  # which after the end of a line would belong to the command that ends it
     "[": "{[}", "]": "{]}", "→": r"$\to$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "—": "---",
     "×": r"$\times$", "±": r"$\pm$", "≈": r"$\approx$", "≤": r"$\le$", "≥": r"$\ge$", "…": r"\dots{}", "’": "'",
     "†": r"$\dagger$", "α": r"$\alpha$", "σ": r"$\sigma$", "\u00a0": "~", "\n": " ",
 }  # fmt: skip
+_LIGATURES = {"--", "``", "''", "?`", "!`", ",,"}
+"""Pairs of characters that TeX's fonts join into another one."""
+_NOT_IN_OT1 = frozenset("«»ÐðÞþĐđŊŋĄąĘęĮįŲųĦħĸĿŀŉŦŧſ\u00ad")
+"""Latin characters that LaTeX's first font encoding lacks."""
+_LEVELS = (0.001, 0.01, 0.05)
+"""The usual levels of significance. Rounding must not carry a p-value below one of them onto it."""
 
 
 def to_csv(table: Table) -> str:
     """Header and rows; an estimate takes three columns (value, `_low`, `_high`), a tested one two more (`_p`, `_p_holm`), and an
     empty cell is empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.header())
-    writer.writerows([["" if value is None else value for value in row] for row in table.flat()])
+    rows: list[Sequence[Any]] = [table.header(), *table.flat()]
+    for row in rows:
+        # With this end of a line both of its characters are quoted within a cell; written is the second alone.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(["" if value is None else _plain(value) for value in row])
+        text.write(line.getvalue().removesuffix("\r\n") + "\n")
     return text.getvalue()
 
 
@@ -72,15 +83,16 @@ def to_latex(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """A pipe table below its caption, its notes after it."""
-    lines = [_row(_header(c) for c in table.columns), _row("---" for _ in table.columns)]
+    lines = [_row(_escape_markdown(_header(c)) for c in table.columns), _row("---" for _ in table.columns)]
     lines += [_row(_markdown(table, r, c, cell) for c, cell in enumerate(row)) for r, row in enumerate(_printed(table))]
-    blocks = [f"**{table.title}.** {table.caption}", "\n".join(lines), *_notes(table)]
+    notes = [_escape_markdown(note) for note in _notes(table)]
+    blocks = [f"**{table.title}.** {_escape_markdown(table.caption)}", "\n".join(lines), *notes]
     return "\n\n".join(blocks) + "\n"
 
 
 def to_dict(table: Table) -> dict[str, Any]:
     """The table as a JSON value, at full precision; the paper's numbers as floats."""
-    rows = [[float(v) if isinstance(v, Decimal) else v for v in row] for row in table.flat()]
+    rows = [[float(v) if isinstance(v, Decimal) else _plain(v) for v in row] for row in table.flat()]
     names = ("group", "name", "title", "caption", "label", "notes", "missing")
     return {name: getattr(table, name) for name in names} | {
         "columns": [{"key": c.key, "source": c.source, "direction": c.direction} for c in table.columns],
@@ -116,8 +128,34 @@ def to_rich(table: Table) -> RenderableType:
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX's text mode; a character beyond Latin that has no command is written as its code point."""
-    return "".join(_LATEX.get(c, c if ord(c) < 0x180 else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
+    """Text for LaTeX's text mode: as it is read, so that no two characters are joined into another one.
+
+    A character that LaTeX has neither a command nor a letter for in its first font encoding is written as its code point.
+    """
+    escaped = ""
+    for character in text:
+        piece = _latex_character(character)
+        escaped += "{}" + piece if escaped[-1:] + piece[:1] in _LIGATURES else piece
+    return escaped
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character in "\t\r":
+        return " "
+    has_letter = character.isprintable() and ord(character) < 0x180 and character not in _NOT_IN_OT1
+    return character if has_letter else rf"\texttt{{U+{ord(character):04X}}}"
+
+
+def _escape_markdown(text: str) -> str:
+    """Text on one line, with a backslash before what Markdown would read as marks; an underscore within a word is none."""
+    return re.sub(r"[\\`*~$&<\[\]]|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], " ".join(text.split()))
+
+
+def _plain(value: Any) -> Any:
+    """A value of a cell; minus zero is zero."""
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def _header(column: Column) -> str:
@@ -130,6 +168,7 @@ def _notes(table: Table) -> list[str]:
 
 def _markdown(table: Table, row: int, column: int, cell: list[str]) -> str:
     value, *below = cell
+    value = _escape_markdown(value)
     value = f"**{value}**" if (row, column) in table.best else value
     marks = _marks(table, row, column).replace("*", r"\*")
     return " ".join(part for part in (value + marks, *below) if part)
@@ -160,15 +199,20 @@ def _decimals(cells: list[Cell]) -> int:
 
 def _print(cell: Cell, decimals: int) -> list[str]:
     if isinstance(cell, Estimate):
-        low, value, high = (f"{number:.{decimals}f}" for number in (cell.low, cell.value, cell.high))
+        low, value, high = (f"{number:z.{decimals}f}" for number in (cell.low, cell.value, cell.high))
         return [value, f"[{low}, {high}]", *([] if cell.p_value is None else [_print_p(cell.p_value)])]
     if isinstance(cell, float):
-        return [f"{cell:.5g}"]
+        return [f"{cell:z.5g}"]
     return ["" if cell is None else str(cell)]
 
 
 def _print_p(p_value: float) -> str:
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    """A p-value by three decimals, or as below the level that it is below and would be rounded onto."""
+    shown = f"{p_value:.3f}"
+    for level in _LEVELS:
+        if p_value < level <= max(float(shown), _LEVELS[0]):
+            return f"p < {level}"
+    return f"p = {shown}"
 
 
 def _latex_groups(columns: Sequence[Column]) -> list[str]:

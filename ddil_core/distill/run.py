@@ -152,7 +152,7 @@ class Run(Generic[C]):
     def reflection(self) -> Reflection:
         """Calibrated on the encoded data, on the device."""
         told = self.config.reflection
-        return calibrate_reflection(self.pool.mean.float(), told.mode, told.quantile).to(self.accelerator.device)
+        return calibrate_reflection(self.pool.mean, told.mode, told.quantile).to(self.accelerator.device)
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
         """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student.

@@ -43,7 +43,7 @@ def pez(problem: Problem, settings: PEZSettings, advance: Callable[[], None]) ->
         best.see(-cosines.detach(), index)
         optimiser.step()
         advance()
-    return [[text] for text in words.texts(best.taken())]
+    return [[text] for text in words.texts(best.index)]
 
 
 PEZ = Inverter(

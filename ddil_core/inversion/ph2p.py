@@ -3,17 +3,22 @@
 At timesteps where the prompt matters most, the network's ε is compared with the noise that was added. Continuous vectors e are
 kept; the loss and its gradient are found at the nearest words, and the gradient steps e ("delayed projection"), so that small
 steps add up until another word is nearer.
+
+The loss depends far more on t than on the prompt, so that losses of different timesteps and noise cannot be compared. Prompts of
+one round share theirs; the best prompts of several rounds are compared on noise that is the same for every prompt of a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ddil_core.denoiser import GuidedDenoiser
+from ddil_core.denoiser import Condition, GuidedDenoiser
 from ddil_core.errors import WrongCommand
 from ddil_core.inversion.lbfgs import BatchedLBFGS
 from ddil_core.inversion.problem import Best, Candidates, Inverter, Problem, transposed
@@ -26,8 +31,10 @@ class PH2PSettings(Strict):
     """``rounds`` of L-BFGS with ``evaluations`` each; a round has timesteps and noise of its own, ``draws`` of them a picture.
 
     No step is longer than ``learning_rate`` times ``radius``, which is in units of the words' spacing. Words of ``start`` come
-    first in the prompt that is begun with (the authors' code has "A photo of bus of color ."), the others are drawn. Of each of
-    ``candidates`` equal stretches of rounds the prompt of the lowest loss is a candidate. ``searches`` begin anew, on other noise.
+    first in the prompt that is begun with (the authors' code has "A photo of bus of color ."), the others are drawn. ``searches``
+    begin anew, on other noise. A search's rounds are split into ``candidates`` equal stretches, and each stretch gives one
+    candidate: the round's best prompt or, of several rounds, the one whose loss is lowest on ``judging`` timesteps and noises that
+    all prompts of a picture are judged on.
     """
 
     tokens: int = Field(default=15, ge=1)
@@ -40,6 +47,7 @@ class PH2PSettings(Strict):
     history: int = Field(default=10, ge=1)
     draws: int = Field(default=1, ge=1)
     candidates: int = Field(default=8, ge=1)
+    judging: int = Field(default=8, ge=1)
     t_low: int = Field(default=500, ge=1)
     t_high: int = Field(default=899, ge=1)
 
@@ -53,15 +61,50 @@ class PH2PSettings(Strict):
             )
         return self
 
+    @property
+    def stretches(self) -> list[int]:
+        """The number of rounds that each candidate of a search is chosen from."""
+        ends = [self.rounds * place // self.candidates for place in range(self.candidates + 1)]
+        return [end - start for start, end in pairwise(ends)]
 
-def noised(
-    x0: Tensor, problem: Problem, generators: list[torch.Generator], settings: PH2PSettings
-) -> tuple[Tensor, Tensor, Tensor]:
+
+Noise = tuple[Tensor, Tensor, Tensor]
+"""(z_t, ε, t), each [B, …]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What a round found: the words int64 [B, K] of its lowest loss [B], which is of its own timesteps ``t`` [B, draws]."""
+
+    index: Tensor
+    losses: Tensor
+    t: Tensor
+
+
+def noised(x0: Tensor, problem: Problem, generators: list[torch.Generator], settings: PH2PSettings) -> Noise:
     """(z_t, ε, t) of ``draws`` for each picture, [B · draws, …], drawn by its own generator on the CPU."""
     draws, span = settings.draws, settings.t_high - settings.t_low + 1
     t = torch.cat([settings.t_low + torch.randint(span, (draws,), generator=one) for one in generators]).to(x0.device)
     eps = torch.cat([torch.randn((draws, *x0.shape[1:]), generator=one) for one in generators]).to(x0.device)
     return problem.model.denoiser.schedule.add_noise(x0.repeat_interleave(draws, dim=0), eps, t), eps, t
+
+
+def judging_noise(x0: Tensor, problem: Problem, settings: PH2PSettings, purpose: str = "ph2p judging") -> list[Noise]:
+    """What all prompts of a picture are judged on: ``judging`` draws, each for the whole batch.
+
+    The j-th t is drawn from the j-th of as many equal parts of t_low … t_high. All of it depends on the picture's id, the seed and
+    ``purpose`` alone.
+    """
+    count, span = settings.judging, settings.t_high - settings.t_low + 1
+    generators = problem.generators(purpose)
+    draws = []
+    for part in range(count):
+        uniform = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
+        t = settings.t_low + ((part + uniform) * span / count).long().clamp(max=span - 1)
+        eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
+        t, eps = t.to(x0.device), eps.to(x0.device)
+        draws.append((problem.model.denoiser.schedule.add_noise(x0, eps, t), eps, t))
+    return draws
 
 
 def begun(drawn: Tensor, words: Words, start: str | None) -> Tensor:
@@ -80,6 +123,12 @@ def begun(drawn: Tensor, words: Words, start: str | None) -> Tensor:
     return torch.cat([index.expand(len(drawn), -1), drawn[:, len(told) :]], dim=1)
 
 
+def noise_errors(denoiser: GuidedDenoiser, condition: Condition, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """The mean squared error of ε̂ [B]."""
+    x0 = denoiser(z, t, condition)
+    return (to_eps(x0, z, *denoiser.schedule.at(t, z)) - eps).square().flatten(1).mean(1)
+
+
 def loss_and_gradient(
     problem: Problem, denoiser: GuidedDenoiser, vectors: Tensor, z: Tensor, eps: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -88,49 +137,65 @@ def loss_and_gradient(
     with torch.enable_grad():
         leaf = vectors.detach().requires_grad_()
         condition = encode(problem.model, problem.words, leaf).rows(rows)
-        x0 = denoiser(z, t, condition)
-        error = (to_eps(x0, z, *denoiser.schedule.at(t, z)) - eps).square().flatten(1).mean(1)
-        losses = error.view(len(vectors), -1).mean(1)
+        losses = noise_errors(denoiser, condition, z, eps, t).view(len(vectors), -1).mean(1)
         return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
 
 
+@torch.no_grad()
+def judged(problem: Problem, denoiser: GuidedDenoiser, index: Tensor, noise: list[Noise]) -> Tensor:
+    """The mean loss [B] of words int64 [B, K] over draws of noise, one draw at a time, so that memory does not grow with them."""
+    condition = encode(problem.model, problem.words, problem.words.table[index])
+    return torch.stack([noise_errors(denoiser, condition, *draw) for draw in noise]).mean(0)
+
+
 def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) -> Candidates:
-    """Candidates: of each search and stretch of its rounds the prompt whose loss is lowest."""
+    """Candidates: one of each search and stretch of its rounds."""
     problem.words.require(settings.tokens)
     span = [settings.t_high, settings.t_low] if settings.t_high > settings.t_low else [settings.t_high]
     problem.model.denoiser.schedule.require_inside(span, "the range of t_low and t_high")
-    generators = problem.generators("ph2p")
-    x0 = problem.latents()
-    searches = (search(problem, settings, x0, generators, advance) for _ in range(settings.searches))
-    return transposed([prompts for found in searches for prompts in found])
+    denoiser, x0 = problem.model.guided(1.0), problem.latents()
+    generators, noise = problem.generators("ph2p"), judging_noise(x0, problem, settings)
+    found = []
+    for _ in range(settings.searches):
+        rounds = search(problem, denoiser, settings, x0, generators, advance)
+        for size in settings.stretches:
+            found.append(problem.words.texts(winners(problem, denoiser, list(islice(rounds, size)), noise)))
+    return transposed(found)
 
 
 def search(
     problem: Problem,
+    denoiser: GuidedDenoiser,
     settings: PH2PSettings,
     x0: Tensor,
     generators: list[torch.Generator],
     advance: Callable[[], None],
-) -> list[list[str]]:
-    """One search from the beginning: the candidates by stretch and picture."""
-    words, denoiser = problem.words, problem.model.guided(1.0)
+) -> Iterator[Round]:
+    """The rounds of one search from the beginning."""
+    words = problem.words
     e = words.table[begun(words.draw(settings.tokens, generators), words, settings.start)]
     optimiser = BatchedLBFGS(settings.learning_rate, settings.history, settings.radius * words.spacing)
-    ends = {settings.rounds * (place + 1) // settings.candidates for place in range(settings.candidates)}
-    best = Best()
-    found = []
-    for done in range(1, settings.rounds + 1):
+    for _ in range(settings.rounds):
         z, eps, t = noised(x0, problem, generators, settings)
         optimiser.forget()
+        best = Best()
         for _ in range(settings.evaluations):
             index = words.nearest(e)
             losses, gradient = loss_and_gradient(problem, denoiser, words.table[index], z, eps, t)
             best.see(losses, index)
             e = e + optimiser.step(gradient.flatten(1).float()).view_as(e)
             advance()
-        if done in ends:
-            found.append(words.texts(best.taken()))
-    return found
+        yield Round(best.index, best.losses, t.view(len(x0), -1))
+
+
+def winners(problem: Problem, denoiser: GuidedDenoiser, rounds: list[Round], noise: list[Noise]) -> Tensor:
+    """Of each picture's rounds the words int64 [B, K] whose loss on common noise is lowest; one round needs no judging."""
+    if len(rounds) == 1:
+        return rounds[0].index
+    best = Best()
+    for one in rounds:
+        best.see(judged(problem, denoiser, one.index, noise), one.index)
+    return best.index
 
 
 PH2P = Inverter(

@@ -63,33 +63,51 @@ class Inverter:
 
 
 class Best:
-    """The words of the lowest loss of each row, since it was last asked."""
+    """The words of the lowest loss of each row. All losses of a row have to be of the same noise, or of none."""
 
     def __init__(self) -> None:
         self._held: tuple[Tensor, Tensor] | None = None
 
     def see(self, losses: Tensor, index: Tensor) -> None:
-        """Losses [B] of words int64 [B, K]."""
+        """Losses [B] of words int64 [B, K].
+
+        Raises:
+            DdilError: a loss is NaN or infinite, which nothing can be compared with.
+        """
+        if not losses.isfinite().all():
+            raise DdilError(
+                "the loss of a prompt is NaN or infinite, so that prompts cannot be compared; the weights of the model or of CLIP "
+                "are damaged: fetch or make them again"
+            )
         if self._held is None:
             self._held = losses, index
             return
         better = losses < self._held[0]
         self._held = torch.where(better, losses, self._held[0]), torch.where(better[:, None], index, self._held[1])
 
-    def taken(self) -> Tensor:
-        """The words, int64 [B, K]; what comes next is compared with nothing before.
+    @property
+    def losses(self) -> Tensor:
+        """The lowest losses [B]."""
+        return self._seen()[0]
+
+    @property
+    def index(self) -> Tensor:
+        """Their words, int64 [B, K].
 
         Raises:
             DdilError: a row's lowest loss is not finite, as where its first one was NaN.
         """
-        assert self._held is not None, "nothing was seen"
-        (losses, index), self._held = self._held, None
+        losses, index = self._seen()
         if not all_finite([losses]):
             raise DdilError(
                 "the loss of the prompts is not finite (NaN or infinity), so that none of them is the best: the model or the CLIP "
-                "that they are judged by is damaged; fetch it again"
+                "that judges them is damaged; fetch it again"
             )
         return index
+
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        assert self._held is not None, "nothing was seen"
+        return self._held
 
 
 def transposed(rounds: Sequence[list[str]]) -> Candidates:

@@ -248,7 +248,10 @@ def measure(found: Plan, out: Path, device: str = "cpu") -> list[Record]:
 def shared(found: Plan, data: DataSet, seen: Subjects, gallery: Gallery, teacher: Model) -> dict[str, Any]:
     """What all records have in common."""
     config = found.config
-    protocol = config.model_dump(mode="json") | {"lpips": config.distance}
+    inverters = {
+        name: get_inverter(name, told)[1].model_dump(mode="json") for name, told in config.inverters.items()
+    }  # with their defaults, so that records of other defaults are of another protocol
+    protocol = config.model_dump(mode="json") | {"lpips": config.distance, "inverters": inverters}
     own = {"systems", "differences", "batch_size", "draw_batch_size", "figures"}  # no row's numbers depend on these
     size = seen.images.shape[1]
     return {

@@ -19,7 +19,20 @@ from ddil_core.inversion import INVERTERS, Choosing, Inverted, Problem, get_inve
 from ddil_core.inversion.batches import choose
 from ddil_core.inversion.lbfgs import BatchedLBFGS
 from ddil_core.inversion.pez import PEZSettings, pez
-from ddil_core.inversion.ph2p import PH2PSettings, begun, loss_and_gradient, noised, ph2p
+from ddil_core.inversion.ph2p import (
+    Noise,
+    PH2PSettings,
+    Round,
+    begun,
+    judged,
+    judging_noise,
+    loss_and_gradient,
+    noised,
+    ph2p,
+    search,
+    winners,
+)
+from ddil_core.inversion.problem import Best
 from ddil_core.inversion.random_words import RandomSettings, random_words
 from ddil_core.inversion.towers import Towers, load_towers
 from ddil_core.inversion.words import Words, encode, gather, model_words
@@ -273,6 +286,122 @@ def test_searches_begin_anew_on_other_noise(problem: Problem) -> None:
     assert len(calls) == INVERTERS["ph2p"].evaluations(once.model_copy(update={"searches": 2})) == 12
     assert [candidates[:2] for candidates in found] == ph2p(problem, once, nothing)
     assert [candidates[2:] for candidates in found] != [candidates[:2] for candidates in found]
+
+
+# PH2P's winners
+
+
+def test_prompts_are_judged_on_timesteps_of_every_part_of_the_range(problem: Problem) -> None:
+    chosen, x0 = PH2PSettings(judging=8), problem.latents()
+    draws = judging_noise(x0, problem, chosen)
+    t = torch.stack([draw[2] for draw in draws])
+    assert torch.equal((t - 500) // 50, torch.arange(8)[:, None].expand(8, 3))  # 500 … 899 in eight parts
+    assert len(set(t.flatten().tolist())) > 8  # each picture has its own
+    for z, eps, times in draws:
+        alpha, sigma = problem.model.denoiser.schedule.at(times, z)
+        assert distance(z, alpha * x0 + sigma * eps) < 1e-6
+    narrow = judging_noise(x0, problem, PH2PSettings(judging=5, t_low=700, t_high=701))
+    assert {int(one) for draw in narrow for one in draw[2]} == {700, 701}
+
+
+def test_what_a_picture_is_judged_on_is_its_own(problem: Problem) -> None:
+    """It depends neither on the other pictures nor on what was drawn before."""
+    chosen, order = PH2PSettings(judging=3), [2, 0]
+    together = judging_noise(problem.latents(), problem, chosen)
+    part = replace(problem, images=problem.images[order], ids=tuple(problem.ids[row] for row in order))
+    noised(part.latents(), part, part.generators("ph2p"), chosen)
+    apart = judging_noise(part.latents(), part, chosen)
+    for whole, some in zip(together, apart, strict=True):
+        assert torch.equal(whole[1][order], some[1]) and torch.equal(whole[2][order], some[2])
+        assert distance(whole[0][order], some[0]) < 1e-6
+    other = judging_noise(problem.latents(), replace(problem, seed=1), chosen)
+    assert not torch.equal(other[0][1], together[0][1])
+
+
+def common_loss(problem: Problem, index: Tensor, noise: list[Noise]) -> Tensor:
+    """The mean loss [B] of words int64 [B, K] over draws of noise, from the network's output itself."""
+    told = problem.model.encode(problem.words.texts(index))
+    found = []
+    for z, eps, t in noise:
+        alpha, sigma = problem.model.denoiser.schedule.at(t, z)
+        v = problem.model.denoiser.output(z, t, told)
+        found.append((sigma * z + alpha * v - eps).square().flatten(1).mean(1))
+    return torch.stack(found).mean(0)
+
+
+def test_the_winner_has_the_lowest_loss_on_common_noise_and_not_on_its_own(problem: Problem) -> None:
+    """Of two prompts the worse one is looked at where t is large, and its own loss there is the lower."""
+    chosen, x0, denoiser = PH2PSettings(tokens=6), problem.latents(), problem.model.guided(1.0)
+    texts = ["a small red circle left of", "large blue star above grey background"]
+    index = [indices(problem.words, text).expand(3, -1) for text in texts]
+    noise = judging_noise(x0, problem, chosen)
+    common = torch.stack([common_loss(problem, one, noise) for one in index])
+    assert torch.allclose(torch.stack([judged(problem, denoiser, one, noise) for one in index]), common, rtol=1e-4)
+    better = common.argmin(0)
+    rounds = []
+    for place, one in enumerate(index):
+        t = torch.where(better == place, 500, 899)
+        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(place))
+        z = problem.model.denoiser.schedule.add_noise(x0, eps, t)
+        rounds.append(Round(one, judged(problem, denoiser, one, [(z, eps, t)]), t[:, None]))
+    assert torch.equal(torch.stack([one.losses for one in rounds]).argmin(0), 1 - better)  # their own noise is wrong
+    best = torch.stack([one.index for one in rounds])[better, torch.arange(3)]
+    assert torch.equal(winners(problem, denoiser, rounds, noise), best)
+    assert torch.equal(winners(problem, denoiser, rounds[::-1], noise), best)
+    assert torch.equal(winners(problem, denoiser, rounds[:1], noise), rounds[0].index)
+
+
+def test_candidates_are_the_winners_of_their_stretches(problem: Problem) -> None:
+    chosen = PH2PSettings(tokens=5, rounds=7, evaluations=2, candidates=3, radius=4.0, searches=2, judging=3)
+    assert chosen.stretches == [2, 2, 3] and sum(PH2PSettings(rounds=25, candidates=8).stretches) == 25
+    x0, denoiser = problem.latents(), problem.model.guided(1.0)
+    generators, noise = problem.generators("ph2p"), judging_noise(x0, problem, chosen)
+    expected = []
+    for _ in range(2):
+        rounds = list(search(problem, denoiser, chosen, x0, generators, nothing))
+        for start, end in ((0, 2), (2, 4), (4, 7)):
+            index = torch.stack([one.index for one in rounds[start:end]])
+            losses = torch.stack([common_loss(problem, one, noise) for one in index])
+            expected.append(problem.words.texts(index[losses.argmin(0), torch.arange(3)]))
+    assert ph2p(problem, chosen, nothing) == [list(one) for one in zip(*expected, strict=True)]
+
+
+def test_no_timestep_wins_more_often_than_by_chance(problem: Problem) -> None:
+    """Of 90 stretches of four rounds a quarter is won by the round of the largest t, within four standard deviations.
+
+    By the loss on each round's own noise it is nearly all of them.
+    """
+    chosen = PH2PSettings(tokens=5, rounds=120, evaluations=1, candidates=30, radius=4.0, judging=2)
+    x0, denoiser = problem.latents(), problem.model.guided(1.0)
+    rounds = list(search(problem, denoiser, chosen, x0, problem.generators("ph2p"), nothing))
+    noise = judging_noise(x0, problem, chosen)
+    t = torch.stack([one.t[:, 0] for one in rounds]).view(30, 4, 3)
+    own = torch.stack([one.losses for one in rounds]).view(30, 4, 3)
+    common = torch.stack([judged(problem, denoiser, one.index, noise) for one in rounds]).view(30, 4, 3)
+    tolerance = 4 * (0.25 * 0.75 / 90) ** 0.5
+    assert float((common.argmin(1) == t.argmax(1)).double().mean()) == pytest.approx(0.25, abs=tolerance)
+    assert float((own.argmin(1) == t.argmax(1)).double().mean()) > 0.9
+
+
+def test_a_loss_that_is_not_finite_stops_the_search() -> None:
+    best, index = Best(), torch.zeros(2, 3, dtype=torch.long)
+    best.see(torch.tensor([1.0, 2.0]), index)
+    for bad in (float("nan"), float("inf")):
+        assert sentence(DdilError, lambda bad=bad: best.see(torch.tensor([0.5, bad]), index + 1)) == (  # type: ignore[misc]
+            "the loss of a prompt is NaN or infinite, so that prompts cannot be compared; the weights of the model or of CLIP "
+            "are damaged: fetch or make them again"
+        )
+    assert best.losses.tolist() == [1.0, 2.0] and torch.equal(best.index, index)
+
+
+def test_similarities_that_are_not_finite_choose_nothing(problem: Problem, towers: Towers) -> None:
+    """NaN would be the largest of all."""
+    broken = replace(problem, towers=replace(towers, images=lambda images: towers.images(images) * float("nan")))
+    candidates, choosing = [["red", "blue"]] * 3, Choosing(settings(problem.model, 2))
+    assert sentence(DdilError, lambda: choose(broken, candidates, choosing)) == (
+        "the CLIP 'shapes' gives similarities that are NaN or infinite, so that no prompt can be chosen; its weights are "
+        "damaged: fetch or make them again"
+    )
 
 
 def test_the_spacing_is_the_distance_of_neighbours(model: Model) -> None:

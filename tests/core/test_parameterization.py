@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ddil_core.denoiser import Condition
 from ddil_core.errors import WrongCommand
@@ -146,6 +150,47 @@ def test_calibration_takes_each_channel_quantiles() -> None:
 def test_calibration_at_quantile_one_holds_everything() -> None:
     latents = normal(6, 3, 4, 4)
     assert calibrate_reflection(latents, "clamp", quantile=1.0).clipped_fraction(latents * 0.999999) == 0
+
+
+def sorted_ends(latents: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
+    """The centre and the bound from a whole sort."""
+    ordered = latents.float().transpose(0, 1).flatten(1).sort(dim=1).values
+    last = ordered.shape[1] - 1
+    edge = min(int((1 - quantile) * (last + 1)), last // 2)
+    low, high = ordered[:, edge], ordered[:, last - edge]
+    return (low + high) / 2, ((high - low) / 2).clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.9995, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 3, 1, 2), (7, 1, 3, 1), (40, 4, 8, 8), (3, 2, 5)])
+def test_a_partition_gives_the_bits_of_a_sort(shape: tuple[int, ...], dtype: torch.dtype, quantile: float) -> None:
+    """Of distinct values, and of many that are equal; and the latents stay as they are."""
+    for latents in (normal(*shape).to(dtype), (2 * normal(*shape)).round().to(dtype), torch.zeros(shape, dtype=dtype)):
+        before = latents.clone()
+        held = calibrate_reflection(latents, "clamp", quantile)
+        centre, bound = sorted_ends(latents, quantile)
+        assert torch.equal(held.centre, centre) and torch.equal(held.bound, bound)
+        assert held.centre.dtype == torch.float32
+        assert torch.equal(latents, before)
+
+
+def test_calibration_needs_the_memory_of_one_channel() -> None:
+    """In float32, and nothing else of the pool's size: no copy of all channels, no index."""
+    latents = normal(200, 4, 16, 16).half()
+    made = list[int]()
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            for one in tree_leaves(found):
+                if isinstance(one, Tensor) and one.untyped_storage().data_ptr() != latents.untyped_storage().data_ptr():
+                    made.append(one.untyped_storage().nbytes())
+            return found
+
+    with Counted():
+        calibrate_reflection(latents)
+    assert max(made) == 4 * latents[:, 0].numel()  # a sort of all makes tensors of four and of eight times that
 
 
 def test_ddim_takes_eps_from_the_reflected_x0(model: Model) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from ddil_core.data.dataset import open_data
 from ddil_core.errors import WrongCommand
 from ddil_core.inversion import Inverter, ph2p
+from ddil_core.inversion.ph2p import PH2PSettings
 from ddil_core.inversion.towers import load_towers
 from ddil_core.models.model import load_model
 from ddil_core.noise import Sample
@@ -187,6 +188,29 @@ def test_made_again_it_adds_nothing(config: InversionConfig, out: Path) -> None:
     before = sorted(path for path in out.rglob("*") if path.suffix == ".json")
     measure(plan(config), out)
     assert sorted(path for path in out.rglob("*") if path.suffix == ".json") == before
+
+
+def test_a_record_says_the_settings_that_its_protocol_left_out(
+    config: InversionConfig, out: Path, records: dict[tuple[str, str], Record], tmp_path: Path
+) -> None:
+    """So that a record from before a setting was there, or of another default, is not of the same measurement."""
+    told = records["inverter", "ph2p"].protocol["inverters"]
+    assert told["ph2p"] == PH2PSettings(**config.inverters["ph2p"]).model_dump()  # type: ignore[call-overload, index]
+    assert told["ph2p"]["judging"] == 8  # type: ignore[call-overload, index]
+    explicit = {name: settings | {"tokens": 6} for name, settings in config.inverters.items()}
+    explicit["ph2p"] |= {"judging": 8}
+    shutil.copytree(out / "inversions", tmp_path / "inversions")
+    measure(plan(config.model_copy(update={"inverters": explicit, "systems": config.systems[:1]})), tmp_path)
+    again = {(record.kind, str(record.cell["name"])): record for record in load(tmp_path)}
+    assert again["inverter", "ph2p"].identity() == records["inverter", "ph2p"].identity()
+
+
+def test_prompts_kept_by_other_settings_are_not_read_back(config: InversionConfig, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "inversions", tmp_path / "inversions")
+    other = {"ph2p": config.inverters["ph2p"] | {"judging": 3}}
+    change = {"inverters": other, "systems": config.systems[:1], "differences": (), "num_images": 2, "figures": 0}
+    measure(plan(config.model_copy(update=change)), tmp_path)
+    assert len([one for one in (tmp_path / "inversions").iterdir() if one.name.startswith("ph2p-")]) == 2
 
 
 def test_pictures_of_a_folder_need_no_captions(config: InversionConfig, tmp_path: Path) -> None:

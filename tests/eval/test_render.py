@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -190,6 +192,79 @@ def test_escape_leaves_no_special_character() -> None:
         r"50\% of a\_b \& $\$$c \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
     assert render.escape("749→500 é 图") == r"749$\to$500 é \texttt{U+56FE}"
+
+
+@pytest.mark.parametrize(
+    ("p_value", "printed"),
+    [
+        (0.0, "p < 0.001"), (0.00099, "p < 0.001"), (0.001, "p = 0.001"), (0.0094, "p = 0.009"), (0.00996, "p < 0.01"),
+        (0.01, "p = 0.010"), (0.0494, "p = 0.049"), (0.0496, "p < 0.05"), (0.04999999999, "p < 0.05"), (0.05, "p = 0.050"),
+        (0.0504, "p = 0.050"), (0.9999, "p = 1.000"), (1.0, "p = 1.000"),
+    ],
+)  # fmt: skip
+def test_a_p_value_is_never_rounded_onto_a_level_that_it_is_below(p_value: float, printed: str) -> None:
+    estimate = Estimate(value=1.0, low=0.5, high=1.5, n=9, p_value=p_value)
+    table = Table("g", "t", "T", "c.", (Column("m", "m", "measured", interval=True, tested=True),), ((estimate,),))
+    assert render._printed(table) == [[["1.00", "[0.50, 1.50]", printed]]]
+
+
+def of_names(*names: str) -> Table:
+    estimate = Estimate(value=-0.0, low=-0.0004, high=0.004, n=9)
+    columns = (Column("x", "X"), Column("m", "m", "measured", interval=True), Column("y", "Y"))
+    return Table("g", "t", "T", "c.", columns, tuple((name, estimate, -0.0) for name in names))
+
+
+def test_zero_has_no_sign() -> None:
+    table, console = of_names("a"), Console(width=80, file=io.StringIO(), color_system=None)
+    assert render._printed(table) == [[["a"], ["0.0000", "[-0.0004, 0.0040]"], ["0"]]]
+    wide = Estimate(value=-0.04, low=-3.0, high=3.0, n=9)
+    assert render._printed(Table("g", "t", "T", "c.", (Column("m", "m"),), ((wide,),))) == [[["0.0", "[-3.0, 3.0]"]]]
+    assert render.to_csv(table) == "x,m,m_low,m_high,y\na,0.0,-0.0004,0.004,0.0\n"
+    assert "-0.0," not in json.dumps(render.to_dict(table)["rows"]) and "-0.0}" not in json.dumps(render.to_dict(table))
+    with console.capture() as shown:
+        console.print(render.to_rich(table))
+    assert not re.search(r"-0(\.0*)?(?![\d.])", shown.get() + render.to_latex(table) + render.to_markdown(table))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a--b", "x---y", "?`q", "!`q", "``a''", "<<a>>", ",,a", "’’", '""', "\"'", "'\"'", "–-", "---—", "?``", "-" * 9],
+)
+def test_latex_joins_no_characters_of_a_name(name: str) -> None:
+    """Between what two characters become nothing is joined; what one becomes, as a dash does, is as it is alone."""
+    pieces, rest = [render.escape(character) for character in name], render.escape(name)
+    for before, after in itertools.pairwise(pieces):
+        rest = rest.removeprefix(before)
+        parted = rest.startswith("{}" + after)
+        assert parted == (before[-1] + after[0] in {"--", "``", "''", "?`", "!`", ",,"})
+        assert parted or rest.startswith(after)
+        rest = rest.removeprefix("{}") if parted else rest
+    assert rest == pieces[-1]
+
+
+def test_latex_ligatures_are_golden() -> None:
+    assert render.escape("PD -- DDIL --- ?` !` ``x'' ,, <<>>") == (
+        "PD -{}- DDIL -{}-{}- ?{}` !{}` `{}`x'{}' ,{}, $<$$<$$>$$>$"
+    )
+    assert render.escape("a–b—c \"'") == "a--b---c ''{}'"
+    assert render.escape("*a") == "{*}a"
+    assert render.escape("a\tb\r\nc\x0cd\x00\x7f\u0085") == (
+        r"a b  c\texttt{U+000C}d\texttt{U+0000}\texttt{U+007F}\texttt{U+0085}"
+    )
+    assert render.escape("é ß ł «ð»") == r"é ß ł \texttt{U+00AB}\texttt{U+00F0}\texttt{U+00BB}"
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b", " a ", "=1+1", "é"])
+def test_csv_gives_back_every_name(name: str) -> None:
+    read = list(csv.reader(io.StringIO(render.to_csv(of_names(name, "next")), newline="")))
+    assert [row[0] for row in read] == ["x", name, "next"]
+
+
+def test_markdown_shows_a_name_as_it_is() -> None:
+    rows = render.to_markdown(of_names("*a* _b_ a_b `c` <d> ~e~ [f](g) $h$ &lt;", "i\nj|k", "l\\")).splitlines()
+    cells = "0.0000 [-0.0004, 0.0040] | 0 |"
+    assert rf"| \*a\* \_b\_ a_b \`c\` \<d> \~e\~ \[f\](g) \$h\$ \&lt; | {cells}" in rows
+    assert rf"| i j\|k | {cells}" in rows and rf"| l\\ | {cells}" in rows
 
 
 def test_latex_compiles_with_booktabs_alone(tmp_path: Path) -> None:
