@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ddil_core.errors import DdilError
-from ddil_core.finite import all_finite
 from ddil_core.inversion.towers import Towers
 from ddil_core.inversion.words import Words
 from ddil_core.models.model import Model
@@ -92,18 +91,8 @@ class Best:
 
     @property
     def index(self) -> Tensor:
-        """Their words, int64 [B, K].
-
-        Raises:
-            DdilError: a row's lowest loss is not finite, as where its first one was NaN.
-        """
-        losses, index = self._seen()
-        if not all_finite([losses]):
-            raise DdilError(
-                "the loss of the prompts is not finite (NaN or infinity), so that none of them is the best: the model or the CLIP "
-                "that judges them is damaged; fetch it again"
-            )
-        return index
+        """Their words, int64 [B, K]."""
+        return self._seen()[1]
 
     def _seen(self) -> tuple[Tensor, Tensor]:
         assert self._held is not None, "nothing was seen"
