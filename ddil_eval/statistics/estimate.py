@@ -67,7 +67,9 @@ def estimate_mean(
     with np.errstate(over="ignore", invalid="ignore"):
         spread = scores.var()
     if not np.isfinite(spread):  # nor is it where a score is not
-        raise DdilError("scores hold values that are not finite, or too large to compare; look for broken pictures among those measured")
+        raise DdilError(
+            "scores hold values that are not finite, or too large to compare; look for broken pictures among those measured"
+        )
     value, paired, alone = float(scores.mean()), is_difference(contrast), np.count_nonzero(contrast) == 1
     p_value = None
     if rate and alone:
