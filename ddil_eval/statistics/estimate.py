@@ -69,8 +69,12 @@ def estimate_mean(
     if n < 2:
         raise DdilError(f"{n} prompt is too few for an interval; ask for at least 2")
     scores = values @ contrast
-    if not np.isfinite(scores).all():
-        raise DdilError("scores hold values that are not finite; look for broken pictures among those measured")
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = scores.var()
+    if not np.isfinite(spread):  # nor is it where a score is not
+        raise DdilError(
+            "scores hold values that are not finite, or too large to compare; look for broken pictures among those measured"
+        )
     value, paired, alone = float(scores.mean()), is_difference(contrast), np.count_nonzero(contrast) == 1
     p_value = None
     if rate and alone:

@@ -185,8 +185,9 @@ def test_a_difference_is_seen() -> None:
 
 def test_what_is_not_finite_cannot_be_compared() -> None:
     scores = np.ones((20, 2))
-    scores[3, 0] = np.nan
-    with pytest.raises(DdilError, match="not finite"):
-        estimate_mean(scores, [1, -1])
+    for broken in (np.inf, 1e200, np.nan):
+        scores[3, 0] = broken
+        with pytest.raises(DdilError, match="not finite"):
+            estimate_mean(scores, [1, -1])
     with pytest.raises(DdilError, match="cannot be compared; look for broken pictures"):
         jackknife(partial(mean_of, scores), 20).estimate([1, -1])
