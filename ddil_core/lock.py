@@ -68,7 +68,7 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
         finally:
             _held[key] -= 1
         return
-    path, new = folder / LOCK, not folder.exists()
+    path, new = folder / LOCK, [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         file = _locked(path, busy)
     except OSError as error:
@@ -82,9 +82,9 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
         del _held[key]
         path.unlink(missing_ok=True)  # while it is held, so that nobody can hold a file that has no name any more
         os.close(file)
-        if new:
-            with suppress(OSError):  # it holds something, as it should
-                folder.rmdir()
+        with suppress(OSError):  # the folder holds something, as it should
+            for place in new:
+                place.rmdir()
 
 
 def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:

@@ -93,7 +93,7 @@ def distill(
             pool = encode_pool(model, pictures, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
         found = method.train(run)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not student.is_dir():  # another command may have ended before this one began
             save_student(model, found, Bounds.of(run.reflection, config.reflection.quantile), student)
         accelerator.wait_for_everyone()
     return student
