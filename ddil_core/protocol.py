@@ -8,18 +8,32 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+=======
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+>>>>>>> fault/cli
 
 from ddil_core.errors import WrongCommand
 from ddil_core.paths import shown
 from ddil_core.plain_yaml import DEPTH, NotPlain, load_plain
 
+MOST = 100_000_000
+"""The largest count in a protocol or an option: lists of more prompts or pictures fill any memory before anything is said."""
+
 
 class Strict(BaseModel):
+<<<<<<< HEAD
     """A model that refuses keys that it does not know, and numbers that are NaN or infinite."""
+=======
+    """A model that refuses keys that it does not know, and counts beyond ``MOST``; a seed is no count."""
+>>>>>>> fault/cli
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -49,6 +63,13 @@ def require_guidance(value: float) -> None:
 
 GuidanceScale = Annotated[float, AfterValidator(guidance_scale)]
 """The type of every guidance scale in a protocol."""
+
+    @model_validator(mode="after")
+    def _counts_can_be_meant(self) -> Self:
+        for name, value in self:
+            if type(value) is int and value > MOST and name != "seed":
+                raise ValueError(f"{name} is at most {MOST:,}, not {value:,}")
+        return self
 
 
 P = TypeVar("P", bound=BaseModel)

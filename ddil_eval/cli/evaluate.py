@@ -87,7 +87,7 @@ def covariate_shift(
 @click.option("--solver", default=None, help="The solver; by default the model's own.")
 @options.guidance_option
 @options.reflection_option
-@click.option("--num-images", "num_prompts", type=options.Whole(min=4), default=None,
+@click.option("--num-images", "num_prompts", type=options.Whole(4), default=None,
               help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")

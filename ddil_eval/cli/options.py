@@ -24,6 +24,9 @@ TRAINING_DATA_HELP = (
 DOWNLOAD_HELP = (
     "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."
 )
+MOST = 100_000_000
+"""The largest count that is taken, which is that of protocols (``ddil_core.protocol``, which is slow to import for a help page)."""
+
 MODEL_HELP = (
     "A model: a name of 'ddil models', a pipeline folder, a run folder of 'ddil distill', a single-file checkpoint, or a hub id "
     "(see docs/models.md)."
@@ -51,24 +54,24 @@ INPUT = UserPath("path")
 OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
 OUTPUT = UserPath("path", paths.output_file)
 
-LARGEST = 2**63 - 1
-"""The largest whole number that arrays and files hold; a protocol has the same bound."""
-
-
 class Whole(click.IntRange):
-    """A whole number, from a smallest one where it is given, that arrays and files can hold."""
+    """A whole number from ``least`` (None: any) to ``most``."""
+
+    def __init__(self, least: int | None = None, most: int = MOST) -> None:
+        super().__init__(min=least)  # the messages of click for what is too small; it has another one for ranges
+        self.most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number. Fails as click's own types do."""
         number: int = super().convert(value, param, ctx)
-        if abs(number) > LARGEST:
-            self.fail(f"{paths.shown(number)} is larger than 2^63.", param, ctx)
+        if abs(number) > self.most:
+            self.fail(f"{paths.shown(number)} is larger than {self.most:,}.", param, ctx)
         return number
 
 
 NUMBER = Whole()
-SEED = Whole(min=0)
-COUNT = Whole(min=1)
+SEED = Whole(0, 2**63 - 1)
+COUNT = Whole(1)
 
 
 def protocol_options(command: F) -> F:

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddil_eval.cli import ddil
+from ddil_core import protocol
+from ddil_eval.cli import ddil, options
 
 Cli = Callable[..., Result]
 
@@ -176,11 +177,22 @@ def test_what_is_said(line: tuple[str, ...], sentence: str, place: Path, cli: Cl
     assert not (place / "o").exists()
 
 
-@pytest.mark.parametrize("option", ["--seed", "--num-images", "--steps"])
-def test_a_number_that_no_array_holds(option: str, place: Path, cli: Cli) -> None:
+@pytest.mark.parametrize(("option", "most"), [("--seed", 2**63 - 1), ("--num-images", 10**8), ("--steps", 10**8)])
+def test_a_number_that_cannot_be_meant(option: str, most: int, place: Path, cli: Cli) -> None:
     result = cli("sample", "--prompt", "a", "--out", "o", option, 2**70)
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': '{2**70}' is larger than 2^63."
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': '{2**70}' is larger than {most:,}."
+
+
+@pytest.mark.parametrize("key", ["num_prompts", "reference_pictures", "batch_size", "chunk"])
+def test_a_count_that_fills_any_memory(key: str, place: Path, cli: Cli) -> None:
+    models = ("--teacher", "shapes", "--student", "shapes", "--device", "cpu", "--out", "o")
+    result = cli("eval", "covariate-shift", *models, "--set", f"{key}={10**8 + 1}")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        f"has a value that does not fit: {key} is at most 100,000,000, not 100,000,001"
+    )
+    assert options.MOST == protocol.MOST
 
 
 @pytest.mark.parametrize("cache", ["file", "file/x", "dangling"])

@@ -253,7 +253,7 @@ def test_prompts_are_not_chosen_by_what_is_no_number() -> None:
     best = Best()
     best.see(torch.tensor([1.0, NAN]), torch.zeros(2, 3, dtype=torch.long))
     best.see(torch.tensor([0.5, 0.5]), torch.ones(2, 3, dtype=torch.long))
-    with pytest.raises(DdilError, match="^the loss of the prompts is not finite"):
+    with pytest.raises(DdilError, match="^the loss of a prompt is NaN or infinite"):
         best.taken()
     images: Callable[[np.ndarray], Tensor] = lambda pictures: torch.full((len(pictures), 4), NAN)  # noqa: E731
     towers = Towers("x", images, lambda texts: torch.zeros(len(texts), 4), (None, torch.nn.Identity()), {})
