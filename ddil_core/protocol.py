@@ -8,17 +8,10 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-=======
-from typing import Any, Self, TypeVar
-
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
->>>>>>> fault/cli
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from ddil_core.errors import WrongCommand
 from ddil_core.paths import shown
@@ -29,11 +22,7 @@ MOST = 100_000_000
 
 
 class Strict(BaseModel):
-<<<<<<< HEAD
-    """A model that refuses keys that it does not know, and numbers that are NaN or infinite."""
-=======
-    """A model that refuses keys that it does not know, and counts beyond ``MOST``; a seed is no count."""
->>>>>>> fault/cli
+    """A model that refuses unknown keys, numbers that are NaN or infinite, and counts beyond ``MOST``. A seed is no count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
