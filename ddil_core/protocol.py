@@ -26,6 +26,13 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="after")
+    def _counts_can_be_meant(self) -> Self:
+        for name, value in self:
+            if type(value) is int and value > MOST and name != "seed":
+                raise ValueError(f"{name} is at most {MOST:,}, not {value:,}")
+        return self
+
 
 LARGEST_GUIDANCE = 1000.0
 """The largest guidance scale that is accepted: models are used at 1 to 20, and a product with a larger one can overflow."""
@@ -52,13 +59,6 @@ def require_guidance(value: float) -> None:
 
 GuidanceScale = Annotated[float, AfterValidator(guidance_scale)]
 """The type of every guidance scale in a protocol."""
-
-    @model_validator(mode="after")
-    def _counts_can_be_meant(self) -> Self:
-        for name, value in self:
-            if type(value) is int and value > MOST and name != "seed":
-                raise ValueError(f"{name} is at most {MOST:,}, not {value:,}")
-        return self
 
 
 P = TypeVar("P", bound=BaseModel)
