@@ -48,6 +48,10 @@ def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:
     if "\0" in written:
         raise WrongCommand(f"{what} {shown(written)} holds a NUL character, which no name can; leave it out")
     try:
+        os.fsencode(written)
+    except UnicodeEncodeError as error:
+        raise WrongCommand(f"{what} {shown(written)} is no text that can be a name; use other characters") from error
+    try:
         path = Path(written).expanduser()
     except RuntimeError as error:
         user = Path(written).parts[0]
@@ -59,8 +63,6 @@ def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # what is to be made need not exist
-    except UnicodeEncodeError as error:
-        raise WrongCommand(f"{what} {shown(written)} is no text that can be a name; use other characters") from error
     except OSError as error:
         raise WrongCommand(f"{what} {shown(written)} cannot be used: {error.strerror}; name another") from error
     return path

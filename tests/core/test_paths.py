@@ -40,6 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("loop", "--out 'loop' cannot be used: Too many levels of symbolic links; name another"),
         ("loop/x", "--out 'loop/x' cannot be used: Too many levels of symbolic links; name another"),
         ("\ud800", "--out '\\ud800' is no text that can be a name; use other characters"),
+        ("~\ud800", "--out '~\\ud800' is no text that can be a name; use other characters"),
         ("~nobody-1/x",
          "--out '~nobody-1/x' starts with '~nobody-1', and a user 'nobody-1' has no home folder here; write the path out"),
         ("file", "--out 'file' is no folder; name another"),
