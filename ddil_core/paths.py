@@ -104,7 +104,9 @@ def _require_room(path: Path, what: str, room: int) -> None:
 
 def _refuse_dangling(path: Path, what: str) -> None:
     if path.is_symlink() and not path.exists():
-        raise WrongCommand(f"{what} {shown(path)} leads over the link {path}, whose target does not exist; name another")
+        raise WrongCommand(
+            f"{what} {shown(path)} leads over the link {path}, whose target does not exist; name another"
+        )
 
 
 def _refuse_long_names(path: Path, here: Path, what: str) -> None:
@@ -120,7 +122,9 @@ def _require_writable(path: Path, folder: Path, what: str) -> None:
     here = folder.absolute()
     while not here.exists():
         if here.is_symlink():
-            raise WrongCommand(f"{what} {shown(path)} leads over the link {here}, whose target does not exist; name another")
+            raise WrongCommand(
+                f"{what} {shown(path)} leads over the link {here}, whose target does not exist; name another"
+            )
         here = here.parent
     if not here.is_dir():
         raise WrongCommand(f"{what} {shown(path)} lies under {here}, which is no folder; name another")

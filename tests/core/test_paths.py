@@ -62,7 +62,9 @@ def test_folders_that_cannot_be_written(text: str, sentence: str, here: Path) ->
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
 def test_a_folder_that_cannot_be_made() -> None:
     """Not even by root, whom permissions do not bind."""
-    with pytest.raises(WrongCommand, match=r"^--out '/proc/x/y' cannot be written, as /proc takes no files: .+; name anot"):
+    with pytest.raises(
+        WrongCommand, match=r"^--out '/proc/x/y' cannot be written, as /proc takes no files: .+; name anot"
+    ):
         output_folder("/proc/x/y", "--out")
 
 
