@@ -48,6 +48,10 @@ def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:
     if "\0" in written:
         raise WrongCommand(f"{what} {shown(written)} holds a NUL character, which no name can; leave it out")
     try:
+        os.fsencode(written)
+    except UnicodeEncodeError as error:
+        raise WrongCommand(f"{what} {shown(written)} is no text that can be a name; use other characters") from error
+    try:
         path = Path(written).expanduser()
     except RuntimeError as error:
         user = Path(written).parts[0]
@@ -59,8 +63,6 @@ def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # what is to be made need not exist
-    except UnicodeEncodeError as error:
-        raise WrongCommand(f"{what} {shown(written)} is no text that can be a name; use other characters") from error
     except OSError as error:
         raise WrongCommand(f"{what} {shown(written)} cannot be used: {error.strerror}; name another") from error
     return path
@@ -102,7 +104,9 @@ def _require_room(path: Path, what: str, room: int) -> None:
 
 def _refuse_dangling(path: Path, what: str) -> None:
     if path.is_symlink() and not path.exists():
-        raise WrongCommand(f"{what} {shown(path)} leads over the link {path}, whose target does not exist; name another")
+        raise WrongCommand(
+            f"{what} {shown(path)} leads over the link {path}, whose target does not exist; name another"
+        )
 
 
 def _refuse_long_names(path: Path, here: Path, what: str) -> None:
@@ -118,7 +122,9 @@ def _require_writable(path: Path, folder: Path, what: str) -> None:
     here = folder.absolute()
     while not here.exists():
         if here.is_symlink():
-            raise WrongCommand(f"{what} {shown(path)} leads over the link {here}, whose target does not exist; name another")
+            raise WrongCommand(
+                f"{what} {shown(path)} leads over the link {here}, whose target does not exist; name another"
+            )
         here = here.parent
     if not here.is_dir():
         raise WrongCommand(f"{what} {shown(path)} lies under {here}, which is no folder; name another")

@@ -307,7 +307,9 @@ def lcm_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:
             f"the spacing 'lcm' takes from 1 to {points} steps, the points of its training grid, not {steps}"
         )
     if points > len(schedule):
-        raise WrongCommand(f"the training grid of LCM has at most the {len(schedule)} points of the schedule, not {points}")
+        raise WrongCommand(
+            f"the training grid of LCM has at most the {len(schedule)} points of the schedule, not {points}"
+        )
     stride = len(schedule) // points
     return [(points - i * points // steps) * stride - 1 for i in range(steps)]
 

@@ -193,7 +193,8 @@ def _printed(table: Table) -> list[list[list[str]]]:
 
 def _decimals(cells: list[Cell]) -> int:
     """Decimals that show two significant digits of the column's typical half-width; 3 where no interval has a width."""
-    halves = [half for c in cells if isinstance(c, Estimate) and (half := c.high / 2 - c.low / 2) > 0]  # without overflow
+    halves = [c.high / 2 - c.low / 2 for c in cells if isinstance(c, Estimate)]  # each half by itself does not overflow
+    halves = [half for half in halves if half > 0]
     return min(max(1 - math.floor(math.log10(statistics.median(halves))), 0), 6) if halves else 3
 
 

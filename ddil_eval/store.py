@@ -217,7 +217,9 @@ def _files(root: Path) -> Iterator[Path]:
 
     def closed(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise DdilError(f"The folder {error.filename} could not be read ({error.strerror}): make it readable.") from error
+            raise DdilError(
+                f"The folder {error.filename} could not be read ({error.strerror}): make it readable."
+            ) from error
 
     for folder, _, names in os.walk(root, onerror=closed):
         if "records" in Path(folder).relative_to(root.parent).parts:

@@ -240,7 +240,7 @@ def shard_data(reference: str, download: bool = False) -> Shards:
                 f"the shard {shard!r} is refused: shards are files or URLs of http and https, and no command is ever run"
             )
         else:
-            shards += _files(user_path(shard, "the shard"))
+            shards += _files(user_path(shard, "the shard") if shard else Path())
     missing = [shard for shard in shards if not _WEB.match(shard) and not Path(shard).is_file()]
     if len(missing) == len(shards):
         raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE!r}")

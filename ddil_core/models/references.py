@@ -103,9 +103,7 @@ def parts(reference: str) -> list[Part]:
     name, colon, path = reference.partition(":")
     systems = load_systems()
     if name not in systems:
-        repository = (
-            None if reference in SHIPPED or _path(reference).exists() else Repository.parse(reference)
-        )
+        repository = None if reference in SHIPPED or _path(reference).exists() else Repository.parse(reference)
         return [] if repository is None else [Part(repository)]
     row = systems[name]
     own = [Part(Repository(one.source, one.revision), one.file) for one in (row.unet, row.lora) if one is not None]

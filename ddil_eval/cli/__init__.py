@@ -74,7 +74,6 @@ class Commands(click.Group):
             click.echo(f"interrupted; {GO_ON}", err=True)
             ctx.exit(INTERRUPTED)
 
-
         except OSError as error:
             if error.errno not in OF_THE_MACHINE or error.filename is None:
                 raise
@@ -93,7 +92,9 @@ OF_THE_MACHINE = {
 }  # fmt: skip
 """Errors of files that no command is at fault for: closed, full, broken or read-only places."""
 
-LACKS_MEMORY = "the memory does not suffice for that; ask for fewer or smaller pictures at once, or take a smaller batch_size"
+LACKS_MEMORY = (
+    "the memory does not suffice for that; ask for fewer or smaller pictures at once, or take a smaller batch_size"
+)
 
 
 def _lacks_memory(error: Exception) -> bool:

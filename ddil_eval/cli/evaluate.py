@@ -134,9 +134,7 @@ def coco(
 @click.argument("protocol", type=options.INPUT_FILE)
 @click.option("--data", default=None, help=options.DATA_HELP + " In place of the protocol's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
-@click.option(
-    "--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's."
-)
+@click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
@@ -185,7 +183,9 @@ def run(
 @click.option("--reference", required=True, help="A folder of pictures, or a data set (see 'ddil data').")
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
-@click.option("--num-images", type=options.NUMBER, default=None, help="How many pictures of each folder; by default all.")
+@click.option(
+    "--num-images", type=options.NUMBER, default=None, help="How many pictures of each folder; by default all."
+)
 @click.option("--reference-pictures", type=options.NUMBER, default=None,
               help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")

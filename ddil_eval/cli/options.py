@@ -54,6 +54,7 @@ INPUT = UserPath("path")
 OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
 OUTPUT = UserPath("path", paths.output_file)
 
+
 class Whole(click.IntRange):
     """A whole number from ``least`` (None: any) to ``most``."""
 
@@ -244,7 +245,8 @@ def emit(document: Any) -> None:
 
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the terminal."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # before it is imported, as it says then where its own cache is
+    # before matplotlib is imported, which says then where its own cache is
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import diffusers
     import transformers
 

@@ -20,9 +20,7 @@ from ddil_eval.cli import options
 @click.option("--towers", default=None, metavar="DIR",
               help="A folder with the CLIP that chooses prompts by their pictures; the shapes world has its own.")  # fmt: skip
 @click.option("--num-images", type=options.NUMBER, default=None, help="How many pictures are inverted.")
-@click.option(
-    "--seed", type=options.SEED, default=None, help="The seed of all noise, in place of the protocol's."
-)
+@click.option("--seed", type=options.SEED, default=None, help="The seed of all noise, in place of the protocol's.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The results folder.")
 @options.protocol_options
 @options.download_option

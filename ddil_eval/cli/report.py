@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     "--latex", "as_latex", is_flag=True, help="Write each table as LaTeX; it needs the package booktabs alone."
 )
 @click.option("--figures", is_flag=True, help="Draw each metric over p_teacher and over switch_t.")
-@click.option(
-    "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="Folder to write to.  [default: RESULTS/report]"
-)
+@click.option("--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="Folder to write to.  [default: RESULTS/report]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of the tables.")
 def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool) -> None:
     """Make the tables from the records: print them, and write them as CSV and LaTeX.

@@ -23,15 +23,9 @@ from ddil_eval.cli import options
 @click.option("--solver", default=None, help="ddim, dpmpp_2m, lcm, euler or flow_euler; by default the model's own.")
 @options.guidance_option
 @options.reflection_option
-@click.option(
-    "--num-images", type=options.COUNT, default=1, show_default=True, help="Pictures for each prompt."
-)
-@click.option(
-    "--seed", type=options.SEED, default=0, show_default=True, help="The seed that the noise is drawn from."
-)
-@click.option(
-    "--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the pictures."
-)
+@click.option("--num-images", type=options.COUNT, default=1, show_default=True, help="Pictures for each prompt.")
+@click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed that the noise is drawn from.")
+@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the pictures.")
 @options.dtype_option
 @options.variant_option
 @options.download_option

@@ -77,7 +77,9 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     for names in together.values():
         seed = _seed(config, names[0])
         setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
-        rows = [Contestant(name, partial(_open, user_path(name, "the folder"), folders[name], config)) for name in names]
+        rows = [
+            Contestant(name, partial(_open, user_path(name, "the folder"), folders[name], config)) for name in names
+        ]
         records += measure(rows, from_the_first(names), extractors, setting, out)
     return records
 

@@ -113,9 +113,7 @@ def test_what_the_machine_lacks_is_one_sentence(
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: {sentence}\n")
 
 
-def test_a_folder_that_was_deleted(
-    cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_was_deleted(cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

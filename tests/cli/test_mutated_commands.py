@@ -63,8 +63,31 @@ VALUES = (
     "&a [*a]", "[" * 500, ".nan", "-.inf", "9" * 40, "true", "[{name: a, model: b}]", "[[a, b]]", '"\\ud800"', '"\\0"', "<<", "=",
     "a: b: c", "{a: 1, a: 2}", "{1: 2}", "{[1]: 2}", "~nobody-1/x", "{ph2p: 3}", "1:30:30", "[999, 749]",
 )  # fmt: skip
-WORDS = ("drawn_right", "fd_efflite0,", "ph2p", "lcm", "cpu", "cuda:9", "cpu:x", "ddim", "fp16", "clamp", "shapes", "gigagan")
-FLAGS = ("--json", "--lora", "--no-ddil", "--resume", "--factorial", "--csv", "--figures", "--config-only", "--no-such-flag")
+WORDS = (
+    "drawn_right",
+    "fd_efflite0,",
+    "ph2p",
+    "lcm",
+    "cpu",
+    "cuda:9",
+    "cpu:x",
+    "ddim",
+    "fp16",
+    "clamp",
+    "shapes",
+    "gigagan",
+)
+FLAGS = (
+    "--json",
+    "--lora",
+    "--no-ddil",
+    "--resume",
+    "--factorial",
+    "--csv",
+    "--figures",
+    "--config-only",
+    "--no-such-flag",
+)
 
 TEXT = st.text(max_size=6)
 A_PATH, A_NUMBER, A_WORD = (st.one_of(st.sampled_from(some), TEXT) for some in (PATHS, NUMBERS, WORDS + PATHS))

@@ -40,6 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("loop", "--out 'loop' cannot be used: Too many levels of symbolic links; name another"),
         ("loop/x", "--out 'loop/x' cannot be used: Too many levels of symbolic links; name another"),
         ("\ud800", "--out '\\ud800' is no text that can be a name; use other characters"),
+        ("~\ud800", "--out '~\\ud800' is no text that can be a name; use other characters"),
         ("~nobody-1/x",
          "--out '~nobody-1/x' starts with '~nobody-1', and a user 'nobody-1' has no home folder here; write the path out"),
         ("file", "--out 'file' is no folder; name another"),
@@ -61,7 +62,9 @@ def test_folders_that_cannot_be_written(text: str, sentence: str, here: Path) ->
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
 def test_a_folder_that_cannot_be_made() -> None:
     """Not even by root, whom permissions do not bind."""
-    with pytest.raises(WrongCommand, match=r"^--out '/proc/x/y' cannot be written, as /proc takes no files: .+; name anot"):
+    with pytest.raises(
+        WrongCommand, match=r"^--out '/proc/x/y' cannot be written, as /proc takes no files: .+; name anot"
+    ):
         output_folder("/proc/x/y", "--out")
 
 

@@ -123,5 +123,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 def test_a_key_that_goes_too_deep() -> None:
     key = ".".join("a" * 2000)
-    with pytest.raises(WrongCommand, match=r"^--set 'a\.a.*' names no place|^--set 'a\.a.* characters\) names no place"):
+    with pytest.raises(
+        WrongCommand, match=r"^--set 'a\.a.*' names no place|^--set 'a\.a.* characters\) names no place"
+    ):
         override({}, [f"{key}=1"])

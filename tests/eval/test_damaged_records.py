@@ -83,7 +83,9 @@ def test_reports_of_mutated_records(option: str, examples: int, tmp_path: Path) 
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             result = CliRunner().invoke(
-                ddil, ["report", "--results", str(tmp_path), option, "--out", str(tmp_path / "out")], catch_exceptions=False
+                ddil,
+                ["report", "--results", str(tmp_path), option, "--out", str(tmp_path / "out")],
+                catch_exceptions=False,
             )
         said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert result.exit_code in (0, 1) and len(said) == result.exit_code
@@ -167,10 +169,18 @@ def test_strings_alone_have_tables_and_no_figure(tmp_path: Path, cli: Callable[.
 @pytest.mark.parametrize(("low", "high"), [(-1.7e308, 1.7e308), (0.0, 5e-324), (1e308, 1.1e308), (0.0, 0.0)])
 @pytest.mark.parametrize("option", ["--latex", "--figures", "--json"])
 def test_values_at_the_ends_of_the_floats(low: float, high: float, option: str, tmp_path: Path) -> None:
-    extreme = {"fd_efflite0": {"estimate": {"value": high, "low": low, "high": high, "n": 4}, "direction": "lower", "kind": "set"}}
+    extreme = {
+        "fd_efflite0": {
+            "estimate": {"value": high, "low": low, "high": high, "n": 4},
+            "direction": "lower",
+            "kind": "set",
+        }
+    }
     store.save(p_teacher(0.8, metrics=extreme), tmp_path)
     result = CliRunner().invoke(ddil, ["report", "--results", str(tmp_path), option], catch_exceptions=False)
-    assert result.exit_code == 0 or (option == "--figures" and "is too large to draw in " in result.stderr.splitlines()[-1])
+    assert result.exit_code == 0 or (
+        option == "--figures" and "is too large to draw in " in result.stderr.splitlines()[-1]
+    )
 
 
 def test_a_pipe_and_a_folder_in_the_place_of_records(tmp_path: Path) -> None:
@@ -185,5 +195,7 @@ def test_a_pipe_and_a_folder_in_the_place_of_records(tmp_path: Path) -> None:
 
 def test_a_factorial_of_too_many_strings() -> None:
     grid = list(range(999, 999 - MOST_TRANSITIONS - 1, -1))
-    with pytest.raises(WrongCommand, match=r"^the factorial of a student of 13 steps has 2\^13 strings, and at most 2\^12 "):
+    with pytest.raises(
+        WrongCommand, match=r"^the factorial of a student of 13 steps has 2\^13 strings, and at most 2\^12 "
+    ):
         runs(CovariateShiftConfig(factorial=True), grid, [])

@@ -57,7 +57,10 @@ def test_any_reference_fits_or_is_refused(look: Callable[[str], Any], here: Path
 def test_a_long_name_is_cut(here: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         resolve("z" * 10_000)
-    assert str(error.value) == f"the model '{'z' * 200}'… (10,000 characters) cannot be used: File name too long; name another"
+    assert (
+        str(error.value)
+        == f"the model '{'z' * 200}'… (10,000 characters) cannot be used: File name too long; name another"
+    )
 
 
 @pytest.mark.parametrize("revision", ["..", "../x", "/etc/passwd", "a/../b", "a//b", "a\0", "z" * 97, ".hidden", "a b"])
