@@ -147,10 +147,12 @@ def test_settings_that_cannot_be_meant_are_refused(
 def test_a_prompt_that_is_no_text_is_refused(
     prompt: str, what: str, sample: Callable[..., Result], student: Path, tmp_path: Path
 ) -> None:
-    """A byte of a command line that is not UTF-8 becomes half of a surrogate pair."""
+    """A byte of a command line that is not UTF-8 becomes half of a surrogate pair, which no command takes in any argument."""
     sentence = f"the prompt {prompt!r} holds {what} which is no character of a text; write it again in UTF-8"
+    argument = f"the argument {prompt!r} is no text in utf-8; rename the file, or write the text in UTF-8"
     result = sample(tmp_path / "out", PROMPTS[0], prompt)
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {sentence}\n")
+    said = sentence if "\0" in prompt else argument
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {said}\n")
     assert not (tmp_path / "out").exists()
     with pytest.raises(WrongCommand) as error:
         draw(load_model(str(student)), [prompt])

@@ -14,7 +14,7 @@ from ddil_core.errors import DdilError
 from ddil_eval.features import read_features
 from ddil_eval.measure import Extractors, kept
 from ddil_eval.metrics import METRICS, Metric, Network
-from ddil_eval.statistics import Estimate, FrechetReference, bootstrap_mean
+from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean
 from ddil_eval.store import load
 from tests.pipelines import spoilt
 
@@ -122,4 +122,4 @@ def test_no_estimate_is_not_finite() -> None:
         with pytest.raises(DdilError, match="^a metric is .*, which is not finite and cannot be compared"):
             Estimate(told, told, told, n=4)
     with pytest.raises(DdilError, match="not finite"):
-        bootstrap_mean(np.array([[1.0], [NAN], [2.0]]), np.ones(1))
+        estimate_mean(np.array([[1.0], [NAN], [2.0]]), np.ones(1))
