@@ -17,13 +17,14 @@ import pandas as pd
 import torch
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import Prompt, open_data
+from ddil_core.data.base import Prompt
+from ddil_core.data.datasets import open_data
 from ddil_core.inversion.ph2p import PH2PSettings, loss_and_gradient, noised
-from ddil_core.inversion.problem import Problem
+from ddil_core.inversion.problem import InversionProblem
 from ddil_core.inversion.words import model_words
 from ddil_core.models.model import load_model
-from ddil_core.shapes.architecture import words
-from ddil_eval.recovered import recovered
+from ddil_core.shapes.training.architecture import caption_words
+from ddil_eval.experiments.caption_recall import caption_recall
 
 
 def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
@@ -40,8 +41,10 @@ def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
     data, teacher = open_data("shapes"), load_model("shapes")
-    prompts, images = data.prompts(pictures), np.concatenate(list(data.pictures(pictures)))
-    problem = Problem(teacher, model_words(teacher, tuple(words())), images, tuple(p.id for p in prompts), 0)
+    prompts, images = data.prompts(pictures), np.concatenate(list(data.images(pictures)))
+    problem = InversionProblem(
+        teacher, model_words(teacher, tuple(caption_words())), images, tuple(p.id for p in prompts), 0
+    )
     noise = noised(problem.latents(), problem, problem.generators("held out"), PH2PSettings(draws=draws))
     parts = list(zip(*(tensor.split(draws) for tensor in noise), strict=True))
 
@@ -60,7 +63,7 @@ def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
             "prompts": name,
             "loss": loss[name].mean(),
             "worse_than_the_caption": (loss[name] > loss["true caption"]).mean(),
-            "recovered": np.mean([recovered(*pair)["all"] for pair in zip(captions, texts, strict=True)]),
+            "recovered": np.mean([caption_recall(*pair)["all"] for pair in zip(captions, texts, strict=True)]),
         }
         for name, texts in of.items()
     ]

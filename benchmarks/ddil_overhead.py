@@ -21,15 +21,15 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import open_data
+from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
-from ddil_core.denoiser import GuidedDenoiser
-from ddil_core.distill.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
-from ddil_core.distill.progressive import ProgressiveStage
+from ddil_core.diffusion.denoiser import GuidedDenoiser
+from ddil_core.diffusion.parameterization import calibrate_reflection
+from ddil_core.distillation.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
+from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.models.model import load_model
-from ddil_core.parameterization import calibrate_reflection
-from ddil_core.protocol import override, read_yaml, validate
-from ddil_core.resources import protocols
+from ddil_core.support.protocol import override, read_yaml, validate
+from ddil_core.support.resources import protocols
 from ddil_eval.cli.options import quiet_libraries
 
 

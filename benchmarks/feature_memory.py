@@ -22,15 +22,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import Prompt
-from ddil_core.shapes.data import ShapesData
-from ddil_eval.experiments.engine import measure as compare
-from ddil_eval.experiments.rows import Contestant, Setting
-from ddil_eval.features import gathered, overlapped
-from ddil_eval.generate import Batch, Made, Opened
+from ddil_core.data.base import Prompt
+from ddil_core.data.shapes import ShapesData
+from ddil_eval.experiments.engine import measure_systems as compare
+from ddil_eval.experiments.image_sources import ImageBatch, ImageOrigin, ImageSource
+from ddil_eval.experiments.rows import Setting, System
+from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.recipes import load_recipe
+from ddil_eval.features.storage import gather_features, map_ahead
 from ddil_eval.metrics import METRICS, Metric, Network
-from ddil_eval.recipes import load_recipe
-from ddil_eval.seen import RecipeExtractors
 from ddil_eval.statistics import FrechetInfinity, FrechetReference, group_labels
 from ddil_eval.statistics.kernels import KernelDistance
 from ddil_eval.statistics.neighbours import Neighbours
@@ -40,7 +40,7 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Drawn:
-    """Batches (``ddil_eval.generate.Batches``) of pictures uint8 [50, 256, 256, 3], all different."""
+    """Batches (``ddil_eval.experiments.image_sources.Batches``) of pictures uint8 [50, 256, 256, 3], all different."""
 
     count: int
     number: int = 1
@@ -49,12 +49,12 @@ class Drawn:
     def __len__(self) -> int:
         return self.count // BATCH
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> ImageBatch:
         if index >= len(self):
             raise IndexError(index)
         fields = np.random.default_rng(index).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
         prompts = [Prompt(str(place), "") for place in range(index * BATCH, (index + 1) * BATCH)]
-        return Batch(index * BATCH, fields.repeat(8, axis=1).repeat(8, axis=2), prompts)
+        return ImageBatch(index * BATCH, fields.repeat(8, axis=1).repeat(8, axis=2), prompts)
 
 
 def extract(images: np.ndarray) -> np.ndarray:
@@ -73,14 +73,14 @@ def engine(count: int, folder: Path) -> None:
     recipe = load_recipe("shapes")
     data = {"reference": "shapes", "prompt_ids_sha256": "", "captions_sha256": ""}
     setting = Setting({}, {}, recipe, ShapesData(), 1000, data, count, BATCH, 0, "cpu")
-    row = Contestant("drawn", lambda: Opened(Made("drawn"), Drawn(count)))
+    row = System("drawn", lambda: ImageSource(ImageOrigin("drawn"), Drawn(count)))
     compare([row], [], RecipeExtractors([FIELDS.name], "cpu", recipe), setting, folder)
 
 
 def statistics(count: int, folder: Path) -> None:
     """Every kind of statistic of a set, on features that lie on disk."""
-    parts = ({"fields": features} for features in overlapped(Drawn(count), lambda batch: extract(batch.images)))
-    features = gathered(parts, count, folder)["fields"]
+    parts = ({"fields": features} for features in map_ahead(Drawn(count), lambda batch: extract(batch.images)))
+    features = gather_features(parts, count, folder)["fields"]
     reference = np.random.default_rng(1).normal(128, 5, (1000, 48)).astype(np.float32)
     for statistic in (FrechetReference, FrechetInfinity, KernelDistance, Neighbours):
         statistic(reference).spread(features, group_labels(count))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from safetensors.numpy import load_file
 
 SMALL = ("pool=128", "batch_size=8", "teacher_batch_size=16", "warmup=2", "save_every=1000")
 DDIL = ("ddil.collect_every=4", "ddil.capacity=512")
@@ -40,10 +41,11 @@ def ddil(*arguments: str) -> None:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash all weights below ``folder``, in the order of their paths."""
+    """Hash all tensors below ``folder``, in the order of their files and names. Notes in the files do not count."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+        for name, tensor in sorted(load_file(path).items()):
+            found.update(f"{path.relative_to(folder).as_posix()} {name} {tensor.shape}".encode() + tensor.tobytes())
     return found.hexdigest()
 
 

@@ -18,18 +18,18 @@ import pandas as pd
 import torch
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import open_data
-from ddil_core.inversion import Problem
+from ddil_core.data.datasets import open_data
+from ddil_core.inversion import InversionProblem
 from ddil_core.inversion.ph2p import PH2PSettings, ph2p
 from ddil_core.inversion.words import model_words
 from ddil_core.models.model import load_model
-from ddil_core.protocol import read_yaml
-from ddil_core.resources import protocols
-from ddil_core.shapes.architecture import words
+from ddil_core.shapes.training.architecture import caption_words
+from ddil_core.support.protocol import read_yaml
+from ddil_core.support.resources import protocols
 from ddil_eval.cli.options import quiet_libraries
 
 
-def seconds(problem: Problem, settings: PH2PSettings, size: int) -> float:
+def seconds(problem: InversionProblem, settings: PH2PSettings, size: int) -> float:
     """Seconds for all pictures of a problem, ``size`` at once."""
     synchronise()
     started = time.perf_counter()
@@ -58,7 +58,7 @@ def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_p
     told = read_yaml(protocols() / "shapes" / "table5.yaml")["inverters"]["ph2p"]
     settings = PH2PSettings(**told | {"rounds": rounds, "candidates": rounds})
     ids = tuple(prompt.id for prompt in data.prompts(batch))
-    problem = Problem(model, model_words(model, tuple(words())), next(data.pictures(batch)), ids, 0)
+    problem = InversionProblem(model, model_words(model, tuple(caption_words())), next(data.images(batch)), ids, 0)
     turns = [(seconds(problem, settings, 1), seconds(problem, settings, batch)) for _ in range(repeats + 1)][1:]
     rows = []
     for name, column in (("one by one", 0), (f"batch {batch}", 1)):

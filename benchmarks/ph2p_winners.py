@@ -20,26 +20,26 @@ import torch
 from torch import Tensor
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import open_data
-from ddil_core.inversion.batches import Choosing, choose
+from ddil_core.data.datasets import open_data
+from ddil_core.inversion.batches import SelectionSettings, choose
 from ddil_core.inversion.ph2p import PH2PSettings, judged, judging_noise, search
-from ddil_core.inversion.problem import Problem, transposed
-from ddil_core.inversion.towers import load_towers
+from ddil_core.inversion.problem import InversionProblem, transposed
+from ddil_core.inversion.towers import load_inversion_towers
 from ddil_core.inversion.words import model_words
+from ddil_core.models.generate import resolve_sampling as sampled
 from ddil_core.models.model import load_model
-from ddil_core.protocol import read_yaml
-from ddil_core.resources import protocols
-from ddil_core.sample import settings as sampled
-from ddil_core.shapes.architecture import words
+from ddil_core.shapes.training.architecture import caption_words
+from ddil_core.support.protocol import read_yaml
+from ddil_core.support.resources import protocols
 from ddil_eval.cli.options import quiet_libraries
-from ddil_eval.recovered import recovered
+from ddil_eval.experiments.caption_recall import caption_recall
 
 
 def subjects(first: int, count: int) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     """Ids, captions and pictures of the held-out pictures ``first`` … ``first + count - 1``."""
     data, last = open_data("shapes"), first + count
     prompts = data.prompts(last)[first:]
-    images = np.concatenate(list(data.pictures(last)))[first:]
+    images = np.concatenate(list(data.images(last)))[first:]
     return tuple(prompt.id for prompt in prompts), [prompt.text for prompt in prompts], images
 
 
@@ -50,12 +50,12 @@ def subjects(first: int, count: int) -> tuple[tuple[str, ...], list[str], np.nda
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) -> None:
     quiet_libraries()
-    teacher, towers = load_model("shapes"), load_towers("shapes")
+    teacher, towers = load_model("shapes"), load_inversion_towers("shapes")
     ids, captions, images = subjects(first, pictures)
-    problem = Problem(teacher, model_words(teacher, tuple(words())), images, ids, 0, towers)
+    problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0, towers)
     told = read_yaml(protocols() / "shapes" / "table5.yaml")
     chosen = PH2PSettings(**told["inverters"]["ph2p"])
-    choosing = Choosing(sampled(teacher, told["choosing_steps"]), told["choosing_pictures"])
+    choosing = SelectionSettings(sampled(teacher, told["choosing_steps"]), told["choosing_pictures"])
     denoiser, x0, generators = teacher.guided(1.0), problem.latents(), problem.generators("ph2p")
 
     searches = [search(problem, denoiser, chosen, x0, generators, lambda: None) for _ in range(chosen.searches)]
@@ -82,7 +82,7 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
             index = torch.stack([one.index for one in rounds])[place, torch.arange(pictures)]
             found.append(problem.words.texts(index))
         prompts, _ = choose(problem, transposed(found), choosing)
-        shares = [recovered(*pair)["all"] for pair in zip(captions, prompts, strict=True)]
+        shares = [caption_recall(*pair)["all"] for pair in zip(captions, prompts, strict=True)]
         return {
             "correlation_with_t": float(np.corrcoef(loss.flatten(), mean_t.flatten())[0, 1]),
             "won_by_the_largest_t": float(torch.cat(latest).double().mean()),

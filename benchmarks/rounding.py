@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import open_data
+from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
-from ddil_core.distill.config import ProgressiveConfig
-from ddil_core.distill.progressive import ProgressiveStage
+from ddil_core.diffusion.parameterization import calibrate_reflection
+from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.models.model import Model, load_model
-from ddil_core.parameterization import calibrate_reflection
 
 
 def trained(model: Model, pool: LatentPool, updates: int, parts: int) -> tuple[list[float], list[Tensor]]:

@@ -3,7 +3,7 @@
     python -m benchmarks.stock_sampling RUN [--prompts 64] [--images 4] [--device cpu] [--csv FILE]
 
 RUN is a run folder of ``ddil distill``. All samplers start from the same noise. Figures are against the encoded data that the run
-was trained on (``ddil_core.distill.config.WatchConfig``); in the shapes world the captions drawn right are counted too.
+was trained on (``ddil_core.distillation.config.WatchConfig``); in the shapes world the captions drawn right are counted too.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from benchmarks.printing import show
-from ddil_core.data.dataset import open_data
+from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
-from ddil_core.distill.watch import look
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.parameterization import ReflectionMode, calibrate_reflection
+from ddil_core.distillation.watch import look
+from ddil_core.models.generate import sample_latents
 from ddil_core.models.model import Model, load_model
-from ddil_core.noise import Sample, initial_noise
-from ddil_core.parameterization import ReflectionMode, calibrate_reflection
-from ddil_core.protocol import read_yaml
-from ddil_core.sample import latents
-from ddil_core.sampling import Bounds
+from ddil_core.models.sampling import Bounds
+from ddil_core.support.protocol import read_yaml
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.metrics.drawn_right import attribute_shares
 
@@ -80,7 +80,7 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
     def ours(mode: ReflectionMode) -> Tensor:
         sampling = replace(model.sampling, reflection=mode, bounds=bounds)
         parts = [slice(start, start + BATCH) for start in range(0, len(samples), BATCH)]
-        return torch.cat([latents(model, samples[p], texts[p], sampling, SEED) for p in parts])
+        return torch.cat([sample_latents(model, samples[p], texts[p], sampling, SEED) for p in parts])
 
     z = initial_noise(samples, model.latent_shape, SEED)
     drawn = {

@@ -23,20 +23,21 @@ import pandas as pd
 import torch
 
 from benchmarks.printing import show
-from ddil_core.denoiser import Condition, GuidedDenoiser, UNetDenoiser
-from ddil_core.distill import run as distillation
-from ddil_core.distill.config import ProgressiveConfig
-from ddil_core.errors import DdilError
+from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, UNetDenoiser
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.rollout import all_strings, rollout
+from ddil_core.diffusion.schedule import Schedule, rows_at, transitions
+from ddil_core.diffusion.solvers import ddim
+from ddil_core.distillation import run as distillation
+from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import Model, assemble, load_model
-from ddil_core.models.systems import Files, System, load_systems
-from ddil_core.noise import Sample, initial_noise
-from ddil_core.rollout import all_strings, rollout
-from ddil_core.sample import latents, settings
-from ddil_core.sampling import SYSTEM_FILE
-from ddil_core.schedule import Schedule, rows_at, transitions
-from ddil_core.solvers import ddim
+from ddil_core.models.sampling import SYSTEM_FILE
+from ddil_core.models.systems import Files, SystemSpec, load_systems
+from ddil_core.models.turns import take_turns
+from ddil_core.support.errors import DdilError
 from ddil_eval.cli.options import quiet_libraries
-from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, take_turns
+from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 from tests.pipelines import save_pipeline
 from tests.reference import PROMPTS, random_files, reference, run_diffusers
 
@@ -71,7 +72,7 @@ def outcome(name: str, folder: Path, work: Callable[[], str]) -> str:
 
 def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None = None) -> tuple[float, float]:
     """(relative norm of latents, mean levels of pictures) between ours and diffusers'."""
-    ours = latents(model, SAMPLES, PROMPTS, settings(model, steps=steps), 0)
+    ours = sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model, steps=steps), 0)
     distance = float((ours.double() - theirs[0].double()).norm() / theirs[0].double().norm())
     return distance, float(np.abs(model.decode(ours) - 255 * theirs[1]).mean())
 
@@ -83,14 +84,14 @@ def distils(folder: Path, out: Path) -> str:
 
 def analyses(teacher: Model, student: Model) -> str:
     """All sixteen strings of the two."""
-    actors, grid = take_turns(teacher, student, ANALYSIS)
+    actors, grid = take_turns(teacher, student, ANALYSIS.teacher_steps, ANALYSIS.guidance_scale)
     z = initial_noise(SAMPLES, teacher.latent_shape, 0)
     leaves = rollout(actors, z, teacher.encode(PROMPTS), [set(all_strings(len(grid)))] * len(PROMPTS), batch_size=8)
     assert bool(torch.isfinite(leaves.latents).all())
     return f"yes, {len(leaves.latents) // len(PROMPTS)} strings"
 
 
-def row(name: str, system: System, files: Files, folder: Path) -> dict[str, Any]:
+def row(name: str, system: SystemSpec, files: Files, folder: Path) -> dict[str, Any]:
     model = assemble(name, files)
     z = initial_noise(SAMPLES, model.latent_shape, 0)
     apart, levels = equality(model, reference(name, files, z, generators))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddil_core.rollout import rollout
+from ddil_core.diffusion.rollout import rollout
 
 
 class Counted:

@@ -21,7 +21,7 @@ STUDENT = {"solver": "ddim", "steps": 4, "guidance_scale": 1.0}
 def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ddil_core.shapes.architecture import MAX_TOKENS
+    from ddil_core.shapes.training.architecture import MAX_TOKENS
 
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -48,7 +48,7 @@ def tiny_second_text_encoder(tokenizer: CLIPTokenizer) -> Any:
 def tiny_autoencoder(**more: Any) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
-    from ddil_core.shapes.architecture import LATENT_CHANNELS
+    from ddil_core.shapes.training.architecture import LATENT_CHANNELS
 
     shape: dict[str, Any] = {
         "block_out_channels": (8,) * 4,
@@ -65,7 +65,7 @@ def tiny_autoencoder(**more: Any) -> AutoencoderKL:
 def tiny_unet(**more: Any) -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
-    from ddil_core.shapes.architecture import LATENT_CHANNELS, LATENT_SIZE
+    from ddil_core.shapes.training.architecture import LATENT_CHANNELS, LATENT_SIZE
 
     shape: dict[str, Any] = {
         "sample_size": LATENT_SIZE,
@@ -85,7 +85,7 @@ def tiny_unet(**more: Any) -> UNet2DConditionModel:
 def tiny_transformer() -> Any:
     from diffusers import SD3Transformer2DModel
 
-    from ddil_core.shapes.architecture import LATENT_CHANNELS, LATENT_SIZE
+    from ddil_core.shapes.training.architecture import LATENT_CHANNELS, LATENT_SIZE
 
     return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
@@ -106,10 +106,16 @@ def tiny_t5(folder: Path) -> dict[str, Any]:
     """SD3's third text encoder and its tokenizer, on the words of the shapes world."""
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-    from ddil_core.shapes.architecture import words
+    from ddil_core.shapes.training.architecture import caption_words
 
     letters = [(letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyz▁"]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in words()), *letters]
+    vocabulary = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((f"▁{word}", -3.0) for word in caption_words()),
+        *letters,
+    ]
     tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
     tokenizer.save_pretrained(folder)
     config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
@@ -131,7 +137,7 @@ def build(
     import diffusers
     import torch
 
-    from ddil_core.shapes.architecture import write_tokenizer
+    from ddil_core.shapes.training.architecture import write_tokenizer
 
     tokenizer = write_tokenizer(words)
     torch.manual_seed(frame_seed)
@@ -183,7 +189,7 @@ def save_pipeline(
     """
     from diffusers import DDIMScheduler
 
-    from ddil_core.sampling import SYSTEM_FILE
+    from ddil_core.models.sampling import SYSTEM_FILE
 
     pipeline = build(layout, folder / "words", prediction=prediction, seed=seed, frame_seed=frame_seed, t5=t5)
     if layout == "StableDiffusionPipeline":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddil_eval.store import Estimate, Measured, Record, System
+from ddil_eval.report.records import Record, RecordedEstimate, RecordedMetric, RecordedModel
 
 
-def measured(value: float, half: float, direction: str = "higher", kind: str = "mean", n: int = 256) -> Measured:
-    return Measured.model_validate(
+def measured(value: float, half: float, direction: str = "higher", kind: str = "mean", n: int = 256) -> RecordedMetric:
+    return RecordedMetric.model_validate(
         {
-            "estimate": Estimate(value=value, low=value - half, high=value + half, n=n),
+            "estimate": RecordedEstimate(value=value, low=value - half, high=value + half, n=n),
             "direction": direction,
             "kind": kind,
         }
@@ -30,8 +30,8 @@ def record(cell: dict[str, Any], fd: float | None = 12.5, right: float | None = 
         "protocol": {"num_prompts": 256},
         "protocol_hash": "0" * 64,
         "systems": {
-            "teacher": System(reference="shapes", weights_sha256="a" * 64),
-            "student": System(reference="runs/pd_4", weights_sha256="b" * 64),
+            "teacher": RecordedModel(reference="shapes", weights_sha256="a" * 64),
+            "student": RecordedModel(reference="runs/pd_4", weights_sha256="b" * 64),
         },
         "data": {"reference": "shapes", "split": "val", "prompt_ids_sha256": "c" * 64},
         "recipe": "shapes-64",
@@ -59,5 +59,5 @@ def p_teacher(rate: float, **changes: Any) -> Record:
 
 def system(name: str, steps: int, **changes: Any) -> Record:
     cell = changes.pop("cell", {"kind": "system", "name": name, "steps": steps})
-    alone = {"model": System(reference=name, weights_sha256=None)}
+    alone = {"model": RecordedModel(reference=name, weights_sha256=None)}
     return record(cell, **({"experiment": "compare", "systems": alone, "nfe": float(steps)} | changes))

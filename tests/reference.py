@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddil_core.models.systems import Files, System, load_systems
+from ddil_core.models.systems import Files, SystemSpec, load_systems
 from tests.pipelines import build, save_lora
 
 Image = Any
 PROMPTS = ["a small red circle left of a large blue star on a grey background", "a green square"]
 
 
-def random_files(system: System, folder: Path, seed: int = 1) -> Files:
+def random_files(system: SystemSpec, folder: Path, seed: int = 1) -> Files:
     """A system's files with random weights: a pipeline in its layout, and the U-Net or LoRA that go into it."""
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Imports go one way, ddil_eval → ddil_core, and a command's heavy imports wait until it runs."""
+"""Imports go one way, from later rooms to earlier ones, and a command's heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = (
+    *("ddil_core.support", "ddil_core.diffusion", "ddil_core.models", "ddil_core.shapes", "ddil_core.data"),
+    *("ddil_core.distillation", "ddil_core.inversion", "ddil_core.shapes.training"),
+    *("ddil_eval.statistics", "ddil_eval.report", "ddil_eval.metrics", "ddil_eval.features", "ddil_eval.experiments"),
+    "ddil_eval.cli",
+)
+"""The rooms in the order of the work. A room imports from itself and from those before it."""
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip", "timm"} | {
     "matplotlib",
     "pandas",
@@ -50,6 +57,51 @@ def package_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).parent.parts)
 
 
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module lies in, the inner one where rooms are nested; None for a package's own ``__init__``."""
+    return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default=None)
+
+
+def imports() -> dict[str, set[str]]:
+    """Each module of the two packages with the modules of theirs that it imports, in functions and for type checkers too."""
+    files = {module_of(file): file for package in ("ddil_core", "ddil_eval") for file in sources(package)}
+    found: dict[str, set[str]] = {}
+    for module, file in files.items():
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names} | {
+            str(n.module) for n in nodes
+        }
+        found[module] = {name for name in names if name in files} - {module}
+    return found
+
+
+def test_every_module_has_a_room() -> None:
+    homeless = {module for module in imports() if room_of(module) is None}
+    assert homeless == {"ddil_core", "ddil_eval"}
+
+
+def test_rooms_import_from_earlier_rooms_alone() -> None:
+    """What type checkers alone import counts too."""
+    upward = {
+        (module, name)
+        for module, names in imports().items()
+        for name in names
+        if (here := room_of(module)) and (there := room_of(name)) and ROOMS.index(there) > ROOMS.index(here)
+    }
+    assert upward == set()
+
+
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    left = imports()
+    while free := {module for module, names in left.items() if not names & left.keys()}:
+        left = {module: names for module, names in left.items() if module not in free}
+    assert left == {}
+
+
 def test_core_never_imports_eval() -> None:
     files = sources("ddil_core")
     assert files
@@ -71,7 +123,7 @@ def test_a_command_imports_nothing_heavy_before_it_runs(file: Path) -> None:
 def test_the_rules_see_what_they_forbid() -> None:
     """The two rules above on a source that breaks both in every form."""
     source = (
-        "from ..ddil_eval import store\nimport ddil_eval.tables as t\n"
+        "from ..ddil_eval import store\nimport ddil_eval.report.tables as t\n"
         "def later():\n    import torch\n    from ddil_eval import prompts\n"
         "if TYPE_CHECKING:\n    import pandas\nelse:\n    import scipy\n"
         "try:\n    import timm.models\nexcept ImportError:\n    import peft\n"
@@ -80,7 +132,7 @@ def test_the_rules_see_what_they_forbid() -> None:
     assert sorted(name for name in imported(tree, "ddil_core") if "ddil_eval" in name) == [
         "ddil_eval",
         "ddil_eval",
-        "ddil_eval.tables",
+        "ddil_eval.report.tables",
     ]
     early = {name for node in at_import(tree.body) for name in imported(node, "ddil_core")}
     assert early & {"torch", "pandas"} == set()

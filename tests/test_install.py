@@ -48,7 +48,7 @@ def python(script: str, folder: Path, path: Path) -> list[str]:
 
 
 SHOW_DATA = """
-from ddil_core.resources import paper_results, protocols
+from ddil_core.support.resources import paper_results, protocols
 print(protocols(), paper_results(), sep="\\n")
 print(len(list(protocols().rglob("*.yaml"))), len(list(paper_results().glob("*.csv"))))
 """

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddil_core.errors import WrongCommand
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.text import require_text
 
 CAPTION_KEYS = ("prompt", "caption", "text")
 """The keys of a row that may hold its caption; the first that holds one is taken."""
@@ -23,7 +24,6 @@ CAPTION_KEYS = ("prompt", "caption", "text")
 _QUOTES = "put quotes around a field that holds a comma"
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
-_NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")
 _BOM = "\ufeff"
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
@@ -64,18 +64,6 @@ def caption_of(value: object, where: str) -> str | None:
 def is_blank(text: str) -> bool:
     """Whether a text shows no character: it is empty, or holds white space and zero-width characters alone."""
     return all(unicodedata.category(character) in _INVISIBLE or character in _FILLERS for character in text)
-
-
-def require_text(text: str, where: str) -> None:
-    """Refuse text that no tokenizer and no file takes.
-
-    Raises:
-        WrongCommand: it holds half of a surrogate pair, or a NUL.
-    """
-    bad = _NO_CHARACTER.search(text)
-    if bad is not None:
-        what = "a NUL" if bad[0] == "\0" else f"U+{ord(bad[0]):04X}, half of a surrogate pair"
-        raise WrongCommand(f"{where} holds {what}, which is no character of a text; write it again in UTF-8")
 
 
 def _kind(value: object) -> str:

@@ -13,16 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddil_core.data.captions import caption_of, decode, parse_json, require_text
-from ddil_core.data.folder import PictureFiles
-from ddil_core.data.pictures import Picture, named
-from ddil_core.errors import WrongCommand
-from ddil_core.paths import user_path
+from ddil_core.data.captioned import ImageFile, name_some
+from ddil_core.data.captions import caption_of, decode, parse_json
+from ddil_core.data.folder import ImageFiles
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import user_path
+from ddil_core.support.text import require_text
 
 FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
 
 
-class Coco(PictureFiles):
+class Coco(ImageFiles):
     """The validation pictures of one year, with the annotation file that their captions are from, and its training pictures."""
 
     def __init__(self, reference: str, folder: Path) -> None:
@@ -30,7 +31,7 @@ class Coco(PictureFiles):
         self.folder, self.annotations = folder, _annotations(reference, folder, self.split)
         super().__init__(reference, _pictures(reference, folder, self.split, self.annotations))
 
-    def training_files(self) -> list[Picture]:
+    def training_files(self) -> list[ImageFile]:
         """The training pictures, read when they are first asked for.
 
         Raises:
@@ -39,7 +40,7 @@ class Coco(PictureFiles):
         return self._training
 
     @cached_property
-    def _training(self) -> list[Picture]:
+    def _training(self) -> list[ImageFile]:
         split = f"train{_year(self.reference)}"
         annotations = _annotations(self.reference, self.folder, split)
         if not (self.folder / split).is_dir():
@@ -49,7 +50,7 @@ class Coco(PictureFiles):
         return _pictures(self.reference, self.folder, split, annotations)
 
 
-def coco_data(reference: str) -> Coco:
+def open_coco(reference: str) -> Coco:
     """A COCO data set by reference, ``coco2014:DIR`` or ``coco2017:DIR``.
 
     Raises:
@@ -79,9 +80,9 @@ def _annotations(reference: str, folder: Path, split: str) -> Path:
     )
 
 
-def _pictures(reference: str, folder: Path, split: str, annotations: Path) -> list[Picture]:
+def _pictures(reference: str, folder: Path, split: str, annotations: Path) -> list[ImageFile]:
     kind, captions = reference.partition(":")[0], read_annotations(annotations)
-    return [Picture(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()]
+    return [ImageFile(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()]
 
 
 def read_annotations(path: Path) -> dict[str, list[str]]:
@@ -117,5 +118,5 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
         raise WrongCommand(f"the annotation file {path} has the file {twice} twice; fetch it again")
     silent = [file for key, file in files if not captions[key]]
     if silent:
-        raise WrongCommand(f"the annotation file {path} has no caption for {named(silent)}; fetch it again")
+        raise WrongCommand(f"the annotation file {path} has no caption for {name_some(silent)}; fetch it again")
     return {file: captions[key] for key, file in files}

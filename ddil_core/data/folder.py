@@ -10,22 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ddil_core.data.captions import Row, caption_of, decode, read_rows, require_text
-from ddil_core.data.dataset import Prompt
-from ddil_core.data.pictures import (
-    Picture,
+from ddil_core.data.base import Prompt
+from ddil_core.data.captioned import (
+    ImageFile,
     files_sha256,
-    named,
-    prepared,
-    read_picture,
-    refuse,
+    name_some,
+    prepare_batches,
+    read_image,
+    refuse_bad,
     refuse_fewer,
     require_training,
     survey,
 )
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.paths import user_path
-from ddil_core.progress import warn_once
+from ddil_core.data.captions import Row, caption_of, decode, read_rows
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.paths import user_path
+from ddil_core.support.progress import warn_once
+from ddil_core.support.text import require_text
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 OTHER_ENDINGS = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga", ".tif", ".tiff")
@@ -38,17 +39,17 @@ TRAIN_ORDER = 0
 """The seed of the order in which pictures in files are trained on."""
 
 
-class PictureFiles:
-    """A data set (``ddil_core.data.dataset.DataSet``) that lies in picture files."""
+class ImageFiles:
+    """A data set (``ddil_core.data.base.DataSet``) that lies in picture files."""
 
     split = "all"
     side: int | None = None
 
-    def __init__(self, reference: str, files: list[Picture]) -> None:
+    def __init__(self, reference: str, files: list[ImageFile]) -> None:
         self.reference = reference
         self.files = files
 
-    def training_files(self) -> list[Picture]:
+    def training_files(self) -> list[ImageFile]:
         """The pictures to train on, in the order of their index or names."""
         return self.files
 
@@ -77,7 +78,7 @@ class PictureFiles:
             DdilError: some are missing or damaged.
         """
         files, chosen = self.training_files(), self._chosen(count)[first * batch_size :]
-        return prepared((files[place] for place in chosen), side, batch_size, count, self.reference)
+        return prepare_batches((files[place] for place in chosen), side, batch_size, count, self.reference)
 
     def _chosen(self, count: int) -> list[int]:
         """The places of the first ``count`` training pictures in the shuffled order."""
@@ -96,12 +97,12 @@ class PictureFiles:
         silent = [picture.path.name for picture in files if picture.caption is None]
         if silent:
             raise WrongCommand(
-                f"{len(silent):,} of {count:,} pictures of {self.reference} have no caption: {named(silent)}; "
+                f"{len(silent):,} of {count:,} pictures of {self.reference} have no caption: {name_some(silent)}; "
                 "put a .txt beside each, or name a list of prompts"
             )
         return [Prompt(picture.id, str(picture.caption)) for picture in files]
 
-    def pictures(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
+    def images(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
         """The first ``count`` pictures, each a batch uint8 [1, H, W, 3] of its own, since sizes differ.
 
         Raises:
@@ -112,18 +113,18 @@ class PictureFiles:
         survey(files, self.reference)
         for picture in files:
             try:
-                image = read_picture(picture.path)
+                image = read_image(picture.path)
             except DdilError:
                 damaged.append(picture.path.name)
                 continue
             yield image[None]
-        refuse(damaged, "damaged", count, self.reference)
+        refuse_bad(damaged, "damaged", count, self.reference)
 
-    def pictures_sha256(self, count: int) -> str:
+    def images_sha256(self, count: int) -> str:
         """A hash of the first ``count`` files (``files_sha256``), under which what was computed from them is kept."""
         return files_sha256(self.take(count, "pictures"))
 
-    def take(self, count: int, what: str) -> list[Picture]:
+    def take(self, count: int, what: str) -> list[ImageFile]:
         """The first ``count`` files. Raises WrongCommand where there are fewer."""
         if count > len(self.files):
             raise WrongCommand(
@@ -133,15 +134,15 @@ class PictureFiles:
         return self.files[:count]
 
 
-def folder_data(reference: str) -> PictureFiles:
+def open_folder(reference: str) -> ImageFiles:
     """``folder:DIR``: the pictures that its index names, else all picture files in the order of their names."""
     folder = user_path(reference.partition(":")[2], "the data set's folder")
     if not folder.is_dir():
         raise WrongCommand(f"the data set {reference!r} names no folder: there is no {folder}")
-    return PictureFiles(reference, read_folder(folder))
+    return ImageFiles(reference, read_folder(folder))
 
 
-def read_folder(folder: Path) -> list[Picture]:
+def read_folder(folder: Path) -> list[ImageFile]:
     """The pictures of a folder with their captions, from its index or from the ``.txt`` beside each.
 
     Raises:
@@ -171,9 +172,9 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def _named_by_its_file(path: Path) -> Picture:
+def _named_by_its_file(path: Path) -> ImageFile:
     require_text(path.name, f"the name of the picture {str(path)!r}")
-    return Picture(path.stem, path, _beside(path))
+    return ImageFile(path.stem, path, _beside(path))
 
 
 def _beside(path: Path) -> str | None:
@@ -186,15 +187,15 @@ def _beside(path: Path) -> str | None:
         raise WrongCommand(f"the caption {text} cannot be read as UTF-8: {error}; write it again in UTF-8") from error
 
 
-def _picture(folder: Path, row: Row) -> Picture:
+def _picture(folder: Path, row: Row) -> ImageFile:
     file = row.name("file", "file_name")
     if file is None:
         raise WrongCommand(f"{row.where} names no file; give it a 'file' or 'file_name'")
-    return Picture(row.name("id") or Path(file).stem, folder / file, row.caption())
+    return ImageFile(row.name("id") or Path(file).stem, folder / file, row.caption())
 
 
 def _say_left_out(
-    folder: Path, files: Iterable[Path], subfolders: Iterable[Path], pictures: Sequence[Picture], index: Path | None
+    folder: Path, files: Iterable[Path], subfolders: Iterable[Path], pictures: Sequence[ImageFile], index: Path | None
 ) -> None:
     """Warn in one sentence of what looks like pictures or captions in a folder and is not read."""
     read = {picture.path for picture in pictures}
@@ -224,7 +225,7 @@ def _holds_pictures(folder: Path) -> bool:
     return any(path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS) for path in folder.rglob("*"))
 
 
-def _refuse_file_twice(pictures: Sequence[Picture], source: str) -> None:
+def _refuse_file_twice(pictures: Sequence[ImageFile], source: str) -> None:
     """Raises WrongCommand: two rows name one file, so that a picture would count twice."""
     seen: dict[Path, int] = {}
     for number, picture in enumerate(pictures, 1):

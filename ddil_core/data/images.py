@@ -12,9 +12,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 
-BAD_PICTURE = (
+BAD_IMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
@@ -54,7 +54,7 @@ class Head:
 
 
 def read_head(source: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> Head:
-    """The head of a picture in one of Pillow's ``formats``. Raises one of ``BAD_PICTURE``."""
+    """The head of a picture in one of Pillow's ``formats``. Raises one of ``BAD_IMAGE``."""
     with Image.open(source, formats=formats) as image:
         return _head(image)
 
@@ -99,7 +99,7 @@ def read_rgb(source: Path | BinaryIO, name: str, formats: tuple[str, ...] | None
             if head.range_known:
                 return _grey16(image) if head.grey16 else _converted(image)
             mode = image.mode
-    except BAD_PICTURE as error:
+    except BAD_IMAGE as error:
         raise DdilError(f"the picture {name} is damaged ({' '.join(str(error).split())})") from error
     raise DdilError(
         f"the picture {name} has numbers of Pillow's mode {mode!r}, and which of them is white is not known; "

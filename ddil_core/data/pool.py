@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddil_core.data.dataset import DataSet
-from ddil_core.errors import DdilError
-from ddil_core.files import write_tensors
-from ddil_core.finite import all_finite
-from ddil_core.models.memory import decode_batch, visiting
+from ddil_core.data.base import DataSet
+from ddil_core.models.memory import decode_batch, on_device
 from ddil_core.models.model import Model
-from ddil_core.progress import progress, warn
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import write_tensors
+from ddil_core.support.finite import all_finite
+from ddil_core.support.progress import progress, warn
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ PART = 16
 """Batches that are kept in one file while a pool is being encoded: 1,024 pictures, at most which an interruption costs."""
 
 
-def picture_side(model: Model) -> int:
+def image_side(model: Model) -> int:
     """The side in pixels of the pictures that a model was made for.
 
     Raises:
@@ -83,11 +83,11 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
 def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_size: int) -> list[Path]:
     """Files of ``PART`` batches each, after those that are in the folder already."""
     folder.mkdir(parents=True, exist_ok=True)
-    side = picture_side(model)
+    side = image_side(model)
     made = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
     parts = _kept(folder, made)
     done, cut = min(len(parts) * PART * batch_size, size), 0
-    with progress("encode the data", total=size, done=done) as advance, visiting(model.text_encoders(), model.device):
+    with progress("encode the data", total=size, done=done) as advance, on_device(model.text_encoders(), model.device):
         batches = data.training(size, side, batch_size, first=len(parts) * PART)
         while part := list(islice((_encode(model, *batch, advance) for batch in batches), PART)):
             cut += sum(longer for _, longer in part)

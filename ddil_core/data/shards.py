@@ -28,17 +28,18 @@ import numpy as np
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from ddil_core.data.captions import caption_of, decode, parse_json, require_text
-from ddil_core.data.dataset import Prompt
+from ddil_core.data.base import Prompt
+from ddil_core.data.captioned import name_some, prepare_batches, refuse_bad, refuse_fewer, require_training
+from ddil_core.data.captions import caption_of, decode, parse_json
 from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
 from ddil_core.data.images import Head, read_head, read_rgb
-from ddil_core.data.pictures import named, prepared, refuse, refuse_fewer, require_training
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.files import replacing
-from ddil_core.lock import waiting_for
-from ddil_core.paths import user_path
-from ddil_core.progress import transfer, warn_once
-from ddil_core.resources import require_cache, user_folder
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.files import replacing
+from ddil_core.support.lock import waiting_for
+from ddil_core.support.paths import user_path
+from ddil_core.support.progress import transfer, warn_once
+from ddil_core.support.resources import require_cache, user_folder
+from ddil_core.support.text import require_text
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -56,7 +57,7 @@ class DamagedShard(DdilError):
 
 
 @dataclass(frozen=True)
-class ShardPicture:
+class ShardImage:
     """A sample of a shard: the picture's bytes and its cleaned caption, None where there is none or a blank one."""
 
     name: str
@@ -72,7 +73,7 @@ class ShardPicture:
         return read_rgb(io.BytesIO(self.content), self.name, FORMATS)
 
 
-def read_shard(path: Path, left_out: list[str] | None = None) -> Iterator[ShardPicture]:
+def read_shard(path: Path, left_out: list[str] | None = None) -> Iterator[ShardImage]:
     """The samples of a shard, in its order. Samples without a picture are none.
 
     The names of pictures that are not read are added to ``left_out``.
@@ -88,7 +89,7 @@ def read_shard(path: Path, left_out: list[str] | None = None) -> Iterator[ShardP
             left_out += [f"{name}.{kind}" for kind in kinds[1:]]
             if kinds:
                 require_text(name, f"the name {name!r} of a picture")
-                yield ShardPicture(f"{name}.{kinds[0]}", sample[kinds[0]], _caption(sample, name))
+                yield ShardImage(f"{name}.{kinds[0]}", sample[kinds[0]], _caption(sample, name))
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = str(error.args[0] if type(error) is ValueError else error).partition("\n")[0].rstrip(":")
         raise DamagedShard(f"the shard {path} is damaged ({reason}); fetch or make it again") from error
@@ -137,7 +138,7 @@ def _told_by_json(content: bytes) -> object:
 
 
 class Shards:
-    """A data set (``ddil_core.data.dataset.DataSet``) in shards, for training; read in their order, which is not shuffled."""
+    """A data set (``ddil_core.data.base.DataSet``) in shards, for training; read in their order, which is not shuffled."""
 
     split = "all"
     side: int | None = None
@@ -167,10 +168,10 @@ class Shards:
         )
         if left_out:
             warn_once(
-                f"{len(left_out):,} pictures of {self.reference} are not read: {named(left_out)}; a sample has one picture, of the "
-                f"endings {', '.join(PICTURES)}, and no dot in its name but that before the ending"
+                f"{len(left_out):,} pictures of {self.reference} are not read: {name_some(left_out)}; a sample has one picture, "
+                f"of the endings {', '.join(PICTURES)}, and no dot in its name but that before the ending"
             )
-        refuse(damaged, "damaged", len(self.shards), self.reference, "shards")
+        refuse_bad(damaged, "damaged", len(self.shards), self.reference, "shards")
         refuse_fewer(there, count, self.reference)
 
     def training(
@@ -178,7 +179,7 @@ class Shards:
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
         """See ``DataSet``. Raises as ``require``."""
         pictures = islice(self._pictures(), first * batch_size, count)
-        return prepared(pictures, side, batch_size, count, self.reference)
+        return prepare_batches(pictures, side, batch_size, count, self.reference)
 
     def prompts(self, count: int) -> list[Prompt]:
         """The first ``count`` captions, to watch a run with. Raises WrongCommand where there are fewer."""
@@ -189,11 +190,11 @@ class Shards:
             raise WrongCommand(f"{self.reference} has no {count:,} captions to begin with; ask for fewer")
         return found
 
-    def pictures(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
+    def images(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
         """Refused: shards are trained on, not compared with."""
         raise WrongCommand(f"the data set {self.reference!r} is for training; unpack the shards and name folder:DIR")
 
-    def _pictures(self, damaged: list[str] | None = None, left_out: list[str] | None = None) -> Iterator[ShardPicture]:
+    def _pictures(self, damaged: list[str] | None = None, left_out: list[str] | None = None) -> Iterator[ShardImage]:
         """All samples; damaged shards are passed over where they are to be gathered in ``damaged``.
 
         The names of pictures that are not read are added to ``left_out``.
@@ -214,11 +215,11 @@ class Shards:
                     f"the shard {shard} is not here, and nothing is fetched without consent; say --download, or fetch it by hand "
                     "and name the file"
                 )
-            fetch(shard, path)
+            fetch_shard(shard, path)
         return path
 
 
-def shard_data(reference: str, download: bool = False) -> Shards:
+def open_shards(reference: str, download: bool = False) -> Shards:
     """``webdataset:PATTERN``; nothing is read or fetched yet.
 
     Raises:
@@ -244,7 +245,7 @@ def shard_data(reference: str, download: bool = False) -> Shards:
     missing = [shard for shard in shards if not _WEB.match(shard) and not Path(shard).is_file()]
     if len(missing) == len(shards):
         raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE!r}")
-    refuse(missing, "missing", len(shards), reference, "shards")
+    refuse_bad(missing, "missing", len(shards), reference, "shards")
     return Shards(reference, shards, download)
 
 
@@ -263,7 +264,7 @@ def _place(shard: str) -> Path:
     return user_folder() / "shards" / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}-{name}"
 
 
-def fetch(url: str, path: Path) -> None:
+def fetch_shard(url: str, path: Path) -> None:
     """Fetch a shard, with a bar on stderr; it has its name once it is whole.
 
     Raises:

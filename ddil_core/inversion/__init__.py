@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ddil_core.errors import WrongCommand
-from ddil_core.inversion.batches import Choosing, Inverted, invert
+from ddil_core.inversion.batches import InvertedPrompt, SelectionSettings, invert
 from ddil_core.inversion.pez import PEZ
 from ddil_core.inversion.ph2p import PH2P
-from ddil_core.inversion.problem import Inverter, Problem
+from ddil_core.inversion.problem import InversionProblem, Inverter
 from ddil_core.inversion.random_words import RANDOM
-from ddil_core.protocol import Strict, validate
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.protocol import Strict, validate
 
 INVERTERS: dict[str, Inverter] = {inverter.name: inverter for inverter in (PH2P, PEZ, RANDOM)}
 
@@ -26,4 +26,4 @@ def get_inverter(name: str, settings: dict[str, Any]) -> tuple[Inverter, Strict]
     return INVERTERS[name], validate(INVERTERS[name].settings, settings, f"the inverter {name!r}")
 
 
-__all__ = ["INVERTERS", "Choosing", "Inverted", "Inverter", "Problem", "get_inverter", "invert"]
+__all__ = ["INVERTERS", "InversionProblem", "InvertedPrompt", "Inverter", "SelectionSettings", "get_inverter", "invert"]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from pydantic import Field
 
-from ddil_core.errors import DdilError
-from ddil_core.inversion.problem import Best, Candidates, Inverter, Problem
-from ddil_core.inversion.towers import lacks_towers
-from ddil_core.protocol import Strict
+from ddil_core.inversion.problem import Best, Candidates, InversionProblem, Inverter
+from ddil_core.inversion.towers import missing_towers
+from ddil_core.support.errors import DdilError
+from ddil_core.support.protocol import Strict
 
 
 class PEZSettings(Strict):
@@ -22,11 +22,11 @@ class PEZSettings(Strict):
     weight_decay: float = Field(default=0.1, ge=0)
 
 
-def pez(problem: Problem, settings: PEZSettings, advance: Callable[[], None]) -> Candidates:
+def pez(problem: InversionProblem, settings: PEZSettings, advance: Callable[[], None]) -> Candidates:
     """One candidate: the words of all iterations whose text has the largest cosine with the picture."""
     towers, words = problem.towers, problem.tower_words
     if towers is None or words is None:
-        raise DdilError(f"the inverter 'pez' cannot run: {lacks_towers(None)}")
+        raise DdilError(f"the inverter 'pez' cannot run: {missing_towers(None)}")
     words.require(settings.tokens)
     with torch.no_grad():
         target = towers.images(problem.images)

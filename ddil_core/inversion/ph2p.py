@@ -18,13 +18,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ddil_core.denoiser import Condition, GuidedDenoiser
-from ddil_core.errors import WrongCommand
+from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
+from ddil_core.diffusion.parameterization import to_eps
 from ddil_core.inversion.lbfgs import BatchedLBFGS
-from ddil_core.inversion.problem import Best, Candidates, Inverter, Problem, transposed
+from ddil_core.inversion.problem import Best, Candidates, InversionProblem, Inverter, transposed
 from ddil_core.inversion.words import Words, encode
-from ddil_core.parameterization import to_eps
-from ddil_core.protocol import Strict
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.protocol import Strict
 
 
 class PH2PSettings(Strict):
@@ -81,7 +81,7 @@ class Round:
     t: Tensor
 
 
-def noised(x0: Tensor, problem: Problem, generators: list[torch.Generator], settings: PH2PSettings) -> Noise:
+def noised(x0: Tensor, problem: InversionProblem, generators: list[torch.Generator], settings: PH2PSettings) -> Noise:
     """(z_t, ε, t) of ``draws`` for each picture, [B · draws, …], drawn by its own generator on the CPU."""
     draws, span = settings.draws, settings.t_high - settings.t_low + 1
     t = torch.cat([settings.t_low + torch.randint(span, (draws,), generator=one) for one in generators]).to(x0.device)
@@ -89,7 +89,9 @@ def noised(x0: Tensor, problem: Problem, generators: list[torch.Generator], sett
     return problem.model.denoiser.schedule.add_noise(x0.repeat_interleave(draws, dim=0), eps, t), eps, t
 
 
-def judging_noise(x0: Tensor, problem: Problem, settings: PH2PSettings, purpose: str = "ph2p judging") -> list[Noise]:
+def judging_noise(
+    x0: Tensor, problem: InversionProblem, settings: PH2PSettings, purpose: str = "ph2p judging"
+) -> list[Noise]:
     """What all prompts of a picture are judged on: ``judging`` draws, each for the whole batch.
 
     The j-th t is drawn from the j-th of as many equal parts of t_low … t_high. All of it depends on the picture's id, the seed and
@@ -130,7 +132,7 @@ def noise_errors(denoiser: GuidedDenoiser, condition: Condition, z: Tensor, eps:
 
 
 def loss_and_gradient(
-    problem: Problem, denoiser: GuidedDenoiser, vectors: Tensor, z: Tensor, eps: Tensor, t: Tensor
+    problem: InversionProblem, denoiser: GuidedDenoiser, vectors: Tensor, z: Tensor, eps: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each picture's mean squared error of ε̂ [B], and its gradient with respect to its vectors [B, K, D]."""
     rows = torch.arange(len(vectors), device=z.device).repeat_interleave(len(z) // len(vectors))
@@ -142,13 +144,13 @@ def loss_and_gradient(
 
 
 @torch.no_grad()
-def judged(problem: Problem, denoiser: GuidedDenoiser, index: Tensor, noise: list[Noise]) -> Tensor:
+def judged(problem: InversionProblem, denoiser: GuidedDenoiser, index: Tensor, noise: list[Noise]) -> Tensor:
     """The mean loss [B] of words int64 [B, K] over draws of noise, one draw at a time, so that memory does not grow with them."""
     condition = encode(problem.model, problem.words, problem.words.table[index])
     return torch.stack([noise_errors(denoiser, condition, *draw) for draw in noise]).mean(0)
 
 
-def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) -> Candidates:
+def ph2p(problem: InversionProblem, settings: PH2PSettings, advance: Callable[[], None]) -> Candidates:
     """Candidates: one of each search and stretch of its rounds."""
     problem.words.require(settings.tokens)
     span = [settings.t_high, settings.t_low] if settings.t_high > settings.t_low else [settings.t_high]
@@ -164,7 +166,7 @@ def ph2p(problem: Problem, settings: PH2PSettings, advance: Callable[[], None]) 
 
 
 def search(
-    problem: Problem,
+    problem: InversionProblem,
     denoiser: GuidedDenoiser,
     settings: PH2PSettings,
     x0: Tensor,
@@ -188,7 +190,7 @@ def search(
         yield Round(best.index, best.losses, t.view(len(x0), -1))
 
 
-def winners(problem: Problem, denoiser: GuidedDenoiser, rounds: list[Round], noise: list[Noise]) -> Tensor:
+def winners(problem: InversionProblem, denoiser: GuidedDenoiser, rounds: list[Round], noise: list[Noise]) -> Tensor:
     """Of each picture's rounds the words int64 [B, K] whose loss on common noise is lowest; one round needs no judging."""
     if len(rounds) == 1:
         return rounds[0].index

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddil_core.errors import DdilError
+from ddil_core.diffusion.noise import generator_for
 from ddil_core.inversion.towers import Towers
 from ddil_core.inversion.words import Words
 from ddil_core.models.model import Model
-from ddil_core.noise import generator_for
-from ddil_core.protocol import Strict
+from ddil_core.support.errors import DdilError
+from ddil_core.support.protocol import Strict
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class InversionProblem:
     """Pictures uint8 [B, H, W, 3] of the model's own size, by ``ids`` [B], that are inverted together.
 
     ``words`` are the model's; ``towers`` CLIP's, with ``tower_words``, where they are here. Rows are independent: what is
@@ -55,7 +55,7 @@ class Inverter:
     name: str
     title: str
     settings: type[Strict]
-    run: Callable[[Problem, Any, Callable[[], None]], Candidates]
+    run: Callable[[InversionProblem, Any, Callable[[], None]], Candidates]
     evaluations: Callable[[Any], int]
     needs_towers: bool
     source: str

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from pydantic import Field
 
-from ddil_core.inversion.problem import Candidates, Inverter, Problem
-from ddil_core.protocol import Strict
+from ddil_core.inversion.problem import Candidates, InversionProblem, Inverter
+from ddil_core.support.protocol import Strict
 
 
 class RandomSettings(Strict):
@@ -16,7 +16,7 @@ class RandomSettings(Strict):
     tokens: int = Field(default=15, ge=1)
 
 
-def random_words(problem: Problem, settings: RandomSettings, advance: Callable[[], None]) -> Candidates:
+def random_words(problem: InversionProblem, settings: RandomSettings, advance: Callable[[], None]) -> Candidates:
     """One candidate: words drawn alike."""
     problem.words.require(settings.tokens)
     advance()

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddil_core.environment import full_precision
-from ddil_core.errors import DdilError
-from ddil_core.finite import all_finite, not_finite
 from ddil_core.inversion.words import Vocabulary, Words, gather
-from ddil_core.paths import user_path
+from ddil_core.support.environment import full_precision
+from ddil_core.support.errors import DdilError
+from ddil_core.support.finite import all_finite, not_finite
+from ddil_core.support.paths import user_path
 
 SHAPES = "shapes"
 
@@ -54,7 +54,7 @@ class Towers:
         return cosines.cpu().numpy()
 
 
-def lacks_towers(reference: str | None) -> str | None:
+def missing_towers(reference: str | None) -> str | None:
     """None where these towers are here, else one sentence with the cure."""
     from ddil_core.shapes import scorer
 
@@ -76,13 +76,13 @@ def lacks_towers(reference: str | None) -> str | None:
     return None
 
 
-def load_towers(reference: str | None, device: torch.device | str = "cpu") -> Towers:
+def load_inversion_towers(reference: str | None, device: torch.device | str = "cpu") -> Towers:
     """The shapes world's towers (``shapes``), or a folder with a ``CLIPModel`` of transformers; float32, without gradients.
 
     Raises:
         DdilError: they are not here, or are damaged.
     """
-    problem = lacks_towers(reference)
+    problem = missing_towers(reference)
     if problem is not None or reference is None:
         raise DdilError(problem or "no CLIP is named")
     return _shapes(str(device)) if reference == SHAPES else _folder(reference, device)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddil_core.denoiser import Condition
-from ddil_core.errors import WrongCommand
+from ddil_core.diffusion.denoiser import Condition
 from ddil_core.models.model import Model
+from ddil_core.support.errors import WrongCommand
 
 Vocabulary = Literal["words", "tokens", "all"]
 END_OF_WORD = "</w>"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 
 ENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL")
 """Autoencoders of diffusers that give a picture a distribution of latents, which training and prompt inversion need."""

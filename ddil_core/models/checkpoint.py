@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.fit import expected_shapes, more
 from ddil_core.models.original import autoencoder_weight, open_clip_weight, unet_layer
 from ddil_core.models.weights import AGAIN, components, has_weights, read_header, read_index, read_json, read_metadata
+from ddil_core.support.errors import DdilError, WrongCommand
 
 if TYPE_CHECKING:
-    from ddil_core.parameterization import Prediction
+    from ddil_core.diffusion.parameterization import Prediction
 
 V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 """Tensors that are only there to be named: trainers mark a model that predicts v, or that has zero terminal SNR, with them."""

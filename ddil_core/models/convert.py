@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.files import replacing, write_tensors, write_text
 from ddil_core.models.weights import PICKLES, read_index
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.files import replacing, write_tensors, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ class Converted:
     dropped: tuple[str, ...]
 
 
-def convert(source: Path, out: Path, part: str | None = None) -> list[Converted]:
+def convert_weights(source: Path, out: Path, part: str | None = None) -> list[Converted]:
     """Convert a pickle to one safetensors file, or a folder with pickles in it to a folder with safetensors in their place.
 
     Args:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from ddil_core.errors import DdilError
 from ddil_core.models.weights import (
     AGAIN,
     LIBRARIES,
@@ -18,6 +17,7 @@ from ddil_core.models.weights import (
     read_index,
     read_json,
 )
+from ddil_core.support.errors import DdilError
 
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""

@@ -17,8 +17,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.weights import PICKLES, components, has_weights, read_json, sets_of_weights
+from ddil_core.support.errors import DdilError, WrongCommand
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -74,7 +74,7 @@ class Repository:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What a download would bring: ``files`` are all that are needed, ``missing`` those that are not here whole."""
 
     repository: Repository
@@ -144,7 +144,9 @@ def _no_weights(component: str, names: Sequence[str], sets: dict[str | None, lis
     )
 
 
-def plan(repository: Repository, files: str | Sequence[str], variant: str | None = None, weights: bool = True) -> Plan:
+def plan_download(
+    repository: Repository, files: str | Sequence[str], variant: str | None = None, weights: bool = True
+) -> DownloadPlan:
     """Ask the hub for one file, or for what a pipeline needs and fits the patterns ``files``; compare with what is here.
 
     ``variant`` and ``weights`` are as in :func:`needed`.
@@ -183,14 +185,14 @@ def plan(repository: Repository, files: str | Sequence[str], variant: str | None
     chosen = tuple(listed[name] for name in wanted)
     snapshot = repository.storage / "snapshots" / commit
     missing = tuple(file for file in chosen if not _whole(snapshot / file.path, file))
-    return Plan(repository, commit, chosen, missing)
+    return DownloadPlan(repository, commit, chosen, missing)
 
 
 def _whole(path: Path, file: RepoFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size
 
 
-def download(plan: Plan, bar: Callable[..., Any]) -> Path:
+def download_files(plan: DownloadPlan, bar: Callable[..., Any]) -> Path:
     """Fetch what a plan misses; returns the snapshot's folder.
 
     ``bar(title, total)`` is a context manager that yields ``advance(n)``, in bytes.
@@ -227,7 +229,7 @@ def download(plan: Plan, bar: Callable[..., Any]) -> Path:
             enable_progress_bars()
 
 
-def _fetch(file: RepoFile, plan: Plan, advance: Callable[[int], None]) -> None:
+def _fetch(file: RepoFile, plan: DownloadPlan, advance: Callable[[int], None]) -> None:
     """One file of weights to its place among the cache's blobs, going on from ``.incomplete``."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get

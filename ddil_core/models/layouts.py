@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddil_core.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
-from ddil_core.errors import DdilError
+from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
 from ddil_core.models.memory import latent_size
+from ddil_core.support.errors import DdilError
 
 Tensors = dict[str, Tensor]
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -108,7 +108,7 @@ def bound_tokenizers(pipeline: Any, reference: str) -> None:
             )
 
 
-def cut(pipeline: Any, prompts: Sequence[str]) -> int:
+def count_truncated(pipeline: Any, prompts: Sequence[str]) -> int:
     """How many of the prompts are longer than a text encoder of the pipeline takes."""
     distinct, long = list(dict.fromkeys(prompts)), set()
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.errors import DdilError
 from ddil_core.models.checkpoint import check_checkpoint
 from ddil_core.models.fit import check_pipeline, check_weights
 from ddil_core.models.lora import keep_lora, merge_lora, read_lora
-from ddil_core.models.references import check
+from ddil_core.models.references import check_files
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import UNUSED, components, read_index
+from ddil_core.support.errors import DdilError
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def load_pipeline(
     """
     import diffusers
 
-    found = check(files, reference, variant)
+    found = check_files(files, reference, variant)
     if files.checkpoint is None:
         check_pipeline(found, reference)
     else:

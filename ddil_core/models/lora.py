@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddil_core.errors import DdilError
 from ddil_core.models.layouts import TEXT_ENCODERS
 from ddil_core.models.original import unet_layer
 from ddil_core.models.weights import AGAIN, read_header
+from ddil_core.support.errors import DdilError
 
 _ENDINGS = {
     ".lora_A.weight": "down",

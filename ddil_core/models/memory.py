@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.errors import DdilError
 from ddil_core.models.weights import read_json
+from ddil_core.support.errors import DdilError
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
 
 
 @contextmanager
-def visiting(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[None]:
+def on_device(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[None]:
     """Inside, the modules are on the device; afterwards they wait in the machine's memory and leave the GPU's to others.
 
     Those that are there already, on a visit around this one, stay.
@@ -119,7 +119,7 @@ def visiting(modules: Iterable[nn.Module | None], device: torch.device) -> Itera
             module.to("cpu")
 
 
-def need(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
+def estimate_memory(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
     """What a pipeline needs, from its components' numbers of parameters and the configurations in ``folder``; nothing is loaded.
 
     With P parameters and ``width`` bytes a number:

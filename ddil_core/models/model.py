@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddil_core.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
-from ddil_core.errors import DdilError
-from ddil_core.finite import Finite, all_finite, not_finite
+from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
+from ddil_core.diffusion.parameterization import FLOWS, Prediction, Reflection
+from ddil_core.diffusion.schedule import FlowSchedule, Schedule, is_flow
 from ddil_core.models import layouts
 from ddil_core.models.autoencoder import latent_scaling, require_decoder, require_encoder
 from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.models.loading import load_pipeline
-from ddil_core.models.memory import decode_batch, latent_size, tiles, visiting
-from ddil_core.models.references import check, resolve
+from ddil_core.models.memory import decode_batch, latent_size, on_device, tiles
+from ddil_core.models.references import check_files, resolve
+from ddil_core.models.sampling import SYSTEM_FILE, Sampling
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import components, read_index, read_json
-from ddil_core.parameterization import FLOWS, Prediction, Reflection
-from ddil_core.protocol import require_guidance
-from ddil_core.sampling import SYSTEM_FILE, Sampling
-from ddil_core.schedule import FlowSchedule, Schedule, is_flow
+from ddil_core.support.errors import DdilError
+from ddil_core.support.finite import Finite, all_finite, not_finite
+from ddil_core.support.protocol import require_guidance
 
 
 @dataclass(eq=False)
@@ -67,7 +67,7 @@ class Model:
     @cached_property
     @torch.no_grad()
     def _nothing(self) -> Condition:
-        with visiting(self.text_encoders(), self.device):
+        with on_device(self.text_encoders(), self.device):
             return self._checked(Condition(self.layout.nothing(self.pipeline)))
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class Model:
         """What the network is told of prompts, each distinct prompt encoded once."""
         distinct = list(dict.fromkeys(prompts))
         parts = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
-        with visiting(self.text_encoders(), self.device):
+        with on_device(self.text_encoders(), self.device):
             encoded = [Condition(self.layout.encode(self.pipeline, part)) for part in parts]
         place = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
@@ -94,7 +94,7 @@ class Model:
 
     def cut(self, prompts: Sequence[str]) -> int:
         """How many of the prompts are longer than a text encoder takes, so that their rest is not read."""
-        return layouts.cut(self.pipeline, prompts)
+        return layouts.count_truncated(self.pipeline, prompts)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ class Model:
 
     def weights_sha256(self) -> str:
         """A hash of the weights that are loaded, file by file in the order of their names, its own U-Net, LoRA or file last."""
-        found = dict(check(self.files, self.reference, self.variant).components)
+        found = dict(check_files(self.files, self.reference, self.variant).components)
         if self.files.unet is not None:
             found.pop("unet")  # another is in its place
         files = {str(path.relative_to(self.files.folder)): path for paths in found.values() for path in paths}

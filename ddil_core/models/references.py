@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.checkpoint import said_prediction
-from ddil_core.models.hub import INDEX, Plan, Repository, download, plan, size_text
-from ddil_core.models.systems import PIPELINE_FILES, Files, System, load_systems
+from ddil_core.models.hub import INDEX, DownloadPlan, Repository, download_files, plan_download, size_text
+from ddil_core.models.systems import PIPELINE_FILES, Files, SystemSpec, load_systems
 from ddil_core.models.weights import AGAIN, PICKLES, PipelineFiles, count, pipeline_files, read_header
-from ddil_core.paths import shown, user_path
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.paths import shown, user_path
 
 SHIPPED = {"shapes": Path(__file__).parents[1] / "shapes" / "weights" / "teacher"}
 """The models that come with the package."""
@@ -66,9 +66,9 @@ class Part:
             return None
         return path if self.file else folder
 
-    def plan(self, variant: str | None, weights: bool = True) -> Plan:
+    def plan(self, variant: str | None, weights: bool = True) -> DownloadPlan:
         """See :func:`ddil_core.models.hub.plan`."""
-        return plan(self.repository, self.file or self.patterns, variant, weights)
+        return plan_download(self.repository, self.file or self.patterns, variant, weights)
 
 
 def resolve(reference: str) -> Files:
@@ -98,7 +98,7 @@ def resolve(reference: str) -> Files:
     return Files(folder, system=next((row for row in load_systems().values() if row.source == repository.name), None))
 
 
-def parts(reference: str) -> list[Part]:
+def hub_parts(reference: str) -> list[Part]:
     """What a reference needs of the hub: nothing, where it names local files."""
     name, colon, path = reference.partition(":")
     systems = load_systems()
@@ -116,7 +116,7 @@ def parts(reference: str) -> list[Part]:
     return base + ([] if colon else own)
 
 
-def fetch(
+def fetch_model(
     reference: str,
     variant: str | None,
     say: Callable[[str], None],
@@ -133,7 +133,7 @@ def fetch(
         WrongCommand: there is nothing on the hub to fetch for it.
         DdilError: see :func:`ddil_core.models.hub.plan` and :func:`ddil_core.models.hub.download`.
     """
-    wanted = parts(reference)
+    wanted = hub_parts(reference)
     if not wanted:
         resolve(reference)  # says what is wrong with a reference that names no files
         raise WrongCommand(f"the model {reference!r} is not on a hub, so there is nothing to fetch")
@@ -144,7 +144,7 @@ def fetch(
         say(str(one))
     for part, one in plans:
         if one.missing or part.here() is None:  # it may be here under another revision's name
-            download(one, bar)
+            download_files(one, bar)
     if pickled:
         raise DdilError(_by_hand(reference, pickled[0]))
 
@@ -152,13 +152,13 @@ def fetch(
 def is_here(reference: str, variant: str | None = None) -> bool:
     """Whether all files of a reference are here and whole."""
     try:
-        check(resolve(reference), reference, variant)
+        check_files(resolve(reference), reference, variant)
     except DdilError:
         return False
     return True
 
 
-def check(files: Files, reference: str, variant: str | None = None) -> PipelineFiles:
+def check_files(files: Files, reference: str, variant: str | None = None) -> PipelineFiles:
     """The weights of a reference's pipeline, every file found and whole by its header, its own U-Net and LoRA included.
 
     Raises:
@@ -170,7 +170,7 @@ def check(files: Files, reference: str, variant: str | None = None) -> PipelineF
             if path is not None:
                 read_header(path)
     except DdilError as error:
-        own = ":" in reference or not parts(reference)
+        own = ":" in reference or not hub_parts(reference)
         cure = AGAIN if own else f"get it again with: ddil models download {reference}"
         raise type(error)(str(error).replace(AGAIN, cure)) from error
     return found
@@ -179,7 +179,7 @@ def check(files: Files, reference: str, variant: str | None = None) -> PipelineF
 def parameters(reference: str, variant: str | None = None) -> tuple[Path, dict[str, int]]:
     """The folder of a reference's configuration, and the number of parameters of each component, from headers alone."""
     files = resolve(reference)
-    found = check(files, reference, variant)
+    found = check_files(files, reference, variant)
     if files.checkpoint is None:
         return files.folder, {name: count(paths) for name, paths in found.components.items()}
     counts = dict.fromkeys(_IN_A_SINGLE_FILE.values(), 0)
@@ -196,7 +196,7 @@ def _has_own_weights(reference: str) -> bool:
     return bool(row and colon and not row.unet and not row.lora and _path(path).is_file())
 
 
-def _pipeline_row(name: str) -> System:
+def _pipeline_row(name: str) -> SystemSpec:
     """The row whose pipeline a system takes: its own, or its base's."""
     row = load_systems()[name]
     return row if row.base is None else _pipeline_row(row.base)
@@ -205,7 +205,7 @@ def _pipeline_row(name: str) -> System:
 def _system(name: str, path: Path | None) -> Files:
     row = load_systems()[name]
     reference = name if path is None else f"{name}:{path}"
-    needs = parts(reference)
+    needs = hub_parts(reference)
     if path is not None and path.is_dir():
         return Files(_require_pipeline(path, reference), system=row)
     if path is not None and not path.is_file():
@@ -227,7 +227,7 @@ def _system(name: str, path: Path | None) -> Files:
     return Files(folder, next(own) if row.unet else None, next(own) if row.lora else None, row)
 
 
-def _single_file(path: Path, config: Path | None, reference: str, row: System | None = None) -> Files:
+def _single_file(path: Path, config: Path | None, reference: str, row: SystemSpec | None = None) -> Files:
     """A checkpoint that holds all of a pipeline's weights, with a pipeline's folder for its configuration."""
     header = read_header(_safetensors(path))
     fits = next((name for prefix, name in _SINGLE_FILES.items() if any(key.startswith(prefix) for key in header)), None)
@@ -313,7 +313,7 @@ def _require_pipeline(folder: Path, reference: str) -> Path:
     if (folder / INDEX).is_file():
         return folder
     if reference in SHIPPED:
-        what = "is not in this checkout; train it with: python -m ddil_core.shapes.train"
+        what = "is not in this checkout; train it with: python -m ddil_core.shapes.training"
     elif folder.name == "student" and (folder.parent / "run.yaml").is_file():
         what = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
     else:
@@ -321,7 +321,7 @@ def _require_pipeline(folder: Path, reference: str) -> Path:
     raise WrongCommand(f"the model {reference!r} {what}")
 
 
-def listing() -> list[dict[str, Any]]:
+def list_models() -> list[dict[str, Any]]:
     """The models that have a name, for ``ddil models``; ``bytes`` are those on this machine, interrupted downloads included."""
     rows = []
     for name, folder in SHIPPED.items():
@@ -336,10 +336,10 @@ def listing() -> list[dict[str, Any]]:
     for name, system in load_systems().items():
         row = {
             "description": system.title,
-            "source": " + ".join(_source(part) for part in parts(name)) or None,
+            "source": " + ".join(_source(part) for part in hub_parts(name)) or None,
             "revision": system.revision or UNVERIFIED,
             "licence": system.licence or UNVERIFIED,
-            "bytes": sum(_bytes_of(part) for part in parts(name)),
+            "bytes": sum(_bytes_of(part) for part in hub_parts(name)),
         }
         rows.append({"name": name, **row, **_state(name)})
     return rows
@@ -348,7 +348,7 @@ def listing() -> list[dict[str, Any]]:
 def _state(name: str) -> dict[str, Any]:
     """Whether a named model's files are all here and whole, and what to do where they are not."""
     try:
-        check(resolve(name), name)
+        check_files(resolve(name), name)
     except DdilError as error:
         return {"here": False, "needs": str(error).removeprefix(f"the model {name!r} ")}
     return {"here": True, "needs": ""}

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from ddil_core.errors import DdilError
-from ddil_core.protocol import GuidanceScale, Strict, read_yaml, validate
-from ddil_core.resources import protocols
+from ddil_core.support.errors import DdilError
+from ddil_core.support.protocol import GuidanceScale, Strict, read_yaml, validate
+from ddil_core.support.resources import protocols
 
 if TYPE_CHECKING:
-    from ddil_core.parameterization import Prediction
+    from ddil_core.diffusion.parameterization import Prediction
 
 PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 """What of a hub repository a pipeline is made of; weights as safetensors alone."""
 
 
-class Weights(Strict):
+class HubFiles(Strict):
     """One file of weights in a hub repository, in place of a pipeline's U-Net or to adapt it."""
 
     source: str
@@ -28,14 +28,14 @@ class Weights(Strict):
     revision: str | None = None
 
 
-class System(Strict):
+class SystemSpec(Strict):
     """A row. What was not read at its source is None and prints "unverified"; nothing is guessed.
 
     ``source`` is the hub id of a whole pipeline (None: a user's own folder), or ``base`` names the system whose pipeline is taken,
     with ``unet`` in place of its U-Net or ``lora`` on it. ``guidance_scale`` is g of ε_∅ + g (ε_c − ε_∅), 1 for none, None for the
     default of diffusers' pipeline. ``timesteps`` are given outright, or come from ``steps`` and ``spacing``
-    (``ddil_core.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling, or for any number of steps in
-    ``step_range``.
+    (``ddil_core.diffusion.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling, or for any
+    number of steps in ``step_range``.
     """
 
     title: str
@@ -44,8 +44,8 @@ class System(Strict):
     files: tuple[str, ...] = PIPELINE_FILES
     licence: str | None = None
     base: str | None = None
-    unet: Weights | None = None
-    lora: Weights | None = None
+    unet: HubFiles | None = None
+    lora: HubFiles | None = None
     layout: str = "StableDiffusionPipeline"
     prediction: Literal["epsilon", "v_prediction", "sample", "flow", "rectified_flow"] | None = None
     solver: str = "ddim"
@@ -61,7 +61,7 @@ class System(Strict):
     resolution: int | None = Field(default=None, ge=8)
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> System:
+    def _parts_fit(self) -> SystemSpec:
         if (self.unet or self.lora) and self.base is None:
             raise ValueError("a system with its own 'unet' or 'lora' names the 'base' whose pipeline they go into")
         if self.timesteps is not None and self.steps != len(self.timesteps):
@@ -82,13 +82,13 @@ class Files:
     folder: Path
     unet: Path | None = None
     lora: Path | None = None
-    system: System | None = None
+    system: SystemSpec | None = None
     checkpoint: Path | None = None
     prediction: Prediction | None = None
 
 
 @cache
-def load_systems() -> dict[str, System]:
+def load_systems() -> dict[str, SystemSpec]:
     """Every row of the shipped ``systems.yaml``, by name, in the file's order.
 
     Raises:
@@ -96,7 +96,7 @@ def load_systems() -> dict[str, System]:
         DdilError: a row's ``base`` is no row.
     """
     path = protocols() / "systems.yaml"
-    systems = {name: validate(System, row, f"{path}, row {name!r},") for name, row in read_yaml(path).items()}
+    systems = {name: validate(SystemSpec, row, f"{path}, row {name!r},") for name, row in read_yaml(path).items()}
     for name, system in systems.items():
         if system.base is not None and system.base not in systems:
             raise DdilError(f"{path}, row {name!r}, has the base {system.base!r}, which is none of its rows")

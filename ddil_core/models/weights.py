@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.support.errors import DdilError, WrongCommand
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that nothing here uses: they are neither asked for, nor fetched, nor loaded."""

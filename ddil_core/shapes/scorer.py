@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddil_core.environment import full_precision, require_torchvision
-from ddil_core.errors import DdilError
-from ddil_core.files import replacing, write_tensors, write_text
+from ddil_core.support.environment import full_precision, require_torchvision
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import replacing, write_tensors, write_text
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -96,7 +96,7 @@ def load_scorer(
     import open_clip
     from safetensors import SafetensorError
 
-    from ddil_core.shapes.data import to_pixels
+    from ddil_core.shapes.batches import to_pixels
 
     name = f"local-dir:{folder}"
     try:

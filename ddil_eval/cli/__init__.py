@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 
-from ddil_core import ranks
-from ddil_core.ending import GO_ON, Interrupted, listen
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.paths import one_line, shown
+from ddil_core.support import ranks
+from ddil_core.support.ending import GO_ON, Interrupted, listen
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.paths import one_line, shown
 
 COMMANDS = {
     "distill": "ddil_eval.cli.distill:distill",

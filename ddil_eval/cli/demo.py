@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ddil_core import ranks
+from ddil_core.support import ranks
 from ddil_eval.cli import options
 
 NOTICE = (
@@ -28,7 +28,7 @@ def demo(out: Path, device: str | None) -> None:
     """
     ranks.require_one("the demonstration")
     options.quiet_libraries()
-    from ddil_core.lock import held
+    from ddil_core.support.lock import held
 
     with held(out):
         _demonstrate(out, options.choose_device(device))
@@ -36,11 +36,11 @@ def demo(out: Path, device: str | None) -> None:
 
 def _demonstrate(out: Path, device: str) -> None:
     """The whole path, from two students to the tables."""
-    from ddil_core.distill.config import ProgressiveConfig
-    from ddil_core.distill.run import distill
-    from ddil_core.progress import console
-    from ddil_core.protocol import read_yaml, validate
-    from ddil_core.resources import protocols
+    from ddil_core.distillation.config import ProgressiveConfig
+    from ddil_core.distillation.distill import distill
+    from ddil_core.support.progress import console
+    from ddil_core.support.protocol import read_yaml, validate
+    from ddil_core.support.resources import protocols
     from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
     from ddil_eval.experiments.systems import SystemsConfig, compare
 
@@ -73,26 +73,27 @@ def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[s
 
 def _measured(out: Path, experiment: str) -> int:
     """How many cells of an experiment an earlier demo in this folder has measured."""
-    from ddil_eval.store import load
+    from ddil_eval.report.records import load_records
 
-    return sum(record.experiment == experiment and record.kind != "pair" for record in load(out))
+    return sum(record.experiment == experiment and record.kind != "pair" for record in load_records(out))
 
 
 def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
-    from ddil_eval import figures
-    from ddil_eval.experiments.covariate_shift import analyse, figure_pictures
+    from ddil_eval.experiments.covariate_shift import analyse_covariate_shift, figure_pictures
+    from ddil_eval.report import figures
 
     pictures, prompts, columns = figure_pictures("shapes", str(student), config, device)
-    figures.grid(pictures, prompts, columns, out / "figure2.png")
-    analyse("shapes", str(student), config, out, device)
+    figures.image_grid(pictures, prompts, columns, out / "figure2.png")
+    analyse_covariate_shift("shapes", str(student), config, out, device)
 
 
 def _report(out: Path) -> None:
     """Draw the curves, print the tables and write them as CSV and LaTeX."""
-    from ddil_eval import figures, store
     from ddil_eval.cli.report import report
+    from ddil_eval.report import figures
+    from ddil_eval.report import records as store
 
-    shift = [record for record in store.load(out) if record.experiment == "covariate-shift"]
+    shift = [record for record in store.load_records(out) if record.experiment == "covariate-shift"]
     figures.shift_curves(shift, out / "shift-curves.png")
     click.get_current_context().invoke(
         report, results=out, as_csv=True, as_latex=True, figures=False, out=out / "report", as_json=False

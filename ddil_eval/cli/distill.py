@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ddil_core.errors import WrongCommand
-from ddil_core.paths import shown
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown
 from ddil_eval.cli import options
 
 SHARDS_HELP = " Shards of --data on the web are fetched too, as many as the pool needs."
@@ -50,9 +50,9 @@ def distill(
     On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
-    from ddil_core import ranks
-    from ddil_core.distill.run import distill as run
-    from ddil_core.protocol import validate
+    from ddil_core.distillation.distill import distill as run
+    from ddil_core.support import ranks
+    from ddil_core.support.protocol import validate
 
     path, content, model = configuration(method, lora, protocol, settings)
     if not ddil:
@@ -81,9 +81,9 @@ def configuration(
     Raises:
         WrongCommand: there is no such method, it has no LoRA, or the protocol is another method's.
     """
-    from ddil_core.distill import METHODS
-    from ddil_core.protocol import override, read_yaml
-    from ddil_core.resources import protocols
+    from ddil_core.distillation.methods import METHODS
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_core.support.resources import protocols
 
     if method is not None and method not in METHODS:
         raise WrongCommand(f"the method {shown(method)} is not known; it may be one of {', '.join(METHODS)}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 from ddil_eval.cli import options
 from ddil_eval.cli.listing import as_json, show
 
@@ -27,7 +27,7 @@ REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
 LATEX_ENGINES = ("latexmk", "pdflatex", "xelatex", "lualatex", "tectonic")
 SHIPPED_AGAIN = (
     "get them again with `git checkout ddil_core/shapes/weights` in a checkout, or by installing ddil again, "
-    "or train them with `python -m ddil_core.shapes.train`"
+    "or train them with `python -m ddil_core.shapes.training`"
 )
 
 
@@ -122,7 +122,7 @@ def declared() -> tuple[str, list[str]]:
 
 def torchvision_works() -> Check:
     """Whether torch and torchvision are builds that work together; versions alone do not tell."""
-    from ddil_core.environment import require_torchvision
+    from ddil_core.support.environment import require_torchvision
 
     name = "torch with torchvision"
     try:
@@ -200,11 +200,11 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     import torch
 
     from ddil_core.models.hub import size_text
-    from ddil_core.models.memory import free_bytes, need
+    from ddil_core.models.memory import estimate_memory, free_bytes
     from ddil_core.models.references import parameters
 
     free = free_bytes(torch.device(device))
-    takes = need(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)
+    takes = estimate_memory(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)
     less = "" if dtype != "fp32" else "take half the memory with --dtype bf16, or "
     uses = {
         f"sample in {dtype}": (takes.sampling, f"{less}use a device with more"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from ddil_core import ranks
-from ddil_core.paths import output_folder, shown
+from ddil_core.support import ranks
+from ddil_core.support.paths import output_folder, shown
 from ddil_eval.cli import options
+from ddil_eval.cli.output import show
 from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
 
 RESULTS = options.OUTPUT_FOLDER
@@ -63,8 +64,8 @@ def covariate_shift(
     Each prompt follows strings of teacher and student; what strings share is computed once. The same command again goes on
     where it was interrupted.
     """
-    from ddil_core.protocol import override, read_yaml, validate
-    from ddil_core.resources import protocols
+    from ddil_core.support.protocol import override, read_yaml, validate
+    from ddil_core.support.resources import protocols
     from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 
     path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
@@ -109,10 +110,10 @@ def coco(
     it has. torchrun starts it on several GPUs.
     """
     options.quiet_libraries()
-    from ddil_core.lock import held_by_main
-    from ddil_core.protocol import override, read_yaml, validate
+    from ddil_core.support.lock import held_by_main
+    from ddil_core.support.protocol import override, read_yaml, validate
     from ddil_eval.experiments.coco import from_the_first, rows
-    from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
+    from ddil_eval.experiments.systems import SystemsConfig, measure_plan, plan_comparison
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
@@ -124,10 +125,10 @@ def coco(
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
     options.fetch_missing(models, download)
-    found = plan(config)
+    found = plan_comparison(config)
     found.require_all()
     with held_by_main(out):
-        show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+        show(measure_plan(found, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("run")
@@ -152,10 +153,10 @@ def run(
     rest is measured; exit status 1 if nothing can be. Run again with more of it here, it measures the new rows.
     """
     options.quiet_libraries()
-    from ddil_core.errors import WrongCommand
-    from ddil_core.lock import held_by_main
-    from ddil_core.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.systems import SystemsConfig, carry_out, plan
+    from ddil_core.support.errors import WrongCommand
+    from ddil_core.support.lock import held_by_main
+    from ddil_core.support.protocol import override, read_yaml, validate
+    from ddil_eval.experiments.systems import SystemsConfig, measure_plan, plan_comparison
 
     protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
@@ -170,12 +171,12 @@ def run(
     content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
     config = validate(SystemsConfig, content, str(protocol))
     options.fetch_missing([system.model for system in config.systems], download)
-    found = plan(config)
+    found = plan_comparison(config)
     for name, error in found.absent.items() if ranks.is_main() else ():
         click.echo(f"not here: {name}: {error}", err=True)
     out = out or _results(protocol)
     with held_by_main(out):
-        show(carry_out(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+        show(measure_plan(found, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("score")
@@ -203,10 +204,10 @@ def score(
     beside each picture. Without captions, metrics that read them are refused.
     """
     options.quiet_libraries()
-    from ddil_core.lock import held_by_main
-    from ddil_core.protocol import override, read_yaml, validate
+    from ddil_core.support.lock import held_by_main
+    from ddil_core.support.protocol import override, read_yaml, validate
     from ddil_eval.experiments.score import ScoreConfig
-    from ddil_eval.experiments.score import score as measure
+    from ddil_eval.experiments.score import score_folders as measure
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
@@ -219,7 +220,7 @@ def score(
 
 def _shipped(protocol: Path) -> Path:
     """The protocol, or the shipped one of that name where there is no such file, as outside of a checkout."""
-    from ddil_core.resources import protocols
+    from ddil_core.support.resources import protocols
 
     parts = protocol.parts[1:] if protocol.parts[:1] == ("protocols",) else protocol.parts
     shipped = protocols().joinpath(*parts) if parts else protocol
@@ -233,29 +234,15 @@ def _results(protocol: Path) -> Path:
 
 def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:
     options.quiet_libraries()
-    from ddil_core.lock import held_by_main
-    from ddil_eval import figures
-    from ddil_eval.experiments.covariate_shift import analyse, figure_pictures
+    from ddil_core.support.lock import held_by_main
+    from ddil_eval.experiments.covariate_shift import analyse_covariate_shift, figure_pictures
+    from ddil_eval.report import figures
 
     with held_by_main(out):
-        records = analyse(teacher, student, config, out, device)
+        records = analyse_covariate_shift(teacher, student, config, out, device)
         if not ranks.is_main():
             return
         if config.figure_prompts:
-            figures.grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
+            figures.image_grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
         figures.shift_curves(records, out / "shift-curves.png")
         show(records, out, as_json, "Records, figures and the cost of the rollouts are in")
-
-
-def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
-    """Print the tables of records, or the records as JSON; of several processes the main one does."""
-    from ddil_eval import tables
-    from ddil_eval.cli.report import show_tables
-
-    if not ranks.is_main():
-        return
-    if as_json:
-        options.emit([record.model_dump(mode="json") for record in records])
-        return
-    show_tables(tables.build(records))
-    click.echo(f"{what} {out}; tables with: ddil report --results {out} --csv --latex")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddil_core.errors import WrongCommand
-from ddil_core.paths import shown, user_path
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown, user_path
 from ddil_eval.cli import options
 
 if TYPE_CHECKING:
-    from ddil_eval.metrics import Metric, Weights
+    from ddil_eval.metrics import Metric, WeightsFile
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of the table.")
 
@@ -52,9 +52,9 @@ def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as
 @as_json
 def data(as_json: bool) -> None:
     """List the data sets that --data accepts, what each is for, and what it needs."""
-    from ddil_core.data.dataset import listing
+    from ddil_core.data.datasets import list_datasets
 
-    show_list("Data sets", ("name", "use", "description", "source", "here"), listing(), as_json)
+    show_list("Data sets", ("name", "use", "description", "source", "here"), list_datasets(), as_json)
 
 
 @click.command()
@@ -105,7 +105,7 @@ def _metric_row(metric: Metric) -> dict[str, Any]:
     return {**row, "here": missing is None, "missing": missing, "weights": files}
 
 
-def _weights_of(name: str) -> tuple[Weights, ...]:
+def _weights_of(name: str) -> tuple[WeightsFile, ...]:
     """The weights of a metric, or the file of weights by its own name. Raises WrongCommand where there are none."""
     from ddil_eval.metrics import METRICS
 

@@ -23,9 +23,9 @@ def models(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from ddil_core.models.hub import size_text
-    from ddil_core.models.references import listing
+    from ddil_core.models.references import list_models
 
-    rows = listing()
+    rows = list_models()
     if not as_json:
         rows = [{**row, "size": size_text(row["bytes"]), "revision": row["revision"][:12]} for row in rows]
     show_list("Models", ("name", "description", "source", "revision", "licence", "size", "here"), rows, as_json)
@@ -56,7 +56,7 @@ def convert(source: Path, out: Path, part: str | None, as_json: bool) -> None:
     The pickle is read for its tensors alone: one that asks for more is refused, and no code of it is run. OUT is written whole or
     not at all, and never over something else. A file with several sets of weights is converted one --part at a time.
     """
-    from ddil_core.models.convert import convert as run
+    from ddil_core.models.convert import convert_weights as run
 
     done = run(source, out, part)
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ddil_core import paths, ranks
+from ddil_core.support import paths, ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,7 +25,7 @@ DOWNLOAD_HELP = (
     "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."
 )
 MOST = 100_000_000
-"""The largest count that is taken, which is that of protocols (``ddil_core.protocol``, which is slow to import for a help page)."""
+"""The largest count that an option takes, as in ``ddil_core.support.protocol``, which a help page does not import."""
 
 MODEL_HELP = (
     "A model: a name of 'ddil models', a pipeline folder, a run folder of 'ddil distill', a single-file checkpoint, or a hub id "
@@ -34,7 +34,7 @@ MODEL_HELP = (
 
 
 class UserPath(click.ParamType):
-    """A path that a user names, looked at before any work (:mod:`ddil_core.paths`); ``name`` is its word in the reference."""
+    """A path that a user names, checked before any work by :mod:`ddil_core.support.paths`. ``name`` stands in the reference."""
 
     def __init__(self, name: str, look: Callable[[str | os.PathLike[str], str], Path] = paths.user_path) -> None:
         self.name, self._look = name, look
@@ -115,7 +115,7 @@ class GuidanceType(click.ParamType):
     name = "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from ddil_core.protocol import guidance_scale
+        from ddil_core.support.protocol import guidance_scale
 
         try:
             number = float(value)
@@ -160,20 +160,20 @@ def fetch_missing(references: Iterable[str], download: bool, variant: str | None
     """With ``--download``, fetch what the references need of the hub and is not here; what is here is not asked for."""
     if not download:
         return
-    from ddil_core.models.references import is_here, parts
+    from ddil_core.models.references import hub_parts, is_here
 
     with ranks.main_first():
         for reference in references:
-            if parts(reference) and not is_here(reference, variant):
+            if hub_parts(reference) and not is_here(reference, variant):
                 fetch(reference, variant)
 
 
 def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
     """Fetch a model's files, with the size and a bar on stderr."""
     from ddil_core.models import references
-    from ddil_core.progress import transfer
+    from ddil_core.support.progress import transfer
 
-    references.fetch(reference, variant, lambda text: click.echo(text, err=True), transfer, weights=weights)
+    references.fetch_model(reference, variant, lambda text: click.echo(text, err=True), transfer, weights=weights)
 
 
 def choose_device(name: str | None) -> str:
@@ -184,7 +184,7 @@ def choose_device(name: str | None) -> str:
     """
     import torch
 
-    from ddil_core.errors import WrongCommand
+    from ddil_core.support.errors import WrongCommand
 
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -212,7 +212,7 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[A
     Raises:
         WrongCommand: one of them is no number.
     """
-    from ddil_core.errors import WrongCommand
+    from ddil_core.support.errors import WrongCommand
 
     if text is None:
         return None

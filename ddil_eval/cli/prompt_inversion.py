@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ddil_core import ranks
+from ddil_core.support import ranks
 from ddil_eval.cli import options
 
 
@@ -35,8 +35,8 @@ def prompt_inversion(
     Measured are the diversity of each prompt's pictures, and how near they are to the picture that was inverted. A stopped
     inversion goes on at the next picture with the same command. What is not here is named, and the rest is measured.
     """
-    from ddil_core.protocol import override, read_yaml
-    from ddil_core.resources import protocols
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_core.support.resources import protocols
     from ddil_eval.experiments.coco import rows
 
     path = protocol or protocols() / "shapes" / "table5.yaml"
@@ -56,16 +56,21 @@ def invert_and_measure(
     """Carry out a protocol with what a command's options give over it, and show the tables."""
     ranks.require_one("prompt inversion")
     options.quiet_libraries()
-    from ddil_core.lock import held
-    from ddil_core.protocol import validate
-    from ddil_eval.cli.evaluate import show
-    from ddil_eval.experiments.prompt_inversion import InversionConfig, measure, plan
+    from ddil_core.support.lock import held
+    from ddil_core.support.protocol import validate
+    from ddil_eval.cli.output import show
+    from ddil_eval.experiments.prompt_inversion import InversionConfig, measure_inversion, plan_inversion
 
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(InversionConfig, content | given, source, options=given)
     options.fetch_missing([config.teacher, *(system.model for system in config.systems)], download)
-    found = plan(config)
+    found = plan_inversion(config)
     for name, error in found.absent.items():
         click.echo(f"not here: {name}: {error}", err=True)
     with held(out):
-        show(measure(found, out, options.choose_device(device)), out, as_json, "Records, prompts and pictures are in")
+        show(
+            measure_inversion(found, out, options.choose_device(device)),
+            out,
+            as_json,
+            "Records, prompts and pictures are in",
+        )

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddil_eval.cli import options
+from ddil_eval.cli.output import show_tables
 
 if TYPE_CHECKING:
-    from ddil_eval.store import Record
-    from ddil_eval.table import Table
+    from ddil_eval.report.records import Record
+    from ddil_eval.report.table import Table
 
 
 @click.command()
@@ -31,8 +32,9 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
     Cells without a record stay empty and are named; older records that newer ones replace are reported. A damaged record is
     named, with exit status 1, and the tables are made of the others.
     """
-    from ddil_core.errors import DdilError
-    from ddil_eval import store, tables
+    from ddil_core.support.errors import DdilError
+    from ddil_eval.report import records as store
+    from ddil_eval.report import tables
 
     records, damaged = store.sift(results)
     made = tables.build(records)
@@ -43,7 +45,7 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
         raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
     out = out or results / "report"
     files = _write(made, out, as_csv, as_latex) + (_draw(records, out) if figures else [])
-    replaced = len(store.latest(records)[1])
+    replaced = len(store.latest_records(records)[1])
     if as_json:
         options.emit(_document(made, files, len(records), replaced))
     else:
@@ -54,8 +56,8 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
 
 
 def _write(made: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
-    from ddil_core.files import write_text
-    from ddil_eval import render
+    from ddil_core.support.files import write_text
+    from ddil_eval.report import rendering as render
 
     wanted = [(as_csv, ".csv", render.to_csv), (as_latex, ".tex", render.to_latex)]
     files = []
@@ -68,7 +70,7 @@ def _write(made: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> li
 
 
 def _draw(records: Sequence[Record], out: Path) -> list[Path]:
-    from ddil_eval import figures, tables
+    from ddil_eval.report import figures, tables
 
     shifts = [group for group in tables.groups(records) if group.experiment == "covariate-shift"]
     shown = [group for group in shifts if any(one.kind in figures.DRAWN and one.metrics for one in group.records)]
@@ -76,7 +78,7 @@ def _draw(records: Sequence[Record], out: Path) -> list[Path]:
 
 
 def _document(made: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> dict[str, Any]:
-    from ddil_eval import render
+    from ddil_eval.report import rendering as render
 
     whole = {
         "records": records,
@@ -85,19 +87,6 @@ def _document(made: Sequence[Table], files: Sequence[Path], records: int, replac
         "files": [str(path) for path in files],
     }
     return whole
-
-
-def show_tables(made: Sequence[Table]) -> None:
-    """Print tables on stdout."""
-    from rich.console import Console
-
-    from ddil_eval import render
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file has no width, and 80 columns would fold the tables
-    for table in made:
-        console.print(render.to_rich(table))
 
 
 def _say(made: Sequence[Table], files: Sequence[Path], replaced: int) -> None:

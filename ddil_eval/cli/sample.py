@@ -55,14 +55,14 @@ def sample(
     options.quiet_libraries()
     from PIL import Image
 
-    from ddil_core.errors import WrongCommand
-    from ddil_core.files import replacing
-    from ddil_core.lock import held
+    from ddil_core.models.generate import require_prompts, resolve_sampling, sampling_warnings
+    from ddil_core.models.generate import sample as draw
     from ddil_core.models.model import load_model
-    from ddil_core.progress import warn
-    from ddil_core.sample import remarks, require_prompts, settings
-    from ddil_core.sample import sample as draw
-    from ddil_eval import figures
+    from ddil_core.support.errors import WrongCommand
+    from ddil_core.support.files import replacing
+    from ddil_core.support.lock import held
+    from ddil_core.support.progress import warn
+    from ddil_eval.report import figures
 
     require_prompts(prompts)
     asked: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
@@ -72,7 +72,7 @@ def sample(
             raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
         model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
-        for remark in remarks(model, prompts, settings(model, **asked)):
+        for remark in sampling_warnings(model, prompts, resolve_sampling(model, **asked)):
             warn(remark)
         images = draw(model, prompts, num_images=num_images, seed=seed, **asked)
         with ExitStack() as undo:  # all pictures or none, so that the same command can be run again
@@ -85,7 +85,7 @@ def sample(
                         Image.fromarray(picture).save(temporary)
                     paths.append(str(path))
             columns = [f"no. {number}" for number in range(num_images)]
-            grid = figures.grid(images, list(prompts), columns, out / "grid.png")
+            grid = figures.image_grid(images, list(prompts), columns, out / "grid.png")
             undo.pop_all()
     if as_json:
         options.emit({"pictures": paths, "grid": str(grid)})

@@ -18,30 +18,40 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
-from torch import nn
 
-from ddil_core import ranks
-from ddil_core.data.dataset import Prompt, open_data
-from ddil_core.environment import full_precision
-from ddil_core.errors import WrongCommand
-from ddil_core.files import write_text
-from ddil_core.models.autoencoder import SCALING
+from ddil_core.data.base import Prompt
+from ddil_core.data.datasets import open_data
+from ddil_core.diffusion.noise import Sample, decisions, initial_noise
+from ddil_core.diffusion.rollout import (
+    NAMES,
+    STUDENT,
+    TEACHER,
+    Actor,
+    all_strings,
+    require_stateless,
+    rollout,
+    strings_at,
+)
+from ddil_core.diffusion.schedule import Time
+from ddil_core.diffusion.solvers import get_solver
+from ddil_core.models.generate import TRUNCATED
 from ddil_core.models.model import Model, load_model
-from ddil_core.noise import Sample, decisions, initial_noise
-from ddil_core.progress import progress, warn
-from ddil_core.protocol import GuidanceScale, Strict, content_hash
-from ddil_core.rollout import NAMES, STUDENT, TEACHER, Actor, all_strings, pair, require_stateless, rollout, strings_at
-from ddil_core.sample import CUT
-from ddil_core.schedule import Time
-from ddil_core.solvers import get_solver
-from ddil_eval.cells import MOST_TRANSITIONS
-from ddil_eval.experiments.records import provenance, save_cells
-from ddil_eval.experiments.reference import describe_reference, open_reference
-from ddil_eval.measure import Arrays, Cells, Extractors, Features, batches, concatenate, kept
-from ddil_eval.prompts import choose_prompts
-from ddil_eval.recipes import Recipe
-from ddil_eval.seen import RecipeExtractors
-from ddil_eval.store import Record, digest
+from ddil_core.models.turns import take_turns
+from ddil_core.support import ranks
+from ddil_core.support.environment import full_precision
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.files import write_text
+from ddil_core.support.progress import progress, warn
+from ddil_core.support.protocol import GuidanceScale, Strict, content_hash
+from ddil_eval.experiments.measurement import Cells, batches
+from ddil_eval.experiments.prompts import choose_prompts
+from ddil_eval.experiments.reference_images import describe_reference, open_reference
+from ddil_eval.experiments.results import provenance, save_cells
+from ddil_eval.features.extraction import Extractors, RecipeExtractors
+from ddil_eval.features.recipes import Recipe
+from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
+from ddil_eval.report.cells import MOST_TRANSITIONS
+from ddil_eval.report.records import Record, digest
 
 EXPERIMENT = "covariate-shift"
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # what is no probability is refused below, in one sentence for all
@@ -87,7 +97,7 @@ class CovariateShiftConfig(Strict):
 
 
 @dataclass(frozen=True)
-class Run:
+class ShiftRun:
     """One cell of the analysis: what it is called in records, and the string that each prompt follows."""
 
     cell: dict[str, Any]
@@ -98,7 +108,7 @@ class Run:
         return content_hash(self.cell)
 
 
-def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequence[Sample]) -> list[Run]:
+def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequence[Sample]) -> list[ShiftRun]:
     """The runs that a configuration asks for.
 
     Raises:
@@ -111,11 +121,11 @@ def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequen
             "leave --factorial out, or take a student of fewer steps"
         )
     pure = [
-        Run({"kind": "pure", "model": "teacher"}, [TEACHER * length] * count),
-        Run({"kind": "pure", "model": "student"}, [STUDENT * length] * count),
+        ShiftRun({"kind": "pure", "model": "teacher"}, [TEACHER * length] * count),
+        ShiftRun({"kind": "pure", "model": "student"}, [STUDENT * length] * count),
     ]
     draws = decisions(samples, length, config.seed)
-    mixed = [Run({"kind": "p_teacher", "p_teacher": p}, strings_at(p, draws)) for p in config.p_teacher]
+    mixed = [ShiftRun({"kind": "p_teacher", "p_teacher": p}, strings_at(p, draws)) for p in config.p_teacher]
     switched = []
     for kind, first, second in (("teacher_then_student", TEACHER, STUDENT), ("student_then_teacher", STUDENT, TEACHER)):
         for switch in config.switch:
@@ -126,10 +136,12 @@ def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequen
                 )
             before = student_grid.index(switch)
             switched.append(
-                Run({"kind": kind, "switch_t": switch}, [first * before + second * (length - before)] * count)
+                ShiftRun({"kind": kind, "switch_t": switch}, [first * before + second * (length - before)] * count)
             )
     factorial = (
-        [Run({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)] if config.factorial else []
+        [ShiftRun({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)]
+        if config.factorial
+        else []
     )
     wanted = pure + mixed + switched + factorial
     return list({run.key: run for run in wanted}.values())  # a rate that was given twice is one cell
@@ -143,62 +155,14 @@ def load_pair(teacher: str, student: str, config: CovariateShiftConfig, device: 
     return models
 
 
-def take_turns(teacher: Model, student: Model, config: CovariateShiftConfig) -> tuple[dict[str, Actor], list[Time]]:
-    """Teacher and student as the actors of a rollout, and the grid on which they meet.
-
-    A student that was made for a number of steps takes that many at its own guidance, another one 4 without guidance.
-
-    Raises:
-        WrongCommand: the grids do not nest, or the two differ in what they share in a rollout: the layout, the noise schedule, the
-            text encoders, the autoencoder.
-    """
-    different = differences(teacher, student)
-    if different:
-        raise WrongCommand(
-            f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that the two "
-            "cannot take turns; take a student that was distilled from this teacher"
-        )
-    made_for, schedule = student.sampling, teacher.denoiser.schedule
-    if made_for.distilled and get_solver(made_for.solver).stochastic:
-        warn(f"{student.reference!r} was made for the solver {made_for.solver!r}; here it takes deterministic steps")
-    student_grid = schedule.grid(made_for.steps if made_for.distilled and made_for.steps else 4)
-    guided = teacher.guided(config.guidance_scale), student.guided(None if made_for.distilled else 1.0)
-    return pair(*guided, schedule.grid(config.teacher_steps), student_grid), student_grid
-
-
-def differences(teacher: Model, student: Model) -> list[str]:
-    """What two models that take turns would have to share, and do not."""
-    if teacher.layout.encode is not student.layout.encode:
-        return ["layout"]
-    found = []
-    a, b = teacher.denoiser.schedule, student.denoiser.schedule
-    if type(a) is not type(b) or not torch.equal(a.alphas, b.alphas) or a.grid(4) != b.grid(4):
-        found.append("noise schedule")
-    shared = ("text_encoder", "text_encoder_2", "text_encoder_3"), ("vae",)
-    for parts, title in zip(shared, ("text encoder", "autoencoder"), strict=True):
-        if not all(
-            _same_weights(*(getattr(model.pipeline, part, None) for model in (teacher, student))) for part in parts
-        ):
-            found.append(title)
-    scalings = [[model.pipeline.vae.config.get(key) for key in SCALING] for model in (teacher, student)]
-    if "autoencoder" not in found and scalings[0] != scalings[1]:
-        found.append("scaling of the autoencoder's latents")
-    return found
-
-
 def names(teacher: str, student: str) -> dict[str, str]:
     """What messages call the two actors."""
     return {TEACHER: f"the teacher {teacher!r}", STUDENT: f"the student {student!r}"}
 
 
-def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    x, y = a.state_dict(), b.state_dict()
-    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
-
-
-def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
+def analyse_covariate_shift(
+    teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu"
+) -> list[Record]:
     """Measure every run and save its record below ``out``; returns the records.
 
     Interrupted, it goes on at the next chunk of prompts. Of several processes each grows its share of the chunks, and the main
@@ -210,11 +174,11 @@ def analyse(teacher: str, student: str, config: CovariateShiftConfig, out: Path,
     recipe, data, pictures = open_reference(config.data, config.recipe, config.reference_pictures)
     extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
     teacher_model, student_model = load_pair(teacher, student, config, device)
-    actors, student_grid = take_turns(teacher_model, student_model, config)
+    actors, student_grid = take_turns(teacher_model, student_model, config.teacher_steps, config.guidance_scale)
     chosen = choose_prompts(data, config.num_prompts or recipe.images, None)
     prompts = chosen.prompts
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
-        warn(CUT.format(cut, len(prompts)))
+        warn(TRUNCATED.format(cut, len(prompts)))
     samples = [Sample(prompt.id) for prompt in prompts]
     wanted = runs(config, student_grid, samples)
     protocol = resolved(config, recipe, extractors.metrics, len(prompts), pictures)
@@ -284,7 +248,7 @@ def _work_key(
     return content_hash(depends)[:16]
 
 
-def mean_nfe(run: Run, actors: Mapping[str, Actor]) -> float:
+def mean_nfe(run: ShiftRun, actors: Mapping[str, Actor]) -> float:
     """Network evaluations of a run by itself, a mean over its prompts."""
     return float(np.mean([sum(actors[a].nfe[k] for k, a in enumerate(string)) for string in run.strings]))
 
@@ -295,7 +259,7 @@ def cost(evaluations: Mapping[str, int], nfe: Mapping[str, float], count: int) -
     return {"shared": shared, "alone": alone, "share": shared / alone}
 
 
-def effect_contrasts(wanted: Sequence[Run], length: int) -> dict[str, np.ndarray]:
+def effect_contrasts(wanted: Sequence[ShiftRun], length: int) -> dict[str, np.ndarray]:
     """Weights over the runs for every main effect and pairwise interaction of a 2^K factorial.
 
     With x = 1 where the student acts and -1 where the teacher does, the effect of a set of transitions is the mean of the
@@ -321,7 +285,7 @@ class Tree:
     work: Path
     prompts: Sequence[Prompt]
     samples: Sequence[Sample]
-    wanted: Sequence[Run]
+    wanted: Sequence[ShiftRun]
     names: Mapping[str, str] = field(default_factory=lambda: NAMES)
 
     def grow(self) -> None:
@@ -351,7 +315,7 @@ class Tree:
         """What ``_measure`` gives of a chunk, from its file where it is done."""
         strings = [sorted({run.strings[index] for run in self.wanted}) for index in range(chunk.start, chunk.stop)]
         path = self.work / f"{digest([strings, chunk.start])[:16]}.npz"
-        return kept(path, lambda: self._measure(chunk, strings))
+        return cached_arrays(path, lambda: self._measure(chunk, strings))
 
     @full_precision()
     def _measure(self, chunk: slice, strings: list[list[str]]) -> Arrays:
@@ -377,7 +341,7 @@ def figure_pictures(
     Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
     """
     teacher_model, student_model = load_pair(teacher, student, config, device)
-    actors, student_grid = take_turns(teacher_model, student_model, config)
+    actors, student_grid = take_turns(teacher_model, student_model, config.teacher_steps, config.guidance_scale)
     prompts = open_data(config.data).prompts(config.figure_prompts)
     length = len(student_grid)
     columns = {"student alone": STUDENT * length}

@@ -14,23 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core import ranks
-from ddil_core.distill.run import commit, versions
-from ddil_core.protocol import content_hash
-from ddil_eval.experiments.records import save_cells
-from ddil_eval.experiments.rows import Contestant, Setting, collect, draw_row, joined
-from ddil_eval.generate import Made
-from ddil_eval.measure import Cells
+from ddil_core.support import ranks
+from ddil_core.support.protocol import content_hash
+from ddil_core.support.provenance import commit, versions
+from ddil_eval.experiments.image_sources import ImageOrigin
+from ddil_eval.experiments.measurement import Cells
+from ddil_eval.experiments.results import save_cells
+from ddil_eval.experiments.rows import Setting, System, collect, draw_row, join_features
+from ddil_eval.features.extraction import RecipeExtractors
 from ddil_eval.metrics import METRICS
-from ddil_eval.seen import RecipeExtractors
+from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
-from ddil_eval.store import Record, System
 
 EXPERIMENT = "compare"
 
 
-def measure(
-    contestants: Sequence[Contestant], differences: Sequence[tuple[str, str]], extractors: RecipeExtractors,
+def measure_systems(
+    contestants: Sequence[System], differences: Sequence[tuple[str, str]], extractors: RecipeExtractors,
     setting: Setting, out: Path,
 ) -> list[Record]:  # fmt: skip
     """Measure every contestant and every difference, and save their records below ``out``.
@@ -46,7 +46,7 @@ def measure(
         return []
     made = {row.name: row.made for row in drawn}
     work = out / "partial" / content_hash([row.key for row in drawn])[:16]
-    features = joined([collect(row, setting.count) for row in drawn], setting.count, work)
+    features = join_features([collect(row, setting.count) for row in drawn], setting.count, work)
     rows = {c.name: np.arange(setting.count) + place * setting.count for place, c in enumerate(contestants)}
     cells = Cells(features, rows, reference, setting.seed, extractors.metrics)
     estimates, pairs = _estimates(cells, differences)
@@ -70,7 +70,9 @@ def measure(
     for name, members in of.items():
         first = made[members[0]]
         own = {
-            "systems": {m: System(reference=made[m].reference, weights_sha256=made[m].weights_sha256) for m in members},
+            "systems": {
+                m: RecordedModel(reference=made[m].reference, weights_sha256=made[m].weights_sha256) for m in members
+            },
             "solver": first.solver,
             "grid": list(first.grid),
             "guidance_scale": first.guidance_scale,
@@ -103,7 +105,7 @@ def _estimates(
     return found, pairs | {name: ("pair", pair) for name, pair in others.items() if frozenset(pair) in leading}
 
 
-def _steps(made: Made) -> dict[str, Any]:
+def _steps(made: ImageOrigin) -> dict[str, Any]:
     """A cell's steps, where they are known."""
     return {"steps": len(made.grid)} if made.grid else {}
 

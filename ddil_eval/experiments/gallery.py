@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core.environment import full_precision
+from ddil_core.diffusion.noise import Sample
 from ddil_core.inversion.towers import Towers
+from ddil_core.models.generate import resolve_sampling, sample_images, sampling_warnings
 from ddil_core.models.model import Model, load_model
-from ddil_core.noise import Sample
-from ddil_core.progress import progress, warn
-from ddil_core.protocol import content_hash
-from ddil_core.sample import draw, remarks, settings
-from ddil_core.sampling import Sampling
+from ddil_core.models.sampling import Sampling
+from ddil_core.support.environment import full_precision
+from ddil_core.support.progress import progress, warn
+from ddil_core.support.protocol import content_hash
+from ddil_eval.experiments.image_sources import ImageOrigin
+from ddil_eval.experiments.measurement import batches
 from ddil_eval.experiments.systems import SystemConfig, how_made
-from ddil_eval.features import Arrays
-from ddil_eval.generate import Made
-from ddil_eval.measure import Extractors, batches, kept
-from ddil_eval.recipes import Preparation
+from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.recipes import Preparation
+from ddil_eval.features.storage import Arrays, cached_arrays
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Drawn:
     """A system's pictures of all prompts: ``scores`` [N] by metric, one picture of each prompt uint8 [N, H, W, 3], how made."""
 
     system: SystemConfig
-    made: Made
+    made: ImageOrigin
     scores: Arrays
     shown: np.ndarray
 
@@ -68,8 +69,8 @@ class Gallery:
     def draw(self, system: SystemConfig, prompts: Sequence[str], model: Model | None = None) -> Drawn:
         """A system's pictures of all prompts, sampled as its row says; ``model`` is the system's where it is loaded already."""
         model = model or load_model(system.model, self.device)
-        sampling = settings(model, system.steps, system.solver, system.guidance_scale, system.reflection)
-        for sentence in remarks(model, prompts, sampling):
+        sampling = resolve_sampling(model, system.steps, system.solver, system.guidance_scale, system.reflection)
+        for sentence in sampling_warnings(model, prompts, sampling):
             warn(f"{system.name}: {sentence}")
         made = how_made(model, sampling, self.seed)
         place = self.work / self._work_key(made, sampling, prompts)
@@ -78,18 +79,20 @@ class Gallery:
         def measure(part: slice) -> Arrays:
             texts = [text for text in prompts[part] for _ in range(self.number)]
             samples = [Sample(name, number) for name in self.ids[part] for number in range(self.number)]
-            return self._measured(self._sized(draw(model, samples, texts, sampling, self.seed)), part, prompts[part])
+            return self._measured(
+                self._sized(sample_images(model, samples, texts, sampling, self.seed)), part, prompts[part]
+            )
 
         parts = []
         with progress(system.name, total=len(prompts)) as advance:
             for part in batches(len(prompts), max(1, self.batch_size // self.number)):
-                parts.append(kept(place / f"{part.start:06d}.npz", partial(measure, part)))
+                parts.append(cached_arrays(place / f"{part.start:06d}.npz", partial(measure, part)))
                 advance(part.stop - part.start)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         shown = whole.pop("shown")
         return Drawn(system, made, whole, shown)
 
-    def _work_key(self, made: Made, sampling: Sampling, prompts: Sequence[str]) -> str:
+    def _work_key(self, made: ImageOrigin, sampling: Sampling, prompts: Sequence[str]) -> str:
         """All that finished batches of a system depend on; they are numbered by their first prompt."""
         depends = {
             "weights": made.weights_sha256,

@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core.errors import DdilError
-from ddil_core.files import write_text
-from ddil_core.inversion import Choosing, Inverted, Problem, get_inverter, invert
-from ddil_core.progress import progress
-from ddil_core.protocol import content_hash
-from ddil_eval.generate import slug
+from ddil_core.inversion import InversionProblem, InvertedPrompt, SelectionSettings, get_inverter, invert
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import write_text
+from ddil_core.support.progress import progress
+from ddil_core.support.protocol import content_hash
+from ddil_eval.experiments.image_sources import slug
 
 
 def invert_all(
-    whole: Problem, name: str, settings: dict[str, Any], batch_size: int, choosing: Choosing, folder: Path
-) -> list[Inverted]:
+    whole: InversionProblem,
+    name: str,
+    settings: dict[str, Any],
+    batch_size: int,
+    choosing: SelectionSettings,
+    folder: Path,
+) -> list[InvertedPrompt]:
     """The prompts of a problem's pictures by one inverter, in their order; those that lie in ``folder`` are read back."""
     inverter, chosen = get_inverter(name, settings)
     told = {
@@ -48,7 +53,7 @@ def invert_all(
     return [read_inverted(paths[one]) for one in whole.ids]
 
 
-def read_inverted(path: Path) -> Inverted:
+def read_inverted(path: Path) -> InvertedPrompt:
     """A kept prompt.
 
     Raises:
@@ -56,7 +61,7 @@ def read_inverted(path: Path) -> Inverted:
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        found = Inverted(**told | {"candidates": tuple(told["candidates"])})
+        found = InvertedPrompt(**told | {"candidates": tuple(told["candidates"])})
         if not all(isinstance(text, str) for text in (found.id, found.prompt, *found.candidates)):
             raise TypeError("a prompt is one text")
         return found
@@ -66,7 +71,7 @@ def read_inverted(path: Path) -> Inverted:
         ) from error
 
 
-def prompts_of(found: Sequence[Inverted]) -> list[str]:
+def prompts_of(found: Sequence[InvertedPrompt]) -> list[str]:
     """Their prompts."""
     return [one.prompt for one in found]
 

@@ -18,34 +18,35 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from ddil_core.data.dataset import DataSet, open_data
-from ddil_core.data.folder import PictureFiles, read_picture, survey
-from ddil_core.data.pool import picture_side
-from ddil_core.distill.run import commit, versions
-from ddil_core.errors import DdilError
-from ddil_core.inversion import Choosing, Problem, get_inverter
-from ddil_core.inversion.towers import SHAPES, lacks_towers, load_towers
+from ddil_core.data.base import DataSet
+from ddil_core.data.datasets import open_data
+from ddil_core.data.folder import ImageFiles, read_image, survey
+from ddil_core.data.pool import image_side
+from ddil_core.inversion import InversionProblem, SelectionSettings, get_inverter
+from ddil_core.inversion.towers import SHAPES, load_inversion_towers, missing_towers
 from ddil_core.inversion.words import Vocabulary, model_words, require_text_encoder
 from ddil_core.models.autoencoder import require_encoder
+from ddil_core.models.generate import resolve_sampling
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import check, resolve
+from ddil_core.models.references import check_files, resolve
 from ddil_core.models.weights import components, read_index
-from ddil_core.protocol import Strict, content_hash
-from ddil_core.sample import settings
-from ddil_eval import figures
+from ddil_core.support.errors import DdilError
+from ddil_core.support.protocol import Strict, content_hash
+from ddil_core.support.provenance import commit, versions
+from ddil_eval.experiments.caption_recall import ATTRIBUTES, caption_recall
 from ddil_eval.experiments.gallery import Drawn, Gallery, as_cell
+from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.inverted import invert_all, prompts_of
-from ddil_eval.experiments.records import measured
-from ddil_eval.experiments.reference import split_of
+from ddil_eval.experiments.reference_images import split_of
+from ddil_eval.experiments.results import recorded_metric
 from ddil_eval.experiments.systems import SystemConfig, refuse_names
-from ddil_eval.generate import slug
-from ddil_eval.measure import Extractors
+from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.recipes import Preparation
 from ddil_eval.metrics import METRICS
-from ddil_eval.recipes import Preparation
-from ddil_eval.recovered import ATTRIBUTES, recovered
+from ddil_eval.report import figures
+from ddil_eval.report.records import Record, RecordedMetric, RecordedModel, digest, save_record
+from ddil_eval.report.tables import paper_rows
 from ddil_eval.statistics import estimate_mean
-from ddil_eval.store import Measured, Record, System, digest, save
-from ddil_eval.tables import paper_rows
 
 EXPERIMENT = "prompt-inversion"
 LPIPS = ("lpips_diversity", "lpips_efflite0")
@@ -113,7 +114,7 @@ class Subjects:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InversionPlan:
     """An analysis with all that it needs looked for; ``absent`` names what is not here, with what to provide."""
 
     config: InversionConfig
@@ -129,7 +130,7 @@ class Plan:
         return self.data
 
 
-def plan(config: InversionConfig) -> Plan:
+def plan_inversion(config: InversionConfig) -> InversionPlan:
     """Look for what an analysis needs, row by row; nothing heavy is opened.
 
     Raises:
@@ -145,11 +146,11 @@ def plan(config: InversionConfig) -> Plan:
         absent[f"teacher {config.teacher}"] = error
     try:
         data = open_data(config.data)
-        if isinstance(data, PictureFiles):
+        if isinstance(data, ImageFiles):
             survey(data.take(config.num_images, "pictures"), data.reference).say_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
-    for name, problem in (("CLIP", lacks_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):
+    for name, problem in (("CLIP", missing_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):
         if problem is not None:
             absent[name] = DdilError(problem)
     shared_is_here, systems = not absent, []
@@ -160,7 +161,7 @@ def plan(config: InversionConfig) -> Plan:
         except DdilError as error:
             hint = f"the model {system.model!r} is not here; {system.provide}"
             absent[system.name] = error if system.provide is None else type(error)(hint)
-    return Plan(config, data, tuple(systems), absent, shared_is_here and bool(systems))
+    return InversionPlan(config, data, tuple(systems), absent, shared_is_here and bool(systems))
 
 
 def locate(reference: str) -> None:
@@ -170,7 +171,7 @@ def locate(reference: str) -> None:
         DdilError: it is not here, or has none.
     """
     files = resolve(reference)
-    check(files, reference)
+    check_files(files, reference)
     require_text_encoder(reference, components(read_index(files.folder)))
 
 
@@ -181,15 +182,13 @@ def subjects(data: DataSet, count: int, size: int) -> Subjects:
         DdilError: one of them cannot be read; the message names it.
     """
     prepare = Preparation(crop=True, size=size, filter="lanczos")
-    if isinstance(data, PictureFiles):
+    if isinstance(data, ImageFiles):
         files = data.take(count, "pictures")
         return Subjects(
-            tuple(file.id for file in files), np.stack([prepare(read_picture(file.path)) for file in files]), None
+            tuple(file.id for file in files), np.stack([prepare(read_image(file.path)) for file in files]), None
         )
     pictures = [
-        image if image.shape[:2] == (size, size) else prepare(image)
-        for batch in data.pictures(count)
-        for image in batch
+        image if image.shape[:2] == (size, size) else prepare(image) for batch in data.images(count) for image in batch
     ]
     prompts = data.prompts(count)
     captions = tuple(prompt.text for prompt in prompts) if data.reference == SHAPES else None
@@ -199,13 +198,13 @@ def subjects(data: DataSet, count: int, size: int) -> Subjects:
 def vocabulary(config: InversionConfig) -> Vocabulary | tuple[str, ...]:
     """What prompts may hold."""
     if config.vocabulary is None and config.data == SHAPES:
-        from ddil_core.shapes.architecture import words
+        from ddil_core.shapes.training.architecture import caption_words
 
-        return tuple(words())
+        return tuple(caption_words())
     return config.vocabulary or "words"
 
 
-def measure(found: Plan, out: Path, device: str = "cpu") -> list[Record]:
+def measure_inversion(found: InversionPlan, out: Path, device: str = "cpu") -> list[Record]:
     """Invert, draw and measure, and save the records below ``out``, with a figure for each picture in ``out/inverted``.
 
     Interrupted, it goes on at the next picture.
@@ -214,14 +213,14 @@ def measure(found: Plan, out: Path, device: str = "cpu") -> list[Record]:
         DdilError: nothing can be measured.
     """
     started, data, config = time.monotonic(), found.require(), found.config
-    extractors, towers = Extractors([config.distance], device), load_towers(config.clip, device)
+    extractors, towers = Extractors([config.distance], device), load_inversion_towers(config.clip, device)
     teacher = load_model(config.teacher, device)
     require_encoder(teacher.pipeline.vae, teacher.reference)
-    size = picture_side(teacher)
+    size = image_side(teacher)
     seen, allowed = subjects(data, config.num_images, size), vocabulary(config)
     words, tower_words = model_words(teacher, allowed), towers.words(allowed)
-    problem = Problem(teacher, words, seen.images, seen.ids, config.seed, towers, tower_words)
-    choosing = Choosing(settings(teacher, config.choosing_steps), config.choosing_pictures)
+    problem = InversionProblem(teacher, words, seen.images, seen.ids, config.seed, towers, tower_words)
+    choosing = SelectionSettings(resolve_sampling(teacher, config.choosing_steps), config.choosing_pictures)
     prompts = {
         name: prompts_of(invert_all(problem, name, chosen, config.batch_size, choosing, out / "inversions"))
         for name, chosen in config.inverters.items()
@@ -237,7 +236,7 @@ def measure(found: Plan, out: Path, device: str = "cpu") -> list[Record]:
     records = save_systems(systems, gallery, config, common, out)
     records += save_inverters(inverters, prompts, seen, gallery, config, common, out)
     for row in range(min(config.figures, len(seen.ids))):
-        figures.inverted(
+        figures.inversion_figure(
             seen.images[row], [drawn.shown[row] for drawn in systems], prompts[config.inverter][row],
             [drawn.system.name for drawn in systems], out / "inverted" / f"{row:04d}-{slug(seen.ids[row])}.png",
         )  # fmt: skip
@@ -245,7 +244,7 @@ def measure(found: Plan, out: Path, device: str = "cpu") -> list[Record]:
     return records
 
 
-def shared(found: Plan, data: DataSet, seen: Subjects, gallery: Gallery, teacher: Model) -> dict[str, Any]:
+def shared(found: InversionPlan, data: DataSet, seen: Subjects, gallery: Gallery, teacher: Model) -> dict[str, Any]:
     """What all records have in common."""
     config = found.config
     inverters = {
@@ -283,7 +282,7 @@ Scores = Mapping[str, np.ndarray]
 """Metric to scores [N, cells]."""
 
 
-def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[str, Measured]:
+def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[str, RecordedMetric]:
     """Σ contrast · mean of each metric, with its interval over the pictures' prompts; what was recovered is a rate."""
     found = {}
     for name, values in scores.items():
@@ -292,7 +291,7 @@ def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[st
         low, high = METRICS[gallery.distance].bounds if distance else (-1.0, 1.0)  # of what is no distance: a cosine
         estimate = estimate_mean(values, contrast, rate=rate, lowest=low, highest=high)
         if name == gallery.distance:
-            found[name] = measured(name, estimate)
+            found[name] = recorded_metric(name, estimate)
             continue
         network = None
         if name == gallery.to_reference:
@@ -301,11 +300,11 @@ def estimated(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[st
             network = gallery.towers.identity
         direction = gallery.directions.get(name, "higher")
         told = {"estimate": estimate, "direction": direction, "kind": "group", "network": network}
-        found[name] = Measured.model_validate(told)
+        found[name] = RecordedMetric.model_validate(told)
     return found
 
 
-def save_cells(
+def save_inversion_cells(
     cells: Mapping[str, dict[str, Any]], pairs: Mapping[str, dict[str, Any]], drawn: Sequence[Drawn], scores: Scores,
     gallery: Gallery, common: dict[str, Any], out: Path,
 ) -> list[Record]:  # fmt: skip
@@ -320,7 +319,7 @@ def save_cells(
         own = {
             "cell": cell,
             "systems": {
-                drawn[index].system.name: System(
+                drawn[index].system.name: RecordedModel(
                     reference=drawn[index].made.reference, weights_sha256=drawn[index].made.weights_sha256
                 )
                 for index in members
@@ -333,7 +332,7 @@ def save_cells(
             "metrics": estimated(scores, contrast, gallery),
         }
         record = Record.model_validate(common | own)
-        save(record, out)
+        save_record(record, out)
         records.append(record)
     return records
 
@@ -352,7 +351,7 @@ def save_systems(
         if len(leading) == 2 and not any(set(pair["of"]) == set(leading) for pair in pairs.values()):
             label = " − ".join(leading)
             pairs[label] = {"kind": "pair", "name": label, "of": leading}
-    return save_cells(cells, pairs, drawn, scores, gallery, common, out)
+    return save_inversion_cells(cells, pairs, drawn, scores, gallery, common, out)
 
 
 def save_inverters(
@@ -362,7 +361,9 @@ def save_inverters(
     """The inverters: what the teacher draws from their prompts and, where captions are known, how much of those they found."""
     scores = {name: np.stack([one.scores[name] for one in drawn.values()], axis=1) for name in gallery.directions}
     if seen.captions is not None:
-        found = [[recovered(c, text) for c, text in zip(seen.captions, prompts[name], strict=True)] for name in drawn]
+        found = [
+            [caption_recall(c, text) for c, text in zip(seen.captions, prompts[name], strict=True)] for name in drawn
+        ]
         for attribute in ("all", *ATTRIBUTES):
             shares = [[shares[attribute] for shares in column] for column in found]
             scores["recovered" if attribute == "all" else f"recovered_{attribute}"] = np.array(shares).T
@@ -370,4 +371,4 @@ def save_inverters(
     others = [(config.inverter, name) for name in drawn if name != config.inverter]
     others += [(name, "random") for name in drawn if "random" in drawn and name not in (config.inverter, "random")]
     pairs = {f"{a} − {b}": {"kind": "inverter-difference", "name": f"{a} − {b}", "of": [a, b]} for a, b in others}
-    return save_cells(cells, pairs, list(drawn.values()), scores, gallery, common, out)
+    return save_inversion_cells(cells, pairs, list(drawn.values()), scores, gallery, common, out)

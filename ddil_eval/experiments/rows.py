@@ -13,28 +13,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddil_core import ranks
-from ddil_core.data.dataset import DataSet
-from ddil_core.distill.run import versions
-from ddil_core.errors import DdilError
-from ddil_core.files import write_text
-from ddil_core.progress import progress
-from ddil_core.protocol import content_hash
-from ddil_eval.experiments.records import code_sha256
-from ddil_eval.features import overlapped, read_features
-from ddil_eval.generate import Batch, Keeper, Made, Opened
-from ddil_eval.measure import Features, gathered, kept
-from ddil_eval.recipes import Recipe
-from ddil_eval.seen import RecipeExtractors
+from ddil_core.data.base import DataSet
+from ddil_core.support import ranks
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import write_text
+from ddil_core.support.progress import progress
+from ddil_core.support.protocol import content_hash
+from ddil_core.support.provenance import versions
+from ddil_eval.experiments.image_sources import ImageBatch, ImageOrigin, ImageSource, ImageWriter
+from ddil_eval.experiments.results import code_sha256
+from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.recipes import Recipe
+from ddil_eval.features.storage import Features, cached_arrays, gather_features, map_ahead, read_features
 from ddil_eval.statistics.moments import blocks
 
 
 @dataclass(frozen=True)
-class Contestant:
+class System:
     """A row: ``open`` loads what its pictures come from, ``cell`` is what its record's cell says beside its name."""
 
     name: str
-    open: Callable[[], Opened]
+    open: Callable[[], ImageSource]
     cell: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,22 +61,22 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class SystemFeatures:
     """A row whose batches are done, by this process or another: how its pictures were made, and where its features lie."""
 
     name: str
-    made: Made
+    made: ImageOrigin
     key: dict[str, Any]
     files: dict[str, Path]
     batches: tuple[Path, ...]
-    keeper: Keeper | None
+    keeper: ImageWriter | None
 
     @property
     def is_whole(self) -> bool:
         return all(path.is_file() for path in self.files.values())
 
 
-def draw_row(contestant: Contestant, extractors: RecipeExtractors, setting: Setting, out: Path) -> Row:
+def draw_row(contestant: System, extractors: RecipeExtractors, setting: Setting, out: Path) -> SystemFeatures:
     """Draw this process's share of a row's batches, those that are not done yet. Extraction runs beside the drawing."""
     opened = contestant.open()
     batches, keeper = opened.batches, opened.keeper
@@ -85,7 +84,7 @@ def draw_row(contestant: Contestant, extractors: RecipeExtractors, setting: Sett
     name = content_hash(key)[:16]
     files = {network: out / "features" / name / f"{network}.npy" for network in extractors.open}
     paths = tuple(out / "partial" / name / f"{index:06d}.npz" for index in range(len(batches)))
-    row = Row(contestant.name, opened.made, key, files, paths, keeper)
+    row = SystemFeatures(contestant.name, opened.made, key, files, paths, keeper)
     size, whole, own = batches.per_batch, row.is_whole, ranks.mine(len(paths))
     prompts = {index: min(size, setting.count - index * size) for index in own}
     todo = [
@@ -94,26 +93,26 @@ def draw_row(contestant: Contestant, extractors: RecipeExtractors, setting: Sett
         or (keeper is not None and not keeper.has(index * size, prompts[index]))
     ]  # fmt: skip
 
-    def drawn() -> Iterator[tuple[int, Batch]]:
+    def drawn() -> Iterator[tuple[int, ImageBatch]]:
         for index in todo:
             yield index, batches[index]
 
-    def extracted(item: tuple[int, Batch]) -> int:
+    def extracted(item: tuple[int, ImageBatch]) -> int:
         index, batch = item
         if keeper is not None:
             keeper.keep(batch)
         if not whole:
-            kept(paths[index], lambda: extractors(batch.images, batch.captions))
+            cached_arrays(paths[index], lambda: extractors(batch.images, batch.captions))
         return prompts[index]
 
     total = sum(prompts.values())
     with progress(contestant.name, total, done=total - sum(prompts[index] for index in todo)) as advance:
-        for count in overlapped(drawn(), extracted):
+        for count in map_ahead(drawn(), extracted):
             advance(count)
     return row
 
 
-def collect(row: Row, count: int) -> Features:
+def collect(row: SystemFeatures, count: int) -> Features:
     """All features [count, d] of a row by network, memory-mapped; what its batches were kept in until now is taken away.
 
     Raises:
@@ -126,7 +125,11 @@ def collect(row: Row, count: int) -> Features:
                 f"{len(absent)} of {len(row.batches)} batches of {row.name!r} are not in {absent[0].parent}; --out must be one "
                 "folder for all processes"
             )
-        gathered((kept(path, dict) for path in row.batches), count, {name: f.parent for name, f in row.files.items()})
+        gather_features(
+            (cached_arrays(path, dict) for path in row.batches),
+            count,
+            {name: f.parent for name, f in row.files.items()},
+        )
         folder = next(iter(row.files.values())).parent
         write_text(folder / "key.json", json.dumps({"name": row.name} | row.key, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(row.batches[0].parent, ignore_errors=True)
@@ -135,13 +138,13 @@ def collect(row: Row, count: int) -> Features:
     return {name: read_features(path, count, f"features of {row.name!r}") for name, path in row.files.items()}
 
 
-def joined(rows: Sequence[Features], count: int, folder: Path) -> Features:
+def join_features(rows: Sequence[Features], count: int, folder: Path) -> Features:
     """Several rows' features, one row after another, in files of ``folder``."""
     parts = ({name: held[block] for name, held in row.items()} for row in rows for block in blocks(count))
-    return gathered(parts, count * len(rows), folder)
+    return gather_features(parts, count * len(rows), folder)
 
 
-def _key(made: Made, extractors: RecipeExtractors, setting: Setting, number: int) -> dict[str, Any]:
+def _key(made: ImageOrigin, extractors: RecipeExtractors, setting: Setting, number: int) -> dict[str, Any]:
     """All that a row's features depend on."""
     preparation = setting.recipe.model_dump(mode="json", exclude={"name", "source", "metrics", "images", "reference"})
     return {

@@ -9,20 +9,21 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from ddil_core.data.dataset import KINDS, DataSet, open_data
-from ddil_core.data.folder import Picture, PictureFiles, files_sha256, named
-from ddil_core.errors import WrongCommand
-from ddil_core.paths import user_path
-from ddil_core.protocol import Strict
+from ddil_core.data.base import DataSet
+from ddil_core.data.datasets import KINDS, open_data
+from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import user_path
+from ddil_core.support.protocol import Strict
 from ddil_eval.experiments.coco import from_the_first
-from ddil_eval.experiments.engine import measure
-from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
-from ddil_eval.experiments.rows import Contestant, Setting
-from ddil_eval.generate import Made, Opened, Saved, open_saved
+from ddil_eval.experiments.engine import measure_systems
+from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
+from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.rows import Setting, System
+from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
-from ddil_eval.recipes import Recipe, load_recipe, recipe_for
-from ddil_eval.seen import RecipeExtractors
-from ddil_eval.store import Record, digest
+from ddil_eval.report.records import Record, digest
 
 
 class ScoreConfig(Strict):
@@ -50,7 +51,7 @@ class ScoreConfig(Strict):
         return folders
 
 
-def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
+def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture, each
     with the first of them.
 
@@ -65,7 +66,9 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     reference = open_data(place)
     pictures = _count(reference, config, recipe)
     check_reference(reference, pictures)
-    folders = {folder: open_saved(user_path(folder, "the folder"), config.num_images) for folder in config.folders}
+    folders = {
+        folder: open_image_folder(user_path(folder, "the folder"), config.num_images) for folder in config.folders
+    }
     for folder, files in folders.items():
         _require_captions(folder, files, metrics)
         _require_groups(folder, files, config.pictures_per_prompt)
@@ -77,34 +80,32 @@ def score(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
     for names in together.values():
         seed = _seed(config, names[0])
         setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
-        rows = [
-            Contestant(name, partial(_open, user_path(name, "the folder"), folders[name], config)) for name in names
-        ]
-        records += measure(rows, from_the_first(names), extractors, setting, out)
+        rows = [System(name, partial(_open, user_path(name, "the folder"), folders[name], config)) for name in names]
+        records += measure_systems(rows, from_the_first(names), extractors, setting, out)
     return records
 
 
 def _count(reference: DataSet, config: ScoreConfig, recipe: Recipe) -> int:
     """How many pictures of the reference: those asked for, else all of its files, else the recipe's count."""
-    everything = len(reference.files) if isinstance(reference, PictureFiles) else recipe.reference.pictures
+    everything = len(reference.files) if isinstance(reference, ImageFiles) else recipe.reference.pictures
     count = config.reference_pictures or everything
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} picture, and a set needs at least 2")
     return count
 
 
-def _require_captions(folder: str, files: Sequence[Picture], metrics: Sequence[str]) -> None:
+def _require_captions(folder: str, files: Sequence[ImageFile], metrics: Sequence[str]) -> None:
     """Refuse metrics that read captions where pictures have none."""
     reading = [name for name in metrics if name in METRICS and METRICS[name].network.reads_captions]
     silent = [picture.path.name for picture in files if picture.caption is None]
     if reading and silent:
         raise WrongCommand(
             f"{', '.join(reading)} needs captions, and {len(silent):,} of {len(files):,} pictures of {folder} have none "
-            f"({named(silent)}); put a .txt beside each or an index.jsonl, or choose other --metrics"
+            f"({name_some(silent)}); put a .txt beside each or an index.jsonl, or choose other --metrics"
         )
 
 
-def _require_groups(folder: str, files: Sequence[Picture], number: int) -> None:
+def _require_groups(folder: str, files: Sequence[ImageFile], number: int) -> None:
     """Refuse a folder whose pictures are not ``number`` of each prompt, one after another."""
     if len(files) % number:
         raise WrongCommand(
@@ -123,13 +124,13 @@ def _require_groups(folder: str, files: Sequence[Picture], number: int) -> None:
 
 def _seed(config: ScoreConfig, folder: str) -> int:
     """The seed of the jackknife's groups: the one asked for, else that of the folder's pictures, else 0."""
-    made = Made.read(user_path(folder, "the folder")).seed
+    made = ImageOrigin.read(user_path(folder, "the folder")).seed
     return next((seed for seed in (config.seed, made) if seed is not None), 0)
 
 
-def _open(folder: Path, files: Sequence[Picture], config: ScoreConfig) -> Opened:
-    made = replace(Made.read(folder), pictures_sha256=files_sha256(files))
-    return Opened(made, Saved(files, config.batch_size, config.pictures_per_prompt))
+def _open(folder: Path, files: Sequence[ImageFile], config: ScoreConfig) -> ImageSource:
+    made = replace(ImageOrigin.read(folder), pictures_sha256=files_sha256(files))
+    return ImageSource(made, FolderImages(files, config.batch_size, config.pictures_per_prompt))
 
 
 def _setting(
@@ -137,7 +138,7 @@ def _setting(
     recipe: Recipe,
     reference: DataSet,
     pictures: int,
-    files: Sequence[Picture],
+    files: Sequence[ImageFile],
     seed: int,
     device: str,
 ) -> Setting:

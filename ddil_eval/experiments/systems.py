@@ -14,27 +14,28 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ddil_core.data.dataset import DataSet, open_data
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.data.base import DataSet
+from ddil_core.data.datasets import open_data
+from ddil_core.diffusion.parameterization import ReflectionMode
+from ddil_core.diffusion.solvers import get_solver
+from ddil_core.models.generate import resolve_sampling, sampling_warnings
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import check, resolve
-from ddil_core.parameterization import ReflectionMode
-from ddil_core.paths import user_path
-from ddil_core.progress import warn
-from ddil_core.protocol import GuidanceScale, Strict
-from ddil_core.sample import remarks, settings
-from ddil_core.sampling import Sampling
-from ddil_core.solvers import get_solver
-from ddil_eval.experiments.engine import measure
-from ddil_eval.experiments.reference import check_reference, describe_reference, refuse_other_reference
-from ddil_eval.experiments.rows import Contestant, Setting
-from ddil_eval.generate import Generated, Keeper, Made, Opened, slug
+from ddil_core.models.references import check_files, resolve
+from ddil_core.models.sampling import Sampling
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.paths import user_path
+from ddil_core.support.progress import warn
+from ddil_core.support.protocol import GuidanceScale, Strict
+from ddil_eval.experiments.engine import measure_systems
+from ddil_eval.experiments.image_sources import GeneratedImages, ImageOrigin, ImageSource, ImageWriter, slug
+from ddil_eval.experiments.prompts import Prompts, choose_prompts
+from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.rows import Setting, System
+from ddil_eval.features.extraction import RecipeExtractors, require_several
+from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
-from ddil_eval.prompts import Prompts, choose_prompts
-from ddil_eval.recipes import Recipe, load_recipe, recipe_for
-from ddil_eval.seen import RecipeExtractors, require_several
-from ddil_eval.store import Record
-from ddil_eval.tables import paper_rows
+from ddil_eval.report.records import Record
+from ddil_eval.report.tables import paper_rows
 
 
 class SystemConfig(Strict):
@@ -100,7 +101,7 @@ class SystemsConfig(Strict):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """A comparison with all that it needs found; ``absent`` names what is not here, with an error that says what to provide."""
 
     config: SystemsConfig
@@ -126,7 +127,7 @@ class Plan:
         raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
 
 
-def plan(config: SystemsConfig) -> Plan:
+def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     """Find what a comparison needs; nothing heavy is opened.
 
     Raises:
@@ -162,12 +163,12 @@ def plan(config: SystemsConfig) -> Plan:
     systems = []
     for system in config.systems:
         try:
-            check(resolve(system.model), system.model)
+            check_files(resolve(system.model), system.model)
             systems.append(system)
         except DdilError as error:
             hint = f"the model {system.model!r} is not here; {system.provide}"
             absent[system.name] = error if system.provide is None else type(error)(hint)
-    return Plan(config, recipe, data, prompts, tuple(systems), tuple(metrics), absent)
+    return ComparisonPlan(config, recipe, data, prompts, tuple(systems), tuple(metrics), absent)
 
 
 def compare(config: SystemsConfig, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
@@ -176,12 +177,12 @@ def compare(config: SystemsConfig, out: Path, device: str = "cpu", *, save_image
     Raises:
         DdilError: something is not here; said before any picture is made.
     """
-    found = plan(config)
+    found = plan_comparison(config)
     found.require_all()
-    return carry_out(found, out, device, save_images=save_images)
+    return measure_plan(found, out, device, save_images=save_images)
 
 
-def carry_out(found: Plan, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
+def measure_plan(found: ComparisonPlan, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
     """Measure what a plan found, and save its records below ``out``; ``save_images`` keeps the pictures in ``out/images``.
 
     Raises:
@@ -193,17 +194,15 @@ def carry_out(found: Plan, out: Path, device: str = "cpu", *, save_images: bool 
     extractors = RecipeExtractors(found.metrics, device, found.recipe, config.pictures_per_prompt)
     keep = out if save_images else None
     rows = [
-        Contestant(
-            s.name, partial(_open, s, found.prompts, config, device, keep), {"paper": s.paper} if s.paper else {}
-        )
+        System(s.name, partial(_open, s, found.prompts, config, device, keep), {"paper": s.paper} if s.paper else {})
         for s in found.systems
     ]
     here = {system.name for system in found.systems}
     differences = [(a, b) for a, b in config.differences if {a, b} <= here]
-    return measure(rows, differences, extractors, describe(found, found.data, found.prompts, device), out)
+    return measure_systems(rows, differences, extractors, describe(found, found.data, found.prompts, device), out)
 
 
-def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setting:
+def describe(found: ComparisonPlan, data: DataSet, prompts: Prompts, device: str) -> Setting:
     """What all rows share, for their records."""
     config, recipe = found.config, found.recipe
     count, pictures = len(prompts.prompts), config.reference_pictures or recipe.reference.pictures
@@ -229,22 +228,24 @@ def describe(found: Plan, data: DataSet, prompts: Prompts, device: str) -> Setti
     )
 
 
-def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> Opened:
+def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> ImageSource:
     """Load a system and say how it is sampled."""
     model = load_model(system.model, device)
-    sampling = settings(model, system.steps, system.solver, system.guidance_scale, system.reflection)
-    for sentence in remarks(model, [prompt.text for prompt in prompts.prompts], sampling):
+    sampling = resolve_sampling(model, system.steps, system.solver, system.guidance_scale, system.reflection)
+    for sentence in sampling_warnings(model, [prompt.text for prompt in prompts.prompts], sampling):
         warn(f"{system.name}: {sentence}")
     made, number = how_made(model, sampling, config.seed), config.pictures_per_prompt
-    keeper = None if out is None else Keeper(out / "images" / slug(system.name), made, prompts.prompts, number)
-    return Opened(made, Generated(model, prompts.prompts, sampling, config.seed, config.batch_size, number), keeper)
+    keeper = None if out is None else ImageWriter(out / "images" / slug(system.name), made, prompts.prompts, number)
+    return ImageSource(
+        made, GeneratedImages(model, prompts.prompts, sampling, config.seed, config.batch_size, number), keeper
+    )
 
 
-def how_made(model: Model, sampling: Sampling, seed: int) -> Made:
+def how_made(model: Model, sampling: Sampling, seed: int) -> ImageOrigin:
     """What a record says of a model's pictures."""
     timesteps = sampling.times(model.denoiser.schedule)
     evaluations = len(timesteps) * model.guided(sampling.guidance_scale).nfe
-    return Made(
+    return ImageOrigin(
         reference=model.reference,
         weights_sha256=model.weights_sha256(),
         solver=sampling.solver,

@@ -19,7 +19,7 @@ from ddil_eval.metrics.metric import Extractor, Metric, Network
 from ddil_eval.metrics.patch_fid import PATCH_FID
 from ddil_eval.metrics.prdc import PRDC
 from ddil_eval.metrics.vendi import VENDI, VENDI_EFFLITE0
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 _ROWS = (
     FID,
@@ -43,4 +43,4 @@ _ROWS = (
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
 
-__all__ = ["METRICS", "Extractor", "Metric", "Network", "Weights"]
+__all__ = ["METRICS", "Extractor", "Metric", "Network", "WeightsFile"]

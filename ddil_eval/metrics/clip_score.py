@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from ddil_eval.metrics.metric import Metric
 from ddil_eval.metrics.towers import cosine_network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
-_S12B = Weights(
+_S12B = WeightsFile(
     file="CLIP-ViT-g-14-laion2B-s12B-b42K.safetensors",
     url="https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s12B-b42K/resolve/main/open_clip_model.safetensors",
 )
-_S34B = Weights(
+_S34B = WeightsFile(
     file="CLIP-ViT-g-14-laion2B-s34B-b88K.safetensors",
     url="https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s34B-b88K/resolve/main/open_clip_model.safetensors",
 )

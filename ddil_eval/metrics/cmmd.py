@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddil_core.environment import full_precision
+from ddil_core.support.environment import full_precision
 from ddil_eval.metrics.metric import Extractor, Metric, Network
-from ddil_eval.metrics.towers import lacks_open_clip, load_towers
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.towers import lacks_open_clip, load_clip_towers
+from ddil_eval.metrics.weights import WeightsFile
 from ddil_eval.statistics.kernels import GaussianDiscrepancy
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 ARCHITECTURE = "ViT-L-14-336-quickgelu"
 INPUT_SIZE = 336
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-WEIGHTS = Weights(
+WEIGHTS = WeightsFile(
     file="CLIP-ViT-L-14-336-openai.safetensors",
     url="https://huggingface.co/timm/vit_large_patch14_clip_336.openai/resolve/main/open_clip_model.safetensors",
 )
 
 
-def prepare(images: np.ndarray, size: int = INPUT_SIZE) -> Tensor:
+def prepare_cmmd(images: np.ndarray, size: int = INPUT_SIZE) -> Tensor:
     """uint8 [B, H, W, 3] → float32 [B, 3, size, size], normalised."""
     import torch
 
@@ -44,12 +44,12 @@ def open_embeddings(device: str) -> Extractor:
     """Pictures to CLIP's unit embeddings, float32 [B, 768]; captions are not looked at."""
     import torch
 
-    model, _, _ = load_towers(ARCHITECTURE, WEIGHTS.checked(), device)
+    model, _, _ = load_clip_towers(ARCHITECTURE, WEIGHTS.checked(), device)
 
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            features: np.ndarray = model.encode_image(prepare(images).to(device), normalize=True).cpu().numpy()
+            features: np.ndarray = model.encode_image(prepare_cmmd(images).to(device), normalize=True).cpu().numpy()
         return features
 
     return extract

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddil_core.environment import full_precision, require_torchvision
-from ddil_core.errors import DdilError
+from ddil_core.support.environment import full_precision, require_torchvision
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ARCHITECTURE = "vit_large_patch14_dinov2"
 INPUT_SIZE, PATCH = 224, 14
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WEIGHTS = Weights(
+WEIGHTS = WeightsFile(
     file="vit_large_patch14_dinov2.lvd142m.safetensors",
     url="https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m/resolve/main/model.safetensors",
 )
@@ -74,7 +74,7 @@ def load_vit(path: Path, device: str, architecture: str) -> VisionTransformer:
     return model.float().eval().requires_grad_(False).to(device)
 
 
-def prepare(images: np.ndarray) -> Tensor:
+def prepare_dinov2(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] → float32 [B, 3, 224, 224], normalised."""
     import torch
     from PIL import Image
@@ -94,7 +94,7 @@ def open_dinov2(device: str) -> Extractor:
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            features: np.ndarray = model.forward_features(prepare(images).to(device))[:, 0].cpu().numpy()
+            features: np.ndarray = model.forward_features(prepare_dinov2(images).to(device))[:, 0].cpu().numpy()
         return features
 
     return extract

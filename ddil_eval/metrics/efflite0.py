@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddil_core.environment import full_precision, require_torchvision
-from ddil_core.errors import DdilError
+from ddil_core.support.environment import full_precision, require_torchvision
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from timm.models import EfficientNet
@@ -50,7 +50,7 @@ def _place() -> Path | None:
     return Path(spec.origin).parent / "models" / FILE if spec is not None and spec.origin is not None else None
 
 
-WEIGHTS = Weights(
+WEIGHTS = WeightsFile(
     file=FILE,
     sha256=SHA256,
     place=_place,
@@ -107,7 +107,7 @@ def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
     return model
 
 
-def prepare(images: np.ndarray) -> Tensor:
+def prepare_efflite0(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] → float32 [B, 3, 224, 224]: PIL's antialiased bicubic without a crop, then normalised."""
     import torch
     from PIL import Image
@@ -126,7 +126,7 @@ def open_efflite0(device: str) -> Extractor:
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            features = model.forward_head(model.forward_features(prepare(images).to(device)), pre_logits=True)
+            features = model.forward_head(model.forward_features(prepare_efflite0(images).to(device)), pre_logits=True)
         return features.cpu().numpy()
 
     return extract

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddil_core.environment import full_precision, require_torchvision
-from ddil_core.errors import DdilError
+from ddil_core.support.environment import full_precision, require_torchvision
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.fid import FID
 from ddil_eval.metrics.inception import lacks_cleanfid
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def convert(published: Path, target: Path) -> None:
+def convert_fid_weights(published: Path, target: Path) -> None:
     """pytorch-fid's state dict, a pickle, to safetensors. Raises DdilError where it is something else."""
     from pickle import UnpicklingError
 
@@ -37,11 +37,11 @@ def convert(published: Path, target: Path) -> None:
         raise DdilError(f"{published} does not hold the weights of pytorch-fid; fetch it again") from error
 
 
-WEIGHTS = Weights(
+WEIGHTS = WeightsFile(
     file="pt_inception-2015-12-05.safetensors",
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     sha256="6726825d",  # the published file's name holds its first characters
-    convert=convert,
+    convert=convert_fid_weights,
 )
 
 
@@ -66,7 +66,7 @@ def architecture() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def prepare(images: np.ndarray) -> Tensor:
+def prepare_pytorch_fid(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] → float32 [B, 3, 299, 299] in [-1, 1], by torch's bilinear interpolation without antialiasing."""
     import torch
 
@@ -74,7 +74,7 @@ def prepare(images: np.ndarray) -> Tensor:
     return 2 * torch.nn.functional.interpolate(pixels, (299, 299), mode="bilinear", align_corners=False) - 1
 
 
-def open_inception(device: str) -> Extractor:
+def open_pytorch_inception(device: str) -> Extractor:
     """Pictures to pytorch-fid's pooled features, float32 [B, 2048]; captions are not looked at.
 
     Raises:
@@ -99,7 +99,7 @@ def open_inception(device: str) -> Extractor:
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            features: np.ndarray = model(prepare(images).to(device)).cpu().numpy()
+            features: np.ndarray = model(prepare_pytorch_fid(images).to(device)).cpu().numpy()
         return features
 
     return extract
@@ -112,7 +112,7 @@ FID_PYTORCH = replace(
     network=Network(
         name="inception_pytorch",
         needs="pytorch-fid's Inception v3 (95 MB), clean-fid and torchvision",
-        open_on=open_inception,
+        open_on=open_pytorch_inception,
         weights=(WEIGHTS,),
         lacks=lacks_cleanfid,
     ),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Metric
 from ddil_eval.metrics.towers import cosine_network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 
-def convert(published: Path, target: Path) -> None:
+def convert_hps_weights(published: Path, target: Path) -> None:
     """The authors' checkpoint, a pickle {"state_dict": …}, to safetensors. Raises DdilError where it is something else."""
     from pickle import UnpicklingError
 
@@ -28,10 +28,10 @@ def convert(published: Path, target: Path) -> None:
         raise DdilError(f"{published} is not the checkpoint of HPS v2; fetch it again") from error
 
 
-_WEIGHTS = Weights(
+_WEIGHTS = WeightsFile(
     file="HPS_v2_compressed.safetensors",
     url="https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2_compressed.pt",
-    convert=convert,
+    convert=convert_hps_weights,
 )
 
 HPS_V2 = Metric(

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddil_core.environment import full_precision
-from ddil_core.errors import DdilError
+from ddil_core.support.environment import full_precision
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = Weights(
+WEIGHTS = WeightsFile(
     file="inception-2015-12-05.pt",  # the name that clean-fid looks for
     url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
 )
@@ -42,7 +42,7 @@ def _resizer() -> Any:
     return build_resizer("clean")
 
 
-def prepare(images: np.ndarray) -> Tensor:
+def prepare_inception(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] → float32 [B, 3, 299, 299] in about [0, 255], as clean-fid's "clean" resizer gives it."""
     import torch
 
@@ -74,7 +74,7 @@ def open_inception(device: str) -> Extractor:
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            features: np.ndarray = model(prepare(images).to(device)).float().cpu().numpy()
+            features: np.ndarray = model(prepare_inception(images).to(device)).float().cpu().numpy()
         return features
 
     return extract

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddil_core.environment import full_precision, require_torchvision
-from ddil_core.errors import DdilError
+from ddil_core.support.environment import full_precision, require_torchvision
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Metric, Network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "slice5"}
 
 
-def convert(published: Path, target: Path) -> None:
+def convert_lpips_weights(published: Path, target: Path) -> None:
     """torchvision's AlexNet, a pickle, to its five convolutions in the layout of ``lpips.LPIPS(net="alex").net``."""
     from pickle import UnpicklingError
 
@@ -44,11 +44,11 @@ def convert(published: Path, target: Path) -> None:
     save_file(layers, target)
 
 
-WEIGHTS = Weights(
+WEIGHTS = WeightsFile(
     file="lpips_alexnet_features.safetensors",
     url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     sha256="7be5be79",  # torchvision states the first eight characters, in the file's name
-    convert=convert,
+    convert=convert_lpips_weights,
 )
 
 

@@ -10,8 +10,8 @@ from math import inf
 
 import numpy as np
 
-from ddil_core.environment import full_precision
-from ddil_eval.metrics.efflite0 import EFFLITE0, load_efflite0, prepare, weights_file
+from ddil_core.support.environment import full_precision
+from ddil_eval.metrics.efflite0 import EFFLITE0, load_efflite0, prepare_efflite0, weights_file
 from ddil_eval.metrics.lpips_diversity import mean_distance
 from ddil_eval.metrics.metric import Extractor, Metric, Network
 
@@ -25,7 +25,7 @@ def open_diversity(device: str) -> Extractor:
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            layers = model.forward_intermediates(prepare(images).to(device), intermediates_only=True)
+            layers = model.forward_intermediates(prepare_efflite0(images).to(device), intermediates_only=True)
             ones = [torch.ones(layer.shape[1], device=layer.device) for layer in layers]
             return np.array([[mean_distance(layers, ones)]])
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 from ddil_eval.statistics import Statistic
 
 Array = np.ndarray
@@ -58,7 +58,7 @@ class Network:
     name: str
     needs: str
     open_on: Callable[[str], Extractor]
-    weights: tuple[Weights, ...] = ()
+    weights: tuple[WeightsFile, ...] = ()
     lacks: Callable[[], str | None] = nothing_missing
     version: int = 1
     prefixed: bool = False
@@ -99,7 +99,7 @@ class Metric:
         return self.network.needs
 
     @property
-    def weights(self) -> tuple[Weights, ...]:
+    def weights(self) -> tuple[WeightsFile, ...]:
         """The files of weights that it needs from outside the package."""
         return self.network.weights
 

@@ -1,6 +1,6 @@
 """Patch FID, as DMD2 measures SDXL: FID between the pictures' 299 px middles, which Inception then sees at their own scale.
 
-The patch is cut by the recipe (``ddil_eval.recipes``), so this is FID's network on other pictures, held under another name.
+The recipe cuts the patch (``ddil_eval.features.recipes``). So this is FID's network on other images, under another name.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddil_core.errors import DdilError
 from ddil_core.shapes.scene import IMAGE_SIZE, Meaning, parse_caption
+from ddil_core.support.errors import DdilError
 
 
 def meanings(metric: str, images: np.ndarray, captions: list[str]) -> list[Meaning]:

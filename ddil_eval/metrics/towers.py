@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddil_core.environment import require_torchvision
-from ddil_core.errors import DdilError
 from ddil_core.shapes.scorer import cosine
+from ddil_core.support.environment import require_torchvision
+from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import Weights
+from ddil_eval.metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -27,7 +27,7 @@ def lacks_open_clip() -> str | None:
     return None
 
 
-def load_towers(
+def load_clip_towers(
     architecture: str, path: Path, device: str, resize_mode: str = "shortest"
 ) -> tuple[CLIP, Callable[[np.ndarray], Tensor], Callable[[list[str]], Tensor]]:
     """A model of open_clip (eval mode, float32, no gradients), and what turns its input into tensors on its device.
@@ -59,18 +59,24 @@ def load_towers(
     return model, preprocess, lambda captions: tokenizer(captions).to(device)
 
 
-def open_cosine(architecture: str, weights: Weights, resize_mode: str = "shortest") -> Callable[[str], Extractor]:
+def open_cosine(architecture: str, weights: WeightsFile, resize_mode: str = "shortest") -> Callable[[str], Extractor]:
     """What opens the cosine between pictures and captions, unscaled, float32 [B, 1] in [-1, 1]."""
 
     def open_on(device: str) -> Extractor:
-        model, preprocess, tokenize = load_towers(architecture, weights.checked(), device, resize_mode)
+        model, preprocess, tokenize = load_clip_towers(architecture, weights.checked(), device, resize_mode)
         return lambda images, captions: cosine(model, preprocess(images), tokenize(captions))
 
     return open_on
 
 
 def cosine_network(
-    name: str, architecture: str, weights: Weights, size: str, *, prefixed: bool = False, resize_mode: str = "shortest"
+    name: str,
+    architecture: str,
+    weights: WeightsFile,
+    size: str,
+    *,
+    prefixed: bool = False,
+    resize_mode: str = "shortest",
 ) -> Network:
     """The network of a cosine score; ``resize_mode`` is open_clip's word for which side is made to fit."""
     return Network(

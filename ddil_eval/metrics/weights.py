@@ -18,15 +18,14 @@ from typing import BinaryIO
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from ddil_core.errors import DdilError
-from ddil_core.files import replacing
-from ddil_core.lock import waiting_for
-from ddil_core.resources import require_cache
-from ddil_eval.cache import weights_folder
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import replacing
+from ddil_core.support.lock import waiting_for
+from ddil_core.support.resources import require_cache, user_folder
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsFile:
     """One file of weights in the user's folder.
 
     ``url`` is where its source has it. ``sha256`` is that of the published file as its source states it, whole or its
@@ -156,3 +155,8 @@ def _compare(path: Path, digest: str, expected: str) -> None:
             f"{path} is another file than its source publishes (sha256 {digest[:12]}…, expected {expected[:12]}…); "
             "delete it and get it again"
         )
+
+
+def weights_folder() -> Path:
+    """Where weights of metrics lie."""
+    return user_folder() / "weights"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 
 CONFIDENCE = 0.95
 Array = np.ndarray

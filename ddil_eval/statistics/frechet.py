@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from scipy.linalg import eigh
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 from ddil_eval.statistics.jackknife import Spread, group_labels, pseudovalues
 from ddil_eval.statistics.moments import GroupMoments, Moments, blocks, finite
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from scipy.special import stdtrit
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference, rate_error, score_interval, t_interval
 
 Array = np.ndarray

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 from ddil_eval.statistics.jackknife import Spread, pseudovalues
 from ddil_eval.statistics.moments import blocks, finite
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 
 Array = np.ndarray
 BLOCK = 1024

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
 from ddil_eval.statistics.jackknife import GROUPS, Spread, pseudovalues
 from ddil_eval.statistics.moments import BLOCK, blocks, finite
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from ddil_core.resources import protocols
+from ddil_core.support.resources import protocols
 from ddil_eval.metrics import METRICS
 from tests.shards import save_shards
 

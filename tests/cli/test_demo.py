@@ -11,14 +11,14 @@ import pytest
 import yaml
 from click.testing import Result
 
-from ddil_core import resources
-from ddil_core.distill.config import ProgressiveConfig
-from ddil_core.protocol import read_yaml, validate
-from ddil_core.resources import protocols
-from ddil_eval import store
+from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.support import resources
+from ddil_core.support.protocol import read_yaml, validate
+from ddil_core.support.resources import protocols
 from ddil_eval.cli.demo import NOTICE, _measured, _with_students
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 from ddil_eval.experiments.systems import SystemsConfig
+from ddil_eval.report import records as store
 from tests.records import p_teacher, system
 
 STUDENTS = {"PD": Path("out/pd"), "DDIL": Path("out/ddil")}
@@ -61,7 +61,7 @@ def test_students_stand_in_for_their_names(content: dict[str, Any]) -> None:
 def test_it_counts_what_an_earlier_demo_measured(tmp_path: Path) -> None:
     assert _measured(tmp_path / "nothing", "compare") == 0
     for record in (system("PD", 4), system("DDIL", 4), p_teacher(0.8)):
-        store.save(record, tmp_path)
+        store.save_record(record, tmp_path)
     assert (_measured(tmp_path, "compare"), _measured(tmp_path, "covariate-shift")) == (2, 1)
 
 
@@ -92,7 +92,7 @@ def test_a_small_demo_runs_from_end_to_end_and_is_not_made_again(
         }
         assert result.stderr.count("This is a demonstration") == 2
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == made
-    assert sum(record.kind != "pair" for record in store.load(out)) == 5 + 12
+    assert sum(record.kind != "pair" for record in store.load_records(out)) == 5 + 12
 
 
 def shrink(content: dict[str, Any]) -> None:

@@ -12,9 +12,9 @@ import yaml
 from click.testing import Result
 from safetensors.torch import load_file
 
-from ddil_core.distill.progressive import ProgressiveStage
+from ddil_core.distillation.loop import Logs
+from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.models.model import load_model
-from ddil_core.train import Logs
 
 Cli = Callable[..., Result]
 
@@ -158,8 +158,8 @@ def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, roo
 
 
 def test_every_protocol_of_a_distillation_fits_its_method(root: Path) -> None:
-    from ddil_core.distill import METHODS
-    from ddil_core.protocol import read_yaml, validate
+    from ddil_core.distillation.methods import METHODS
+    from ddil_core.support.protocol import read_yaml, validate
 
     found = {
         path: read_yaml(path) for world in ("shapes", "paper") for path in (root / "protocols" / world).glob("*.yaml")

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 
 from ddil_eval.cli import COMMANDS
-from ddil_eval.cli.reference import _command, reference, render
+from ddil_eval.cli.command_reference import _command, reference, render
 
 
 def test_the_committed_reference_is_current(cli: Callable[..., Result]) -> None:

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import Result
 
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli import COMMANDS, LACKS_MEMORY, Commands
 
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "open_clip", "pandas", "scipy", "matplotlib", "pydantic")

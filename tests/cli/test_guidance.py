@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from ddil_core.distill.config import ConsistencyConfig, MatchingConfig, ProgressiveConfig
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, ProgressiveConfig
+from ddil_core.models.generate import sample
 from ddil_core.models.model import load_model
-from ddil_core.models.systems import System
-from ddil_core.protocol import Strict, validate
-from ddil_core.sample import sample
-from ddil_core.sampling import Sampling
+from ddil_core.models.sampling import Sampling
+from ddil_core.models.systems import SystemSpec
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.protocol import Strict, validate
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 from ddil_eval.experiments.systems import SystemConfig
 from tests.pipelines import edited
@@ -43,7 +43,7 @@ CONFIGS: dict[str, tuple[type[Strict], dict[str, Any]]] = {
     "lcm": (ConsistencyConfig, {"updates": 2}),
     "dmd2": (MatchingConfig, {"updates": 2}),
     "a row": (SystemConfig, {"name": "x", "model": "shapes"}),
-    "a row of systems.yaml": (System, {"title": "x"}),
+    "a row of systems.yaml": (SystemSpec, {"title": "x"}),
     "covariate shift": (CovariateShiftConfig, {}),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ddil_core.data.dataset import KINDS
+from ddil_core.data.datasets import KINDS
 from ddil_eval.cli.listing import _word, show_list
 from ddil_eval.metrics import METRICS
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddil_core import protocol
+from ddil_core.support import protocol
 from ddil_eval.cli import ddil, options
 
 Cli = Callable[..., Result]

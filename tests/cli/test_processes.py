@@ -13,12 +13,12 @@ import pytest
 import torch
 from click.testing import Result
 
-from ddil_core import ranks
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.sample import draw
-from ddil_eval import generate
+from ddil_core.models.generate import sample_images
+from ddil_core.support import ranks
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli.options import choose_device
-from ddil_eval.store import Record, load
+from ddil_eval.experiments import image_sources as generate
+from ddil_eval.report.records import Record, load_records
 from tests.counted import Counted
 
 Cli = Callable[..., Result]
@@ -55,13 +55,13 @@ def test_two_processes_give_the_numbers_of_one(
     """A run that one process began and two finish has the pictures, features and values of one process's run."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli(*arguments(student, one)).exit_code == 0
-    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=draw))
+    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
     assert cli(*arguments(student, two)).exit_code == 130
     result = launched(2, root, *arguments(student, two))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Records are in") == 1  # the other process says nothing
     assert result.stderr.count(f"{PICTURES // 2}/{PICTURES // 2}") == 1  # and shows no share of its own
-    (alone,), (together,) = load(one), load(two)
+    (alone,), (together,) = load_records(one), load_records(two)
     assert (together.identity(), together.device) == (alone.identity(), "2 × cpu")
     found, expected = features(two), features(one)
     assert found.keys() == expected.keys() == {"efflite0", "drawn_right"}

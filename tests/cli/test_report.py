@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ddil_eval import store
+from ddil_eval.report import records as store
 from tests.records import p_teacher, record, system
 
 Cli = Callable[..., Result]
@@ -21,7 +21,7 @@ Cli = Callable[..., Result]
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     for kept in (p_teacher(0.8), record({"kind": "pure", "model": "teacher"}), system("PD", 4)):
-        store.save(kept, folder / "shapes")
+        store.save_record(kept, folder / "shapes")
     return folder
 
 
@@ -76,7 +76,7 @@ def test_json_is_one_document(cli: Cli, results: Path) -> None:
 
 
 def test_replaced_records_are_told(cli: Cli, results: Path) -> None:
-    store.save(p_teacher(0.8, fd=9.0, created="2027-01-01T00:00:00+00:00"), results)
+    store.save_record(p_teacher(0.8, fd=9.0, created="2027-01-01T00:00:00+00:00"), results)
     result = cli("report", "--results", results)
     assert "Older records of a newer measurement, kept and not shown: 1.\n" in result.stderr
     assert "9.00" in result.stdout and "12.50" not in result.stdout.split("Table 2")[1].split("Table 3")[0]
@@ -85,7 +85,7 @@ def test_replaced_records_are_told(cli: Cli, results: Path) -> None:
 @pytest.mark.parametrize(("save", "what"), [(False, "no records"), (True, "records, but none that a table is made of")])
 def test_nothing_to_report_is_one_sentence(cli: Cli, tmp_path: Path, save: bool, what: str) -> None:
     if save:
-        store.save(p_teacher(0.8, experiment="coco"), tmp_path)
+        store.save_record(p_teacher(0.8, experiment="coco"), tmp_path)
     result = cli("report", "--results", tmp_path)
     assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr == (

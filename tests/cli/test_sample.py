@@ -11,9 +11,9 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from ddil_core.errors import WrongCommand
+from ddil_core.models.generate import sample as draw
 from ddil_core.models.model import load_model
-from ddil_core.sample import sample as draw
+from ddil_core.support.errors import WrongCommand
 
 PROMPTS = (
     "a small red circle left of a large blue star on a grey background",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddil_core.denoiser import Condition
-from ddil_core.schedule import Schedule
+from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.schedule import Schedule
 
 
 class Gaussian:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddil_core.data.dataset import open_data
+from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.models.model import Model, load_model
 from tests.pipelines import TEACHER, save_pipeline

@@ -18,8 +18,8 @@ from ddil_core.data.captions import clean_caption, decode, is_blank, lines, pars
 from ddil_core.data.coco import read_annotations
 from ddil_core.data.folder import read_folder
 from ddil_core.data.shards import read_shard
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_eval.prompts import read_prompts
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_eval.experiments.prompts import read_prompts
 from tests.shards import picture, save_shard
 
 few = settings(

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddil_core.data.base import Prompt
+from ddil_core.data.captioned import prepare_image, read_image, survey
 from ddil_core.data.captions import clean_caption
 from ddil_core.data.coco import read_annotations
-from ddil_core.data.dataset import Prompt, open_data
-from ddil_core.data.folder import PictureFiles
-from ddil_core.data.pictures import prepare, read_picture, survey
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.data.datasets import open_data
+from ddil_core.data.folder import ImageFiles
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.coco import photograph, save_coco
 
 NAMES = ["COCO_val2014_000000001000.jpg", "COCO_val2014_000000000993.jpg", "COCO_val2014_000000000986.jpg"]
@@ -27,9 +28,9 @@ def folder(tmp_path: Path) -> Path:
     return save_coco(tmp_path / "coco", count=5)
 
 
-def coco(folder: Path) -> PictureFiles:
+def coco(folder: Path) -> ImageFiles:
     data = open_data(f"coco2014:{folder}")
-    assert isinstance(data, PictureFiles)
+    assert isinstance(data, ImageFiles)
     return data
 
 
@@ -41,7 +42,7 @@ def test_prompts_are_each_images_first_caption_in_the_order_of_the_images(folder
 
 
 def test_pictures_come_in_the_same_order_as_they_are_decoded(folder: Path) -> None:
-    pictures = list(coco(folder).pictures(3))
+    pictures = list(coco(folder).images(3))
     for place, (picture, name) in enumerate(zip(pictures, NAMES, strict=True)):
         with Image.open(folder / "val2014" / name) as image:
             assert np.array_equal(picture[0], np.asarray(image))
@@ -49,10 +50,10 @@ def test_pictures_come_in_the_same_order_as_they_are_decoded(folder: Path) -> No
 
 
 def test_the_hash_is_of_the_files_bytes_and_order(folder: Path) -> None:
-    before = coco(folder).pictures_sha256(3)
-    assert before == coco(folder).pictures_sha256(3) != coco(folder).pictures_sha256(4)
+    before = coco(folder).images_sha256(3)
+    assert before == coco(folder).images_sha256(3) != coco(folder).images_sha256(4)
     Image.fromarray(photograph(0)).save(folder / "val2014" / NAMES[2], quality=50)
-    assert coco(folder).pictures_sha256(3) != before
+    assert coco(folder).images_sha256(3) != before
 
 
 def test_captions_are_cleaned_of_white_space_alone() -> None:
@@ -75,7 +76,7 @@ def test_missing_pictures_are_named_before_any_is_read(folder: Path) -> None:
     for name in NAMES[:2]:
         (folder / "val2014" / name).unlink()
     with pytest.raises(DdilError) as error:
-        next(coco(folder).pictures(5))
+        next(coco(folder).images(5))
     assert str(error.value) == (
         f"2 of 5 pictures of coco2014:{folder} are missing: {NAMES[0]}, {NAMES[1]}; fetch or make them again"
     )
@@ -87,7 +88,7 @@ def test_pictures_cut_short_are_named_all_of_them(folder: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     seen = []
     with pytest.raises(DdilError) as error:
-        seen.extend(coco(folder).pictures(5))
+        seen.extend(coco(folder).images(5))
     assert len(seen) == 3
     assert str(error.value) == (
         f"2 of 5 pictures of coco2014:{folder} are damaged: {NAMES[1]}, {NAMES[2]}; fetch or make them again"
@@ -99,7 +100,7 @@ def test_many_bad_pictures_are_counted(tmp_path: Path) -> None:
     for path in (folder / "val2014").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(DdilError) as error:
-        next(coco(folder).pictures(8))
+        next(coco(folder).images(8))
     assert str(error.value).startswith(f"8 of 8 pictures of coco2014:{folder} are damaged: {NAMES[0]}, ")
     assert str(error.value).endswith(" and 3 more; fetch or make them again")
 
@@ -110,14 +111,14 @@ def test_pictures_that_are_not_rgb_are_converted_and_named(folder: Path) -> None
     Image.fromarray(photograph(0)).convert("CMYK").save(folder / "val2014" / NAMES[2])
     data = coco(folder)
     assert survey(data.take(5, "pictures"), data.reference).converted == NAMES[1:]
-    picture = list(data.pictures(2))[1][0]
+    picture = list(data.images(2))[1][0]
     with Image.open(folder / "val2014" / NAMES[1]) as image:
         assert np.array_equal(picture, np.asarray(image.convert("RGB")))
     assert (picture[..., 0] == picture[..., 2]).all()
 
 
 def test_fewer_than_asked(folder: Path) -> None:
-    for what, ask in (("prompts", coco(folder).prompts), ("pictures", lambda n: list(coco(folder).pictures(n)))):
+    for what, ask in (("prompts", coco(folder).prompts), ("pictures", lambda n: list(coco(folder).images(n)))):
         with pytest.raises(WrongCommand) as error:
             ask(6)
         assert str(error.value) == (
@@ -171,7 +172,7 @@ def test_it_is_trained_on_its_training_pictures_and_evaluated_on_the_others(fold
     for image in (1000, 993):
         path = folder / "train2014" / f"COCO_train2014_{image:012d}.jpg"
         assert np.array_equal(
-            shown[f"a small red circle on a grey background, {image}"], prepare(read_picture(path), 32)
+            shown[f"a small red circle on a grey background, {image}"], prepare_image(read_image(path), 32)
         )
     assert [prompt.id for prompt in data.prompts(2)] == [f"coco2014-{Path(name).stem}" for name in NAMES[:2]]
 

@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddil_core.distill.config import ConsistencyConfig, ProgressiveConfig
-from ddil_core.distill.run import distill
-from ddil_core.errors import WrongCommand
+from ddil_core.distillation.config import ConsistencyConfig, ProgressiveConfig
+from ddil_core.distillation.distill import distill
 from ddil_core.models.model import load_model
+from ddil_core.support.errors import WrongCommand
 from tests.coco import photograph, save_coco
 from tests.shards import save_shards
 

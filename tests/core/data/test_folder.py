@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddil_core.data.dataset import Prompt, open_data
+from ddil_core.data.base import Prompt
+from ddil_core.data.captioned import prepare_image, read_image
+from ddil_core.data.datasets import open_data
 from ddil_core.data.folder import read_folder
-from ddil_core.data.pictures import prepare, read_picture
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_eval.recipes import Preparation
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_eval.features.recipes import Preparation
 from tests.coco import photograph
 
 Batches = list[tuple[np.ndarray, list[str]]]
@@ -45,7 +46,7 @@ def test_without_an_index_pictures_are_in_file_order_with_the_text_beside_them(f
     ]  # fmt: skip
     data = open_data(f"folder:{folder}")
     assert data.prompts(1) == [Prompt("a", "a cat")]
-    assert np.array_equal(list(data.pictures(2))[1][0], photograph(0))
+    assert np.array_equal(list(data.images(2))[1][0], photograph(0))
 
 
 def test_an_index_says_which_pictures_in_which_order(folder: Path) -> None:
@@ -139,7 +140,7 @@ def test_preparation_is_pillows_bit_by_bit_and_that_of_the_recipe(height: int, w
     short = min(height, width)
     left, top = round((width - short) / 2), round((height - short) / 2)
     whole = Image.fromarray(image).crop((left, top, left + short, top + short))
-    found = prepare(image, 64)
+    found = prepare_image(image, 64)
     assert np.array_equal(found, np.asarray(whole.resize((64, 64), Image.Resampling.LANCZOS)))
     assert np.array_equal(found, Preparation(crop=True, size=64, filter="lanczos")(image))
     if (height, width) == (64, 64):
@@ -153,7 +154,7 @@ def test_training_shows_every_picture_once_with_its_caption_in_a_shuffled_order(
     assert sorted(places) == list(range(10)) != places
     shown = np.concatenate([images for images, _ in batches])
     for place, image in zip(places, shown, strict=True):
-        assert np.array_equal(image, prepare(read_picture(captioned / f"{place}.png"), 32))
+        assert np.array_equal(image, prepare_image(read_image(captioned / f"{place}.png"), 32))
 
 
 def same(found: Batches, expected: Batches) -> bool:
@@ -229,7 +230,7 @@ def test_a_picture_too_large_to_open_is_damaged(captioned: Path, monkeypatch: py
         f"1 of 10 pictures of folder:{captioned} are damaged: 3.png; fetch or make them again"
     )
     with pytest.raises(DdilError, match=r"3\.png is damaged \(Image size \(250000 pixels\) exceeds limit"):
-        read_picture(captioned / "3.png")
+        read_image(captioned / "3.png")
 
 
 def test_what_preparation_changes_is_said(captioned: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,15 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddil_core.data.dataset import open_data
-from ddil_core.data.folder import PictureFiles, read_folder
-from ddil_core.data.images import BAD_PICTURE, read_head, read_rgb
-from ddil_core.data.pictures import read_picture, survey
+from ddil_core.data.captioned import read_image, survey
+from ddil_core.data.datasets import open_data
+from ddil_core.data.folder import ImageFiles, read_folder
+from ddil_core.data.images import BAD_IMAGE, read_head, read_rgb
 from ddil_core.data.shards import read_shard
-from ddil_core.errors import DdilError
+from ddil_core.support.errors import DdilError
+from ddil_eval.experiments.image_sources import FolderImages, open_image_folder
 from ddil_eval.experiments.prompt_inversion import subjects
-from ddil_eval.experiments.reference import check_reference
-from ddil_eval.generate import Saved, open_saved
+from ddil_eval.experiments.reference_images import check_reference
 from tests.shards import picture, save_shard
 
 few = settings(
@@ -103,11 +103,11 @@ def test_16_bit_grey_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
     shard = save_shard(tmp_path / "a.tar", [{"png": DEEP_GREY["PNG"], "txt": b"a ramp"}])
     data = open_data(f"folder:{folder}")
     for found in (
-        read_picture(folder / "a.png"),
-        next(iter(data.pictures(1)))[0],
+        read_image(folder / "a.png"),
+        next(iter(data.images(1)))[0],
         next(iter(data.training(1, 32)))[0][0],
         next(iter(open_data(f"webdataset:{shard}").training(1, 32)))[0][0],
-        Saved(open_saved(folder, None), 1)[0].images[0],
+        FolderImages(open_image_folder(folder, None), 1)[0].images[0],
         subjects(data, 1, 32).images[0],
     ):
         assert np.array_equal(found, GREY)
@@ -135,7 +135,7 @@ def test_grey_of_no_known_range_is_refused(kind: str, tmp_path: Path) -> None:
         "a.tif; fetch or make them again"
     )
     with pytest.raises(DdilError) as error:
-        read_picture(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif")
     assert str(error.value) == (
         f"the picture {tmp_path / 'a.tif'} has numbers of Pillow's mode {kind!r}, and which of them is white is not known; "
         "save it with 8 or 16 bits"
@@ -217,7 +217,7 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == sentence
     check_reference(data, 5)
     assert capsys.readouterr().err == sentence
-    assert isinstance(data, PictureFiles)
+    assert isinstance(data, ImageFiles)
     survey(data.files[4:], "these").say_changes()
     assert (
         capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_a_folder_to_be_scored_says_them_too(tmp_path: Path, capsys: pytest.Capt
     folder = mixed(tmp_path / "mixed")
     for name in ("1.png", "1.txt"):
         (folder / name).unlink()
-    open_saved(folder, None)
+    open_image_folder(folder, None)
     assert capsys.readouterr().err == (
         f"warning: 2 of 4 pictures of {folder} are not RGB and are converted: 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 "
         "bits; 1 with several frames, of which the first is read; 1 with transparency, which is left out\n"
@@ -303,7 +303,7 @@ def damaged(draw: Callable[..., object]) -> bytes:
 @few
 @given(content=st.one_of(damaged(), st.binary(max_size=60)))
 def test_any_bytes_are_a_picture_or_one_sentence(content: bytes, tmp_path: Path) -> None:
-    with contextlib.suppress(*BAD_PICTURE):
+    with contextlib.suppress(*BAD_IMAGE):
         read_head(io.BytesIO(content))
     try:
         image = read(content)

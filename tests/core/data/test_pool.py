@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from ddil_core.data import pool as pools
-from ddil_core.data.dataset import open_data
-from ddil_core.data.pool import LatentPool, encode_pool, picture_side
-from ddil_core.environment import full_precision
-from ddil_core.errors import DdilError
+from ddil_core.data.datasets import open_data
+from ddil_core.data.pool import LatentPool, encode_pool, image_side
 from ddil_core.models.model import Model, load_model
+from ddil_core.support.environment import full_precision
+from ddil_core.support.errors import DdilError
 from tests.core.closed_form import distance
 from tests.shards import picture, save_shard, save_shards
 
@@ -93,7 +93,7 @@ def test_an_interrupted_pool_goes_on_and_is_the_same(model: Model, shards: str, 
 
 def test_the_pool_is_of_the_pictures_at_the_models_size(model: Model, shards: str, tmp_path: Path) -> None:
     pool = encode(model, open_data(shards), tmp_path / "data.safetensors")
-    assert picture_side(model) == 64
+    assert image_side(model) == 64
     images, captions = next(open_data(shards).training(COUNT, 64, COUNT))
     mean, _ = model.encode_images(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
     told = model.encode(captions).tensors["encoder_hidden_states"]

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddil_core.data.dataset import Prompt, open_data
-from ddil_core.data.pictures import prepare
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.resources import user_folder
+from ddil_core.data.base import Prompt
+from ddil_core.data.captioned import prepare_image
+from ddil_core.data.datasets import open_data
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.resources import user_folder
 from tests.coco import photograph
 from tests.shards import picture, save_shard, save_shards
 
@@ -56,7 +57,7 @@ def test_samples_come_in_the_order_of_the_shards_and_prepared(shards: str) -> No
         [f"picture {place}" for place in places] for places in (range(4), range(4, 8), range(8, 10))
     ]
     for place, image in enumerate(np.concatenate([images for images, _ in batches])):
-        assert np.array_equal(image, prepare(photograph(place), 32))
+        assert np.array_equal(image, prepare_image(photograph(place), 32))
     assert data.prompts(2) == [Prompt("train-0.tar/0000.png", "picture 0"), Prompt("train-0.tar/0001.png", "picture 1")]
 
 
@@ -264,7 +265,7 @@ def test_a_name_twice_in_a_shard(tmp_path: Path) -> None:
 
 def test_shards_are_not_compared_with(shards: str) -> None:
     with pytest.raises(WrongCommand) as error:
-        open_data(shards).pictures(3)
+        open_data(shards).images(3)
     assert str(error.value) == f"the data set {shards!r} is for training; unpack the shards and name folder:DIR"
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddil_core.data.dataset import open_data
-from ddil_core.data.pool import encode_pool, picture_side
-from ddil_core.distill import METHODS
-from ddil_core.distill.run import distill
-from ddil_core.errors import DdilError
-from ddil_core.models.memory import latent_size, need
+from ddil_core.data.datasets import open_data
+from ddil_core.data.pool import encode_pool, image_side
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.distillation.distill import distill
+from ddil_core.distillation.methods import METHODS
+from ddil_core.models.generate import sample, sampling_warnings
+from ddil_core.models.memory import estimate_memory, latent_size
 from ddil_core.models.model import Model, load_model
-from ddil_core.noise import Sample, initial_noise
-from ddil_core.sample import remarks, sample
+from ddil_core.support.errors import DdilError
 from tests.core.closed_form import distance, normal
 from tests.pipelines import STUDENT, build, edited, save_pipeline, tiny_autoencoder, tiny_unet
 
@@ -89,11 +89,11 @@ def test_every_layout_and_the_training_data_are_scaled_alike(layout: str, tmp_pa
     mean, std = [0.1 * c - 0.3 for c in range(8)], [0.5 + 0.1 * c for c in range(8)]
     scaled = edited(folder, tmp_path / "scaled", VAE, latents_mean=mean, latents_std=std)
     plain, centred = load_model(str(folder)), load_model(str(scaled))
-    said = [remark for remark in remarks(centred, PROMPTS, centred.sampling) if "latents_mean" in remark]
+    said = [remark for remark in sampling_warnings(centred, PROMPTS, centred.sampling) if "latents_mean" in remark]
     assert said == [
         f"the latents_mean and latents_std of {str(scaled)!r} are applied here, and diffusers' {layout} ignores them"
     ]
-    assert not any("latents_mean" in remark for remark in remarks(plain, PROMPTS, plain.sampling))
+    assert not any("latents_mean" in remark for remark in sampling_warnings(plain, PROMPTS, plain.sampling))
     z = normal(2, 8, 8, 8)
     factor = plain.pipeline.vae.config.scaling_factor
     columns = [torch.tensor(values).view(1, 8, 1, 1) for values in (mean, std)]
@@ -206,7 +206,7 @@ def test_a_wide_model_is_no_teacher(folder: Path, tmp_path: Path) -> None:
         "squares; name a model of square pictures"
     )
     assert not (tmp_path / "run").exists()
-    assert picture_side(load_model(str(folder))) == 64
+    assert image_side(load_model(str(folder))) == 64
 
 
 @pytest.mark.parametrize("told", [None, [], [8], [8, 8, 8], [8, 0], "8", 0, -8, 8.5, [8, "8"], True])
@@ -220,7 +220,7 @@ def test_a_size_that_is_none_is_refused(folder: Path, tmp_path: Path, told: Any)
 def test_memory_is_estimated_for_any_size(folder: Path, tmp_path: Path) -> None:
     wide = edited(folder, tmp_path / "wide", "unet/config.json", sample_size=[8, 16])
     parameters = {"unet": 10, "vae": 10}
-    decoding = [need(path, parameters, 4).sampling - 80 for path in (folder, wide)]
+    decoding = [estimate_memory(path, parameters, 4).sampling - 80 for path in (folder, wide)]
     assert decoding[1] == 2 * decoding[0] > 0
     assert latent_size({"sample_size": 64}, "x") == latent_size({"sample_size": (64, 64)}, "x") == (64, 64)
 

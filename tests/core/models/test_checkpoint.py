@@ -12,11 +12,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.checkpoint import check_checkpoint, said_prediction, wanted_weights
 from ddil_core.models.model import load_model
 from ddil_core.models.original import unet_layer
 from ddil_core.models.references import resolve
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import build, tiny_unet
 from tests.single_file import single_file
 

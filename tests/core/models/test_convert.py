@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models.convert import convert, renamed
+from ddil_core.models.convert import convert_weights, renamed
 from ddil_core.models.model import Model, load_model
+from ddil_core.support.errors import DdilError, WrongCommand
 
 
 class Malicious:
@@ -35,7 +35,7 @@ def sha256(path: str) -> str:
 def test_a_file_keeps_its_tensors_and_both_hashes_are_told(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4), "b": torch.randn(2).bfloat16(), "c": torch.arange(3)}
     torch.save(weights, tmp_path / "w.bin")
-    (done,) = convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
+    (done,) = convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
     read = load_file(tmp_path / "w.safetensors")
     assert set(read) == set(weights)
     assert all(torch.equal(read[name], weight) and read[name].dtype == weight.dtype for name, weight in weights.items())
@@ -47,7 +47,7 @@ def test_tensors_that_share_memory_are_all_kept(tmp_path: Path) -> None:
     base = torch.randn(4, 6)
     weights = {"whole": base, "tied": base, "row": base[1], "turned": base.T, "module": torch.nn.Parameter(base)}
     torch.save(weights, tmp_path / "w.pth")
-    convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
+    convert_weights(tmp_path / "w.pth", tmp_path / "w.safetensors")
     read = load_file(tmp_path / "w.safetensors")
     assert all(torch.equal(read[name], weight) for name, weight in weights.items())
 
@@ -55,7 +55,7 @@ def test_tensors_that_share_memory_are_all_kept(tmp_path: Path) -> None:
 def test_weights_inside_a_training_checkpoint_are_found_and_the_rest_is_named(tmp_path: Path) -> None:
     inner = {"layer.weight": torch.ones(2), "step": 3}
     torch.save({"epoch": 1, "state_dict": inner, "optimizer_states": [torch.zeros(2)]}, tmp_path / "w.ckpt")
-    (done,) = convert(tmp_path / "w.ckpt", tmp_path / "w.safetensors")
+    (done,) = convert_weights(tmp_path / "w.ckpt", tmp_path / "w.safetensors")
     assert (done.tensors, done.dropped) == (1, ("epoch", "optimizer_states", "step"))
     assert set(load_file(tmp_path / "w.safetensors")) == {"layer.weight"}
 
@@ -67,7 +67,7 @@ def test_a_tensor_beside_nested_weights_is_a_note_and_a_note_with_a_nested_name_
         ({"layer.weight": torch.ones(2), "params": {"lr": 0.1}}, "layer.weight", ("params",)),
     ):
         torch.save(content, tmp_path / "w.ckpt")
-        (done,) = convert(tmp_path / "w.ckpt", tmp_path / "w.safetensors")
+        (done,) = convert_weights(tmp_path / "w.ckpt", tmp_path / "w.safetensors")
         assert (set(load_file(tmp_path / "w.safetensors")), done.dropped) == ({name}, dropped)
         (tmp_path / "w.safetensors").unlink()
 
@@ -79,7 +79,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, l
         {"a": torch.ones(2), "b": Malicious(trap)}, tmp_path / "w.bin", _use_new_zipfile_serialization=not legacy
     )
     with pytest.raises(DdilError) as error:
-        convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
+        convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
     assert str(error.value) == (
         f"{tmp_path / 'w.bin'} asks for the Python object {os.mkdir.__module__}.mkdir, which could run code, and weights need "
         "none; nothing was run or written: get a copy in safetensors, or one that its author saved as weights alone"
@@ -93,7 +93,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, l
 def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(DdilError, match=rf"^{tmp_path / 'w.bin'} is .*damaged.*get it again$"):
-        convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
+        convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["w.bin"]
 
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
     torch.save({"a": torch.randn(1000)}, tmp_path / "w.bin")
     (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:2000])
     with pytest.raises(DdilError, match="damaged"):
-        convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
+        convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
 def test_what_holds_no_weights_by_name(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.bin")
     with pytest.raises(DdilError, match="holds no tensors by name, so there are no weights to convert$"):
-        convert(tmp_path / "w.bin", tmp_path / "w.safetensors")
+        convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
 
 
 ONES, TWOS = {"a.weight": torch.ones(3)}, {"a.weight": 2 * torch.ones(3)}
@@ -135,14 +135,14 @@ def test_one_of_several_sets_of_weights_is_chosen_by_name(
     listed = ", ".join(f"{part} (1)" for part in parts)
     for wrong, asked in ((None, "does not say which of its weights are meant"), ("other", "has no part 'other'")):
         with pytest.raises(WrongCommand) as error:
-            convert(source, tmp_path / "w.safetensors", wrong)
+            convert_weights(source, tmp_path / "w.safetensors", wrong)
         assert str(error.value) == (
             f"{source} {asked}; choose a part, as in --part {next(iter(parts))}, of those that it has (with their number of "
             f"tensors): {listed}"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
     for part, value in parts.items():
-        (done,) = convert(source, tmp_path / f"{part}.safetensors", part)
+        (done,) = convert_weights(source, tmp_path / f"{part}.safetensors", part)
         read = load_file(tmp_path / f"{part}.safetensors")
         assert set(read) == {"a.weight"} and bool((read["a.weight"] == value).all())
         assert done.tensors == 1 and len(done.dropped) >= len(content) - 1
@@ -151,10 +151,10 @@ def test_one_of_several_sets_of_weights_is_chosen_by_name(
 def test_a_part_may_be_named_where_only_one_can_be_meant(tmp_path: Path) -> None:
     torch.save({"state_dict": ONES, "optimizer": {"state": {0: torch.ones(9)}}}, tmp_path / "w.pt")
     for part in (None, "state_dict"):
-        (done,) = convert(tmp_path / "w.pt", tmp_path / f"{part}.safetensors", part)
+        (done,) = convert_weights(tmp_path / "w.pt", tmp_path / f"{part}.safetensors", part)
         assert (done.tensors, done.dropped) == (1, ("optimizer",))
     with pytest.raises(WrongCommand, match="a part is chosen of one file"):
-        convert(tmp_path, tmp_path.parent / "out", "ema")
+        convert_weights(tmp_path, tmp_path.parent / "out", "ema")
 
 
 def test_wrong_names(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_wrong_names(tmp_path: Path) -> None:
     }
     for (source, out), sentence in cases.items():
         with pytest.raises(WrongCommand) as error:
-            convert(tmp_path / source, tmp_path / out)
+            convert_weights(tmp_path / source, tmp_path / out)
         assert str(error.value).replace(str(tmp_path), "HERE") == sentence
     assert (tmp_path / "there.safetensors").read_text() == "mine"
 
@@ -200,7 +200,7 @@ def test_a_folder_becomes_a_pipeline_that_loads(folder: Path, model: Model, tmp_
     torch.save(
         {"a": torch.ones(1)}, source / "whole.ckpt"
     )  # as many keep one beside the pipeline, which names it nowhere
-    done = convert(source, tmp_path / "out")
+    done = convert_weights(source, tmp_path / "out")
     assert sorted(Path(one.out).relative_to(tmp_path / "out").as_posix() for one in done) == [
         "text_encoder/model.safetensors",
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
@@ -219,7 +219,7 @@ def test_a_folder_with_one_bad_pickle_leaves_nothing(folder: Path, tmp_path: Pat
     source = pickled(folder, tmp_path / "source")
     torch.save({"a": Malicious(tmp_path / "trap")}, source / "vae" / "diffusion_pytorch_model.bin")
     with pytest.raises(DdilError, match="asks for the Python object"):
-        convert(source, tmp_path / "out")
+        convert_weights(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -227,10 +227,10 @@ def test_a_folder_without_pickles_and_one_inside_itself(folder: Path, tmp_path: 
     with pytest.raises(
         WrongCommand, match=r"holds no .bin, .ckpt, .pt, .pth that has no safetensors beside it already$"
     ):
-        convert(folder, tmp_path / "out")
+        convert_weights(folder, tmp_path / "out")
     source = pickled(folder, tmp_path / "source")
     with pytest.raises(WrongCommand, match="name a folder outside of it$"):
-        convert(source, source / "out")
+        convert_weights(source, source / "out")
 
 
 @pytest.mark.parametrize(

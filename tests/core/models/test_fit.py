@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.fit import expected_shapes
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import pipeline_files, read_header, sets_of_weights
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import save_pipeline
 
 STEM = "diffusion_pytorch_model"

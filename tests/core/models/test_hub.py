@@ -13,11 +13,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models.hub import Repository, download, needed, plan, size_text
+from ddil_core.models.hub import Repository, download_files, needed, plan_download, size_text
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import fetch, is_here, listing, parts, resolve
+from ddil_core.models.references import fetch_model, hub_parts, is_here, list_models, resolve
 from ddil_core.models.systems import PIPELINE_FILES
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.hub import Hub, serve
 from tests.single_file import single_file
 
@@ -33,7 +33,7 @@ def no_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def get(reference: str = NAME, variant: str | None = None) -> list[str]:
     """Fetch a reference; returns what was said before."""
     said: list[str] = []
-    fetch(reference, variant, said.append, no_bar)
+    fetch_model(reference, variant, said.append, no_bar)
     return said
 
 
@@ -233,11 +233,11 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_disk_that_is_too_small(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = plan(Repository(NAME), PIPELINE_FILES)
+    wanted = plan_download(Repository(NAME), PIPELINE_FILES)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DdilError, match="has 0.98 KiB free; make room, or set HF_HOME to a larger disk$"):
-        download(wanted, no_bar)
+        download_files(wanted, no_bar)
     assert hub.sent(UNET) == []
 
 
@@ -245,7 +245,7 @@ def test_a_disk_that_is_too_small(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_system_fetches_its_base_and_its_own_file(hub: Hub, tmp_path: Path) -> None:
-    assert [str(part.repository) for part in parts("lcm-lora")] == [
+    assert [str(part.repository) for part in hub_parts("lcm-lora")] == [
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "latent-consistency/lcm-lora-sdv1-5",
     ]
@@ -254,7 +254,7 @@ def test_a_system_fetches_its_base_and_its_own_file(hub: Hub, tmp_path: Path) ->
     save_file({"lora": torch.zeros(2)}, lora / "pytorch_lora_weights.safetensors")
     hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", hub.folders[NAME])
     hub.add("latent-consistency/lcm-lora-sdv1-5", lora)
-    rows = {row["name"]: row for row in listing()}
+    rows = {row["name"]: row for row in list_models()}
     assert rows["lcm-lora"]["here"] is False and rows["lcm-lora"]["bytes"] == 0
     assert rows["lcm-lora"]["needs"] == (
         "is not here: it needs stable-diffusion-v1-5/stable-diffusion-v1-5 and pytorch_lora_weights.safetensors of "
@@ -265,7 +265,7 @@ def test_a_system_fetches_its_base_and_its_own_file(hub: Hub, tmp_path: Path) ->
     assert files.system is not None and files.system.title == "LCM-LoRA (SD 1.5)"
     assert files.lora is not None and files.lora.name == "pytorch_lora_weights.safetensors"
     assert files.folder == resolve("sd15").folder
-    rows = {row["name"]: row for row in listing()}
+    rows = {row["name"]: row for row in list_models()}
     assert (rows["sd15"]["here"], rows["sd15"]["needs"], rows["sd15"]["revision"]) == (True, "", "unverified")
     taken = sum(path.stat().st_size for path in files.folder.rglob("*") if path.is_file())
     assert rows["lcm-lora"]["bytes"] == taken + files.lora.stat().st_size
@@ -304,16 +304,16 @@ def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None
 
 
 def test_a_rows_own_choice_of_files_is_kept(hub: Hub) -> None:
-    chosen = plan(Repository(NAME), ("model_index.json", "unet/*"))
+    chosen = plan_download(Repository(NAME), ("model_index.json", "unet/*"))
     assert {file.path for file in chosen.files} == {"model_index.json", "unet/config.json", UNET}
-    single = plan(Repository(NAME), UNET)
+    single = plan_download(Repository(NAME), UNET)
     assert [file.path for file in single.missing] == [UNET]
     for name, sentence in {
         "unet/none.safetensors": "has no file",
         "unet/model.py": "is not fetched: only .safetensors",
     }.items():
         with pytest.raises(DdilError, match=sentence):
-            plan(Repository(NAME), name)
+            plan_download(Repository(NAME), name)
 
 
 # Names of files
@@ -365,7 +365,7 @@ def test_sizes_in_words() -> None:
 
 
 def test_the_listing_is_json(hub: Hub) -> None:
-    assert json.loads(json.dumps(listing()))[0]["name"] == "shapes"
+    assert json.loads(json.dumps(list_models()))[0]["name"] == "shapes"
 
 
 # Interruptions that really happen
@@ -388,7 +388,7 @@ def test_a_download_that_is_stopped_goes_on_from_its_last_byte(hub: Hub, monkeyp
         yield advance
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(NAME, None, print, stopping)
+        fetch_model(NAME, None, print, stopping)
     (partial,) = blobs("*.incomplete")
     kept = partial.stat().st_size
     assert 0 < kept < 100_000 and not is_here(NAME)

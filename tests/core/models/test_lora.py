@@ -16,10 +16,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddil_core.errors import DdilError
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.lora import merge_lora, read_lora
 from ddil_core.models.systems import Files
+from ddil_core.support.errors import DdilError
 from tests.pipelines import build
 from tests.single_file import _of_unet
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddil_core.models import memory
-from ddil_core.models.memory import MOST_DECODED, decode_batch, decode_bytes, free_bytes, need, visiting
+from ddil_core.models.memory import MOST_DECODED, decode_batch, decode_bytes, estimate_memory, free_bytes, on_device
 from ddil_core.models.model import Model
 from ddil_core.models.references import parameters
 from tests.core.closed_form import normal
@@ -27,11 +27,11 @@ def test_what_sampling_and_training_need(folder: Path) -> None:
     _, counts = parameters(str(folder))
     text, unet, vae = (counts[name] for name in ("text_encoder", "unet", "vae"))
     decoding = 4 * 8 * 64**2 * 4  # four maps of 8 channels at 64², float32
-    takes = need(folder, counts, 4)
+    takes = estimate_memory(folder, counts, 4)
     assert takes.sampling == max(4 * (text + unet + vae), 4 * (unet + vae) + decoding)
     assert takes.training == (4 + 20) * unet
     assert (takes.matching, takes.matching_8bit) == ((4 + 2 * 16) * unet, (4 + 2 * 10) * unet)
-    assert need(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
+    assert estimate_memory(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
 
 
 @pytest.mark.parametrize(("pictures", "batch"), [(0.5, 0), (1.3, 1), (10, 8), (1e4, 64)])
@@ -79,7 +79,7 @@ def test_the_machines_memory_is_what_is_free_on_the_cpu() -> None:
 
 def test_a_visitor_stays_where_there_is_one_memory(model: Model) -> None:
     encoder = model.pipeline.text_encoder
-    with visiting([encoder, None], torch.device("cpu")):
+    with on_device([encoder, None], torch.device("cpu")):
         assert next(encoder.parameters()).device.type == "cpu"
     assert next(encoder.parameters()).device.type == "cpu"
 
@@ -90,8 +90,8 @@ def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
 
     model = load_model(str(folder), "cuda")
     encoder = model.pipeline.text_encoder
-    with visiting([encoder], torch.device("cuda")):
-        with visiting([encoder], torch.device("cuda")):
+    with on_device([encoder], torch.device("cuda")):
+        with on_device([encoder], torch.device("cuda")):
             assert next(encoder.parameters()).is_cuda
         assert next(encoder.parameters()).is_cuda
     assert not next(encoder.parameters()).is_cuda

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddil_core.data.dataset import open_data
+from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import Model, load_model
-from ddil_core.sampling import SYSTEM_FILE, Sampling
+from ddil_core.models.sampling import SYSTEM_FILE, Sampling
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ddil_core.data.dataset import open_data
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models.convert import convert
+from ddil_core.data.datasets import open_data
+from ddil_core.models.convert import convert_weights
 from ddil_core.models.hub import Repository
-from ddil_core.models.references import parts, resolve
+from ddil_core.models.references import hub_parts, resolve
 from ddil_core.models.weights import read_json
+from ddil_core.support.errors import DdilError, WrongCommand
 
 PIECES = st.sampled_from(
     [
@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("look", [resolve, parts, open_data])
+@pytest.mark.parametrize("look", [resolve, hub_parts, open_data])
 def test_any_reference_fits_or_is_refused(look: Callable[[str], Any], here: Path) -> None:
     @settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
     @given(TEXTS.filter(lambda text: text != "shapes"))
@@ -90,5 +90,5 @@ def test_an_index_of_shards_that_is_damaged(content: str, tmp_path: Path) -> Non
     torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
     (folder / "pytorch_model.bin.index.json").write_text(content)
     with pytest.raises(DdilError, match=r"^the index .*/pytorch_model\.bin\.index\.json is damaged; fetch or make "):
-        convert(folder, tmp_path / "out")
+        convert_weights(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from ddil_core.errors import DdilError, WrongCommand
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import SHIPPED, listing, parameters, parts, resolve
+from ddil_core.models.references import SHIPPED, hub_parts, list_models, parameters, resolve
 from ddil_core.models.systems import load_systems
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import build, tiny_unet
 from tests.single_file import single_file
 
@@ -74,7 +74,7 @@ def test_every_system_resolves_or_says_how_to_get_it() -> None:
 
 def test_the_shipped_model_and_folders_need_nothing_of_a_hub(folder: Path) -> None:
     for reference in (*SHIPPED, str(folder), f"dmd:{folder}", "zebra"):
-        assert parts(reference) == []
+        assert hub_parts(reference) == []
 
 
 def test_a_folder_as_a_system(folder: Path) -> None:
@@ -190,11 +190,11 @@ def test_parameters_are_counted_from_headers(folder: Path, checkpoint: Path, mod
 
 
 def test_the_listing_names_what_was_not_read_at_its_source() -> None:
-    rows = {row["name"]: row for row in listing()}
+    rows = {row["name"]: row for row in list_models()}
     assert list(rows) == ["shapes", *load_systems()]
     assert (rows["sd15"]["licence"], rows["sd15"]["revision"]) == ("unverified", "unverified")
     assert rows["ssd1b"]["revision"] == load_systems()["ssd1b"].revision
     assert not any(row["here"] or row["bytes"] for name, row in rows.items() if name != "shapes")
     assert all(row["needs"] for name, row in rows.items() if name != "shapes")
     assert rows["dmd2"]["source"] == "stabilityai/stable-diffusion-xl-base-1.0 + tianweiy/DMD2/dmd2_sdxl_4step_unet.bin"
-    json.dumps(listing())
+    json.dumps(list_models())

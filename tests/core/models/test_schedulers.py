@@ -8,18 +8,18 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-
-from ddil_core.data.dataset import open_data
-from ddil_core.data.pool import encode_pool
-from ddil_core.distill import METHODS
-from ddil_core.distill.run import distill
-from ddil_core.errors import DdilError, WrongCommand
-from ddil_core.models.model import load_model
-from ddil_core.parameterization import boundary_scalings
-from ddil_core.sampling import Sampling
-from ddil_core.schedule import FlowSchedule, Schedule, transitions
-from tests.core.closed_form import distance, normal
 from tests.core.test_solvers import BETAS, SD, ours, theirs
+
+from ddil_core.data.datasets import open_data
+from ddil_core.data.pool import encode_pool
+from ddil_core.diffusion.parameterization import boundary_scalings
+from ddil_core.diffusion.schedule import FlowSchedule, Schedule, transitions
+from ddil_core.distillation.distill import distill
+from ddil_core.distillation.methods import METHODS
+from ddil_core.models.model import load_model
+from ddil_core.models.sampling import Sampling
+from ddil_core.support.errors import DdilError, WrongCommand
+from tests.core.closed_form import distance, normal
 from tests.pipelines import edited, save_pipeline
 
 SCHEDULER = "scheduler/scheduler_config.json"

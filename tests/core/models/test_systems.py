@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddil_core.errors import DdilError, WrongCommand
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.schedule import FlowSchedule
+from ddil_core.diffusion.solvers import SOLVERS
+from ddil_core.models.generate import resolve_sampling, sample_latents, sampling_warnings
 from ddil_core.models.model import Model, assemble, load_model
-from ddil_core.models.systems import System, load_systems
-from ddil_core.noise import Sample, initial_noise
-from ddil_core.sample import latents, remarks, settings
-from ddil_core.sampling import Sampling, misuse
-from ddil_core.schedule import FlowSchedule
-from ddil_core.solvers import SOLVERS
+from ddil_core.models.sampling import Sampling, misuse_warnings
+from ddil_core.models.systems import SystemSpec, load_systems
+from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance
 from tests.pipelines import STUDENT, save_pipeline
 from tests.reference import PROMPTS, random_files, reference, run_diffusers
@@ -34,7 +34,7 @@ def generators() -> list[torch.Generator]:
 
 def assert_the_same(model: Model, sampling: Sampling, theirs: tuple[torch.Tensor, Any]) -> None:
     """Latents to 1e-5 in norm, pictures to a level on average."""
-    ours = latents(model, SAMPLES, PROMPTS, sampling, SEED)
+    ours = sample_latents(model, SAMPLES, PROMPTS, sampling, SEED)
     assert distance(ours, theirs[0]) < 1e-5
     pictures = model.decode(ours)
     assert pictures.shape == theirs[1].shape == (2, 64, 64, 3)
@@ -74,7 +74,7 @@ def test_a_folder_is_sampled_as_its_own_scheduler_says(layout: str, t5: bool, tm
     call = LAYOUTS[layout]
     assert model.sampling.guidance_scale == call["guidance_scale"]
     theirs = run_diffusers(pipeline, z, generators(), call)
-    assert_the_same(model, settings(model, steps=call["num_inference_steps"]), theirs)
+    assert_the_same(model, resolve_sampling(model, steps=call["num_inference_steps"]), theirs)
 
 
 # What the network is told
@@ -110,7 +110,7 @@ def test_a_lora_is_merged_or_kept_with_the_same_pictures(tmp_path: Path) -> None
     fused, kept = assemble("lcm-lora", files), assemble("lcm-lora", files, fuse_lora=False)
     bare = assemble("lcm-lora", dataclasses.replace(files, lora=None))
     assert not hasattr(fused.denoiser.net, "peft_config") and "default_0" in kept.denoiser.net.peft_config
-    drawn = [latents(model, SAMPLES, PROMPTS, model.sampling, SEED) for model in (fused, kept, bare)]
+    drawn = [sample_latents(model, SAMPLES, PROMPTS, model.sampling, SEED) for model in (fused, kept, bare)]
     assert distance(drawn[1], drawn[0]) < 1e-5
     assert distance(drawn[2], drawn[0]) > 1e-3
     assert len({model.weights_sha256() for model in (fused, bare)}) == 2
@@ -166,7 +166,7 @@ def test_a_multistep_solver_cannot_start_where_a_flow_does(tmp_path: Path) -> No
     with pytest.raises(
         WrongCommand, match="the solver 'dpmpp_2m' works with .* infinite where a flow starts; use 'flow_euler'"
     ):
-        settings(model, solver="dpmpp_2m")
+        resolve_sampling(model, solver="dpmpp_2m")
 
 
 # What a user is told
@@ -175,16 +175,16 @@ def test_a_multistep_solver_cannot_start_where_a_flow_does(tmp_path: Path) -> No
 def test_a_student_sampled_as_it_was_not_made_for_is_said(tmp_path: Path) -> None:
     student = load_model(str(save_pipeline(tmp_path / "s", STUDENT, seed=2)))
     assert student.sampling.distilled
-    for fits in (settings(student), settings(student, 4, "euler", 1.0)):  # Euler takes DDIM's step
-        assert remarks(student, PROMPTS, fits) == []
+    for fits in (resolve_sampling(student), resolve_sampling(student, 4, "euler", 1.0)):  # Euler takes DDIM's step
+        assert sampling_warnings(student, PROMPTS, fits) == []
     name = repr(student.reference)
-    assert remarks(student, PROMPTS, settings(student, 8, "dpmpp_2m", 7.5)) == [
+    assert sampling_warnings(student, PROMPTS, resolve_sampling(student, 8, "dpmpp_2m", 7.5)) == [
         f"{name} was made for the solver 'ddim', not 'dpmpp_2m': say --solver ddim",
         f"{name} was made for 4 steps, not 8: say --steps 4",
         f"{name} was made for guidance 1, not 7.5: say --guidance 1",
     ]
     teacher = load_model(str(save_pipeline(tmp_path / "t", {"solver": "ddim", "guidance_scale": 3.0}, seed=2)))
-    assert remarks(teacher, PROMPTS, settings(teacher, 8, "dpmpp_2m", 7.5)) == []
+    assert sampling_warnings(teacher, PROMPTS, resolve_sampling(teacher, 8, "dpmpp_2m", 7.5)) == []
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,10 @@ def test_a_scheduler_that_is_not_known_gives_way_and_that_is_said(config: dict[s
 
 def test_what_comes_with_another_scheduler_or_turns_its_prompt_off_is_said(tmp_path: Path) -> None:
     model = assemble("sd15", dataclasses.replace(random_files(SYSTEMS["sd15"], tmp_path), system=None))
-    assert remarks(model, PROMPTS, settings(model)) == [
+    assert sampling_warnings(model, PROMPTS, resolve_sampling(model)) == [
         "'sd15' comes with PNDMScheduler, which is not known here; dpmpp_2m is in its place"
     ]
-    assert remarks(model, PROMPTS, settings(model, solver="ddim", guidance_scale=0.0)) == [
+    assert sampling_warnings(model, PROMPTS, resolve_sampling(model, solver="ddim", guidance_scale=0.0)) == [
         "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
     ]
 
@@ -220,7 +220,7 @@ def test_what_comes_with_another_scheduler_or_turns_its_prompt_off_is_said(tmp_p
 def test_a_range_of_steps_is_what_it_was_made_for() -> None:
     lora = Sampling.from_system(SYSTEMS["lcm-lora"], 7.5)
     used = [dataclasses.replace(lora, steps=steps) for steps in (1, 2, 8, 9)]
-    assert [misuse(lora, one) for one in used] == [
+    assert [misuse_warnings(lora, one) for one in used] == [
         ["was made for 2 to 8 steps, not 1: say --steps 4"],
         [],
         [],
@@ -234,7 +234,7 @@ def test_prompts_that_are_cut_are_counted(layout: str, tmp_path: Path) -> None:
     limit = model.pipeline.tokenizer.model_max_length
     prompts = ["red " * (limit - 2), "red " * (limit - 1), "red", "red " * (limit - 1)]
     assert model.cut(prompts) == 2
-    assert remarks(model, prompts, model.sampling) == [
+    assert sampling_warnings(model, prompts, model.sampling) == [
         "2 of 4 prompts are longer than the text encoder takes; the rest of each is not read"
     ]
 
@@ -267,4 +267,4 @@ def test_rows_of_solvers_spacings_and_layouts_exist() -> None:
 )
 def test_rows_that_do_not_fit_are_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        System.model_validate(row)
+        SystemSpec.model_validate(row)

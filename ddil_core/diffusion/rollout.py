@@ -1,0 +1,175 @@
+"""Rollouts in which teacher and student take turns: one engine for dataset aggregation and for Tables 2-4.
+
+At each transition of the student's grid one of the two acts: the student in one solver step, the teacher in as many as its finer
+grid has there. Who acts when is a string such as ``"TTSS"``. Strings that share a prefix share its states, so the strings of
+a sample form a tree; level by level, each actor runs once over all the rows of all samples that need it, in full batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddil_core.diffusion.denoiser import Condition, Denoiser
+from ddil_core.diffusion.schedule import Time, rows_at, segments, transitions
+from ddil_core.diffusion.solvers import SOLVERS, Solver
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.finite import Finite, not_finite
+
+TEACHER, STUDENT = "T", "S"
+NAMES = {TEACHER: "the teacher", STUDENT: "the student"}
+"""What a message calls the actors where it knows no more of them."""
+Transition = tuple[Time, Time]
+Observe = Callable[[str, int, Tensor, Tensor, Tensor], None]
+"""``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B], on the CPU, are the samples."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A denoiser with the transitions that it takes inside each transition of the student's grid."""
+
+    denoiser: Denoiser
+    steps: list[list[Transition]]
+    solver: Solver = SOLVERS["ddim"]
+
+    def __post_init__(self) -> None:
+        require_stateless(self.solver)
+
+    @property
+    def nfe(self) -> list[int]:
+        """Network evaluations a row, for each transition."""
+        return [len(steps) * self.denoiser.nfe for steps in self.steps]
+
+    def act(self, transition: int, z: Tensor, condition: Condition) -> Tensor:
+        """z at the transition's start → z at its end."""
+        for t, s in self.steps[transition]:
+            t_rows, s_rows = rows_at(t, z), rows_at(s, z)
+            x0 = self.denoiser(z, t_rows, condition)
+            z, _ = self.solver.step(self.denoiser.schedule, z, t_rows, s_rows, x0, None, None)
+        return z
+
+
+def pair_actors(
+    teacher: Denoiser, student: Denoiser, teacher_grid: Sequence[Time], student_grid: Sequence[Time]
+) -> dict[str, Actor]:
+    """Teacher and student who meet at every point of the student's grid.
+
+    Raises:
+        WrongCommand: the student's grid does not nest in the teacher's.
+    """
+    return {
+        TEACHER: Actor(teacher, segments(teacher_grid, student_grid)),
+        STUDENT: Actor(student, [[step] for step in transitions(student_grid)]),
+    }
+
+
+def require_stateless(solver: Solver) -> None:
+    """A student's step equals so many teacher steps only where no step remembers another."""
+    if solver.stateful or solver.stochastic:
+        raise WrongCommand(
+            f"the solver {solver.name!r} carries state or noise from step to step, so that teacher and student cannot take "
+            "turns with it; use 'ddim'"
+        )
+
+
+def all_strings(length: int) -> list[str]:
+    """The 2^length strings, from the pure teacher to the pure student."""
+    return ["".join(actors) for actors in product(TEACHER + STUDENT, repeat=length)]
+
+
+def strings_at(p_teacher: float, draws: Tensor) -> list[str]:
+    """Each sample's string at a teacher rate, from its decisions u [B, K]: the teacher acts where u < p_teacher.
+
+    Raises:
+        WrongCommand: p_teacher is outside [0, 1].
+    """
+    if not 0 <= p_teacher <= 1:
+        raise WrongCommand(f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {p_teacher}")
+    return ["".join(TEACHER if acts else STUDENT for acts in row) for row in (draws < p_teacher).tolist()]
+
+
+@dataclass
+class RolloutResult:
+    """Where the strings end: ``latents`` [M, C, H, W] with the ``sample`` (its row) and ``string`` of each.
+
+    ``evaluations`` counts network evaluations by actor, without padding.
+    """
+
+    latents: Tensor
+    sample: list[int]
+    string: list[str]
+    evaluations: dict[str, int] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def rollout(
+    actors: dict[str, Actor],
+    z: Tensor,
+    condition: Condition,
+    strings: Sequence[Collection[str]],
+    *,
+    batch_size: int,
+    observe: Observe | None = None,
+    pad: bool = True,
+    names: Mapping[str, str] = NAMES,
+) -> RolloutResult:
+    """Roll every sample out along each of its strings.
+
+    Args:
+        z: z_T [B, C, H, W], on the device where the actors run.
+        condition: B rows.
+        strings: for each sample the strings wanted, all of one length.
+        batch_size: rows of every device batch.
+        observe: told of every batch, without padding.
+        pad: fill the last batch up, so that its shape never changes and equal rows give equal bits.
+        names: what a message calls the actors.
+
+    Raises:
+        DdilError: an actor's states are not finite.
+    """
+    length = len(next(iter(strings[0])))
+    nodes = [(row, "") for row in range(len(z))]
+    evaluations, finite = dict.fromkeys(actors, 0), Finite[tuple[str, int]]()
+    for transition in range(length):
+        children = sorted({(row, string[: transition + 1]) for row, wanted in enumerate(strings) for string in wanted})
+        place = {node: index for index, node in enumerate(nodes)}
+        next_z = z.new_empty((len(children), *z.shape[1:]))
+        for name, actor in actors.items():
+            mine = [index for index, (_, prefix) in enumerate(children) if prefix[-1] == name]
+            evaluations[name] += len(mine) * actor.nfe[transition]
+            parents = [place[children[index][0], children[index][1][:-1]] for index in mine]
+            samples = [children[index][0] for index in mine]
+            on_host = torch.tensor([mine, parents, samples], dtype=torch.long)
+            table = on_host.to(z.device, non_blocking=True)
+            for start in range(0, len(mine), batch_size):
+                to, source, rows = table[:, start : start + batch_size]
+                real = len(rows)
+                width = batch_size if pad else real
+                before = z.index_select(0, _pad(source, width))
+                after = actor.act(transition, before, condition.rows(_pad(rows, width)))[:real]
+                finite.see((name, transition), after)
+                next_z.index_copy_(0, to, after)
+                if observe is not None:
+                    observe(name, transition, on_host[2, start : start + real], before[:real], after)
+        nodes, z = children, next_z
+    if (broken := finite.first_broken()) is not None:
+        raise _not_finite(actors[broken[0]], names[broken[0]], broken[1])
+    return RolloutResult(z, [row for row, _ in nodes], [string for _, string in nodes], evaluations)
+
+
+def _not_finite(actor: Actor, name: str, transition: int) -> DdilError:
+    """The error for an actor whose states after a transition are not finite."""
+    denoiser: Any = actor.denoiser
+    network = getattr(denoiser, "network", denoiser)
+    times = ", ".join(f"t = {t:g}" for t, _ in actor.steps[transition])
+    place = f"after transition {transition + 1} of {len(actor.steps)}, with steps at {times}"
+    return not_finite("the latents", place, name, [network] if isinstance(network, nn.Module) else [])
+
+
+def _pad(rows: Tensor, size: int) -> Tensor:
+    return rows if len(rows) == size else torch.cat([rows, rows[:1].expand(size - len(rows))])

@@ -1,0 +1,369 @@
+"""The forward process, stated once: z_t = α_t x₀ + σ_t ε and SNR_t = α_t²/σ_t².
+
+``Schedule`` is the diffusion process, α_t² + σ_t² = 1, with a timestep in [0, T); ``FlowSchedule`` is the straight line between
+x₀ and ε, α_t + σ_t = 1, with a time in (0, T]. ``CLEAN`` (-1) is the end of every trajectory, where α = 1 and σ = 0 (not ᾱ₀,
+whose σ is 0.029 in Stable Diffusion). A grid is a falling list of times; its transitions end at ``CLEAN``. Times are integers;
+a flow's may be fractions, as may those of Euler's ``linspace``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddil_core.support.errors import WrongCommand
+
+CLEAN = -1
+Time = int | float
+TIMESTEP_SCALING = 10.0
+"""LCM's own factor, and the default of diffusers' LCMScheduler."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """α and σ for every timestep, float64 [T + 1]; the last entry is ``CLEAN``, so that index -1 finds it.
+
+    ``timestep_scaling`` is the factor that LCM's boundary conditions multiply a timestep with.
+    """
+
+    alphas: Tensor
+    sigmas: Tensor
+    timestep_scaling: float = TIMESTEP_SCALING
+
+    @classmethod
+    def from_betas(cls, betas: np.ndarray) -> Schedule:
+        """From β [T] of the discrete process, ᾱ_t = Π(1 − β)."""
+        squares = np.append(np.cumprod(1.0 - betas.astype(np.float64)), 1.0)
+        return cls(torch.from_numpy(np.sqrt(squares)), torch.from_numpy(np.sqrt(1.0 - squares)))
+
+    @classmethod
+    def stable_diffusion(cls) -> Schedule:
+        """1000 timesteps, ``scaled_linear`` β from 0.00085 to 0.012."""
+        return cls.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+        """From the configuration of a diffusers scheduler.
+
+        Raises:
+            WrongCommand: it has no betas, as EDM's schedulers have none, or its β schedule is not known here.
+        """
+        require_betas(config)
+        try:
+            schedule = cls.from_betas(_betas(config))
+            scaling = float(config.get("timestep_scaling", TIMESTEP_SCALING))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise WrongCommand(
+                f"the scheduler's configuration holds a value that does not fit ({error}); fetch the model again"
+            ) from error
+        if not (isfinite(scaling) and scaling > 0):
+            raise WrongCommand(f"the scheduler's timestep_scaling is a finite number above 0, not {scaling:g}")
+        return replace(schedule, timestep_scaling=scaling)
+
+    def __len__(self) -> int:
+        """T: the number of timesteps of training, or the time of pure noise."""
+        return len(self.alphas) - 1
+
+    def to(self, device: torch.device | str) -> Schedule:
+        return replace(self, alphas=self.alphas.to(device), sigmas=self.sigmas.to(device))
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(α_t, σ_t) for times [B], float64 [B]. Between two timesteps σ/α is interpolated, as diffusers' Euler does."""
+        if not t.is_floating_point():
+            return self.alphas[t], self.sigmas[t]
+        ratios = self.sigmas / self.alphas
+        below = t.double().floor().clamp(0, len(self) - 1).long()
+        above = (below + 1).clamp(max=len(self) - 1)
+        ratio = torch.lerp(ratios[below], ratios[above], t.double() - below).where(t >= 0, ratios[CLEAN])
+        alpha = (1 + ratio**2).rsqrt()
+        return alpha, alpha * ratio
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(α_t, σ_t) for times [B], in ``like``'s dtype, shaped to multiply ``like`` [B, …]."""
+        shape = (-1,) + (1,) * (like.dim() - 1)
+        alpha, sigma = self.levels(t)
+        return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """α_t²/σ_t², float64 [B]; infinite at ``CLEAN``."""
+        alpha, sigma = self.levels(t)
+        return (alpha / sigma) ** 2
+
+    @property
+    def bounds(self) -> tuple[float, int]:
+        """The least and the greatest time at which a network can be asked."""
+        return 0, len(self) - 1
+
+    def require_inside(self, times: Sequence[Time], what: str) -> None:
+        """Refuse a grid that leaves the schedule. Beyond its last timestep α and σ are those of ``CLEAN``, a clean picture.
+
+        Raises:
+            WrongCommand: ``times`` do not fall, or one of them is outside of ``bounds``.
+        """
+        low, high = self.bounds
+        outside = [t for t in times if not low <= t <= high]
+        if outside:
+            raise WrongCommand(
+                f"{what} has the time {outside[0]:g}, and this model's times go from {low:g} to {high}; "
+                "ask for another number of steps, or for other times"
+            )
+        if any(t <= s for t, s in pairwise(times)):
+            raise WrongCommand(f"{what} does not fall from time to time: {', '.join(f'{t:g}' for t in times)}")
+
+    def grid(self, steps: int) -> list[Time]:
+        """The project's own grid on this schedule: coarser grids nest in finer ones."""
+        return list(timestep_grid(steps, len(self)))
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z_t = α_t x₀ + σ_t ε for timesteps [B]."""
+        alpha, sigma = self.at(t, x0)
+        return alpha * x0 + sigma * eps
+
+
+@dataclass(frozen=True, eq=False)
+class FlowSchedule(Schedule):
+    """Rectified flow: z_t = (1 − s) x₀ + s ε with s = t/T, at any time in [0, T]; T itself is pure noise.
+
+    ``shift`` is where grids put their times, s ← shift·s/(1 + (shift − 1) s) (3 in SD3); the process itself has none.
+    """
+
+    shift: float = 1.0
+
+    @classmethod
+    def straight(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> FlowSchedule:
+        sigmas = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
+        return cls(1 - sigmas, sigmas, shift=shift)
+
+    @property
+    def bounds(self) -> tuple[float, int]:
+        return 1e-6, len(self)  # at 0 there is no noise left that a velocity could be asked for
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
+        """From the configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+
+        Raises:
+            WrongCommand: it moves its times by more than a constant shift.
+        """
+        unknown = [key for key in FLOW_VARIANTS if config.get(key)]
+        if unknown:
+            raise WrongCommand(f"the scheduler's {unknown[0]} is not known here; take a model whose shift is constant")
+        try:
+            shift, steps = float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise WrongCommand(
+                f"the scheduler's configuration holds a value that does not fit ({error}); fetch the model again"
+            ) from error
+        if not (isfinite(shift) and shift > 0 and steps > 0):
+            raise WrongCommand(f"the scheduler's shift and num_train_timesteps are above 0, not {shift:g} and {steps}")
+        return cls.straight(shift, steps)
+
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = t.double().clamp(min=0) / len(self)
+        return 1 - sigma, sigma
+
+    def shifted(self, s: Any) -> Any:
+        """Where the shift puts s in [0, 1]; exact for fractions."""
+        shift = Fraction(self.shift) if isinstance(s, Fraction) else self.shift
+        return shift * s / (1 + (shift - 1) * s)
+
+    def grid(self, steps: int) -> list[Time]:
+        """T at first, then s = i/steps, shifted: exact fractions, so that 4 steps nest in 32."""
+        if steps < 1:
+            raise WrongCommand(f"a grid has at least 1 step, not {steps}")
+        exact = [len(self) * self.shifted(Fraction(i, steps)) for i in range(steps, 0, -1)]
+        return [t.numerator if t.denominator == 1 else float(t) for t in exact]
+
+
+def has_betas(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration says a discrete process by its β."""
+    return "beta_schedule" in config or config.get("trained_betas") is not None
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration says a rectified flow, as diffusers' FlowMatch schedulers do by their ``shift``."""
+    return "shift" in config and not has_betas(config)
+
+
+def require_betas(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler whose process is not the discrete one that its β give.
+
+    Raises:
+        WrongCommand: it has no betas (EDM's have a preconditioning of their own), or it changes what they give.
+    """
+    if not has_betas(config):
+        kind = config.get("_class_name", "its scheduler")
+        raise WrongCommand(
+            f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is not known "
+            "here; take a model with a scheduler such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
+        )
+    changed = [key for key, usual in BETA_VARIANTS.items() if config.get(key) not in (None, usual)]
+    if changed:
+        raise WrongCommand(f"the scheduler's {changed[0]} is not known here; use a model trained without it")
+
+
+BETA_VARIANTS = {
+    "rescale_betas_zero_snr": False,
+    "use_flow_sigmas": False,
+    "snr_shift_scale": 1.0,
+    "timestep_type": "discrete",  # a continuous one asks the network at log(σ)/4
+}
+"""What changes the process that β give or the clock that the network is told, with the value that changes nothing."""
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+    """β [T] of a configuration. Raises WrongCommand or ValueError."""
+    steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    kind = config.get("beta_schedule", "linear")
+    if trained is not None:
+        betas = np.asarray(trained, dtype=np.float64)
+        if betas.shape != (steps,):
+            raise ValueError(f"trained_betas are {betas.size}, and num_train_timesteps is {steps}")
+    elif kind == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
+    elif kind == "linear":
+        betas = np.linspace(start, end, steps)
+    else:
+        raise WrongCommand(
+            f"the scheduler's beta_schedule {kind!r} is not known; it may be 'scaled_linear' or 'linear'"
+        )
+    if not len(betas) or not ((betas > 0) & (betas < 1)).all():  # NaN fails this too
+        raise ValueError("betas lie between 0 and 1")
+    return betas
+
+
+FLOW_VARIANTS = (
+    "use_dynamic_shifting",
+    "shift_terminal",
+    "invert_sigmas",
+    "stochastic_sampling",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
+"""What diffusers' flow scheduler can do that is not done here."""
+
+
+def timestep_grid(steps: int, num_train_timesteps: int = 1000) -> list[int]:
+    """The falling grid of ``steps`` timesteps: ``linspace(0, T − 1, steps + 1)`` rounded, reversed, without its 0.
+
+    4 steps give 999, 749, 500, 250; the 32-step grid holds every point of it (DDIL, covariate-shift analysis).
+    """
+    if not 1 <= steps < num_train_timesteps:
+        raise WrongCommand(f"a grid has from 1 to {num_train_timesteps - 1} steps, not {steps}")
+    # Exact, since 499.5 must round alike in every grid: in floating point the 60-step grid lacks the 4-step grid's 500.
+    return [round(Fraction((num_train_timesteps - 1) * i, steps)) for i in range(steps, 0, -1)]
+
+
+def rows_at(time: Time, like: Tensor) -> Tensor:
+    """One time for every row of ``like`` [B, …]: int64 [B], or float32 [B] where it is a fraction."""
+    dtype = torch.long if isinstance(time, int) else torch.float32
+    return torch.full((len(like),), time, dtype=dtype, device=like.device)
+
+
+def transitions(timesteps: Sequence[Time], end: Time = CLEAN) -> list[tuple[Time, Time]]:
+    """Consecutive pairs (t, s) of a grid; the last s is ``end``."""
+    return list(zip(timesteps, [*timesteps[1:], end], strict=True))
+
+
+def segments(fine: Sequence[Time], coarse: Sequence[Time]) -> list[list[tuple[Time, Time]]]:
+    """The fine grid's transitions, gathered by the coarse transition that they lie in.
+
+    Raises:
+        WrongCommand: the coarse grid has a point that the fine one lacks.
+    """
+    missing = [t for t in coarse if t not in fine]
+    if missing or fine[0] != coarse[0]:
+        raise WrongCommand(
+            f"the grid of {len(coarse)} steps does not nest in the grid of {len(fine)} steps: "
+            f"{missing or coarse[:1]} is not in the finer one; choose a number of steps that divides {len(fine)}"
+        )
+    starts = [fine.index(t) for t in coarse] + [len(fine)]
+    steps = transitions(fine)
+    return [steps[a:b] for a, b in pairwise(starts)]
+
+
+LCM_STEPS = 50
+"""The points of the grid that LCM is trained on: 19, 39, …, 999."""
+
+
+def lcm_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:
+    """Of the ``points`` of a training grid, the last of which is the schedule's end, those that are sampled at in ``steps``.
+
+    Raises:
+        WrongCommand: there are fewer points than steps, or more than times in the schedule.
+    """
+    if steps > points:
+        raise WrongCommand(
+            f"the spacing 'lcm' takes from 1 to {points} steps, the points of its training grid, not {steps}"
+        )
+    if points > len(schedule):
+        raise WrongCommand(
+            f"the training grid of LCM has at most the {len(schedule)} points of the schedule, not {points}"
+        )
+    stride = len(schedule) // points
+    return [(points - i * points // steps) * stride - 1 for i in range(steps)]
+
+
+def _leading(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    stride = len(schedule) // steps
+    return [i * stride + offset for i in range(steps - 1, -1, -1)]
+
+
+def _leading_inner(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return _leading(schedule, steps + 1, offset)[:-1]
+
+
+def _trailing(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return [int(t) - 1 for t in np.arange(len(schedule), 0, -len(schedule) / steps).round()[:steps]]
+
+
+def _linspace(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return [float(t) for t in np.linspace(0, len(schedule) - 1, steps, dtype=np.float32)[::-1]]
+
+
+def _lcm(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    return lcm_grid(schedule, LCM_STEPS, steps)
+
+
+def _flow(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    if not isinstance(schedule, FlowSchedule):
+        raise WrongCommand("the spacing 'flow' is that of a rectified flow, and this model is none; take 'even'")
+    size = len(schedule)
+    return [float(size * schedule.shifted(s)) for s in np.linspace(1, schedule.shifted(1 / size), steps)]
+
+
+SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
+    "even": lambda schedule, steps, offset: schedule.grid(steps),  # the project's own, which is DPM-Solver's `linspace`
+    "leading": _leading,  # of DDIM and Euler
+    "leading_inner": _leading_inner,  # DPM-Solver's `leading`
+    "trailing": _trailing,
+    "linspace": _linspace,  # Euler's, with fractions
+    "lcm": _lcm,
+    "flow": _flow,  # FlowMatchEuler's: its lower end is shifted twice
+}
+"""How a number of steps becomes times, under diffusers' names where it has one. An addition is one function and one row."""
+
+
+def timesteps(schedule: Schedule, spacing: str, steps: int, offset: int = 0) -> list[Time]:
+    """The falling grid of a spacing.
+
+    Raises:
+        WrongCommand: there is no such spacing, or it has no grid of so many steps on this schedule, or that grid leaves it.
+    """
+    if spacing not in SPACINGS:
+        raise WrongCommand(f"the spacing {spacing!r} is not known; it may be one of {', '.join(SPACINGS)}")
+    if not 1 <= steps < len(schedule):
+        raise WrongCommand(f"a grid has from 1 to {len(schedule) - 1} steps, not {steps}")
+    times = SPACINGS[spacing](schedule, steps, offset)
+    schedule.require_inside(times, f"the grid of {steps} steps with the spacing {spacing!r} and the offset {offset}")
+    return times

@@ -1,0 +1,108 @@
+"""A generator's regression pre-training (DMD2's one-step SDXL generator needs it): noise to what the guided teacher makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ddil_core.data.pool import LatentPool
+from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
+from ddil_core.diffusion.noise import generator_for
+from ddil_core.diffusion.schedule import rows_at, transitions
+from ddil_core.diffusion.solvers import ddim
+from ddil_core.distillation.config import MatchingConfig
+from ddil_core.distillation.loop import Logs
+from ddil_core.distillation.processes import gather_rows, own_rows
+from ddil_core.distillation.stage import Stage
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import write_tensors
+from ddil_core.support.finite import Finite, all_finite, not_finite
+from ddil_core.support.progress import progress
+
+Pairs = dict[str, Tensor]
+"""``noise`` and ``x0`` [N, C, H, W], and the ``row`` int64 [N] of the pool whose caption it was."""
+
+
+@torch.no_grad()
+def encode_pairs(
+    teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, path: Path, accelerator: Accelerator
+) -> Pairs:
+    """Make the pairs once, each process its own, and keep them at ``path``; read them back where that is done."""
+    assert config.regression is not None
+    made = path.is_file()
+    accelerator.wait_for_everyone()  # who comes later must not find what another has just written
+    if made:
+        return _read(path)
+    count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
+    row = torch.randint(len(pool), (count,), generator=generator)
+    noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
+    found, finite = [], Finite[str]()
+    with progress("pairs of the teacher", total=count) as advance:
+        for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
+            own = own_rows(accelerator, len(rows))
+            some = row[rows[own]]
+            told = Condition({name: t[some].float().to(accelerator.device) for name, t in pool.condition.items()})
+            z = noise[rows[own]].to(accelerator.device)
+            for t, s in transitions(teacher.schedule.grid(config.regression.teacher_steps)):
+                t_rows, s_rows = rows_at(t, z), rows_at(s, z)
+                z, _ = ddim(teacher.schedule, z, t_rows, s_rows, teacher(z, t_rows, told))
+                finite.see(f"after the step at t = {t:g}", z)
+            if (place := finite.first_broken()) is not None:
+                raise not_finite("the latents", place, "the teacher's pairs for the regression", [teacher.network])
+            found.append(gather_rows(accelerator, z, own, len(rows)).cpu())
+            advance(len(rows))
+    pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
+    if accelerator.is_main_process:
+        write_tensors(path, pairs)
+    accelerator.wait_for_everyone()
+    return pairs
+
+
+def _read(path: Path) -> Pairs:
+    try:
+        held = load_file(path)
+        pairs: Pairs = {name: held[name] for name in ("noise", "x0", "row")}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
+    if not all_finite(pairs.values()):
+        raise DdilError(
+            f"the teacher's pairs {path} hold values that are not finite; delete the file to make them again"
+        )
+    return pairs
+
+
+class RegressionStage(Stage):
+    """‖x̂(noise, t) − x₀‖² at the generator's first timestep."""
+
+    def __init__(
+        self,
+        teacher: GuidedDenoiser,
+        pool: LatentPool,
+        config: MatchingConfig,
+        accelerator: Accelerator,
+        pairs: Pairs,
+        start: nn.Module | None = None,
+    ) -> None:
+        assert config.regression is not None
+        super().__init__(teacher, pool, config.regression.updates, config, accelerator, "regression", start)
+        self.pairs, self.time = pairs, config.timesteps[0]
+
+    def _update(self, step: int) -> Logs:
+        chosen = torch.randint(len(self.pairs["row"]), (self.config.batch_size,), generator=self.generator(step, 0))
+
+        def losses() -> Iterator[Tensor]:
+            for rows, share in self.parts(len(chosen)):
+                noise, x0 = (self.pairs[name][chosen[rows]].to(self.device) for name in ("noise", "x0"))
+                with self.accelerator.autocast():
+                    drawn = self.student(
+                        noise, rows_at(self.time, noise), self.condition(self.pairs["row"][chosen[rows]])
+                    )
+                yield share * (drawn.float() - x0).square().mean()
+
+        return self.descend(losses(), step)

@@ -1,0 +1,69 @@
+"""How a stage of a run is trained, or read back where it is finished."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from ddil_core.distillation.loop import fit
+from ddil_core.distillation.run import Run
+from ddil_core.distillation.stage import Stage
+from ddil_core.distillation.watch import watchers
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import write_tensors
+from ddil_core.support.finite import broken_weight
+
+
+def train_stage(run: Run[Any], make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
+    """The network that a stage ends with, trained, or read where it is finished; ``net`` is one of its shape."""
+    finished, checkpoint = (run.out / "checkpoints" / f"{name}.{kind}" for kind in ("safetensors", "pt"))
+    if finished.is_file():
+        net = _load_weights(copy.deepcopy(net), finished)
+    else:
+        stage: Stage = make()
+        fit(
+            stage.update,
+            stage.stateful(),
+            steps=stage.updates,
+            checkpoint=checkpoint,
+            log=run.out / "log.jsonl",
+            title=title,
+            save_every=run.config.save_every,
+            callbacks=watchers(run, stage, name, title),
+            accelerator=run.accelerator,
+            check=partial(stage.require_finite, f"the teacher of the stage {title!r}, from {run.model.reference!r}"),
+        )
+        for tracker in run.accelerator.trackers if run.config.trackers else ():
+            tracker.finish()
+        net = stage.finish()
+        del stage
+        run.accelerator.free_memory()  # which else keeps every network and optimiser that it prepared
+        if (broken := broken_weight(net)) is not None:
+            raise DdilError(
+                f"the stage {title!r} ends with weights that are not finite, first in {broken}; its last checkpoint is kept: "
+                "start it again with a lower learning_rate or gradient_clip"
+            )
+        if run.accelerator.is_main_process:
+            _save_weights(net, finished)
+    if run.accelerator.is_main_process:
+        checkpoint.unlink(missing_ok=True)
+    run.accelerator.wait_for_everyone()
+    return net.eval().requires_grad_(False)
+
+
+def _save_weights(module: nn.Module, path: Path) -> None:
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in module.state_dict().items()})
+
+
+def _load_weights(module: nn.Module, path: Path) -> nn.Module:
+    try:
+        module.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch raise kinds of their own
+        raise DdilError(f"the stage's weights {path} are damaged; delete the file to train the stage again") from error
+    return module

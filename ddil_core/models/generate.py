@@ -1,0 +1,149 @@
+"""Pictures of prompts, with any solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.parameterization import ReflectionMode
+from ddil_core.diffusion.schedule import rows_at
+from ddil_core.diffusion.solvers import get_solver
+from ddil_core.models.model import Model
+from ddil_core.models.sampling import Sampling, misuse_warnings
+from ddil_core.support.environment import full_precision
+from ddil_core.support.finite import Finite, not_finite
+from ddil_core.support.progress import progress
+from ddil_core.support.text import require_text
+
+TRUNCATED = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
+
+CENTRES_LATENTS = "StableDiffusionXLPipeline"
+"""The one of diffusers' pipelines here that reads an autoencoder's ``latents_mean``."""
+
+
+@torch.no_grad()
+@full_precision()
+def sample_latents(
+    model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
+) -> Tensor:
+    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts.
+
+    Raises:
+        DdilError: they are not finite, or what the prompts are encoded to is not.
+    """
+    solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
+    steps = sampling.transitions(schedule)
+    reflection = sampling.reflected(model.reference)
+    denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
+    condition = model.encode(texts)
+    z = initial_noise(samples, model.latent_shape, seed).to(model.device)
+    if sampling.starts_scaled():
+        z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
+    generators = [one.generator(seed, "solver") for one in samples]
+    carry, finite = None, Finite[str]()
+    for number, (t, s) in enumerate(steps, start=1):
+        t_rows, s_rows = rows_at(t, z), rows_at(s, z)
+        noise = None
+        if solver.stochastic:
+            noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
+        x0 = denoiser(z, t_rows, condition)
+        z, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, noise)
+        finite.see(f"after step {number} of {len(steps)}, at t = {t:g}", z)
+    if (place := finite.first_broken()) is not None:
+        raise not_finite("the latents", place, f"the model {model.reference!r}", [model.denoiser.net])
+    return z
+
+
+@full_precision()
+def sample_images(
+    model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
+) -> np.ndarray:
+    """One batch of pictures uint8 [B, H, W, 3], as ``sample_latents``."""
+    return model.decode(sample_latents(model, samples, texts, sampling, seed))
+
+
+def resolve_sampling(
+    model: Model,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float | None = None,
+    reflection: ReflectionMode | None = None,
+) -> Sampling:
+    """The model's own sampling, with what was asked for in its place; refused where it cannot be meant.
+
+    Raises:
+        WrongCommand: there is no such solver, it has no such grid on the model's schedule, or nothing is known to reflect at.
+    """
+    asked = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    if solver is not None and get_solver(solver).name != model.sampling.solver:
+        given |= {"ends_clean": True, "replaces": None}  # those belong to the model's own solver
+    sampling = replace(model.sampling, **given)
+    sampling.transitions(model.denoiser.schedule)
+    sampling.reflected(model.reference)
+    return sampling
+
+
+def sampling_warnings(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+    """What a user should know of sampling a model so, one sentence each: that it was not made for it, that its own scheduler is not
+    known, that the prompt is turned off, that diffusers scales its latents otherwise, or that prompts are cut."""
+    sentences = [f"{model.reference!r} {sentence}" for sentence in misuse_warnings(model.sampling, sampling)]
+    if sampling.replaces is not None:
+        sentences.append(
+            f"{model.reference!r} comes with {sampling.replaces}, which is not known here; {sampling.solver} is in its place"
+        )
+    if sampling.guidance_scale < 1 and model.denoiser.guidance_width is None:
+        sentences.append(
+            "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+        )
+    if model.pipeline.vae.config.get("latents_mean") is not None and model.layout.pipeline != CENTRES_LATENTS:
+        sentences.append(
+            f"the latents_mean and latents_std of {model.reference!r} are applied here, and diffusers' "
+            f"{model.layout.pipeline} ignores them"
+        )
+    cut = model.cut(prompts)
+    return [*sentences, TRUNCATED.format(cut, len(prompts))] if cut else sentences
+
+
+def require_prompts(prompts: Sequence[str]) -> None:
+    """Raises WrongCommand: a prompt holds half of a surrogate pair, as a byte that is not UTF-8 becomes, or a NUL."""
+    for prompt in prompts:
+        require_text(prompt, f"the prompt {prompt!r}")
+
+
+def sample(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    num_images: int = 1,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float | None = None,
+    reflection: ReflectionMode | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """uint8 [prompts, num_images, H, W, 3]. None takes what the model was made for.
+
+    The noise of a picture comes from (seed, prompt, number) alone. Prompts are taken as they are, the empty one too.
+
+    Raises:
+        WrongCommand: a prompt that is no text for a tokenizer, or sampling that cannot be meant (``resolve_sampling``).
+    """
+    require_prompts(prompts)
+    sampling = resolve_sampling(model, steps, solver, guidance_scale, reflection)
+    samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
+    pictures = []
+    with progress("sample", total=len(samples)) as advance:
+        for start in range(0, len(samples), batch_size):
+            part = samples[start : start + batch_size]
+            pictures.append(sample_images(model, part, [one.prompt_id for one in part], sampling, seed))
+            advance(len(part))
+    images = np.concatenate(pictures)
+    return images.reshape(len(prompts), num_images, *images.shape[1:])

@@ -1,0 +1,395 @@
+"""Train the whole shapes world from nothing: ``python -m ddil_core.shapes.training --out DIR``.
+
+Four stages, each resumable at any update: the autoencoder, the two-tower scorer, the text encoder (on what a caption alone
+says of its picture), and the teacher (U-Net and text encoder, v-prediction with caption dropout for guidance). What is
+finished is kept; what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ddil_core.diffusion.schedule import Schedule
+from ddil_core.distillation.loop import Ema, Logs, Stateful, fit
+from ddil_core.models.model import SYSTEM_FILE, load_model
+from ddil_core.shapes.batches import draw_batch
+from ddil_core.shapes.scene import nearly
+from ddil_core.shapes.scorer import build_scorer, save_scorer
+from ddil_core.shapes.training import architecture
+from ddil_core.shapes.training.card import measure_card, write_card
+from ddil_core.support import ending
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import replacing, write_tensors, write_text
+from ddil_core.support.lock import held
+from ddil_core.support.progress import progress
+
+M = TypeVar("M", bound=nn.Module)
+
+SEED = 0
+WEIGHTS = Path(__file__).parents[1] / "weights"
+GUIDANCE_SCALE = 2.6
+CAPTION_DROPOUT = 0.1
+HIGH_NOISE = 700
+"""The teacher's first eighth sees only t from here on, where nothing but the caption says what lies where. With lower noise
+among it from the start, the U-Net binds captions to what it sees and has learned no relation after 2,500 updates."""
+
+
+def cosine(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+    """A learning rate that rises over ``warmup`` steps and falls to 0 along a half cosine."""
+    rise = min(1.0, (step + 1) / warmup)
+    return peak * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def run_stage(
+    title: str,
+    model: nn.Module,
+    losses: Callable[[int], dict[str, Tensor]],
+    *,
+    out: Path,
+    steps: int,
+    lr: float,
+    beta2: float = 0.99,
+    weight_decay: float = 1e-3,
+    ema: Ema[Any] | None = None,
+) -> None:
+    """Fit ``model`` to ``losses(step)["loss"]``: AdamW, a cosine learning rate, gradients clipped to 1. Resumable."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
+
+    def update(step: int) -> Logs:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, steps, lr)
+        found = losses(step)
+        optimizer.zero_grad()
+        found["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if ema is not None:
+            ema.update(model)
+        return {name: value.detach() for name, value in found.items()}
+
+    stateful: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    fit(
+        update,
+        stateful if ema is None else stateful | {"ema": ema},
+        steps=steps,
+        checkpoint=out / "checkpoints" / f"{title.replace(' ', '_')}.pt",
+        log=out / "log.jsonl",
+        title=title,
+        save_every=250,
+    )
+
+
+def train_autoencoder(
+    out: Path, device: torch.device, steps: int, batch_size: int = 16, lr: float = 2e-3
+) -> AutoencoderKL:
+    """Reconstruction (L1 and squared error) with a light KL term."""
+    torch.manual_seed(SEED)
+    vae = architecture.autoencoder().to(device)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        generator = torch.Generator(device).manual_seed(step)
+        pixels = draw_batch(batch_size, step, seed=SEED).pixels().to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.sample(generator)).sample
+        error = decoded.float() - pixels
+        kl = posterior.kl().float().mean()
+        loss = error.abs().mean() + 10 * error.square().mean() + 2e-6 * kl
+        return {"loss": loss, "mse": error.square().mean(), "kl": kl}
+
+    run_stage("autoencoder", vae, losses, out=out, steps=steps, lr=lr, weight_decay=1e-4)
+    return vae.eval()
+
+
+@dataclass
+class TrainingPool:
+    """Encoded pictures of the training split: posterior ``mean`` and ``std`` float16 [N, C, H, W] (unscaled), caption
+    ``tokens`` int64 [N, L]; the ``scaling_factor`` of a new teacher is the one that gives the latents unit variance."""
+
+    mean: Tensor
+    std: Tensor
+    tokens: Tensor
+    scaling_factor: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.scaling_factor = self.scaling_factor or float(1 / self.mean[:4096].float().std())
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Scaled latents float32 [B, C, H, W], sampled from the posterior, and their tokens [B, L]."""
+        rows = torch.randint(len(self.mean), (size,), generator=generator)
+        mean, std = self.mean[rows].float(), self.std[rows].float()
+        return (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor, self.tokens[rows]
+
+
+@torch.no_grad()
+def encode_training_pool(
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    device: torch.device,
+    size: int = 49152,
+    scaling_factor: float = 0.0,
+) -> TrainingPool:
+    """Encode ``size`` training pictures once; read them back where that is done already."""
+    path = out / "checkpoints" / "latents.safetensors"
+    if path.exists():
+        try:
+            return TrainingPool(**load_file(path), scaling_factor=scaling_factor)
+        except (SafetensorError, TypeError, OSError) as error:
+            raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
+    batch_size = 128
+    means, stds, tokens = [], [], []
+    with progress("latents", total=size // batch_size) as advance:
+        for index in range(size // batch_size):
+            batch = draw_batch(batch_size, index, seed=SEED + 1)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                posterior = vae.encode(batch.pixels().to(device)).latent_dist
+            means.append(posterior.mean.half().cpu().contiguous())
+            stds.append(posterior.std.half().cpu().contiguous())
+            tokens.append(tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids)
+            advance()
+    pool = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
+    write_tensors(path, pool)
+    return TrainingPool(**pool, scaling_factor=scaling_factor)
+
+
+def train_text_encoder(
+    pool: TrainingPool,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    device: torch.device,
+    steps: int,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+) -> CLIPTextModel:
+    """Regress the picture's coarse latents on its caption.
+
+    Its states then say from the U-Net's first update on which object lies where; a new encoder learns that here in under 500
+    updates.
+    """
+    torch.manual_seed(SEED)
+    text_encoder = architecture.text_encoder(tokenizer)
+    model = nn.ModuleDict({"text_encoder": text_encoder, "layout": architecture.LayoutHead()}).to(device).train()
+    architecture.use_plain_attention(*model.values())
+    coarse = architecture.LATENT_SIZE // 4
+
+    def losses(step: int) -> dict[str, Tensor]:
+        x0, tokens = pool.draw(batch_size, torch.Generator().manual_seed(step))
+        target = (coarse * F.avg_pool2d(x0.to(device), coarse)).flatten(2).transpose(1, 2)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            predicted = model["layout"](model["text_encoder"](tokens.to(device)).last_hidden_state)
+        loss = (predicted.float() - target).square().mean()
+        return {"loss": loss}
+
+    run_stage("text encoder", model, losses, out=out, steps=steps, lr=lr)
+    return text_encoder
+
+
+def train_teacher(
+    pool: TrainingPool,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+    device: torch.device,
+    steps: int,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    *,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel | None = None,
+) -> nn.ModuleDict:
+    """A U-Net, new where none is given, and its text encoder together, on the squared error of v; returns the averaged
+    weights."""
+    torch.manual_seed(SEED)
+    model = nn.ModuleDict({"unet": unet or architecture.unet(), "text_encoder": text_encoder}).to(device).train()
+    architecture.use_plain_attention(*model.values())
+    ema = Ema(model, 0.999)
+    schedule = Schedule.stable_diffusion().to(device)
+    no_caption = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+
+    def losses(step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        x0, tokens = pool.draw(batch_size, generator)
+        dropped = torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT
+        tokens = torch.where(dropped, no_caption, tokens)
+        lowest = HIGH_NOISE if unet is None and step < steps // 8 else 0
+        t = lowest + (len(schedule) - lowest) * torch.rand(batch_size, generator=generator) ** 0.6
+        t = t.long().to(device)
+        eps = torch.randn(x0.shape, generator=generator).to(device)
+        x0 = x0.to(device)
+        alpha, sigma = schedule.at(t, x0)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            context = model["text_encoder"](tokens.to(device)).last_hidden_state
+            v = model["unet"](alpha * x0 + sigma * eps, t, context).sample
+        loss = (v.float() - (alpha * eps - sigma * x0)).square().mean()
+        return {"loss": loss}
+
+    run_stage("teacher", model, losses, out=out, steps=steps, lr=lr, ema=ema)
+    return ema.module
+
+
+def train_scorer(
+    tokenizer: CLIPTokenizer, out: Path, device: torch.device, steps: int, batch_size: int = 96, lr: float = 1e-3
+) -> nn.Module:
+    """Two towers by contrast (CLIP's loss), each caption beside a copy with one word changed, so that attributes count."""
+    torch.manual_seed(SEED)
+    model = build_scorer().to(device)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        batch = draw_batch(batch_size, step, seed=SEED + 3)
+        rng = np.random.default_rng([SEED, 3, step])
+        captions = batch.captions + [nearly(scene.meaning, rng).caption for scene in batch.scenes]
+        tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            pictures = model.encode_image(batch.pixels().to(device), normalize=True)
+            texts = model.encode_text(tokens, normalize=True)
+        logits = model.logit_scale.exp().clamp(max=100) * pictures.float() @ texts.float().T
+        own = torch.arange(batch_size, device=device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch_size].T, own)) / 2
+        return {"loss": loss, "accuracy": (logits.argmax(1) == own).float().mean()}
+
+    run_stage("scorer", model, losses, out=out, steps=steps, lr=lr, beta2=0.98, weight_decay=0.05)
+    return model
+
+
+def export_teacher(
+    vae: AutoencoderKL, model: nn.ModuleDict, tokenizer: CLIPTokenizer, scale: float, folder: Path
+) -> None:
+    """The pipeline in Stable Diffusion's layout, with how it is meant to be sampled beside it.
+
+    The U-Net and the autoencoder are half precision on disk. The text encoder is not: diffusers loads its own networks as
+    float32, transformers as they are stored, and a plain ``from_pretrained`` must give one dtype.
+    """
+    vae.register_to_config(scaling_factor=scale)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,  # diffusers insists on it; trailing spacing does not use it
+        timestep_spacing="trailing",
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=model["text_encoder"].float(),
+        tokenizer=tokenizer,
+        unet=model["unet"].half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    sampling = {"solver": "ddim", "steps": None, "guidance_scale": GUIDANCE_SCALE}
+    with replacing(folder) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        write_text(temporary / SYSTEM_FILE, json.dumps(sampling, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/shapes"), show_default=True)
+@click.option("--device", default=None, help="cpu or cuda; by default cuda where there is one.")
+@click.option("--autoencoder-steps", default=7000, show_default=True)
+@click.option("--text-encoder-steps", default=2000, show_default=True)
+@click.option("--teacher-steps", default=16000, show_default=True)
+@click.option("--teacher-lr", default=1e-3, show_default=True, help="The peak of the teacher's learning rate.")
+@click.option("--scorer-steps", default=2500, show_default=True)
+@click.option("--pool", "pool_size", default=49152, show_default=True, help="Pictures that the teacher is trained on.")
+@click.option("--captions", default=1000, show_default=True, help="Held-out captions that the card is measured on.")
+@click.option(
+    "--measure",
+    "measure_only",
+    is_flag=True,
+    help="Only measure the weights shipped with the package, and write their card.",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=None,
+    help="A weights folder whose autoencoder and scorer are kept; then only text encoder and U-Net are trained.",
+)
+@click.option("--further", is_flag=True, help="Train the text encoder and the U-Net of --init further, not new ones.")
+def main(
+    out: Path,
+    device: str | None,
+    autoencoder_steps: int,
+    text_encoder_steps: int,
+    teacher_steps: int,
+    teacher_lr: float,
+    scorer_steps: int,
+    pool_size: int,
+    captions: int,
+    measure_only: bool,
+    init: Path | None,
+    further: bool,
+) -> None:
+    """Train the shapes world from nothing into OUT/weights, measure it, and write its card.
+
+    Some hours on two CPU cores. The same command again goes on where it was interrupted.
+    """
+    if further and init is None:
+        raise click.UsageError("--further needs --init with the weights to train further")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if measure_only:
+        card = WEIGHTS / "card.json"
+        measure_weights(WEIGHTS, chosen, captions, json.loads(card.read_text())["training"] if card.is_file() else {})
+        return
+    with ending.in_a_sentence(), held(out):
+        weights = out / "weights"
+        tokenizer = architecture.write_tokenizer(out / "tokenizer")
+        training: dict[str, Any] = {"teacher steps": teacher_steps}
+        start: Any = None if init is None else load_model(str(init / "teacher")).pipeline
+        if init is None:
+            vae = train_autoencoder(out, chosen, autoencoder_steps)
+            save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
+            training |= {"autoencoder steps": autoencoder_steps, "scorer steps": scorer_steps}
+        else:
+            vae = copied(start.vae, architecture.autoencoder()).to(chosen).eval()
+            shutil.copytree(init / "scorer", weights / "scorer", dirs_exist_ok=True)  # with its own tokenizer
+            training |= {"autoencoder and scorer": "those of the weights before"}
+        pool = encode_training_pool(
+            vae, tokenizer, out, chosen, pool_size, start.vae.config.scaling_factor if further else 0.0
+        )
+        if further:
+            unet = copied(start.unet, architecture.unet())
+            text_encoder = copied(start.text_encoder, architecture.text_encoder(tokenizer))
+            training |= {"text encoder and U-Net": "trained further from the weights before"}
+        else:
+            unet = None
+            text_encoder = train_text_encoder(pool, tokenizer, out, chosen, text_encoder_steps)
+            training |= {"text encoder steps": text_encoder_steps}
+        model = train_teacher(
+            pool, tokenizer, out, chosen, teacher_steps, lr=teacher_lr, text_encoder=text_encoder, unet=unet
+        )
+        export_teacher(vae, model, tokenizer, pool.scaling_factor, weights / "teacher")
+        measure_weights(weights, chosen, captions, training)
+
+
+def copied(source: nn.Module, target: M) -> M:
+    """``target`` with the weights of a network that was read from a folder, in float32 and without the folder's name in its
+    configuration."""
+    target.load_state_dict(source.state_dict())
+    return target
+
+
+def measure_weights(weights: Path, device: torch.device, captions: int, training: dict[str, Any]) -> None:
+    """Measure a folder of weights and write its card."""
+    write_card(weights, measure_card(load_model(str(weights / "teacher"), device), captions), training)
+    click.echo(f"The weights and their card are in {weights}")

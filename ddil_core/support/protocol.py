@@ -1,0 +1,158 @@
+"""Configuration as data: a YAML file, options over it, validated; unknown keys are refused with what would be known."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown
+from ddil_core.support.plain_yaml import DEPTH, NotPlain, load_plain
+
+MOST = 100_000_000
+"""The largest count in a protocol or an option: lists of more prompts or pictures fill any memory before anything is said."""
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys, numbers that are NaN or infinite, and counts beyond ``MOST``. A seed is no count."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _counts_can_be_meant(self) -> Self:
+        for name, value in self:
+            if type(value) is int and value > MOST and name != "seed":
+                raise ValueError(f"{name} is at most {MOST:,}, not {value:,}")
+        return self
+
+
+LARGEST_GUIDANCE = 1000.0
+"""The largest guidance scale that is accepted: models are used at 1 to 20, and a product with a larger one can overflow."""
+
+
+def guidance_scale(value: float) -> float:
+    """A guidance scale g, as it is.
+
+    Raises:
+        ValueError: it is no finite number from 0 to ``LARGEST_GUIDANCE``.
+    """
+    if not 0 <= value <= LARGEST_GUIDANCE:  # NaN fails this too
+        raise ValueError(f"a guidance scale is a finite number from 0 to {LARGEST_GUIDANCE:g}, not {value:g}")
+    return value
+
+
+def require_guidance(value: float) -> None:
+    """Raises WrongCommand: a guidance scale is no finite number from 0 to ``LARGEST_GUIDANCE``."""
+    try:
+        guidance_scale(value)
+    except ValueError as error:
+        raise WrongCommand(str(error)) from error
+
+
+GuidanceScale = Annotated[float, AfterValidator(guidance_scale)]
+"""The type of every guidance scale in a protocol."""
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain values (see :mod:`ddil_core.support.plain_yaml`).
+
+    Raises:
+        WrongCommand: no such file, one that cannot be read, or not a YAML mapping of plain values.
+    """
+    if not path.is_file():
+        raise WrongCommand(f"there is no protocol file {path}")
+    try:
+        content = load_plain(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise WrongCommand(f"the protocol {path} cannot be read: {error.strerror}; make it readable") from error
+    except UnicodeDecodeError as error:
+        raise WrongCommand(f"the protocol {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except NotPlain as error:
+        raise WrongCommand(f"the protocol {path} {error}") from error
+    except yaml.YAMLError as error:
+        raise WrongCommand(f"the protocol {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise WrongCommand(f"the protocol {path} holds no mapping of keys to values")
+    return content
+
+
+def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` settings over a mapping; dots go deeper (``ddil.uses=2``, ``stages.0.updates=10``); values are YAML."""
+    content = copy.deepcopy(content)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise WrongCommand(f"--set takes KEY=VALUE, not {shown(setting)}")
+        *parents, last = key.split(".")
+        if len(parents) >= DEPTH:
+            raise WrongCommand(f"--set {shown(setting)} names no place in the protocol")
+        place: Any = content
+        try:
+            parsed = load_plain(value)
+        except NotPlain as error:
+            raise WrongCommand(f"--set {shown(setting)} has a value that {error}") from error
+        except yaml.YAMLError as error:
+            raise WrongCommand(f"--set {shown(setting)} has a value that is not YAML") from error
+        try:
+            for parent in parents:
+                place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
+            place[int(last) if isinstance(place, list) else last] = parsed
+        except (IndexError, ValueError, TypeError, AttributeError) as error:
+            raise WrongCommand(f"--set {shown(setting)} names no place in the protocol") from error
+    return content
+
+
+def validate(model: type[P], content: dict[str, Any], source: str, options: Collection[str] = ()) -> P:
+    """A protocol from its mapping. ``options`` are the keys that a command's options set; messages name the option then.
+
+    Raises:
+        WrongCommand: an unknown key (with the nearest known one), a missing one, or a value that does not fit.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = sorted(_keys(model))
+            nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys are {', '.join(known)}"
+            raise WrongCommand(f"{source} has the unknown key {shown(where)}{hint}") from error
+        if first["type"] == "missing":
+            raise WrongCommand(f"{source} lacks the key {where!r}") from error
+        own = first["type"] == "value_error"  # a sentence of ours, which says itself what was given
+        what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {_short(first['input'])}"
+        if first["loc"] and first["loc"][0] in options:
+            source, where = "--" + str(first["loc"][0]).replace("_", "-"), ""
+        place = f" at {where!r}" if where else ""
+        raise WrongCommand(f"{source} has a value that does not fit{place}: {what}") from error
+
+
+def _short(value: Any) -> str:
+    """A value of a protocol for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    """The keys of a model and of the models inside it."""
+    keys = set(model.model_fields)
+    for definition in model.model_json_schema().get("$defs", {}).values():
+        keys |= set(definition.get("properties", {}))
+    return keys
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of a JSON-able value in its canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

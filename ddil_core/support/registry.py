@@ -1,0 +1,101 @@
+"""A table of things by name: those of this project, and those that other installed packages add.
+
+A package adds a row by an entry point. The entry point's value is the row. Its group says which table it belongs to:
+
+    [project.entry-points."ddil.metrics"]
+    my_metric = "my_package.my_metric:METRIC"
+
+Rows of other packages are loaded when a name is not one of this project's, or when all names are wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from ddil_core.support.errors import DdilError, WrongCommand
+
+Row = TypeVar("Row")
+
+
+def _name(row: Any) -> str:
+    return str(row.name)
+
+
+class Registry(Mapping[str, Row], Generic[Row]):
+    """Rows by name, in a fixed order: this project's first, then those of other packages by name.
+
+    Args:
+        noun: What a row is, in messages: "solver", "metric".
+        group: The entry points' group.
+        kind: The class that a row must be an instance of.
+        rows: This project's rows.
+        key: Gives a row's name.
+    """
+
+    def __init__(
+        self, noun: str, group: str, kind: type[Row], rows: Iterable[Row], key: Callable[[Row], str] = _name
+    ) -> None:
+        self.noun, self.group, self.kind, self._key = noun, group, kind, key
+        self._own = {key(row): row for row in rows}
+        self._added: dict[str, Row] | None = None
+
+    def __getitem__(self, name: str) -> Row:
+        return self._own[name] if name in self._own else self._others()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._own
+        yield from self._others()
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._others())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._others()
+
+    def find(self, name: str) -> Row:
+        """Return the row of this name.
+
+        Raises:
+            WrongCommand: there is no such row; the message lists the names, and the nearest one.
+        """
+        if name in self:
+            return self[name]
+        nearest = difflib.get_close_matches(name, list(self), n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise WrongCommand(f"the {self.noun} {name!r} is not known; it may be one of {', '.join(self)}{hint}")
+
+    def _others(self) -> dict[str, Row]:
+        """Load the rows of other packages, once.
+
+        Raises:
+            DdilError: an entry point cannot be imported, is no row, or takes a name that exists.
+        """
+        if self._added is None:
+            self._added = {}  # first, so that a package may use this table while it is imported
+            try:
+                for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
+                    row = self._load(point)
+                    self._added[self._key(row)] = row
+            except DdilError:
+                self._added = None
+                raise
+        return self._added
+
+    def _load(self, point: Any) -> Row:
+        where = f"the entry point {point.name!r} ({point.value}) of the group {self.group!r}"
+        try:
+            row = point.load()
+        except Exception as error:  # another package's code may raise anything
+            reason = " ".join(str(error).split())[:200]
+            raise DdilError(
+                f"{where} cannot be imported ({type(error).__name__}: {reason}); mend or uninstall the package that brings it"
+            ) from error
+        if not isinstance(row, self.kind):
+            given, wanted = type(row).__name__, self.kind.__name__
+            raise DdilError(f"{where} is of the class {given} and not {wanted}; mend the package that brings it")
+        if self._key(row) in self._own or self._key(row) in (self._added or {}):
+            raise DdilError(f"{where} takes the name {self._key(row)!r}, which exists already; give it another name")
+        return row

@@ -1,0 +1,118 @@
+"""The command reference, docs/commands.md: ``python -m ddil_eval.cli.command_reference [--check]``.
+
+It is made of the commands' names, types, defaults and docstrings, not of their help pages, whose layout differs between
+versions of click.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ddil_eval.cli import ddil
+
+FILE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
+PAGE_END = "\f"
+"""Where click, too, ends the help that it takes from a docstring."""
+
+HEAD = "<!-- Written by `make docs` from the commands; edit their docstrings instead. -->\n\n# Commands\n"
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail if the file is not what the commands say.")
+@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), default=FILE, help="The file.")
+def reference(check: bool, file: Path) -> None:
+    """Write the command reference, or check that it is current."""
+    text = render()
+    if not check:
+        if not file.parent.is_dir():
+            raise click.ClickException(
+                f"{file.parent} is no folder: run this in a checkout, or name a file with --file."
+            )
+        file.write_text(text, encoding="utf-8")
+    elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+        raise click.ClickException(f"{_near(file)} is not what the commands say: run `make docs` and commit it.")
+
+
+def _near(file: Path) -> Path:
+    root = FILE.parents[1]
+    return file.relative_to(root) if file.is_relative_to(root) else file
+
+
+def render() -> str:
+    """The whole reference as Markdown: every command and sub-command with its usage, help, arguments and options."""
+    with click.Context(ddil, info_name="ddil") as ctx:
+        return HEAD + "".join(_command(ddil, ctx))
+
+
+def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
+    arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
+    usage = [ctx.command_path, "[OPTIONS]", *map(_argument, arguments)]
+    group = isinstance(command, click.Group)
+    yield f"\n## `{ctx.command_path}`\n\n```\n{' '.join(usage + ['COMMAND ...'] * group)}\n```\n"
+    yield f"\n{inspect.cleandoc((command.help or '').partition(PAGE_END)[0])}\n"
+    rows = [_row(option) for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    if rows:
+        yield "\n| option | default | meaning |\n|---|---|---|\n"
+        yield from rows
+    if isinstance(command, click.Group):
+        yield from _members(command, ctx)
+
+
+def _members(group: click.Group, ctx: click.Context) -> Iterator[str]:
+    for name in group.list_commands(ctx):
+        member = group.get_command(ctx, name)
+        if member is not None and not member.hidden:
+            with click.Context(member, info_name=name, parent=ctx) as inner:
+                yield from _command(member, inner)
+
+
+def _argument(argument: click.Argument) -> str:
+    name = (argument.metavar or argument.name or "").upper() + ("..." if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _row(option: click.Option) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    value = "" if option.is_flag or option.count else f" {_value(option)}"
+    more = " May be given several times." if option.multiple else ""
+    meaning = " ".join((option.help or "").replace("|", "\\|").split()) + more
+    return f"| {names}{value} | {_default(option)} | {meaning} |\n"
+
+
+VALUES = {
+    "integer": "N",
+    "integer range": "N",
+    "float": "NUMBER",
+    "float range": "NUMBER",
+    "path": "PATH",
+    "file": "FILE",
+    "directory": "DIR",
+}
+"""The names of click's types to the word that stands for a value."""
+
+
+def _value(option: click.Option) -> str:
+    if option.metavar:
+        return option.metavar.replace("|", "\\|")
+    if isinstance(option.type, click.Choice):
+        return " \\| ".join(str(choice) for choice in option.type.choices)
+    return VALUES.get(option.type.name, "TEXT")
+
+
+def _default(option: click.Option) -> str:
+    if option.required:
+        return "required"
+    default = option.to_info_dict()["default"]
+    if default is None or callable(default) or default is False or default == () or isinstance(default, Path):
+        return ""
+    if default is True and option.secondary_opts:
+        return f"`{option.opts[0]}`"
+    return f"`{default}`"
+
+
+if __name__ == "__main__":
+    reference(prog_name="python -m ddil_eval.cli.command_reference")

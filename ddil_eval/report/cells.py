@@ -1,0 +1,83 @@
+"""What a record's cell says: what places it in a table, by its kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ddil_core.support.paths import shown
+
+MOST_TRANSITIONS = 12
+"""How many transitions a factorial may have: each one more doubles its strings."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What an entry of a cell must be, as a test and in words, and whether it must be there."""
+
+    fits: Callable[[object], bool]
+    what: str
+    needed: bool = True
+
+
+def misfit(cell: Mapping[str, object]) -> str | None:
+    """What is wrong with a cell that has a kind, in one sentence; None where nothing is. A kind without tables is free."""
+    kind = cell["kind"]
+    for key, entry in _KINDS.get(str(kind), {}).items():
+        value = cell.get(key)
+        if value is None and not entry.needed:
+            continue
+        if key not in cell:
+            return f"a cell of the kind {kind!r} needs {key!r}, {entry.what}"
+        if not entry.fits(value):
+            return f"{key!r} of a cell of the kind {kind!r} is {entry.what}, not {shown(value)}"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_string(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[TS]{{1,{MOST_TRANSITIONS}}}", value) is not None
+
+
+def _are_places(value: object) -> bool:
+    if not isinstance(value, list) or not 1 <= len(value) <= 2 or not all(type(place) is int for place in value):
+        return False
+    return value == sorted(set(value)) and value[0] >= 0 and value[-1] < MOST_TRANSITIONS
+
+
+def _are_two(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 10**15
+
+
+_SWITCH = {"switch_t": _Entry(_is_number, "a number")}
+_NAMED = {"name": _Entry(_is_text, "a text")}
+_PAIR = _NAMED | {"of": _Entry(_are_two, "a list of two texts", needed=False)}
+_KINDS: dict[str, dict[str, _Entry]] = {
+    "p_teacher": {"p_teacher": _Entry(_is_number, "a number")},
+    "teacher_then_student": _SWITCH,
+    "student_then_teacher": _SWITCH,
+    "pure": {"model": _Entry(_is_text, "a text")},
+    "string": {"string": _Entry(_is_string, f"1 to {MOST_TRANSITIONS} of the letters T and S")},
+    "effect": {"transitions": _Entry(_are_places, f"a list of one or two places below {MOST_TRANSITIONS}, rising")},
+    "system": _NAMED
+    | {
+        "steps": _Entry(_is_count, "a whole number from 1", needed=False),
+        "paper": _Entry(_is_text, "a text", needed=False),
+    },
+    "difference": _PAIR,
+    "pair": _PAIR,
+    "inverter": _NAMED,
+    "inverter-difference": _PAIR,
+}

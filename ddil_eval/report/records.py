@@ -1,0 +1,260 @@
+"""Records of what was measured: one JSON file for one cell, append-only, written whole or not at all.
+
+A record carries everything that its numbers depend on, so that tables are made from records alone, without torch.
+Files lie in `records/` folders below a results folder; one that exists is never changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import write_text
+from ddil_eval.report.cells import misfit
+
+Direction = Literal["higher", "lower"]
+
+SETTING = (
+    "experiment",
+    "protocol_hash",
+    "systems",
+    "data",
+    "recipe",
+    "solver",
+    "grid",
+    "guidance_scale",
+    "reflection",
+    "seeds",
+    "n_asked",
+)
+"""What a cell's numbers depend on: records that agree on all of it and on the cell measured the same thing."""
+
+_NUMBERS = ("metrics", "nfe", "n_done")
+
+
+class _Strict(BaseModel):
+    # from_attributes: the estimates of `statistics` are taken as they are
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, from_attributes=True)
+
+
+class RecordedEstimate(_Strict):
+    """A value with its 95 % interval, low ≤ value ≤ high, from `n` samples (prompts, for a mean over prompts).
+
+    `p_value` is a difference's, two-sided; None for a value by itself. `note` says why a value is not to be trusted, where it
+    is not.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=0)
+    p_value: float | None = Field(default=None, ge=0, le=1)
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _contains_its_point(self) -> RecordedEstimate:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"the interval [{self.low}, {self.high}] does not contain its value {self.value}")
+        return self
+
+
+class RecordedMetric(_Strict):
+    """One metric's estimate, with the metric's `direction` (which way is better) and `kind` (see `metrics.metric`).
+
+    `network` is what its features depend on: a name, a version and the SHA-256 of each file of weights.
+    """
+
+    estimate: RecordedEstimate
+    direction: Direction
+    kind: Literal["mean", "set", "alone", "group"]
+    network: dict[str, JsonValue] | None = None
+
+
+class RecordedModel(_Strict):
+    """A model that took part: its reference as the user named it, and the SHA-256 of its weights."""
+
+    reference: str
+    weights_sha256: str | None
+
+
+class Record(_Strict):
+    """One measured cell and everything that its numbers depend on (design: Files).
+
+    `cell` has a `kind` and what places it in a table: {"kind": "p_teacher", "p_teacher": 0.8}, {"kind":
+    "teacher_then_student" | "student_then_teacher", "switch_t": 749}, {"kind": "pure", "model": "teacher"},
+    {"kind": "string", "string": "TTSS"}, {"kind": "effect", "transitions": [0, 2]},
+    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names its row in the paper's Table 1
+    or 5), {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]}, and "pair" in place of "difference" where
+    nobody asked for it and a table needs it to mark what is best; {"kind": "inverter", "name": "ph2p"} and
+    {"kind": "inverter-difference", "name": "ph2p − random", "of": ["ph2p", "random"]}.
+    `pictures_sha256` is that of the files, where pictures came from a folder;
+    `nfe` is the mean number of network evaluations per sample; `created` an ISO time with its zone.
+    """
+
+    schema_version: Literal[1] = 1
+    experiment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    cell: dict[str, JsonValue]
+    protocol: dict[str, JsonValue]
+    protocol_hash: str
+    systems: dict[str, RecordedModel]
+    data: dict[str, JsonValue]
+    recipe: str
+    solver: str
+    grid: list[int | float]
+    guidance_scale: float | None
+    reflection: JsonValue
+    pictures_sha256: str | None = None
+    nfe: float | None
+    seeds: list[int]
+    n_asked: int = Field(ge=0)
+    n_done: int = Field(ge=0)
+    metrics: dict[str, RecordedMetric]
+    wall_time_s: float = Field(ge=0)
+    device: str
+    versions: dict[str, str]
+    commit: str | None
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat())
+
+    @field_validator("cell")
+    @classmethod
+    def _has_a_kind(cls, cell: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if not isinstance(cell.get("kind"), str):
+            raise ValueError("a cell needs its kind, a word")
+        if (problem := misfit(cell)) is not None:
+            raise ValueError(problem)
+        return cell
+
+    @field_validator("created")
+    @classmethod
+    def _has_a_zone(cls, created: str) -> str:
+        if datetime.fromisoformat(created).tzinfo is None:
+            raise ValueError("an ISO time with its zone is needed")
+        return created
+
+    @property
+    def kind(self) -> str:
+        return str(self.cell["kind"])
+
+    def identity(self) -> str:
+        """SHA-256 of what was measured and how: the cell and its setting, not the numbers, the machine or the time."""
+        return digest(self.model_dump(mode="json", include={"cell", *SETTING}))
+
+    def numbers(self) -> dict[str, Any]:
+        """What was found."""
+        return self.model_dump(mode="json", include=set(_NUMBERS))
+
+    def age_key(self) -> datetime:
+        """Orders records of one identity, oldest first."""
+        return datetime.fromisoformat(self.created)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def save_record(record: Record, folder: Path | str) -> Path:
+    """Add a record below `folder/records/` and return its file; the same result of a measurement is kept once.
+
+    A second result of the same measurement gets a number at the end of its name; neither is lost. Raises DdilError
+    if it cannot be written or if a file of that name is damaged.
+    """
+    stem = f"{record.experiment}-{_slug(record.cell)}-{record.identity()[:12]}"
+    number = 1
+    while True:
+        path = Path(folder) / "records" / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
+        if not path.exists():
+            write_text(path, record.model_dump_json(indent=2) + "\n")
+            return path
+        if _read(path).numbers() == record.numbers():
+            return path
+        number += 1
+
+
+def load_records(folder: Path | str) -> list[Record]:
+    """All records in `records/` folders at or below `folder`, in the order of their names; none where there is none.
+
+    Raises DdilError, naming the files, if any is damaged.
+    """
+    records, damaged = sift(folder)
+    if damaged:
+        raise together(damaged)
+    return records
+
+
+def together(damaged: Sequence[DdilError]) -> DdilError:
+    """One error for several damaged records: the first three are named, and the others counted."""
+    named = "; ".join(map(str, damaged[:3]))
+    return DdilError(named if len(damaged) <= 3 else f"{named}; and {len(damaged) - 3} more are damaged")
+
+
+def sift(folder: Path | str) -> tuple[list[Record], list[DdilError]]:
+    """The records that `load` gives, and for each damaged one the error that names it.
+
+    Raises DdilError if a folder cannot be looked through.
+    """
+    records, damaged = list[Record](), list[DdilError]()
+    for path in sorted(_files(Path(folder).resolve())):
+        try:
+            records.append(_read(path))
+        except DdilError as error:
+            damaged.append(error)
+    return records, damaged
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files of records at or below a folder, which need not be there."""
+
+    def closed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise DdilError(
+                f"The folder {error.filename} could not be read ({error.strerror}): make it readable."
+            ) from error
+
+    for folder, _, names in os.walk(root, onerror=closed):
+        if "records" in Path(folder).relative_to(root.parent).parts:
+            yield from (Path(folder, name) for name in names if name.endswith(".json") and not name.startswith("."))
+
+
+def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """(the newest record of each measurement, the older ones that it replaces in tables), in the order given."""
+    records = list(records)
+    newest: dict[str, Record] = {}
+    for record in records:
+        held = newest.get(record.identity())
+        if held is None or record.age_key() >= held.age_key():
+            newest[record.identity()] = record
+    kept = {id(record) for record in newest.values()}
+    return [r for r in records if id(r) in kept], [r for r in records if id(r) not in kept]
+
+
+def _read(path: Path) -> Record:
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise OSError(errno.EINVAL, "not a file")
+        return Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        raise DdilError(
+            f"The record {path} is damaged ({place}: {what}): move it away and run its measurement again."
+        ) from error
+    except OSError as error:
+        raise DdilError(f"The record {path} could not be read ({error.strerror}): make it readable.") from error
+
+
+def _slug(cell: dict[str, JsonValue]) -> str:
+    values = [cell["kind"], *(cell[key] for key in sorted(cell) if key != "kind")]
+    words = "-".join(str(value) for value in values)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", words).strip("-")[:80]

@@ -1,0 +1,183 @@
+"""Two real processes (gloo) against one: the same students, and stopped runs taken up again by as many or fewer processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ddil_core.distillation.distill import distill, require_batch
+from ddil_core.distillation.methods import METHODS
+from ddil_core.distillation.processes import gather_rows, own_rows
+from ddil_core.support.errors import WrongCommand
+from tests.core.closed_form import distance
+from tests.core.distillation.test_methods import UNET
+from tests.pipelines import TEACHER, save_pipeline
+
+DDIL = {"collect_every": 4, "capacity": 512, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.2}]}
+UNEVEN = DDIL | {"phases": [{"until": 1, "aggregated": 0.3, "p_teacher": 0.2}]}  # 2.4 states of a batch
+BASE = {"batch_size": 8, "pool": 12, "warmup": 2, "save_every": 2, "learning_rate": 1e-3, "teacher_batch_size": 6}
+REGRESSION = {"pairs": 7, "teacher_steps": 2, "updates": 2}
+RUNS: dict[str, dict[str, Any]] = {
+    "pd": {
+        "method": "pd",
+        "gradient_accumulation": 2,
+        "convert": {"updates": 2},
+        "stages": [{"steps": 4, "updates": 4}],
+        "watch": {"every": 2, "prompts": 1, "images": 2},
+        "ddil": DDIL,
+    },
+    "lcm": {"method": "lcm", "updates": 4, "w_embedding": 16, "ddil": UNEVEN},
+    "dmd2": {"method": "dmd2", "updates": 4, "critic_updates": 1, "teacher_steps": 4, "gan": {}, "ddil": DDIL},
+    "dmd2-simulated": {"method": "dmd2", "updates": 2, "critic_updates": 1, "regression": REGRESSION},
+}
+STOPPED = {"dmd2": 2, "lcm": 1}
+"""Runs that stop after their third update, and how many processes take them up again at their second."""
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from torch.nn.modules.module import register_module_forward_hook
+from diffusers import UNet2DConditionModel
+from ddil_core.distillation.methods import METHODS
+from ddil_core.distillation import consistency
+from ddil_core.distillation import matching
+from ddil_core.distillation.run import distill
+
+class Stopped(Exception):
+    pass
+
+def stopping(update):
+    def stops(stage, step):
+        logs = update(stage, step)
+        if step == 2:
+            raise Stopped
+        return logs
+    return stops
+
+teacher, out, runs, stopped = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
+stages = {"dmd2": matching.MatchingStage, "lcm": consistency.ConsistencyStage}
+evaluated = dict.fromkeys(runs, 0)
+def count(module, args, output):
+    if isinstance(module, UNet2DConditionModel):
+        evaluated[name] += len(output.sample)
+
+register_module_forward_hook(count)
+for name, told in runs.items():
+    config = METHODS[told["method"]].config.model_validate(told)
+    if name in stopped:
+        update, stages[name].update = stages[name].update, stopping(stages[name].update)
+        try:
+            distill(teacher, "shapes", config, out / name, device="cpu")
+        except Stopped:
+            stages[name].update = update
+    if stopped.get(name) != 1:
+        distill(teacher, "shapes", config, out / name, device="cpu")
+(out / f"rows-{os.environ['RANK']}.json").write_text(json.dumps(evaluated))
+"""
+
+
+def config(name: str) -> Any:
+    told = BASE | RUNS[name]
+    return METHODS[told["method"]].config.model_validate(told)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("eps"), TEACHER, seed=1, prediction="epsilon")
+
+
+@pytest.fixture(scope="module")
+def together(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the runs of two processes."""
+    out = tmp_path_factory.mktemp("two")
+    told = json.dumps({name: BASE | run for name, run in RUNS.items()})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run(
+        [*launch, sys.executable, "-c", SCRIPT, str(teacher), str(out), told, json.dumps(STOPPED)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@contextmanager
+def rows_evaluated() -> Iterator[list[int]]:
+    """The rows of every evaluation of a U-Net."""
+    seen: list[int] = []
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, UNet2DConditionModel):
+            seen.append(len(output.sample))
+
+    hook = register_module_forward_hook(count)
+    yield seen
+    hook.remove()
+
+
+def moved(out: Path, start: dict[str, Tensor]) -> Tensor:
+    """By how much a student's weights differ from its teacher's, in one vector."""
+    student = load_file(out / "student" / UNET)
+    return torch.cat([(student[key] - start[key]).flatten() for key in start])
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_two_processes_give_the_student_of_one(teacher: Path, together: Path, tmp_path: Path, name: str) -> None:
+    """Adam divides rounding by itself where a gradient is nearly zero: hence a tolerance of 0.5 % of what was learnt."""
+    with rows_evaluated() as rows:
+        distill(str(teacher), "shapes", config(name), tmp_path / name, device="cpu")
+    distill(str(teacher), "shapes", config(name), together / name, device="cpu")  # finishes what was stopped
+    start = load_file(teacher / UNET)
+    one, two = moved(tmp_path / name, start), moved(together / name, start)
+    assert float(one.norm()) > 0
+    assert distance(two, one) < 5e-3
+    assert not list(together.rglob("*.partial"))
+    if name in STOPPED:
+        return  # what it did again counts twice, and its lines are means since it was taken up
+    for process in (0, 1):  # the first watches too, and what is less than a row for each is done by both
+        share = json.loads((together / f"rows-{process}.json").read_text())[name] / sum(rows)
+        assert 0.4 < share < 0.65
+    ours, theirs = (
+        [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
+        for out in (tmp_path, together)
+    )
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    for one_line, two_line in zip(ours, theirs, strict=True):
+        for key in one_line.keys() - {"stage", "watch"}:
+            assert one_line[key] == pytest.approx(two_line[key], rel=1e-2, abs=1e-6), (name, key)
+
+
+def test_rows_are_divided_and_joined() -> None:
+    alone = Accelerator(cpu=True)
+    assert own_rows(alone, 5) == slice(0, None, 1)
+    rows = torch.arange(5)
+    assert torch.equal(gather_rows(alone, rows[own_rows(alone, 5)], own_rows(alone, 5), 5), rows)
+    for count, parts in ((5, [[0, 3], [1, 4], [2]]), (2, [[0, 1]] * 3)):  # too few are done by each
+        for index, own in enumerate(parts):
+            some: Any = SimpleNamespace(num_processes=3, process_index=index)
+            assert torch.arange(count)[own_rows(some, count)].tolist() == own
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    two: Any = SimpleNamespace(num_processes=2)
+    with pytest.raises(WrongCommand) as error:
+        require_batch(config("pd").model_copy(update={"batch_size": 6}), two)
+    assert str(error.value) == (
+        "batch_size is the whole batch, and 6 is not divisible by 2 processes with 2 parts each (gradient_accumulation); "
+        "choose another batch_size or number of processes"
+    )

@@ -1,0 +1,120 @@
+"""The alarm: what it measures of latents whose figures are known, what it says, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddil_core.data.pool import LatentPool
+from ddil_core.diffusion.parameterization import Reflection
+from ddil_core.distillation.config import WatchConfig
+from ddil_core.distillation.distill import distill
+from ddil_core.distillation.loop import require_finite, window_means
+from ddil_core.distillation.methods import METHODS
+from ddil_core.distillation.watch import alarms, look, save_image_grid
+from ddil_core.support.errors import DdilError
+from tests.core.closed_form import normal
+
+BOUND = Reflection("clamp", torch.zeros(2), torch.full((2,), 4.0))
+
+
+def data(count: int = 400) -> LatentPool:
+    mean = 2 * normal(count, 2, 4, 4) + 1
+    return LatentPool(mean.half(), torch.zeros_like(mean).half(), {})
+
+
+def figures(z: torch.Tensor) -> dict[str, float]:
+    return look(z, data(), BOUND, images=4)
+
+
+def test_latents_like_the_data_raise_no_alarm() -> None:
+    found = figures(2 * normal(400, 2, 4, 4, seed=1) + 1)
+    assert found["mean_shift"] < 0.1 and found["diversity"] == pytest.approx(1, abs=0.05)
+    assert found["clipped"] == pytest.approx(0.0668 + 0.0062, abs=0.01)  # P(|1 + 2 n| > 4)
+    assert alarms(found, WatchConfig(clipped=0.1)) == []
+
+
+def test_few_prompts_are_off_by_chance_without_an_alarm() -> None:
+    """Pictures whose mean is their prompt's own: four prompts are 0.8 of the data's deviations off here, which is no fault."""
+    own = 2 * normal(400, 2, 1, 1, seed=4).expand(-1, -1, 4, 4) + 0.5 * normal(400, 2, 4, 4)
+    pool = LatentPool(own.half(), torch.zeros_like(own).half(), {})
+    four = own[:4].repeat_interleave(4, 0)
+    assert float(((four.mean((0, 2, 3)) - own.mean((0, 2, 3))) / own.std((0, 2, 3))).abs().max()) > 0.8
+    assert look(four, pool, BOUND, images=4)["mean_shift"] == 0
+    assert look(four + 6, pool, BOUND, images=4)["mean_shift"] > 1
+
+
+def test_each_failure_has_its_sentence() -> None:
+    noise = 2 * normal(400, 2, 4, 4, seed=1) + 1
+    collapsed = noise[::4].repeat_interleave(4, 0) + 0.01 * normal(400, 2, 4, 4, seed=2)
+    cases = {
+        "the latents' mean is 1.9": noise + 4,
+        "the student saturates: a channel has 3.": 3 * noise - 2,
+        "the student collapses: a channel has 0.1": 0.1 * noise + 0.9,
+        "the student collapses: pictures of one prompt differ 0.0": collapsed,
+        "the student draws what is no number": noise * float("nan"),
+    }
+    for sentence, z in cases.items():
+        assert any(said.startswith(sentence) for said in alarms(figures(z), WatchConfig(clipped=1))), sentence
+    assert any(
+        "of its latents lie outside the data's range" in said for said in alarms(figures(3 * noise), WatchConfig())
+    )
+
+
+def test_a_grid_has_a_prompt_a_row(tmp_path: Path) -> None:
+    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    save_image_grid(pictures, 3, tmp_path / "grids" / "a.png")
+    assert np.asarray(Image.open(tmp_path / "grids" / "a.png"))[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_means_of_pairs_are_weighted_and_left_out_where_empty() -> None:
+    logs = [
+        {"a": 1.0, "b": torch.tensor([1.0, 1.0]), "c": torch.zeros(2)},
+        {"a": 3.0, "b": torch.tensor([0.0, 3.0]), "c": torch.zeros(2)},
+    ]
+    assert window_means(logs) == {"a": 2.0, "b": 0.25}
+
+
+def test_a_loss_that_is_no_number_stops_the_run() -> None:
+    with pytest.raises(DdilError, match="^the loss of the stage 'LCM' is not finite at update 50: lower learning_rate"):
+        require_finite({"loss": float("nan")}, "LCM", 50)
+
+
+def test_looking_changes_nothing_and_says_what_it_sees(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = {"updates": 4, "batch_size": 4, "pool": 12, "w_embedding": 16, "save_every": 2}
+    watched = base | {"watch": {"every": 2, "prompts": 2, "images": 2}}
+    for name, told in (("plain", base), ("watched", watched)):
+        distill(str(folder), "shapes", METHODS["lcm"].config.model_validate(told), tmp_path / name, device="cpu")
+    a, b = (
+        load_file(tmp_path / name / "student/unet/diffusion_pytorch_model.safetensors") for name in ("plain", "watched")
+    )
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "watch" in line] == [2, 4]
+    assert {"clipped_fraction_t0-249", "clipped_fraction_t750-999"} & set(lines[-2])
+    assert sorted(path.name for path in (tmp_path / "watched" / "grids").iterdir()) == [
+        "consistency-2.png",
+        "consistency-4.png",
+    ]
+    assert Image.open(tmp_path / "watched" / "grids" / "consistency-2.png").size == (128, 128)
+    assert "warning: LCM, update 4: the student saturates" in capfd.readouterr().err  # it is untrained
+
+
+def test_a_tracker_gets_the_log(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = {"updates": 2, "batch_size": 4, "pool": 12, "w_embedding": 16, "trackers": ["tensorboard"]}
+    distill(str(folder), "shapes", METHODS["lcm"].config.model_validate(told), tmp_path / "run", device="cpu")
+    events = EventAccumulator(str(tmp_path / "run" / "tracked" / "ddil")).Reload()
+    line = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    (found,) = events.Scalars("consistency/loss")
+    assert (found.step, found.value) == (2, pytest.approx(line["loss"], rel=1e-5))

@@ -1,0 +1,92 @@
+"""A folder has one holder at a time, who is named; the lock ends with its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ddil_core.support.errors import DdilError
+from ddil_core.support.lock import LOCK, held, held_by_main, waiting_for
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ddil_core.support.lock import held
+
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds ``tmp_path / "out"``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DdilError) as error, held(out):
+        raise AssertionError("two hold one folder")
+    sentence = str(error.value)
+    assert sentence.startswith(f"the folder {out} is in use by process {other.pid} on {socket.gethostname()} since 2")
+    assert sentence.endswith("); wait until that ends, or name another folder") and "\n" not in sentence
+    assert error.value.exit_status == 1
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert (out / LOCK).is_file()  # what it left does not count
+    with held(out):
+        assert (out / LOCK).is_file()
+    assert list(out.iterdir()) == []
+
+
+def test_a_cache_is_waited_for(tmp_path: Path, other: subprocess.Popen[str], capfd: pytest.CaptureFixture[str]) -> None:
+    ended = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {other.pid}"])
+    with waiting_for(tmp_path / "out"):
+        assert other.wait() == -signal.SIGKILL
+    ended.wait()
+    assert f"is in use by process {other.pid} on" in capfd.readouterr().err
+
+
+def test_a_command_may_hold_what_a_part_of_it_holds(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    with held(out):
+        with held_by_main(out), held(out / ".." / "out"):
+            (out / "file").write_text("x")
+        assert (out / LOCK).is_file()
+    assert [path.name for path in out.iterdir()] == ["file"]
+
+
+def test_a_folder_made_in_vain_is_taken_away(tmp_path: Path) -> None:
+    with pytest.raises(DdilError), held(tmp_path / "runs" / "deep" / "out"):
+        raise DdilError("the work failed before it began")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_the_main_one_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")  # of one, so that it waits for nobody
+    with held_by_main(tmp_path / "out"):
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DdilError, match="cannot be written to"), held(tmp_path / "file"):
+        pass

@@ -1,0 +1,162 @@
+"""Batches of pictures: any of them by itself, drawn or read; kept pictures with their index."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddil_core.data.datasets import open_data
+from ddil_core.diffusion.noise import Sample
+from ddil_core.models.generate import sample_images
+from ddil_core.models.model import load_model
+from ddil_core.models.sampling import Sampling
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.files import replacing
+from ddil_eval.experiments.image_sources import (
+    INDEX,
+    MADE,
+    FolderImages,
+    GeneratedImages,
+    ImageOrigin,
+    ImageWriter,
+    open_image_folder,
+    slug,
+)
+from tests.coco import photograph
+
+SAMPLING = Sampling("ddim", 2, 1.0)
+MADE_BY = ImageOrigin("a", "b" * 64, "ddim", (999, 500), 1.0, 2.0, 3)
+
+
+@pytest.fixture(scope="module")
+def generated(student: Path) -> GeneratedImages:
+    return GeneratedImages(load_model(str(student)), open_data("shapes").prompts(5), SAMPLING, seed=3, batch_size=2)
+
+
+def test_batches_are_the_prompts_in_their_order(generated: GeneratedImages) -> None:
+    assert len(generated) == 3
+    assert [(batch.start, len(batch.images)) for batch in generated] == [(0, 2), (2, 2), (4, 1)]
+    assert [text for batch in generated for text in batch.captions] == [p.text for p in generated.prompts]
+
+
+def test_a_batch_by_itself_is_what_one_draw_of_all_gives(generated: GeneratedImages) -> None:
+    prompts = generated.prompts
+    whole = sample_images(generated.model, [Sample(p.id) for p in prompts], [p.text for p in prompts], SAMPLING, 3)
+    assert np.abs(generated[1].images.astype(int) - whole[2:4]).max() <= 1
+    assert np.abs(generated[2].images.astype(int) - whole[4:]).max() <= 1
+
+
+def test_there_is_no_batch_beyond_the_last(generated: GeneratedImages) -> None:
+    with pytest.raises(IndexError):
+        generated[3]
+
+
+def test_kept_pictures_come_back_as_they_were(generated: GeneratedImages, tmp_path: Path) -> None:
+    keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
+    batches = list(generated)
+    for batch in batches:
+        keeper.keep(batch)
+    assert not (tmp_path / "kept" / INDEX).exists()  # not before all are there
+    keeper.close()
+    rows = [json.loads(line) for line in (tmp_path / "kept" / INDEX).read_text().splitlines()]
+    assert rows[4] == {
+        "id": generated.prompts[4].id,
+        "file": "000004.png",
+        "prompt": generated.prompts[4].text,
+        "seed": 3,
+    }
+    saved = FolderImages(open_image_folder(tmp_path / "kept", None), batch_size=3)
+    assert np.array_equal(np.concatenate([b.images for b in saved]), np.concatenate([b.images for b in batches]))
+    assert [prompt for batch in saved for prompt in batch.prompts] == list(generated.prompts)
+    assert ImageOrigin.read(tmp_path / "kept") == MADE_BY
+
+
+def test_a_folder_of_other_pictures_is_left_alone(generated: GeneratedImages, tmp_path: Path) -> None:
+    ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
+    ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)  # the same again goes on
+    with pytest.raises(WrongCommand) as error:
+        ImageWriter(tmp_path / "kept", ImageOrigin("another"), generated.prompts)
+    assert str(error.value) == (
+        f"the folder {tmp_path / 'kept'} holds pictures that were made otherwise; choose another --out"
+    )
+    with pytest.raises(WrongCommand, match="made otherwise"):  # other captions under the same ids
+        ImageWriter(tmp_path / "kept", MADE_BY, [replace(prompt, text="another") for prompt in generated.prompts])
+    keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
+    keeper.close()
+    ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
+    assert not (tmp_path / "kept" / INDEX).exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("keep me")
+    with pytest.raises(WrongCommand) as error:
+        ImageWriter(tmp_path / "other", MADE_BY, generated.prompts)
+    assert str(error.value) == (
+        f"the folder {tmp_path / 'other'} is not empty and holds no kept pictures; choose another --out"
+    )
+
+
+def test_pictures_of_another_program_go_by_their_folder(tmp_path: Path) -> None:
+    for place in range(3):
+        Image.fromarray(photograph(2 * place)[:60, :60]).save(tmp_path / f"{place}.png")
+    assert ImageOrigin.read(tmp_path) == ImageOrigin(str(tmp_path))
+    assert [len(batch.images) for batch in FolderImages(open_image_folder(tmp_path, 2), 8)] == [2]
+    (tmp_path / MADE).write_text("{")
+    with pytest.raises(DdilError) as error:
+        ImageOrigin.read(tmp_path)
+    assert str(error.value) == f"the file {tmp_path / MADE} is damaged; delete it to score the pictures without it"
+
+
+def test_folders_that_cannot_be_scored(tmp_path: Path) -> None:
+    with pytest.raises(WrongCommand) as error:
+        open_image_folder(tmp_path / "none", None)
+    assert str(error.value) == f"there is no folder {tmp_path / 'none'} with pictures to score"
+    Image.fromarray(photograph(0)[:40, :50]).save(tmp_path / "a.png")
+    with pytest.raises(WrongCommand) as error:
+        open_image_folder(tmp_path, 2)
+    assert str(error.value) == (
+        f"the folder {tmp_path} has 1 pictures, fewer than the 2 asked for; make the others, or ask for fewer"
+    )
+    Image.fromarray(photograph(0)[:50, :50]).save(tmp_path / "b.png")
+    with pytest.raises(WrongCommand) as error:
+        open_image_folder(tmp_path, None)
+    assert str(error.value) == (
+        f"the pictures of {tmp_path} have 2 sizes, 50 × 40 px (a.png), 50 × 50 px (b.png); a model's have one, "
+        "so score them apart"
+    )
+
+
+def test_a_name_is_a_folders() -> None:
+    assert [slug(name) for name in ("PD + DDIL (4-step)", "runs/a", "…")] == ["PD-DDIL-4-step", "runs-a", "pictures"]
+
+
+DAMAGE = (b"\xff\x00", b"", b"[]", b"3", b"[" * 9999, b'{"reference": 3, "grid": []}', b'{"reference": "a", "grid": "xyz"}',
+          b'{"reference": "a", "grid": [999], "nfe": "four"}', b'{"grid": [999]}')  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_note_is_one_sentence(generated: GeneratedImages, tmp_path: Path, content: bytes) -> None:
+    """To those who score the pictures, and to those who would draw more of them."""
+    path = tmp_path / MADE
+    path.write_bytes(content)
+    with pytest.raises(DdilError) as error:
+        ImageOrigin.read(tmp_path)
+    assert str(error.value) == f"the file {path} is damaged; delete it to score the pictures without it"
+    with pytest.raises(DdilError) as error:
+        ImageWriter(tmp_path, MADE_BY, generated.prompts)
+    assert str(error.value) == (
+        f"the file {path} is damaged, so that nobody knows how the pictures beside it were made; delete the folder to draw them "
+        "again"
+    )
+
+
+def test_what_a_kill_left_is_no_reason_to_refuse_a_folder(generated: GeneratedImages, tmp_path: Path) -> None:
+    with replacing(tmp_path / MADE) as temporary:
+        temporary.write_text("half")
+        left = temporary.name
+    (tmp_path / MADE).rename(tmp_path / left)
+    ImageWriter(tmp_path, MADE_BY, generated.prompts)
+    assert [path.name for path in tmp_path.iterdir()] == [MADE]

@@ -1,0 +1,379 @@
+"""Systems side by side: each as it samples by itself, their differences paired by prompt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddil_core.data.datasets import open_data
+from ddil_core.data.shapes import ShapesData
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.schedule import timestep_grid
+from ddil_core.models.generate import resolve_sampling, sample_images
+from ddil_core.models.model import load_model
+from ddil_core.support import ranks
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.protocol import validate
+from ddil_eval.experiments import image_sources as generate
+from ddil_eval.experiments import rows
+from ddil_eval.experiments.engine import leaders
+from ddil_eval.experiments.systems import SystemsConfig, compare, how_made, measure_plan, plan_comparison
+from ddil_eval.features.reference_features import content_sha256
+from ddil_eval.report.records import Record, load_records
+from ddil_eval.report.tables import build
+from ddil_eval.statistics import Estimate
+from tests.counted import Counted
+from tests.pipelines import plain_picture, plain_step
+from tests.pixels import NAMES
+
+PROMPTS = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def metrics(pixel_metrics: tuple[str, ...]) -> tuple[str, ...]:
+    return pixel_metrics
+
+
+@pytest.fixture(scope="module")
+def config(teacher: Path, student: Path) -> SystemsConfig:
+    return SystemsConfig.model_validate(
+        {
+            "systems": [
+                {"name": "teacher, 6 steps", "model": str(teacher), "steps": 6},
+                {"name": "teacher, 4 steps", "model": str(teacher), "steps": 4, "guidance_scale": 1.0},
+                {"name": "student", "model": str(student), "steps": 4, "reflection": "none"},
+            ],
+            "differences": [["student", "teacher, 6 steps"]],
+            "num_prompts": PROMPTS,
+            "reference_pictures": 60,
+            "metrics": NAMES,
+            "batch_size": 4,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def out(config: SystemsConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("systems")
+    compare(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(out: Path) -> dict[str, Record]:
+    return {str(record.cell["name"]): record for record in load_records(out)}
+
+
+def test_every_system_and_difference_has_its_record(records: dict[str, Record], config: SystemsConfig) -> None:
+    kinds = {name: record.kind for name, record in records.items()}
+    assert {name: kind for name, kind in kinds.items() if kind != "pair"} == {
+        "teacher, 6 steps": "system",
+        "teacher, 4 steps": "system",
+        "student": "system",
+        "student − teacher, 6 steps": "difference",
+    }
+    settings = {name: (r.nfe, r.guidance_scale, r.grid) for name, r in records.items() if r.kind == "system"}
+    assert settings == {
+        "teacher, 6 steps": (12, 3.0, timestep_grid(6)),
+        "teacher, 4 steps": (4, 1.0, timestep_grid(4)),
+        "student": (4, 1.0, timestep_grid(4)),
+    }
+    for record in records.values():
+        assert list(record.systems) == (record.cell.get("of") or [record.cell["name"]])
+    assert {(record.experiment, record.n_done, record.recipe) for record in records.values()} == {
+        ("compare", PROMPTS, "shapes (7 → 60)")
+    }
+    assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
+
+
+def test_a_row_says_how_it_reflects(student: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    told = json.loads((student / "ddil.json").read_text())
+    bounds = {"centre": [0.0] * 8, "bound": [0.5] * 8, "quantile": 0.9995}
+    (folder / "ddil.json").write_text(json.dumps(told | {"bounds": bounds}))
+    model = load_model(str(folder))
+    assert how_made(model, resolve_sampling(model, reflection="fold"), 0).reflection == "fold"
+    assert how_made(model, resolve_sampling(model), 0).reflection == "none"
+
+
+def test_a_record_says_which_reference_pictures_it_was_compared_with(
+    records: dict[str, Record], config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are drawn by the package: rows that were compared with others are in another table."""
+    assert {r.data["reference_sha256"] for r in records.values()} == {content_sha256(ShapesData(), 60)}
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    alone = config.model_copy(update={"systems": one.systems, "differences": (), "metrics": ("brightness",)})
+    (scored,) = compare(alone, tmp_path)
+    assert "reference_sha256" not in scored.data
+    pictures = ShapesData.pictures
+    monkeypatch.setattr(ShapesData, "pictures", lambda *args: (255 - images for images in pictures(*args)))
+    (other,) = compare(one, tmp_path)
+    assert other.identity() != records["student"].identity()
+    assert [table.name for table in build([records["student"], other])].count("systems") == 2
+
+
+def test_what_is_best_can_be_compared_with_the_next(records: dict[str, Record]) -> None:
+    """For each metric the two best have their paired difference, asked for or not."""
+    systems = {name: record for name, record in records.items() if record.kind == "system"}
+    differences = [frozenset(map(str, r.cell["of"])) for r in records.values() if r.kind != "system"]  # type: ignore[arg-type]
+    for metric, sign in (("brightness", -1), ("fd_mosaic", 1)):
+        order = sorted(systems, key=lambda name: sign * systems[name].metrics[metric].estimate.value)
+        assert frozenset(order[:2]) in differences
+    assert len(differences) == len(set(differences)) <= 3
+    assert all(r.metrics[m].estimate.p_value is not None for r in records.values() if r.kind != "system" for m in NAMES)
+
+
+def test_leaders_follow_the_direction() -> None:
+    def found(brightness: float, distance: float) -> dict[str, Estimate]:
+        values = {"brightness": brightness, "fd_mosaic": distance}
+        return {name: Estimate(value, value, value, 9) for name, value in values.items()}
+
+    cells = {"a": found(0.9, 3.0), "b": found(0.8, 2.0), "c": found(0.1, 1.0)}
+    assert leaders(cells) == {frozenset("ab"), frozenset("bc")}
+
+
+@pytest.mark.parametrize(("name", "steps", "scale"), [("teacher, 6 steps", 6, 3.0), ("student", 4, 1.0)])
+def test_a_system_is_that_model_by_itself(
+    name: str, steps: int, scale: float, records: dict[str, Record], teacher: Path, student: Path
+) -> None:
+    pipeline: Any = load_model(str(student if name == "student" else teacher)).pipeline
+    found = []
+    for prompt in open_data("shapes").prompts(PROMPTS):
+        z = initial_noise([Sample(prompt.id)], (8, 8, 8), 0)
+        for t, s in zip(timestep_grid(steps), [*timestep_grid(steps)[1:], None], strict=True):
+            z = plain_step(pipeline, z, prompt.text, t, s, scale)
+        found.append(plain_picture(pipeline, z).mean().item())
+    assert records[name].metrics["brightness"].estimate.value == pytest.approx(np.mean(found), abs=2e-5)
+
+
+def test_a_difference_is_the_first_less_the_second(records: dict[str, Record]) -> None:
+    difference = records["student − teacher, 6 steps"]
+    for name in NAMES:
+        a, b = (records[system].metrics[name].estimate.value for system in ("student", "teacher, 6 steps"))
+        estimate = difference.metrics[name].estimate
+        assert estimate.value == pytest.approx(a - b, abs=1e-9)
+        assert estimate.low <= estimate.value <= estimate.high
+        assert difference.metrics[name].direction == records["student"].metrics[name].direction
+
+
+def test_it_makes_a_table_of_systems_and_one_of_differences(records: dict[str, Record]) -> None:
+    tables = {table.name: table for table in build(records.values())}
+    assert [row[0] for row in tables["systems"].rows] == ["teacher, 6 steps", "teacher, 4 steps", "student"]
+    assert [row[0] for row in tables["differences"].rows] == ["student − teacher, 6 steps"]
+
+
+def test_made_again_it_adds_nothing(out: Path, config: SystemsConfig) -> None:
+    before = sorted((out / "records").iterdir())
+    compare(config, out)
+    assert sorted((out / "records").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"differences": [["student", "nobody"]]},
+            "x.yaml has a value that does not fit: the differences name 'nobody', which is none of the systems student",
+        ),
+        (
+            {"systems": [{"name": "student", "model": "shapes", "steps": 4}] * 2},
+            "x.yaml has a value that does not fit: two systems are named 'student'",
+        ),
+        (
+            {"systems": [{"name": "student", "model": "shapes", "steps": 4, "paper": "SD"}]},
+            "x.yaml has a value that does not fit: the paper's Table 1 has no row 'SD' of 4 steps",
+        ),
+        (
+            {"systems": [{"name": "student", "model": "shapes", "steps": 0}]},
+            "x.yaml has a value that does not fit at 'systems.0.steps': "
+            "Input should be greater than or equal to 1, not 0",
+        ),
+        (
+            {"seed": -1},
+            "x.yaml has a value that does not fit at 'seed': Input should be greater than or equal to 0, not -1",
+        ),
+        ({"sytems": []}, "x.yaml has the unknown key 'sytems'; did you mean 'systems'?"),
+    ],
+)
+def test_a_comparison_that_cannot_be_meant_is_refused(change: dict[str, Any], sentence: str) -> None:
+    content: dict[str, Any] = {"systems": [{"name": "student", "model": "shapes", "steps": 4}]}
+    with pytest.raises(WrongCommand) as error:
+        validate(SystemsConfig, content | change, "x.yaml")
+    assert str(error.value) == sentence
+
+
+def test_an_interrupted_comparison_goes_on_at_the_next_batch(
+    config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "draw", Counted(allowed=3, of=sample_images))
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path)
+    assert load_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
+    rest = Counted(of=sample_images)
+    monkeypatch.setattr(generate, "draw", rest)
+    compare(config, tmp_path)
+    assert rest.chunks == 3  # three systems of two batches each, of which three were done
+    assert {r.identity(): r.numbers() for r in load_records(tmp_path)} == {
+        r.identity(): r.numbers() for r in load_records(out)
+    }
+    assert list(tmp_path.rglob("*.npz")) == []
+
+
+def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
+    config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of another size, or of other captions under the same ids, are other files."""
+    prompts = tmp_path / "mine.jsonl"
+    rows = [json.dumps({"id": p.id, "prompt": "a large blue square"}) for p in open_data("shapes").prompts(PROMPTS)]
+    prompts.write_text("\n".join(rows))
+    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
+    for change in ({"prompts": str(prompts)}, {"batch_size": 2}):
+        with pytest.raises(KeyboardInterrupt):
+            compare(config.model_copy(update=change), tmp_path)
+        monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
+    prompts.write_text("\n".join(rows).replace("blue", "red"))
+    rest = Counted(of=sample_images)
+    monkeypatch.setattr(generate, "draw", rest)
+    compare(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
+    compare(config, tmp_path)
+    assert rest.chunks == 12
+    assert {r.identity() for r in load_records(out)} < {r.identity() for r in load_records(tmp_path)}
+    mine = {r.identity(): r.numbers() for r in load_records(tmp_path)}
+    assert all(mine[r.identity()] == r.numbers() for r in load_records(out))
+
+
+def counted_draws(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    counted = Counted(of=sample_images)
+    monkeypatch.setattr(generate, "draw", counted)
+    return counted
+
+
+def numbers(out: Path) -> dict[str, dict[str, Any]]:
+    return {record.identity(): record.numbers() for record in load_records(out)}
+
+
+BATCHES = 2
+"""Seven prompts, four at a time."""
+
+
+def test_a_table_with_one_more_system_draws_that_one_alone(
+    config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its paired differences from the others are those of a table that was measured at once."""
+    compare(config.model_copy(update={"systems": config.systems[:2], "differences": ()}), tmp_path)
+    before = load_records(tmp_path)
+    counted = counted_draws(monkeypatch)
+    compare(config, tmp_path)
+    assert counted.chunks == BATCHES
+    assert numbers(out).items() <= numbers(tmp_path).items()
+    assert all(record in load_records(tmp_path) for record in before)
+    assert not (tmp_path / "partial").exists() or list((tmp_path / "partial").iterdir()) == []
+
+
+def test_a_row_that_other_code_drew_is_drawn_again(
+    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    compare(one, tmp_path)
+    counted = counted_draws(monkeypatch)
+    compare(one.model_copy(update={"reference_pictures": 20}), tmp_path)
+    assert counted.chunks == 0  # features of a row know no reference
+    monkeypatch.setattr(rows, "code_sha256", lambda: "other")
+    compare(one, tmp_path)
+    assert counted.chunks == BATCHES
+    keys = [json.loads(path.read_text()) for path in tmp_path.rglob("key.json")]
+    assert [key["name"] for key in keys] == ["student"] * 2 and keys[0]["made"] == keys[1]["made"]
+
+
+def test_a_row_is_drawn_again_for_its_pictures(
+    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    compare(one, tmp_path)
+    counted = counted_draws(monkeypatch)
+    compare(one, tmp_path, save_images=True)
+    assert counted.chunks == BATCHES
+    compare(one, tmp_path, save_images=True)
+    assert counted.chunks == BATCHES
+    (tmp_path / "images" / "student" / "000005.png").unlink()
+    compare(one, tmp_path, save_images=True)
+    assert counted.chunks == BATCHES + 1 and len(load_records(tmp_path)) == 1
+    assert (tmp_path / "images" / "student" / "000005.png").is_file()
+
+
+def test_damaged_features_are_one_sentence(config: SystemsConfig, tmp_path: Path) -> None:
+    one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
+    compare(one, tmp_path)
+    file = next(tmp_path.rglob("fd_mosaic.npy"))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DdilError) as error:
+        compare(one, tmp_path)
+    assert str(error.value) == (
+        f"the kept features of 'student' {file} are damaged; delete the file to compute them again"
+    )
+
+
+def test_a_batch_that_did_not_arrive_is_named(
+    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process writes to a folder of its own machine."""
+    monkeypatch.setattr(ranks, "barrier", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(DdilError) as error:
+        compare(config.model_copy(update={"systems": config.systems[2:], "differences": ()}), tmp_path)
+    (folder,) = (tmp_path / "partial").iterdir()
+    assert str(error.value) == (
+        f"1 of 2 batches of 'student' are not in {folder}; --out must be one folder for all processes"
+    )
+
+
+def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
+    teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    own = {"name": "own", "model": str(student)}
+    other = {"name": "other", "model": str(student), "steps": 2, "solver": "dpmpp_2m", "guidance_scale": 2.0}
+    config = {"systems": [own, other], "num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    records = compare(SystemsConfig.model_validate(config), tmp_path)
+    assert [(r.solver, r.grid, r.guidance_scale, r.nfe) for r in records if r.kind == "system"] == [
+        ("ddim", timestep_grid(4), 1.0, 4.0), ("dpmpp_2m", timestep_grid(2), 2.0, 4.0),
+    ]  # fmt: skip
+
+
+def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_path: Path) -> None:
+    rows = [
+        {"name": "here", "model": str(student)},
+        {"name": "distilled", "model": str(tmp_path / "run"), "provide": "distil it with: ddil distill …"},
+        {"name": "named", "model": "no/where"},
+    ]
+    config = SystemsConfig.model_validate(
+        {"systems": rows, "differences": [["here", "named"]], "num_prompts": 4, "reference_pictures": 8,
+         "metrics": ["brightness"]}
+    )  # fmt: skip
+    found = plan_comparison(config)
+    assert list(found.absent) == ["distilled", "named"]
+    assert (
+        str(found.absent["distilled"]) == f"the model '{tmp_path / 'run'}' is not here; distil it with: ddil distill …"
+    )
+    assert str(found.absent["named"]).startswith("the model 'no/where' ")
+    records = measure_plan(found, tmp_path / "out")
+    assert [record.cell["name"] for record in records] == ["here"]
+    (table,) = build(records)
+    assert table.missing == ("distilled: no record", "named: no record")
+    assert [row[0] for row in table.rows] == ["here", "distilled", "named"]
+
+
+def test_a_protocol_gone_on_with_more_rows_is_one_table(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """A row's numbers do not depend on the others', so rows measured one by one are in one table."""
+    shared = {"num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    for model in (student, teacher):
+        row = {"name": model.parent.name, "model": str(model), "steps": 2}
+        compare(SystemsConfig.model_validate({"systems": [row], **shared}), tmp_path)
+    (table,) = build(load_records(tmp_path))
+    assert len(table.rows) == 2

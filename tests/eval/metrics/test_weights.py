@@ -1,0 +1,196 @@
+"""Weights of metrics: where they lie, what is checked, and that nothing is fetched but on command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file, save_file
+
+from ddil_core.support.errors import DdilError
+from ddil_eval.metrics import METRICS, WeightsFile, hps, lpips_diversity
+from ddil_eval.metrics.fid import FID
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DDIL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    path = tmp_path / "published.bin"
+    path.write_bytes(b"the weights")
+    return path
+
+
+def pinned(path: Path, **rest: object) -> WeightsFile:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return WeightsFile(**{"file": "it.bin", "url": path.as_uri(), "sha256": digest} | rest)  # type: ignore[arg-type]
+
+
+def test_weights_are_fetched_on_command_and_checked(cache: Path, published: Path) -> None:
+    weights = pinned(published)
+    assert weights.missing() == (
+        f"the weights {cache}/weights/it.bin are not here; get them from {published.as_uri()} with: "
+        "ddil metrics --get it.bin"
+    )
+    with pytest.raises(DdilError, match="are not here"):
+        weights.checked()
+    assert weights.get() == cache / "weights" / "it.bin" == weights.checked()
+    assert weights.missing() is None and weights.digest() == weights.sha256
+    assert [file.name for file in (cache / "weights").iterdir()] == ["it.bin"]
+
+
+def test_another_file_than_the_published_one_is_refused(cache: Path, published: Path) -> None:
+    weights = pinned(published)
+    published.write_bytes(b"something else")
+    with pytest.raises(DdilError, match=r"is another file than its source publishes \(sha256 .*…, expected .*…\)"):
+        weights.get()
+    with pytest.raises(DdilError, match="is another file"):
+        weights.add(published)
+    assert list((cache / "weights").glob("*")) == []
+
+
+def test_weights_that_change_under_way_are_noticed(cache: Path, published: Path) -> None:
+    weights = pinned(published)
+    place = weights.get()
+    place.write_bytes(b"changed")
+    with pytest.raises(
+        DdilError, match=r"it.bin is another file than its source publishes .*; delete it and get it again"
+    ):
+        weights.checked()
+
+
+def test_what_its_source_does_not_state_is_unverified(published: Path) -> None:
+    assert pinned(published).check == "verified"
+    assert pinned(published, sha256=None).check == "unverified"
+    assert lpips_diversity.WEIGHTS.check == "verified when fetched, not when added converted"
+    assert pinned(published, sha256=None).get().read_bytes() == b"the weights"
+
+
+def test_a_source_that_cannot_be_reached_is_one_sentence(tmp_path: Path, cache: Path) -> None:
+    weights = WeightsFile("it.bin", url=(tmp_path / "nowhere").as_uri())
+    with pytest.raises(
+        DdilError, match=r"nowhere cannot be reached \(.*\); fetch it elsewhere and give it with: ddil metrics --add it"
+    ):
+        weights.get()
+    assert not (cache / "weights" / "it.bin").exists()
+    with pytest.raises(DdilError, match="have no public source; give them with --add"):
+        WeightsFile("own.bin").get()
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_connection_that_breaks_off_is_one_sentence(chunked: bool, cache: Path) -> None:
+    """A source that says too little, or resets the connection: neither is taken for a fault of the disk."""
+
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", "100")))
+            self.end_headers()
+            self.wfile.write(b"64\r\nhalf" if chunked else b"half")
+            self.wfile.flush()
+            if not chunked:  # closed without lingering, the connection is reset
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                os.close(self.connection.detach())
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Breaking)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    weights = WeightsFile("it.bin", url=f"http://127.0.0.1:{server.server_port}/it.bin")
+    with pytest.raises(DdilError, match=r"^the connection to http://\S+/it.bin broke off \(.+\); try again$"):
+        weights.get()
+    server.server_close()
+    assert not (cache / "weights" / "it.bin").exists()
+
+
+def test_alexnet_is_converted_from_torchvision_s_layout(tmp_path: Path, cache: Path) -> None:
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    state = alexnet(weights=None).state_dict()
+    torch.save(state, tmp_path / "alexnet.pth")
+    lpips_diversity.convert_lpips_weights(tmp_path / "alexnet.pth", tmp_path / "layers.safetensors")
+    layers = load_file(tmp_path / "layers.safetensors")
+    assert len(layers) == 10 and torch.equal(layers["slice4.8.weight"], state["features.8.weight"])
+    lpips_diversity.load_lpips(tmp_path / "layers.safetensors")
+    with pytest.raises(DdilError, match="is another file than its source publishes"):
+        lpips_diversity.WEIGHTS.add(tmp_path / "alexnet.pth")  # other numbers than torchvision's own
+
+
+def test_a_checkpoint_of_hps_is_converted_without_running_it(tmp_path: Path, cache: Path) -> None:
+    torch.save({"state_dict": {"visual.proj": torch.eye(3)}, "epoch": 1}, tmp_path / "hps.pt")
+    weights = METRICS["hps_v2"].weights[0]
+    assert torch.equal(load_file(weights.add(tmp_path / "hps.pt"))["visual.proj"], torch.eye(3))
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(DdilError, match=r"evil.pt is not the checkpoint of HPS v2; fetch it again"):
+        hps.convert_hps_weights(tmp_path / "evil.pt", tmp_path / "out.safetensors")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out.safetensors").exists()
+
+
+# ddil metrics
+
+
+def test_every_metric_s_weights_are_listed_with_their_place(cli: Callable[..., Result], cache: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("metrics", "--json").stdout)}
+    (inception,) = rows["fid"]["weights"]
+    assert inception["place"] == str(cache / "weights" / "inception-2015-12-05.pt")
+    assert (inception["here"], inception["check"], inception["sha256"]) == (False, "unverified", None)
+    assert inception["source"].startswith("https://") and not rows["fid"]["here"]
+    assert rows["drawn_right"]["weights"] == []
+    assert not cache.exists()  # looking fetches nothing and makes nothing
+    printed = cli("metrics").stdout.replace("\n", "")
+    assert f"{inception['place']} (not here, unverified), from {inception['source']}" in printed
+
+
+def test_weights_are_added_by_the_metric_s_name(cli: Callable[..., Result], cache: Path, published: Path) -> None:
+    done = cli("metrics", "--add", f"fid={published}", "--json")
+    assert done.exit_code == 0 and "inception-2015-12-05.pt" in done.stderr
+    assert FID.weights[0].checked().read_bytes() == b"the weights"
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["fid"]["weights"][0]["here"] and rows["kid"]["weights"][0]["here"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--get", "drawn_right"], 2, "'drawn_right' is no metric with weights of its own; it may be one of fid, "),
+        (["--add", "fid"], 2, "--add takes NAME=FILE with one file of weights for each name, not 'fid'"),
+        (["--add", "fid=absent.pt"], 1, "absent.pt is not here; name the file that holds the weights inception"),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(
+    cli: Callable[..., Result], arguments: list[str], status: int, words: str
+) -> None:
+    failed = cli("metrics", *arguments)
+    assert (failed.exit_code, failed.stdout) == (status, "") and words in failed.stderr
+
+
+def test_the_table_of_weights_names_each_file_once() -> None:
+    files = {weights.file: weights for metric in METRICS.values() for weights in metric.weights}
+    assert all(metric.weights[0] is files[metric.weights[0].file] for metric in METRICS.values() if metric.weights)
+    assert all(weights.url or weights.cure for weights in files.values())
+
+
+def test_safetensors_are_taken_as_they_are(tmp_path: Path, cache: Path) -> None:
+    save_file({"slice1.0.bias": torch.ones(3)}, tmp_path / "given.safetensors")
+    place = lpips_diversity.WEIGHTS.add(tmp_path / "given.safetensors")
+    assert place.read_bytes() == (tmp_path / "given.safetensors").read_bytes()

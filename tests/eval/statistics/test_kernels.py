@@ -1,0 +1,135 @@
+"""KID and CMMD against torch-fidelity, sums written out, and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddil_core.support.errors import DdilError
+from ddil_eval.statistics import Jackknife, group_labels
+from ddil_eval.statistics.kernels import GaussianDiscrepancy, KernelDistance
+
+
+def sets(n: int, m: int, d: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, d)) + 0.3, rng.normal(size=(m, d))
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def cubic(x: np.ndarray, y: np.ndarray) -> float:
+    return (x @ y / len(x) + 1) ** 3
+
+
+def unbiased(x: np.ndarray, y: np.ndarray) -> float:
+    """MMD² by the double sums of its definition."""
+    n, m = len(x), len(y)
+    xx = sum(cubic(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(cubic(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return xx + yy - 2 * sum(cubic(a, b) for a in x for b in y) / (n * m)
+
+
+def test_kid_of_whole_sets_is_its_definition() -> None:
+    x, y = sets(12, 12)
+    assert KernelDistance(y).values(x)[0] == pytest.approx(unbiased(x, y), rel=1e-12)
+
+
+def test_kid_is_torch_fidelity_s() -> None:
+    import torch
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = sets(300, 300, d=64)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=3, kid_subset_size=300, verbose=False
+    )
+    assert KernelDistance(y).values(x)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
+
+
+def test_kid_is_a_mean_over_a_hundred_subsets_of_a_thousand() -> None:
+    x, y = sets(1010, 1020, d=4)
+    spread = KernelDistance(y).spread(x, group_labels(len(x)))
+    assert spread.draws is not None and spread.draws.shape == (100, 1)
+    assert spread.values[0] == pytest.approx(spread.draws.mean(), rel=1e-12)
+    assert KernelDistance(y, seed=1).values(x)[0] != spread.values[0]
+
+
+def test_kid_has_no_bias() -> None:
+    """Between samples of one distribution it is 0 in the mean, for any number of samples."""
+    found = [KernelDistance(y).values(x - 0.3)[0] for x, y in (sets(10, 15, d=4, seed=seed) for seed in range(300))]
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
+
+
+def test_cmmd_is_its_definition() -> None:
+    x, y = (unit(features) for features in sets(7, 9))
+
+    def mean(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.mean([[np.exp(-np.sum((p - q) ** 2) / 200) for q in b] for p in a]))
+
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert GaussianDiscrepancy(y).values(x)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_cmmd_of_two_points_has_its_closed_form() -> None:
+    """Sets of equal points, √2 apart: 1,000 · (2 − 2 exp(−2 / 200))."""
+    x, y = np.tile([1.0, 0.0], (5, 1)), np.tile([0.0, 1.0], (4, 1))
+    assert GaussianDiscrepancy(y).values(x)[0] == pytest.approx(2000 * (1 - np.exp(-0.01)), rel=1e-10)
+
+
+@pytest.mark.parametrize("statistic", [KernelDistance, GaussianDiscrepancy])
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_nothing_is_lost_between_equal_and_constant_sets(statistic: type, n: int) -> None:
+    constant = np.full((n, 8), 0.5)
+    assert statistic(constant).values(constant)[0] == pytest.approx(0, abs=1e-10)
+    x, _ = sets(n, 2)
+    assert np.isfinite(statistic(x).values(x)).all()
+    assert GaussianDiscrepancy(x).values(x)[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_arguments_may_change_places() -> None:
+    x, y = sets(30, 30)
+    for statistic in (KernelDistance, GaussianDiscrepancy):
+        assert statistic(y).values(x)[0] == pytest.approx(statistic(x).values(y)[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("statistic", [KernelDistance, GaussianDiscrepancy])
+def test_leaving_a_group_out_is_measuring_the_others(statistic: type) -> None:
+    """All of 40 samples lie in each KID subset, so that its point and its replicates are one statistic."""
+    x, y = sets(40, 60)
+    labels = group_labels(40)
+    measured = statistic(y)
+    spread = measured.spread(x, labels)
+    full = [x, *(x[labels != group] for group in range(20))]
+    if statistic is GaussianDiscrepancy:
+        values = np.array([measured.values(kept)[0] for kept in full])
+        assert spread.values[0] == pytest.approx(values[0], rel=1e-12)
+    else:
+        values = np.array([unbiased(kept, y) for kept in full])
+    pseudovalues = 20 * values[0] - 19 * values[1:]
+    np.testing.assert_allclose(spread.pseudovalues[:, 0] - spread.values[0], pseudovalues - values[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("statistic", [KernelDistance, GaussianDiscrepancy])
+def test_intervals_cover(statistic: type) -> None:
+    rng = np.random.default_rng(7)
+    measured = statistic(unit(rng.normal(size=(300, 4))))
+    mean = np.array([0.5, 0, 0, 0])
+    estimates = []
+    for seed in range(150):
+        x, labels = unit(rng.normal(size=(80, 4)) + mean), group_labels(80, seed)
+        spread = measured.spread(x, labels)
+        draws = None if spread.draws is None else spread.draws
+        estimates.append(Jackknife(spread.values, spread.pseudovalues, np.bincount(labels), draws).cells()[0])
+    truth = np.mean([estimate.value for estimate in estimates])
+    covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+    assert covered == pytest.approx(0.95, abs=0.05)
+    assert all(estimate.low <= estimate.value <= estimate.high for estimate in estimates)
+
+
+@pytest.mark.parametrize("statistic", [KernelDistance, GaussianDiscrepancy])
+def test_too_few_samples_are_refused(statistic: type) -> None:
+    with pytest.raises(DdilError, match="at least two pictures on either side; ask for more prompts"):
+        statistic(np.zeros((1, 4)))
+    with pytest.raises(DdilError, match="at least two pictures on either side"):
+        statistic(np.zeros((3, 4))).values(np.zeros((1, 4)))
