@@ -1,4 +1,4 @@
-"""A scheduler's configuration: what changes numbers is applied, refused, or said."""
+"""A scheduler's configuration: every setting that changes numbers is applied, refused, or reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths that a user names: those that can be used come back, the others are one sentence, and nothing is left behind."""
+"""Paths that a user names: good ones are returned, bad ones give one sentence, and no file is left behind."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_folders_that_cannot_be_written(text: str, sentence: str, here: Path) ->
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
 def test_a_folder_that_cannot_be_made() -> None:
-    """Not even by root, whom permissions do not bind."""
+    """Not even root, which ignores permissions, can make this folder."""
     with pytest.raises(
         WrongCommand, match=r"^--out '/proc/x/y' cannot be written, as /proc takes no files: .+; name anot"
     ):

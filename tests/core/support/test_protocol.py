@@ -1,4 +1,4 @@
-"""Configuration: options over a file, and one sentence for everything that cannot be meant."""
+"""Configuration: options over a file, and one sentence for every mistake."""
 
 from __future__ import annotations
 
