@@ -60,7 +60,8 @@ def test_dpm_solver_leading_with_999_steps_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         Sampling(solver="dpmpp_2m", steps=999, spacing="leading_inner", offset=1).transitions(SD)
     assert str(error.value) == (
-        "the grid of 999 steps with the spacing 'leading_inner' and the offset 1 has the time 1000, and this model's times go "
+        "the grid of 999 steps with the spacing 'leading_inner' and the offset 1 has the time 1000, and this "
+        "model's times go "
         "from 0 to 999; ask for another number of steps, or for other times"
     )
 

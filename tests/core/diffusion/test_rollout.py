@@ -196,7 +196,8 @@ def test_solvers_that_remember_or_draw_are_refused(name: str) -> None:
     with pytest.raises(WrongCommand) as error:
         require_stateless(SOLVERS[name])
     assert str(error.value) == (
-        f"the solver '{name}' carries state or noise from step to step, so that teacher and student cannot take turns with it; "
+        f"the solver '{name}' carries state or noise from step to step, so that teacher and student cannot take "
+        "turns with it; "
         "use 'ddim'"
     )
     require_stateless(SOLVERS["ddim"])

@@ -133,11 +133,11 @@ def prepared(kind: Callable[..., Any], steps: int, **options: Any) -> Any:
     ("steps", "spacing", "clean"), [(4, "trailing", True), (20, "trailing", True), (50, "leading", False)]
 )
 def test_ddim_equals_diffusers(prediction: Prediction, steps: int, spacing: str, clean: bool) -> None:
-    # Numbers of steps that divide 1000: diffusers goes from t to t − 1000 // steps, which is its own grid only for those.
+    # The numbers of steps divide 1000: only then does diffusers' step from t to t − 1000 // steps stay on its grid.
     z = normal(2, 4, 8, 8)
     scheduler = prepared(
-        DDIMScheduler, steps, prediction_type=prediction, timestep_spacing=spacing, set_alpha_to_one=clean, steps_offset=1,
-        clip_sample=False,
+        DDIMScheduler, steps, prediction_type=prediction, timestep_spacing=spacing, set_alpha_to_one=clean,
+        steps_offset=1, clip_sample=False,
     )  # fmt: skip
     times, states = theirs(scheduler, z)
     assert timesteps(SD, spacing, steps, offset=1) == times
@@ -150,7 +150,7 @@ def test_ddim_equals_diffusers(prediction: Prediction, steps: int, spacing: str,
     [(50, "linspace", "even"), (32, "linspace", "even"), (4, "trailing", "trailing"), (20, "leading", "leading_inner")],
 )
 def test_dpmpp_2m_equals_diffusers(prediction: Prediction, steps: int, theirs_is: str, ours_is: str) -> None:
-    # final_sigmas_type "zero" ends at σ = 0 and takes the last step with first order, as λ is infinite there: our CLEAN.
+    # final_sigmas_type "zero" ends at σ = 0, as our CLEAN does. The last step is of first order, as λ is infinite there.
     z = normal(2, 4, 8, 8)
     scheduler = prepared(
         DPMSolverMultistepScheduler, steps, prediction_type=prediction, timestep_spacing=theirs_is, steps_offset=1,
@@ -356,5 +356,6 @@ def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         SOLVERS.find("huen")
     assert str(error.value) == (
-        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; did you mean 'heun'?"
+        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; "
+        "did you mean 'heun'?"
     )

@@ -154,8 +154,8 @@ def test_a_rollout_names_the_actor_and_the_transition() -> None:
     with pytest.raises(DdilError) as error:
         rollout_latents(actors, z, condition, [{"SSTT", "STST"}] * 2, batch_size=2, names=told)
     assert str(error.value).startswith(
-        "the latents of the student 'y', computed in float32, are not finite (NaN or infinity) after transition 3 of 4, "
-        "with "
+        "the latents of the student 'y', computed in float32, are not finite (NaN or infinity) after transition 3 of "
+        "4, with "
         "steps at t = 500: "
     )
 

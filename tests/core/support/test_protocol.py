@@ -70,7 +70,8 @@ def test_settings_that_cannot_be_meant(setting: str, message: str) -> None:
         ),
         (
             "stages.1.steps=3",
-            "pd.yaml has a value that does not fit: each stage has half the steps of the one before, which [8, 3] do not",
+            "pd.yaml has a value that does not fit: each stage has half the steps of the one before, "
+            "which [8, 3] do not",
         ),
         (
             "ddil.phases.1.until=0.5",
