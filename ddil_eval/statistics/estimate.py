@@ -37,8 +37,8 @@ class Estimate:
     def __post_init__(self) -> None:
         if not np.isfinite(self.value):
             raise DdilError(
-                f"a metric is {self.value:g}, which is not finite and cannot be compared; check the measured features for "
-                "broken values"
+                f"a metric is {self.value:g}, which is not finite and cannot be compared; check the measured features "
+                "for broken values"
             )
         if not self.low <= self.value <= self.high:
             raise ValueError(f"the interval [{self.low}, {self.high}] does not contain its value {self.value}")
@@ -54,9 +54,9 @@ def estimate_mean(
 ) -> Estimate:
     """Return a contrast of the cells' means over prompts, with its interval.
 
-    Nothing is random, and the order of prompts does not matter. The interval is the wider of Student's t and of Hall's t
-    (1992), which corrects for skew; the p-value is the larger of the two. Student's t alone is too narrow for skewed scores,
-    Hall's alone for scores with heavy tails.
+    Nothing is random, and the order of prompts does not matter. The interval is the wider of Student's t and of Hall's
+    t (1992), which corrects for skew; the p-value is the larger of the two. Student's t alone is too narrow for skewed
+    scores, Hall's alone for scores with heavy tails.
 
     A single rate has Wilson's interval. In a difference of rates, ``rate_error`` counts one more prompt of each cell as
     different. Otherwise the interval of cells without a differing prompt would have no width.
@@ -114,7 +114,8 @@ def t_interval(value: float, error: float, degrees: int) -> tuple[float, float, 
 def rate_error(error: float, contrast: Array, n: int) -> float:
     """Return the standard error of a contrast of rates with one more differing prompt in each cell.
 
-    Near the bounds few prompts differ, or none, and ``error`` is too small. In the middle the added prompt has no effect.
+    Near the bounds few prompts differ, or none, and ``error`` is too small. In the middle the added prompt has no
+    effect.
     """
     return float(np.hypot(error, np.linalg.norm(contrast) / np.sqrt(2) / n))
 
@@ -122,9 +123,9 @@ def rate_error(error: float, contrast: Array, n: int) -> float:
 def score_interval(value: float, error: float, n: int, t: float, highest: float) -> tuple[float, float]:
     """Return Wilson's interval (1927) of a rate: all rates p that lie within t of p's own standard errors of ``value``.
 
-    The variance is φ p (1 − p) for a share, or φ p for a rate without an upper bound. φ comes from ``error`` instead of 1/n,
-    as for samples that are not independent (Korn and Graubard, 1998). Near a bound ``error`` rests on very few samples, so φ
-    counts one more independent sample.
+    The variance is φ p (1 − p) for a share, or φ p for a rate without an upper bound. φ comes from ``error``
+    instead of 1/n, as for samples that are not independent (Korn and Graubard, 1998). Near a bound ``error`` rests on
+    very few samples, so φ counts one more independent sample.
 
     Args:
         value: The measured rate.
@@ -159,7 +160,7 @@ def _skewed_interval(scores: Array, difference: bool) -> tuple[float, float, flo
 
 
 def _corrected(t: float, skew: float) -> float:
-    """Return Hall's transform of a t-statistic (J. R. Stat. Soc. B 54, 1992). ``skew`` is the skewness of the scores / √n."""
+    """Return Hall's transform of a t-statistic (J. R. Stat. Soc. B 54, 1992); ``skew`` is skewness / √n."""
     return t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
 
 

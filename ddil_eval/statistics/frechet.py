@@ -1,7 +1,8 @@
 """The Fréchet distance between features, and its limit for infinitely many samples, without a matrix square root.
 
-With a factor Σ = L Lᵀ of each covariance, tr (Σx Σy)^½ is the nuclear norm ‖Lxᵀ Ly‖_*, or Σ √λ of the symmetric
-Lyᵀ Σx Ly. This module never takes the square root of a non-symmetric product, so no value is complex, negative or NaN.
+With a factor Σ = L Lᵀ of each covariance, tr (Σx Σy)^½ is the nuclear norm ‖Lxᵀ Ly‖_*, or Σ √λ of the
+symmetric Lyᵀ Σx Ly. This module never takes the square root of a non-symmetric product, so no value is complex,
+negative or NaN.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ Array = np.ndarray
 
 
 def frechet_distance(x: Array, y: Array) -> float:
-    """Return ‖μx − μy‖² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ for features x [n, d] and y [m, d], with unbiased covariances.
+    """Return ‖μx − μy‖² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ for features x [n, d] and y [m, d], with
+    unbiased covariances.
 
-    The distance is symmetric, real, and at least 0 for any n, m ≥ 2. It grows by about c/n as n falls. So compare only
-    distances at the same n against the same reference.
+    The distance is symmetric, real, and at least 0 for any n, m ≥ 2. It grows by about c/n as n falls. So compare
+    only distances at the same n against the same reference.
 
     Raises:
         DdilError: there are fewer than two samples, the widths differ, or values are not finite.
@@ -67,7 +69,7 @@ class FrechetReference:
                 squares = eigh(x, y, type=2, eigvals_only=True, driver="gv", check_finite=False)
             except np.linalg.LinAlgError:  # the reference's covariance is not of full rank
                 squares = np.zeros(1)
-            # The error of an eigenvalue is about ε λ_max, of its root ε λ_max / 2√λ: too large where some λ are nearly 0.
+            # The error of λ is about ε λ_max, of its root ε λ_max / 2√λ: too large where a λ is nearly 0.
             if squares[0] > 0:
                 roots = np.sqrt(squares)
                 if np.finfo(np.float64).eps * squares[-1] * (0.5 / roots).sum() < 1e-10 * roots.sum():
@@ -130,10 +132,11 @@ class FrechetReference:
 class FrechetInfinity:
     """The limit of the Fréchet distance for infinitely many samples (FID∞; Chong and Forsyth, 2020).
 
-    The distance of n samples is too large by about c / n. So distances lie on a line in 1/n, and the line's value at 1/n = 0
-    is the limit. Here the line goes through the distance of all samples and the mean distance without each of 20 groups:
-    Quenouille's jackknife (1956). Every sample has the same weight, so the limit has the spread of the distance. The published
-    method draws a line through random subsets; its result depends on the subsets and on the curvature of the line.
+    The distance of n samples is too large by about c / n. So distances lie on a line in 1/n, and the line's value at
+    1/n = 0 is the limit. Here the line goes through the distance of all samples and the mean distance without each of
+    20 groups: Quenouille's jackknife (1956). Every sample has the same weight, so the limit has the spread of the
+    distance. The published method draws a line through random subsets; its result depends on the subsets and on the
+    curvature of the line.
 
     The groups depend only on the features. Neither a seed nor the order of the samples changes the limit.
     """
@@ -163,7 +166,8 @@ class FrechetInfinity:
             return None
         return (
             f"a limit from {n:,} images is not reliable, and is not marked as better or worse: it needs "
-            f"{self.min_samples_per_dimension:g} for each of the {d:,} features, {round(self.min_samples_per_dimension * d):,}"
+            f"{self.min_samples_per_dimension:g} for each of the {d:,} features, "
+            f"{round(self.min_samples_per_dimension * d):,}"
         )
 
 

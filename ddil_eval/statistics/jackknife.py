@@ -58,8 +58,8 @@ class Jackknife:
         values: [cells].
         pseudovalues: [groups, cells].
         group_sizes: The number of prompts in each group, [groups].
-        draws: Values [draws, cells] of random subsets, the same subsets for every cell, where ``values`` are their mean;
-            else None.
+        draws: Values [draws, cells] of random subsets, the same subsets for every cell, where ``values`` are their
+            mean; else None.
         notes: For each cell why its value is not reliable, or None. May be empty.
     """
 
@@ -79,8 +79,8 @@ class Jackknife:
     ) -> Estimate:
         """Return a contrast of the cells with its interval: Student's t with groups − 1 degrees of freedom.
 
-        A single rate has the interval of ``score_interval``. In a difference of rates, ``rate_error`` counts one more sample of
-        each cell as different.
+        A single rate has the interval of ``score_interval``. In a difference of rates, ``rate_error`` counts one more
+        sample of each cell as different.
 
         Args:
             contrast: Weights [cells].
@@ -116,7 +116,7 @@ class Jackknife:
         )
 
     def _standard_error(self, contrast: Array) -> float:
-        # Busing, Meijer and van der Leeden (1999): with h = n / m for a group of m, var = mean((θ̃ − θ_J)² / (h − 1)).
+        # Busing, Meijer and van der Leeden (1999): var = mean((θ̃ − θ_J)² / (h − 1)), with h = n / group size.
         pseudovalues = self.pseudovalues @ contrast
         inverse_share = self.n / self.group_sizes
         centre = np.average(pseudovalues, weights=self.group_sizes)
@@ -127,7 +127,8 @@ class Jackknife:
 
 
 def group_labels(n: int, seed: int = 0, groups: int = GROUPS) -> Array:
-    """Return the group of each of ``n`` prompts, [n] in 0 … groups − 1, by a permutation that depends only on (seed, n).
+    """Return the group of each of ``n`` prompts, [n] in 0 … groups − 1, by a permutation that depends only on
+    (seed, n).
 
     Group sizes differ by at most 1. Where n < groups, there are n groups. Raises DdilError for fewer than four prompts.
     """
@@ -140,11 +141,12 @@ def group_labels(n: int, seed: int = 0, groups: int = GROUPS) -> Array:
 
 
 def pseudovalues(values: Array, replicates: Array, labels: Array) -> Array:
-    """Return h θ̂ − (h − 1) θ̂₋g of ``values`` [columns] and ``replicates`` [groups, columns], with h = n / size of the group.
+    """Return h θ̂ − (h − 1) θ̂₋g of ``values`` [columns] and ``replicates`` [groups, columns], with h = n /
+    size of the group.
 
-    Pseudovalues remove a bias that falls as 1/n, for groups of any size. So the interval measures the spread at this n. The
-    bias stays in the value, as in every published Fréchet distance. The reference set counts as fixed: its own spread is not
-    in the interval.
+    Pseudovalues remove a bias that falls as 1/n, for groups of any size. So the interval measures the spread at this n.
+    The bias stays in the value, as in every published Fréchet distance. The reference set counts as fixed: its own
+    spread is not in the interval.
     """
     inverse_share = (len(labels) / np.bincount(labels))[:, None]
     return inverse_share * np.asarray(values, dtype=np.float64) - (inverse_share - 1) * replicates

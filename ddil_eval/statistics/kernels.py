@@ -1,7 +1,7 @@
 """Squared maximum mean discrepancies: the kernel distance (KID) and CLIP's (CMMD).
 
-MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y). The jackknife needs the sums of the kernel by group. They are added
-up block by block, so that the features may lie on disk.
+MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y). The jackknife needs the sums of the kernel by group. They are
+added up block by block, so that the features may lie on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def polynomial(x: Array, y: Array) -> Array:
 
 
 def gaussian(x: Array, y: Array, sigma: float = 10.0) -> Array:
-    """Return exp(−‖x − y‖² / 2σ²) for the rows of x [n, d] and y [m, d]: CMMD's kernel (Jayasumana et al., 2024)."""
+    """Return exp(−‖x − y‖² / 2σ²) for the rows of x [n, d] and y [m, d]: CMMD's kernel."""
     squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
     return np.exp(-np.maximum(squared, 0.0) / (2 * sigma**2))
 
@@ -74,8 +74,8 @@ def _discrepancies(sums: _Sums, sizes: Array, m: int, *, unbiased: bool) -> Arra
 class KernelDistance:
     """KID: the unbiased MMD² of the polynomial kernel, a mean over 100 pairs of random subsets of 1,000 samples.
 
-    With fewer than 1,000 samples on one side the subsets are smaller. The random generator depends only on (seed, n, m),
-    so cells with equally many images share the subsets. KID is unbiased, so it may fall a little below 0.
+    With fewer than 1,000 samples on one side the subsets are smaller. The random generator depends only on (seed, n,
+    m), so cells with equally many images share the subsets. KID is unbiased, so it may fall a little below 0.
 
     The interval is the jackknife of the unbiased MMD² of all samples, widened by the spread over the random subsets.
     """
@@ -100,7 +100,7 @@ class KernelDistance:
         return Spread(np.array([value]), pseudo - exact[0] + value, draws[:, None])
 
     def _draws(self, features: Array) -> Array:
-        """Return the MMD² of each pair of subsets, [subsets]. Where a subset holds all samples, one pair is enough: [1]."""
+        """Return the MMD² of each pair of subsets, [subsets]; [1] where the subsets hold all samples."""
         features = _at_least_two(features, "KID")
         n, m = len(features), len(self.reference)
         size = min(self.size, n, m)

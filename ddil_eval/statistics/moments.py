@@ -1,7 +1,8 @@
 """Mean and scatter of features, in float64, added up in memory that does not grow with the number of samples.
 
-Up to d samples, the rows themselves are kept: they need no more memory than a covariance and lose no precision. Beyond d
-samples, the mean and the scatter Σ (x − μ)(x − μ)ᵀ are kept. Parts merge by the identity of Chan, Golub and LeVeque (1979).
+Up to d samples, the rows themselves are kept: they need no more memory than a covariance and lose no precision. Beyond
+d samples, the mean and the scatter Σ (x − μ)(x − μ)ᵀ are kept. Parts merge by the identity of Chan, Golub and
+LeVeque (1979).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Moments:
 
     @staticmethod
     def of(features: Array) -> Moments:
-        """Return the moments of features [n, d], n ≥ 1, read block by block. Raises DdilError where they are not finite."""
+        """Return the moments of features [n, d], n ≥ 1, read block by block. Refuse values that are not finite."""
         if features.ndim != 2 or len(features) == 0:
             raise DdilError(f"moments need features [n, d] of at least one image, not {list(features.shape)}")
         accumulator = _Accumulator(features.shape[1])
@@ -125,7 +126,8 @@ class _Accumulator:
 
 
 class GroupMoments:
-    """The moments of each group of a jackknife, from batches in any order. The interval of a Fréchet distance needs no more.
+    """The moments of each group of a jackknife, from batches in any order. The interval of a Fréchet distance needs no
+    more.
 
     The memory is at most groups · d² numbers, for any number of images.
     """

@@ -46,7 +46,7 @@ class Neighbours:
         return Spread(replicates[0], pseudovalues(replicates[0], replicates[1:], labels))
 
     def _replicates(self, features: Array, labels: Array) -> Array:
-        """Return the values of all samples and, where there are several groups, without each group: [1 (+ groups), 4]."""
+        """Return the values of all samples and, with several groups, without each group: [1 (+ groups), 4]."""
         features = _at_least_two(features)
         groups = int(labels.max()) + 1
         left_out = np.array([-1, *range(groups)]) if groups > 1 else np.array([-1])
@@ -80,10 +80,11 @@ class Neighbours:
         return np.array(values)
 
     def _radii(self, features: Array, labels: Array, k: int) -> Array:
-        """Return squared distances to the k-th nearest other sample: of all samples, and without each group, [1 (+ groups), n].
+        """Return squared distances to the k-th nearest other sample: of all samples, and without each group, [1 (+
+        groups), n].
 
-        Each sample's few nearest samples are enough for most samples. Where nearly all of them are in one group, the radius
-        comes from all distances.
+        Each sample's few nearest samples are enough for most samples. Where nearly all of them are in one group, the
+        radius comes from all distances.
         """
         n, groups = len(features), int(labels.max()) + 1
         few = min(n, 2 * k + 12) if groups > 1 else min(n, k + 1)
