@@ -47,7 +47,7 @@ from ddil_eval.experiments.measurement import Cells, batches
 from ddil_eval.experiments.prompts import choose_prompts
 from ddil_eval.experiments.reference_images import describe_reference, open_reference
 from ddil_eval.experiments.results import provenance, save_cells
-from ddil_eval.features.extraction import Extractors, RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe
 from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
 from ddil_eval.report.cells import MOST_TRANSITIONS
@@ -171,7 +171,7 @@ def analyse_covariate_shift(
     started = time.monotonic()
     require_stateless(solver := SOLVERS.find(config.solver))
     recipe, data, pictures = open_reference(config.data, config.recipe, config.reference_pictures)
-    extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
+    extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     teacher_model, student_model = load_pair(teacher, student, config, device)
     settings = config.teacher_steps, config.guidance_scale, config.solver
     actors, student_grid = take_turns(teacher_model, student_model, *settings)
@@ -307,7 +307,7 @@ class Tree:
             arrays = self._chunk(chunk)
             keys = zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True)
             place.update({key: len(place) + row for row, key in enumerate(keys)})
-            parts.append({name: arrays[name] for name in self.extractors.open})
+            parts.append({name: arrays[name] for name in self.extractors.networks})
             evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
         return concatenate(parts), place, evaluations
 

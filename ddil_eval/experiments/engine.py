@@ -21,7 +21,7 @@ from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.results import save_cells
 from ddil_eval.experiments.rows import Setting, System, collect, draw_row, join_features
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
@@ -30,7 +30,7 @@ EXPERIMENT = "compare"
 
 
 def measure_systems(
-    contestants: Sequence[System], differences: Sequence[tuple[str, str]], extractors: RecipeExtractors,
+    contestants: Sequence[System], differences: Sequence[tuple[str, str]], extractors: Extractors,
     setting: Setting, out: Path,
 ) -> list[Record]:  # fmt: skip
     """Measure every contestant and every difference, and save their records below ``out``.

@@ -20,7 +20,7 @@ from ddil_eval.experiments.engine import measure_systems
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Setting, System
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, digest
@@ -72,7 +72,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
     for folder, files in folders.items():
         _require_captions(folder, files, metrics)
         _require_groups(folder, files, config.pictures_per_prompt)
-    extractors = RecipeExtractors(metrics, device, recipe, config.pictures_per_prompt)
+    extractors = Extractors(metrics, device, recipe, config.pictures_per_prompt)
     together: dict[str, list[str]] = {}
     for folder, files in folders.items():
         together.setdefault(digest([picture.id for picture in files]), []).append(folder)

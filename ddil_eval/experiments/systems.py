@@ -31,7 +31,7 @@ from ddil_eval.experiments.image_sources import GeneratedImages, ImageOrigin, Im
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Setting, System
-from ddil_eval.features.extraction import RecipeExtractors, require_several
+from ddil_eval.features.extraction import Extractors, require_several
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
@@ -191,7 +191,7 @@ def measure_plan(found: ComparisonPlan, out: Path, device: str = "cpu", *, save_
     config = found.config
     if found.data is None or found.prompts is None or not found.possible:
         raise DdilError("nothing can be measured: provide what is named above, and run the same command again")
-    extractors = RecipeExtractors(found.metrics, device, found.recipe, config.pictures_per_prompt)
+    extractors = Extractors(found.metrics, device, found.recipe, config.pictures_per_prompt)
     keep = out if save_images else None
     rows = [
         System(s.name, partial(_open, s, found.prompts, config, device, keep), {"paper": s.paper} if s.paper else {})

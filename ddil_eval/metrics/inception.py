@@ -1,23 +1,23 @@
-"""Inception v3's 2,048 pooled features, as clean-fid reads them: the network that FID is defined on.
+"""Inception v3's 2,048 pooled features, prepared as clean-fid does: the network that defines FID.
 
-The network is NVIDIA's TorchScript port of the 2015 TensorFlow graph. Preparation is clean-fid's "clean": each channel
-resized to 299 × 299 by PIL's antialiased bicubic in float32, without rounding; then (x − 128) / 128. Resizer and loader are
-clean-fid's own; the file's place, its check and all statistics are ours (clean-fid fetches into a shared temporary folder,
-unchecked, and takes matrix square roots).
+The network is NVIDIA's TorchScript port of the TensorFlow graph of 2015. The preparation is clean-fid's mode "clean":
+PIL's antialiased bicubic resizes each channel to 299 × 299 in float32, without rounding; then (x − 128) / 128.
+Resizer and loader come from clean-fid. This package chooses the place of the file, checks the file and computes all
+statistics, because clean-fid downloads into a shared temporary folder without a check and takes matrix square roots.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.metric import Extractor, Network, missing_package
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +26,7 @@ WEIGHTS = WeightsFile(
     file="inception-2015-12-05.pt",  # the name that clean-fid looks for
     url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
 )
-
-
-def lacks_cleanfid() -> str | None:
-    """None where clean-fid is installed, else the cure."""
-    if find_spec("cleanfid") is None:
-        return "clean-fid, which has the resizer of FID, is not installed; install it with: pip install clean-fid"
-    return None
+missing_cleanfid = partial(missing_package, "cleanfid", "clean-fid")
 
 
 @cache
@@ -43,7 +37,7 @@ def _resizer() -> Any:
 
 
 def prepare_inception(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, 299, 299] in about [0, 255], as clean-fid's "clean" resizer gives it."""
+    """Resize uint8 [B, H, W, 3] with clean-fid's "clean" resizer to float32 [B, 3, 299, 299], in about [0, 255]."""
     import torch
 
     resized = np.stack([_resizer()(image) for image in images])
@@ -51,12 +45,12 @@ def prepare_inception(images: np.ndarray) -> Tensor:
 
 
 def open_inception(device: str) -> Extractor:
-    """Pictures to Inception's pooled features, float32 [B, 2048]; captions are not looked at.
+    """Load Inception. Its pooled features are float32 [B, 2048]; captions are ignored.
 
     Raises:
-        DdilError: clean-fid or the weights are not here, or the file is not the TorchScript that it should be.
+        DdilError: clean-fid or the weights are missing, or the file is not Inception's TorchScript.
     """
-    problem = lacks_cleanfid()
+    problem = missing_cleanfid()
     if problem is not None:
         raise DdilError(problem)
     path = WEIGHTS.checked()
@@ -85,5 +79,8 @@ INCEPTION = Network(
     needs="NVIDIA's TorchScript of Inception v3 (96 MB) and clean-fid",
     open_on=open_inception,
     weights=(WEIGHTS,),
-    lacks=lacks_cleanfid,
+    lacks=missing_cleanfid,
 )
+"""The network of FID."""
+INCEPTION_PATCH = replace(INCEPTION, name="inception_patch")
+"""The same network on patches of 299 px, which the recipe cuts, as DMD2 does for SDXL. Patches are not resized."""
