@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import ImageFile, files_sha256, name_some
 from ddil_core.data.datasets import DATASETS, open_data
-from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
+from ddil_core.data.folder import ImageFiles
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import Strict
