@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
-from ddil_core.data.folder import INDEXES, ImageFile, read_folder, read_image, survey
+from ddil_core.data.captioned import ImageFile, read_image, survey
+from ddil_core.data.folder import INDEXES, read_folder
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model
@@ -143,7 +144,7 @@ def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
         raise WrongCommand(
             f"the pictures of {folder} have {len(sizes)} sizes, {examples}; a model's have one, so score them apart"
         )
-    found.say_changes()
+    found.warn_of_changes()
     return files
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import read_image, survey
 from ddil_core.data.datasets import open_data
-from ddil_core.data.folder import ImageFiles, read_image, survey
+from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
 from ddil_core.inversion import InversionProblem, SelectionSettings, get_inverter
 from ddil_core.inversion.towers import SHAPES, load_inversion_towers, missing_towers
@@ -147,7 +148,7 @@ def plan_inversion(config: InversionConfig) -> InversionPlan:
     try:
         data = open_data(config.data)
         if isinstance(data, ImageFiles):
-            survey(data.take(config.num_images, "pictures"), data.reference).say_changes()
+            survey(data.take(config.num_images, "images"), data.reference).warn_of_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
     for name, problem in (("CLIP", missing_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):
@@ -183,7 +184,7 @@ def subjects(data: DataSet, count: int, size: int) -> Subjects:
     """
     prepare = Preparation(crop=True, size=size, filter="lanczos")
     if isinstance(data, ImageFiles):
-        files = data.take(count, "pictures")
+        files = data.take(count, "images")
         return Subjects(
             tuple(file.id for file in files), np.stack([prepare(read_image(file.path)) for file in files]), None
         )
