@@ -107,7 +107,7 @@ class RolloutResult:
 
 
 @torch.no_grad()
-def rollout(
+def rollout_latents(
     actors: dict[str, Actor],
     z: Tensor,
     condition: Condition,

@@ -29,7 +29,7 @@ from ddil_core.diffusion.rollout import (
     Actor,
     all_strings,
     require_stateless,
-    rollout,
+    rollout_latents,
     strings_at,
 )
 from ddil_core.diffusion.schedule import Time
@@ -323,7 +323,7 @@ class Tree:
         model, size = self.decoder, self.config.batch_size
         condition = model.encode([prompt.text for prompt in self.prompts[chunk]])
         z = initial_noise(self.samples[chunk], model.latent_shape, self.config.seed).to(model.device)
-        leaves = rollout(self.actors, z, condition, strings, batch_size=size, names=self.names)
+        leaves = rollout_latents(self.actors, z, condition, strings, batch_size=size, names=self.names)
         texts = [self.prompts[chunk.start + row].text for row in leaves.sample]
         features = concatenate(
             [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), size)]
@@ -351,7 +351,7 @@ def figure_pictures(
     columns["teacher alone"] = TEACHER * length
     z = initial_noise([Sample(p.id) for p in prompts], teacher_model.latent_shape, config.seed).to(teacher_model.device)
     condition = teacher_model.encode([p.text for p in prompts])
-    leaves = rollout(
+    leaves = rollout_latents(
         actors, z, condition, [set(columns.values())] * len(prompts), batch_size=config.batch_size,
         names=names(teacher, student),
     )  # fmt: skip
