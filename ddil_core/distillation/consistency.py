@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ def require_consistency(model: Model, config: ConsistencyConfig) -> None:
 def train_consistency(run: Run[ConsistencyConfig]) -> Student:
     """Train the one stage of the method, which leaves ``checkpoints/consistency.safetensors``."""
     model, config = run.model, run.config
-    teacher = GuidedByRow(run.frozen(model.denoiser.net), model.nothing(), run.reflection)
+    teacher = GuidedDenoiser(run.frozen(model.denoiser.net), model.nothing(), reflection=run.reflection)
     start = student_network(model.denoiser.net, config)
     make = partial(ConsistencyStage, teacher, run.pool, config, run.accelerator, start)
     net = train_stage(run, make, start, "consistency", f"LCM{'-LoRA' * (config.lora is not None)}")
@@ -110,22 +110,6 @@ def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
     return adapted
 
 
-class GuidedByRow(GuidedDenoiser):
-    """The teacher with a guidance of its own for each row, ``guidance`` [B] of the condition, and then reflection."""
-
-    def __init__(self, network: NetworkDenoiser, unconditional: Condition, reflection: Reflection | None) -> None:
-        super().__init__(network, unconditional, reflection=reflection)
-        self.nfe = 2
-
-    def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        told = dict(condition.tensors)
-        scale = told.pop("guidance").to(z.dtype).view(-1, *(1,) * (z.dim() - 1))
-        assert self.unconditional is not None, "guidance needs the condition of the empty prompt"
-        both = Condition.cat([self.unconditional.expand(len(z)), Condition(told)])
-        nothing, something = self.network.output(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return nothing + scale * (something - nothing)
-
-
 class ConsistencyLabeler(Labeler):
     """The target of z_t is z_s: the end of the guided teacher's DDIM step from t to s. Every state has its own guidance."""
 
@@ -145,8 +129,7 @@ class ConsistencyLabeler(Labeler):
     def condition(self, row: Tensor, guidance: Tensor | None) -> Condition:
         """Return the teacher's condition: the captions and the guidance scales."""
         assert guidance is not None
-        tensors = self.context.condition(row).tensors
-        return Condition(tensors | {"guidance": guidance.to(self.context.device)})
+        return replace(self.context.condition(row), guidance=guidance.to(self.context.device))
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
         t, s = self.table[transition.to(self.context.device)].unbind(1)
@@ -244,12 +227,12 @@ class StudentCondition:
     width: int | None
 
     def __call__(self, row: Tensor, guidance: Tensor | None) -> Condition:
-        tensors = self.context.condition(row).tensors
+        condition = self.context.condition(row)
         if self.width is None:
-            return Condition(tensors)
+            return condition
         assert guidance is not None
         embedded = guidance_embedding(guidance - 1, self.width)
-        return Condition(tensors | {"timestep_cond": embedded.to(self.context.device)})
+        return Condition(condition.tensors | {"timestep_cond": embedded.to(self.context.device)})
 
 
 def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:

@@ -1,4 +1,7 @@
-"""A generator's regression pre-training (DMD2's one-step SDXL generator needs it): noise to what the guided teacher makes of it."""
+"""Regression pre-training of a generator, which DMD2's one-step SDXL generator needs.
+
+The generator learns pairs of noise and the image latents that the guided teacher samples from this noise.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
+from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.schedule import rows_at, transitions
-from ddil_core.diffusion.solvers import ddim
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.processes import gather_rows, own_rows
@@ -26,38 +30,52 @@ from ddil_core.support.finite import Finite, all_finite, not_finite
 from ddil_core.support.progress import progress
 
 Pairs = dict[str, Tensor]
-"""``noise`` and ``x0`` [N, C, H, W], and the ``row`` int64 [N] of the pool whose caption it was."""
+"""``noise`` and ``x0`` [N, C, H, W], and ``row`` int64 [N]: the row of the pool with the caption."""
 
 
 @torch.no_grad()
 def encode_pairs(
     teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, path: Path, accelerator: Accelerator
 ) -> Pairs:
-    """Make the pairs once, each process its own, and keep them at ``path``; read them back where that is done."""
+    """Make the teacher's pairs and save them at ``path``, or read them where the file exists.
+
+    Args:
+        teacher: The guided teacher.
+        pool: Gives the captions.
+        config: Gives the number of pairs and the teacher's steps.
+        path: A safetensors file.
+        accelerator: Its processes share the work.
+
+    Raises:
+        DdilError: the file is damaged, or the latents are not finite.
+    """
     assert config.regression is not None
-    made = path.is_file()
-    accelerator.wait_for_everyone()  # who comes later must not find what another has just written
-    if made:
+    exists = path.is_file()
+    accelerator.wait_for_everyone()  # a later process must not find the file that an earlier one has just written
+    if exists:
         return _read(path)
     count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
     row = torch.randint(len(pool), (count,), generator=generator)
     noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
-    found, finite = [], Finite[str]()
+    steps = transitions(teacher.schedule.grid(config.regression.teacher_steps))
+    ends, finite = list[Tensor](), Finite[str]()
+
+    def observe(step: int, z: Tensor) -> None:
+        finite.see(f"after the step at t = {steps[step][0]:g}", z)
+
     with progress("pairs of the teacher", total=count) as advance:
         for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
             own = own_rows(accelerator, len(rows))
-            some = row[rows[own]]
-            told = Condition({name: t[some].float().to(accelerator.device) for name, t in pool.condition.items()})
+            captions = row[rows[own]]
+            tensors = {name: tensor[captions].float() for name, tensor in pool.condition.items()}
+            condition = Condition(tensors).to(accelerator.device)
             z = noise[rows[own]].to(accelerator.device)
-            for t, s in transitions(teacher.schedule.grid(config.regression.teacher_steps)):
-                t_rows, s_rows = rows_at(t, z), rows_at(s, z)
-                z, _ = ddim(teacher.schedule, z, t_rows, s_rows, teacher(z, t_rows, told))
-                finite.see(f"after the step at t = {t:g}", z)
+            z = integrate(teacher, SOLVERS["ddim"], z, condition, steps, observe=observe)
             if (place := finite.first_broken()) is not None:
                 raise not_finite("the latents", place, "the teacher's pairs for the regression", [teacher.network])
-            found.append(gather_rows(accelerator, z, own, len(rows)).cpu())
+            ends.append(gather_rows(accelerator, z, own, len(rows)).cpu())
             advance(len(rows))
-    pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
+    pairs = {"noise": noise, "x0": torch.cat(ends), "row": row}
     if accelerator.is_main_process:
         write_tensors(path, pairs)
     accelerator.wait_for_everyone()
@@ -66,8 +84,8 @@ def encode_pairs(
 
 def _read(path: Path) -> Pairs:
     try:
-        held = load_file(path)
-        pairs: Pairs = {name: held[name] for name in ("noise", "x0", "row")}
+        tensors = load_file(path)
+        pairs: Pairs = {name: tensors[name] for name in ("noise", "x0", "row")}
     except (SafetensorError, OSError, KeyError) as error:
         raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
     if not all_finite(pairs.values()):
@@ -100,9 +118,9 @@ class RegressionStage(Stage):
             for rows, share in self.parts(len(chosen)):
                 noise, x0 = (self.pairs[name][chosen[rows]].to(self.device) for name in ("noise", "x0"))
                 with self.accelerator.autocast():
-                    drawn = self.student(
+                    predicted = self.student(
                         noise, rows_at(self.time, noise), self.condition(self.pairs["row"][chosen[rows]])
                     )
-                yield share * (drawn.float() - x0).square().mean()
+                yield share * (predicted.float() - x0).square().mean()
 
         return self.descend(losses(), step)

@@ -33,7 +33,7 @@ from ddil_core.diffusion.rollout import (
     strings_at,
 )
 from ddil_core.diffusion.schedule import Time
-from ddil_core.diffusion.solvers import get_solver
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.turns import take_turns
@@ -169,12 +169,12 @@ def analyse_covariate_shift(
     one alone measures, saves and returns the records.
     """
     started = time.monotonic()
-    solver = get_solver(config.solver)
-    require_stateless(solver)
+    require_stateless(solver := SOLVERS.find(config.solver))
     recipe, data, pictures = open_reference(config.data, config.recipe, config.reference_pictures)
     extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
     teacher_model, student_model = load_pair(teacher, student, config, device)
-    actors, student_grid = take_turns(teacher_model, student_model, config.teacher_steps, config.guidance_scale)
+    settings = config.teacher_steps, config.guidance_scale, config.solver
+    actors, student_grid = take_turns(teacher_model, student_model, *settings)
     chosen = choose_prompts(data, config.num_prompts or recipe.images, None)
     prompts = chosen.prompts
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
@@ -341,7 +341,8 @@ def figure_pictures(
     Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
     """
     teacher_model, student_model = load_pair(teacher, student, config, device)
-    actors, student_grid = take_turns(teacher_model, student_model, config.teacher_steps, config.guidance_scale)
+    settings = config.teacher_steps, config.guidance_scale, config.solver
+    actors, student_grid = take_turns(teacher_model, student_model, *settings)
     prompts = open_data(config.data).prompts(config.figure_prompts)
     length = len(student_grid)
     columns = {"student alone": STUDENT * length}
