@@ -1,8 +1,9 @@
 """Distribution matching distillation (DMD2: Yin et al., 2405.14867), and DDIL on it.
 
-A generator of one or a few steps follows the difference of two scores: the guided teacher's, and that of a critic. The critic
-learns what the generator draws. Without DDIL the generator's input comes from backward simulation, its own rollout to a random
-step. With DDIL the input comes from forward-diffused data, from rollouts of the teacher and from rollouts of the generator.
+A generator of one or a few steps follows the difference of two scores: the guided teacher's, and that of a critic. The
+critic learns what the generator draws. Without DDIL the generator's input comes from backward simulation, its own
+rollout to a random step. With DDIL the input comes from forward-diffused data, from rollouts of the teacher and from
+rollouts of the generator.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
     require_unet(model, "distribution matching")
     if config.gan is not None and getattr(model.denoiser.net, "mid_block", None) is None:
         raise DdilError(
-            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say --set gan=null"
+            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say "
+            "--set gan=null"
         )
     last = len(model.denoiser.schedule) - 1
     if config.timesteps[0] > last or config.matching_range[1] > last:
@@ -121,7 +123,7 @@ class BackwardSimulation(StateSource):
 
 @dataclass(frozen=True)
 class DiffuseFromNoise:
-    """Diffuses data to t, and takes pure noise at the first of the generator's timesteps, where sampling starts from pure noise.
+    """Diffuses data to t. At the generator's first timestep it gives pure noise, as in sampling.
 
     The authors' code does the same: α of the last timestep is not 0, and would show the data to the generator.
     """
@@ -147,8 +149,9 @@ class MatchingStage(Stage):
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
     ) -> None:
-        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network. For the other
-        arguments see ``Stage``."""
+        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network.
+
+        For the other arguments see ``Stage``."""
         super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
         self.settings = config
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
@@ -208,7 +211,10 @@ class MatchingStage(Stage):
         return logs | self.source.logs(aggregated)
 
     def generate(self, states: States) -> Tensor:
-        """Return the generator's x̂ from its input states, float32, with its gradient. Reflection would stop the gradient."""
+        """Return the generator's x̂ from its input states, float32, with its gradient.
+
+        Reflection would stop the gradient.
+        """
         t = self.times[states.transition.to(self.device)]
         with self.accelerator.autocast():
             return self.student(states.z, t, self.condition(states.row)).float()
@@ -265,7 +271,7 @@ class MatchingStage(Stage):
         return output, x.new_empty(0) if logits is None else logits, z
 
     def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
-        """Yield the critic's loss for each part of a batch: denoising of what the generator draws, and discrimination."""
+        """Yield the critic's loss, of denoising and discrimination, for each part of a batch."""
         generator, size = self.generator(draw, LOSS), len(states)
         times, noise = self._times_and_noise(size, generator)
         if self.settings.gan is not None:
@@ -330,7 +336,10 @@ def score_difference(
 
 
 def teacher_segments(times: tuple[int, ...], steps: int) -> list[list[tuple[Time, Time]]]:
-    """Return the teacher's DDIM steps in each interval of a student's ``times``, in equal parts. The last interval ends clean."""
+    """Return the teacher's DDIM steps in each interval of a student's ``times``, in equal parts.
+
+    The last interval ends clean.
+    """
     parts, segments = steps // len(times), list[list[tuple[Time, Time]]]()
     for t, s in zip(times, [*times[1:], CLEAN], strict=True):
         end = 0 if s == CLEAN else s

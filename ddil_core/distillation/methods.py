@@ -1,7 +1,7 @@
 """The table of distillers.
 
-To add a method, write one file with a configuration, a stage class and a ``Method``. Here the method is a row of ``METHODS``.
-Another package names its row in an entry point of the group ``ddil.methods``.
+To add a method, write one file with a configuration, a stage class and a ``Method``. Here the method is a row of
+``METHODS``. Another package names its row in an entry point of the group ``ddil.methods``.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def read_config(config: MethodConfig | Mapping[str, Any] | str | Path) -> Method
     """Return the configuration of a distillation.
 
     Args:
-        config: The configuration itself, its content as a mapping, the path of a protocol, or the name of a method. A name
-            stands for the method's protocol in ``protocols/shapes``.
+        config: The configuration itself, its content as a mapping, the path of a protocol, or the name of a method. A
+            name stands for the method's protocol in ``protocols/shapes``.
 
     Raises:
         WrongCommand: there is no such method or protocol, or the content does not fit the method.

@@ -1,4 +1,4 @@
-"""Sources of training states: forward-diffused data and, with DDIL, states that rollouts of teacher and student visited."""
+"""Sources of training states: forward-diffused data and, with DDIL, states that rollouts visited."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ class MixedSource(StateSource):
     def _data(self, step: int, first: int, end: int, share: float) -> States:
         """Return the forward-diffused states of a batch, in a phase from batch ``first`` to ``end``.
 
-        Which batches the teacher labels together depends on ``step`` alone. A resumed run labels the same batches together.
+        Which batches the teacher labels together depends on ``step`` alone. A resumed run labels the same batches
+        together.
         """
         size = self.context.config.batch_size
         most = size - whole_numbers(share * size)[0]
@@ -154,7 +155,10 @@ class MixedSource(StateSource):
 
 
 def whole_numbers(number: float) -> tuple[int, int]:
-    """Return the whole numbers below and above ``number``; the same one twice where ``number`` is whole within rounding."""
+    """Return the whole numbers below and above ``number``;
+
+    the same one twice where ``number`` is whole within rounding.
+    """
     nearest = round(number)
     if math.isclose(number, nearest, rel_tol=1e-9, abs_tol=1e-9):
         return nearest, nearest

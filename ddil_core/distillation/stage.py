@@ -26,17 +26,20 @@ from ddil_core.support.finite import not_finite
 
 
 class Stage(ABC):
-    """Trains a student, update by update. A method extends this class with ``_update`` and, mostly, with a state source.
+    """Trains a student, update by update.
 
-    The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the trained
-    weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA trains the LoRA
-    alone, without an average.
+    A method extends this class with ``_update`` and, mostly, with a state source.
 
-    Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from the
-    same seed, with other masks in each process. A network is in training mode only while it is trained.
+    The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the
+    trained weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA
+    trains the LoRA alone, without an average.
 
-    Each process takes its own rows of every batch (``parts``). The mean of the processes' gradients is the gradient of the
-    batch within rounding. Adam amplifies rounding, so that the weights of two such runs drift apart over many updates.
+    Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from
+    the same seed, with other masks in each process. A network is in training mode only while it is trained.
+
+    Each process takes its own rows of every batch (``parts``). The mean of the processes' gradients is the gradient of
+    the batch within rounding. Adam amplifies rounding, so that the weights of two such runs drift apart over many
+    updates.
 
     Attributes:
         source: Gives the states of each batch; None for a method that draws its own batches.
@@ -113,7 +116,9 @@ class Stage(ABC):
         return {"net": self.weights[self.net], **average, "optimizer": self.optimizer, **source}
 
     def require_finite(self, teacher: str, step: int) -> None:
-        """Refuse to go on where an output of the teacher since the last call is not finite. This waits for the device, once.
+        """Refuse to go on where an output of the teacher since the last call is not finite.
+
+        This waits for the device, once.
 
         Args:
             teacher: What the message calls the teacher.
@@ -138,7 +143,7 @@ class Stage(ABC):
         return self.context.condition(row)
 
     def parts(self, size: int) -> Iterator[tuple[slice, float]]:
-        """Yield the parts of this process's rows of a batch (``gradient_accumulation``), and each part's share of the loss."""
+        """Yield each part (``gradient_accumulation``) of this process's rows of a batch, and its share of the loss."""
         first, stride = self.accelerator.process_index, self.accelerator.num_processes
         parts = self.config.gradient_accumulation
         for part in range(parts):
@@ -176,7 +181,7 @@ class Stage(ABC):
         total = torch.zeros((), device=self.device)
         weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined by itself.
+            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined alone.
             joined_later = part < last and not weights.rounded
             with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)

@@ -1,4 +1,4 @@
-"""Networks that are not being trained: without dropout, and never asked for more states than ``teacher_batch_size`` at once."""
+"""Networks that are not trained have no dropout, and evaluate at most ``teacher_batch_size`` states at once."""
 
 from __future__ import annotations
 
