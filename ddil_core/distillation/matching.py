@@ -27,16 +27,16 @@ from ddil_core.distillation.checks import require_unet
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
 from ddil_core.distillation.config import MatchingConfig
-from ddil_core.distillation.context import DATA, LOSS, StageContext
+from ddil_core.distillation.context import LOSS
 from ddil_core.distillation.critic import Critic, mid_side
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.processes import gather_rows, own_rows, slices
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.regression import RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
-from ddil_core.distillation.sampler import ConsistencySampler, with_noise
-from ddil_core.distillation.sources import MixedSource, StateSource
+from ddil_core.distillation.sampler import ConsistencySampler
+from ddil_core.distillation.sources import BackwardSimulation, MixedSource, StateSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
@@ -86,39 +86,6 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
 def matching_sampling(config: MatchingConfig) -> Sampling:
     """Return how the generator is sampled."""
     return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=config.timesteps, distilled=True)
-
-
-class BackwardSimulation(StateSource):
-    """Rolls every row out from noise, as the generator samples, to a random step of its own."""
-
-    def __init__(self, context: StageContext, times: Tensor, sampler: ConsistencySampler, student: nn.Module) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        times: [K], the generator's timesteps.
-        sampler: Takes the generator's steps.
-        student: The network of the generator, which is switched to evaluation mode during rollouts.
-        """
-        self.context, self.times, self.sampler, self.student = context, times, sampler, student
-
-    @torch.no_grad()
-    def draw(self, step: int) -> tuple[States, int]:
-        context, size = self.context, self.context.config.batch_size
-        generator = context.generator(step, DATA)
-        row = torch.randint(len(context.pool), (size,), generator=generator)
-        exits = torch.randint(len(self.times), (size,), generator=generator)
-        z = context.noise(size, generator)
-        steps = torch.arange(len(self.times) - 1)
-        condition = with_noise(context.condition(row), z, exits > steps[:, None], generator)
-        rows = own_rows(context.accelerator, size)
-        own = torch.arange(size)[rows]
-        with context.accelerator.autocast(), evaluating(self.student):
-            for place in steps.tolist():
-                moving = own[exits[own] > place].to(context.device)
-                for part in moving.split(context.config.teacher_batch_size):
-                    if len(part):
-                        z[part] = self.sampler.act(place, z[part], condition.rows(part))
-        z = gather_rows(context.accelerator, z[rows], rows, size)
-        return States(z, z.new_empty(size, 0), exits, row), 0
 
 
 @dataclass(frozen=True)
@@ -231,7 +198,7 @@ class MatchingStage(Stage):
             loss = matching_loss(x, torch.nan_to_num(gradient))
             clipped["generator"].add(x, self.times[part.transition.to(self.device)])
             if gan is not None and gan.generator_weight:
-                critic = self.own(self.critic)  # it has no gradient here that processes would have to join
+                critic = self.unwrapped(self.critic)  # it has no gradient here that processes would have to join
                 _, logits, _ = self._judge(critic, x, part.row, *(column[rows] for column in judged_at))
                 loss = loss + gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
@@ -251,7 +218,7 @@ class MatchingStage(Stage):
 
     def fake(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the critic's x̂, not reflected."""
-        return self.teacher.network.x0(self.own(self.critic)(z, t, condition)[0], z, t)
+        return self.teacher.network.x0(self.unwrapped(self.critic)(z, t, condition)[0], z, t)
 
     def _times_and_noise(
         self, count: int, generator: torch.Generator, bounds: tuple[int, int] | None = None

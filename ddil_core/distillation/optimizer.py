@@ -50,12 +50,12 @@ class TrainedWeights:
         dtype: The dtype of the network afterwards.
         """
         self.net = net
-        self.own = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+        self.trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
         self.rounded = dtype != torch.float32
-        self.weights = self.own
+        self.weights = self.trained
         if self.rounded:
-            self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.own.items()}
+            self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.trained.items()}
             net.to(dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -66,16 +66,16 @@ class TrainedWeights:
         """Add the network's gradients to the gradients of the weights, and clear the network's."""
         if self.rounded:
             for name, weight in self.weights.items():
-                gradient = self.own[name].grad
+                gradient = self.trained[name].grad
                 if gradient is not None:
                     weight.grad = gradient.float() if weight.grad is None else weight.grad.add_(gradient)
-                    self.own[name].grad = None
+                    self.trained[name].grad = None
 
     @torch.no_grad()
     def give_weights(self) -> None:
         """Round the weights into the network."""
         if self.rounded:
-            torch._foreach_copy_(list(self.own.values()), list(self.weights.values()))
+            torch._foreach_copy_(list(self.trained.values()), list(self.weights.values()))
 
     def network(self) -> nn.Module:
         """Return a float32 copy of the network with these weights, not rounded."""
@@ -90,9 +90,9 @@ class TrainedWeights:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        own = self.state_dict()
-        if own.keys() != state_dict.keys():
+        current = self.state_dict()
+        if current.keys() != state_dict.keys():
             raise ValueError("the weights are those of another network")
-        for name, tensor in own.items():
+        for name, tensor in current.items():
             tensor.copy_(state_dict[name])
         self.give_weights()

@@ -130,7 +130,7 @@ class Stage(ABC):
         if (place := self.finite.first_broken()) is not None:
             raise not_finite("the targets", f"by update {step}, {place}", teacher, [self.teacher.network])
 
-    def own(self, net: nn.Module) -> Any:
+    def unwrapped(self, net: nn.Module) -> Any:
         """Return a prepared network without the wrapper that joins its gradients over processes."""
         return self.accelerator.unwrap_model(net)
 
@@ -202,5 +202,5 @@ class Stage(ABC):
 
     def denoiser(self) -> NetworkDenoiser:
         """Return the student as it is now. Without an average it has the student's dtype, not float32."""
-        net = self.own(self.net) if self.ema is None else self.ema.module
+        net = self.unwrapped(self.net) if self.ema is None else self.ema.module
         return type(self.student)(net, self.schedule, self.student.prediction)
