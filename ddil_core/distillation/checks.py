@@ -28,8 +28,7 @@ def require_teacher(model: Model) -> None:
     if model.denoiser.guidance_width is not None:
         raise DdilError(
             f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student "
-            "itself; "
-            "distil its own teacher"
+            "itself; distil its own teacher"
         )
 
 
@@ -41,9 +40,8 @@ def require_unet(model: Model, method: str) -> None:
     """
     if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
         raise DdilError(
-            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, "
-            f"and {method} "
-            "needs a U-Net that predicts ε, v or x₀; distil another teacher"
+            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and "
+            f"{method} needs a U-Net that predicts ε, v or x₀; distil another teacher"
         )
 
 
@@ -98,9 +96,8 @@ def require_capacity(config: MethodConfig) -> None:
     other = "" if fewer is None else f", or --set ddil.collect_every={fewer}"
     raise WrongCommand(
         f"the aggregated dataset is too small for the stage {worst!r}: with batch_size {config.batch_size} and "
-        "ddil.collect_every "
-        f"{ddil.collect_every} it may hold {needs[worst]:,} states, and ddil.capacity is {ddil.capacity:,}; say --set "
-        f"ddil.capacity={needs[worst]}{other}"
+        f"ddil.collect_every {ddil.collect_every} it may hold {needs[worst]:,} states, and ddil.capacity is "
+        f"{ddil.capacity:,}; say --set ddil.capacity={needs[worst]}{other}"
     )
 
 

@@ -74,10 +74,12 @@ class Collector(ABC):
     """
 
     def __init__(self, context: StageContext, labeler: Labeler, student: nn.Module) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        labeler: Gives the states their targets.
-        student: The network in training, which is switched to evaluation mode during rollouts.
+        """Connect the collector with its stage.
+
+        Args:
+            context: The surroundings of the stage.
+            labeler: Gives the states their targets.
+            student: The network in training, which is switched to evaluation mode during rollouts.
         """
         self.context, self.labeler, self.student = context, labeler, student
 

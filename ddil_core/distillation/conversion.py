@@ -41,8 +41,7 @@ def require_convertible(model: Model, config: ProgressiveConfig) -> None:
     if prediction == "epsilon":
         raise DdilError(
             f"{why}: at t = 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the "
-            "protocol, or "
-            "--set convert.updates=N"
+            "protocol, or --set convert.updates=N"
         )
     raise DdilError(f"{why} or ε; distil another teacher")
 
@@ -76,9 +75,11 @@ class ConversionStage(Stage):
         accelerator: Accelerator,
         start: nn.Module | None = None,
     ) -> None:
-        """Args:
-        nothing: The condition of the empty caption, one row.
-        convert: The section ``convert`` of ``config``.
+        """Start the student that predicts v.
+
+        Args:
+            nothing: The condition of the empty caption, one row.
+            convert: The section ``convert`` of ``config``.
 
         For the other arguments see ``Stage``.
         """

@@ -245,6 +245,5 @@ def require_finite(means: Mapping[str, float], title: str, step: int) -> None:
         if key.endswith(("loss", "gradient_norm")) and not math.isfinite(mean):
             raise DdilError(
                 f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower "
-                "learning_rate or "
-                "gradient_clip; the checkpoint before is kept"
+                "learning_rate or gradient_clip; the checkpoint before is kept"
             )

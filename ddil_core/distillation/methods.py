@@ -13,7 +13,9 @@ from typing import Any
 
 from ddil_core.distillation import consistency, conversion, matching, progressive
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.run import Run
 from ddil_core.distillation.student import Student
+from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import read_yaml, validate
@@ -38,8 +40,8 @@ class Method:
     title: str
     source: str
     config: type[MethodConfig]
-    require: Callable[[Any, Any], None]
-    train: Callable[[Any], Student]
+    require: Callable[[Model, Any], None]
+    train: Callable[[Run[Any]], Student]
 
 
 METHODS = Registry(

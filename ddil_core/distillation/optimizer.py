@@ -13,7 +13,9 @@ from ddil_core.distillation.config import MethodConfig
 from ddil_core.support.errors import WrongCommand
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig) -> Any:
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig
+) -> torch.optim.Optimizer:
     """Return AdamW on the parameters that require a gradient: plain, fused, or with moments of 8 bits.
 
     Raises:
@@ -27,10 +29,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float, con
         except ImportError as error:
             raise WrongCommand(
                 "optimizer '8bit' needs the package bitsandbytes, which is not installed: pip install bitsandbytes, "
-                "or say "
-                "--set optimizer=fused"
+                "or say --set optimizer=fused"
             ) from error
-        return AdamW8bit(trained, **options)
+        optimizer: torch.optim.Optimizer = AdamW8bit(trained, **options)
+        return optimizer
     return torch.optim.AdamW(trained, **options, fused=True if config.optimizer == "fused" else None)
 
 
@@ -45,9 +47,11 @@ class TrainedWeights:
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
-        """Args:
-        net: A float32 network, which is converted in place. Its parameters that require a gradient are trained.
-        dtype: The dtype of the network afterwards.
+        """Take over the trained weights of a network.
+
+        Args:
+            net: A float32 network, which is converted in place. Its parameters that require a gradient are trained.
+            dtype: The dtype of the network afterwards.
         """
         self.net = net
         self.trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}

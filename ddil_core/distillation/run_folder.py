@@ -42,8 +42,7 @@ def read_run(path: Path) -> dict[str, Any]:
         why = " ".join(str(error).split())[:120]
     raise DdilError(
         f"the file {path} is damaged ({why}); delete it and repeat the command that began the run, with --resume, "
-        "which writes it "
-        "again"
+        "which writes it again"
     )
 
 

@@ -57,13 +57,15 @@ class MixedSource(StateSource):
         diffuse: Diffuse,
         collector: Collector | None = None,
     ) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        times: [K], the timesteps at which transitions start.
-        draws: How many batches the stage draws in all. Phases are shares of this number.
-        labeler: Gives the data their targets.
-        diffuse: Diffuses data forward.
-        collector: Fills the aggregated dataset. Without a collector or a ``ddil`` section, all states are data.
+        """Set the source up, with an empty aggregated dataset.
+
+        Args:
+            context: The surroundings of the stage.
+            times: [K], the timesteps at which transitions start.
+            draws: How many batches the stage draws in all. Phases are shares of this number.
+            labeler: Gives the data their targets.
+            diffuse: Diffuses data forward.
+            collector: Fills the aggregated dataset. Without a collector or a ``ddil`` section, all states are data.
         """
         self.context, self.times, self.draws = context, times, draws
         self.labeler, self.diffuse, self.collector = labeler, diffuse, collector
@@ -164,11 +166,13 @@ class BackwardSimulation(StateSource):
     """Rolls every row out from noise, as the generator samples, to a random step of its own."""
 
     def __init__(self, context: StageContext, times: Tensor, sampler: ConsistencySampler, student: nn.Module) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        times: [K], the generator's timesteps.
-        sampler: Takes the generator's steps.
-        student: The network of the generator, which is switched to evaluation mode during rollouts.
+        """Set the simulation up.
+
+        Args:
+            context: The surroundings of the stage.
+            times: [K], the generator's timesteps.
+            sampler: Takes the generator's steps.
+            student: The network of the generator, which is switched to evaluation mode during rollouts.
         """
         self.context, self.times, self.sampler, self.student = context, times, sampler, student
 

@@ -62,15 +62,17 @@ class Stage(ABC):
         start: nn.Module | None = None,
         prediction: Prediction | None = None,
     ) -> None:
-        """Args:
-        teacher: The frozen teacher. The student is called as the teacher's network is.
-        pool: The encoded training data.
-        updates: How many updates the stage has.
-        config: The configuration of the method.
-        accelerator: The device and the processes of the run.
-        index: The number or name of the stage. It is part of every random seed.
-        start: The network that the student starts as a copy of; None for the teacher's network.
-        prediction: What the student predicts; None for what the teacher predicts.
+        """Start the student, its average and its optimiser.
+
+        Args:
+            teacher: The frozen teacher. The student is called as the teacher's network is.
+            pool: The encoded training data.
+            updates: How many updates the stage has.
+            config: The configuration of the method.
+            accelerator: The device and the processes of the run.
+            index: The number or name of the stage. It is part of every random seed.
+            start: The network that the student starts as a copy of; None for the teacher's network.
+            prediction: What the student predicts; None for what the teacher predicts.
         """
         self.context = StageContext(pool, config, accelerator, index)
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
@@ -84,18 +86,20 @@ class Stage(ABC):
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not adapted or "lora_" in name)
         averaged = config.ema_decay > 0 and not adapted
-        self.ema: Any = Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
+        self.ema: Ema[nn.Module] | None = (
+            Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
+        )
         self.weights: dict[nn.Module, TrainedWeights] = {}
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
-    def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
+    def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return a float32 network, on the device and in the student's dtype, and the optimiser of its ``weights``."""
         weights = TrainedWeights(net.to(self.device), getattr(torch, self.config.student_dtype))
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
-        optimizer: Any = make_optimizer(weights.parameters(), learning_rate, self.config)
+        optimizer = make_optimizer(weights.parameters(), learning_rate, self.config)
         prepared, optimizer = self.accelerator.prepare(net, optimizer)
         self.weights[prepared] = weights
         return prepared, optimizer
@@ -163,7 +167,7 @@ class Stage(ABC):
         return {"loss": loss, "gradient_norm": norm}
 
     def step(
-        self, net: nn.Module, optimizer: Any, losses: Iterator[Tensor], learning_rate: float
+        self, net: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterator[Tensor], learning_rate: float
     ) -> tuple[Tensor, Tensor]:
         """Do one optimiser step of a network, with clipped gradients.
 

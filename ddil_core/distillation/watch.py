@@ -62,13 +62,15 @@ class Watch:
     def __init__(
         self, run: Run[Any], stage: Stage, sampling: Sampling, config: WatchConfig, name: str, title: str
     ) -> None:
-        """Args:
-        run: The run that the stage belongs to.
-        stage: The stage that trains the student.
-        sampling: How the student is sampled.
-        config: What is measured, and the bounds.
-        name: The name of the stage in files.
-        title: The name of the stage in the log and in warnings.
+        """Choose the prompts and their noise.
+
+        Args:
+            run: The run that the stage belongs to.
+            stage: The stage that trains the student.
+            sampling: How the student is sampled.
+            config: What is measured, and the bounds.
+            name: The name of the stage in files.
+            title: The name of the stage in the log and in warnings.
         """
         self.run, self.stage, self.sampling, self.config = run, stage, sampling, config
         self.name, self.title = name, title

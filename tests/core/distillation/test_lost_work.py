@@ -62,7 +62,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def test_a_finished_stage_leaves_only_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """No optimiser, no average and no critic outlives a stage.
 
-    In PD the ε-teacher, the v-teacher and the last stage's student do. In DMD2 the teacher and the regression's generator do.
+    In PD the ε-teacher, the v-teacher and the last stage's student do. In DMD2 the teacher and the regression's
+    generator do.
     """
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
     before, counted = alive(), list[tuple[int, int]]()
@@ -194,8 +195,7 @@ def stopped(teacher: Path, out: Path, at: int) -> None:
     checkpoint = out / "checkpoints" / "stage-1-of-1.pt"
     assert str(error.value) == (
         f"stopped by SIGTERM: update {at + 1} of 6 of the stage '4 → 2 steps' is saved in {checkpoint}; run the "
-        "same command again "
-        "to go on"
+        "same command again to go on"
     )
     assert torch.load(checkpoint, weights_only=True)["step"] == at + 1
     assert error.value.exit_status == 143

@@ -180,6 +180,5 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         require_batch(config("pd").model_copy(update={"batch_size": 6}), two)
     assert str(error.value) == (
         "batch_size is the whole batch, and 6 is not divisible by 2 processes with 2 parts each "
-        "(gradient_accumulation); "
-        "choose another batch_size or number of processes"
+        "(gradient_accumulation); choose another batch_size or number of processes"
     )

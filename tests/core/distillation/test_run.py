@@ -239,9 +239,8 @@ def test_reflection_without_bounds_is_refused(folder: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         resolve_sampling(load_model(str(folder)), reflection="clamp")
     assert str(error.value) == (
-        f"the model '{folder}' cannot be sampled with reflection: it brings no ddil.json with the bounds of its "
-        "data, as the "
-        "students of 'ddil distill' do; leave reflection out"
+        f"the model '{folder}' cannot be sampled with reflection: it brings no ddil.json with the bounds of its data, "
+        "as the students of 'ddil distill' do; leave reflection out"
     )
 
 
@@ -320,8 +319,8 @@ def test_a_teacher_that_predicts_eps_is_refused_without_a_conversion(tmp_path: P
     message = refused(DdilError, other, tmp_path / "out")
     assert message == (
         f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v: at t "
-        "= 999 an ε "
-        "divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or --set convert.updates=N"
+        "= 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or --set "
+        "convert.updates=N"
     )
     assert not (tmp_path / "out").exists()
 

@@ -41,7 +41,10 @@ def test_latents_like_the_data_raise_no_alarm() -> None:
 
 
 def test_few_prompts_are_off_by_chance_without_an_alarm() -> None:
-    """Every prompt has its own mean here. The mean of four prompts is 0.8 deviations from the data's, which is no fault."""
+    """Every prompt has its own mean here.
+
+    The mean of four prompts is 0.8 deviations from the data's, which is no fault.
+    """
     own = 2 * normal(400, 2, 1, 1, seed=4).expand(-1, -1, 4, 4) + 0.5 * normal(400, 2, 4, 4)
     pool = LatentPool(own.half(), torch.zeros_like(own).half(), {})
     four = own[:4].repeat_interleave(4, 0)
