@@ -214,7 +214,7 @@ def environment() -> dict[str, str]:
 
 def until_logged(log: Path) -> None:
     """Wait until a log has a line."""
-    for _ in range(1200):
+    for _ in range(4800):  # a busy machine takes its time to import torch
         if log.is_file() and log.read_text().endswith("\n"):
             return
         time.sleep(0.05)
