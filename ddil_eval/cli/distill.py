@@ -46,8 +46,8 @@ def distill(
 ) -> None:
     """Distil a few-step student from a teacher.
 
-    The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was
-    interrupted. On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
+    The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
+    On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
