@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.paths import shown
 from ddil_eval.cli import options
 
 SHARDS_HELP = " Shards of --data on the web are fetched too, as many as the pool needs."
@@ -51,6 +51,7 @@ def distill(
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
+    from ddil_core.models.sampling import SYSTEM_FILE
     from ddil_core.support import ranks
     from ddil_core.support.protocol import validate
 
@@ -68,7 +69,8 @@ def distill(
     if not ranks.is_main():
         return
     if as_json:
-        options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})
+        steps = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))["steps"]
+        options.emit({"run": str(out), "student": str(student), "steps": steps})
     else:
         click.echo(f"The student is in {student}; see it with: ddil sample --model {out} --prompt '…' --out pictures")
 
@@ -81,25 +83,22 @@ def configuration(
     Raises:
         WrongCommand: there is no such method, it has no LoRA, or the protocol is another method's.
     """
-    from ddil_core.distillation.methods import METHODS
+    from ddil_core.distillation.methods import METHODS, default_protocol, method_of
     from ddil_core.support.protocol import override, read_yaml
-    from ddil_core.support.resources import protocols
 
-    if method is not None and method not in METHODS:
-        raise WrongCommand(f"the method {shown(method)} is not known; it may be one of {', '.join(METHODS)}")
-    path = protocol or protocols() / "shapes" / f"{method or 'pd'}{'-lora' * lora}.yaml"
-    if protocol is None and not path.is_file():
+    if method is not None:
+        METHODS.find(method)
+    path = protocol or default_protocol(method or "pd", "-lora" * lora)
+    if path is None and default_protocol(method or "pd") is not None:
         raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave --lora out, or say --method lcm")
+    if path is None:
+        raise WrongCommand(f"the method {method!r} brings no protocol; name one with --protocol FILE")
     content = override(read_yaml(path), settings)
-    named = content.get("method", "pd")
-    if not isinstance(named, str) or named not in METHODS:
+    row = method_of(content, str(path))
+    if method not in (None, row.name):
         raise WrongCommand(
-            f"{path} has the method {shown(named)}, which is not known; it may be one of {', '.join(METHODS)}"
-        )
-    if method not in (None, named):
-        raise WrongCommand(
-            f"{path} is a protocol of the method {named!r}, not {method!r}; leave --method out or take another"
+            f"{path} is a protocol of the method {row.name!r}, not {method!r}; leave --method out or take another"
         )
     if lora and not content.get("lora"):
         raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one or leave --lora out")
-    return path, content, METHODS[named].config
+    return path, content, row.config
