@@ -22,7 +22,7 @@ import os, signal, sys
 os.replace = os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from ddil_eval.report import records as store
 from tests.records import p_teacher
-store.save(p_teacher(0.8), sys.argv[1])
+store.save_record(p_teacher(0.8), sys.argv[1])
 """
 
 
