@@ -42,7 +42,7 @@ def load_records(folder: Path | str, *, replaced: bool = False) -> pd.DataFrame:
     Example:
         >>> from ddil_eval.report.frames import load_records
         >>> records = load_records("results/shapes")
-        >>> systems = records[(records["experiment"] == "compare") & (records["kind"] == "system")]
+        >>> systems = records[records["kind"] == "system"]
         >>> systems.sort_values("fd_efflite0")["name"].iloc[0]
         'LCM-LoRA'
     """
