@@ -18,7 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DATA_HELP = "The data set to measure on (see 'ddil data')."
 TRAINING_DATA_HELP = "The data set to train on (see 'ddil data')."
-DOWNLOAD_HELP = "Download missing models from the hub first, after a message with their size. Without this option nothing is downloaded."
+DOWNLOAD_HELP = (
+    "Download missing models from the hub first, and print their size. Without this option nothing is downloaded."
+)
 MOST = 100_000_000
 """The largest count that an option takes. ``ddil_core.support.protocol`` has the same limit, but imports pydantic."""
 
@@ -55,18 +57,21 @@ OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
 OUTPUT = UserPath("path", paths.output_file)
 
 
-class Whole(click.IntRange):
+class Whole(click.ParamType):
     """A whole number from ``least`` to ``most``; without ``least``, from −``most``."""
 
+    name = "integer"
+
     def __init__(self, least: int | None = None, most: int = MOST) -> None:
-        super().__init__(min=least)  # without a maximum, click's message for a small number names the minimum alone
-        self.most = most
+        # click's message for a small number names the minimum alone, if the range has no maximum
+        self._range = click.INT if least is None else click.IntRange(min=least)
+        self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number. Fail as click's own types do."""
-        number: int = super().convert(value, param, ctx)
-        if abs(number) > self.most:
-            self.fail(f"{paths.shown(number)} is larger than {self.most:,}.", param, ctx)
+        number: int = self._range.convert(value, param, ctx)
+        if abs(number) > self._most:
+            self.fail(f"{paths.shown(number)} is larger than {self._most:,}.", param, ctx)
         return number
 
 

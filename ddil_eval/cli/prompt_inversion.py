@@ -15,9 +15,7 @@ from ddil_eval.cli import choices, options
 @click.option("--teacher", default=None, help=options.MODEL_HELP + " It inverts the images to prompts.")
 @click.option("--model", "models", multiple=True,
               help=options.MODEL_HELP + " Each model is a row, in place of the protocol's rows.")  # fmt: skip
-@click.option(
-    "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It needs no captions."
-)
+@click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It needs no captions.")
 @click.option(
     "--inverter",
     type=choices.INVERTER,
@@ -25,7 +23,7 @@ from ddil_eval.cli import choices, options
     help="The inverter that makes the prompts. The default is the protocol's.",
 )
 @click.option("--towers", default=None, metavar="DIR",
-              help="A folder with the CLIP model that selects prompts by their images. The shapes world brings its own.")  # fmt: skip
+              help="A folder with the CLIP model that selects prompts. The shapes world brings its own.")  # fmt: skip
 @click.option("--num-images", type=options.NUMBER, default=None, help="The number of images to invert.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of all noise, in place of the protocol's.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The results folder.")

@@ -23,7 +23,9 @@ from ddil_eval.cli import choices, options
 @click.option("--solver", type=choices.SOLVER, default=None, help="The solver. The default is the model's own.")
 @options.guidance_option
 @options.reflection_option
-@click.option("--num-images", type=options.COUNT, default=1, show_default=True, help="The number of images for each prompt.")
+@click.option(
+    "--num-images", type=options.COUNT, default=1, show_default=True, help="The number of images for each prompt."
+)
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
 @options.dtype_option

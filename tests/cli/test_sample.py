@@ -50,7 +50,7 @@ def test_json_names_the_files(sample: Callable[..., Result], tmp_path: Path) -> 
     result = sample(tmp_path / "out", PROMPTS[0], more=("--json",))
     document = json.loads(result.stdout)
     assert document == {
-        "pictures": [str(tmp_path / "out" / "000-00.png")],
+        "images": [str(tmp_path / "out" / "000-00.png")],
         "grid": str(tmp_path / "out" / "grid.png"),
     }
     assert all(Path(path).is_file() for path in (*document["images"], document["grid"]))
