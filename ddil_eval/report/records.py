@@ -201,7 +201,7 @@ def save_record(record: Record, folder: Path | str) -> Path:
         number += 1
 
 
-def load_records(folder: Path | str) -> list[Record]:
+def read_records(folder: Path | str) -> list[Record]:
     """All records in `records/` folders at or below `folder`, in the order of their names; none where there is none.
 
     Raises DdilError, naming the files, if any is damaged.
@@ -219,7 +219,7 @@ def together(damaged: Sequence[DdilError]) -> DdilError:
 
 
 def sift(folder: Path | str) -> tuple[list[Record], list[DdilError]]:
-    """The records that `load` gives, and for each damaged one the error that names it.
+    """The records that `read_records` returns, and for each damaged one the error that names it.
 
     Raises DdilError if a folder cannot be looked through.
     """

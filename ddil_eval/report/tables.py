@@ -1,6 +1,6 @@
 """Records → tables: the covariate-shift analysis (the paper's Tables 2, 3, 4) and comparisons of systems.
 
-A table is data; `render` turns it into CSV, LaTeX, Markdown and text. Records of different settings (protocol, systems,
+A table is data; `rendering` turns it into CSV, LaTeX, JSON and text. Records of different settings (protocol, systems,
 data, recipe, …) go to different tables. A cell without a record stays empty and is named in `missing`.
 """
 

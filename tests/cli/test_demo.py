@@ -92,7 +92,7 @@ def test_a_small_demo_runs_from_end_to_end_and_is_not_made_again(
         }
         assert result.stderr.count("This is a demonstration") == 2
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == made
-    assert sum(record.kind != "pair" for record in store.load_records(out)) == 5 + 12
+    assert sum(record.kind != "pair" for record in store.read_records(out)) == 5 + 12
 
 
 def shrink(content: dict[str, Any]) -> None:

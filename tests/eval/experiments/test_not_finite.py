@@ -14,7 +14,7 @@ from ddil_core.support.errors import DdilError
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import cached_arrays, read_features
 from ddil_eval.metrics import METRICS, Metric, Network
-from ddil_eval.report.records import load_records
+from ddil_eval.report.records import read_records
 from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean
 from tests.pipelines import spoilt
 
@@ -34,7 +34,7 @@ def test_a_damaged_system_has_no_row(
     assert (result.exit_code, result.stdout) == (1, "")
     *_, last = result.stderr.splitlines()
     assert f"of the model '{broken}', computed in float32, are not finite" in last and last.startswith("error: ")
-    assert load_records(tmp_path / "out") == []
+    assert read_records(tmp_path / "out") == []
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 8  # the sound one's
 
 
@@ -49,7 +49,7 @@ def test_a_student_that_is_damaged_takes_no_turns(
     *_, last = result.stderr.splitlines()
     assert last.startswith(f"error: the latents of the student '{broken}', computed in float32, are not finite")
     assert "after transition 1 of 4, with steps at t = 999: its weights hold such numbers too" in last
-    assert load_records(tmp_path / "out") == []
+    assert read_records(tmp_path / "out") == []
 
 
 def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:

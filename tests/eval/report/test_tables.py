@@ -246,13 +246,6 @@ def test_records_of_other_experiments_make_no_table() -> None:
     assert build([p_teacher(0.8, experiment="coco")]) == []
 
 
-def test_frame_holds_value_and_interval() -> None:
-    frame = by_name([p_teacher(0.8)])["table2"].frame()
-    assert frame.loc[0, ["fd_efflite0", "fd_efflite0_low", "fd_efflite0_high"]].tolist() == [12.5, 12.0, 13.0]
-    assert frame["paper_fid"].tolist() == [23.14, 22.33, 21.95, 21.92]
-    assert frame.loc[1:, "fd_efflite0"].isna().all()
-
-
 def test_an_effect_may_be_negative() -> None:
     metrics = {"fd_efflite0": measured(-0.5, 0.25, "lower", "set")}
     table = by_name([record({"kind": "effect", "transitions": [0]}, metrics=metrics, nfe=None)])["main-effects"]
