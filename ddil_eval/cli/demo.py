@@ -55,7 +55,7 @@ def _demonstrate(out: Path, device: str) -> None:
         distill("shapes", "shapes", validate(ProgressiveConfig, settings, str(path)), students[name], device=device)
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
-    if _measured(out, "compare") < len(systems["systems"]) + len(systems["differences"]):
+    if _measured(out, "systems") < len(systems["systems"]) + len(systems["differences"]):
         compare(validate(SystemsConfig, systems, str(path)), out, device)
     console.rule("teacher and student take turns")
     config = validate(CovariateShiftConfig, content["covariate_shift"], str(path))

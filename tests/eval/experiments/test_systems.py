@@ -86,7 +86,7 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
     for record in records.values():
         assert list(record.systems) == (record.cell.get("of") or [record.cell["name"]])
     assert {(record.experiment, record.n_done, record.recipe) for record in records.values()} == {
-        ("compare", PROMPTS, "shapes (7 → 60)")
+        ("systems", PROMPTS, "shapes (7 → 60)")
     }
     assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
 

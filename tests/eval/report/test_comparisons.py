@@ -33,7 +33,7 @@ def lower_is_better(found: RecordedEstimate, network: str | None = None) -> dict
 
 def difference(a: str, b: str, found: RecordedEstimate, kind: str = "difference") -> Record:
     cell = {"kind": kind, "name": f"{a} − {b}", "of": [a, b]}
-    return record(cell, experiment="compare", nfe=None, systems={}, metrics=lower_is_better(found))
+    return record(cell, experiment="systems", nfe=None, systems={}, metrics=lower_is_better(found))
 
 
 def table_of(records: list[Record], name: str) -> Table:
@@ -95,7 +95,7 @@ def test_bold_is_corrected_for_the_number_of_columns() -> None:
     systems = [system("a", 4, metrics=both(12.0, 0.9)), system("b", 4, metrics=both(13.0, 0.5))]
     cell = {"kind": "pair", "name": "a − b", "of": ["a", "b"]}
     for p, bold in ((0.02, 2), (0.03, 0)):
-        pair = record(cell, experiment="compare", nfe=None, systems={}, metrics=both(-1.0, 0.4, p))
+        pair = record(cell, experiment="systems", nfe=None, systems={}, metrics=both(-1.0, 0.4, p))
         table = table_of([*systems, pair], "systems")
         assert len(table.best) == bold and "after Holm's correction for the number of columns" in table.caption
 

@@ -29,7 +29,7 @@ RECORDS = [
     record({"kind": "effect", "transitions": [0, 2]}),
     system("PD", 4),
     system("LCM", 2),
-    record({"kind": "difference", "name": "a − b", "of": ["a", "b"]}, experiment="compare", systems={}),
+    record({"kind": "difference", "name": "a − b", "of": ["a", "b"]}, experiment="systems", systems={}),
     record({"kind": "inverter", "name": "ph2p"}, experiment="prompt-inversion", systems={}),
 ]
 DOCUMENTS = [json.loads(one.model_dump_json()) for one in RECORDS]

@@ -77,7 +77,7 @@ def all_tables() -> list[Table]:
         record({"kind": "effect", "transitions": [0]}, nfe=None),
         system("A&B_%$#{}~^\\ é 图", 4),
     ]
-    return build([*records, record({"kind": "difference", "name": "[a] − *b*"}, experiment="compare", systems={})])
+    return build([*records, record({"kind": "difference", "name": "[a] − *b*"}, experiment="systems", systems={})])
 
 
 def test_csv_is_golden(table: Table) -> None:

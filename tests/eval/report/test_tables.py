@@ -128,7 +128,7 @@ def test_the_newest_record_is_shown_and_the_older_one_told() -> None:
 
 def difference(kind: str, a: str, b: str, **changes: object) -> Record:
     cell = {"kind": kind, "name": f"{a} − {b}", "of": [a, b]}
-    return record(cell, **({"experiment": "compare", "nfe": None, "systems": {}} | changes))
+    return record(cell, **({"experiment": "systems", "nfe": None, "systems": {}} | changes))
 
 
 def test_systems_and_their_paired_differences() -> None:
@@ -140,7 +140,7 @@ def test_systems_and_their_paired_differences() -> None:
         ("teacher", 4, "ddim", "3", "shapes-64"),
     ]  # fmt: skip
     assert tables["differences"].rows == (("PD + DDIL − PD", FD, RIGHT, 256),)
-    assert [group.experiment for group in groups(records)] == ["compare"]
+    assert [group.experiment for group in groups(records)] == ["systems"]
 
 
 def test_a_comparison_has_its_protocols_rows_in_its_order_and_the_papers_numbers() -> None:
