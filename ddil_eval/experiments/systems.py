@@ -37,7 +37,6 @@ from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from ddil_eval.report.tables import paper_rows
 
-
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
 
