@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ddil_core.support import ranks
 from ddil_eval.cli import options
+from ddil_eval.cli.experiment import run_experiment, starting_protocol
 
 
 @click.command("prompt-inversion")
@@ -35,42 +35,13 @@ def prompt_inversion(
     Measured are the diversity of each prompt's pictures, and how near they are to the picture that was inverted. A stopped
     inversion goes on at the next picture with the same command. What is not here is named, and the rest is measured.
     """
-    from ddil_core.support.protocol import override, read_yaml
-    from ddil_core.support.resources import protocols
-    from ddil_eval.experiments.coco import rows
+    from ddil_eval.experiments.experiments import EXPERIMENTS
+    from ddil_eval.experiments.system_configs import system_rows
 
-    path = protocol or protocols() / "shapes" / "table5.yaml"
-    content = override(read_yaml(path), settings)
+    content, source = starting_protocol(EXPERIMENTS["prompt-inversion"], protocol, settings)
     if models:
-        content |= {"systems": rows(models), "differences": []}
+        content |= {"systems": system_rows(models), "differences": []}
     if given["inverter"] is not None:
-        told = content.get("inverters", {})
-        content["inverters"] = {given["inverter"]: {}} | told if isinstance(told, dict) else told
-    invert_and_measure(content, given, str(path), out, download, device, as_json)
-
-
-def invert_and_measure(
-    content: dict[str, Any], given: dict[str, Any], source: str, out: Path, download: bool, device: str | None,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Carry out a protocol with what a command's options give over it, and show the tables."""
-    ranks.require_one("prompt inversion")
-    options.quiet_libraries()
-    from ddil_core.support.lock import held
-    from ddil_core.support.protocol import validate
-    from ddil_eval.cli.output import show
-    from ddil_eval.experiments.prompt_inversion import InversionConfig, measure_inversion, plan_inversion
-
-    given = {key: value for key, value in given.items() if value is not None}
-    config = validate(InversionConfig, content | given, source, options=given)
-    options.fetch_missing([config.teacher, *(system.model for system in config.systems)], download)
-    found = plan_inversion(config)
-    for name, error in found.absent.items():
-        click.echo(f"not here: {name}: {error}", err=True)
-    with held(out):
-        show(
-            measure_inversion(found, out, options.choose_device(device)),
-            out,
-            as_json,
-            "Records, prompts and pictures are in",
-        )
+        inverters = content.get("inverters", {})
+        content["inverters"] = {given["inverter"]: {}} | inverters if isinstance(inverters, dict) else inverters
+    run_experiment(EXPERIMENTS["prompt-inversion"], content, given, source, out, download, device, as_json)
