@@ -158,7 +158,7 @@ def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
         raise WrongCommand(
             f"the images of {folder} have {len(sizes)} sizes, {examples}; put each size into a folder of its own"
         )
-    surveyed.say_changes()
+    surveyed.warn_of_changes()
     return files
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ddil_core.data.base import DataSet
-from ddil_core.data.datasets import KINDS, open_data
+from ddil_core.data.datasets import DATASETS, open_data
 from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.lock import held_by_main
@@ -103,7 +103,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
 
 def _open_reference(config: ScoreConfig) -> _Reference:
     """Open the reference: all images of a folder, or as many of a data set as the recipe says, unless a number is given."""
-    place = config.reference if config.reference.partition(":")[0] in KINDS else f"folder:{config.reference}"
+    place = config.reference if config.reference.partition(":")[0] in DATASETS else f"folder:{config.reference}"
     recipe = load_recipe(config.recipe or recipe_for(place))
     refuse_other_reference(recipe, place)
     data = open_data(place)

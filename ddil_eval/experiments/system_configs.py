@@ -64,7 +64,7 @@ def system_rows(
     """
     given = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     sampling = {key: value for key, value in given.items() if value is not None}
-    return [{"name": model, "model": model} | sampling for model in models]
+    return [{"name": model, "model": model, **sampling} for model in models]
 
 
 def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[str, str]], table: str) -> None:
@@ -88,7 +88,7 @@ def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[st
 
 
 def find_systems(
-    systems: Iterable[SystemConfig], look: Callable[[str], None]
+    systems: Iterable[SystemConfig], look: Callable[[str], object]
 ) -> tuple[tuple[SystemConfig, ...], dict[str, DdilError]]:
     """Split systems into those that are here and those that are absent.
 

@@ -22,7 +22,8 @@ def load_records(folder: Path | str, *, replaced: bool = False) -> pd.DataFrame:
     The columns, from left to right:
 
     - `experiment`, `kind`, and the other entries of the cell: `name`, `steps`, `p_teacher`, `switch_t`, `string`, …
-    - The setting: `models` (a tuple of model references), `data`, `split`, `recipe`, `solver`, `guidance_scale`, `seed`.
+    - The setting: `models` (a tuple of model references), `data`, `split`, `recipe`, `solver`, `guidance_scale`,
+      `seed`.
     - `n_asked` and `n_done`, the numbers of samples; `nfe`, the mean number of network evaluations for each sample.
     - For each metric: its value (`fid`), its 95 % interval (`fid_low`, `fid_high`), the p-value of a difference
       (`fid_p`), and a note that says why the value is not reliable (`fid_note`). These are the names of the CSV tables.
@@ -42,7 +43,7 @@ def load_records(folder: Path | str, *, replaced: bool = False) -> pd.DataFrame:
     Example:
         >>> from ddil_eval.report.frames import load_records
         >>> records = load_records("results/shapes")
-        >>> systems = records[(records["experiment"] == "compare") & (records["kind"] == "system")]
+        >>> systems = records[records["kind"] == "system"]
         >>> systems.sort_values("fd_efflite0")["name"].iloc[0]
         'LCM-LoRA'
     """

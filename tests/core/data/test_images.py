@@ -23,8 +23,8 @@ from ddil_core.data.images import BAD_IMAGE, read_head, read_rgb
 from ddil_core.data.shards import read_shard
 from ddil_core.support.errors import DdilError
 from ddil_eval.experiments.image_sources import FolderImages, open_image_folder
-from ddil_eval.experiments.targets import read_targets
 from ddil_eval.experiments.reference_images import check_reference
+from ddil_eval.experiments.targets import read_targets
 from tests.shards import picture, save_shard
 
 few = settings(
@@ -218,12 +218,12 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
     check_reference(data, 5)
     assert capsys.readouterr().err == sentence
     assert isinstance(data, ImageFiles)
-    survey(data.files[4:], "these").say_changes()
+    survey(data.files[4:], "these").warn_of_changes()
     assert (
         capsys.readouterr().err
         == "warning: of 1 pictures of these: 1 with several frames, of which the first is read\n"
     )
-    survey(data.files[:1], "these").say_changes()
+    survey(data.files[:1], "these").warn_of_changes()
     assert capsys.readouterr().err == ""
 
 

@@ -1,4 +1,4 @@
-"""Tables → text: golden CSV, LaTeX, Markdown and terminal."""
+"""Tables → text: golden CSV, LaTeX and terminal."""
 
 from __future__ import annotations
 
