@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from tests.core.diffusion.test_solvers import BETAS, ours, theirs
 
 from ddil_core.diffusion.schedule import CLEAN, SPACINGS, FlowSchedule, Schedule, Time, rows_at, timesteps, transitions
 from ddil_core.diffusion.solvers import ddim as ddim_step
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import Gaussian, distance, normal, shifts
+from tests.core.diffusion.test_solvers import BETAS, ours, theirs
 
 SD = Schedule.stable_diffusion()
 FLOW = FlowSchedule.straight(3.0)

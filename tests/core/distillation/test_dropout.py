@@ -22,12 +22,12 @@ from ddil_core.distillation.config import ConsistencyConfig, ConvertConfig, Matc
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.distillation.matching import MatchingStage
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.distillation.regression import encode_pairs
 from ddil_core.distillation.stage import Stage
-from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.models.model import Model, load_model
 
 DDIL = {"collect_every": 4, "capacity": 1024, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]}
