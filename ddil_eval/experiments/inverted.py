@@ -34,7 +34,7 @@ def invert_all(
         "teacher": whole.model.weights_sha256(),
         "words": list(whole.words.words),
         "towers": None if whole.towers is None else whole.towers.identity,
-        "choosing": asdict(choosing),
+        "choosing": choosing.identity(),
         "seed": whole.seed,
     }
     place = folder / f"{name}-{content_hash(told)[:12]}"
