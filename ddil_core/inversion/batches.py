@@ -1,4 +1,4 @@
-"""Invert images in batches of one size, and choose the best candidate of each by the images that the model generates."""
+"""Invert images in batches of one size. Choose among the candidates of each by the images that the model generates."""
 
 from __future__ import annotations
 
