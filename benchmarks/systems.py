@@ -25,7 +25,7 @@ import torch
 from benchmarks.printing import show
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.diffusion.noise import Sample, initial_noise
-from ddil_core.diffusion.rollout import all_strings, rollout
+from ddil_core.diffusion.rollout import all_strings, rollout_latents
 from ddil_core.diffusion.schedule import Schedule, rows_at, transitions
 from ddil_core.diffusion.solvers import ddim
 from ddil_core.distillation import run as distillation
@@ -86,7 +86,8 @@ def analyses(teacher: Model, student: Model) -> str:
     """All sixteen strings of the two."""
     actors, grid = take_turns(teacher, student, ANALYSIS.teacher_steps, ANALYSIS.guidance_scale)
     z = initial_noise(SAMPLES, teacher.latent_shape, 0)
-    leaves = rollout(actors, z, teacher.encode(PROMPTS), [set(all_strings(len(grid)))] * len(PROMPTS), batch_size=8)
+    strings = [set(all_strings(len(grid)))] * len(PROMPTS)
+    leaves = rollout_latents(actors, z, teacher.encode(PROMPTS), strings, batch_size=8)
     assert bool(torch.isfinite(leaves.latents).all())
     return f"yes, {len(leaves.latents) // len(PROMPTS)} strings"
 

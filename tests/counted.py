@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddil_core.diffusion.rollout import rollout
+from ddil_core.diffusion.rollout import rollout_latents
 
 
 class Counted:
     """A function (the rollout engine), counting its calls, and interrupted where it would begin one more than allowed."""
 
-    def __init__(self, allowed: int | None = None, of: Callable[..., Any] = rollout) -> None:
+    def __init__(self, allowed: int | None = None, of: Callable[..., Any] = rollout_latents) -> None:
         self.allowed, self.of, self.chunks = allowed, of, 0
 
     def __call__(self, *args: Any, **settings: Any) -> Any:

@@ -1,11 +1,11 @@
-"""The one protocol that every network is turned into: z_t, t and a condition to x̂. Guidance and reflection wrap it."""
+"""The denoiser: every network becomes one function of z_t, t and a condition that returns x̂. Guidance and reflection wrap it."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,45 +18,58 @@ from ddil_core.diffusion.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What a network is told beside z and t: tensors [B, …] under the network's own argument names."""
+    """The inputs of a denoiser other than z and t. Every tensor has one row for each latent.
+
+    Attributes:
+        tensors: What the network reads, [B, …], under the network's own argument names.
+        guidance: The guidance scale of each row, float32 [B]. None leaves the scale to the denoiser.
+        noise: Noise for a sampler that adds noise between its steps, [B, K, C, H, W]: for each row and each step but the last.
+    """
 
     tensors: dict[str, Tensor]
+    guidance: Tensor | None = None
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        guidance, noise = (None if part is None else function(part) for part in (self.guidance, self.noise))
+        return Condition({name: function(tensor) for name, tensor in self.tensors.items()}, guidance, noise)
+
     def rows(self, index: Tensor) -> Condition:
-        """The given rows, int64 [M]."""
-        return Condition({name: tensor.index_select(0, index) for name, tensor in self.tensors.items()})
+        """Return the rows ``index``, int64 [M]."""
+        return self._map(lambda tensor: tensor.index_select(0, index))
 
     def expand(self, size: int) -> Condition:
-        """A single row for a whole batch."""
-        return Condition({name: tensor.expand(size, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
-
-    def where(self, rows: Tensor, other: Condition) -> Condition:
-        """``other``, a single row, in the rows where bool [B] says so."""
-        return Condition(
-            {
-                name: torch.where(
-                    rows.view(-1, *(1,) * (tensor.dim() - 1)), other.tensors[name].to(tensor.dtype), tensor
-                )
-                for name, tensor in self.tensors.items()
-            }
-        )
+        """Repeat a single row ``size`` times, without a copy."""
+        return self._map(lambda tensor: tensor.expand(size, *tensor.shape[1:]))
 
     def to(self, device: torch.device | str) -> Condition:
-        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+        return self._map(lambda tensor: tensor.to(device))
+
+    def where(self, rows: Tensor, other: Condition) -> Condition:
+        """Replace what the network reads by ``other``, a single row, where bool ``rows`` [B] is true."""
+        tensors = {
+            name: torch.where(rows.view(-1, *(1,) * (tensor.dim() - 1)), other.tensors[name].to(tensor.dtype), tensor)
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
+        """Join what the network reads, row after row. ``guidance`` and ``noise`` are left out."""
         return Condition({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
 
 
 class Denoiser(Protocol):
-    """``x0 = denoiser(z, t, condition)``: z [B, C, H, W] float32, t [B] int64 (or float32, for fractions); x̂ in z's shape
-    and dtype.
+    """``x0 = denoiser(z, t, condition)``, the estimate x̂ of the clean latents in the shape and dtype of z.
 
-    ``nfe`` is the number of network evaluations that one call costs a row: 1, or 2 with guidance.
+    z is float32 [B, C, H, W]. t is [B], int64, or float32 where times are fractions.
+
+    Attributes:
+        schedule: The forward process.
+        nfe: How often one call evaluates the network for each row: once, or twice with guidance.
     """
 
     schedule: Schedule
@@ -66,7 +79,7 @@ class Denoiser(Protocol):
 
 
 class NetworkDenoiser(nn.Module, ABC):
-    """A network of one of diffusers' layouts as a denoiser. What differs between layouts is how the network is called."""
+    """A network of one of diffusers' layouts as a denoiser. A subclass says how its layout's network is called."""
 
     nfe = 1
 
@@ -78,21 +91,21 @@ class NetworkDenoiser(nn.Module, ABC):
 
     @property
     def guidance_width(self) -> int | None:
-        """The width of the embedding by which the network is told its guidance (LCM's); None: it is guided from outside."""
+        """The width of LCM's guidance embedding. None: the network has no such input and is guided from outside."""
         return getattr(getattr(self.net, "config", None), "time_cond_proj_dim", None)
 
     @abstractmethod
-    def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
-        """The network on z and its condition in its own dtype."""
+    def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the network's output. z and ``inputs`` have the network's dtype."""
 
     def output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The network's own output (ε, v, x₀ or a velocity), in z's dtype."""
+        """Return the network's own output (ε, v, x₀ or a velocity) in the dtype of z."""
         dtype = next(self.net.parameters()).dtype
-        told = {name: tensor.to(dtype) for name, tensor in condition.tensors.items()}
-        return self.call(z.to(dtype), t, told).to(z.dtype)
+        inputs = {name: tensor.to(dtype) for name, tensor in condition.tensors.items()}
+        return self.call(z.to(dtype), t, inputs).to(z.dtype)
 
     def x0(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """x̂ from the network's output."""
+        """Return x̂ from the network's output."""
         alpha, sigma = self.schedule.at(t, z)
         return to_x0(self.prediction, output, z, alpha, sigma)
 
@@ -101,24 +114,26 @@ class NetworkDenoiser(nn.Module, ABC):
 
 
 class UNetDenoiser(NetworkDenoiser):
-    """``UNet2DConditionModel``: text as ``encoder_hidden_states`` [B, L, D]; SDXL's ``text_embeds`` [B, D'] and ``time_ids`` [B, 6]
-    beside it; LCM's guidance as ``timestep_cond`` [B, W]."""
+    """``UNet2DConditionModel``. Inputs: ``encoder_hidden_states`` [B, L, D], for SDXL also ``text_embeds`` [B, D'] and
+    ``time_ids`` [B, 6], and for LCM ``timestep_cond`` [B, W], the guidance embedding."""
 
-    def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
-        added = {name: told.pop(name) for name in ("text_embeds", "time_ids") if name in told}
-        return self.net(z, t, **told, **({"added_cond_kwargs": added} if added else {})).sample
+    def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        added = {name: inputs.pop(name) for name in ("text_embeds", "time_ids") if name in inputs}
+        return self.net(z, t, **inputs, **({"added_cond_kwargs": added} if added else {})).sample
 
 
 class TransformerDenoiser(NetworkDenoiser):
-    """``SD3Transformer2DModel``: text as ``encoder_hidden_states`` [B, L, D] and ``pooled_projections`` [B, D']."""
+    """``SD3Transformer2DModel``. Inputs: ``encoder_hidden_states`` [B, L, D] and ``pooled_projections`` [B, D']."""
 
-    def call(self, z: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
-        return self.net(hidden_states=z, timestep=t, **told).sample
+    def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return self.net(hidden_states=z, timestep=t, **inputs).sample
 
 
 def guidance_embedding(w: float | Tensor, width: int) -> Tensor:
-    """LCM's embedding of w = g − 1, one or [B], float32 [B, width]: sines, then cosines, of 1000 w at falling frequencies
-    (diffusers' own)."""
+    """Embed w = g − 1, a number or [B], as LCM does: float32 [B, width] on the CPU.
+
+    The first half are sines and the second half cosines of 1000 w at falling frequencies, as in diffusers.
+    """
     half = width // 2
     frequencies = torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1)))
     angles = 1000.0 * torch.as_tensor(w, dtype=torch.float32).cpu().reshape(-1, 1) * frequencies
@@ -126,10 +141,16 @@ def guidance_embedding(w: float | Tensor, width: int) -> Tensor:
 
 
 class GuidedDenoiser:
-    """A network with classifier-free guidance, ε = ε_∅ + g (ε_c − ε_∅), and then reflection of x̂.
+    """A network with classifier-free guidance, ε = ε_∅ + g (ε_c − ε_∅), and after it the reflection of x̂.
 
-    ``guidance_scale`` 1 means none: the network is asked once. Combining the raw outputs is the same for ε, v, x₀ and velocities,
-    since each is affine in the others at the same z. A network that is told its guidance (LCM) is asked once at any scale.
+    Guidance combines the raw outputs. The result is the same for ε, v, x₀ and velocities, because each is affine in the others
+    at the same z. A network with a guidance embedding (LCM) reads g and is evaluated once.
+
+    Args:
+        network: The network.
+        unconditional: The condition of the empty prompt, one row. None: the network is evaluated once, without guidance.
+        guidance_scale: g for rows without a scale of their own in ``condition.guidance``.
+        reflection: Keeps x̂ inside the data's range.
     """
 
     def __init__(
@@ -144,23 +165,34 @@ class GuidedDenoiser:
         self.guidance_scale = guidance_scale
         self.reflection = reflection
         self.schedule = network.schedule
-        self.told: Tensor | None = None
+        self._embedding: Tensor | None = None
         if network.guidance_width is not None:
-            self.told = guidance_embedding(guidance_scale - 1, network.guidance_width)
-        self.nfe = 1 if guidance_scale == 1.0 or self.told is not None else 2
+            self._embedding = guidance_embedding(guidance_scale - 1, network.guidance_width)
+        elif unconditional is None and guidance_scale != 1.0:
+            raise ValueError(f"the guidance scale {guidance_scale:g} needs the condition of the empty prompt")
+        self.nfe = 1 if unconditional is None or self._embedding is not None else 2
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         x0 = self.network.x0(self._output(z, t, condition), z, t)
         return x0 if self.reflection is None else self.reflection(x0)
 
     def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        if self.told is not None:
-            self.told = self.told.to(z.device)
-            told = Condition(condition.tensors | {"timestep_cond": self.told.expand(len(z), -1)})
-            return self.network.output(z, t, told)
-        if self.guidance_scale == 1.0:
+        if self._embedding is not None:
+            embedded = {"timestep_cond": self._embedded(condition.guidance, z)}
+            return self.network.output(z, t, Condition(condition.tensors | embedded))
+        if self.unconditional is None:
             return self.network.output(z, t, condition)
-        assert self.unconditional is not None, "guidance needs the condition of the empty prompt"
+        scale: float | Tensor = self.guidance_scale
+        if condition.guidance is not None:
+            scale = condition.guidance.to(z.dtype).view(-1, *(1,) * (z.dim() - 1))
         both = Condition.cat([self.unconditional.expand(len(z)), condition])
-        nothing, something = self.network.output(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return nothing + self.guidance_scale * (something - nothing)
+        without, with_prompt = self.network.output(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
+        return without + scale * (with_prompt - without)
+
+    def _embedded(self, guidance: Tensor | None, z: Tensor) -> Tensor:
+        """The network's guidance embedding [B, W] on the device of z."""
+        assert self._embedding is not None
+        if guidance is not None:
+            return guidance_embedding(guidance - 1, self._embedding.shape[1]).to(z.device)
+        self._embedding = self._embedding.to(z.device)
+        return self._embedding.expand(len(z), -1)

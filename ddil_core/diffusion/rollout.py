@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition, Denoiser
-from ddil_core.diffusion.schedule import Time, rows_at, segments, transitions
-from ddil_core.diffusion.solvers import SOLVERS, Solver
+from ddil_core.diffusion.integrate import integrate
+from ddil_core.diffusion.schedule import Time, Transition, segments, transitions
+from ddil_core.diffusion.solvers import SOLVERS, Solver, require_start
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.finite import Finite, not_finite
 
 TEACHER, STUDENT = "T", "S"
 NAMES = {TEACHER: "the teacher", STUDENT: "the student"}
 """What a message calls the actors where it knows no more of them."""
-Transition = tuple[Time, Time]
 Observe = Callable[[str, int, Tensor, Tensor, Tensor], None]
 """``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B], on the CPU, are the samples."""
 
@@ -39,32 +39,41 @@ class Actor:
 
     def __post_init__(self) -> None:
         require_stateless(self.solver)
+        require_start(self.solver, self.denoiser.schedule)
 
     @property
     def nfe(self) -> list[int]:
         """Network evaluations a row, for each transition."""
-        return [len(steps) * self.denoiser.nfe for steps in self.steps]
+        schedule, nfe = self.denoiser.schedule, self.denoiser.nfe
+        return [self.solver.calls(schedule, steps) * nfe for steps in self.steps]
 
     def act(self, transition: int, z: Tensor, condition: Condition) -> Tensor:
-        """z at the transition's start → z at its end."""
-        for t, s in self.steps[transition]:
-            t_rows, s_rows = rows_at(t, z), rows_at(s, z)
-            x0 = self.denoiser(z, t_rows, condition)
-            z, _ = self.solver.step(self.denoiser.schedule, z, t_rows, s_rows, x0, None, None)
-        return z
+        """Return the latents at the end of a transition from the latents ``z`` at its start."""
+        return integrate(self.denoiser, self.solver, z, condition, self.steps[transition])
 
 
 def pair_actors(
-    teacher: Denoiser, student: Denoiser, teacher_grid: Sequence[Time], student_grid: Sequence[Time]
+    teacher: Denoiser,
+    student: Denoiser,
+    teacher_grid: Sequence[Time],
+    student_grid: Sequence[Time],
+    solver: Solver = SOLVERS["ddim"],
 ) -> dict[str, Actor]:
-    """Teacher and student who meet at every point of the student's grid.
+    """Return a teacher and a student that meet at every time of the student's grid.
+
+    Args:
+        teacher: The denoiser that acts at "T".
+        student: The denoiser that acts at "S".
+        teacher_grid: The teacher's falling times, among them all times of the student.
+        student_grid: The student's falling times.
+        solver: Takes the steps of both.
 
     Raises:
-        WrongCommand: the student's grid does not nest in the teacher's.
+        WrongCommand: the student's grid does not nest in the teacher's, or the solver cannot serve two actors on this schedule.
     """
     return {
-        TEACHER: Actor(teacher, segments(teacher_grid, student_grid)),
-        STUDENT: Actor(student, [[step] for step in transitions(student_grid)]),
+        TEACHER: Actor(teacher, segments(teacher_grid, student_grid), solver),
+        STUDENT: Actor(student, [[step] for step in transitions(student_grid)], solver),
     }
 
 
@@ -107,7 +116,7 @@ class RolloutResult:
 
 
 @torch.no_grad()
-def rollout(
+def rollout_latents(
     actors: dict[str, Actor],
     z: Tensor,
     condition: Condition,

@@ -23,6 +23,8 @@ from ddil_core.support.errors import WrongCommand
 
 CLEAN = -1
 Time = int | float
+Transition = tuple[Time, Time]
+"""A step from the time t to the earlier time s."""
 TIMESTEP_SCALING = 10.0
 """LCM's own factor, and the default of diffusers' LCMScheduler."""
 

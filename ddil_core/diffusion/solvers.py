@@ -1,17 +1,23 @@
-"""Solvers: one step t → s each, pure functions of one signature. An addition is one function and one row of ``SOLVERS``.
+"""Solvers: each takes one step t → s and is a pure function. To add one, write the function and a row of ``SOLVERS``.
 
-``step(schedule, z, t, s, x0, carry, noise) -> (z_s, carry)``: ``z`` and ``x0`` [B, …], ``t`` and ``s`` [B] (per row; int64, or
-float32 where times are fractions; ``s`` may be ``CLEAN``), ``carry`` what the solver remembers of earlier steps (None at first),
-``noise`` fresh N(0, I) of z's shape for the solvers that ask for it.
+``step(schedule, z, t, s, x0, carry, noise) -> (z_s, carry)``:
 
-DDIM, Euler and flow Euler are one map, z_s = α_s x̂ + σ_s ε̂. In x = z/α, Euler's step along d = (x − x̂)/σ' with σ' = σ/α is
-x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s; on a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s again, as α = 1 − σ. What sets the
-samplers of these names apart is the grid, the end, and the noise that they start from (``Solver.scaled_start``).
+- ``z`` and ``x0`` [B, …]: the latents at t and the denoiser's x̂ there.
+- ``t`` and ``s`` [B]: a time for each row, int64, or float32 where times are fractions. ``s`` may be ``CLEAN``.
+- ``carry``: what the solver remembers of earlier steps, None at first.
+- ``noise``: fresh N(0, I) in the shape of ``z``. Only stochastic solvers read it.
+
+``corrector(schedule, z, t, s, x0, z_s, x0_s) -> z_s`` improves a step with a second evaluation, x̂ at (z_s, s). A step to a time
+without noise is not corrected.
+
+DDIM, Euler and flow Euler are the same map, z_s = α_s x̂ + σ_s ε̂. In x = z/α and σ' = σ/α, Euler's step along d = (x − x̂)/σ' is
+x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s. On a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s too, because α = 1 − σ. The samplers
+of these names differ in the grid, the end, and the noise at the start (``Solver.scaled_start``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +25,20 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.parameterization import boundary_scalings, to_eps
-from ddil_core.diffusion.schedule import Schedule
+from ddil_core.diffusion.schedule import FlowSchedule, Schedule, Time, Transition
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.registry import Registry
 
 Carry = Any
+"""What a solver remembers of earlier steps. Only the solver itself reads it."""
 Step = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Carry, Tensor | None], tuple[Tensor, Carry]]
+Corrector = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def ddim(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Deterministic DDIM (Song et al., 2010.02502, η = 0): z_s = α_s x̂ + σ_s ε̂. Euler and flow Euler are this too."""
+    """Deterministic DDIM (Song et al., 2010.02502, η = 0): z_s = α_s x̂ + σ_s ε̂. Euler and flow Euler take the same step."""
     alpha_t, sigma_t = schedule.at(t, z)
     alpha_s, sigma_s = schedule.at(s, z)
     return alpha_s * x0 + sigma_s * to_eps(x0, z, alpha_t, sigma_t), None
@@ -38,9 +47,9 @@ def ddim(
 def dpmpp_2m(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """DPM-Solver++ 2M (Lu et al., 2211.01095), midpoint form; ``carry`` is (x̂, t) of the step before.
+    """DPM-Solver++ 2M (Lu et al., 2211.01095) in the midpoint form. ``carry`` is (x̂, t) of the step before.
 
-    A step to ``CLEAN`` gives x̂ itself, first order, as λ = log(α/σ) is infinite there.
+    A step to ``CLEAN`` gives x̂ itself, of first order, because λ = log(α/σ) is infinite there.
     """
     alpha_t, sigma_t = schedule.at(t, z)
     alpha_s, sigma_s = schedule.at(s, z)
@@ -60,26 +69,46 @@ def dpmpp_2m(
 def lcm(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Multistep consistency sampling (Luo et al., 2310.04378): the consistency function's value, noised afresh to s.
+    """Multistep consistency sampling (Luo et al., 2310.04378): add fresh noise of level s to the consistency function's value.
 
     The value is c_skip z + c_out x̂ (``boundary_scalings``).
 
     Raises:
-        ValueError: no ``noise`` was given.
+        ValueError: ``noise`` is None.
     """
     if noise is None:
-        raise ValueError("the lcm step noises its estimate afresh, and was given no noise")
+        raise ValueError("the lcm step adds fresh noise to its estimate; pass noise")
     alpha_s, sigma_s = schedule.at(s, z)
     c_skip, c_out = boundary_scalings(t, z, schedule.timestep_scaling)
     return alpha_s * (c_skip * z + c_out * x0) + sigma_s * noise, None
 
 
+def heun_corrector(
+    schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, z_s: Tensor, x0_s: Tensor
+) -> Tensor:
+    """Heun's second half-step (Karras et al., 2206.00364, Algorithm 1): Euler's step with the mean of the slopes at t and s.
+
+    In x = z/α and σ' = σ/α the slope is ε̂, so that x_s = x_t + (σ'_s − σ'_t)(ε̂_t + ε̂_s)/2.
+    """
+    alpha_t, sigma_t = schedule.at(t, z)
+    alpha_s, sigma_s = schedule.at(s, z)
+    slope = (to_eps(x0, z, alpha_t, sigma_t) + to_eps(x0_s, z_s, alpha_s, sigma_s)) / 2
+    return alpha_s * (z / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
+
+
 @dataclass(frozen=True)
 class Solver:
-    """A row of the table: ``stateful`` solvers remember earlier steps, ``stochastic`` ones draw fresh noise.
+    """A row of ``SOLVERS``.
 
-    ``scaled_start`` are the spacings at which the sampler of this name starts from σ_T ε and not from ε (diffusers' EulerDiscrete,
-    whose σ/α at T is not infinite); ``any_start`` says whether a trajectory may start at pure noise, α = 0, as a flow's do.
+    Attributes:
+        name: The name in commands, protocols and records.
+        step: Takes a step t → s.
+        stateful: Whether a step uses what the solver remembers of earlier steps.
+        stochastic: Whether a step uses fresh noise.
+        source: The paper.
+        corrector: Improves a step by a second evaluation at (z_s, s). None takes no second evaluation.
+        scaled_start: The spacings at which sampling starts from σ_T ε and not from ε, as diffusers' EulerDiscrete does.
+        any_start: Whether a trajectory may start at pure noise, α = 0, as on a flow.
     """
 
     name: str
@@ -87,28 +116,46 @@ class Solver:
     stateful: bool
     stochastic: bool
     source: str
+    corrector: Corrector | None = None
     scaled_start: tuple[str, ...] = ()
     any_start: bool = True
 
+    def corrects(self, schedule: Schedule, s: Time) -> bool:
+        """Whether a step to ``s`` takes a second evaluation. A step to a time without noise takes none."""
+        return self.corrector is not None and s >= schedule.bounds[0]
 
-SOLVERS = {
-    solver.name: solver
-    for solver in (
+    def calls(self, schedule: Schedule, steps: Sequence[Transition]) -> int:
+        """Count the denoiser's evaluations in these transitions."""
+        return len(steps) + sum(self.corrects(schedule, s) for _, s in steps)
+
+
+SOLVERS = Registry(
+    "solver",
+    "ddil.solvers",
+    Solver,
+    (
         Solver("ddim", ddim, False, False, "Song et al., 2010.02502"),
         Solver("dpmpp_2m", dpmpp_2m, True, False, "Lu et al., 2211.01095", any_start=False),
         Solver("lcm", lcm, False, True, "Luo et al., 2310.04378"),
         Solver("euler", ddim, False, False, "Karras et al., 2206.00364", scaled_start=("trailing", "linspace")),
         Solver("flow_euler", ddim, False, False, "Liu et al., 2209.03003"),
-    )
-}
+        Solver(
+            *("heun", ddim, False, False, "Karras et al., 2206.00364", heun_corrector),
+            scaled_start=("trailing", "linspace"),
+            any_start=False,
+        ),
+    ),
+)
+"""The solvers by name. Other packages add theirs as entry points of the group ``ddil.solvers``."""
 
 
-def get_solver(name: str) -> Solver:
-    """A solver by name.
+def require_start(solver: Solver, schedule: Schedule) -> None:
+    """Refuse a solver that cannot start where the schedule starts.
 
     Raises:
-        WrongCommand: there is no such solver.
+        WrongCommand: the schedule is a flow, which starts at α = 0, and the solver divides by α.
     """
-    if name not in SOLVERS:
-        raise WrongCommand(f"the solver {name!r} is not known; it may be one of {', '.join(SOLVERS)}")
-    return SOLVERS[name]
+    if isinstance(schedule, FlowSchedule) and not solver.any_start:
+        raise WrongCommand(
+            f"the solver {solver.name!r} works with σ/α, which is infinite where a flow starts; use 'flow_euler'"
+        )

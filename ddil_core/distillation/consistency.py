@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,7 @@ def require_unet(model: Model, what: str) -> None:
 def train_consistency(run: Run[ConsistencyConfig]) -> Student:
     """One stage, which leaves ``checkpoints/consistency.safetensors``."""
     model, config = run.model, run.config
-    teacher = GuidedByRow(run.frozen(model.denoiser.net), model.nothing(), run.reflection)
+    teacher = GuidedDenoiser(run.frozen(model.denoiser.net), model.nothing(), reflection=run.reflection)
     start = student_network(model.denoiser.net, config)
     make = partial(ConsistencyStage, teacher, run.pool, config, run.accelerator, start)
     net = train_stage(run, make, start, "consistency", f"LCM{'-LoRA' * (config.lora is not None)}")
@@ -106,22 +107,6 @@ def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
         told = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(LORA_TARGETS))
         adapted.add_adapter(told)
     return adapted
-
-
-class GuidedByRow(GuidedDenoiser):
-    """The teacher with a guidance of its own for each row, ``guidance`` [B] of the condition, and then reflection."""
-
-    def __init__(self, network: NetworkDenoiser, unconditional: Condition, reflection: Reflection | None) -> None:
-        super().__init__(network, unconditional, reflection=reflection)
-        self.nfe = 2
-
-    def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        told = dict(condition.tensors)
-        scale = told.pop("guidance").to(z.dtype).view(-1, *(1,) * (z.dim() - 1))
-        assert self.unconditional is not None, "guidance needs the condition of the empty prompt"
-        both = Condition.cat([self.unconditional.expand(len(z)), Condition(told)])
-        nothing, something = self.network.output(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return nothing + scale * (something - nothing)
 
 
 class ConsistencyStage(RolloutStage):
@@ -198,14 +183,14 @@ class ConsistencyStage(RolloutStage):
 
     def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
         """The teacher is guided by it, the student is told it through the embedding, or, with a LoRA, not at all."""
-        told = self.condition(row).tensors
+        condition = self.condition(row)
         assert guidance is not None
         if actor == TEACHER:
-            return Condition(told | {"guidance": guidance.to(self.device)})
+            return replace(condition, guidance=guidance.to(self.device))
         if self.settings.w_embedding is None:
-            return Condition(told)
+            return condition
         embedded = guidance_embedding(guidance - 1, self.settings.w_embedding)
-        return Condition(told | {"timestep_cond": embedded.to(self.device)})
+        return Condition(condition.tensors | {"timestep_cond": embedded.to(self.device)})
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
         """z_s: the guided teacher's one DDIM step from z_t."""

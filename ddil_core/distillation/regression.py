@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
+from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.schedule import rows_at, transitions
-from ddil_core.diffusion.solvers import ddim
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.processes import gather_rows, own_rows
@@ -42,22 +43,24 @@ def encode_pairs(
     count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
     row = torch.randint(len(pool), (count,), generator=generator)
     noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
-    found, finite = [], Finite[str]()
+    steps = transitions(teacher.schedule.grid(config.regression.teacher_steps))
+    ends, finite = list[Tensor](), Finite[str]()
+
+    def observe(step: int, z: Tensor) -> None:
+        finite.see(f"after the step at t = {steps[step][0]:g}", z)
+
     with progress("pairs of the teacher", total=count) as advance:
         for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
             own = own_rows(accelerator, len(rows))
             some = row[rows[own]]
-            told = Condition({name: t[some].float().to(accelerator.device) for name, t in pool.condition.items()})
+            condition = Condition({name: t[some].float().to(accelerator.device) for name, t in pool.condition.items()})
             z = noise[rows[own]].to(accelerator.device)
-            for t, s in transitions(teacher.schedule.grid(config.regression.teacher_steps)):
-                t_rows, s_rows = rows_at(t, z), rows_at(s, z)
-                z, _ = ddim(teacher.schedule, z, t_rows, s_rows, teacher(z, t_rows, told))
-                finite.see(f"after the step at t = {t:g}", z)
+            z = integrate(teacher, SOLVERS["ddim"], z, condition, steps, observe=observe)
             if (place := finite.first_broken()) is not None:
                 raise not_finite("the latents", place, "the teacher's pairs for the regression", [teacher.network])
-            found.append(gather_rows(accelerator, z, own, len(rows)).cpu())
+            ends.append(gather_rows(accelerator, z, own, len(rows)).cpu())
             advance(len(rows))
-    pairs = {"noise": noise, "x0": torch.cat(found), "row": row}
+    pairs = {"noise": noise, "x0": torch.cat(ends), "row": row}
     if accelerator.is_main_process:
         write_tensors(path, pairs)
     accelerator.wait_for_everyone()

@@ -1,42 +1,45 @@
-"""A student that samples as it is meant to be sampled, drawing fresh noise after every step, for the states that it visits."""
+"""A student that samples as LCM does: it adds fresh noise after every step. Rollouts collect the states on its way."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.rollout import Actor
-from ddil_core.diffusion.schedule import rows_at
-from ddil_core.diffusion.solvers import lcm
-
-NOISE = "noise"
-"""Under this name a condition holds what the sampler draws, [B, K, C, H, W]: for each row, of each step but the last."""
+from ddil_core.diffusion.solvers import SOLVERS
 
 
 @dataclass(frozen=True)
 class ConsistencySampler(Actor):
-    """LCM's multistep sampling as an actor of a rollout by itself. It takes no turns with a teacher: its noise is its own.
+    """LCM's multistep sampling as the only actor of a rollout. It cannot take turns with a teacher, because it draws noise.
 
-    The noise is drawn before, for all rows, and told beside the condition: so it depends neither on the batches nor on the
-    processes in which the rows are taken.
+    The noise of all steps is drawn before the rollout (``with_noise``). So it depends neither on the batches nor on the
+    processes that share the rows.
     """
 
     def act(self, transition: int, z: Tensor, condition: Condition) -> Tensor:
-        told = Condition({name: tensor for name, tensor in condition.tensors.items() if name != NOISE})
-        for t, s in self.steps[transition]:
-            t_rows, s_rows = rows_at(t, z), rows_at(s, z)
-            x0 = self.denoiser(z, t_rows, told)
-            z, _ = lcm(self.denoiser.schedule, z, t_rows, s_rows, x0, None, condition.tensors[NOISE][:, transition])
-        return z
+        def noise(step: int) -> Tensor:
+            assert condition.noise is not None, "the noise is drawn before, by with_noise"
+            return condition.noise[:, transition]
+
+        return integrate(self.denoiser, SOLVERS["lcm"], z, condition, self.steps[transition], noise=noise)
 
 
 def with_noise(condition: Condition, z: Tensor, going: Tensor, generator: torch.Generator) -> Condition:
-    """A condition with noise beside it for rows z; ``going`` bool [K, B] says which of them take a step."""
+    """Draw the noise of a rollout and return the condition with it.
+
+    Args:
+        condition: B rows.
+        z: Latents [B, C, H, W] at the start.
+        going: Which rows take a step and need noise for it, bool [K, B] for all K steps but the last.
+        generator: A generator on the CPU.
+    """
     noise = z.new_zeros(len(z), *going.shape[:1], *z.shape[1:])
     for transition, rows in enumerate(going):
         drawn = torch.randn((int(rows.sum()), *z.shape[1:]), generator=generator)
         noise[rows.to(z.device), transition] = drawn.to(z.device)
-    return Condition(condition.tensors | {NOISE: noise})
+    return replace(condition, noise=noise)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.denoiser import Condition
-from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, rollout
+from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, rollout_latents
 from ddil_core.distillation.aggregate import AggregatedDataset, States
 from ddil_core.distillation.config import DdilConfig, PhaseConfig
 from ddil_core.distillation.loop import Logs, Stateful
@@ -105,7 +105,7 @@ class SourcedStage(Stage):
 
         there = own.to(z.device)
         with self.accelerator.autocast(), evaluating(self.net):
-            rollout(
+            rollout_latents(
                 dict(actors),
                 z[there],
                 told.rows(there),

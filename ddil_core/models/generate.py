@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.schedule import rows_at
-from ddil_core.diffusion.solvers import get_solver
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling, misuse_warnings
 from ddil_core.support.environment import full_precision
@@ -37,7 +38,7 @@ def sample_latents(
     Raises:
         DdilError: they are not finite, or what the prompts are encoded to is not.
     """
-    solver, schedule = get_solver(sampling.solver), model.denoiser.schedule
+    solver, schedule = SOLVERS.find(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
     denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
@@ -45,16 +46,16 @@ def sample_latents(
     z = initial_noise(samples, model.latent_shape, seed).to(model.device)
     if sampling.starts_scaled():
         z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
-    generators = [one.generator(seed, "solver") for one in samples]
-    carry, finite = None, Finite[str]()
-    for number, (t, s) in enumerate(steps, start=1):
-        t_rows, s_rows = rows_at(t, z), rows_at(s, z)
-        noise = None
-        if solver.stochastic:
-            noise = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
-        x0 = denoiser(z, t_rows, condition)
-        z, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, noise)
-        finite.see(f"after step {number} of {len(steps)}, at t = {t:g}", z)
+    generators = [sample.generator(seed, "solver") for sample in samples]
+    finite = Finite[str]()
+
+    def noise(step: int) -> Tensor:
+        return torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
+
+    def observe(step: int, z: Tensor) -> None:
+        finite.see(f"after step {step + 1} of {len(steps)}, at t = {steps[step][0]:g}", z)
+
+    z = integrate(denoiser, solver, z, condition, steps, noise=noise, observe=observe)
     if (place := finite.first_broken()) is not None:
         raise not_finite("the latents", place, f"the model {model.reference!r}", [model.denoiser.net])
     return z
@@ -82,7 +83,7 @@ def resolve_sampling(
     """
     asked = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    if solver is not None and get_solver(solver).name != model.sampling.solver:
+    if solver is not None and SOLVERS.find(solver).name != model.sampling.solver:
         given |= {"ends_clean": True, "replaces": None}  # those belong to the model's own solver
     sampling = replace(model.sampling, **given)
     sampling.transitions(model.denoiser.schedule)

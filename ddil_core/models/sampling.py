@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
-from ddil_core.diffusion.schedule import CLEAN, FlowSchedule, Schedule, Time, is_flow, timesteps, transitions
-from ddil_core.diffusion.solvers import get_solver
+from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timesteps, transitions
+from ddil_core.diffusion.solvers import SOLVERS, require_start
 from ddil_core.models.systems import SystemSpec
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import GuidanceScale, require_guidance, validate
@@ -147,10 +147,7 @@ class Sampling:
         Raises:
             WrongCommand: the solver cannot start where this schedule does.
         """
-        if isinstance(schedule, FlowSchedule) and not get_solver(self.solver).any_start:
-            raise WrongCommand(
-                f"the solver {self.solver!r} works with log(α/σ), which is infinite where a flow starts; use 'flow_euler'"
-            )
+        require_start(SOLVERS.find(self.solver), schedule)
         return transitions(self.times(schedule), CLEAN if self.ends_clean else 0)
 
     def reflected(self, reference: str) -> Reflection | None:
@@ -171,7 +168,7 @@ class Sampling:
     def starts_scaled(self) -> bool:
         """Whether the trajectory starts from σ_T ε, as diffusers' Euler does at some spacings, and not from ε."""
         given = self.timesteps is not None and len(self.timesteps) == (self.steps or DEFAULT_STEPS)
-        return not given and self.spacing in get_solver(self.solver).scaled_start
+        return not given and self.spacing in SOLVERS.find(self.solver).scaled_start
 
 
 SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -211,8 +208,8 @@ def misuse_warnings(made_for: Sampling, used: Sampling) -> list[str]:
     if not made_for.distilled:
         return []
     sentences = []
-    own, other = get_solver(made_for.solver), get_solver(used.solver)
-    if own.step is not other.step:  # DDIM, Euler and flow Euler take the same
+    own, other = SOLVERS.find(made_for.solver), SOLVERS.find(used.solver)
+    if (own.step, own.corrector) != (other.step, other.corrector):  # DDIM, Euler and flow Euler take the same steps
         sentences.append(f"was made for the solver '{own.name}', not '{other.name}': say --solver {own.name}")
     first, last = made_for.step_range or (made_for.steps, made_for.steps)
     if first is not None and last is not None and not first <= (used.steps or DEFAULT_STEPS) <= last:

@@ -1,32 +1,102 @@
-"""Two models that take turns in a rollout, and what they must share."""
+"""A teacher and a student that take turns in a rollout, and the parts that the two models must share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import nn
 
-from ddil_core.diffusion.rollout import (
-    Actor,
-    pair_actors,
-)
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.rollout import NAMES, STUDENT, TEACHER, Actor, pair_actors, rollout_latents
 from ddil_core.diffusion.schedule import Time
-from ddil_core.diffusion.solvers import get_solver
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.autoencoder import SCALING
+from ddil_core.models.generate import require_prompts
 from ddil_core.models.model import Model
+from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import warn
 
 
-def take_turns(
-    teacher: Model, student: Model, teacher_steps: int = 32, guidance_scale: float | None = None
-) -> tuple[dict[str, Actor], list[Time]]:
-    """Teacher and student as the actors of a rollout, and the grid on which they meet.
+@full_precision()
+def rollout(
+    teacher: Model,
+    student: Model,
+    prompts: Sequence[str],
+    strings: Sequence[str],
+    *,
+    teacher_steps: int = 32,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Return images of rollouts in which teacher and student take turns, uint8 [prompts, strings, H, W, 3].
 
-    A student that was made for a number of steps takes that many at its own guidance, another one 4 without guidance.
+    All rollouts of a prompt start from the same noise: the noise of the prompt's first image in ``sample``.
+
+    Args:
+        teacher: The model that acts at a "T". The teacher also encodes the prompts and decodes the latents.
+        student: The model that acts at an "S". The student must share the teacher's text encoders, autoencoder and schedule.
+        prompts: Texts. The empty text is allowed.
+        strings: One letter for each step of the student, such as "TTSS" for a student with 4 steps.
+        teacher_steps: Steps of the teacher from noise to image, a multiple of the student's steps.
+        guidance_scale: The teacher's guidance. None takes the teacher's own.
+        seed: The seed of the noise.
+        batch_size: Rows of every batch on the device.
 
     Raises:
-        WrongCommand: the grids do not nest, or the two differ in what they share in a rollout: the layout, the noise schedule, the
-            text encoders, the autoencoder.
+        WrongCommand: the models do not fit each other, the grids do not nest, a string has another length or another letter,
+            or no tokenizer takes a prompt.
+        DdilError: the latents or images are not finite.
+    """
+    require_prompts(prompts)
+    actors, student_grid = take_turns(teacher, student, teacher_steps, guidance_scale)
+    _require_strings(strings, len(student_grid))
+    if not prompts or not strings:
+        raise WrongCommand("a rollout needs at least one prompt and one string; name both")
+    z = initial_noise([Sample(prompt) for prompt in prompts], teacher.latent_shape, seed).to(teacher.device)
+    wanted = [set(strings)] * len(prompts)
+    names = {TEACHER: f"{NAMES[TEACHER]} {teacher.reference!r}", STUDENT: f"{NAMES[STUDENT]} {student.reference!r}"}
+    result = rollout_latents(actors, z, teacher.encode(prompts), wanted, batch_size=batch_size, names=names)
+    images = teacher.decode(result.latents)
+    place = {end: row for row, end in enumerate(zip(result.sample, result.string, strict=True))}
+    return np.stack([[images[place[row, string]] for string in strings] for row in range(len(prompts))])
+
+
+def _require_strings(strings: Sequence[str], length: int) -> None:
+    """Raises WrongCommand: a string has another length, or holds another letter than T and S."""
+    for string in strings:
+        if len(string) != length or set(string) - {TEACHER, STUDENT}:
+            raise WrongCommand(
+                f"the string {string!r} does not fit: write one letter for each of the student's {length} steps, "
+                "'T' where the teacher acts and 'S' where the student acts"
+            )
+
+
+def take_turns(
+    teacher: Model,
+    student: Model,
+    teacher_steps: int = 32,
+    guidance_scale: float | None = None,
+    solver: str = "ddim",
+) -> tuple[dict[str, Actor], list[Time]]:
+    """Return teacher and student as the actors of a rollout, and the student's grid, on which the two meet.
+
+    A student that was distilled for a number of steps takes that number of steps with its own guidance. Any other student takes
+    4 steps without guidance.
+
+    Args:
+        teacher: The model that acts at a "T".
+        student: The model that acts at an "S".
+        teacher_steps: Steps of the teacher from noise to image, a multiple of the student's steps.
+        guidance_scale: The teacher's guidance. None takes the teacher's own.
+        solver: Takes the steps of both.
+
+    Raises:
+        WrongCommand: the student's grid does not nest in the teacher's; the two models differ in the layout, the noise
+            schedule, the text encoders or the autoencoder; or the solver does not exist or cannot serve in a rollout.
     """
     different = differences(teacher, student)
     if different:
@@ -34,32 +104,36 @@ def take_turns(
             f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that the two "
             "cannot take turns; take a student that was distilled from this teacher"
         )
-    made_for, schedule = student.sampling, teacher.denoiser.schedule
-    if made_for.distilled and get_solver(made_for.solver).stochastic:
-        warn(f"{student.reference!r} was made for the solver {made_for.solver!r}; here it takes deterministic steps")
-    student_grid = schedule.grid(made_for.steps if made_for.distilled and made_for.steps else 4)
-    guided = teacher.guided(guidance_scale), student.guided(None if made_for.distilled else 1.0)
-    return pair_actors(*guided, schedule.grid(teacher_steps), student_grid), student_grid
+    student_sampling, schedule = student.sampling, teacher.denoiser.schedule
+    distilled = student_sampling.distilled
+    if distilled and SOLVERS.find(student_sampling.solver).stochastic:
+        warn(
+            f"{student.reference!r} was made for the solver {student_sampling.solver!r}; here it takes deterministic steps"
+        )
+    student_grid = schedule.grid(student_sampling.steps if distilled and student_sampling.steps else 4)
+    denoisers = teacher.guided(guidance_scale), student.guided(None if distilled else 1.0)
+    grids = schedule.grid(teacher_steps), student_grid
+    return pair_actors(*denoisers, *grids, SOLVERS.find(solver)), student_grid
 
 
 def differences(teacher: Model, student: Model) -> list[str]:
-    """What two models that take turns would have to share, and do not."""
+    """Name the parts that the two models must share to take turns, and do not share."""
     if teacher.layout.encode is not student.layout.encode:
         return ["layout"]
-    found = []
+    different = []
     a, b = teacher.denoiser.schedule, student.denoiser.schedule
     if type(a) is not type(b) or not torch.equal(a.alphas, b.alphas) or a.grid(4) != b.grid(4):
-        found.append("noise schedule")
+        different.append("noise schedule")
     shared = ("text_encoder", "text_encoder_2", "text_encoder_3"), ("vae",)
     for parts, title in zip(shared, ("text encoder", "autoencoder"), strict=True):
         if not all(
             _same_weights(*(getattr(model.pipeline, part, None) for model in (teacher, student))) for part in parts
         ):
-            found.append(title)
+            different.append(title)
     scalings = [[model.pipeline.vae.config.get(key) for key in SCALING] for model in (teacher, student)]
-    if "autoencoder" not in found and scalings[0] != scalings[1]:
-        found.append("scaling of the autoencoder's latents")
-    return found
+    if "autoencoder" not in different and scalings[0] != scalings[1]:
+        different.append("scaling of the autoencoder's latents")
+    return different
 
 
 def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:

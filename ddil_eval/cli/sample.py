@@ -20,7 +20,9 @@ from ddil_eval.cli import options
     default=None,
     help="Solver steps; by default what the model was made for, or 32.",
 )
-@click.option("--solver", default=None, help="ddim, dpmpp_2m, lcm, euler or flow_euler; by default the model's own.")
+@click.option(
+    "--solver", default=None, help="ddim, dpmpp_2m, lcm, euler, flow_euler or heun; by default the model's own."
+)
 @options.guidance_option
 @options.reflection_option
 @click.option("--num-images", type=options.COUNT, default=1, show_default=True, help="Pictures for each prompt.")

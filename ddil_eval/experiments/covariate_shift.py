@@ -29,11 +29,11 @@ from ddil_core.diffusion.rollout import (
     Actor,
     all_strings,
     require_stateless,
-    rollout,
+    rollout_latents,
     strings_at,
 )
 from ddil_core.diffusion.schedule import Time
-from ddil_core.diffusion.solvers import get_solver
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.turns import take_turns
@@ -169,12 +169,12 @@ def analyse_covariate_shift(
     one alone measures, saves and returns the records.
     """
     started = time.monotonic()
-    solver = get_solver(config.solver)
-    require_stateless(solver)
+    require_stateless(solver := SOLVERS.find(config.solver))
     recipe, data, pictures = open_reference(config.data, config.recipe, config.reference_pictures)
     extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
     teacher_model, student_model = load_pair(teacher, student, config, device)
-    actors, student_grid = take_turns(teacher_model, student_model, config.teacher_steps, config.guidance_scale)
+    settings = config.teacher_steps, config.guidance_scale, config.solver
+    actors, student_grid = take_turns(teacher_model, student_model, *settings)
     chosen = choose_prompts(data, config.num_prompts or recipe.images, None)
     prompts = chosen.prompts
     if cut := teacher_model.cut([prompt.text for prompt in prompts]):
@@ -323,7 +323,7 @@ class Tree:
         model, size = self.decoder, self.config.batch_size
         condition = model.encode([prompt.text for prompt in self.prompts[chunk]])
         z = initial_noise(self.samples[chunk], model.latent_shape, self.config.seed).to(model.device)
-        leaves = rollout(self.actors, z, condition, strings, batch_size=size, names=self.names)
+        leaves = rollout_latents(self.actors, z, condition, strings, batch_size=size, names=self.names)
         texts = [self.prompts[chunk.start + row].text for row in leaves.sample]
         features = concatenate(
             [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), size)]
@@ -341,7 +341,8 @@ def figure_pictures(
     Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
     """
     teacher_model, student_model = load_pair(teacher, student, config, device)
-    actors, student_grid = take_turns(teacher_model, student_model, config.teacher_steps, config.guidance_scale)
+    settings = config.teacher_steps, config.guidance_scale, config.solver
+    actors, student_grid = take_turns(teacher_model, student_model, *settings)
     prompts = open_data(config.data).prompts(config.figure_prompts)
     length = len(student_grid)
     columns = {"student alone": STUDENT * length}
@@ -351,7 +352,7 @@ def figure_pictures(
     columns["teacher alone"] = TEACHER * length
     z = initial_noise([Sample(p.id) for p in prompts], teacher_model.latent_shape, config.seed).to(teacher_model.device)
     condition = teacher_model.encode([p.text for p in prompts])
-    leaves = rollout(
+    leaves = rollout_latents(
         actors, z, condition, [set(columns.values())] * len(prompts), batch_size=config.batch_size,
         names=names(teacher, student),
     )  # fmt: skip

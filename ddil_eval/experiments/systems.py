@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.parameterization import ReflectionMode
-from ddil_core.diffusion.solvers import get_solver
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import resolve_sampling, sampling_warnings
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import check_files, resolve
@@ -141,7 +141,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     require_several(config.metrics or recipe.metrics, config.pictures_per_prompt)
     for system in config.systems:
         if system.solver is not None:
-            get_solver(system.solver)
+            SOLVERS.find(system.solver)
     absent: dict[str, DdilError] = {}
     data, prompts = None, None
     try:
@@ -243,13 +243,14 @@ def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device:
 
 def how_made(model: Model, sampling: Sampling, seed: int) -> ImageOrigin:
     """What a record says of a model's pictures."""
-    timesteps = sampling.times(model.denoiser.schedule)
-    evaluations = len(timesteps) * model.guided(sampling.guidance_scale).nfe
+    schedule = model.denoiser.schedule
+    calls = SOLVERS.find(sampling.solver).calls(schedule, sampling.transitions(schedule))
+    evaluations = calls * model.guided(sampling.guidance_scale).nfe
     return ImageOrigin(
         reference=model.reference,
         weights_sha256=model.weights_sha256(),
         solver=sampling.solver,
-        grid=tuple(timesteps),
+        grid=tuple(sampling.times(schedule)),
         guidance_scale=sampling.guidance_scale,
         reflection=sampling.reflection,
         nfe=float(evaluations),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from tests.core.test_lock import HOLDER
+from tests.core.support.test_lock import HOLDER
 
 from ddil_core.support.lock import LOCK
 

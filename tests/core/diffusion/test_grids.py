@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from tests.core.test_solvers import BETAS, ours, theirs
+from tests.core.diffusion.test_solvers import BETAS, ours, theirs
 
 from ddil_core.diffusion.schedule import CLEAN, SPACINGS, FlowSchedule, Schedule, Time, rows_at, timesteps, transitions
 from ddil_core.diffusion.solvers import ddim as ddim_step

@@ -19,7 +19,7 @@ from ddil_core.diffusion.rollout import (
     all_strings,
     pair_actors,
     require_stateless,
-    rollout,
+    rollout_latents,
     strings_at,
 )
 from ddil_core.diffusion.schedule import Schedule, timestep_grid, transitions
@@ -60,7 +60,7 @@ def naive(actors: dict[str, Actor], z: Tensor, condition: Condition, sample: int
 
 def test_every_string_equals_its_own_loop() -> None:
     actors, z, condition = gaussians(), normal(COUNT, 2, 4, 4), shifts(COUNT, 0.2)
-    leaves = by_key(rollout(actors, z, condition, [set(all_strings(4))] * COUNT, batch_size=5))
+    leaves = by_key(rollout_latents(actors, z, condition, [set(all_strings(4))] * COUNT, batch_size=5))
     assert len(leaves) == COUNT * 16
     for (sample, string), latents in leaves.items():
         assert distance(latents, naive(actors, z, condition, sample, string)) < 1e-5
@@ -72,7 +72,7 @@ def test_p_teacher_one_and_zero_are_the_pure_models_bit_for_bit() -> None:
     for p, name, steps in ((1.0, TEACHER, 32), (0.0, STUDENT, 4)):
         strings = strings_at(p, draws)
         assert strings == [name * 4] * COUNT
-        found = rollout(actors, z, condition, [{string} for string in strings], batch_size=COUNT)
+        found = rollout_latents(actors, z, condition, [{string} for string in strings], batch_size=COUNT)
         assert torch.equal(found.latents, walk(actors[name].denoiser, z, transitions(timestep_grid(steps)), condition))
 
 
@@ -102,7 +102,7 @@ def network_rollout(
     actors = pair_actors(model.guided(3.0), model.guided(1.0), timestep_grid(8), timestep_grid(4))
     z = initial_noise([Sample(f"n{i}") for i in names], model.latent_shape, seed=0)
     condition = model.encode([captions[i] for i in names])
-    leaves = by_key(rollout(actors, z, condition, strings, batch_size=batch_size))
+    leaves = by_key(rollout_latents(actors, z, condition, strings, batch_size=batch_size))
     return {(names[row], string): latents for (row, string), latents in leaves.items()}
 
 
@@ -133,7 +133,7 @@ def test_every_acted_row_is_observed_once() -> None:
         if transition == 0:
             assert torch.equal(z_t, z[samples])
 
-    leaves = rollout(actors, z, condition, strings, batch_size=4, observe=observe)
+    leaves = rollout_latents(actors, z, condition, strings, batch_size=4, observe=observe)
     prefixes = Counter(
         (row, k, prefix[-1])
         for row, own in enumerate(strings)
@@ -160,7 +160,7 @@ def test_the_papers_runs_cost_at_most_half_when_shared() -> None:
     count = 2000
     actors, runs = gaussians(), paper_runs(count)
     wanted = [{run[i] for run in runs} for i in range(count)]
-    leaves = rollout(actors, normal(count, 1, 1, 1), shifts(count), wanted, batch_size=512)
+    leaves = rollout_latents(actors, normal(count, 1, 1, 1), shifts(count), wanted, batch_size=512)
     share = sum(leaves.evaluations.values()) / alone(actors, runs)
     assert len(runs) == 12
     assert 0.40 < share <= 0.50
@@ -170,7 +170,7 @@ def test_all_strings_cost_fifteen_segments_of_each_model() -> None:
     # Twelve runs on their own take 24 segments of each on average over the decisions, so that 15 of each are 62.5 %.
     count = 3
     actors = gaussians()
-    leaves = rollout(actors, normal(count, 1, 1, 1), shifts(count), [set(all_strings(4))] * count, batch_size=16)
+    leaves = rollout_latents(actors, normal(count, 1, 1, 1), shifts(count), [set(all_strings(4))] * count, batch_size=16)
     assert actors[TEACHER].nfe == [16] * 4  # eight steps, two evaluations each
     assert actors[STUDENT].nfe == [1] * 4
     assert leaves.evaluations == {TEACHER: count * 15 * 16, STUDENT: count * 15}

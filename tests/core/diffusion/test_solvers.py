@@ -14,10 +14,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
 )
 from torch import Tensor
 
+from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.parameterization import Prediction, to_x0
 from ddil_core.diffusion.schedule import (
     CLEAN,
@@ -29,7 +32,7 @@ from ddil_core.diffusion.schedule import (
     timesteps,
     transitions,
 )
-from ddil_core.diffusion.solvers import SOLVERS, Step, ddim, dpmpp_2m, get_solver
+from ddil_core.diffusion.solvers import SOLVERS, Solver, heun_corrector, require_start
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import Gaussian, distance, normal, shifts
 
@@ -43,13 +46,9 @@ def finer(times: int) -> Schedule:
     return Schedule.from_betas(np.linspace(0.00085**0.5, 0.012**0.5, count) ** 2 / times)
 
 
-def solve(step: Step, denoiser: Gaussian, z: Tensor, times: Sequence[Time]) -> Tensor:
+def solve(name: str, denoiser: Gaussian, z: Tensor, times: Sequence[Time]) -> Tensor:
     """From the first to the last of the times."""
-    carry = None
-    for t, s in itertools.pairwise(times):
-        x0 = denoiser(z, rows_at(t, z), shifts(len(z)))
-        z, carry = step(denoiser.schedule, z, rows_at(t, z), rows_at(s, z), x0, carry, None)
-    return z
+    return integrate(denoiser, SOLVERS[name], z, shifts(len(z)), list(itertools.pairwise(times)))
 
 
 def order_of(errors: list[float]) -> float:
@@ -61,21 +60,21 @@ def test_ddim_converges_to_the_probability_flow_with_order_one() -> None:
     denoiser = Gaussian(SD)
     z = normal(64, 1, 1, 1, dtype=torch.float64)
     truth = denoiser.flow(z, 999, CLEAN)
-    errors = [distance(solve(ddim, denoiser, z, [*timestep_grid(n), CLEAN]), truth) for n in (16, 32, 64, 128)]
+    errors = [distance(solve("ddim", denoiser, z, [*timestep_grid(n), CLEAN]), truth) for n in (16, 32, 64, 128)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.03
     assert 0.8 < order_of(errors) < 1.2
 
 
-@pytest.mark.parametrize(("step", "order"), [(ddim, 1), (dpmpp_2m, 2)])
-def test_orders_on_a_fine_schedule_up_to_an_inner_time(step: Step, order: int) -> None:
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
+def test_orders_on_a_fine_schedule_up_to_an_inner_time(name: str, order: int) -> None:
     # Up to CLEAN the last step of 2M is of first order (λ is infinite there), so that its own order shows before it.
     denoiser = Gaussian(finer(16))
     z = normal(64, 1, 1, 1, dtype=torch.float64)
     start, end = 15999, 4000
     truth = denoiser.flow(z, start, end)
     grids = [[round(t) for t in np.linspace(start, end, n + 1)] for n in (32, 64, 128, 256)]
-    assert order_of([distance(solve(step, denoiser, z, g), truth) for g in grids]) == pytest.approx(order, abs=0.2)
+    assert order_of([distance(solve(name, denoiser, z, g), truth) for g in grids]) == pytest.approx(order, abs=0.2)
 
 
 def output(z: Tensor, t: float) -> Tensor:
@@ -83,18 +82,30 @@ def output(z: Tensor, t: float) -> Tensor:
     return torch.tanh(1.3 * z.roll(1, -1) - 0.4 * z) * (0.5 + t / 1000) + 0.1 * z
 
 
+class Toy:
+    """``output`` as a denoiser that counts its calls."""
+
+    nfe = 1
+
+    def __init__(self, prediction: Prediction, schedule: Schedule = SD) -> None:
+        self.prediction: Prediction = prediction
+        self.schedule, self.calls = schedule, 0
+
+    def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        self.calls += 1
+        return to_x0(self.prediction, output(z, float(t[0])), z, *self.schedule.at(t, z))
+
+
 def ours(
     name: str, times: Sequence[Time], z: Tensor, prediction: Prediction, schedule: Schedule = SD, end: Time = CLEAN,
     noise: torch.Generator | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Every state of a trajectory, the network's output read as ``prediction``."""
-    carry, states = None, []
-    for t, s in transitions(times, end):
-        alpha, sigma = schedule.at(rows_at(t, z), z)
-        x0 = to_x0(prediction, output(z, t), z, alpha, sigma)
-        drawn = None if noise is None else torch.randn(z.shape, generator=noise)
-        z, carry = SOLVERS[name].step(schedule, z, rows_at(t, z), rows_at(s, z), x0, carry, drawn)
-        states.append(z)
+    states = list[Tensor]()
+    integrate(
+        Toy(prediction, schedule), SOLVERS[name], z, Condition({}), transitions(times, end),
+        noise=lambda step: torch.randn(z.shape, generator=noise), observe=lambda step, after: states.append(after),
+    )  # fmt: skip
     return states
 
 
@@ -187,6 +198,90 @@ def test_euler_equals_diffusers(prediction: Prediction, steps: int, spacing: str
     assert same(ours("euler", timesteps(SD, spacing, steps, offset=1), start * noise, prediction), states)
 
 
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (4, "trailing"), (20, "leading"), (30, "linspace")])
+def test_heun_equals_diffusers(prediction: Prediction, steps: int, spacing: str) -> None:
+    """diffusers evaluates the network at each inner time twice, and takes one Euler step to the end."""
+    noise = normal(2, 4, 8, 8)
+    scheduler = prepared(
+        HeunDiscreteScheduler, steps, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
+    )
+    x, states = noise * scheduler.init_noise_sigma, []
+    for index, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(output(scheduler.scale_model_input(x, t), float(t)), t, x).prev_sample
+        if index % 2 or index == len(scheduler.timesteps) - 1:
+            states.append(x / (1 + scheduler.sigmas[index + 1] ** 2) ** 0.5)
+    times = timesteps(SD, spacing, steps, offset=1)
+    assert times == pytest.approx([scheduler.timesteps[0].item(), *scheduler.timesteps[2::2].tolist()], rel=1e-6)
+    start = SD.at(rows_at(times[0], noise), noise)[1] if spacing in SOLVERS["heun"].scaled_start else 1.0
+    assert same(ours("heun", times, start * noise, prediction), states)
+
+
+@pytest.mark.parametrize("end", [CLEAN, 0])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_calls_are_counted(name: str, end: Time) -> None:
+    """Heun evaluates twice in every step but the one to the clean end. At timestep 0, σ is above 0."""
+    denoiser, z, steps = Toy("epsilon"), normal(2, 4, 8, 8), transitions(timestep_grid(5), end)
+    integrate(denoiser, SOLVERS[name], z, Condition({}), steps, noise=lambda step: z)
+    assert denoiser.calls == SOLVERS[name].calls(SD, steps) == (5 if name != "heun" else 9 if end == CLEAN else 10)
+
+
+def test_one_step_of_heun_to_the_clean_end_is_one_of_euler() -> None:
+    z = normal(2, 4, 8, 8)
+    assert torch.equal(ours("heun", [999], z, "epsilon")[-1], ours("ddim", [999], z, "epsilon")[-1])
+
+
+def test_a_corrected_step_in_closed_form() -> None:
+    """From x' = x in log σ': Heun's step in x = z/α has the trapezoid's value, for x̂ = 0, where d = x/σ'."""
+    t, s, z = torch.tensor([749]), torch.tensor([500]), normal(1, 1, 2, 2, dtype=torch.float64)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = SD.at(t, z), SD.at(s, z)
+    ratio = (sigma_s / alpha_s) / (sigma_t / alpha_t)
+    x = z / alpha_t
+    euler = alpha_s * (x + (ratio - 1) * x)
+    zero = torch.zeros_like(z)
+    corrected = heun_corrector(SD, z, t, s, zero, euler, zero)
+    torch.testing.assert_close(corrected, alpha_s * ratio * x)  # the ODE is linear in σ', so that no step errs
+
+
+def test_times_of_a_corrected_step_differ_from_row_to_row() -> None:
+    t, s = torch.tensor([749, 500, 20]), torch.tensor([500, 250, 0])
+    z, x0, z_s, x0_s = (normal(3, 3, 2, 2, seed=i) for i in range(4))
+    together = heun_corrector(SD, z, t, s, x0, z_s, x0_s)
+    for i in range(3):
+        own = slice(i, i + 1)
+        alone = heun_corrector(SD, z[own], t[own], s[own], x0[own], z_s[own], x0_s[own])
+        torch.testing.assert_close(together[own], alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun"])
+def test_solvers_that_divide_by_alpha_cannot_start_a_flow(name: str) -> None:
+    with pytest.raises(WrongCommand) as error:
+        require_start(SOLVERS[name], FlowSchedule.straight())
+    assert str(error.value) == (
+        f"the solver '{name}' works with σ/α, which is infinite where a flow starts; use 'flow_euler'"
+    )
+    require_start(SOLVERS[name], SD)
+    require_start(SOLVERS["flow_euler"], FlowSchedule.straight())
+
+
+def test_a_solver_of_another_package_is_a_row() -> None:
+    """A solver with a corrector that a package adds: the midpoint of two x̂ instead of Heun's."""
+
+    def average(schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, z_s: Tensor, x0_s: Tensor) -> Tensor:
+        return SOLVERS["ddim"].step(schedule, z, t, s, (x0 + x0_s) / 2, None, None)[0]
+
+    toy = Solver("average", SOLVERS["ddim"].step, False, False, "this test", average)
+    denoiser, z = Gaussian(finer(16)), normal(64, 1, 1, 1, dtype=torch.float64)
+    truth, grids = (
+        denoiser.flow(z, 15999, 4000),
+        [[round(t) for t in np.linspace(15999, 4000, n + 1)] for n in (32, 64)],
+    )
+    first, second = (
+        distance(integrate(denoiser, toy, z, shifts(64), list(itertools.pairwise(grid))), truth) for grid in grids
+    )
+    assert second < 0.4 * first < 0.01
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [1, 2, 28])
 def test_flow_euler_equals_diffusers(shift: float, steps: int) -> None:
@@ -213,7 +308,7 @@ def test_instaflow_is_a_walk_along_its_velocity(steps: int) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_times_differ_from_row_to_row(name: str) -> None:
-    step = get_solver(name).step
+    step = SOLVERS[name].step
     t, s, before = (
         torch.tensor([749, 500, 250, 3]),
         torch.tensor([500, 250, CLEAN, 0]),
@@ -233,7 +328,7 @@ def test_times_differ_from_row_to_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "flow_euler", "lcm"])
 def test_times_of_a_flow_differ_from_row_to_row(name: str) -> None:
-    flow, step = FlowSchedule.straight(3.0), get_solver(name).step
+    flow, step = FlowSchedule.straight(3.0), SOLVERS[name].step
     t, s = torch.tensor([1000.0, 900.0, 500.5, 3.25]), torch.tensor([900.0, 749.9, CLEAN, 0.5])
     z, x0, noise = (normal(4, 3, 2, 2, seed=i) for i in range(3))
     together, _ = step(flow, z, t, s, x0, None, noise)
@@ -252,12 +347,14 @@ def test_a_flow_of_gaussians_is_walked_with_order_one(steps: int) -> None:
     z = normal(64, 1, 1, 1, dtype=torch.float64)
     truth = denoiser.mean + denoiser.std * z  # at s = 0 the flow has turned N(0, 1) into N(m, s²)
     errors = [
-        distance(solve(ddim, denoiser, z, [*denoiser.schedule.grid(n), CLEAN]), truth) for n in (steps, 2 * steps)
+        distance(solve("ddim", denoiser, z, [*denoiser.schedule.grid(n), CLEAN]), truth) for n in (steps, 2 * steps)
     ]
     assert errors[1] / errors[0] == pytest.approx(0.5, abs=0.12)
 
 
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
-        get_solver("heun")
-    assert str(error.value) == "the solver 'heun' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler"
+        SOLVERS.find("huen")
+    assert str(error.value) == (
+        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; did you mean 'heun'?"
+    )

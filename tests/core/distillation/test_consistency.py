@@ -10,13 +10,12 @@ from diffusers import LCMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
-from ddil_core.diffusion.denoiser import Condition, guidance_embedding
+from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, guidance_embedding
 from ddil_core.diffusion.parameterization import boundary_scalings, calibrate_reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
 from ddil_core.distillation.config import ConsistencyConfig, PhaseConfig
 from ddil_core.distillation.consistency import (
     ConsistencyStage,
-    GuidedByRow,
     require_consistency,
     student_network,
     with_embedding,
@@ -39,7 +38,7 @@ def stage(
     base = {"updates": 8, "batch_size": 8, "warmup": 2, "w_embedding": 16, "ddil": told if ddil else None}
     config = ConsistencyConfig.model_validate(base | more)
     bound = calibrate_reflection(pool.mean.float(), reflection)  # type: ignore[arg-type]
-    teacher = GuidedByRow(model.denoiser, model.nothing(), bound)
+    teacher = GuidedDenoiser(model.denoiser, model.nothing(), reflection=bound)
     start = student_network(model.denoiser.net, config)
     return ConsistencyStage(teacher, pool, config, Accelerator(cpu=True), start)
 
@@ -184,10 +183,10 @@ def test_a_collected_pair_is_the_teachers_step_at_the_states_own_guidance(model:
 
 
 def test_guidance_by_row_is_guidance(model: Model, pool: LatentPool) -> None:
-    denoiser = GuidedByRow(model.denoiser, model.nothing(), None)
+    denoiser = GuidedDenoiser(model.denoiser, model.nothing())
     z, t = normal(2, *model.latent_shape), torch.tensor([999, 259])
     told = model.encode(["a small red circle", "a large blue star"])
-    both = denoiser(z, t, Condition(told.tensors | {"guidance": torch.tensor([2.0, 8.0])}))
+    both = denoiser(z, t, Condition(told.tensors, guidance=torch.tensor([2.0, 8.0])))
     for row, scale in enumerate((2.0, 8.0)):
         assert distance(both[row : row + 1], model.guided(scale)(z, t, told)[row : row + 1]) < 1e-5
 

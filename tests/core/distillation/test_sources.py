@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
+from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig
-from ddil_core.distillation.consistency import ConsistencyStage, GuidedByRow, student_network
+from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.matching import MatchingStage
 from ddil_core.distillation.sources import RolloutStage, TransitionBatch, trajectories, whole_numbers
 from ddil_core.models.model import Model
@@ -89,7 +90,11 @@ def test_a_stage_draws_its_sources_in_their_shares(model: Model, pool: LatentPoo
         )
         net = student_network(model.denoiser.net, settings)
         stage = ConsistencyStage(
-            GuidedByRow(model.denoiser, model.nothing(), bound), pool, settings, Accelerator(cpu=True), net
+            GuidedDenoiser(model.denoiser, model.nothing(), reflection=bound),
+            pool,
+            settings,
+            Accelerator(cpu=True),
+            net,
         )
     else:
         told = {"updates": 100, "critic_updates": 1, "batch_size": 16, "teacher_steps": 4, "teacher_batch_size": 128}

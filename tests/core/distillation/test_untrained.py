@@ -19,7 +19,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.distillation.config import ConsistencyConfig, ConvertConfig, MatchingConfig, ProgressiveConfig
-from ddil_core.distillation.consistency import ConsistencyStage, GuidedByRow, student_network
+from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.matching import MatchingStage
@@ -70,7 +70,9 @@ def make(kind: str, model: Model, pool: LatentPool, ddil: bool | dict[str, Any] 
         return MatchingStage(model.guided(3.0, bound), pool, matching, CPU)
     settings = ConsistencyConfig.model_validate({"w_embedding": 16} | told | (LORA if kind == "lcm-lora" else {}))
     start = student_network(model.denoiser.net, settings)
-    return ConsistencyStage(GuidedByRow(model.denoiser, model.nothing(), bound), pool, settings, CPU, start)
+    return ConsistencyStage(
+        GuidedDenoiser(model.denoiser, model.nothing(), reflection=bound), pool, settings, CPU, start
+    )
 
 
 def drop_adapters(net: nn.Module) -> None:

@@ -16,7 +16,7 @@ from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.diffusion.parameterization import Reflection
-from ddil_core.diffusion.rollout import pair_actors, rollout
+from ddil_core.diffusion.rollout import pair_actors, rollout_latents
 from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.loop import require_finite
@@ -150,9 +150,9 @@ def test_a_rollout_names_the_actor_and_the_transition() -> None:
     actors = pair_actors(Gaussian(schedule), Broken(schedule, 500), schedule.grid(8), schedule.grid(4))
     told = {"T": "the teacher 'x'", "S": "the student 'y'"}
     z, condition = normal(2, 1, 2, 2), shifts(2)
-    assert len(rollout(actors, z, condition, [{"SSTT"}] * 2, batch_size=2, names=told).latents) == 2
+    assert len(rollout_latents(actors, z, condition, [{"SSTT"}] * 2, batch_size=2, names=told).latents) == 2
     with pytest.raises(DdilError) as error:
-        rollout(actors, z, condition, [{"SSTT", "STST"}] * 2, batch_size=2, names=told)
+        rollout_latents(actors, z, condition, [{"SSTT", "STST"}] * 2, batch_size=2, names=told)
     assert str(error.value).startswith(
         "the latents of the student 'y', computed in float32, are not finite (NaN or infinity) after transition 3 of 4, with "
         "steps at t = 500: "

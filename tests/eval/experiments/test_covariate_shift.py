@@ -16,7 +16,7 @@ from ddil_core.data.base import Prompt
 from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.diffusion.noise import Sample, decisions, initial_noise
-from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, all_strings, pair_actors, rollout, strings_at
+from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, all_strings, pair_actors, rollout_latents, strings_at
 from ddil_core.diffusion.schedule import Schedule, timestep_grid
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
@@ -247,9 +247,9 @@ def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monke
 
     def watched(*args: Any, **settings: Any) -> Any:
         seen.append(convolution.fp32_precision)
-        return rollout(*args, **settings)
+        return rollout_latents(*args, **settings)
 
-    monkeypatch.setattr(covariate_shift, "rollout", watched)
+    monkeypatch.setattr(covariate_shift, "rollout_latents", watched)
     figure_pictures(str(teacher), str(student), CONFIG.model_copy(update={"figure_prompts": 1}))
     assert seen == ["ieee"] and convolution.fp32_precision == before != "ieee"
 
@@ -260,12 +260,12 @@ def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monke
 def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
     out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=1))
+    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
         analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
     assert load_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 1
     rest = Counted()
-    monkeypatch.setattr(covariate_shift, "rollout", rest)
+    monkeypatch.setattr(covariate_shift, "rollout_latents", rest)
     analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
     assert rest.chunks == 2  # ten prompts are three chunks, of which one was done
     assert by_cell(tmp_path) == by_cell(out)
@@ -283,7 +283,7 @@ def test_two_processes_grow_half_each_and_the_first_measures(
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         counted = Counted()
-        monkeypatch.setattr(covariate_shift, "rollout", counted)
+        monkeypatch.setattr(covariate_shift, "rollout_latents", counted)
         records = analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
         shares.append((counted.chunks, len(records)))
     assert shares == [(1, 0), (2, len(load_records(out)))]  # ten prompts are three chunks
@@ -295,11 +295,11 @@ def test_two_processes_grow_half_each_and_the_first_measures(
 def test_another_configuration_takes_up_nothing(
     teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=1))
+    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
         analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
     counted = Counted()
-    monkeypatch.setattr(covariate_shift, "rollout", counted)
+    monkeypatch.setattr(covariate_shift, "rollout_latents", counted)
     analyse_covariate_shift(str(teacher), str(student), CONFIG.model_copy(update={"seed": 1}), tmp_path)
     assert counted.chunks == 3
 
@@ -313,7 +313,7 @@ def test_a_finished_analysis_made_again_adds_nothing(out: Path, teacher: Path, s
 def test_a_damaged_chunk_is_one_sentence(
     teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=1))
+    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
         analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
     (chunk,) = tmp_path.rglob("*.npz")
@@ -350,7 +350,7 @@ def test_the_papers_runs_need_less_than_half_in_one_tree(seed: int) -> None:
     wanted = runs(CovariateShiftConfig(seed=seed), GRID, samples)
     strings = [{run.strings[index] for run in wanted} for index in range(len(samples))]
     condition = Condition({"encoder_hidden_states": torch.zeros(len(samples), 1, 1)})
-    leaves = rollout(actors, torch.zeros(len(samples), 1, 1, 1), condition, strings, batch_size=64)
+    leaves = rollout_latents(actors, torch.zeros(len(samples), 1, 1, 1), condition, strings, batch_size=64)
     prefixes = {(i, s[:k]) for i, some in enumerate(strings) for s in some for k in range(1, 5)}
     counted = sum(actors[prefix[-1]].nfe[len(prefix) - 1] for _, prefix in prefixes)
     assert sum(leaves.evaluations.values()) == counted
@@ -368,7 +368,7 @@ def test_all_strings_need_fifteen_segments_of_each() -> None:
     wanted = runs(CovariateShiftConfig(p_teacher=(), switch=(), factorial=True), GRID, samples)
     condition = Condition({"encoder_hidden_states": torch.zeros(4, 1, 1)})
     strings = [all_strings(4)] * 4
-    leaves = rollout(actors, torch.zeros(4, 1, 1, 1), condition, strings, batch_size=64)
+    leaves = rollout_latents(actors, torch.zeros(4, 1, 1, 1), condition, strings, batch_size=64)
     assert leaves.evaluations == {TEACHER: 4 * 15 * 16, STUDENT: 4 * 15}
     assert [mean_nfe(run, actors) for run in wanted[:2]] == [64.0, 4.0]
 
@@ -537,7 +537,7 @@ def test_other_layouts_take_turns(layout: str, tmp_path: Path) -> None:
     prompts = open_data("shapes").prompts(3)
     samples, texts = [Sample(p.id) for p in prompts], [p.text for p in prompts]
     z = initial_noise(samples, models[0].latent_shape, config.seed)
-    leaves = rollout(actors, z, models[0].encode(texts), [set(all_strings(4))] * 3, batch_size=8)
+    leaves = rollout_latents(actors, z, models[0].encode(texts), [set(all_strings(4))] * 3, batch_size=8)
     found = {key: leaves.latents[i] for i, key in enumerate(zip(leaves.sample, leaves.string, strict=True))}
     for model, string, steps in zip(models, ("TTTT", "SSSS"), (config.teacher_steps, 4), strict=True):
         own = sample_latents(model, samples, texts, resolve_sampling(model, steps=steps), config.seed)
@@ -573,7 +573,7 @@ def test_the_flow_teacher_alone_is_diffusers_own_pipeline(tmp_path: Path) -> Non
     prompts = open_data("shapes").prompts(2)
     samples, texts = [Sample(p.id) for p in prompts], [p.text for p in prompts]
     z = initial_noise(samples, model.latent_shape, CONFIG.seed)
-    leaves = rollout(actors, z, model.encode(texts), [{"TTTT"}] * 2, batch_size=2)
+    leaves = rollout_latents(actors, z, model.encode(texts), [{"TTTT"}] * 2, batch_size=2)
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     sigmas = [i / CONFIG.teacher_steps for i in range(CONFIG.teacher_steps, 0, -1)]
@@ -586,7 +586,7 @@ def test_prompts_that_are_cut_are_counted(
 ) -> None:
     long = [Prompt(f"p{i}", "red " * (60 if i < 3 else 2) + str(i)) for i in range(4)]
     monkeypatch.setattr("ddil_core.data.shapes.ShapesData.prompts", lambda self, count: long[:count])
-    monkeypatch.setattr(covariate_shift, "rollout", Counted(allowed=0))
+    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=0))
     with pytest.raises(KeyboardInterrupt):
         analyse_covariate_shift(str(teacher), str(student), CONFIG.model_copy(update={"num_prompts": 4}), tmp_path)
     said = "warning: 3 of 4 prompts are longer than the text encoder takes; the rest of each is not read\n"

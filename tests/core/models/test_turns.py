@@ -1,0 +1,56 @@
+"""The rollout of the Python API: its pure strings are sampling, its mixed strings hand over, and wrong strings are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddil_core.models.generate import sample
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.turns import rollout
+from ddil_core.support.errors import WrongCommand
+from tests.pipelines import STUDENT as STUDENT_SAMPLING
+from tests.pipelines import save_pipeline
+
+PROMPTS = ["a small red circle", "a large blue star", ""]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(str(save_pipeline(tmp_path_factory.mktemp("student"), STUDENT_SAMPLING, seed=2)))
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> int:
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_pure_strings_are_each_model_by_itself(model: Model, student: Model) -> None:
+    images = rollout(model, student, PROMPTS, ["TTTT", "TTSS", "SSSS"], teacher_steps=8, seed=3)
+    assert images.shape == (3, 3, 64, 64, 3) and images.dtype == np.uint8
+    assert apart(images[:, 0], sample(model, PROMPTS, steps=8, seed=3)[:, 0]) <= 1
+    assert apart(images[:, 2], sample(student, PROMPTS, seed=3)[:, 0]) <= 1
+    assert min(apart(images[:, 1], images[:, other]) for other in (0, 2)) > 1
+
+
+def test_an_image_depends_on_its_prompt_and_string_alone(model: Model, student: Model) -> None:
+    together = rollout(model, student, PROMPTS, ["TSTS", "STST"], teacher_steps=8, guidance_scale=2.0, batch_size=4)
+    alone = rollout(model, student, PROMPTS[1:2], ["STST"], teacher_steps=8, guidance_scale=2.0, batch_size=1)
+    assert apart(together[1, 1], alone[0, 0]) <= 1
+    other = rollout(model, student, PROMPTS[1:2], ["STST"], teacher_steps=8, guidance_scale=4.0)
+    assert apart(other, alone) > 1
+
+
+@pytest.mark.parametrize("string", ["TTS", "TTSX", ""])
+def test_a_string_that_does_not_fit_is_refused(model: Model, student: Model, string: str) -> None:
+    with pytest.raises(WrongCommand) as error:
+        rollout(model, student, PROMPTS, ["TTSS", string], teacher_steps=8)
+    assert str(error.value) == (
+        f"the string {string!r} does not fit: write one letter for each of the student's 4 steps, "
+        "'T' where the teacher acts and 'S' where the student acts"
+    )
+
+
+def test_no_prompt_or_no_string_is_refused(model: Model, student: Model) -> None:
+    for prompts, strings in (([], ["TTSS"]), (PROMPTS, [])):
+        with pytest.raises(WrongCommand, match="at least one prompt and one string"):
+            rollout(model, student, prompts, strings, teacher_steps=8)
