@@ -69,7 +69,7 @@ FIELDS = Metric("fd_fields", "Fréchet distance of means over fields", "lower", 
 
 def engine(count: int, folder: Path) -> None:
     """One row of a comparison, from batches to its record."""
-    METRICS[FIELDS.name] = FIELDS
+    METRICS.add(FIELDS)
     recipe = load_recipe("shapes")
     data = {"reference": "shapes", "prompt_ids_sha256": "", "captions_sha256": ""}
     setting = Setting({}, {}, recipe, ShapesData(), 1000, data, count, BATCH, 0, "cpu")

@@ -89,7 +89,7 @@ class Survey:
     sizes: dict[tuple[int, int], str]
     changed: Counter[str]
 
-    def say_changes(self) -> None:
+    def warn_of_changes(self) -> None:
         """Warn in one sentence of all that reading the pictures changes; silent where nothing is changed."""
         of = f"of {self.count:,} pictures of {self.what}"
         parts = [f"{number:,} {change}" for change, number in sorted(self.changed.items())]
@@ -164,7 +164,7 @@ def require_training(pictures: Iterable[CaptionedImage], side: int, what: str, c
             f"{len(found.silent):,} of {found.count:,} pictures of {what} have no caption: {name_some(found.silent)}; "
             f"{cure}, or leave them out"
         )
-    found.say_changes()
+    found.warn_of_changes()
     small = [name for size, name in found.sizes.items() if min(size) < side]
     if small:
         warn(f"pictures of {what} are smaller than {side} x {side} and are enlarged, such as {small[0]}")

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool, image_side
-from ddil_core.distillation.capacity import require_capacity
+from ddil_core.distillation.checks import require_capacity
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.run import Run

@@ -34,7 +34,7 @@ from ddil_core.distillation.sampler import ConsistencySampler, with_noise
 from ddil_core.distillation.sources import RolloutStage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.untrained import evaluating, slices
+from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import DdilError, WrongCommand

@@ -19,7 +19,7 @@ from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.processes import gather_rows, own_rows
 from ddil_core.distillation.sampler import ConsistencySampler, with_noise
 from ddil_core.distillation.stage import Stage
-from ddil_core.distillation.untrained import evaluating, slices
+from ddil_core.distillation.dropout import evaluating, slices
 
 
 @dataclass(frozen=True, eq=False)

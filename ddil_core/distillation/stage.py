@@ -19,7 +19,7 @@ from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.loop import Ema, Logs, Stateful
 from ddil_core.distillation.optimizer import TrainedWeights, make_optimizer
-from ddil_core.distillation.untrained import seeded
+from ddil_core.distillation.dropout import seeded
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.finite import Finite, not_finite
 

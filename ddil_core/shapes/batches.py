@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ddil_core.shapes.render import render
 from ddil_core.shapes.scene import Scene, draw_scene
-from ddil_core.support.errors import DdilError
-from ddil_core.support.finite import all_finite
 
 SPLIT_KEY = {"train": 0, "validation": 1}
 
@@ -39,13 +37,6 @@ class ShapesBatch:
 def to_pixels(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] → float32 [B, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
-
-
-def to_images(pixels: Tensor) -> np.ndarray:
-    """float [B, 3, H, W] in [-1, 1] → uint8 [B, H, W, 3], rounded. Raises DdilError: they are not finite."""
-    if not all_finite([pixels]):
-        raise DdilError("pictures that hold NaN or an infinity cannot be shown; look for the network that drew them")
-    return pixels.float().add(1).mul(127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def draw_batch(size: int, index: int, *, split: str = "train", seed: int = 0) -> ShapesBatch:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from ddil_eval.cli import ddil
+from ddil_eval.cli.choices import RowName
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 PAGE_END = "\f"
@@ -98,6 +99,9 @@ VALUES = {
 def _value(option: click.Option) -> str:
     if option.metavar:
         return option.metavar.replace("|", "\\|")
+    if isinstance(option.type, RowName):
+        metavar = option.type.get_metavar(option, click.Context(ddil))
+        return metavar.strip("[]").replace("|", " \\| ")
     if isinstance(option.type, click.Choice):
         return " \\| ".join(str(choice) for choice in option.type.choices)
     return VALUES.get(option.type.name, "TEXT")

@@ -55,7 +55,7 @@ def _demonstrate(out: Path, device: str) -> None:
         distill("shapes", "shapes", validate(ProgressiveConfig, settings, str(path)), students[name], device=device)
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
-    if _measured(out, "compare") < len(systems["systems"]) + len(systems["differences"]):
+    if _measured(out, "systems") < len(systems["systems"]) + len(systems["differences"]):
         compare(validate(SystemsConfig, systems, str(path)), out, device)
     console.rule("teacher and student take turns")
     config = validate(CovariateShiftConfig, content["covariate_shift"], str(path))
@@ -73,9 +73,9 @@ def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[s
 
 def _measured(out: Path, experiment: str) -> int:
     """How many cells of an experiment an earlier demo in this folder has measured."""
-    from ddil_eval.report.records import load_records
+    from ddil_eval.report.records import read_records
 
-    return sum(record.experiment == experiment and record.kind != "pair" for record in load_records(out))
+    return sum(record.experiment == experiment and record.kind != "pair" for record in read_records(out))
 
 
 def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
@@ -93,7 +93,7 @@ def _report(out: Path) -> None:
     from ddil_eval.report import figures
     from ddil_eval.report import records as store
 
-    shift = [record for record in store.load_records(out) if record.experiment == "covariate-shift"]
+    shift = [record for record in store.read_records(out) if record.experiment == "covariate-shift"]
     figures.shift_curves(shift, out / "shift-curves.png")
     click.get_current_context().invoke(
         report, results=out, as_csv=True, as_latex=True, figures=False, out=out / "report", as_json=False

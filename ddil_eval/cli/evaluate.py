@@ -9,24 +9,22 @@ import click
 
 from ddil_core.support import ranks
 from ddil_core.support.paths import output_folder, shown
-from ddil_eval.cli import options
+from ddil_eval.cli import choices, options
 from ddil_eval.cli.output import show
 from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
 
 RESULTS = options.OUTPUT_FOLDER
-RECIPE_HELP = (
-    "How pictures are prepared and with what they are compared (protocols/recipes.yaml); by default the data set's."
-)
-METRICS_HELP = "Metrics in place of the recipe's (see 'ddil metrics')."
+RECIPE_HELP = "How to prepare images, and the reference (see protocols/recipes.yaml). The default is the data set's."
+METRICS_HELP = "The metrics to measure (see 'ddil metrics'). The default is the recipe's."
 
 save_option = click.option(
-    "--save-images", is_flag=True, help="Keep the pictures in OUT/images, with an index, to be scored again."
+    "--save-images", is_flag=True, help="Keep the images in OUT/images with an index, so that they can be scored again."
 )
 
 
 @click.group(name="eval")
 def evaluate() -> None:
-    """Measure models; records go to OUT/records, one JSON file for each cell."""
+    """Measure models and write records to OUT/records, one JSON file for each cell."""
 
 
 evaluate.add_command(prompt_inversion)
@@ -35,20 +33,27 @@ evaluate.add_command(prompt_inversion)
 @evaluate.command("covariate-shift")
 @click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
 @click.option("--student", required=True, help=options.MODEL_HELP)
-@click.option("--data", default=None, help=options.DATA_HELP)
-@click.option("--p-teacher", default=None, metavar="P,P,…", help="Rates at which the teacher acts (Table 2).")
+@click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
 @click.option(
-    "--switch", default=None, metavar="T,T,…", help="Times at which one hands over to the other (Tables 3, 4)."
+    "--p-teacher", default=None, metavar="P,P,…", help="Probabilities that the teacher acts at a transition (Table 2)."
 )
-@click.option("--num-prompts", type=options.NUMBER, default=None, help="How many prompts of the evaluation split.")
 @click.option(
-    "--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions."
+    "--switch", default=None, metavar="T,T,…", help="Times at which one model hands over to the other (Tables 3, 4)."
+)
+@click.option(
+    "--num-prompts", type=options.NUMBER, default=None, help="The number of prompts from the evaluation split."
+)
+@click.option(
+    "--factorial",
+    is_flag=True,
+    default=None,
+    help="Measure all strings of teacher and student, with main effects and interactions.",
 )
 @click.option(
     "--seed",
     type=options.SEED,
     default=None,
-    help="The seed of noise and decisions, in place of the protocol's.",
+    help="The seed of the noise and of the random choices, in place of the protocol's.",
 )
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
@@ -61,8 +66,8 @@ def covariate_shift(
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
 
-    Each prompt follows strings of teacher and student; what strings share is computed once. The same command again goes on
-    where it was interrupted.
+    For each prompt the command samples along several strings of teacher and student. Strings with the same beginning
+    share its computation. After an interruption, the same command continues.
     """
     from ddil_core.support.protocol import override, read_yaml, validate
     from ddil_core.support.resources import protocols
@@ -79,18 +84,20 @@ def covariate_shift(
 
 
 @evaluate.command("coco")
-@click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each is a row.")
-@click.option("--data", required=True, help=options.DATA_HELP)
+@click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each model is a row.")
+@click.option("--data", type=choices.EVALUATION_DATA, required=True, help=options.DATA_HELP)
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--prompts", default=None, metavar="FILE",
-              help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
-@click.option("--steps", type=options.COUNT, default=None, help="Solver steps; by default the model's own.")
-@click.option("--solver", default=None, help="The solver; by default the model's own.")
+              help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's prompts.")  # fmt: skip
+@click.option(
+    "--steps", type=options.COUNT, default=None, help="The number of solver steps. The default is each model's own."
+)
+@click.option("--solver", type=choices.SOLVER, default=None, help="The solver. The default is each model's own.")
 @options.guidance_option
 @options.reflection_option
 @click.option("--num-images", "num_prompts", type=options.Whole(4), default=None,
-              help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
-@click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
+              help="The number of images, one for each prompt. The default is the recipe's.")  # fmt: skip
+@click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
@@ -100,14 +107,14 @@ def covariate_shift(
 @options.json_option
 def coco(
     models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, reflection: str | None,
-    metrics: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
+    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
     device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Measure models on COCO, or on other captioned pictures, by a recipe.
+    """Measure models on COCO, or on other captioned images, by a recipe.
 
-    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass; of several models
-    the paired differences from the first. The same command again goes on where it was interrupted, and does not draw again what
-    it has. torchrun starts it on several GPUs.
+    Each model generates one image for each prompt, with its own sampling settings. The command computes all metrics of
+    the recipe, and the paired differences of the other models from the first. After an interruption, the same command
+    continues and keeps finished images. On several GPUs, start the command with torchrun.
     """
     options.quiet_libraries()
     from ddil_core.support.lock import held_by_main
@@ -117,10 +124,9 @@ def coco(
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
-    given |= {} if metrics is None else {"metrics": options.words(metrics)}
     sampling = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     content |= given | {"systems": rows(models, **sampling)}
-    # a protocol's differences are of its own rows, in whose place the models are
+    # the models replace the rows of the protocol, and so its differences between rows
     content["differences"] = from_the_first(models)
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
@@ -181,27 +187,29 @@ def run(
 
 @evaluate.command("score")
 @click.argument("folders", nargs=-1, required=True)
-@click.option("--reference", required=True, help="A folder of pictures, or a data set (see 'ddil data').")
+@click.option("--reference", required=True, help="A folder of images, or a data set (see 'ddil data').")
 @click.option("--recipe", default=None, help=RECIPE_HELP)
-@click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
+@click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
 @click.option(
-    "--num-images", type=options.NUMBER, default=None, help="How many pictures of each folder; by default all."
+    "--num-images", type=options.NUMBER, default=None, help="The number of images of each folder. The default is all."
 )
-@click.option("--reference-pictures", type=options.NUMBER, default=None,
-              help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
+@click.option(
+    "--reference-images", "--reference-pictures", "reference_pictures", type=options.NUMBER, default=None,
+    help="The number of reference images. The default is all images of a folder, or the recipe's number.",
+)  # fmt: skip
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.device_option
 @options.json_option
 def score(
-    folders: tuple[str, ...], metrics: str | None, out: Path, protocol: Path | None, settings: tuple[str, ...],
+    folders: tuple[str, ...], out: Path, protocol: Path | None, settings: tuple[str, ...],
     device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Score folders of pictures against one reference; no model is needed.
+    """Score folders of images against one reference. No model is needed.
 
-    Folders kept with --save-images, or made by any other program: captions are in the folder's index.jsonl, or in a .txt
-    beside each picture. Without captions, metrics that read them are refused.
+    A folder may come from --save-images or from any other program. Captions lie in the folder's index.jsonl, or in a .txt
+    file beside each image. Metrics that read captions need them.
     """
     options.quiet_libraries()
     from ddil_core.support.lock import held_by_main
@@ -211,7 +219,6 @@ def score(
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
-    given |= {} if metrics is None else {"metrics": options.words(metrics)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
     with held_by_main(out):

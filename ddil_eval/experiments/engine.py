@@ -26,7 +26,7 @@ from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
 
-EXPERIMENT = "compare"
+EXPERIMENT = "systems"
 
 
 def measure_systems(

@@ -143,7 +143,7 @@ def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
         raise WrongCommand(
             f"the pictures of {folder} have {len(sizes)} sizes, {examples}; a model's have one, so score them apart"
         )
-    found.say_changes()
+    found.warn_of_changes()
     return files
 
 

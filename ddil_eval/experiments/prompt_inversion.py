@@ -147,7 +147,7 @@ def plan_inversion(config: InversionConfig) -> InversionPlan:
     try:
         data = open_data(config.data)
         if isinstance(data, ImageFiles):
-            survey(data.take(config.num_images, "pictures"), data.reference).say_changes()
+            survey(data.take(config.num_images, "pictures"), data.reference).warn_of_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
     for name, problem in (("CLIP", missing_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):

@@ -44,7 +44,7 @@ def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dic
 def check_reference(data: DataSet, count: int) -> None:
     """Look at the reference's files before any picture is made, and warn of what reading them changes."""
     if isinstance(data, ImageFiles):
-        survey(data.take(count, "pictures"), data.reference).say_changes()
+        survey(data.take(count, "pictures"), data.reference).warn_of_changes()
 
 
 def open_reference(reference: str, recipe: str | None, pictures: int | None) -> tuple[Recipe, DataSet, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from ddil_core.data.base import DataSet
-from ddil_core.data.datasets import KINDS, open_data
+from ddil_core.data.datasets import DATASETS, open_data
 from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import user_path
@@ -59,7 +59,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
         WrongCommand: a folder or the reference does not fit; said before anything is scored.
         DdilError: a metric lacks its weights, or a picture is missing or damaged.
     """
-    place = config.reference if config.reference.partition(":")[0] in KINDS else f"folder:{config.reference}"
+    place = config.reference if config.reference.partition(":")[0] in DATASETS else f"folder:{config.reference}"
     recipe = load_recipe(config.recipe or recipe_for(place))
     refuse_other_reference(recipe, place)
     metrics = config.metrics or recipe.metrics

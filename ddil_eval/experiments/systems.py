@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import open_data
@@ -36,6 +36,9 @@ from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from ddil_eval.report.tables import paper_rows
+
+FORMER_NAMES = ("coco", "compare")
+"""Names that the experiment had; protocols that hold them are still read."""
 
 
 class SystemConfig(Strict):
@@ -77,7 +80,7 @@ class SystemsConfig(Strict):
     ``pictures_per_prompt`` than one, metrics that compare the pictures of a prompt see all of them, the others the first.
     """
 
-    experiment: Literal["systems", "coco"] = "systems"
+    experiment: Literal["systems"] = "systems"
     data: str = "shapes"
     recipe: str | None = None
     prompts: str | None = None
@@ -89,6 +92,11 @@ class SystemsConfig(Strict):
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("experiment", mode="before")
+    @classmethod
+    def _has_its_present_name(cls, experiment: object) -> object:
+        return "systems" if experiment in FORMER_NAMES else experiment
 
     @model_validator(mode="after")
     def _names_fit(self) -> SystemsConfig:

@@ -39,11 +39,8 @@ class Extractors:
     """
 
     def __init__(self, names: Sequence[str], device: str, *, prefix: str = "") -> None:
-        unknown = [name for name in names if name not in METRICS]
-        if unknown:
-            raise WrongCommand(f"the metric {unknown[0]!r} is not known; it may be one of {', '.join(METRICS)}")
         self.metrics = tuple(dict.fromkeys(names))
-        rows = [METRICS[name] for name in self.metrics]
+        rows = [METRICS.find(name) for name in self.metrics]
         absent = [f"{row.name}: {problem}" for row in rows if (problem := row.missing())]
         if absent:
             raise DdilError(absent[0])
@@ -121,7 +118,7 @@ class RecipeExtractors(Extractors):
             raise WrongCommand(
                 f"the metric 'patch_fid' needs a recipe that cuts patches, and {recipe.name!r} cuts none; take 'dmd2-sdxl'"
             )
-        of_shapes = [name for name in names if name in METRICS and METRICS[name].network.shapes_alone]
+        of_shapes = [name for name in names if name in METRICS and METRICS[name].network.shapes_only]
         if of_shapes and recipe.size is not None:
             raise WrongCommand(
                 f"the metric {of_shapes[0]!r} reads the shapes world's pictures as they are drawn, and the recipe "

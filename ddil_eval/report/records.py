@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +40,9 @@ SETTING = (
 """What a cell's numbers depend on: records that agree on all of it and on the cell measured the same thing."""
 
 _NUMBERS = ("metrics", "nfe", "n_done")
+
+_FIRST_NAMES = {"systems": "compare"}
+"""Experiments that were renamed, with their first name: it stays in file names and identity hashes, and is still read."""
 
 
 class _Strict(BaseModel):
@@ -125,6 +128,11 @@ class Record(_Strict):
     commit: str | None
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat())
 
+    @field_validator("experiment", mode="before")
+    @classmethod
+    def _has_its_present_name(cls, experiment: object) -> object:
+        return next((name for name, first in _FIRST_NAMES.items() if first == experiment), experiment)
+
     @field_validator("cell")
     @classmethod
     def _has_a_kind(cls, cell: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -147,7 +155,19 @@ class Record(_Strict):
 
     def identity(self) -> str:
         """SHA-256 of what was measured and how: the cell and its setting, not the numbers, the machine or the time."""
-        return digest(self.model_dump(mode="json", include={"cell", *SETTING}))
+        return self.digest_of({"cell", *SETTING})
+
+    def digest_of(self, fields: Collection[str]) -> str:
+        """Return the SHA-256 of some fields. The experiment counts under its first name, so that old hashes stay valid."""
+        content = self.model_dump(mode="json", include=set(fields))
+        if "experiment" in content:
+            content["experiment"] = self.first_name
+        return digest(content)
+
+    @property
+    def first_name(self) -> str:
+        """The first name of the experiment, which file names and hashes hold."""
+        return _FIRST_NAMES.get(self.experiment, self.experiment)
 
     def numbers(self) -> dict[str, Any]:
         """What was found."""
@@ -169,7 +189,7 @@ def save_record(record: Record, folder: Path | str) -> Path:
     A second result of the same measurement gets a number at the end of its name; neither is lost. Raises DdilError
     if it cannot be written or if a file of that name is damaged.
     """
-    stem = f"{record.experiment}-{_slug(record.cell)}-{record.identity()[:12]}"
+    stem = f"{record.first_name}-{_slug(record.cell)}-{record.identity()[:12]}"
     number = 1
     while True:
         path = Path(folder) / "records" / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
@@ -181,7 +201,7 @@ def save_record(record: Record, folder: Path | str) -> Path:
         number += 1
 
 
-def load_records(folder: Path | str) -> list[Record]:
+def read_records(folder: Path | str) -> list[Record]:
     """All records in `records/` folders at or below `folder`, in the order of their names; none where there is none.
 
     Raises DdilError, naming the files, if any is damaged.
@@ -199,7 +219,7 @@ def together(damaged: Sequence[DdilError]) -> DdilError:
 
 
 def sift(folder: Path | str) -> tuple[list[Record], list[DdilError]]:
-    """The records that `load` gives, and for each damaged one the error that names it.
+    """The records that `read_records` returns, and for each damaged one the error that names it.
 
     Raises DdilError if a folder cannot be looked through.
     """

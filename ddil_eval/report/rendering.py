@@ -1,4 +1,4 @@
-"""Tables → CSV (full precision), LaTeX (booktabs alone), Markdown, JSON and the terminal; the same text each time.
+"""Tables → CSV (full precision), LaTeX (booktabs alone), JSON and the terminal; the same text each time.
 
 For print, a column is rounded to two significant digits of its intervals' typical half-width.
 """
@@ -9,7 +9,6 @@ import csv
 import io
 import itertools
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from decimal import Decimal
@@ -81,15 +80,6 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_markdown(table: Table) -> str:
-    """A pipe table below its caption, its notes after it."""
-    lines = [_row(_escape_markdown(_header(c)) for c in table.columns), _row("---" for _ in table.columns)]
-    lines += [_row(_markdown(table, r, c, cell) for c, cell in enumerate(row)) for r, row in enumerate(_printed(table))]
-    notes = [_escape_markdown(note) for note in _notes(table)]
-    blocks = [f"**{table.title}.** {_escape_markdown(table.caption)}", "\n".join(lines), *notes]
-    return "\n\n".join(blocks) + "\n"
-
-
 def to_dict(table: Table) -> dict[str, Any]:
     """The table as a JSON value, at full precision; the paper's numbers as floats."""
     rows = [[float(v) if isinstance(v, Decimal) else _plain(v) for v in row] for row in table.flat()]
@@ -148,11 +138,6 @@ def _latex_character(character: str) -> str:
     return character if has_letter else rf"\texttt{{U+{ord(character):04X}}}"
 
 
-def _escape_markdown(text: str) -> str:
-    """Text on one line, with a backslash before what Markdown would read as marks; an underscore within a word is none."""
-    return re.sub(r"[\\`*~$&<\[\]]|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], " ".join(text.split()))
-
-
 def _plain(value: Any) -> Any:
     """A value of a cell; minus zero is zero."""
     return value + 0.0 if isinstance(value, float) else value
@@ -166,23 +151,11 @@ def _notes(table: Table) -> list[str]:
     return [*table.notes, *([f"Not measured: {'; '.join(table.missing)}."] if table.missing else [])]
 
 
-def _markdown(table: Table, row: int, column: int, cell: list[str]) -> str:
-    value, *below = cell
-    value = _escape_markdown(value)
-    value = f"**{value}**" if (row, column) in table.best else value
-    marks = _marks(table, row, column).replace("*", r"\*")
-    return " ".join(part for part in (value + marks, *below) if part)
-
-
 def _marks(table: Table, row: int, column: int) -> str:
     """What stands after a value: a star where it is significant, or a dagger where it is not to be trusted."""
     cell = table.rows[row][column]
     doubt = DOUBT if isinstance(cell, RecordedEstimate) and cell.note is not None else ""
     return ("*" if (row, column) in table.significant else "") + doubt
-
-
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
 
 
 def _printed(table: Table) -> list[list[list[str]]]:

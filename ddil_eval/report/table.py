@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ddil_eval.report.records import Direction, RecordedEstimate
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DOUBT = "†"
 """Marks an estimate that is not to be trusted; a note below the table says why."""
@@ -82,13 +79,6 @@ class Table:
             ]
             for r, row in enumerate(self.rows)
         ]
-
-    def frame(self) -> pd.DataFrame:
-        """The table as a DataFrame, the paper's numbers as floats."""
-        import pandas as pd
-
-        rows = [[float(v) if isinstance(v, Decimal) else v for v in row] for row in self.flat()]
-        return pd.DataFrame(rows, columns=self.header())
 
 
 def _flat(column: Column, cell: Cell, corrected: float | None) -> tuple[Any, ...]:

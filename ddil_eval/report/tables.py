@@ -1,6 +1,6 @@
 """Records → tables: the covariate-shift analysis (the paper's Tables 2, 3, 4) and comparisons of systems.
 
-A table is data; `render` turns it into CSV, LaTeX, Markdown and text. Records of different settings (protocol, systems,
+A table is data; `rendering` turns it into CSV, LaTeX, JSON and text. Records of different settings (protocol, systems,
 data, recipe, …) go to different tables. A cell without a record stays empty and is named in `missing`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from ddil_core.support.resources import paper_results
 from ddil_eval.report.comparisons import BOLD, LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
-from ddil_eval.report.records import SETTING, Direction, Record, digest, latest_records
+from ddil_eval.report.records import SETTING, Direction, Record, latest_records
 from ddil_eval.report.table import DOUBT, Cell, Column, Table
 
 
@@ -51,7 +51,7 @@ class _Row:
 _SHARED = {
     "covariate-shift": set(SETTING),
     # Each row of a comparison is another system on its own grid; the columns say which.
-    "compare": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
+    "systems": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
     "prompt-inversion": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
 }
 """For each experiment that has tables, what the rows of one table must agree on."""
@@ -61,7 +61,7 @@ _SYSTEMS = f"Systems on the same prompts and seeds. {BOLD}"
 _DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
 
 _COMPARED = {
-    "compare": (
+    "systems": (
         "table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower"),
         "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print",
     ),
@@ -117,7 +117,7 @@ def build(records: Iterable[Record]) -> list[Table]:
     """Every table that these records belong to; records of other experiments are left out."""
     makers: dict[str, Callable[[Group], list[Table]]] = {
         "covariate-shift": shift_tables,
-        "compare": compare_tables,
+        "systems": compare_tables,
         "prompt-inversion": inversion_tables,
     }
     return [table for group in groups(records) for table in makers[group.experiment](group)]
@@ -339,7 +339,7 @@ def _paper(name: str) -> dict[float, tuple[Cell, ...]]:
 
 def _group_name(record: Record) -> str:
     """A folder name: the experiment, the student where there is one, and a hash of what the rows share."""
-    shared = digest(record.model_dump(mode="json", include=set(_SHARED[record.experiment])))[:8]
+    shared = record.digest_of(_SHARED[record.experiment])[:8]
     student = record.systems.get("student") if record.experiment == "covariate-shift" else None
     words = [record.experiment, PurePath(student.reference).name if student else "", shared]
     return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(word for word in words if word))

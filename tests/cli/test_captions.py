@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from ddil_eval.report.records import load_records
+from ddil_eval.report.records import read_records
 from tests.shards import picture, save_shard
 
 Cli = Callable[..., Result]
@@ -91,7 +91,7 @@ def test_16_bit_grey_measures_as_8_bit_grey_does(cli: Cli, photos: Path, tmp_pat
     result = cli("eval", "score", deep, "--reference", photos, "--recipe", "shapes", "--metrics", "fd_efflite0", "--device", "cpu",
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    (record,) = load_records(tmp_path / "out")
+    (record,) = read_records(tmp_path / "out")
     assert record.metrics["fd_efflite0"].estimate.value == pytest.approx(0, abs=1e-6)
     said = [line for line in result.stderr.splitlines() if line.startswith("warning: ") and str(deep) in line]
     assert len(said) == 1 and said[0].endswith("; 8 of 16-bit grey, scaled to 8 bits")

@@ -17,7 +17,7 @@ from PIL import Image
 from ddil_core.support.protocol import read_yaml
 from ddil_core.support.resources import protocols
 from ddil_eval.cli import ddil
-from ddil_eval.report.records import Record, load_records
+from ddil_eval.report.records import Record, read_records
 from tests.coco import photograph, save_coco
 
 Cli = Callable[..., Result]
@@ -50,7 +50,7 @@ def measured(student: Path, folder: Path, tmp_path_factory: pytest.TempPathFacto
 def test_coco_measures_by_the_recipe_of_its_year(measured: tuple[Path, Result], folder: Path) -> None:
     out, result = measured
     assert result.exit_code == 0, result.stderr
-    (record,) = load_records(out)
+    (record,) = read_records(out)
     assert (record.recipe, record.solver, record.grid, record.guidance_scale, record.nfe, record.n_done) == (
         "gigagan (6 → 12)", "ddim", [999, 500], 1.0, 2.0, 6,
     )  # fmt: skip
@@ -71,7 +71,7 @@ def test_scoring_the_kept_pictures_gives_the_same_numbers(
     result = cli("eval", "score", kept, "--reference", f"coco2014:{folder}", "--set", "reference_pictures=12",
                  "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path, "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    (scored,), (record,) = load_records(tmp_path), load_records(out)
+    (scored,), (record,) = read_records(tmp_path), read_records(out)
     assert scored.seeds == record.seeds == [3]
     assert scored.data["reference_sha256"] == record.data["reference_sha256"]
     assert record.pictures_sha256 is None and scored.pictures_sha256 is not None
@@ -278,7 +278,7 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
                  "--p-teacher", "", "--switch", "500", "--num-prompts", 4, *settings, "--device", "cpu",
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert {(r.recipe, r.data["split"]) for r in load_records(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
+    assert {(r.recipe, r.data["split"]) for r in read_records(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
 
 
 def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, student: Path, tmp_path: Path) -> None:
@@ -412,10 +412,10 @@ def test_a_protocol_written_out_runs_again(
     cli: Cli, measured: tuple[Path, Result], tmp_path: Path, student: Path
 ) -> None:
     """A record's protocol is what was run, recipe and all; its keys make the same cell again."""
-    (record,) = load_records(measured[0])
+    (record,) = read_records(measured[0])
     kept = {key: value for key, value in record.protocol.items() if key != "recipe"}
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(kept))
     result = cli("eval", "run", tmp_path / "again.yaml", "--device", "cpu", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    (again,) = load_records(tmp_path / "out")
+    (again,) = read_records(tmp_path / "out")
     assert (again.identity(), again.numbers()) == (record.identity(), record.numbers())

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from ddil_eval.cli import ddil
-from ddil_eval.report.records import load_records
+from ddil_eval.report.records import read_records
 
 SMALL = [
     argument
@@ -45,7 +45,7 @@ def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result]) 
     out, result = shift
     assert result.exit_code == 0, result.stderr
     assert {path.name for path in out.iterdir()} >= {"records", "figure2.png", "shift-curves.png", "evaluations.json"}
-    records = load_records(out)
+    records = read_records(out)
     assert len(records) == 12
     assert {name for record in records for name in record.metrics} == {"drawn_right", "fd_efflite0"}
     assert all(record.metrics["fd_efflite0"].estimate.value > 0 for record in records)
@@ -73,7 +73,7 @@ def test_json_is_one_document_and_a_second_run_adds_no_record(
     result = cli(*arguments(teacher, student, out), "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    assert sorted(json.dumps(row["cell"]) for row in document) == sorted(json.dumps(r.cell) for r in load_records(out))
+    assert sorted(json.dumps(row["cell"]) for row in document) == sorted(json.dumps(r.cell) for r in read_records(out))
     assert sorted((out / "records").iterdir()) == before
 
 
@@ -144,7 +144,7 @@ def test_a_protocol_of_systems_runs(cli: Callable[..., Result], protocol: Path, 
     result = cli("eval", "run", protocol, "--set", "num_prompts=5", "--out", tmp_path / "out", "--device", "cpu")
     assert result.exit_code == 0
     assert "Systems" in result.stdout and "Differences" in result.stdout
-    assert {(record.kind, record.n_done) for record in load_records(tmp_path / "out")} == {
+    assert {(record.kind, record.n_done) for record in read_records(tmp_path / "out")} == {
         ("system", 5),
         ("difference", 5),
     }

@@ -113,4 +113,4 @@ def test_guidance_that_is_meant_is_taken(cli: Cli, student: Path, tmp_path: Path
         result = cli("sample", "--model", student, "--prompt", "a ring", "--steps", 1, "--guidance", told, "--device", "cpu",
                      "--out", tmp_path / told, "--json")  # fmt: skip
         assert result.exit_code == 0, result.stderr
-        assert len(json.loads(result.stdout)["pictures"]) == 1
+        assert len(json.loads(result.stdout)["images"]) == 1

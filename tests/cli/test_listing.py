@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ddil_core.data.datasets import KINDS
+from ddil_core.data.datasets import DATASETS
 from ddil_eval.cli.listing import _word, show_list
 from ddil_eval.metrics import METRICS
 
@@ -34,7 +34,7 @@ def test_the_data_sets_say_what_they_are_for(cli: Callable[..., Result]) -> None
     assert {name: row["use"] for name, row in rows.items() if row["use"] != "training, evaluation"} == {
         "webdataset:PATTERN": "training"
     }
-    assert list(rows) == list(KINDS.values())
+    assert list(rows) == [kind.form for kind in DATASETS.values()]
     assert all(row["needs"] for name, row in rows.items() if name != "shapes")
 
 

@@ -18,7 +18,7 @@ from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli.options import choose_device
 from ddil_eval.experiments import image_sources as generate
-from ddil_eval.report.records import Record, load_records
+from ddil_eval.report.records import Record, read_records
 from tests.counted import Counted
 
 Cli = Callable[..., Result]
@@ -61,7 +61,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Records are in") == 1  # the other process says nothing
     assert result.stderr.count(f"{PICTURES // 2}/{PICTURES // 2}") == 1  # and shows no share of its own
-    (alone,), (together,) = load_records(one), load_records(two)
+    (alone,), (together,) = read_records(one), read_records(two)
     assert (together.identity(), together.device) == (alone.identity(), "2 × cpu")
     found, expected = features(two), features(one)
     assert found.keys() == expected.keys() == {"efflite0", "drawn_right"}

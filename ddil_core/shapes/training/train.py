@@ -50,7 +50,7 @@ HIGH_NOISE = 700
 among it from the start, the U-Net binds captions to what it sees and has learned no relation after 2,500 updates."""
 
 
-def cosine(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
     """A learning rate that rises over ``warmup`` steps and falls to 0 along a half cosine."""
     rise = min(1.0, (step + 1) / warmup)
     return peak * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -73,7 +73,7 @@ def run_stage(
 
     def update(step: int) -> Logs:
         for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, lr)
+            group["lr"] = learning_rate(step, steps, lr)
         found = losses(step)
         optimizer.zero_grad()
         found["loss"].backward()

@@ -218,12 +218,12 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
     check_reference(data, 5)
     assert capsys.readouterr().err == sentence
     assert isinstance(data, ImageFiles)
-    survey(data.files[4:], "these").say_changes()
+    survey(data.files[4:], "these").warn_of_changes()
     assert (
         capsys.readouterr().err
         == "warning: of 1 pictures of these: 1 with several frames, of which the first is read\n"
     )
-    survey(data.files[:1], "these").say_changes()
+    survey(data.files[:1], "these").warn_of_changes()
     assert capsys.readouterr().err == ""
 
 

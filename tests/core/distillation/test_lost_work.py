@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ddil_core.distillation.aggregate import AggregatedDataset, States
-from ddil_core.distillation.capacity import most_states, require_capacity
+from ddil_core.distillation.checks import most_states, require_capacity
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, ProgressiveConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS

@@ -23,7 +23,7 @@ from ddil_core.distillation.matching import SEEN, ClippedFractions, MatchingStag
 from ddil_core.distillation.regression import RegressionStage
 from ddil_core.models.model import Model
 from tests.core.closed_form import Gaussian, distance, normal, shifts
-from tests.core.distillation.test_untrained import make
+from tests.core.distillation.test_dropout import make
 from tests.pipelines import BETAS
 
 PHASES = [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]

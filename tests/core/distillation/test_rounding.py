@@ -8,7 +8,7 @@ import torch
 from ddil_core.data.pool import LatentPool
 from ddil_core.models.model import Model
 from tests.core.closed_form import distance
-from tests.core.distillation.test_untrained import make
+from tests.core.distillation.test_dropout import make
 
 
 @pytest.mark.parametrize("kind", ["pd", "lcm", "dmd2"])

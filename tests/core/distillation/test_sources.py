@@ -17,7 +17,7 @@ from ddil_core.distillation.matching import MatchingStage
 from ddil_core.distillation.sources import RolloutStage, TransitionBatch, trajectories, whole_numbers
 from ddil_core.models.model import Model
 from tests.core.closed_form import distance
-from tests.core.distillation.test_untrained import make
+from tests.core.distillation.test_dropout import make
 
 
 @pytest.mark.parametrize("lengths", [{TEACHER: 50, STUDENT: 4}, {TEACHER: 4, STUDENT: 4}, {TEACHER: 1, STUDENT: 7}])

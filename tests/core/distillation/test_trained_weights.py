@@ -13,7 +13,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.distillation.optimizer import TrainedWeights
 from ddil_core.models.model import Model
 from tests.core.closed_form import distance, normal
-from tests.core.distillation.test_untrained import make
+from tests.core.distillation.test_dropout import make
 
 UPDATES = 4
 

@@ -37,7 +37,7 @@ from ddil_eval.experiments.covariate_shift import (
 )
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors
-from ddil_eval.report.records import Record, load_records
+from ddil_eval.report.records import Record, read_records
 from tests.counted import Counted
 from tests.pipelines import STUDENT as STUDENT_SAMPLING
 from tests.pipelines import TEACHER as TEACHER_SAMPLING
@@ -73,7 +73,7 @@ def out(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def records(out: Path) -> list[Record]:
-    return sorted(load_records(out), key=lambda record: CELLS.index(record.cell))
+    return sorted(read_records(out), key=lambda record: CELLS.index(record.cell))
 
 
 def samples_of(count: int) -> list[Sample]:
@@ -85,7 +85,7 @@ def values(record: Record) -> dict[str, tuple[float, float, float]]:
 
 
 def by_cell(folder: Path) -> dict[str, dict[str, Any]]:
-    return {json.dumps(record.cell): record.numbers() for record in load_records(folder)}
+    return {json.dumps(record.cell): record.numbers() for record in read_records(folder)}
 
 
 # What is measured
@@ -263,7 +263,7 @@ def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
     monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
         analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
-    assert load_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 1
+    assert read_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 1
     rest = Counted()
     monkeypatch.setattr(covariate_shift, "rollout_latents", rest)
     analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
@@ -286,10 +286,10 @@ def test_two_processes_grow_half_each_and_the_first_measures(
         monkeypatch.setattr(covariate_shift, "rollout_latents", counted)
         records = analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
         shares.append((counted.chunks, len(records)))
-    assert shares == [(1, 0), (2, len(load_records(out)))]  # ten prompts are three chunks
+    assert shares == [(1, 0), (2, len(read_records(out)))]  # ten prompts are three chunks
     assert by_cell(tmp_path) == by_cell(out)
     assert (tmp_path / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
-    assert {record.device for record in load_records(tmp_path)} == {"2 × cpu"}
+    assert {record.device for record in read_records(tmp_path)} == {"2 × cpu"}
 
 
 def test_another_configuration_takes_up_nothing(

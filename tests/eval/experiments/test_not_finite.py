@@ -13,10 +13,11 @@ from click.testing import Result
 from ddil_core.support.errors import DdilError
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import cached_arrays, read_features
-from ddil_eval.metrics import METRICS, Metric, Network
-from ddil_eval.report.records import load_records
+from ddil_eval.metrics import Metric, Network
+from ddil_eval.report.records import read_records
 from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean
 from tests.pipelines import spoilt
+from tests.pixels import add_metric
 
 NAN, INF = float("nan"), float("inf")
 Cli = Callable[..., Result]
@@ -34,7 +35,7 @@ def test_a_damaged_system_has_no_row(
     assert (result.exit_code, result.stdout) == (1, "")
     *_, last = result.stderr.splitlines()
     assert f"of the model '{broken}', computed in float32, are not finite" in last and last.startswith("error: ")
-    assert load_records(tmp_path / "out") == []
+    assert read_records(tmp_path / "out") == []
     assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 8  # the sound one's
 
 
@@ -49,7 +50,7 @@ def test_a_student_that_is_damaged_takes_no_turns(
     *_, last = result.stderr.splitlines()
     assert last.startswith(f"error: the latents of the student '{broken}', computed in float32, are not finite")
     assert "after transition 1 of 4, with steps at t = 999: its weights hold such numbers too" in last
-    assert load_records(tmp_path / "out") == []
+    assert read_records(tmp_path / "out") == []
 
 
 def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
@@ -69,7 +70,7 @@ def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
 def test_a_network_that_gives_no_number_stops_the_work(
     monkeypatch: pytest.MonkeyPatch, value: float, kind: str
 ) -> None:
-    monkeypatch.setitem(METRICS, "broken", metric(value, kind=kind))
+    add_metric(monkeypatch, metric(value, kind=kind))
     extractors, images = Extractors(["broken"], "cpu"), np.zeros((3, 64, 64, 3), np.uint8)
     sentence = (
         "the network 'broken' of the metric broken gives features that are not finite (NaN or infinity, float32): its weights are "

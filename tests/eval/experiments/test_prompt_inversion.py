@@ -29,7 +29,7 @@ from ddil_eval.experiments.caption_recall import caption_recall
 from ddil_eval.experiments.gallery import mean_to_first
 from ddil_eval.experiments.prompt_inversion import InversionConfig, measure_inversion, plan_inversion
 from ddil_eval.features.extraction import Extractors
-from ddil_eval.report.records import Record, load_records
+from ddil_eval.report.records import Record, read_records
 from ddil_eval.report.tables import build
 from tests.pipelines import save_pipeline
 
@@ -71,7 +71,7 @@ def out(config: InversionConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def records(out: Path) -> dict[tuple[str, str], Record]:
-    return {(record.kind, str(record.cell["name"])): record for record in load_records(out)}
+    return {(record.kind, str(record.cell["name"])): record for record in read_records(out)}
 
 
 def kept(out: Path, inverter: str) -> dict[str, str]:
@@ -179,12 +179,12 @@ def test_a_stopped_inversion_goes_on_at_the_next_picture(
         with pytest.raises(KeyboardInterrupt):
             measure_inversion(plan_inversion(config), tmp_path)
     done = kept(tmp_path, "ph2p")
-    assert len(done) == 2 and load_records(tmp_path) == []
+    assert len(done) == 2 and read_records(tmp_path) == []
     assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
     measure_inversion(plan_inversion(config), tmp_path)
     assert kept(tmp_path, "ph2p") == kept(out, "ph2p")
-    assert {r.identity(): r.numbers() for r in load_records(tmp_path)} == {
-        r.identity(): r.numbers() for r in load_records(out)
+    assert {r.identity(): r.numbers() for r in read_records(tmp_path)} == {
+        r.identity(): r.numbers() for r in read_records(out)
     }
 
 
@@ -207,7 +207,7 @@ def test_a_record_says_the_settings_that_its_protocol_left_out(
     measure_inversion(
         plan_inversion(config.model_copy(update={"inverters": explicit, "systems": config.systems[:1]})), tmp_path
     )
-    again = {(record.kind, str(record.cell["name"])): record for record in load_records(tmp_path)}
+    again = {(record.kind, str(record.cell["name"])): record for record in read_records(tmp_path)}
     assert again["inverter", "ph2p"].identity() == records["inverter", "ph2p"].identity()
 
 
@@ -233,7 +233,7 @@ def test_pictures_of_a_folder_need_no_captions(config: InversionConfig, tmp_path
     }
     change |= {"differences": (), "vocabulary": "words", "inverters": {"random": {"tokens": 4}}, "inverter": "random"}
     measure_inversion(plan_inversion(config.model_copy(update=change)), tmp_path / "out")
-    found = {(r.kind, str(r.cell["name"])): r for r in load_records(tmp_path / "out")}
+    found = {(r.kind, str(r.cell["name"])): r for r in read_records(tmp_path / "out")}
     assert set(found) == {("system", "teacher"), ("inverter", "random")}
     assert "recovered" not in found["inverter", "random"].metrics
     assert set(kept(tmp_path / "out", "random")) == {"0", "1"}

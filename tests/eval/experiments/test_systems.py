@@ -24,7 +24,7 @@ from ddil_eval.experiments import rows
 from ddil_eval.experiments.engine import leaders
 from ddil_eval.experiments.systems import SystemsConfig, compare, how_made, measure_plan, plan_comparison
 from ddil_eval.features.reference_features import content_sha256
-from ddil_eval.report.records import Record, load_records
+from ddil_eval.report.records import Record, read_records
 from ddil_eval.report.tables import build
 from ddil_eval.statistics import Estimate
 from tests.counted import Counted
@@ -66,7 +66,7 @@ def out(config: SystemsConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def records(out: Path) -> dict[str, Record]:
-    return {str(record.cell["name"]): record for record in load_records(out)}
+    return {str(record.cell["name"]): record for record in read_records(out)}
 
 
 def test_every_system_and_difference_has_its_record(records: dict[str, Record], config: SystemsConfig) -> None:
@@ -86,7 +86,7 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
     for record in records.values():
         assert list(record.systems) == (record.cell.get("of") or [record.cell["name"]])
     assert {(record.experiment, record.n_done, record.recipe) for record in records.values()} == {
-        ("compare", PROMPTS, "shapes (7 → 60)")
+        ("systems", PROMPTS, "shapes (7 → 60)")
     }
     assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
 
@@ -214,13 +214,13 @@ def test_an_interrupted_comparison_goes_on_at_the_next_batch(
     monkeypatch.setattr(generate, "draw", Counted(allowed=3, of=sample_images))
     with pytest.raises(KeyboardInterrupt):
         compare(config, tmp_path)
-    assert load_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
+    assert read_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
     rest = Counted(of=sample_images)
     monkeypatch.setattr(generate, "draw", rest)
     compare(config, tmp_path)
     assert rest.chunks == 3  # three systems of two batches each, of which three were done
-    assert {r.identity(): r.numbers() for r in load_records(tmp_path)} == {
-        r.identity(): r.numbers() for r in load_records(out)
+    assert {r.identity(): r.numbers() for r in read_records(tmp_path)} == {
+        r.identity(): r.numbers() for r in read_records(out)
     }
     assert list(tmp_path.rglob("*.npz")) == []
 
@@ -243,9 +243,9 @@ def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
     compare(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
     compare(config, tmp_path)
     assert rest.chunks == 12
-    assert {r.identity() for r in load_records(out)} < {r.identity() for r in load_records(tmp_path)}
-    mine = {r.identity(): r.numbers() for r in load_records(tmp_path)}
-    assert all(mine[r.identity()] == r.numbers() for r in load_records(out))
+    assert {r.identity() for r in read_records(out)} < {r.identity() for r in read_records(tmp_path)}
+    mine = {r.identity(): r.numbers() for r in read_records(tmp_path)}
+    assert all(mine[r.identity()] == r.numbers() for r in read_records(out))
 
 
 def counted_draws(monkeypatch: pytest.MonkeyPatch) -> Counted:
@@ -255,7 +255,7 @@ def counted_draws(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 
 def numbers(out: Path) -> dict[str, dict[str, Any]]:
-    return {record.identity(): record.numbers() for record in load_records(out)}
+    return {record.identity(): record.numbers() for record in read_records(out)}
 
 
 BATCHES = 2
@@ -267,12 +267,12 @@ def test_a_table_with_one_more_system_draws_that_one_alone(
 ) -> None:
     """Its paired differences from the others are those of a table that was measured at once."""
     compare(config.model_copy(update={"systems": config.systems[:2], "differences": ()}), tmp_path)
-    before = load_records(tmp_path)
+    before = read_records(tmp_path)
     counted = counted_draws(monkeypatch)
     compare(config, tmp_path)
     assert counted.chunks == BATCHES
     assert numbers(out).items() <= numbers(tmp_path).items()
-    assert all(record in load_records(tmp_path) for record in before)
+    assert all(record in read_records(tmp_path) for record in before)
     assert not (tmp_path / "partial").exists() or list((tmp_path / "partial").iterdir()) == []
 
 
@@ -303,7 +303,7 @@ def test_a_row_is_drawn_again_for_its_pictures(
     assert counted.chunks == BATCHES
     (tmp_path / "images" / "student" / "000005.png").unlink()
     compare(one, tmp_path, save_images=True)
-    assert counted.chunks == BATCHES + 1 and len(load_records(tmp_path)) == 1
+    assert counted.chunks == BATCHES + 1 and len(read_records(tmp_path)) == 1
     assert (tmp_path / "images" / "student" / "000005.png").is_file()
 
 
@@ -375,5 +375,5 @@ def test_a_protocol_gone_on_with_more_rows_is_one_table(student: Path, teacher: 
     for model in (student, teacher):
         row = {"name": model.parent.name, "model": str(model), "steps": 2}
         compare(SystemsConfig.model_validate({"systems": [row], **shared}), tmp_path)
-    (table,) = build(load_records(tmp_path))
+    (table,) = build(read_records(tmp_path))
     assert len(table.rows) == 2

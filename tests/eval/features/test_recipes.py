@@ -20,6 +20,7 @@ from ddil_eval.features.extraction import RecipeExtractors
 from ddil_eval.features.recipes import Recipe, centre_crop, load_recipe, recipe_for, resize
 from ddil_eval.metrics import METRICS
 from tests.coco import photograph
+from tests.pixels import add_metric
 
 NAMES = ("gigagan", "dmd2-sdxl", "bk-sdm", "coco2017-5k", "shapes")
 
@@ -277,7 +278,7 @@ def test_patches_of_pictures_that_are_smaller_than_a_patch_are_looked_at_one_by_
         return images.mean(axis=(1, 2))
 
     network = replace(METRICS["patch_fid"].network, open_on=lambda device: extract, weights=(), lacks=lambda: None)
-    monkeypatch.setitem(METRICS, "patch_fid", replace(METRICS["patch_fid"], network=network))
+    add_metric(monkeypatch, replace(METRICS["patch_fid"], network=network))
     wide, whole = (np.random.default_rng(h).integers(0, 256, (h, 640, 3), dtype=np.uint8) for h in (200, 480))
 
     class Photographs:
@@ -305,7 +306,7 @@ def test_a_prefix_stands_before_the_captions_of_networks_that_read_it(monkeypatc
 
     for name, metric in (("clip_score", "clip_score"), ("patch_fid", "patch_fid"), ("fid", "fid")):
         network = replace(METRICS[metric].network, open_on=watched(name), weights=(), lacks=lambda: None)
-        monkeypatch.setitem(METRICS, metric, replace(METRICS[metric], network=network))
+        add_metric(monkeypatch, replace(METRICS[metric], network=network))
     extractors = RecipeExtractors(["fid", "patch_fid", "clip_score"], "cpu", load_recipe("dmd2-sdxl"))
     extractors(np.zeros((2, 600, 640, 3), np.uint8), ["a cat", "a dog"])
     assert seen == {

@@ -19,8 +19,9 @@ from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.reference_features import content_sha256, references_folder
 from ddil_eval.features.storage import gather_features, map_ahead
-from ddil_eval.metrics import METRICS, Metric, Network, WeightsFile
+from ddil_eval.metrics import Metric, Network, WeightsFile
 from ddil_eval.statistics import FrechetReference
+from tests.pixels import add_metric
 
 # Beside sampling
 
@@ -162,7 +163,7 @@ class Counting:
 def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counting:
     monkeypatch.setenv("DDIL_CACHE", str(tmp_path / "cache"))
     found = Counting(tmp_path)
-    monkeypatch.setitem(METRICS, "counting", found.metric)
+    add_metric(monkeypatch, found.metric)
     return found
 
 

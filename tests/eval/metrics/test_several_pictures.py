@@ -50,7 +50,7 @@ def measured(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_diversity_is_the_mean_over_prompts_of_their_pictures_distances(
     measured: tuple[Path, Record], student: Path
 ) -> None:
-    model, extract = load_model(str(student)), METRICS["lpips_efflite0"].open("cpu")
+    model, extract = load_model(str(student)), METRICS["lpips_efflite0"].network.open_on("cpu")
     found = []
     for prompt in open_data("shapes").prompts(PROMPTS):
         samples = [Sample(prompt.id, place) for place in range(NUMBER)]

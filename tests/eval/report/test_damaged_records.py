@@ -29,7 +29,7 @@ RECORDS = [
     record({"kind": "effect", "transitions": [0, 2]}),
     system("PD", 4),
     system("LCM", 2),
-    record({"kind": "difference", "name": "a − b", "of": ["a", "b"]}, experiment="compare", systems={}),
+    record({"kind": "difference", "name": "a − b", "of": ["a", "b"]}, experiment="systems", systems={}),
     record({"kind": "inverter", "name": "ph2p"}, experiment="prompt-inversion", systems={}),
 ]
 DOCUMENTS = [json.loads(one.model_dump_json()) for one in RECORDS]
@@ -122,7 +122,7 @@ def test_a_cell_that_places_nothing_is_damaged(cell: dict[str, Any], sentence: s
     path = store.save_record(p_teacher(0.8), tmp_path)
     path.write_text(json.dumps(DOCUMENTS[0] | {"cell": cell}))
     with pytest.raises(DdilError) as error:
-        store.load_records(tmp_path)
+        store.read_records(tmp_path)
     assert str(error.value) == (
         f"The record {path} is damaged (cell: {sentence}): move it away and run its measurement again."
     )
@@ -157,7 +157,7 @@ def test_files_that_are_no_record(content: bytes, tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(DdilError, match=r"^The record .*/records/one\.json is damaged \(.*\): move it away"):
-        store.load_records(tmp_path)
+        store.read_records(tmp_path)
 
 
 def test_strings_alone_have_tables_and_no_figure(tmp_path: Path, cli: Callable[..., Result]) -> None:

@@ -128,7 +128,7 @@ def test_the_newest_record_is_shown_and_the_older_one_told() -> None:
 
 def difference(kind: str, a: str, b: str, **changes: object) -> Record:
     cell = {"kind": kind, "name": f"{a} − {b}", "of": [a, b]}
-    return record(cell, **({"experiment": "compare", "nfe": None, "systems": {}} | changes))
+    return record(cell, **({"experiment": "systems", "nfe": None, "systems": {}} | changes))
 
 
 def test_systems_and_their_paired_differences() -> None:
@@ -140,7 +140,7 @@ def test_systems_and_their_paired_differences() -> None:
         ("teacher", 4, "ddim", "3", "shapes-64"),
     ]  # fmt: skip
     assert tables["differences"].rows == (("PD + DDIL − PD", FD, RIGHT, 256),)
-    assert [group.experiment for group in groups(records)] == ["compare"]
+    assert [group.experiment for group in groups(records)] == ["systems"]
 
 
 def test_a_comparison_has_its_protocols_rows_in_its_order_and_the_papers_numbers() -> None:
@@ -244,13 +244,6 @@ def test_higher_is_better_where_it_is() -> None:
 
 def test_records_of_other_experiments_make_no_table() -> None:
     assert build([p_teacher(0.8, experiment="coco")]) == []
-
-
-def test_frame_holds_value_and_interval() -> None:
-    frame = by_name([p_teacher(0.8)])["table2"].frame()
-    assert frame.loc[0, ["fd_efflite0", "fd_efflite0_low", "fd_efflite0_high"]].tolist() == [12.5, 12.0, 13.0]
-    assert frame["paper_fid"].tolist() == [23.14, 22.33, 21.95, 21.92]
-    assert frame.loc[1:, "fd_efflite0"].isna().all()
 
 
 def test_an_effect_may_be_negative() -> None:

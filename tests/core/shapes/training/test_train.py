@@ -141,10 +141,10 @@ def test_the_teacher_s_first_eighth_sees_only_high_noise(
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    assert train.cosine(0, 1000, 2.0, warmup=100) == pytest.approx(0.02)
-    assert train.cosine(500, 1000, 2.0, warmup=100) == pytest.approx(1.0)
-    assert train.cosine(1000, 1000, 2.0, warmup=100) == pytest.approx(0.0)
-    rates = [train.cosine(step, 1000, 2.0, warmup=100) for step in range(100, 1001)]
+    assert train.learning_rate(0, 1000, 2.0, warmup=100) == pytest.approx(0.02)
+    assert train.learning_rate(500, 1000, 2.0, warmup=100) == pytest.approx(1.0)
+    assert train.learning_rate(1000, 1000, 2.0, warmup=100) == pytest.approx(0.0)
+    rates = [train.learning_rate(step, 1000, 2.0, warmup=100) for step in range(100, 1001)]
     assert rates == sorted(rates, reverse=True)
 
 

@@ -27,7 +27,7 @@ from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.distillation.regression import encode_pairs
 from ddil_core.distillation.stage import Stage
-from ddil_core.distillation.untrained import evaluating, slices
+from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.models.model import Model, load_model
 
 DDIL = {"collect_every": 4, "capacity": 1024, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]}
