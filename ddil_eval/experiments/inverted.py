@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def invert_all(
         "teacher": problem.model.weights_sha256(),
         "words": list(problem.words.words),
         "towers": None if problem.towers is None else problem.towers.identity,
-        "choosing": asdict(choosing),
+        "choosing": choosing.identity(),
         "seed": problem.seed,
     }
     place = folder / f"{name}-{content_hash(depends)[:12]}"

@@ -23,6 +23,7 @@ from ddil_core.models.generate import resolve_sampling, sample_images
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import read_yaml, validate
+from ddil_core.support.registry import Registry
 from ddil_eval.cli import ddil
 from ddil_eval.experiments.caption_recall import caption_recall
 from ddil_eval.experiments.gallery import mean_to_first
@@ -173,7 +174,8 @@ def test_a_stopped_inversion_goes_on_at_the_next_picture(
     row = ph2p.PH2P
     stopped = Inverter(row.name, row.title, row.settings, counted, row.evaluations, row.needs_towers, row.source)
     with monkeypatch.context() as patch:
-        patch.setitem(__import__("ddil_core.inversion", fromlist=["INVERTERS"]).INVERTERS, "ph2p", stopped)
+        table = Registry("inverter", "ddil.inverters", Inverter, [stopped])
+        patch.setattr("ddil_core.inversion.inverters.INVERTERS", table)
         with pytest.raises(KeyboardInterrupt):
             measure_inversion(plan_inversion(config), tmp_path)
     done = kept(tmp_path, "ph2p")
@@ -344,7 +346,7 @@ def test_a_system_without_a_text_encoder_is_named(teacher: Path, config: Inversi
     system = config.systems[0].model_copy(update={"name": "mute", "model": str(folder)})
     found = plan_inversion(config.model_copy(update={"systems": (system, *config.systems[:1]), "differences": ()}))
     assert {name: str(error) for name, error in found.absent.items()} == {
-        "mute": f"the model '{folder}' has no text encoder, so that it draws nothing from a prompt; name another model"
+        "mute": f"the model '{folder}' has no text encoder and cannot generate images from prompts; name another model"
     }
     assert [system.name for system in found.systems] == ["teacher"]
 
@@ -356,7 +358,8 @@ def test_more_tokens_than_the_encoder_takes_are_one_sentence(teacher: Path, tmp_
     )  # fmt: skip
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"error: the text encoder of '{teacher}' takes 18 words in a prompt, fewer than the 30 tokens asked for; ask for fewer"
+        f"error: the text encoder of '{teacher}' takes 18 words in a prompt, and the setting 'tokens' is 30; "
+        "set fewer tokens"
     )
 
 
