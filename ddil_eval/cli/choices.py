@@ -13,6 +13,7 @@ import click
 
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
+from ddil_core.support.registry import Registry
 
 
 class RowName(click.ParamType):
@@ -40,24 +41,22 @@ class RowName(click.ParamType):
         """Return the choices as click shows those of its own ``Choice``."""
         return f"[{'|'.join(self.choices())}]"
 
-    def find(self, name: str) -> str:
-        """Return the name of a row.
-
-        Raises:
-            WrongCommand: The registry has no row of this name.
-        """
-        if name not in self.rows():
-            known = ", ".join(self.rows())
-            raise WrongCommand(f"the {self.name} {shown(name)} is not known; it may be one of {known}")
-        return name
+    def require(self, name: str) -> None:
+        """Refuse a name that the registry does not have. Raises WrongCommand."""
+        rows = self.rows()
+        if isinstance(rows, Registry):
+            rows.find(name)
+        elif name not in rows:
+            raise WrongCommand(f"the {self.name} {shown(name)} is not known; it may be one of {', '.join(rows)}")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what the command receives: the name.
+        """Return the name, which is what the command receives.
 
         Raises:
             WrongCommand: The registry has no row of this name.
         """
-        return self.find(str(value))
+        self.require(str(value))
+        return str(value)
 
 
 class RowNames(RowName):
@@ -73,8 +72,10 @@ class RowNames(RowName):
         Raises:
             WrongCommand: The registry has no row of one of the names.
         """
-        names = [name.strip() for name in str(value).split(",")]
-        return [self.find(name) for name in names if name]
+        names = [name.strip() for name in str(value).split(",") if name.strip()]
+        for name in names:
+            self.require(name)
+        return names
 
 
 class DataReference(RowName):

@@ -109,7 +109,8 @@ def configuration(
         )
     if method not in (None, named):
         raise WrongCommand(
-            f"{path} is a protocol for the method {named!r}, not {method!r}; leave out --method, or name another protocol"
+            f"{path} is a protocol for the method {named!r}, not {method!r}; "
+            "leave out --method, or name another protocol"
         )
     if lora and not content.get("lora"):
         raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one, or leave out --lora")
