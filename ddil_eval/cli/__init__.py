@@ -1,4 +1,4 @@
-"""The command line. Each command is one thin file, imported when needed. Errors become a sentence and an exit status."""
+"""The command line. Each command is one thin file, imported when needed. Errors become a sentence and exit status."""
 
 from __future__ import annotations
 

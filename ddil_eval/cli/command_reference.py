@@ -1,7 +1,7 @@
 """The command reference, docs/commands.md: ``python -m ddil_eval.cli.command_reference [--check]``.
 
-The reference is made from the names, types, defaults and docstrings of the commands, and not from help pages: their layout
-differs between versions of click.
+The reference is made from the names, types, defaults and docstrings of the commands, and not from help pages, since
+their layout differs between versions of click.
 """
 
 from __future__ import annotations

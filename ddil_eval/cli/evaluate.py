@@ -109,8 +109,8 @@ def covariate_shift(
 @options.json_option
 def systems(
     models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None,
-    reflection: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
-    device: str | None, as_json: bool, **given: Any,
+    reflection: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...],
+    download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned images, by a recipe.
 
