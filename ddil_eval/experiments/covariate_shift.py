@@ -208,7 +208,14 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
     with held_by_main(out):
         work = out / "partial" / plan.work_key()
         tree = RolloutTree(
-            plan.pair, plan.extractors, work, plan.prompts.prompts, plan.runs, config.seed, config.chunk, config.batch_size
+            plan.pair,
+            plan.extractors,
+            work,
+            plan.prompts.prompts,
+            plan.runs,
+            config.seed,
+            config.chunk,
+            config.batch_size,
         )
         tree.grow()
         if not ranks.is_main():
@@ -231,9 +238,7 @@ Estimates = dict[str, dict[str, Estimate]]
 """Estimates by cell and metric."""
 
 
-def _estimates(
-    plan: ShiftPlan, features: Features, rows: Mapping[str, np.ndarray]
-) -> tuple[Estimates, Iterable[str]]:
+def _estimates(plan: ShiftPlan, features: Features, rows: Mapping[str, np.ndarray]) -> tuple[Estimates, Iterable[str]]:
     """Estimate every run and, in a factorial, every effect; return the names of the effects too."""
     reference = plan.extractors.reference(plan.data, plan.num_reference_images)
     cells = Cells(features, rows, reference, plan.config.seed, plan.extractors.metrics)
@@ -292,7 +297,5 @@ def figure_2(plan: ShiftPlan) -> tuple[np.ndarray, Sequence[str], Sequence[str]]
     for switch in config.switch:
         columns[f"teacher until {switch}, then student"] = switched_string(TEACHER, STUDENT, switch, grid)
     columns["teacher alone"] = TEACHER * len(grid)
-    images = roll_out_images(
-        plan.pair, prompts, list(columns.values()), seed=config.seed, batch_size=config.batch_size
-    )  # fmt: skip
+    images = roll_out_images(plan.pair, prompts, list(columns.values()), seed=config.seed, batch_size=config.batch_size)
     return images, [prompt.text for prompt in prompts], list(columns)

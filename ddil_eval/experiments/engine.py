@@ -95,9 +95,7 @@ Pairs = dict[str, tuple[str, tuple[str, str]]]
 """The name of a difference to its kind, "difference" or "pair", and its two systems, the first less the second."""
 
 
-def _estimates(
-    cells: Cells, differences: Sequence[tuple[str, str]]
-) -> tuple[dict[str, dict[str, Estimate]], Pairs]:  # fmt: skip
+def _estimates(cells: Cells, differences: Sequence[tuple[str, str]]) -> tuple[dict[str, dict[str, Estimate]], Pairs]:
     """Estimate each system, each difference asked for, and the best less the next best in each metric."""
     single = cells.single()
     asked = {f"{a} − {b}": (a, b) for a, b in differences}

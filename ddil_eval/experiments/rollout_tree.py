@@ -142,9 +142,7 @@ class RolloutTree:
         condition = decoder.encode([prompt.text for prompt in prompts])
         samples = [Sample(prompt.id) for prompt in prompts]
         z = initial_noise(samples, decoder.latent_shape, self.seed).to(decoder.device)
-        ends = rollout(
-            self.pair.actors, z, condition, strings, batch_size=self.batch_size, names=self.pair.names
-        )  # fmt: skip
+        ends = rollout(self.pair.actors, z, condition, strings, batch_size=self.batch_size, names=self.pair.names)
         texts = [prompts[row].text for row in ends.sample]
         features = concatenate(
             [

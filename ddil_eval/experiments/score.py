@@ -163,9 +163,7 @@ def _open(folder: Path, files: Sequence[ImageFile], config: ScoreConfig) -> Imag
     return ImageSource(origin, FolderImages(files, config.batch_size, config.pictures_per_prompt))
 
 
-def _setting(
-    config: ScoreConfig, reference: _Reference, files: Sequence[ImageFile], seed: int, device: str
-) -> Setting:
+def _setting(config: ScoreConfig, reference: _Reference, files: Sequence[ImageFile], seed: int, device: str) -> Setting:
     """Collect what the rows of one group of folders share; ``files`` are the images of its first folder."""
     recipe, images = reference.recipe, reference.num_images
     metrics = config.metrics or recipe.metrics

@@ -31,7 +31,7 @@ def refused(result: Result, sentence: str, status: int) -> None:
 
 def arguments(student: Path, folder: Path, out: Path) -> list[object]:
     data = ("--data", f"coco2014:{folder}", "--set", "reference_pictures=12")
-    return ["eval", "coco", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
+    return ["eval", "systems", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
             "batch_size=4", "--device", "cpu", "--out", out]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path:
                  "fd_efflite0,drawn_right", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
     refused(
         result,
-        f"drawn_right needs captions, and 3 of 4 pictures of {tmp_path} have none (1.png, 2.png, 3.png); "
+        f"drawn_right needs captions, and 3 of 4 images of {tmp_path} have none (1.png, 2.png, 3.png); "
         "put a .txt beside each or an index.jsonl, or choose other --metrics",
         2,
     )
@@ -182,7 +182,7 @@ def test_fewer_pictures_than_asked(
 ) -> None:
     refused(
         score("--num-images", 7),
-        f"the folder {kept} has 6 pictures, fewer than the 7 asked for; make the others, or ask for fewer",
+        f"the folder {kept} has 6 images, fewer than the 7 asked for; add images, or ask for fewer",
         2,
     )
     (kept / "000002.png").unlink()
@@ -196,8 +196,8 @@ def test_mixed_sizes(score: Cli, kept: Path) -> None:
     Image.new("RGB", (32, 64)).save(kept / "000001.png")
     refused(
         score(),
-        f"the pictures of {kept} have 2 sizes, 32 × 64 px (000001.png), 64 × 64 px (000000.png); a model's have one, "
-        "so score them apart",
+        f"the images of {kept} have 2 sizes, 32 × 64 px (000001.png), 64 × 64 px (000000.png); put each size into "
+        "a folder of its own",
         2,
     )
 
