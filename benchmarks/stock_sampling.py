@@ -29,7 +29,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds
 from ddil_core.support.protocol import read_yaml
 from ddil_eval.cli.options import quiet_libraries
-from ddil_eval.metrics.drawn_right import attribute_shares
+from ddil_eval.metrics.shapes_world import attributes_right
 
 BATCH = 64
 SEED = 0
@@ -93,7 +93,7 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
         apart = float((latent - drawn["ours"]).norm() / drawn["ours"].norm())
         row = {"sampler": name, "from ours": apart, **look(latent.float().cpu(), pool, reflection, images)}
         if told["data"] == "shapes":
-            row["drawn right"] = attribute_shares(model.decode(latent), texts)["exact"]
+            row["drawn right"] = float(attributes_right(model.decode(latent), texts)[:, -1].mean())
         rows.append(row)
     show(pd.DataFrame(rows), csv_path, ".4f")
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from ddil_eval import metrics
 from ddil_eval.metrics import Extractor, Metric, Network
 from ddil_eval.statistics import FrechetReference
+
+
+def add_metric(patch: pytest.MonkeyPatch, metric: Metric) -> None:
+    """Put a metric into the table of metrics until the patch ends."""
+    patch.setitem(metrics.METRICS._own, metric.name, metric)
 
 
 def brightness(images: np.ndarray) -> np.ndarray:

@@ -55,6 +55,17 @@ class Registry(Mapping[str, Row], Generic[Row]):
     def __contains__(self, name: object) -> bool:
         return name in self._own or name in self._others()
 
+    def add(self, row: Row) -> None:
+        """Add a row for this process, as a script or a notebook does.
+
+        Raises:
+            DdilError: a row of this name exists already.
+        """
+        name = self._key(row)
+        if name in self:
+            raise DdilError(f"the {self.noun} {name!r} exists already; give the new one another name")
+        self._own[name] = row
+
     def find(self, name: str) -> Row:
         """Return the row of this name.
 

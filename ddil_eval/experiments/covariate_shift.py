@@ -42,7 +42,7 @@ from ddil_eval.experiments.shift_runs import (
     switched_string,
     tree_cost,
 )
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe
 from ddil_eval.features.storage import Features
 from ddil_eval.report import figures
@@ -132,7 +132,7 @@ class ShiftPlan:
     data: DataSet
     recipe: Recipe
     num_reference_images: int
-    extractors: RecipeExtractors
+    extractors: Extractors
     pair: Pair
     prompts: Prompts
     runs: list[ShiftRun]
@@ -175,7 +175,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         raise WrongCommand("the analysis needs a student; name one with --student, or with --set student=REF")
     require_stateless(get_solver(config.solver))
     recipe, data, images = open_reference(config.data, config.recipe, config.reference_pictures)
-    extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
+    extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     pair = load_pair(
         config.teacher,
         config.student,

@@ -18,7 +18,7 @@ from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.results import RecordWriter, origin_fields, recorded_metrics
 from ddil_eval.experiments.rows import Setting, System, collect, draw_row, join_features
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from ddil_eval.statistics import Estimate
@@ -30,7 +30,7 @@ EXPERIMENT = "systems"
 def measure_systems(
     systems: Sequence[System],
     differences: Sequence[tuple[str, str]],
-    extractors: RecipeExtractors,
+    extractors: Extractors,
     setting: Setting,
     out: Path,
 ) -> list[Record]:

@@ -125,7 +125,7 @@ class RolloutTree:
             arrays = self._chunk(chunk)
             keys = zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True)
             place.update({key: len(place) + row for row, key in enumerate(keys)})
-            parts.append({name: arrays[name] for name in self.extractors.open})
+            parts.append({name: arrays[name] for name in self.extractors.networks})
             evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
         return concatenate(parts), place, evaluations
 

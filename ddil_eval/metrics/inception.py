@@ -1,13 +1,14 @@
-"""Inception v3's 2,048 pooled features, as clean-fid reads them: the network that FID is defined on.
+"""Inception v3's 2,048 pooled features, prepared as clean-fid does: the network that defines FID.
 
-The network is NVIDIA's TorchScript port of the 2015 TensorFlow graph. Preparation is clean-fid's "clean": each channel
-resized to 299 × 299 by PIL's antialiased bicubic in float32, without rounding; then (x − 128) / 128. Resizer and loader are
-clean-fid's own; the file's place, its check and all statistics are ours (clean-fid fetches into a shared temporary folder,
-unchecked, and takes matrix square roots).
+The network is NVIDIA's TorchScript port of the TensorFlow graph of 2015. The preparation is clean-fid's mode "clean": PIL's
+antialiased bicubic resizes each channel to 299 × 299 in float32, without rounding; then (x − 128) / 128. Resizer and loader
+come from clean-fid. This package chooses the place of the file, checks the file and computes all statistics, because
+clean-fid downloads into a shared temporary folder without a check and takes matrix square roots.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +30,9 @@ WEIGHTS = WeightsFile(
 
 
 def lacks_cleanfid() -> str | None:
-    """None where clean-fid is installed, else the cure."""
+    """Return None where clean-fid is installed, else what to do."""
     if find_spec("cleanfid") is None:
-        return "clean-fid, which has the resizer of FID, is not installed; install it with: pip install clean-fid"
+        return "clean-fid, which resizes images for FID, is not installed; install it with: pip install clean-fid"
     return None
 
 
@@ -43,7 +44,7 @@ def _resizer() -> Any:
 
 
 def prepare_inception(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, 299, 299] in about [0, 255], as clean-fid's "clean" resizer gives it."""
+    """Resize uint8 [B, H, W, 3] with clean-fid's "clean" resizer to float32 [B, 3, 299, 299], in about [0, 255]."""
     import torch
 
     resized = np.stack([_resizer()(image) for image in images])
@@ -51,10 +52,10 @@ def prepare_inception(images: np.ndarray) -> Tensor:
 
 
 def open_inception(device: str) -> Extractor:
-    """Pictures to Inception's pooled features, float32 [B, 2048]; captions are not looked at.
+    """Load Inception. Its pooled features are float32 [B, 2048]; captions are ignored.
 
     Raises:
-        DdilError: clean-fid or the weights are not here, or the file is not the TorchScript that it should be.
+        DdilError: clean-fid or the weights are missing, or the file is not Inception's TorchScript.
     """
     problem = lacks_cleanfid()
     if problem is not None:
@@ -87,3 +88,6 @@ INCEPTION = Network(
     weights=(WEIGHTS,),
     lacks=lacks_cleanfid,
 )
+"""The network of FID."""
+INCEPTION_PATCH = replace(INCEPTION, name="inception_patch")
+"""The same network on patches of 299 px, which the recipe cuts (DMD2 measures SDXL so). Inception reads them unresized."""

@@ -1,23 +1,23 @@
-"""``lpips_efflite0``: LPIPS' distance on EfficientNet-Lite0's layers, for where AlexNet's are not.
+"""``lpips_efflite0``: the distance of LPIPS on EfficientNet-Lite0's layers, for use where AlexNet's weights are missing.
 
-The outputs of its five stages, unit vectors over channels, all weights 1 (the package's "baseline" form, without heads).
-Its numbers are not LPIPS'.
+The layers are the outputs of the network's five stages, as unit vectors over channels. All weights are 1: the "baseline"
+form of the package lpips, without heads. The numbers do not compare with LPIPS.
 """
 
 from __future__ import annotations
 
-from math import inf
+from dataclasses import replace
 
 import numpy as np
 
 from ddil_core.support.environment import full_precision
 from ddil_eval.metrics.efflite0 import EFFLITE0, load_efflite0, prepare_efflite0, weights_file
-from ddil_eval.metrics.lpips_diversity import mean_distance
-from ddil_eval.metrics.metric import Extractor, Metric, Network
+from ddil_eval.metrics.lpips_alexnet import mean_distance
+from ddil_eval.metrics.metric import Extractor
 
 
 def open_diversity(device: str) -> Extractor:
-    """All pictures of one prompt, uint8 [n, H, W, 3], to their mean distance [1, 1]."""
+    """Load the network. The extractor returns the mean distance [1, 1] between all images of one prompt, uint8 [n, H, W, 3]."""
     import torch
 
     model = load_efflite0(weights_file(), device)
@@ -32,17 +32,4 @@ def open_diversity(device: str) -> Extractor:
     return extract
 
 
-LPIPS_EFFLITE0 = Metric(
-    name="lpips_efflite0",
-    title="mean distance on EfficientNet-Lite0's layers between a prompt's pictures",
-    direction="higher",
-    kind="group",
-    network=Network(
-        name="lpips_efflite0",
-        needs=EFFLITE0.needs,
-        open_on=open_diversity,
-        weights=EFFLITE0.weights,
-        lacks=EFFLITE0.lacks,
-    ),
-    bounds=(0.0, inf),
-)
+LPIPS_EFFLITE0 = replace(EFFLITE0, name="lpips_efflite0", open_on=open_diversity)

@@ -1,16 +1,16 @@
-"""What a metric is: how pictures become features, and how features become one value with its interval.
+"""The classes ``Metric`` and ``Network``: a network turns images into features, a metric turns features into a value.
 
-``METRICS[name]`` is a row. Several rows share one ``Network`` (FID, KID, precision … all read Inception's features), whose
-features are extracted once and held under the network's name. Features become a value by the metric's ``kind``:
+Several metrics share one ``Network``: FID, KID, precision and others read Inception's features. The features are extracted
+once and stored under the network's name. A metric's ``kind`` says how features become a value:
 
 ==========  =====================================  ============================================================
 kind        features                               value
 ==========  =====================================  ============================================================
-``mean``    one score a picture, [n, 1]            the mean over pictures
+``mean``    one score for each image, [n, 1]       the mean over images
 ``set``     [n, d]                                 a statistic of the set and a reference set (Fréchet, KID …)
-``alone``   [n, d]                                 a statistic of the set by itself (Vendi)
-``group``   one score a prompt, [prompts, 1],      the mean over prompts
-            from all pictures of that prompt
+``alone``   [n, d]                                 a statistic of the set alone (Vendi)
+``group``   one score for each prompt,             the mean over prompts
+            [prompts, 1], from all its images
 ==========  =====================================  ============================================================
 """
 
@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile
 from ddil_eval.statistics import Statistic
 
 Array = np.ndarray
@@ -30,29 +30,36 @@ Kind = Literal["mean", "set", "alone", "group"]
 
 
 class Extractor(Protocol):
-    """Pictures to features; a picture's features do not depend on the others of its batch.
+    """A function from images to features. An image's features do not depend on the other images of the batch.
 
-    The extractor of a ``group`` metric is given all pictures of one prompt (one caption, repeated) and returns [1, 1].
+    The extractor of a ``group`` metric gets all images of one prompt, with the caption repeated, and returns [1, 1].
     """
 
     def __call__(self, images: Array, captions: list[str]) -> Array:
-        """``images`` uint8 [B, H, W, 3] in [0, 255] with their B captions → float [B, d]."""
+        """Return float [B, d] for ``images`` uint8 [B, H, W, 3] in [0, 255] and their B captions."""
         ...
 
 
 def nothing_missing() -> str | None:
-    """For networks that need no more than the package brings."""
+    """Return None: the network needs nothing outside this package."""
     return None
 
 
 @dataclass(frozen=True)
 class Network:
-    """What turns pictures into features. ``lacks`` names what else than ``weights`` is absent, with the cure, or None.
+    """A network that turns images into features.
 
-    ``open_on`` loads it onto a device. ``version`` is raised when the same weights come to give other features; with the
-    weights' SHA-256 it is what cached reference features are kept under. ``prefixed`` networks read a recipe's prefix
-    before each caption ("A photo depicts "); those that ``reads_captions`` cannot see a picture without. ``shapes_alone`` ones
-    see the shapes world's pictures alone, unresized.
+    Attributes:
+        name: The name under which features are stored.
+        needs: What the network needs, in words.
+        open_on: Loads the network onto a device ("cpu" …). Raises DdilError where a file is missing or damaged.
+        weights: Files of weights from outside the package.
+        lacks: Returns what else is missing and how to get it, or None.
+        version: Raise it when the same weights start to give other features. The version and the SHA-256 of the weights
+            identify stored reference features.
+        prefixed: The network reads the recipe's prefix before each caption ("A photo depicts ").
+        reads_captions: The network needs a caption for each image.
+        shapes_only: The network takes images of the shapes world only, and not resized.
     """
 
     name: str
@@ -63,14 +70,14 @@ class Network:
     version: int = 1
     prefixed: bool = False
     reads_captions: bool = False
-    shapes_alone: bool = False
+    shapes_only: bool = False
 
     def missing(self) -> str | None:
-        """None where all that is needed is here, else one sentence with the cure; opens nothing heavy."""
+        """Return what is missing and how to get it, in one sentence, or None. Load nothing."""
         return next((problem for weights in self.weights if (problem := weights.missing())), None) or self.lacks()
 
     def identity(self) -> dict[str, Any]:
-        """What its features depend on: name, version, and the SHA-256 of every file of weights."""
+        """Return what the features depend on: name, version, and the SHA-256 of each file of weights."""
         return {"name": self.name, "version": self.version, "weights": {w.file: w.digest() for w in self.weights}}
 
 
@@ -78,9 +85,18 @@ class Network:
 class Metric:
     """One row of the table of metrics.
 
-    ``statistic`` takes the reference's features [m, d] (None for "alone") and gives values in columns, of which
-    ``column`` is this metric's. ``bounds`` are those of the value, which no interval passes; a ``rate`` is a share of pictures
-    (of the kind "mean": scores are 0 or 1) or a mean of counts, whose interval is not symmetric near its bounds.
+    Attributes:
+        name: The name in commands, protocols and records.
+        title: What a list of metrics prints.
+        direction: Which values are better.
+        kind: How features become a value; see the table above.
+        network: Where the features come from.
+        statistic: Takes the reference features [m, d] (None for the kind "alone") and returns the statistic. None for the
+            kinds "mean" and "group".
+        column: The metric's column among the values of the statistic.
+        bounds: The bounds of the value. No interval of a single system passes them.
+        rate: The value is a share of images (kind "mean": scores are 0 or 1) or a mean of counts. Its interval is not
+            symmetric near the bounds.
     """
 
     name: str
@@ -95,24 +111,14 @@ class Metric:
 
     @property
     def needs(self) -> str:
-        """What it needs, in words."""
+        """What the metric's network needs, in words."""
         return self.network.needs
 
     @property
     def weights(self) -> tuple[WeightsFile, ...]:
-        """The files of weights that it needs from outside the package."""
+        """The files of weights that the metric's network needs from outside the package."""
         return self.network.weights
 
     def missing(self) -> str | None:
-        """None where all that is needed is here, else one sentence with the cure; opens nothing heavy."""
+        """Return what is missing and how to get it, in one sentence, or None. Load nothing."""
         return self.network.missing()
-
-    def open(self, device: str) -> Extractor:
-        """Load its network onto a device ("cpu" …). Raises DdilError where something is missing or damaged."""
-        return self.network.open_on(device)
-
-    def value(self, features: Array, reference: Array | None = None) -> float:
-        """Features to the metric's value, without its interval; ``reference`` [m, d] for the kind "set" alone."""
-        if self.statistic is None:
-            return float(np.mean(features, dtype=np.float64))
-        return float(self.statistic(reference).values(features)[self.column])

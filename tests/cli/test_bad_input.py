@@ -143,7 +143,11 @@ def test_a_method_and_a_device_that_are_not_there(distill: Cli) -> None:
 
 def test_a_metric_that_is_not_there(shift: Cli) -> None:
     known = ", ".join(METRICS)
-    refused(shift("--set", "metrics=[fidd]"), f"the metric 'fidd' is not known; it may be one of {known}", 2)
+    refused(
+        shift("--set", "metrics=[fidd]"),
+        f"the metric 'fidd' is not known; it may be one of {known}; did you mean 'fid'?",
+        2,
+    )
 
 
 # Numbers

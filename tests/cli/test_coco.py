@@ -229,8 +229,8 @@ def test_mixed_reference_sizes_under_a_recipe_that_does_not_resize(cli: Cli, kep
                  "fd_efflite0", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
     (h, w), (k, v) = sorted(photograph(place).shape[:2] for place in range(2))
     sentence = (
-        f"pictures of {w} × {h} and {v} × {k} px are mixed, and the recipe 'shapes' does not resize; "
-        "take a recipe that does, or pictures of one size"
+        f"there are images of {w} × {h} px and of {v} × {k} px, and the recipe 'shapes' does not resize; "
+        "name a recipe that resizes, or give images of one size"
     )
     refused(result, sentence, 2)
 
@@ -293,7 +293,7 @@ def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, s
     ("metrics", "sentence"),
     [
         ("null", "error: fid: the weights "),  # the recipe's own metrics
-        ("[fd_efflite0, drawn_right]", "error: the metric 'drawn_right' reads the shapes world's pictures as they are drawn"),
+        ("[fd_efflite0, drawn_right]", "error: the metric 'drawn_right' reads images of the shapes world at their own size"),
     ],
 )  # fmt: skip
 def test_metrics_of_the_shapes_world_are_refused_on_photographs_before_anything_is_drawn(

@@ -40,6 +40,14 @@ def test_rows_come_by_name_and_in_their_order() -> None:
         table["third"]
 
 
+def test_a_script_adds_a_row_of_a_new_name() -> None:
+    table = paths()
+    table.add(PurePosixPath("b/third"))
+    assert list(table) == ["first", "second", "third"]
+    with pytest.raises(DdilError, match="the path 'third' exists already; give the new one another name"):
+        table.add(PurePosixPath("b/third"))
+
+
 def test_a_wrong_name_is_one_sentence_with_the_nearest() -> None:
     with pytest.raises(WrongCommand) as error:
         paths().find("secnd")

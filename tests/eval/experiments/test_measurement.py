@@ -16,7 +16,7 @@ from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import concatenate
 from ddil_eval.metrics import METRICS
 from ddil_eval.statistics import estimate_mean, frechet_distance
-from tests.pixels import mosaic
+from tests.pixels import add_metric, mosaic
 
 PROMPTS = 120
 
@@ -135,14 +135,16 @@ def test_extractors_give_every_metric_a_row_for_each_picture(metrics: tuple[str,
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         Extractors(["drawn_right", "fib"], "cpu")
-    assert str(error.value) == f"the metric 'fib' is not known; it may be one of {', '.join(METRICS)}"
+    assert (
+        str(error.value) == f"the metric 'fib' is not known; it may be one of {', '.join(METRICS)}; did you mean 'fid'?"
+    )
 
 
 def test_a_metric_that_lacks_something_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = "the weights are not here; fetch them"
     network = replace(METRICS["brightness"].network, lacks=lambda: sentence)
     lacking = replace(METRICS["brightness"], name="lacking", network=network)
-    monkeypatch.setitem(METRICS, "lacking", lacking)
+    add_metric(monkeypatch, lacking)
     with pytest.raises(DdilError) as error:
         Extractors(["brightness", "lacking"], "cpu")
     assert str(error.value) == f"lacking: {sentence}" and error.value.exit_status == 1

@@ -13,10 +13,10 @@ from click.testing import Result
 from ddil_core.support.errors import DdilError
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import cached_arrays, read_features
-from ddil_eval.metrics import METRICS, Metric, Network
-from ddil_eval.report.records import read_records
+from ddil_eval.metrics import Metric, Network
 from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean
 from tests.pipelines import spoilt
+from tests.pixels import add_metric
 
 NAN, INF = float("nan"), float("inf")
 Cli = Callable[..., Result]
@@ -69,7 +69,7 @@ def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
 def test_a_network_that_gives_no_number_stops_the_work(
     monkeypatch: pytest.MonkeyPatch, value: float, kind: str
 ) -> None:
-    monkeypatch.setitem(METRICS, "broken", metric(value, kind=kind))
+    add_metric(monkeypatch, metric(value, kind=kind))
     extractors, images = Extractors(["broken"], "cpu"), np.zeros((3, 64, 64, 3), np.uint8)
     sentence = (
         "the network 'broken' of the metric broken gives features that are not finite (NaN or infinity, float32): its weights are "
@@ -101,7 +101,7 @@ def test_features_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> N
     features[8999, 1] = value
     np.save(tmp_path / "broken.npy", features)
     with pytest.raises(
-        DdilError, match=r"the kept features .*broken\.npy are damaged; delete the file to compute them again"
+        DdilError, match=r"the stored features .*broken\.npy are damaged; delete the file to compute them again"
     ):
         read_features(tmp_path / "broken.npy", 9000, "features")
 

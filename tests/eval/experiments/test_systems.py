@@ -316,7 +316,7 @@ def test_damaged_features_are_one_sentence(config: SystemsConfig, tmp_path: Path
     with pytest.raises(DdilError) as error:
         compare_systems(one, tmp_path)
     assert str(error.value) == (
-        f"the kept features of 'student' {file} are damaged; delete the file to compute them again"
+        f"the stored features of 'student' {file} are damaged; delete the file to compute them again"
     )
 
 

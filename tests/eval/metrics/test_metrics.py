@@ -19,7 +19,7 @@ from ddil_core.shapes.scene import IMAGE_SIZE
 from ddil_core.shapes.training.architecture import MAX_TOKENS, write_tokenizer
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics import METRICS, Extractor, clip_score_shapes, drawn_right, efflite0
+from ddil_eval.metrics import METRICS, Extractor, efflite0, shapes_world
 from ddil_eval.statistics import estimate_mean, frechet_distance
 
 OUTSIDE = ["a photo of a dog"]
@@ -43,7 +43,7 @@ def extract_efflite0() -> Extractor:
     problem = METRICS["fd_efflite0"].missing()
     if problem is not None:
         pytest.skip(problem)
-    return METRICS["fd_efflite0"].open("cpu")
+    return METRICS["fd_efflite0"].network.open_on("cpu")
 
 
 def test_the_table_names_each_metric_with_its_direction() -> None:
@@ -67,13 +67,18 @@ def test_metrics_of_one_network_share_its_name_and_no_other_does() -> None:
     assert all(networks[metric.network.name] is metric.network for metric in METRICS.values())
 
 
-def test_a_metric_has_its_value_without_an_interval() -> None:
+def test_the_statistic_of_a_metric_takes_the_reference() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 30, 4))
-    assert METRICS["fd_efflite0"].value(x, y) == frechet_distance(x, y)
-    assert METRICS["drawn_right"].value(x[:, :1]) == pytest.approx(x[:, 0].mean(), rel=1e-12)
-    assert METRICS["vendi_efflite0"].value(x) == pytest.approx(METRICS["vendi_efflite0"].value(-2 * x), rel=1e-9)
-    assert METRICS["recall"].value(x, y) == METRICS["precision"].value(y, x)
+
+    def value(name: str, features: np.ndarray, reference: np.ndarray | None = None) -> float:
+        statistic = METRICS[name].statistic
+        assert statistic is not None
+        return float(statistic(reference).values(features)[METRICS[name].column])
+
+    assert value("fd_efflite0", x, y) == frechet_distance(x, y)
+    assert value("vendi_efflite0", x) == pytest.approx(value("vendi_efflite0", -2 * x), rel=1e-9)
+    assert value("recall", x, y) == value("precision", y, x)
 
 
 def test_no_interval_passes_the_bounds_of_its_metric() -> None:
@@ -100,23 +105,23 @@ def test_the_table_of_metrics_needs_no_torch() -> None:
 
 
 def test_rendered_pictures_are_drawn_right(batch: ShapesBatch) -> None:
-    extract = METRICS["drawn_right"].open("cpu")
+    extract = METRICS["drawn_right"].network.open_on("cpu")
     assert extract(batch.images, batch.captions).tolist() == [[1.0]] * 12
-    assert drawn_right.attribute_shares(batch.images, batch.captions) == dict.fromkeys(drawn_right.COLUMNS, 1.0)
+    assert shapes_world.attributes_right(batch.images, batch.captions).all()
 
 
 def test_one_wrong_attribute_makes_a_picture_wrong(batch: ShapesBatch) -> None:
     caption = batch.captions[0]
     background = batch.scenes[0].meaning.background
     other = caption.replace(background, "white" if background != "white" else "black")
-    right = drawn_right.attributes_right(batch.images[:1], [other])[0]
-    wrong = [name for name, ok in zip(drawn_right.COLUMNS, right, strict=True) if not ok]
+    right = shapes_world.attributes_right(batch.images[:1], [other])[0]
+    wrong = [name for name, ok in zip(shapes_world.COLUMNS, right, strict=True) if not ok]
     assert wrong == ["background", "exact"]
 
 
 def test_what_cannot_be_read_is_wrong(batch: ShapesBatch) -> None:
     noise = np.random.default_rng(0).integers(0, 256, batch.images.shape, dtype=np.uint8)
-    assert METRICS["drawn_right"].open("cpu")(noise, batch.captions).sum() == 0
+    assert METRICS["drawn_right"].network.open_on("cpu")(noise, batch.captions).sum() == 0
 
 
 @pytest.mark.parametrize("metric", ["drawn_right", "clip_score_shapes"])
@@ -124,14 +129,14 @@ def test_captions_and_pictures_of_another_world_are_refused(
     metric: str, batch: ShapesBatch, scorer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scorer, "WEIGHTS", scorer_folder)
-    extract = METRICS[metric].open("cpu")
+    extract = METRICS[metric].network.open_on("cpu")
     with pytest.raises(DdilError) as error:
         extract(batch.images[:1], OUTSIDE)
     assert str(error.value) == (
         f"{metric} cannot be measured: the caption 'a photo of a dog' is not of the shapes world; it would read like "
         "'a small red circle left of a large blue star on a grey background'"
     )
-    with pytest.raises(DdilError, match=rf"{metric} measures the shapes world's pictures, .* leave it out"):
+    with pytest.raises(DdilError, match=rf"{metric} measures images of the shapes world, .* leave the metric out"):
         extract(np.zeros((1, 32, 32, 3), np.uint8), batch.captions[:1])
 
 
@@ -152,7 +157,7 @@ def test_scores_are_the_cosines_that_open_clip_gives_by_itself(
     expected = torch.nn.functional.cosine_similarity(pictures, texts)[:, None].numpy()
 
     monkeypatch.setattr(scorer, "WEIGHTS", scorer_folder)
-    extract = clip_score_shapes.open_shapes_scorer("cpu")
+    extract = shapes_world.open_scorer("cpu")
     scores = extract(batch.images, batch.captions)
     assert scores.shape == (12, 1) and scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, atol=1e-6)

@@ -19,9 +19,11 @@ from ddil_core.shapes.batches import draw_batch
 from ddil_core.support.errors import DdilError
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors
-from ddil_eval.metrics import METRICS, WeightsFile, cmmd, dinov2, efflite0, lpips_diversity, towers
-from ddil_eval.metrics.lpips_diversity import mean_distance
-from ddil_eval.metrics.weights import weights_folder
+from ddil_eval.features.recipes import Clip, load_recipe
+from ddil_eval.metrics import METRICS, WeightsFile, clip_embedding, clip_towers, dinov2, efflite0, lpips_alexnet
+from ddil_eval.metrics.lpips_alexnet import mean_distance
+from ddil_eval.metrics.weights_file import weights_folder
+from tests.pixels import add_metric
 
 CAPTIONS = ["a red circle", "a blue star on grey", "two squares", "nothing at all", "a dog", "a cat"]
 
@@ -79,10 +81,10 @@ def test_inception_s_path_is_clean_fid_s_own(random_inception: Path, images: np.
     theirs = get_folder_features(
         str(folder), model, num_workers=0, mode="clean", device=torch.device("cpu"), verbose=False
     )
-    ours = METRICS["fid"].open("cpu")(images, [""] * 6)
+    ours = METRICS["fid"].network.open_on("cpu")(images, [""] * 6)
     assert ours.shape == (6, 2048) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    alone = np.concatenate([METRICS["fid"].open("cpu")(image[None], [""]) for image in images])
+    alone = np.concatenate([METRICS["fid"].network.open_on("cpu")(image[None], [""]) for image in images])
     np.testing.assert_allclose(ours, alone, atol=1e-5)
 
 
@@ -104,7 +106,7 @@ def test_a_file_that_is_no_torchscript_is_one_sentence(own_cache: Path) -> None:
     with pytest.raises(
         DdilError, match="inception-2015-12-05.pt is not the TorchScript of Inception; get it again with"
     ):
-        METRICS["fid"].open("cpu")
+        METRICS["fid"].network.open_on("cpu")
 
 
 # open_clip
@@ -143,7 +145,7 @@ def by_open_clip(tiny_clip: tuple[str, Path], images: np.ndarray, captions: list
 
 def test_a_clip_score_is_open_clip_s_own_cosine(tiny_clip: tuple[str, Path], images: np.ndarray) -> None:
     name, path = tiny_clip
-    extract = towers.open_cosine(name, WeightsFile("tiny", place=lambda: path))("cpu")
+    extract = clip_towers.open_cosine(name, WeightsFile("tiny", place=lambda: path))("cpu")
     scores = extract(images, CAPTIONS)
     np.testing.assert_allclose(scores, by_open_clip(tiny_clip, images, CAPTIONS), atol=1e-6)
     alone = np.concatenate([extract(images[i : i + 1], CAPTIONS[i : i + 1]) for i in range(6)])
@@ -159,9 +161,11 @@ def test_a_recipe_s_prefix_stands_before_what_reads_it(
     name, path = tiny_clip
     weights = WeightsFile("tiny", place=lambda: path)
     for metric, prefixed in (("with_prefix", True), ("without", False)):
-        network = towers.cosine_network(metric, name, weights, "tiny", prefixed=prefixed)
-        monkeypatch.setitem(METRICS, metric, replace(METRICS["clip_score"], name=metric, network=network))
-    features = Extractors(["with_prefix", "without"], "cpu", prefix="A photo depicts ")(images, CAPTIONS)
+        network = clip_towers.cosine_network(metric, name, weights, "tiny", prefixed=prefixed)
+        add_metric(monkeypatch, replace(METRICS["clip_score"], name=metric, network=network))
+    clip = Clip(model=name, weights="tiny", prefix="A photo depicts ")
+    recipe = load_recipe("shapes").model_copy(update={"clip": clip})
+    features = Extractors(["with_prefix", "without"], "cpu", recipe)(images, CAPTIONS)
     prefixed = by_open_clip(tiny_clip, images, [f"A photo depicts {caption}" for caption in CAPTIONS])
     np.testing.assert_allclose(features["with_prefix"], prefixed, atol=1e-6)
     np.testing.assert_allclose(features["without"], by_open_clip(tiny_clip, images, CAPTIONS), atol=1e-6)
@@ -172,15 +176,15 @@ def test_damaged_towers_are_one_sentence(tiny_clip: tuple[str, Path], tmp_path: 
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(tiny_clip[1].read_bytes()[:1000])
     with pytest.raises(DdilError, match=r"damaged.safetensors does not hold the weights of tiny-clip-of-a-test"):
-        towers.load_clip_towers(tiny_clip[0], damaged, "cpu")
+        clip_towers.load_clip_towers(tiny_clip[0], damaged, "cpu")
 
 
 def test_embeddings_for_cmmd_are_unit_vectors_of_clip(
     tiny_clip: tuple[str, Path], images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cmmd, "ARCHITECTURE", tiny_clip[0])
-    monkeypatch.setattr(cmmd, "WEIGHTS", WeightsFile("tiny", place=lambda: tiny_clip[1]))
-    extract = cmmd.open_embeddings("cpu")
+    monkeypatch.setattr(clip_embedding, "ARCHITECTURE", tiny_clip[0])
+    monkeypatch.setattr(clip_embedding, "WEIGHTS", WeightsFile("tiny", place=lambda: tiny_clip[1]))
+    extract = clip_embedding.open_embeddings("cpu")
     features = extract(images, [""] * 6)
     assert features.shape == (6, 16)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
@@ -194,8 +198,9 @@ def test_pictures_for_cmmd_are_resized_by_the_antialiased_bicubic_in_float() -> 
         Image.fromarray(image[:, :, c].astype(np.float32)).resize((336, 336), Image.Resampling.BICUBIC)
         for c in range(3)
     ]
-    expected = (np.stack(channels) / 255 - np.array(cmmd.MEAN)[:, None, None]) / np.array(cmmd.STD)[:, None, None]
-    np.testing.assert_allclose(cmmd.prepare_cmmd(image[None])[0], expected, atol=2e-4)
+    mean, std = (np.array(numbers)[:, None, None] for numbers in (clip_embedding.MEAN, clip_embedding.STD))
+    expected = (np.stack(channels) / 255 - mean) / std
+    np.testing.assert_allclose(clip_embedding.prepare_cmmd(image[None])[0], expected, atol=2e-4)
 
 
 # DINOv2
@@ -266,11 +271,11 @@ def test_lpips_is_the_package_s_on_real_layers(alexnet: Path, own_cache: Path) -
 
     (own_cache / "lpips_alexnet_features.safetensors").symlink_to(alexnet)
     reference, first, second = (picture(alexnet.parent / f"lpips_{name}.png") for name in ("ref", "p0", "p1"))
-    extract = METRICS["lpips_diversity"].open("cpu")
+    extract = METRICS["lpips_diversity"].network.open_on("cpu")
     assert extract(np.stack([reference, first]), [""] * 2)[0, 0] == pytest.approx(0.7219, abs=5e-5)
     assert extract(np.stack([reference, second]), [""] * 2)[0, 0] == pytest.approx(0.1376, abs=5e-5)
 
-    theirs = lpips_diversity.load_lpips(alexnet)
+    theirs = lpips_alexnet.load_lpips(alexnet)
     assert isinstance(theirs, lpips.LPIPS)
     tensors = [
         torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (reference, first, second)
@@ -287,12 +292,12 @@ def test_lpips_takes_the_package_s_heads(own_cache: Path, images: np.ndarray) ->
     torch.manual_seed(0)
     torch.save(alexnet(weights=None).state_dict(), own_cache / "alexnet.pth")
     path = own_cache / "lpips_alexnet_features.safetensors"
-    lpips_diversity.convert_lpips_weights(own_cache / "alexnet.pth", path)
-    theirs = lpips_diversity.load_lpips(path)
+    lpips_alexnet.convert_lpips_weights(own_cache / "alexnet.pth", path)
+    theirs = lpips_alexnet.load_lpips(path)
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         pairs = [float(theirs(tensors[a][None], tensors[b][None])) for a in range(6) for b in range(a)]
-    found = METRICS["lpips_diversity"].open("cpu")(images, [""] * 6)
+    found = METRICS["lpips_diversity"].network.open_on("cpu")(images, [""] * 6)
     assert found.shape == (1, 1) and found[0, 0] == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
@@ -306,14 +311,14 @@ def test_the_mean_distance_of_unit_vectors_has_its_closed_form() -> None:
     ones = [torch.ones(2), torch.ones(2)]
     assert mean_distance(layers, ones) == pytest.approx((0 + 2 + 2 + 4 + 0 + 4) / 3, rel=1e-6)
     assert mean_distance(layers, [torch.zeros(2), ones[1]]) == pytest.approx(8 / 3, rel=1e-6)
-    with pytest.raises(DdilError, match="at least two of them; ask for more samples a prompt"):
+    with pytest.raises(DdilError, match="at least two images; ask for more images for each prompt"):
         mean_distance([layer[:1] for layer in layers], ones)
 
 
 def test_lpips_efflite0_grows_with_difference_and_forgets_the_order() -> None:
     if efflite0.WEIGHTS.missing() is not None:
         pytest.skip(efflite0.WEIGHTS.missing() or "")
-    extract = METRICS["lpips_efflite0"].open("cpu")
+    extract = METRICS["lpips_efflite0"].network.open_on("cpu")
     pictures = draw_batch(4, 0, seed=3).images
     noise = np.random.default_rng(0).normal(size=pictures[:1].shape)
     equal, near, apart = (
@@ -330,9 +335,11 @@ def test_lpips_efflite0_grows_with_difference_and_forgets_the_order() -> None:
 def test_pictures_of_a_prompt_are_scored_together() -> None:
     if efflite0.WEIGHTS.missing() is not None:
         pytest.skip(efflite0.WEIGHTS.missing() or "")
-    extractors = Extractors(["lpips_efflite0", "drawn_right"], "cpu")
+    extractors = Extractors(["lpips_efflite0", "drawn_right"], "cpu", images_per_prompt=2)
     batch = draw_batch(4, 0, seed=3)
     groups = batch.images.reshape(2, 2, 64, 64, 3)
     features = extractors.groups(groups, batch.captions[::2])
     assert {name: value.shape for name, value in features.items()} == {"lpips_efflite0": (2, 1)}
-    assert list(extractors(batch.images, batch.captions)) == ["drawn_right"]
+    both = extractors(batch.images, batch.captions)
+    assert {name: value.shape for name, value in both.items()} == {"lpips_efflite0": (2, 1), "drawn_right": (2, 1)}
+    np.testing.assert_array_equal(both["lpips_efflite0"], features["lpips_efflite0"])

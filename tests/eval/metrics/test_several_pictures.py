@@ -50,7 +50,7 @@ def measured(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_diversity_is_the_mean_over_prompts_of_their_pictures_distances(
     measured: tuple[Path, Record], student: Path
 ) -> None:
-    model, extract = load_model(str(student)), METRICS["lpips_efflite0"].open("cpu")
+    model, extract = load_model(str(student)), METRICS["lpips_efflite0"].network.open_on("cpu")
     found = []
     for prompt in open_data("shapes").prompts(PROMPTS):
         samples = [Sample(prompt.id, place) for place in range(NUMBER)]
@@ -91,8 +91,8 @@ def test_kept_pictures_are_scored_to_the_same_numbers(measured: tuple[Path, Reco
     [
         (
             1,
-            "the metric 'lpips_efflite0' needs several pictures of each prompt, and here each has one; 'ddil eval coco', 'run' "
-            "and 'score' take more with --set pictures_per_prompt=10",
+            "the metric 'lpips_efflite0' needs several images of each prompt, and each prompt has one; with 'ddil eval "
+            "coco', 'run' and 'score', add --set pictures_per_prompt=10",
         ),
         (
             4,
@@ -116,5 +116,5 @@ def test_pictures_that_are_not_so_many_of_each_prompt(
 
 
 def test_one_picture_of_each_prompt_is_refused_before_anything_is_opened(student: Path) -> None:
-    with pytest.raises(WrongCommand, match="needs several pictures of each prompt"):
+    with pytest.raises(WrongCommand, match="needs several images of each prompt"):
         plan_comparison(config(student, pictures_per_prompt=1))

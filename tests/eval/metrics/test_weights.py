@@ -18,8 +18,7 @@ from click.testing import Result
 from safetensors.torch import load_file, save_file
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics import METRICS, WeightsFile, hps, lpips_diversity
-from ddil_eval.metrics.fid import FID
+from ddil_eval.metrics import METRICS, WeightsFile, hps, lpips_alexnet
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +75,7 @@ def test_weights_that_change_under_way_are_noticed(cache: Path, published: Path)
 def test_what_its_source_does_not_state_is_unverified(published: Path) -> None:
     assert pinned(published).check == "verified"
     assert pinned(published, sha256=None).check == "unverified"
-    assert lpips_diversity.WEIGHTS.check == "verified when fetched, not when added converted"
+    assert lpips_alexnet.WEIGHTS.check == "verified when fetched, not when added converted"
     assert pinned(published, sha256=None).get().read_bytes() == b"the weights"
 
 
@@ -123,12 +122,12 @@ def test_alexnet_is_converted_from_torchvision_s_layout(tmp_path: Path, cache: P
     torch.manual_seed(0)
     state = alexnet(weights=None).state_dict()
     torch.save(state, tmp_path / "alexnet.pth")
-    lpips_diversity.convert_lpips_weights(tmp_path / "alexnet.pth", tmp_path / "layers.safetensors")
+    lpips_alexnet.convert_lpips_weights(tmp_path / "alexnet.pth", tmp_path / "layers.safetensors")
     layers = load_file(tmp_path / "layers.safetensors")
     assert len(layers) == 10 and torch.equal(layers["slice4.8.weight"], state["features.8.weight"])
-    lpips_diversity.load_lpips(tmp_path / "layers.safetensors")
+    lpips_alexnet.load_lpips(tmp_path / "layers.safetensors")
     with pytest.raises(DdilError, match="is another file than its source publishes"):
-        lpips_diversity.WEIGHTS.add(tmp_path / "alexnet.pth")  # other numbers than torchvision's own
+        lpips_alexnet.WEIGHTS.add(tmp_path / "alexnet.pth")  # other numbers than torchvision's own
 
 
 def test_a_checkpoint_of_hps_is_converted_without_running_it(tmp_path: Path, cache: Path) -> None:
@@ -164,7 +163,7 @@ def test_every_metric_s_weights_are_listed_with_their_place(cli: Callable[..., R
 def test_weights_are_added_by_the_metric_s_name(cli: Callable[..., Result], cache: Path, published: Path) -> None:
     done = cli("metrics", "--add", f"fid={published}", "--json")
     assert done.exit_code == 0 and "inception-2015-12-05.pt" in done.stderr
-    assert FID.weights[0].checked().read_bytes() == b"the weights"
+    assert METRICS["fid"].weights[0].checked().read_bytes() == b"the weights"
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["fid"]["weights"][0]["here"] and rows["kid"]["weights"][0]["here"]
 
@@ -192,5 +191,5 @@ def test_the_table_of_weights_names_each_file_once() -> None:
 
 def test_safetensors_are_taken_as_they_are(tmp_path: Path, cache: Path) -> None:
     save_file({"slice1.0.bias": torch.ones(3)}, tmp_path / "given.safetensors")
-    place = lpips_diversity.WEIGHTS.add(tmp_path / "given.safetensors")
+    place = lpips_alexnet.WEIGHTS.add(tmp_path / "given.safetensors")
     assert place.read_bytes() == (tmp_path / "given.safetensors").read_bytes()

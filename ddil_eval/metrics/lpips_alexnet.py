@@ -1,14 +1,13 @@
-"""LPIPS diversity: the mean LPIPS distance over all pairs of one prompt's pictures; then the mean over prompts.
+"""LPIPS on AlexNet: the mean distance over all pairs of one prompt's images.
 
-LPIPS v0.1 (Zhang et al., 2018) on AlexNet's five layers with the linear heads that the ``lpips`` package ships, pictures in
-[-1, 1] at their own size. Table 5's LPIPS_Div takes 10 pictures a prompt.
+LPIPS v0.1 (Zhang et al., 2018) on AlexNet's five layers with the linear heads of the package ``lpips``; images in [-1, 1] at
+their own size. LPIPS_Div in the paper's Table 5 takes 10 images for each prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,8 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Metric, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,11 @@ _SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "sl
 
 
 def convert_lpips_weights(published: Path, target: Path) -> None:
-    """torchvision's AlexNet, a pickle, to its five convolutions in the layout of ``lpips.LPIPS(net="alex").net``."""
+    """Convert torchvision's AlexNet, a pickle, to its five convolutions in the layout of ``lpips.LPIPS(net="alex").net``.
+
+    Raises:
+        DdilError: the file holds something else.
+    """
     from pickle import UnpicklingError
 
     import torch
@@ -47,23 +50,23 @@ def convert_lpips_weights(published: Path, target: Path) -> None:
 WEIGHTS = WeightsFile(
     file="lpips_alexnet_features.safetensors",
     url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    sha256="7be5be79",  # torchvision states the first eight characters, in the file's name
+    sha256="7be5be79",  # the first eight characters, from the name of torchvision's file
     convert=convert_lpips_weights,
 )
 
 
 def lacks_lpips() -> str | None:
-    """None where the lpips package is installed, else the cure."""
+    """Return None where the package lpips is installed, else what to do."""
     if find_spec("lpips") is None:
         return "lpips, which has the heads of LPIPS, is not installed; install it with: pip install lpips"
     return None
 
 
 def load_lpips(path: Path, device: str = "cpu") -> Any:
-    """``lpips.LPIPS`` v0.1 with AlexNet's layers from a file, in eval mode, without gradients.
+    """Load ``lpips.LPIPS`` v0.1 with AlexNet's layers from a file, in eval mode, without gradients.
 
     Raises:
-        DdilError: the package is absent, or the file is damaged or holds another network.
+        DdilError: the package lpips is not installed, or the file is damaged or holds another network.
     """
     problem = lacks_lpips()
     if problem is not None:
@@ -82,29 +85,30 @@ def load_lpips(path: Path, device: str = "cpu") -> Any:
 
 
 def mean_distance(layers: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
-    """The mean over all pairs of n pictures of Σ_layers mean_positions Σ_channels w (f̂ − f̂')².
+    """Return the mean over all pairs of n images of Σ_layers mean_positions Σ_channels w (f̂ − f̂')².
 
-    ``layers`` are [n, C, H, W], made unit vectors over channels here; ``weights`` [C], one for each layer.
+    ``layers`` are [n, C, H, W]. This function divides them by their norm over channels. ``weights`` are [C], one vector for
+    each layer.
 
     Raises:
-        DdilError: fewer than two pictures.
+        DdilError: fewer than two images.
     """
     n = len(layers[0])
     if n < 2:
         raise DdilError(
-            "the diversity of a prompt's pictures needs at least two of them; ask for more samples a prompt"
+            "the diversity of a prompt's images needs at least two images; ask for more images for each prompt"
         )
     total = 0.0
     for layer, weight in zip(layers, weights, strict=True):
         units = layer / (layer.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
         for first in range(n - 1):
-            apart = (units[first] - units[first + 1 :]).square()
-            total += float((apart * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2)).double().sum())
+            squares = (units[first] - units[first + 1 :]).square()
+            total += float((squares * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2)).double().sum())
     return total / (n * (n - 1) / 2)
 
 
 def open_diversity(device: str) -> Extractor:
-    """All pictures of one prompt, uint8 [n, H, W, 3], to their mean distance [1, 1]."""
+    """Load LPIPS. The extractor returns the mean distance [1, 1] between all images of one prompt, uint8 [n, H, W, 3]."""
     import torch
 
     model = load_lpips(WEIGHTS.checked(), device)
@@ -120,17 +124,10 @@ def open_diversity(device: str) -> Extractor:
     return extract
 
 
-LPIPS_DIVERSITY = Metric(
-    name="lpips_diversity",
-    title="mean LPIPS between a prompt's pictures",
-    direction="higher",
-    kind="group",
-    network=Network(
-        name="lpips_alexnet",
-        needs="AlexNet's five convolutions (10 MB), the package lpips and torchvision",
-        open_on=open_diversity,
-        weights=(WEIGHTS,),
-        lacks=lacks_lpips,
-    ),
-    bounds=(0.0, inf),
+LPIPS_ALEXNET = Network(
+    name="lpips_alexnet",
+    needs="AlexNet's five convolutions (10 MB), the package lpips and torchvision",
+    open_on=open_diversity,
+    weights=(WEIGHTS,),
+    lacks=lacks_lpips,
 )

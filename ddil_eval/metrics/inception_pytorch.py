@@ -1,12 +1,11 @@
-"""FID as the package pytorch-fid computes it, for BK-SDM's recipe: another port of Inception, and torch's bilinear resize.
+"""Inception as the package pytorch-fid has it, for BK-SDM's recipe: another port, and torch's bilinear resize.
 
-Its values are not clean-fid's: the resize to 299 px is not antialiased. The blocks in which this Inception differs from
-torchvision's are clean-fid's copies; the weights are pytorch-fid's, a state dict that is read with ``weights_only``.
+The resize to 299 px is not antialiased, so the values differ from clean-fid's. This Inception differs from torchvision's in
+some blocks, which come from clean-fid's copy. The weights are pytorch-fid's state dict, read with ``weights_only``.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +13,20 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.fid import FID
 from ddil_eval.metrics.inception import lacks_cleanfid
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 def convert_fid_weights(published: Path, target: Path) -> None:
-    """pytorch-fid's state dict, a pickle, to safetensors. Raises DdilError where it is something else."""
+    """Convert pytorch-fid's state dict, a pickle, to safetensors.
+
+    Raises:
+        DdilError: the file holds something else.
+    """
     from pickle import UnpicklingError
 
     import torch
@@ -40,13 +42,13 @@ def convert_fid_weights(published: Path, target: Path) -> None:
 WEIGHTS = WeightsFile(
     file="pt_inception-2015-12-05.safetensors",
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    sha256="6726825d",  # the published file's name holds its first characters
+    sha256="6726825d",  # the first characters, from the name of the published file
     convert=convert_fid_weights,
 )
 
 
 def architecture() -> nn.Module:
-    """TensorFlow's Inception v3 of 2015 in torchvision's layout, its last layer the pooled features [B, 2048]; random weights."""
+    """Return TensorFlow's Inception v3 of 2015 in torchvision's layout, with random weights and output [B, 2048]."""
     require_torchvision()
     from cleanfid import inception_pytorch as blocks
     from torch import nn
@@ -67,7 +69,7 @@ def architecture() -> nn.Module:
 
 
 def prepare_pytorch_fid(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, 299, 299] in [-1, 1], by torch's bilinear interpolation without antialiasing."""
+    """Resize uint8 [B, H, W, 3] to float32 [B, 3, 299, 299] in [-1, 1], bilinear without antialiasing."""
     import torch
 
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
@@ -75,10 +77,10 @@ def prepare_pytorch_fid(images: np.ndarray) -> Tensor:
 
 
 def open_pytorch_inception(device: str) -> Extractor:
-    """Pictures to pytorch-fid's pooled features, float32 [B, 2048]; captions are not looked at.
+    """Load pytorch-fid's Inception. Its pooled features are float32 [B, 2048]; captions are ignored.
 
     Raises:
-        DdilError: clean-fid or the weights are not here, or the file holds something else.
+        DdilError: clean-fid or the weights are missing, or the file holds something else.
     """
     problem = lacks_cleanfid()
     if problem is not None:
@@ -105,15 +107,10 @@ def open_pytorch_inception(device: str) -> Extractor:
     return extract
 
 
-FID_PYTORCH = replace(
-    FID,
-    name="fid_pytorch",
-    title="Fréchet inception distance, pytorch-fid",
-    network=Network(
-        name="inception_pytorch",
-        needs="pytorch-fid's Inception v3 (95 MB), clean-fid and torchvision",
-        open_on=open_pytorch_inception,
-        weights=(WEIGHTS,),
-        lacks=lacks_cleanfid,
-    ),
+INCEPTION_PYTORCH = Network(
+    name="inception_pytorch",
+    needs="pytorch-fid's Inception v3 (95 MB), clean-fid and torchvision",
+    open_on=open_pytorch_inception,
+    weights=(WEIGHTS,),
+    lacks=lacks_cleanfid,
 )

@@ -1,22 +1,19 @@
-"""CMMD (Jayasumana et al., 2024): the maximum mean discrepancy of CLIP's picture embeddings, × 1,000.
+"""CLIP ViT-L/14's unit image embeddings at 336 pixels: the network of CMMD (Jayasumana et al., 2024).
 
-CLIP ViT-L/14 at 336 pixels, unit embeddings, Gaussian kernel with σ = 10. Pictures are resized to 336 × 336 in float by the
-bicubic filter with a = −1/2, antialiased where they shrink: that of the authors' JAX code. The port cmmd-pytorch takes
-a = −3/4 without antialiasing.
+A bicubic filter with a = −1/2 resizes images to 336 × 336 in float, with antialiasing where they shrink, as in the authors'
+JAX code. The port cmmd-pytorch uses a = −3/4 without antialiasing.
 """
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ddil_core.support.environment import full_precision
-from ddil_eval.metrics.metric import Extractor, Metric, Network
-from ddil_eval.metrics.towers import lacks_open_clip, load_clip_towers
-from ddil_eval.metrics.weights import WeightsFile
-from ddil_eval.statistics.kernels import GaussianDiscrepancy
+from ddil_eval.metrics.clip_towers import lacks_open_clip, load_clip_towers
+from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +28,7 @@ WEIGHTS = WeightsFile(
 
 
 def prepare_cmmd(images: np.ndarray, size: int = INPUT_SIZE) -> Tensor:
-    """uint8 [B, H, W, 3] → float32 [B, 3, size, size], normalised."""
+    """Resize and normalise uint8 [B, H, W, 3] to float32 [B, 3, size, size]."""
     import torch
 
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
@@ -41,7 +38,7 @@ def prepare_cmmd(images: np.ndarray, size: int = INPUT_SIZE) -> Tensor:
 
 
 def open_embeddings(device: str) -> Extractor:
-    """Pictures to CLIP's unit embeddings, float32 [B, 768]; captions are not looked at."""
+    """Load CLIP. Its features are unit embeddings of images, float32 [B, 768]; captions are ignored."""
     import torch
 
     model, _, _ = load_clip_towers(ARCHITECTURE, WEIGHTS.checked(), device)
@@ -55,18 +52,10 @@ def open_embeddings(device: str) -> Extractor:
     return extract
 
 
-CMMD = Metric(
-    name="cmmd",
-    title="CLIP maximum mean discrepancy, × 1,000",
-    direction="lower",
-    kind="set",
-    network=Network(
-        name="clip_vitl14_336",
-        needs="OpenAI's CLIP ViT-L/14 at 336 px in open_clip's layout (1.7 GB), open_clip and torchvision",
-        open_on=open_embeddings,
-        weights=(WEIGHTS,),
-        lacks=lacks_open_clip,
-    ),
-    statistic=GaussianDiscrepancy,
-    bounds=(0.0, inf),
+CLIP_EMBEDDING = Network(
+    name="clip_vitl14_336",
+    needs="OpenAI's CLIP ViT-L/14 at 336 px in open_clip's layout (1.7 GB), open_clip and torchvision",
+    open_on=open_embeddings,
+    weights=(WEIGHTS,),
+    lacks=lacks_open_clip,
 )

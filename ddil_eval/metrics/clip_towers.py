@@ -1,4 +1,4 @@
-"""CLIP's two towers from open_clip, with weights from a local file: what CLIP scores, HPS v2 and CMMD are made of."""
+"""CLIP's two towers from open_clip, with weights from a local file. CLIP scores, HPS v2 and CMMD use them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddil_core.shapes.scorer import cosine
 from ddil_core.support.environment import require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def lacks_open_clip() -> str | None:
-    """None where open_clip is installed, else the cure."""
+    """Return None where open_clip is installed, else what to do."""
     if find_spec("open_clip") is None:
         return "open_clip is not installed; install it with: pip install open_clip_torch"
     return None
@@ -30,12 +30,13 @@ def lacks_open_clip() -> str | None:
 def load_clip_towers(
     architecture: str, path: Path, device: str, resize_mode: str = "shortest"
 ) -> tuple[CLIP, Callable[[np.ndarray], Tensor], Callable[[list[str]], Tensor]]:
-    """A model of open_clip (eval mode, float32, no gradients), and what turns its input into tensors on its device.
+    """Load a model of open_clip in eval mode, float32, without gradients.
 
-    The first function is open_clip's own preparation, from pictures uint8 [B, H, W, 3]; the second its tokenizer.
+    Return the model, open_clip's preparation (images uint8 [B, H, W, 3] → tensor on the model's device) and open_clip's
+    tokenizer (captions → tensor on the model's device). ``resize_mode`` is open_clip's word for the side that is fitted.
 
     Raises:
-        DdilError: the file is damaged or holds another network, or torchvision does not fit.
+        DdilError: the file is damaged or holds another network, or torchvision does not fit torch.
     """
     require_torchvision()
     import open_clip
@@ -60,7 +61,7 @@ def load_clip_towers(
 
 
 def open_cosine(architecture: str, weights: WeightsFile, resize_mode: str = "shortest") -> Callable[[str], Extractor]:
-    """What opens the cosine between pictures and captions, unscaled, float32 [B, 1] in [-1, 1]."""
+    """Return a function that loads the extractor of cosines between images and captions, float32 [B, 1] in [-1, 1]."""
 
     def open_on(device: str) -> Extractor:
         model, preprocess, tokenize = load_clip_towers(architecture, weights.checked(), device, resize_mode)
@@ -78,7 +79,16 @@ def cosine_network(
     prefixed: bool = False,
     resize_mode: str = "shortest",
 ) -> Network:
-    """The network of a cosine score; ``resize_mode`` is open_clip's word for which side is made to fit."""
+    """Return the network of a cosine score.
+
+    Args:
+        name: The network's name.
+        architecture: open_clip's name of the model.
+        weights: The model's file.
+        size: The size of the file, in words.
+        prefixed: Captions get the recipe's prefix.
+        resize_mode: open_clip's word for the side that is fitted: "shortest" or "longest".
+    """
     return Network(
         name=name,
         needs=f"open_clip's {architecture} ({size}), open_clip and torchvision",
