@@ -14,6 +14,7 @@ from ddil_core.support.errors import DdilError
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import cached_arrays, read_features
 from ddil_eval.metrics import Metric, Network
+from ddil_eval.report.records import read_records
 from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean
 from tests.pipelines import spoilt
 from tests.pixels import add_metric
