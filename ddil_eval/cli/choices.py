@@ -5,14 +5,11 @@ A registry imports torch or scipy. A type therefore imports its registry only to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import click
 
-from ddil_core.support.errors import WrongCommand
-from ddil_core.support.paths import shown
 from ddil_core.support.registry import Registry
 
 
@@ -27,10 +24,10 @@ class RowName(click.ParamType):
     def __init__(self, name: str, registry: str) -> None:
         self.name, self._registry = name, registry
 
-    def rows(self) -> Mapping[str, Any]:
+    def rows(self) -> Registry[Any]:
         """Return the registry."""
         module, attribute = self._registry.split(":")
-        registry: Mapping[str, Any] = getattr(import_module(module), attribute)
+        registry: Registry[Any] = getattr(import_module(module), attribute)
         return registry
 
     def choices(self) -> list[str]:
@@ -41,21 +38,13 @@ class RowName(click.ParamType):
         """Return the choices as click shows those of its own ``Choice``."""
         return f"[{'|'.join(self.choices())}]"
 
-    def require(self, name: str) -> None:
-        """Refuse a name that the registry does not have. Raises WrongCommand."""
-        rows = self.rows()
-        if isinstance(rows, Registry):
-            rows.find(name)
-        elif name not in rows:
-            raise WrongCommand(f"the {self.name} {shown(name)} is not known; it may be one of {', '.join(rows)}")
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the name, which is what the command receives.
 
         Raises:
             WrongCommand: The registry has no row of this name.
         """
-        self.require(str(value))
+        self.rows().find(str(value))
         return str(value)
 
 
@@ -74,7 +63,7 @@ class RowNames(RowName):
         """
         names = [name.strip() for name in str(value).split(",") if name.strip()]
         for name in names:
-            self.require(name)
+            self.rows().find(name)
         return names
 
 

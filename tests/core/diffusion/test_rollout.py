@@ -170,7 +170,9 @@ def test_all_strings_cost_fifteen_segments_of_each_model() -> None:
     # Twelve runs on their own take 24 segments of each on average over the decisions, so that 15 of each are 62.5 %.
     count = 3
     actors = gaussians()
-    leaves = rollout_latents(actors, normal(count, 1, 1, 1), shifts(count), [set(all_strings(4))] * count, batch_size=16)
+    leaves = rollout_latents(
+        actors, normal(count, 1, 1, 1), shifts(count), [set(all_strings(4))] * count, batch_size=16
+    )
     assert actors[TEACHER].nfe == [16] * 4  # eight steps, two evaluations each
     assert actors[STUDENT].nfe == [1] * 4
     assert leaves.evaluations == {TEACHER: count * 15 * 16, STUDENT: count * 15}
