@@ -128,5 +128,7 @@ def test_score_takes_folders(student: Path, tmp_path: Path) -> None:
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand, match=r"^the call has a value that does not fit at 'num_prompts'"):
         compare(["shapes"], num_prompts=1, out=tmp_path)
+    with pytest.raises(WrongCommand, match="need models"):
+        compare(config=SystemsConfig.model_validate(COMPARISON), steps=2, out=tmp_path)
     with pytest.raises(WrongCommand, match="lacks the key 'systems'"):
         compare(out=tmp_path)
