@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
-from ddil_core.data.folder import INDEXES, ImageFile, read_folder, read_image, survey
+from ddil_core.data.captioned import ImageFile, read_image, survey
+from ddil_core.data.folder import INDEXES, read_folder
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import survey
 from ddil_core.data.datasets import open_data
-from ddil_core.data.folder import ImageFiles, survey
+from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
 from ddil_core.inversion import InversionProblem, SelectionSettings, get_inverter
 from ddil_core.inversion.towers import load_inversion_towers, missing_towers
@@ -24,9 +25,7 @@ from ddil_core.models.generate import resolve_sampling
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
 from ddil_core.models.weights import components, read_index
-from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
-from ddil_core.support.lock import held
 from ddil_eval.experiments.gallery import Gallery
 from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.inversion_config import InversionConfig
@@ -36,7 +35,6 @@ from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
     SystemConfig,
     find_systems,
-    report_absent,
 )
 from ddil_eval.experiments.targets import read_targets, vocabulary
 from ddil_eval.features.extraction import Extractors
@@ -81,7 +79,7 @@ def plan_inversion(config: InversionConfig) -> InversionPlan:
     try:
         data = open_data(config.data)
         if isinstance(data, ImageFiles):
-            survey(data.take(config.num_images, "pictures"), data.reference).warn_of_changes()
+            survey(data.take(config.num_images, "images"), data.reference).warn_of_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
     for name, problem in (("CLIP", missing_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):
@@ -114,11 +112,18 @@ def run_prompt_inversion(config: InversionConfig, out: Path, device: str = "cpu"
         WrongCommand: several processes were started.
         DdilError: nothing can be measured.
     """
-    ranks.require_one("prompt inversion")
-    plan = plan_inversion(config)
-    report_absent(plan.absent)
-    with held(out):
-        return measure_inversion(plan, out, device)
+    prepare = Preparation(crop=True, size=size, filter="lanczos")
+    if isinstance(data, ImageFiles):
+        files = data.take(count, "images")
+        return Subjects(
+            tuple(file.id for file in files), np.stack([prepare(read_image(file.path)) for file in files]), None
+        )
+    pictures = [
+        image if image.shape[:2] == (size, size) else prepare(image) for batch in data.images(count) for image in batch
+    ]
+    prompts = data.prompts(count)
+    captions = tuple(prompt.text for prompt in prompts) if data.reference == SHAPES else None
+    return Subjects(tuple(prompt.id for prompt in prompts), np.stack(pictures), captions)
 
 
 def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> list[Record]:

@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import ImageFile, files_sha256, name_some
 from ddil_core.data.datasets import DATASETS, open_data
-from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
+from ddil_core.data.folder import ImageFiles
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path

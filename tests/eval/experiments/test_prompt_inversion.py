@@ -334,7 +334,7 @@ def test_unreadable_pictures_are_named_before_anything_is_inverted(teacher: Path
     assert result.exit_code == 1
     place = f"folder:{tmp_path / 'in'}"
     assert (
-        f"not here: data {place}: 1 of 2 pictures of {place} are damaged: 1.png; fetch or make them again"
+        f"not here: data {place}: 1 of 2 images of {place} are damaged: 1.png; fetch or make them again"
         in result.stderr
     )
     assert not (tmp_path / "out").exists()

@@ -74,7 +74,7 @@ def test_bad_lists(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     assert refused(path) == f"there is no list of prompts {path}"
     path.write_text("id,prompt\n1,a cat\n1,a cat\n")
-    assert refused(path) == f"the id '1' stands twice, in rows 1 and 2 of {path}; each picture needs an id of its own"
+    assert refused(path) == f"the id '1' occurs twice, in rows 1 and 2 of {path}; give each row its own id"
     path.write_text("id,prompt\n1,a cat\n2,a\n1,a dog\n")
     assert refused(path) == f"the id '1' has two captions, 'a cat' and 'a dog', in rows 1 and 3 of {path}; keep one"
     path.write_text("a,b\n1,2\n")
