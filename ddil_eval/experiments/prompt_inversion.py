@@ -25,7 +25,9 @@ from ddil_core.models.generate import resolve_sampling
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
 from ddil_core.models.weights import components, read_index
+from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
+from ddil_core.support.lock import held
 from ddil_eval.experiments.gallery import Gallery
 from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.inversion_config import InversionConfig
@@ -35,6 +37,7 @@ from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
     SystemConfig,
     find_systems,
+    report_absent,
 )
 from ddil_eval.experiments.targets import read_targets, vocabulary
 from ddil_eval.features.extraction import Extractors
@@ -112,18 +115,11 @@ def run_prompt_inversion(config: InversionConfig, out: Path, device: str = "cpu"
         WrongCommand: several processes were started.
         DdilError: nothing can be measured.
     """
-    prepare = Preparation(crop=True, size=size, filter="lanczos")
-    if isinstance(data, ImageFiles):
-        files = data.take(count, "images")
-        return Subjects(
-            tuple(file.id for file in files), np.stack([prepare(read_image(file.path)) for file in files]), None
-        )
-    pictures = [
-        image if image.shape[:2] == (size, size) else prepare(image) for batch in data.images(count) for image in batch
-    ]
-    prompts = data.prompts(count)
-    captions = tuple(prompt.text for prompt in prompts) if data.reference == SHAPES else None
-    return Subjects(tuple(prompt.id for prompt in prompts), np.stack(pictures), captions)
+    ranks.require_one("prompt inversion")
+    plan = plan_inversion(config)
+    report_absent(plan.absent)
+    with held(out):
+        return measure_inversion(plan, out, device)
 
 
 def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> list[Record]:
