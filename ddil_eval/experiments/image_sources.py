@@ -213,8 +213,8 @@ _ORIGIN_TYPE = TypeAdapter(ImageOrigin)
 class ImageWriter:
     """Keeps generated images as PNG files in a folder.
 
-    ``close`` writes the index, one line of ``id, file, prompt, seed`` for each image. Where a prompt has several images, the
-    id of an image is the prompt's id and the sample index.
+    ``close`` writes the index, one line of ``id, file, prompt, seed`` for each image. Where a prompt has several
+    images, the id of an image is the prompt's id and the sample index.
 
     Raises:
         WrongCommand: the folder holds something else.
@@ -240,8 +240,8 @@ class ImageWriter:
                 ImageOrigin.read(folder)
             except DdilError as error:
                 raise DdilError(
-                    f"the file {path} is damaged, and it alone says how the images beside it were made; delete the folder "
-                    "to generate them again"
+                    f"the file {path} is damaged, and it alone says how the images beside it were made; delete the "
+                    "folder to generate them again"
                 ) from error
             raise WrongCommand(
                 f"the folder {folder} holds images of another model, sampling or seed; choose another --out"

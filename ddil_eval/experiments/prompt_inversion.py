@@ -1,8 +1,8 @@
 """Prompt inversion (Table 5): did distillation keep the map from noise to data?
 
-An inverter finds a prompt for each image of the data set, on the teacher. Every system then draws from those prompts. Table 5
-reports how different the images of one prompt are (LPIPS diversity). The distance to the inverted image is measured beside it
-and, where the true captions are known, how much of them each inverter recovers.
+An inverter finds a prompt for each image of the data set, on the teacher. Every system then draws from those prompts.
+Table 5 reports how different the images of one prompt are (LPIPS diversity). The distance to the inverted image is
+measured beside it and, where the true captions are known, how much of them each inverter recovers.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def split_of(data: DataSet) -> str:
 
 
 def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:
-    """Return what a record says of the data set; the hash of ``count`` images is there if a metric compares with them."""
+    """Return what a record says of the data set: the hash of ``count`` images too, if a metric compares with them."""
     described = {"reference": data.reference, "split": split_of(data)}
     if any(METRICS[name].kind == "set" for name in metrics):
         described["reference_sha256"] = content_sha256(data, count)

@@ -1,4 +1,4 @@
-"""The covariate-shift analysis on tiny pipelines, against sampling written out by itself; its contrasts in closed form."""
+"""The covariate-shift analysis on tiny pipelines, against sampling written out here; its contrasts in closed form."""
 
 from __future__ import annotations
 

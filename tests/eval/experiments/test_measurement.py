@@ -29,7 +29,7 @@ def metrics(pixel_metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def cells() -> Cells:
-    """Two cells on the same prompts, so that what makes a prompt hard is common to both; the second is a little better."""
+    """Two cells on the same prompts: hard prompts are hard for both, and the second cell is a little better."""
     rng = np.random.default_rng(0)
     common = rng.normal(size=(PROMPTS, 1))
     scores = np.concatenate([common, common + 0.3 + 0.1 * rng.normal(size=(PROMPTS, 1))])

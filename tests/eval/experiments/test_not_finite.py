@@ -1,4 +1,4 @@
-"""What is no number is never measured: a damaged network wins no table, and neither do damaged features that are kept."""
+"""NaN and infinity are never measured: not from a damaged network, and not from damaged stored features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_damaged_system_has_no_row(
 ) -> None:
     """It gave black pictures, which have a Fréchet distance, and can have the best."""
     broken = spoilt(student, tmp_path / "broken", component)
-    result = cli("eval", "coco", "--model", student, "--model", broken, "--data", "shapes", "--num-images", 8, "--metrics",
+    result = cli("eval", "systems", "--model", student, "--model", broken, "--data", "shapes", "--num-images", 8, "--metrics",
                  "fd_mosaic,brightness", "--set", "reference_pictures=16", "--device", "cpu", "--save-images",
                  "--out", tmp_path / "out")  # fmt: skip
     assert (result.exit_code, result.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Prompt inversion from a protocol to Table 5: measured on tiny pipelines, resumed picture by picture, refused where it must be."""
+"""Prompt inversion from a protocol to Table 5 on tiny pipelines: measured, stopped and continued, refused."""
 
 from __future__ import annotations
 
