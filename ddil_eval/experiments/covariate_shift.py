@@ -50,7 +50,7 @@ from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
 
 EXPERIMENT = "covariate-shift"
-FREE = frozenset({"teacher", "student"})
+NOT_HASHED = frozenset({"teacher", "student"})
 """Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 Dtype = Literal["float32", "bfloat16"]
@@ -156,7 +156,7 @@ class ShiftPlan:
     def work_key(self) -> str:
         """Hash all that finished chunks depend on, apart from their prompts and strings."""
         content = {
-            "protocol": without(self.protocol, FREE),
+            "protocol": without(self.protocol, NOT_HASHED),
             "data": self.described_data,
             "networks": self.extractors.identity(),
             "weights": [model.weights_sha256() for model in (self.pair.teacher, self.pair.student)],
@@ -257,7 +257,7 @@ def _save(
         out,
         experiment=EXPERIMENT,
         protocol=plan.protocol,
-        free=FREE,
+        not_hashed=NOT_HASHED,
         data=plan.described_data,
         recipe=plan.recipe.label(count, plan.num_reference_images),
         count=count,

@@ -62,7 +62,7 @@ def measure_systems(
         out,
         experiment=EXPERIMENT,
         protocol=setting.protocol,
-        free=setting.free,
+        not_hashed=setting.not_hashed,
         data=setting.data,
         recipe=setting.label,
         count=setting.count,

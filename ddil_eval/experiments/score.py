@@ -27,7 +27,7 @@ from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, digest
 
-FREE = frozenset({"experiment", "folders", "batch_size"})
+NOT_HASHED = frozenset({"experiment", "folders", "batch_size"})
 """Keys of the configuration that no row's numbers depend on."""
 
 
@@ -179,7 +179,7 @@ def _setting(config: ScoreConfig, reference: _Reference, files: Sequence[ImageFi
     }
     return Setting(
         protocol=protocol,
-        free=FREE,
+        not_hashed=NOT_HASHED,
         recipe=recipe,
         reference=reference.data,
         num_reference_images=images,

@@ -43,7 +43,7 @@ from ddil_eval.report.records import Record
 
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
-FREE = frozenset({"systems", "differences", "batch_size", "experiment"})
+NOT_HASHED = frozenset({"systems", "differences", "batch_size", "experiment"})
 """Keys of the configuration that no row's numbers depend on."""
 
 
@@ -219,7 +219,7 @@ def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str)
     }
     return Setting(
         protocol=protocol,
-        free=FREE,
+        not_hashed=NOT_HASHED,
         recipe=recipe,
         reference=data,
         num_reference_images=images,

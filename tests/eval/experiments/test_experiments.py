@@ -113,7 +113,7 @@ def test_the_models_are_no_part_of_the_protocols_hash(student: Path, teacher: Pa
     config = CovariateShiftConfig.model_validate(small | {"teacher": str(teacher), "student": str(student)})
     plan = analysis.plan_covariate_shift(config)
     assert set(plan.protocol) - set(CovariateShiftConfig.model_fields) == set()
-    assert analysis.without(plan.protocol, analysis.FREE).keys() == plan.protocol.keys() - {"teacher", "student"}
+    assert analysis.without(plan.protocol, analysis.NOT_HASHED).keys() == plan.protocol.keys() - {"teacher", "student"}
 
 
 def test_score_takes_folders(student: Path, tmp_path: Path) -> None:

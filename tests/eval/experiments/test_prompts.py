@@ -66,7 +66,7 @@ def test_fewer_prompts_than_asked(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         choose_prompts(open_data("shapes"), 2, path)
     assert str(error.value) == (
-        f"the list {path} has 1 prompts, fewer than the 2 asked for; add the others, or ask for fewer"
+        f"the list {path} has 1 prompts, fewer than the 2 asked for; add prompts, or ask for fewer"
     )
 
 
