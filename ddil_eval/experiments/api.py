@@ -178,8 +178,8 @@ def score(
         "reference": None if reference is None else str(reference),
         "recipe": recipe,
         "num_images": num_images,
-        "reference_pictures": num_reference_images,
-        "pictures_per_prompt": images_per_prompt,
+        "reference_images": num_reference_images,
+        "images_per_prompt": images_per_prompt,
         "metrics": metrics,
         "seed": seed,
     }
