@@ -19,11 +19,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev
+docs: $(VENV)/.installed-docs
 	$(BIN)/python -m ddil_eval.cli.command_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
 	find ddil_core ddil_eval tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One pip call resolves torch and torchvision together, so that their builds match.
@@ -34,6 +35,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	@echo "Installing ddil and its development tools into $(VENV); the first time takes some minutes." >&2
 	@$(PIP) install --editable '.[dev]' && touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/pip
+	@echo "Installing ddil and its documentation tools into $(VENV); the first time takes some minutes." >&2
+	@$(PIP) install --editable '.[docs]' && touch $(VENV)/.installed $@
 
 $(BIN)/pip:
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -19,7 +19,7 @@ import torch
 from benchmarks.printing import show
 from ddil_core.data.base import Prompt
 from ddil_core.data.datasets import open_data
-from ddil_core.inversion.ph2p import PH2PSettings, loss_and_gradient, noised
+from ddil_core.inversion.ph2p import PH2PSettings, draw_noise, loss_and_gradient
 from ddil_core.inversion.problem import InversionProblem
 from ddil_core.inversion.words import model_words
 from ddil_core.models.model import load_model
@@ -45,7 +45,7 @@ def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
     problem = InversionProblem(
         teacher, model_words(teacher, tuple(caption_words())), images, tuple(p.id for p in prompts), 0
     )
-    noise = noised(problem.latents(), problem, problem.generators("held out"), PH2PSettings(draws=draws))
+    noise = draw_noise(problem.latents(), problem, problem.generators("held out"), PH2PSettings(draws=draws))
     parts = list(zip(*(tensor.split(draws) for tensor in noise), strict=True))
 
     def losses(texts: list[str]) -> np.ndarray:

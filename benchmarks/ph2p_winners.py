@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.printing import show
 from ddil_core.data.datasets import open_data
 from ddil_core.inversion.batches import SelectionSettings, choose
-from ddil_core.inversion.ph2p import PH2PSettings, judged, judging_noise, search
+from ddil_core.inversion.ph2p import PH2PSettings, judging_losses, judging_noise, search
 from ddil_core.inversion.problem import InversionProblem, transposed
 from ddil_core.inversion.towers import load_inversion_towers
 from ddil_core.inversion.words import model_words
@@ -55,7 +55,7 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
     problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0, towers)
     told = read_yaml(protocols() / "shapes" / "table5.yaml")
     chosen = PH2PSettings(**told["inverters"]["ph2p"])
-    choosing = SelectionSettings(sampled(teacher, told["choosing_steps"]), told["choosing_pictures"])
+    choosing = SelectionSettings(sampled(teacher, told["choosing_steps"]), told["choosing_images"])
     denoiser, x0, generators = teacher.guided(1.0), problem.latents(), problem.generators("ph2p")
 
     searches = [search(problem, denoiser, chosen, x0, generators, lambda: None) for _ in range(chosen.searches)]
@@ -65,7 +65,7 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
     def losses(purpose: str, count: int) -> Tensor:
         """The loss of every round's prompt on ``count`` timesteps and noises that all rounds share [rounds, B]."""
         noise = judging_noise(x0, problem, chosen.model_copy(update={"judging": count}), purpose)
-        return torch.stack([judged(problem, denoiser, one.index, noise) for rounds in stretches for one in rounds])
+        return torch.stack([judging_losses(problem, denoiser, one.index, noise) for rounds in stretches for one in rounds])
 
     own = torch.stack([one.losses for rounds in stretches for one in rounds])
     ways = {"own noise": own} | {f"common noise, {count}": losses("ph2p judging", count) for count in judging}

@@ -60,4 +60,4 @@ def p_teacher(rate: float, **changes: Any) -> Record:
 def system(name: str, steps: int, **changes: Any) -> Record:
     cell = changes.pop("cell", {"kind": "system", "name": name, "steps": steps})
     alone = {"model": RecordedModel(reference=name, weights_sha256=None)}
-    return record(cell, **({"experiment": "compare", "systems": alone, "nfe": float(steps)} | changes))
+    return record(cell, **({"experiment": "systems", "systems": alone, "nfe": float(steps)} | changes))

@@ -1,6 +1,7 @@
-"""L-BFGS for many small problems at once: row by row, as ``torch.optim.LBFGS`` without a line search does one.
+"""L-BFGS for many small problems at once. Each row equals ``torch.optim.LBFGS`` without a line search.
 
-torch's own flattens all parameters into one vector, so that a batch of problems would share one history and one step.
+torch's own class flattens all parameters into one vector, so that a batch of problems would share one history and one
+step size.
 """
 
 from __future__ import annotations
@@ -9,38 +10,42 @@ import torch
 from torch import Tensor
 
 CURVATURE = 1e-10
-"""A pair (s, y) whose product is not above this tells nothing of the curvature, and is not remembered (as in torch)."""
+"""Smallest product sᵀy of a pair (s, y) that enters the history. torch uses the same bound."""
 
 
 class BatchedLBFGS:
-    """Gradients [B, N] in, steps [B, N] out, each row with its own memory (Nocedal, 1980).
+    """Turn gradients [B, N] into steps [B, N]. Each row has its own history (Nocedal, 1980).
 
-    The first step is −lr g · min(1, 1/|g|₁), as torch has it. With a ``radius`` it is lr · radius long, which sets the scale of the
-    steps until curvature is known, and no later step is longer. ``history`` pairs are remembered; one that a row rejects takes up
-    its place there.
+    Without a ``radius`` the first step is −lr · g · min(1, 1/|g|₁), as in torch. With a ``radius`` the first step has
+    the length lr · radius, and no later step is longer.
+
+    Args:
+        lr: The learning rate.
+        history: The number of pairs (s, y) in memory. A pair that a row rejects still counts.
+        radius: The longest step, before ``lr``; None for no limit.
     """
 
     def __init__(self, lr: float, history: int, radius: float | None = None) -> None:
         self.lr, self.history, self.radius = lr, history, radius
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Begin anew, as for another objective."""
+    def reset(self) -> None:
+        """Clear the history, for a new objective."""
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._before: tuple[Tensor, Tensor] | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None
 
     def step(self, gradient: Tensor) -> Tensor:
-        """The step [B, N] to be added to the point at which ``gradient`` [B, N] was found."""
-        if self._before is None:
-            step = -self.lr * self._opening(gradient) * gradient
+        """Return the step [B, N] to add to the point where ``gradient`` [B, N] was computed."""
+        if self._previous is None:
+            step = -self.lr * self._first_scale(gradient) * gradient
         else:
             self._remember(gradient)
             step = self._shortened(-self.lr * self._inverse_hessian(gradient))
-        self._before = (gradient, step)
+        self._previous = (gradient, step)
         return step
 
-    def _opening(self, gradient: Tensor) -> Tensor:
-        """The first step's scale [B, 1], and that of the inverse Hessian until a pair is known."""
+    def _first_scale(self, gradient: Tensor) -> Tensor:
+        """Return the scale of the first step, [B, 1]. Set the scale of the inverse Hessian until a pair is known."""
         if self.radius is None:
             self._scale = gradient.new_ones(len(gradient), 1)
             return (1 / gradient.abs().sum(1, keepdim=True)).clamp(max=1.0)
@@ -54,22 +59,22 @@ class BatchedLBFGS:
         return step * (self.lr * self.radius / step.norm(dim=1, keepdim=True)).clamp(max=1.0)
 
     def _remember(self, gradient: Tensor) -> None:
-        assert self._before is not None
-        y, s = gradient - self._before[0], self._before[1]
+        assert self._previous is not None
+        y, s = gradient - self._previous[0], self._previous[1]
         product = (y * s).sum(1, keepdim=True)
         fits = product > CURVATURE
-        # A row's rejected pair gets ρ = 0, which takes it out of both loops below.
+        # ρ = 0 removes a row's rejected pair from both loops of _inverse_hessian.
         rho = torch.where(fits, 1 / product, torch.zeros_like(product))
         self._pairs = [*self._pairs, (s, y, rho)][-self.history :]
         self._scale = torch.where(fits, product / (y * y).sum(1, keepdim=True), self._scale)
 
     def _inverse_hessian(self, gradient: Tensor) -> Tensor:
-        """The inverse Hessian's estimate times the gradient: the two loops."""
-        q, along = gradient, []
+        """Return the estimated inverse Hessian times the gradient, by the two-loop recursion."""
+        q, coefficients = gradient, []
         for s, y, rho in reversed(self._pairs):
-            along.append(rho * (s * q).sum(1, keepdim=True))
-            q = q - along[-1] * y
+            coefficients.append(rho * (s * q).sum(1, keepdim=True))
+            q = q - coefficients[-1] * y
         r = self._scale * q
-        for (s, y, rho), a in zip(self._pairs, reversed(along), strict=True):
+        for (s, y, rho), a in zip(self._pairs, reversed(coefficients), strict=True):
             r = r + (a - rho * (y * r).sum(1, keepdim=True)) * s
         return r

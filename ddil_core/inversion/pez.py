@@ -1,4 +1,4 @@
-"""PEZ: the prompt that CLIP finds nearest to a picture (Wen et al., 2302.03668); no diffusion model takes part."""
+"""PEZ: find the prompt with the largest CLIP cosine to an image, without a diffusion model (Wen et al., 2302.03668)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddil_core.support.protocol import Strict
 
 
 class PEZSettings(Strict):
-    """AdamW on vectors whose loss and gradient are found at their nearest words, by cosine."""
+    """Settings of AdamW on continuous vectors; the loss and its gradient are taken at the nearest words by cosine."""
 
     tokens: int = Field(default=16, ge=1)
     iterations: int = Field(default=3000, ge=1)
@@ -23,24 +23,24 @@ class PEZSettings(Strict):
 
 
 def pez(problem: InversionProblem, settings: PEZSettings, advance: Callable[[], None]) -> Candidates:
-    """One candidate: the words of all iterations whose text has the largest cosine with the picture."""
+    """Return one candidate for each image: of all iterations, the words with the largest cosine to the image."""
     towers, words = problem.towers, problem.tower_words
     if towers is None or words is None:
         raise DdilError(f"the inverter 'pez' cannot run: {missing_towers(None)}")
     words.require(settings.tokens)
     with torch.no_grad():
-        target = towers.images(problem.images)
+        target = towers.encode_images(problem.images)
     e = words.table[words.draw(settings.tokens, problem.generators("pez"))].requires_grad_()
-    # AdamW works entry by entry, so that rows do not touch.
+    # AdamW updates each entry by itself, so that the rows stay independent.
     optimiser = torch.optim.AdamW([e], lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best = Best()
     for _ in range(settings.iterations):
         index = words.nearest(e.detach(), cosine=True)
         leaf = words.table[index].requires_grad_()
-        with torch.enable_grad(), words.fed(leaf) as prompts:
-            cosines = (towers.texts(prompts) * target).sum(-1)
+        with torch.enable_grad(), words.reading(leaf) as prompts:
+            cosines = (towers.encode_texts(prompts) * target).sum(-1)
             e.grad = torch.autograd.grad((1 - cosines).sum(), leaf)[0]
-        best.see(-cosines.detach(), index)
+        best.update(-cosines.detach(), index)
         optimiser.step()
         advance()
     return [[text] for text in words.texts(best.index)]

@@ -1,11 +1,12 @@
-"""PH2P: the prompt whose words predict a picture's noise best (Mahajan et al., 2312.12416).
+"""PH2P: find the prompt that best predicts the noise of an image (Mahajan et al., 2312.12416).
 
-At timesteps where the prompt matters most, the network's ε is compared with the noise that was added. Continuous vectors e are
-kept; the loss and its gradient are found at the nearest words, and the gradient steps e ("delayed projection"), so that small
-steps add up until another word is nearer.
+At timesteps where the prompt matters most, the loss compares the network's ε with the noise that was added. The search
+keeps continuous vectors e. It computes the loss and its gradient at the words nearest to e, and the gradient moves e
+("delayed projection"). Small steps add up until another word is nearer.
 
-The loss depends far more on t than on the prompt, so that losses of different timesteps and noise cannot be compared. Prompts of
-one round share theirs; the best prompts of several rounds are compared on noise that is the same for every prompt of a picture.
+The loss depends far more on t than on the prompt. Losses of different timesteps and noise are therefore not
+comparable. All prompts of one round share timesteps and noise. The best prompts of several rounds are compared on
+common noise, which is the same for every prompt of an image.
 """
 
 from __future__ import annotations
@@ -28,13 +29,25 @@ from ddil_core.support.protocol import Strict
 
 
 class PH2PSettings(Strict):
-    """``rounds`` of L-BFGS with ``evaluations`` each; a round has timesteps and noise of its own, ``draws`` of them a picture.
+    """Settings of PH2P.
 
-    No step is longer than ``learning_rate`` times ``radius``, which is in units of the words' spacing. Words of ``start`` come
-    first in the prompt that is begun with (the authors' code has "A photo of bus of color ."), the others are drawn. ``searches``
-    begin anew, on other noise. A search's rounds are split into ``candidates`` equal stretches, and each stretch gives one
-    candidate: the round's best prompt or, of several rounds, the one whose loss is lowest on ``judging`` timesteps and noises that
-    all prompts of a picture are judged on.
+    Attributes:
+        tokens: The number of words in a prompt.
+        start: The first words of the starting prompt; the others are random. The authors' code starts from
+            "A photo of bus of color .".
+        searches: The number of searches, each on other noise.
+        rounds: The number of L-BFGS runs in a search. Each round has timesteps and noise of its own.
+        evaluations: The number of losses and gradients in a round.
+        learning_rate: The learning rate of L-BFGS.
+        radius: No step is longer than ``learning_rate`` times ``radius``. The unit is the spacing of the words.
+        history: The number of pairs that L-BFGS remembers.
+        draws: The number of (timestep, noise) pairs for each image in a round.
+        candidates: A search splits its rounds into this many equal stretches. Each stretch gives one candidate: the
+            best
+            prompt of its rounds by the loss on common noise.
+        judging: The number of (timestep, noise) pairs of the common noise.
+        t_low: The first timestep that may be drawn.
+        t_high: The last timestep that may be drawn.
     """
 
     tokens: int = Field(default=15, ge=1)
@@ -57,13 +70,13 @@ class PH2PSettings(Strict):
             raise ValueError(f"t_low is {self.t_low}, above t_high, which is {self.t_high}")
         if self.candidates > self.rounds:
             raise ValueError(
-                f"there are {self.candidates} candidates, more than the {self.rounds} rounds that they are from"
+                f"there are {self.candidates} candidates and only {self.rounds} rounds; each candidate needs a round"
             )
         return self
 
     @property
     def stretches(self) -> list[int]:
-        """The number of rounds that each candidate of a search is chosen from."""
+        """The number of rounds behind each candidate of a search."""
         ends = [self.rounds * place // self.candidates for place in range(self.candidates + 1)]
         return [end - start for start, end in pairwise(ends)]
 
@@ -74,59 +87,70 @@ Noise = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What a round found: the words int64 [B, K] of its lowest loss [B], which is of its own timesteps ``t`` [B, draws]."""
+    """The result of a round.
+
+    Attributes:
+        index: The words of the lowest loss, int64 [B, K].
+        losses: The lowest losses on the round's own noise, [B].
+        t: The round's timesteps, [B, draws].
+    """
 
     index: Tensor
     losses: Tensor
     t: Tensor
 
 
-def noised(x0: Tensor, problem: InversionProblem, generators: list[torch.Generator], settings: PH2PSettings) -> Noise:
-    """(z_t, ε, t) of ``draws`` for each picture, [B · draws, …], drawn by its own generator on the CPU."""
+def draw_noise(
+    x0: Tensor, problem: InversionProblem, generators: list[torch.Generator], settings: PH2PSettings
+) -> Noise:
+    """Draw (z_t, ε, t), each [B · draws, …]. Each image's own generator draws them on the CPU."""
     draws, span = settings.draws, settings.t_high - settings.t_low + 1
-    t = torch.cat([settings.t_low + torch.randint(span, (draws,), generator=one) for one in generators]).to(x0.device)
-    eps = torch.cat([torch.randn((draws, *x0.shape[1:]), generator=one) for one in generators]).to(x0.device)
+    t = torch.cat([settings.t_low + torch.randint(span, (draws,), generator=g) for g in generators]).to(x0.device)
+    eps = torch.cat([torch.randn((draws, *x0.shape[1:]), generator=g) for g in generators]).to(x0.device)
     return problem.model.denoiser.schedule.add_noise(x0.repeat_interleave(draws, dim=0), eps, t), eps, t
 
 
 def judging_noise(
     x0: Tensor, problem: InversionProblem, settings: PH2PSettings, purpose: str = "ph2p judging"
 ) -> list[Noise]:
-    """What all prompts of a picture are judged on: ``judging`` draws, each for the whole batch.
+    """Return the common noise of all prompts of an image: ``judging`` draws, each for the whole batch.
 
-    The j-th t is drawn from the j-th of as many equal parts of t_low … t_high. All of it depends on the picture's id, the seed and
-    ``purpose`` alone.
+    The range t_low … t_high is split into ``judging`` equal parts, and the j-th draw takes t from the j-th part. The
+    draws depend on the image's id, the seed and ``purpose`` alone.
     """
     count, span = settings.judging, settings.t_high - settings.t_low + 1
     generators = problem.generators(purpose)
     draws = []
     for part in range(count):
-        uniform = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
+        uniform = torch.cat([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
         t = settings.t_low + ((part + uniform) * span / count).long().clamp(max=span - 1)
-        eps = torch.stack([torch.randn(x0.shape[1:], generator=one) for one in generators])
+        eps = torch.stack([torch.randn(x0.shape[1:], generator=generator) for generator in generators])
         t, eps = t.to(x0.device), eps.to(x0.device)
         draws.append((problem.model.denoiser.schedule.add_noise(x0, eps, t), eps, t))
     return draws
 
 
-def begun(drawn: Tensor, words: Words, start: str | None) -> Tensor:
-    """Drawn words [B, K] with those of ``start`` in the first places.
+def starting_words(drawn: Tensor, words: Words, start: str | None) -> Tensor:
+    """Return drawn words [B, K] with the words of ``start`` in the first places.
 
     Raises:
-        WrongCommand: one of them may not be chosen, or there are more of them than places.
+        WrongCommand: a prompt may not hold a word of ``start``, or ``start`` is longer than a prompt.
     """
-    told = [] if start is None else start.lower().split()
-    absent = [word for word in told if word not in words.words]
+    first = [] if start is None else start.lower().split()
+    absent = [word for word in first if word not in words.words]
     if absent:
-        raise WrongCommand(f"the word {absent[0]!r} of 'start' is none of those that a prompt may have; leave it out")
-    if len(told) > drawn.shape[1]:
-        raise WrongCommand(f"'start' has {len(told)} words, more than the {drawn.shape[1]} tokens of a prompt")
-    index = torch.tensor([words.words.index(word) for word in told], dtype=torch.long, device=drawn.device)
-    return torch.cat([index.expand(len(drawn), -1), drawn[:, len(told) :]], dim=1)
+        raise WrongCommand(f"'start' has the word {absent[0]!r}, which a prompt may not hold; leave the word out")
+    if len(first) > drawn.shape[1]:
+        raise WrongCommand(
+            f"'start' has {len(first)} words, and a prompt has only {drawn.shape[1]} tokens; "
+            "shorten 'start' or set more tokens"
+        )
+    index = torch.tensor([words.words.index(word) for word in first], dtype=torch.long, device=drawn.device)
+    return torch.cat([index.expand(len(drawn), -1), drawn[:, len(first) :]], dim=1)
 
 
 def noise_errors(denoiser: GuidedDenoiser, condition: Condition, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """The mean squared error of ε̂ [B]."""
+    """Return the mean squared error of ε̂, [B]."""
     x0 = denoiser(z, t, condition)
     return (to_eps(x0, z, *denoiser.schedule.at(t, z)) - eps).square().flatten(1).mean(1)
 
@@ -134,7 +158,16 @@ def noise_errors(denoiser: GuidedDenoiser, condition: Condition, z: Tensor, eps:
 def loss_and_gradient(
     problem: InversionProblem, denoiser: GuidedDenoiser, vectors: Tensor, z: Tensor, eps: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each picture's mean squared error of ε̂ [B], and its gradient with respect to its vectors [B, K, D]."""
+    """Return each image's mean squared error of ε̂, [B], and the gradient with respect to its vectors, [B, K, D].
+
+    Args:
+        problem: The images; the model encodes the vectors.
+        denoiser: The model's denoiser at guidance scale 1.
+        vectors: The prompts' vectors, [B, K, D].
+        z: Noisy latents, [B · draws, C, h, w]; the draws of an image follow each other.
+        eps: The noise in ``z``, of the same shape.
+        t: The timesteps, [B · draws].
+    """
     rows = torch.arange(len(vectors), device=z.device).repeat_interleave(len(z) // len(vectors))
     with torch.enable_grad():
         leaf = vectors.detach().requires_grad_()
@@ -144,25 +177,25 @@ def loss_and_gradient(
 
 
 @torch.no_grad()
-def judged(problem: InversionProblem, denoiser: GuidedDenoiser, index: Tensor, noise: list[Noise]) -> Tensor:
-    """The mean loss [B] of words int64 [B, K] over draws of noise, one draw at a time, so that memory does not grow with them."""
+def judging_losses(problem: InversionProblem, denoiser: GuidedDenoiser, index: Tensor, noise: list[Noise]) -> Tensor:
+    """Return the mean loss [B] of words int64 [B, K] on common noise. One draw at a time keeps memory constant."""
     condition = encode(problem.model, problem.words, problem.words.table[index])
     return torch.stack([noise_errors(denoiser, condition, *draw) for draw in noise]).mean(0)
 
 
 def ph2p(problem: InversionProblem, settings: PH2PSettings, advance: Callable[[], None]) -> Candidates:
-    """Candidates: one of each search and stretch of its rounds."""
+    """Return a candidate for each search and each stretch of its rounds."""
     problem.words.require(settings.tokens)
     span = [settings.t_high, settings.t_low] if settings.t_high > settings.t_low else [settings.t_high]
     problem.model.denoiser.schedule.require_inside(span, "the range of t_low and t_high")
     denoiser, x0 = problem.model.guided(1.0), problem.latents()
     generators, noise = problem.generators("ph2p"), judging_noise(x0, problem, settings)
-    found = []
+    prompts = []
     for _ in range(settings.searches):
         rounds = search(problem, denoiser, settings, x0, generators, advance)
         for size in settings.stretches:
-            found.append(problem.words.texts(winners(problem, denoiser, list(islice(rounds, size)), noise)))
-    return transposed(found)
+            prompts.append(problem.words.texts(winners(problem, denoiser, list(islice(rounds, size)), noise)))
+    return transposed(prompts)
 
 
 def search(
@@ -173,30 +206,39 @@ def search(
     generators: list[torch.Generator],
     advance: Callable[[], None],
 ) -> Iterator[Round]:
-    """The rounds of one search from the beginning."""
+    """Yield the rounds of one search.
+
+    Args:
+        problem: The images.
+        denoiser: The model's denoiser at guidance scale 1.
+        settings: PH2P's settings.
+        x0: The images' latents, [B, C, h, w].
+        generators: A random generator for each image. The search advances them.
+        advance: Called after each evaluation.
+    """
     words = problem.words
-    e = words.table[begun(words.draw(settings.tokens, generators), words, settings.start)]
+    e = words.table[starting_words(words.draw(settings.tokens, generators), words, settings.start)]
     optimiser = BatchedLBFGS(settings.learning_rate, settings.history, settings.radius * words.spacing)
     for _ in range(settings.rounds):
-        z, eps, t = noised(x0, problem, generators, settings)
-        optimiser.forget()
+        z, eps, t = draw_noise(x0, problem, generators, settings)
+        optimiser.reset()
         best = Best()
         for _ in range(settings.evaluations):
             index = words.nearest(e)
             losses, gradient = loss_and_gradient(problem, denoiser, words.table[index], z, eps, t)
-            best.see(losses, index)
+            best.update(losses, index)
             e = e + optimiser.step(gradient.flatten(1).float()).view_as(e)
             advance()
         yield Round(best.index, best.losses, t.view(len(x0), -1))
 
 
 def winners(problem: InversionProblem, denoiser: GuidedDenoiser, rounds: list[Round], noise: list[Noise]) -> Tensor:
-    """Of each picture's rounds the words int64 [B, K] whose loss on common noise is lowest; one round needs no judging."""
+    """Return for each image the words int64 [B, K] of the round with the lowest loss on common noise."""
     if len(rounds) == 1:
         return rounds[0].index
     best = Best()
-    for one in rounds:
-        best.see(judged(problem, denoiser, one.index, noise), one.index)
+    for result in rounds:
+        best.update(judging_losses(problem, denoiser, result.index, noise), result.index)
     return best.index
 
 

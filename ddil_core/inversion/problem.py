@@ -1,4 +1,4 @@
-"""What an inverter is given, and what it is: pictures in, prompts out, each picture by itself."""
+"""The types that all inverters share: the problem, the row of an inverter, and the best words found so far."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from ddil_core.support.protocol import Strict
 
 @dataclass(frozen=True, eq=False)
 class InversionProblem:
-    """Pictures uint8 [B, H, W, 3] of the model's own size, by ``ids`` [B], that are inverted together.
+    """Images that an inverter finds prompts for, in one batch.
 
-    ``words`` are the model's; ``towers`` CLIP's, with ``tower_words``, where they are here. Rows are independent: what is
-    random in one comes from its id and the seed.
+    The rows are independent. The random numbers of a row depend on its id and the seed alone.
+
+    Attributes:
+        model: The diffusion model that the prompts are for.
+        words: The words that the model's prompts may hold.
+        images: uint8 [B, H, W, 3], of the model's own size.
+        ids: The images' ids, [B].
+        seed: The seed of all random numbers.
+        towers: CLIP's two towers, or None where they are missing.
+        tower_words: The words that the prompts of CLIP's text tower may hold.
     """
 
     model: Model
@@ -35,22 +43,33 @@ class InversionProblem:
     tower_words: Words | None = None
 
     def generators(self, purpose: str) -> list[torch.Generator]:
-        """One for each picture."""
+        """Return a random generator for each image."""
         return [generator_for(self.seed, name, 0, f"inversion {purpose}") for name in self.ids]
 
     def latents(self) -> Tensor:
-        """x₀ float32 [B, C, h, w], the means of the autoencoder's posteriors."""
+        """Return x₀ float32 [B, C, h, w]: the means of the autoencoder's posteriors."""
         pixels = torch.from_numpy(np.ascontiguousarray(self.images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return self.model.encode_images(pixels)[0]
 
 
 Candidates = list[list[str]]
-"""For each picture the prompts to choose from by their pictures, as many for each."""
+"""For each image, the candidate prompts; each image has the same number of them."""
 
 
 @dataclass(frozen=True)
 class Inverter:
-    """A row of ``INVERTERS``: ``run`` takes a problem, the row's ``settings`` and ``advance``, called once an evaluation."""
+    """A row of ``INVERTERS``.
+
+    Attributes:
+        name: The name in protocols and records.
+        title: One line for tables and lists.
+        settings: The class of the inverter's settings.
+        run: Takes a problem, the settings and ``advance``. Returns the candidates. Calls ``advance`` after each
+            evaluation.
+        evaluations: Returns the number of evaluations for these settings, which is the length of the progress bar.
+        needs_towers: Whether the inverter needs CLIP's towers.
+        source: The paper.
+    """
 
     name: str
     title: str
@@ -62,21 +81,21 @@ class Inverter:
 
 
 class Best:
-    """The words of the lowest loss of each row. All losses of a row have to be of the same noise, or of none."""
+    """The lowest loss of each row, and its words. The losses of a row must share their noise."""
 
     def __init__(self) -> None:
         self._held: tuple[Tensor, Tensor] | None = None
 
-    def see(self, losses: Tensor, index: Tensor) -> None:
-        """Losses [B] of words int64 [B, K].
+    def update(self, losses: Tensor, index: Tensor) -> None:
+        """Compare with new losses [B] of words int64 [B, K].
 
         Raises:
-            DdilError: a loss is NaN or infinite, which nothing can be compared with.
+            DdilError: a loss is NaN or infinite.
         """
         if not losses.isfinite().all():
             raise DdilError(
-                "the loss of a prompt is NaN or infinite, so that prompts cannot be compared; the weights of the model or of CLIP "
-                "are damaged: fetch or make them again"
+                "the loss of a prompt is NaN or infinite, so that prompts cannot be compared; the weights of the model "
+                "or of CLIP are damaged: download or train them again"
             )
         if self._held is None:
             self._held = losses, index
@@ -86,19 +105,19 @@ class Best:
 
     @property
     def losses(self) -> Tensor:
-        """The lowest losses [B]."""
-        return self._seen()[0]
+        """The lowest losses, [B]."""
+        return self._require()[0]
 
     @property
     def index(self) -> Tensor:
-        """Their words, int64 [B, K]."""
-        return self._seen()[1]
+        """The words of the lowest losses, int64 [B, K]."""
+        return self._require()[1]
 
-    def _seen(self) -> tuple[Tensor, Tensor]:
-        assert self._held is not None, "nothing was seen"
+    def _require(self) -> tuple[Tensor, Tensor]:
+        assert self._held is not None, "update() comes first"
         return self._held
 
 
 def transposed(rounds: Sequence[list[str]]) -> Candidates:
-    """Prompts by round and picture → by picture and round."""
+    """Turn prompts by (round, image) into prompts by (image, round)."""
     return [list(prompts) for prompts in zip(*rounds, strict=True)]

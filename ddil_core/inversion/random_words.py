@@ -1,4 +1,4 @@
-"""The floor: words at random, that know nothing of the picture."""
+"""The baseline: random words, which do not depend on the image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ddil_core.support.protocol import Strict
 
 
 class RandomSettings(Strict):
-    """How many words."""
+    """``tokens`` is the number of words in a prompt."""
 
     tokens: int = Field(default=15, ge=1)
 
 
 def random_words(problem: InversionProblem, settings: RandomSettings, advance: Callable[[], None]) -> Candidates:
-    """One candidate: words drawn alike."""
+    """Return one candidate for each image: words drawn with equal probability."""
     problem.words.require(settings.tokens)
     advance()
     return [[text] for text in problem.words.texts(problem.words.draw(settings.tokens, problem.generators("random")))]

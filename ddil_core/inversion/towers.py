@@ -1,4 +1,7 @@
-"""CLIP's two towers, the shapes world's own or a folder's: what chooses among prompts by pictures, and what PEZ optimises."""
+"""CLIP's two towers: those of the shapes world, or those of a folder.
+
+The image tower chooses among candidate prompts by their generated images. PEZ optimises the cosine of both towers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddil_core.inversion.words import Vocabulary, Words, gather
+from ddil_core.inversion.words import Vocabulary, Words, gather_words
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import all_finite, not_finite
@@ -24,46 +27,51 @@ SHAPES = "shapes"
 
 @dataclass(frozen=True, eq=False)
 class Towers:
-    """``images`` takes pictures uint8 [B, H, W, 3], ``texts`` prompts [B]; both give unit vectors float32 [B, D].
+    """CLIP's image and text towers, which map into one space.
 
-    ``parts`` are the text tower's tokenizer and embedding layer; ``identity`` what a record says of the weights.
+    Attributes:
+        reference: "shapes" or the folder.
+        encode_images: Takes images uint8 [B, H, W, 3]. Returns unit vectors float32 [B, D].
+        encode_texts: Takes B prompts. Returns unit vectors float32 [B, D].
+        parts: The text tower's tokenizer and embedding layer.
+        identity: The name and the hashes of the weights, for records.
     """
 
     reference: str
-    images: Callable[[np.ndarray], Tensor]
-    texts: Callable[[list[str]], Tensor]
+    encode_images: Callable[[np.ndarray], Tensor]
+    encode_texts: Callable[[list[str]], Tensor]
     parts: tuple[Any, torch.nn.Module]
     identity: dict[str, Any]
 
     def words(self, vocabulary: Vocabulary | tuple[str, ...]) -> Words:
-        """What the text tower's prompts may hold."""
-        layer = self.parts[1]
-        return gather([self.parts], vocabulary, f"the CLIP {self.reference!r}", layer.weight.device)  # type: ignore[arg-type]
+        """Return the words that the text tower's prompts may hold."""
+        device: torch.device = self.parts[1].weight.device  # type: ignore[assignment]
+        return gather_words([self.parts], vocabulary, f"the CLIP {self.reference!r}", device)
 
     @torch.no_grad()
     @full_precision()
     def similarity(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """The cosine of each picture with its other, float64 [B].
+        """Return the cosine of each image with its partner in ``others``, float64 [B].
 
         Raises:
-            DdilError: they are not finite.
+            DdilError: a cosine is not finite.
         """
-        cosines = (self.images(images) * self.images(others)).sum(-1).double()
+        cosines = (self.encode_images(images) * self.encode_images(others)).sum(-1).double()
         if not all_finite([cosines]):
             raise not_finite("the similarities", "after its image tower", f"the CLIP {self.reference!r}", [])
         return cosines.cpu().numpy()
 
 
 def missing_towers(reference: str | None) -> str | None:
-    """None where these towers are here, else one sentence with the cure."""
+    """Return one sentence on what is missing and what to do, or None where these towers are here."""
     from ddil_core.shapes import scorer
 
     if reference == SHAPES:
         return scorer.missing(scorer.WEIGHTS)
     if reference is None:
         return (
-            "the image tower that belongs to the text encoder is not here; put CLIP (openai/clip-vit-large-patch14 for "
-            "Stable Diffusion 1.5) into a folder and name it with --towers"
+            "CLIP's image tower for this text encoder is missing; put CLIP (openai/clip-vit-large-patch14 for "
+            "Stable Diffusion 1.5) into a folder and name this folder with --towers"
         )
     folder = user_path(reference, "--towers")
     absent = [
@@ -72,15 +80,15 @@ def missing_towers(reference: str | None) -> str | None:
         if not (folder / name).is_file()
     ]
     if absent:
-        return f"the folder {folder} holds no CLIP, as it lacks {', '.join(absent)}; name one of transformers' layout"
+        return f"the folder {folder} holds no CLIP: it lacks {', '.join(absent)}; name a folder in transformers' layout"
     return None
 
 
 def load_inversion_towers(reference: str | None, device: torch.device | str = "cpu") -> Towers:
-    """The shapes world's towers (``shapes``), or a folder with a ``CLIPModel`` of transformers; float32, without gradients.
+    """Load the towers of the shapes world ("shapes") or of a folder with transformers' ``CLIPModel``, in float32.
 
     Raises:
-        DdilError: they are not here, or are damaged.
+        DdilError: the towers are missing or damaged.
     """
     problem = missing_towers(reference)
     if problem is not None or reference is None:
@@ -113,34 +121,36 @@ def _folder(reference: str, device: torch.device | str) -> Towers:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers and safetensors raise kinds of their own
+    except Exception as error:  # transformers and safetensors raise exceptions of their own
         raise DdilError(
-            f"the CLIP in {folder} cannot be loaded ({' '.join(str(error).split())[:200]}); fetch it again"
+            f"the CLIP in {folder} cannot be loaded ({' '.join(str(error).split())[:200]}); download it again"
         ) from error
     model = model.float().to(device).eval().requires_grad_(False)
     limit = model.config.text_config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # its files may name no length
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)  # the files may give no length
 
-    def images(pictures: np.ndarray) -> Tensor:
-        pixels = processor(list(pictures), return_tensors="pt").pixel_values.to(device)
+    def encode_images(images: np.ndarray) -> Tensor:
+        pixels = processor(list(images), return_tensors="pt").pixel_values.to(device)
         return _unit(model.get_image_features(pixel_values=pixels))
 
-    def texts(prompts: list[str]) -> Tensor:
+    def encode_texts(prompts: list[str]) -> Tensor:
         ids = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt").input_ids
         return _unit(model.get_text_features(input_ids=ids.to(device)))
 
     layer = model.text_model.get_input_embeddings()
-    return Towers(reference, images, texts, (tokenizer, layer), {"name": "clip_image", "weights": _sha256(folder)})
+    return Towers(
+        reference, encode_images, encode_texts, (tokenizer, layer), {"name": "clip_image", "weights": _sha256(folder)}
+    )
 
 
 def _unit(features: Any) -> Tensor:
-    """Features, which transformers 5 wraps into an output with the projection in ``pooler_output``, as unit vectors."""
+    """Normalise features. transformers 5 returns an output object that holds them in ``pooler_output``."""
     return F.normalize(features if isinstance(features, Tensor) else features.pooler_output, dim=-1)
 
 
 def _sha256(folder: Path) -> dict[str, str]:
-    found = {}
+    hashes = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as content:
-            found[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+            hashes[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return hashes

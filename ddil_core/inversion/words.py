@@ -1,7 +1,8 @@
-"""Prompts as vectors: the words that may be chosen, their embeddings in a model's text encoders, and how vectors are fed to those.
+"""Prompts as vectors: the words that a prompt may hold, their embeddings, and how a text encoder reads vectors.
 
-Vectors take the place of an embedding layer's output while the encoder reads a prompt of as many words, so that everything
-behind that layer is the encoder's own code, and the vectors of real words give exactly what the words give.
+While the encoder reads a prompt of K words, a hook puts K vectors in place of the output of its embedding layer.
+Everything after that layer is the encoder's own code. The vectors of real words therefore give exactly what the words
+give.
 """
 
 from __future__ import annotations
@@ -21,14 +22,19 @@ from ddil_core.support.errors import WrongCommand
 
 Vocabulary = Literal["words", "tokens", "all"]
 END_OF_WORD = "</w>"
-"""What CLIP's tokenizers end a word's last piece with."""
+"""The end of a word's last token, in CLIP's tokenizers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """What may be chosen: ``words`` [V] with their embeddings ``table`` float32 [V, D]; those of several encoders lie side by side.
+    """The words that a prompt may hold, with their embeddings.
 
-    ``layers`` are the encoders' embedding layers, ``limit`` the words that a prompt may have.
+    Attributes:
+        words: The V words.
+        table: Their embeddings float32 [V, D]. With two text encoders, both embeddings stand side by side.
+        layers: The text encoders' embedding layers.
+        limit: The largest number of words in a prompt.
+        owner: The model's name, for messages.
     """
 
     words: tuple[str, ...]
@@ -38,38 +44,42 @@ class Words:
     owner: str
 
     def nearest(self, vectors: Tensor, *, cosine: bool = False) -> Tensor:
-        """int64 [B, K]: for vectors [B, K, D] the words at the smallest L2 distance, or at the largest cosine."""
+        """Return for vectors [B, K, D] the words at the smallest L2 distance or the largest cosine, int64 [B, K]."""
         if cosine:
             return (F.normalize(vectors, dim=-1) @ F.normalize(self.table, dim=-1).T).argmax(-1)
         return (self.table.square().sum(1) - 2 * vectors @ self.table.T).argmin(-1)
 
     @property
     def spacing(self) -> float:
-        """The median distance of a word to its nearest neighbour, of about 512 words."""
+        """The median distance from a word to its nearest neighbour, over about 512 words."""
         rows = torch.arange(0, len(self.words), max(1, len(self.words) // 512), device=self.table.device)
         distances = torch.cdist(self.table[rows], self.table).scatter(1, rows[:, None], float("inf"))
         return float(distances.min(1).values.median())
 
     def texts(self, index: Tensor) -> list[str]:
-        """The prompts of words int64 [B, K]."""
+        """Return the prompts of words int64 [B, K]."""
         return [" ".join(self.words[i] for i in row) for row in index.tolist()]
 
     def draw(self, count: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """``count`` words for each generator, all words as likely: int64 [B, count]."""
+        """Draw ``count`` words with each generator, with equal probability, int64 [B, count]."""
         rows = [torch.randint(len(self.words), (count,), generator=generator) for generator in generators]
         return torch.stack(rows).to(self.table.device)
 
     def require(self, count: int) -> None:
-        """Refuse prompts longer than the encoder takes."""
+        """Refuse prompts of ``count`` words where the text encoder takes fewer.
+
+        Raises:
+            WrongCommand: the prompts are too long.
+        """
         if count > self.limit:
             raise WrongCommand(
-                f"the text encoder of {self.owner} takes {self.limit} words in a prompt, fewer than the {count} tokens asked "
-                "for; ask for fewer"
+                f"the text encoder of {self.owner} takes {self.limit} words in a prompt, and the setting 'tokens' is "
+                f"{count}; set fewer tokens"
             )
 
     @contextmanager
-    def fed(self, vectors: Tensor) -> Iterator[list[str]]:
-        """While this lasts the encoders read vectors [B, K, D] in place of the words of the prompts that it yields, B of them."""
+    def reading(self, vectors: Tensor) -> Iterator[list[str]]:
+        """Yield B prompts. In this context the text encoders read vectors [B, K, D] in place of the prompts' words."""
         count = vectors.shape[1]
         with ExitStack() as stack:
             start = 0
@@ -83,7 +93,7 @@ class Words:
 
 
 def _in_place_of_words(part: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook that puts vectors [B, K, D] between an embedding layer's first row, the start, and those after the words."""
+    """Return a hook that puts vectors [B, K, D] after the start token in an embedding layer's output."""
 
     def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         return torch.cat([output[:, :1], part.to(output.dtype), output[:, 1 + part.shape[1] :]], dim=1)
@@ -92,38 +102,38 @@ def _in_place_of_words(part: Tensor) -> Callable[[nn.Module, Any, Tensor], Tenso
 
 
 def encode(model: Model, words: Words, vectors: Tensor) -> Condition:
-    """What the model's network is told of prompts that are vectors [B, K, D], with their gradient.
+    """Encode prompts that are vectors [B, K, D], with gradients.
 
-    The text encoders have to be on the model's device, and to stay there until the gradient is found.
+    The text encoders must stay on the model's device until the gradient is computed.
     """
-    with words.fed(vectors) as prompts:
+    with words.reading(vectors) as prompts:
         return Condition(model.layout.encode(model.pipeline, prompts))
 
 
 def require_text_encoder(reference: str, parts: Iterable[str]) -> None:
-    """Refuse a model none of whose ``parts`` reads text.
+    """Refuse a model that has no text encoder among its ``parts``.
 
     Raises:
-        WrongCommand: there is none.
+        WrongCommand: the model has no text encoder.
     """
     if not any(name.startswith("text_encoder") for name in parts):
         raise WrongCommand(
-            f"the model {reference!r} has no text encoder, so that it draws nothing from a prompt; name another model"
+            f"the model {reference!r} has no text encoder and cannot generate images from prompts; name another model"
         )
 
 
 def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") -> Words:
-    """The words of a model's text encoders: its whole words, all its tokens, or those of a list that are one token each.
+    """Return the words of a model's text encoders: whole words, all tokens, or the one-token words of a list.
 
     Raises:
-        WrongCommand: the model has no text encoder of CLIP's kind, or none of its tokens may be chosen.
+        WrongCommand: the model has no CLIP text encoder, or its vocabulary has no usable word.
     """
     held = {name for name, part in model.pipeline.components.items() if part is not None}
     require_text_encoder(model.reference, held)
     if "text_encoder_3" in held:
         raise WrongCommand(
-            f"the model {model.reference!r} has the layout {model.layout.pipeline}, and prompts are inverted on Stable "
-            "Diffusion's and SDXL's; name another --teacher"
+            f"the model {model.reference!r} has the layout {model.layout.pipeline}, and prompt inversion supports only "
+            "the layouts of Stable Diffusion and SDXL; name another --teacher"
         )
     ends = [end for end in ("", "_2") if f"text_encoder{end}" in held]
     parts = [
@@ -133,23 +143,29 @@ def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") 
         )
         for end in ends
     ]
-    return gather(parts, vocabulary, repr(model.reference), model.device)
+    return gather_words(parts, vocabulary, repr(model.reference), model.device)
 
 
-def gather(
+def gather_words(
     parts: Sequence[tuple[Any, nn.Module]], vocabulary: Vocabulary | Sequence[str], owner: str, device: torch.device
 ) -> Words:
-    """Words that are one token for every tokenizer, with their embeddings in the layer beside it.
+    """Return the words that are one token in every tokenizer, with their embeddings.
+
+    Args:
+        parts: A tokenizer and an embedding layer for each text encoder.
+        vocabulary: Which tokens count as words.
+        owner: The model's name, for messages.
+        device: Where the table of embeddings lies.
 
     Raises:
-        WrongCommand: there is none.
+        WrongCommand: there is no such word.
     """
     known = [_tokens(tokenizer, vocabulary) for tokenizer, _ in parts]
     words = tuple(word for word in known[0] if all(word in other for other in known[1:]))
     if not words:
         raise WrongCommand(
-            f"the text encoder of {owner} has no usable vocabulary: none of its {len(parts[0][0]):,} tokens is a whole word; "
-            "name another model, or set vocabulary to 'tokens'"
+            f"the text encoder of {owner} has no usable vocabulary: none of its {len(parts[0][0]):,} tokens is a whole "
+            "word; name another model, or set vocabulary to 'tokens'"
         )
     rows = []
     for ids, (_, layer) in zip(known, parts, strict=True):
@@ -161,16 +177,16 @@ def gather(
 
 
 def _tokens(tokenizer: Any, vocabulary: Vocabulary | Sequence[str]) -> dict[str, int]:
-    """What may be chosen, by its text, with its id."""
+    """Return the texts that may be chosen, with their token ids."""
     entries: dict[str, int] = tokenizer.get_vocab()
     special = set(tokenizer.all_special_ids)
     if vocabulary in ("tokens", "all"):
         allowed = [item for item in entries.items() if vocabulary == "all" or item[1] not in special]
-        # Where a piece and a word are written alike, the word is what a tokenizer reads.
+        # Where a word and a part of a word have the same text, the tokenizer reads the word.
         allowed.sort(key=lambda item: (item[0].endswith(END_OF_WORD), item[1]))
         return {token.removesuffix(END_OF_WORD): index for token, index in allowed}
     listed = None if vocabulary == "words" else set(vocabulary)
-    found = {}
+    chosen = {}
     for token, index in sorted(entries.items(), key=lambda item: item[1]):
         word = token.removesuffix(END_OF_WORD)
         if (
@@ -178,12 +194,12 @@ def _tokens(tokenizer: Any, vocabulary: Vocabulary | Sequence[str]) -> dict[str,
             and index not in special
             and (_is_word(word) if listed is None else word in listed)
         ):
-            found[word] = index
-    if not found:
+            chosen[word] = index
+    if not chosen:
         return {}
-    # A piece that only ends words ("ing") is no word: as a prompt it falls apart into other tokens, and so it would be read.
-    read = tokenizer(list(found), add_special_tokens=False).input_ids
-    return {word: index for (word, index), ids in zip(found.items(), read, strict=True) if ids == [index]}
+    # A token that only ends words ("ing") is not a word: the tokenizer would read it as several other tokens.
+    read = tokenizer(list(chosen), add_special_tokens=False).input_ids
+    return {word: index for (word, index), ids in zip(chosen.items(), read, strict=True) if ids == [index]}
 
 
 def _is_word(text: str) -> bool:

@@ -10,21 +10,19 @@ import click
 from ddil_core.support import ranks
 from ddil_eval.cli import options
 
-NOTICE = (
-    "This is a demonstration: its students are trained for minutes, and no claim about methods rests on its numbers."
-)
+NOTICE = "This is a demonstration. Its students train for minutes only, so its numbers say nothing about the methods."
 
 
 @click.command()
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, default=Path("runs/demo"), show_default=True,
-    help="Where students, records, tables and figures go.",
+    help="The folder for students, records, tables and figures.",
 )  # fmt: skip
 @options.device_option
 def demo(out: Path, device: str | None) -> None:
     """Distil two 4-step students of the shapes teacher, with and without DDIL, and analyse them.
 
-    Some minutes on two CPU cores. The same command again goes on where it was interrupted.
+    The demonstration takes some minutes on two CPU cores. After an interruption, the same command continues.
     """
     ranks.require_one("the demonstration")
     options.quiet_libraries()
@@ -41,8 +39,8 @@ def _demonstrate(out: Path, device: str) -> None:
     from ddil_core.support.progress import console
     from ddil_core.support.protocol import read_yaml, validate
     from ddil_core.support.resources import protocols
-    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
-    from ddil_eval.experiments.systems import SystemsConfig, compare
+    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
+    from ddil_eval.experiments.systems import SystemsConfig, compare_systems
 
     path = protocols() / "shapes" / "demo.yaml"
     content = read_yaml(path)
@@ -55,36 +53,28 @@ def _demonstrate(out: Path, device: str) -> None:
         distill("shapes", "shapes", validate(ProgressiveConfig, settings, str(path)), students[name], device=device)
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
-    if _measured(out, "compare") < len(systems["systems"]) + len(systems["differences"]):
-        compare(validate(SystemsConfig, systems, str(path)), out, device)
+    if _measured(out, "systems") < len(systems["systems"]) + len(systems["differences"]):
+        compare_systems(validate(SystemsConfig, systems, str(path)), out, device)
     console.rule("teacher and student take turns")
-    config = validate(CovariateShiftConfig, content["covariate_shift"], str(path))
+    shift = content["covariate_shift"] | {"teacher": "shapes", "student": str(students["DDIL"])}
+    config = validate(CovariateShiftConfig, shift, str(path))
     if _measured(out, "covariate-shift") < 2 + len(config.p_teacher) + 2 * len(config.switch):
-        _analyse(students["DDIL"], config, out, device)
+        analyse_covariate_shift(config, out, device)
     _report(out)
     console.print(NOTICE)
 
 
 def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[str, Any]:
-    """The comparison with the run folders of the two students in the place of their names."""
+    """Return the comparison, with run folders in place of the names of the two students."""
     rows = [row | {"model": str(students.get(row["model"], row["model"]))} for row in systems["systems"]]
     return systems | {"systems": rows}
 
 
 def _measured(out: Path, experiment: str) -> int:
-    """How many cells of an experiment an earlier demo in this folder has measured."""
-    from ddil_eval.report.records import load_records
+    """Return the number of cells of an experiment that an earlier demo in this folder measured."""
+    from ddil_eval.report.records import read_records
 
-    return sum(record.experiment == experiment and record.kind != "pair" for record in load_records(out))
-
-
-def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
-    from ddil_eval.experiments.covariate_shift import analyse_covariate_shift, figure_pictures
-    from ddil_eval.report import figures
-
-    pictures, prompts, columns = figure_pictures("shapes", str(student), config, device)
-    figures.image_grid(pictures, prompts, columns, out / "figure2.png")
-    analyse_covariate_shift("shapes", str(student), config, out, device)
+    return sum(record.experiment == experiment and record.kind != "pair" for record in read_records(out))
 
 
 def _report(out: Path) -> None:
@@ -93,7 +83,7 @@ def _report(out: Path) -> None:
     from ddil_eval.report import figures
     from ddil_eval.report import records as store
 
-    shift = [record for record in store.load_records(out) if record.experiment == "covariate-shift"]
+    shift = [record for record in store.read_records(out) if record.experiment == "covariate-shift"]
     figures.shift_curves(shift, out / "shift-curves.png")
     click.get_current_context().invoke(
         report, results=out, as_csv=True, as_latex=True, figures=False, out=out / "report", as_json=False

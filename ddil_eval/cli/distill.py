@@ -9,22 +9,32 @@ from typing import Any
 import click
 
 from ddil_core.support.errors import WrongCommand
-from ddil_eval.cli import options
+from ddil_eval.cli import choices, options
 
-SHARDS_HELP = " Shards of --data on the web are fetched too, as many as the pool needs."
+SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many as the pool needs."
 
 
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
-@click.option("--method", default=None, help="The distiller: pd, lcm or dmd2; by default the protocol's, or pd.")
-@click.option("--lora", is_flag=True, help="Train a LoRA in place of a whole student (lcm).")
 @click.option(
-    "--ddil/--no-ddil", default=True, show_default=True, help="Train on aggregated states too, or on data alone."
+    "--method",
+    type=choices.METHOD,
+    default=None,
+    help="The distillation method. The default is the method of --protocol, or pd.",
 )
-@click.option("--data", default="shapes", show_default=True, help=options.TRAINING_DATA_HELP)
+@click.option("--lora", is_flag=True, help="Train a LoRA in place of a whole student (method lcm).")
+@click.option(
+    "--ddil/--no-ddil",
+    default=True,
+    show_default=True,
+    help="Train on states of rollouts and on data (DDIL), or on data alone.",
+)
+@click.option(
+    "--data", type=choices.TRAINING_DATA, default="shapes", show_default=True, help=options.TRAINING_DATA_HELP
+)
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The run folder.")
-@click.option("--resume", is_flag=True, help="Insist that the folder holds this run already.")
-@click.option("--seed", type=options.SEED, default=None, help="The run's seed, in place of the protocol's.")
+@click.option("--resume", is_flag=True, help="Continue a run, and fail if the folder holds none.")
+@click.option("--seed", type=options.SEED, default=None, help="The seed of the run, in place of the protocol's.")
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option
@@ -46,8 +56,8 @@ def distill(
 ) -> None:
     """Distil a few-step student from a teacher.
 
-    The student is written to OUT/student as a diffusers pipeline. The same command again goes on where it was interrupted.
-    On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
+    The command writes the student to OUT/student as a diffusers pipeline. After an interruption, the same command
+    continues the run. On several GPUs: torchrun --nproc-per-node N -m ddil_eval.cli distill …
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
@@ -62,7 +72,7 @@ def distill(
         content["seed"] = seed
     config: Any = validate(model, content, str(path))
     if ddil and config.ddil is None:
-        raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil")
+        raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil")
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
     student = run(teacher, data, config, out, resume=resume, device=device, download=download)
@@ -72,33 +82,33 @@ def distill(
         steps = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))["steps"]
         options.emit({"run": str(out), "student": str(student), "steps": steps})
     else:
-        click.echo(f"The student is in {student}; see it with: ddil sample --model {out} --prompt '…' --out pictures")
+        click.echo(f"The student is in {student}; sample it with: ddil sample --model {out} --prompt '…' --out images")
 
 
 def configuration(
     method: str | None, lora: bool, protocol: Path | None, settings: tuple[str, ...]
 ) -> tuple[Path, dict[str, Any], Any]:
-    """The protocol's path, its content with the settings over it, and the model that it must fit.
+    """Return the path of the protocol, its content after ``--set``, and the class of its configuration.
 
     Raises:
-        WrongCommand: there is no such method, it has no LoRA, or the protocol is another method's.
+        WrongCommand: The method has no LoRA or no shipped protocol, the protocol is for another method, or its method
+            does not exist.
     """
-    from ddil_core.distillation.methods import METHODS, default_protocol, method_of
+    from ddil_core.distillation.methods import default_protocol, method_of
     from ddil_core.support.protocol import override, read_yaml
 
-    if method is not None:
-        METHODS.find(method)
     path = protocol or default_protocol(method or "pd", "-lora" * lora)
     if path is None and default_protocol(method or "pd") is not None:
-        raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave --lora out, or say --method lcm")
+        raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave out --lora, or use --method lcm")
     if path is None:
-        raise WrongCommand(f"the method {method!r} brings no protocol; name one with --protocol FILE")
+        raise WrongCommand(f"the method {method!r} has no shipped protocol; name one with --protocol")
     content = override(read_yaml(path), settings)
     row = method_of(content, str(path))
     if method not in (None, row.name):
         raise WrongCommand(
-            f"{path} is a protocol of the method {row.name!r}, not {method!r}; leave --method out or take another"
+            f"{path} is a protocol for the method {row.name!r}, not {method!r}; "
+            "leave out --method, or name another protocol"
         )
     if lora and not content.get("lora"):
-        raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one or leave --lora out")
+        raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one, or leave out --lora")
     return path, content, row.config

@@ -7,48 +7,61 @@ from typing import Any
 
 import click
 
-from ddil_core.support import ranks
-from ddil_core.support.paths import output_folder, shown
-from ddil_eval.cli import options
+from ddil_core.support.paths import output_folder
+from ddil_eval.cli import choices, options
+from ddil_eval.cli.experiment import run_experiment, starting_protocol
 from ddil_eval.cli.output import show
-from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
+from ddil_eval.cli.prompt_inversion import prompt_inversion
 
 RESULTS = options.OUTPUT_FOLDER
-RECIPE_HELP = (
-    "How pictures are prepared and with what they are compared (protocols/recipes.yaml); by default the data set's."
-)
-METRICS_HELP = "Metrics in place of the recipe's (see 'ddil metrics')."
+RECIPE_HELP = "How to prepare images, and the reference (see protocols/recipes.yaml). The default is the data set's."
+METRICS_HELP = "The metrics to measure (see 'ddil metrics'). The default is the recipe's."
 
 save_option = click.option(
-    "--save-images", is_flag=True, help="Keep the pictures in OUT/images, with an index, to be scored again."
+    "--save-images", is_flag=True, help="Keep the images in OUT/images with an index, so that they can be scored again."
 )
 
 
-@click.group(name="eval")
+class ExperimentGroup(click.Group):
+    """The sub-commands of the experiments. A command's former name still works, and no help page lists it."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command by its name or by a former name."""
+        return super().get_command(ctx, "systems" if cmd_name == "coco" else cmd_name)
+
+
+@click.group(name="eval", cls=ExperimentGroup)
 def evaluate() -> None:
-    """Measure models; records go to OUT/records, one JSON file for each cell."""
+    """Measure models and write records to OUT/records, one JSON file for each cell."""
 
 
 evaluate.add_command(prompt_inversion)
 
 
 @evaluate.command("covariate-shift")
-@click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
+@click.option("--teacher", default=None, help=options.MODEL_HELP + " The default is the protocol's, or shapes.")
 @click.option("--student", required=True, help=options.MODEL_HELP)
-@click.option("--data", default=None, help=options.DATA_HELP)
-@click.option("--p-teacher", default=None, metavar="P,P,…", help="Rates at which the teacher acts (Table 2).")
+@click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
 @click.option(
-    "--switch", default=None, metavar="T,T,…", help="Times at which one hands over to the other (Tables 3, 4)."
+    "--p-teacher", default=None, metavar="P,P,…", help="Probabilities that the teacher acts at a transition (Table 2)."
 )
-@click.option("--num-prompts", type=options.NUMBER, default=None, help="How many prompts of the evaluation split.")
 @click.option(
-    "--factorial", is_flag=True, default=None, help="All teacher/student strings, with effects and interactions."
+    "--switch", default=None, metavar="T,T,…", help="Times at which one model hands over to the other (Tables 3, 4)."
+)
+@click.option(
+    "--num-prompts", type=options.NUMBER, default=None, help="The number of prompts from the evaluation split."
+)
+@click.option(
+    "--factorial",
+    is_flag=True,
+    default=None,
+    help="Measure all strings of teacher and student, with main effects and interactions.",
 )
 @click.option(
     "--seed",
     type=options.SEED,
     default=None,
-    help="The seed of noise and decisions, in place of the protocol's.",
+    help="The seed of the noise and of the random choices, in place of the protocol's.",
 )
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
@@ -56,41 +69,37 @@ evaluate.add_command(prompt_inversion)
 @options.device_option
 @options.json_option
 def covariate_shift(
-    teacher: str, student: str, p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
+    p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
     settings: tuple[str, ...], download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
 
-    Each prompt follows strings of teacher and student; what strings share is computed once. The same command again goes on
-    where it was interrupted.
+    For each prompt the command samples along several strings of teacher and student. Strings with the same beginning
+    share its computation. After an interruption, the same command continues.
     """
-    from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_core.support.resources import protocols
-    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
+    from ddil_eval.experiments.experiments import EXPERIMENTS
 
-    path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
-    content = override(read_yaml(path), settings)
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
     given["switch"] = options.numbers(switch, options.time, "--switch")
-    given = {key: value for key, value in given.items() if value is not None}
-    config = validate(CovariateShiftConfig, content | given, str(path), options=given)
-    options.fetch_missing([teacher, student], download)
-    _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)
+    content, source = starting_protocol(EXPERIMENTS["covariate-shift"], protocol, settings)
+    run_experiment(EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json)
 
 
-@evaluate.command("coco")
-@click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each is a row.")
-@click.option("--data", required=True, help=options.DATA_HELP)
+@evaluate.command("systems")
+@click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each model is a row.")
+@click.option("--data", type=choices.EVALUATION_DATA, required=True, help=options.DATA_HELP)
 @click.option("--recipe", default=None, help=RECIPE_HELP)
 @click.option("--prompts", default=None, metavar="FILE",
-              help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's own.")  # fmt: skip
-@click.option("--steps", type=options.COUNT, default=None, help="Solver steps; by default the model's own.")
-@click.option("--solver", default=None, help="The solver; by default the model's own.")
+              help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's prompts.")  # fmt: skip
+@click.option(
+    "--steps", type=options.COUNT, default=None, help="The number of solver steps. The default is each model's own."
+)
+@click.option("--solver", type=choices.SOLVER, default=None, help="The solver. The default is each model's own.")
 @options.guidance_option
 @options.reflection_option
 @click.option("--num-images", "num_prompts", type=options.Whole(4), default=None,
-              help="How many pictures, one for each prompt; by default the recipe's.")  # fmt: skip
-@click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
+              help="The number of images, one for each prompt. The default is the recipe's.")  # fmt: skip
+@click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
@@ -98,42 +107,39 @@ def covariate_shift(
 @options.download_option
 @options.device_option
 @options.json_option
-def coco(
-    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, reflection: str | None,
-    metrics: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
-    device: str | None, as_json: bool, **given: Any,
+def systems(
+    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None,
+    reflection: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...],
+    download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Measure models on COCO, or on other captioned pictures, by a recipe.
+    """Measure models on COCO, or on other captioned images, by a recipe.
 
-    One picture for each prompt, sampled as each model was made for; every metric of the recipe in one pass; of several models
-    the paired differences from the first. The same command again goes on where it was interrupted, and does not draw again what
-    it has. torchrun starts it on several GPUs.
+    Each model generates one image for each prompt, with its own sampling settings. The command computes all metrics of
+    the recipe, and the paired differences of the other models from the first. After an interruption, the same command
+    continues and keeps finished images. On several GPUs, start the command with torchrun.
     """
     options.quiet_libraries()
-    from ddil_core.support.lock import held_by_main
     from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.coco import from_the_first, rows
-    from ddil_eval.experiments.systems import SystemsConfig, measure_plan, plan_comparison
+    from ddil_eval.experiments.engine import differences_from_first
+    from ddil_eval.experiments.system_configs import system_rows
+    from ddil_eval.experiments.systems import SystemsConfig, compare_systems
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
-    given |= {} if metrics is None else {"metrics": options.words(metrics)}
-    sampling = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
-    content |= given | {"systems": rows(models, **sampling)}
-    # a protocol's differences are of its own rows, in whose place the models are
-    content["differences"] = from_the_first(models)
+    rows = system_rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale, reflection=reflection)
+    # the models replace the rows of the protocol, and so its differences between rows
+    content |= given | {"systems": rows, "differences": differences_from_first(models)}
     source = "the command" if protocol is None else str(protocol)
-    config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
+    config = validate(SystemsConfig, content, source, options=given)
     options.fetch_missing(models, download)
-    found = plan_comparison(config)
-    found.require_all()
-    with held_by_main(out):
-        show(measure_plan(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    show(compare_systems(config, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("run")
 @click.argument("protocol", type=options.INPUT_FILE)
-@click.option("--data", default=None, help=options.DATA_HELP + " In place of the protocol's.")
+@click.option(
+    "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It replaces the protocol's."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option(
@@ -147,75 +153,57 @@ def run(
     protocol: Path, data: str | None, settings: tuple[str, ...], seed: int | None, out: Path | None, save_images: bool,
     download: bool, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
+    """Run the experiment of a protocol, such as a comparison of systems for a whole table.
 
-    What is not here (weights, data, a metric's network) is named before any picture is made, with what to provide, and the
-    rest is measured; exit status 1 if nothing can be. Run again with more of it here, it measures the new rows.
+    A comparison samples each system with the system's own settings, unless its row says otherwise. If weights, data or
+    networks are missing, the command first says what to provide, and then measures the rest. If nothing can be
+    measured, the exit status is 1. After you provide more, the same command measures the new rows.
     """
     options.quiet_libraries()
-    from ddil_core.support.errors import WrongCommand
-    from ddil_core.support.lock import held_by_main
-    from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.systems import SystemsConfig, measure_plan, plan_comparison
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_eval.experiments.experiments import find_experiment
 
     protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
-    if content.get("experiment") == "prompt-inversion":
-        given = {"seed": seed, "data": data}
-        return invert_and_measure(content, given, str(protocol), out or _results(protocol), download, device, as_json)
-    if content.get("experiment", "systems") not in ("systems", "coco"):
-        raise WrongCommand(
-            f"{protocol} is of the experiment {shown(content['experiment'])}, and 'ddil eval run' takes 'systems', 'coco' or "
-            "'prompt-inversion'; give it to its own command with --protocol"
-        )
-    content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
-    config = validate(SystemsConfig, content, str(protocol))
-    options.fetch_missing([system.model for system in config.systems], download)
-    found = plan_comparison(config)
-    for name, error in found.absent.items() if ranks.is_main() else ():
-        click.echo(f"not here: {name}: {error}", err=True)
+    experiment = find_experiment(content.get("experiment", "systems"))
+    given = {"seed": seed, "data": data}
     out = out or _results(protocol)
-    with held_by_main(out):
-        show(measure_plan(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    run_experiment(experiment, content, given, str(protocol), out, download, device, as_json, save_images=save_images)
 
 
 @evaluate.command("score")
 @click.argument("folders", nargs=-1, required=True)
-@click.option("--reference", required=True, help="A folder of pictures, or a data set (see 'ddil data').")
+@click.option("--reference", required=True, help="A folder of images, or a data set (see 'ddil data').")
 @click.option("--recipe", default=None, help=RECIPE_HELP)
-@click.option("--metrics", default=None, metavar="NAME,…", help=METRICS_HELP)
+@click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
 @click.option(
-    "--num-images", type=options.NUMBER, default=None, help="How many pictures of each folder; by default all."
+    "--num-images", type=options.NUMBER, default=None, help="The number of images of each folder. The default is all."
 )
-@click.option("--reference-pictures", type=options.NUMBER, default=None,
-              help="How many pictures of the reference; by default all of a folder, or the recipe's.")  # fmt: skip
+@click.option(
+    "--reference-images", "--reference-pictures", "reference_images", type=options.NUMBER, default=None,
+    help="The number of reference images. The default is all images of a folder, or the recipe's number.",
+)  # fmt: skip
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
 @options.device_option
 @options.json_option
 def score(
-    folders: tuple[str, ...], metrics: str | None, out: Path, protocol: Path | None, settings: tuple[str, ...],
+    folders: tuple[str, ...], out: Path, protocol: Path | None, settings: tuple[str, ...],
     device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Score folders of pictures against one reference; no model is needed.
+    """Score folders of images against one reference. No model is needed.
 
-    Folders kept with --save-images, or made by any other program: captions are in the folder's index.jsonl, or in a .txt
-    beside each picture. Without captions, metrics that read them are refused.
+    A folder may come from --save-images or from any other program. Captions lie in the folder's index.jsonl, or in a
+    .txt file beside each image. Metrics that read captions need them.
     """
     options.quiet_libraries()
-    from ddil_core.support.lock import held_by_main
-    from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.score import ScoreConfig
-    from ddil_eval.experiments.score import score_folders as measure
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_eval.experiments.experiments import EXPERIMENTS
 
-    content = override({} if protocol is None else read_yaml(protocol), settings)
-    given = {key: value for key, value in given.items() if value is not None}
-    given |= {} if metrics is None else {"metrics": options.words(metrics)}
+    content = override({} if protocol is None else read_yaml(protocol), settings) | {"folders": list(folders)}
     source = "the command" if protocol is None else str(protocol)
-    config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
-    with held_by_main(out):
-        show(measure(config, out, options.choose_device(device)), out, as_json)
+    run_experiment(EXPERIMENTS["score"], content, given, source, out, False, device, as_json)
 
 
 def _shipped(protocol: Path) -> Path:
@@ -230,19 +218,3 @@ def _shipped(protocol: Path) -> Path:
 def _results(protocol: Path) -> Path:
     """Where a protocol's results go when nothing is said."""
     return output_folder(Path("results") / f"{protocol.parent.name}-{protocol.stem}", "the results folder")
-
-
-def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:
-    options.quiet_libraries()
-    from ddil_core.support.lock import held_by_main
-    from ddil_eval.experiments.covariate_shift import analyse_covariate_shift, figure_pictures
-    from ddil_eval.report import figures
-
-    with held_by_main(out):
-        records = analyse_covariate_shift(teacher, student, config, out, device)
-        if not ranks.is_main():
-            return
-        if config.figure_prompts:
-            figures.image_grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
-        figures.shift_curves(records, out / "shift-curves.png")
-        show(records, out, as_json, "Records, figures and the cost of the rollouts are in")

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what commands do with them."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from ddil_core.support import paths, ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DATA_HELP = "A data set: 'shapes', coco2014:DIR, coco2017:DIR or folder:DIR (see 'ddil data')."
-TRAINING_DATA_HELP = (
-    "The data set to train on: 'shapes', coco2014:DIR, coco2017:DIR, folder:DIR or webdataset:PATTERN, as in "
-    "'webdataset:/data/train-{000000..000099}.tar' (see 'ddil data')."
-)
+DATA_HELP = "The data set to measure on (see 'ddil data')."
+TRAINING_DATA_HELP = "The data set to train on (see 'ddil data')."
 DOWNLOAD_HELP = (
-    "Fetch models that are not here from the hub first; the size is said before. Without it nothing is fetched."
+    "Download missing models from the hub first, and print their size. Without this option nothing is downloaded."
 )
 MOST = 100_000_000
-"""The largest count that an option takes, as in ``ddil_core.support.protocol``, which a help page does not import."""
+"""The largest count that an option takes. ``ddil_core.support.protocol`` has the same limit, but imports pydantic."""
 
 MODEL_HELP = (
-    "A model: a name of 'ddil models', a pipeline folder, a run folder of 'ddil distill', a single-file checkpoint, or a hub id "
-    "(see docs/models.md)."
+    "A model: a name that 'ddil models' lists, a pipeline folder, a run folder of 'ddil distill', a single-file "
+    "checkpoint, or a hub id (see docs/models.md)."
 )
 
 
 class UserPath(click.ParamType):
-    """A path that a user names, checked before any work by :mod:`ddil_core.support.paths`. ``name`` stands in the reference."""
+    """A path from the command line, checked before any work starts.
 
-    def __init__(self, name: str, look: Callable[[str | os.PathLike[str], str], Path] = paths.user_path) -> None:
-        self.name, self._look = name, look
+    Args:
+        name: The word for the value in the command reference: "file", "path" or "directory".
+        check: A function of :mod:`ddil_core.support.paths` that checks the path and expands it.
+    """
+
+    def __init__(self, name: str, check: Callable[[str | os.PathLike[str], str], Path] = paths.user_path) -> None:
+        self.name, self._check = name, check
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, expanded.
+        """Return the expanded path.
 
         Raises:
-            WrongCommand: it cannot be used; the message names the option.
+            WrongCommand: The path cannot be used. The message names the option.
         """
         option = max(param.opts, key=len) if isinstance(param, click.Option) else None
-        return self._look(value, option or (param.human_readable_name if param else "the path"))
+        return self._check(value, option or (param.human_readable_name if param else "the path"))
 
 
 INPUT_FILE = UserPath("file")
@@ -55,18 +57,21 @@ OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
 OUTPUT = UserPath("path", paths.output_file)
 
 
-class Whole(click.IntRange):
-    """A whole number from ``least`` (None: any) to ``most``."""
+class Whole(click.ParamType):
+    """A whole number from ``least`` to ``most``; without ``least``, from −``most``."""
+
+    name = "integer"
 
     def __init__(self, least: int | None = None, most: int = MOST) -> None:
-        super().__init__(min=least)  # the messages of click for what is too small; it has another one for ranges
-        self.most = most
+        # click's message for a small number names the minimum alone, if the range has no maximum
+        self._range = click.INT if least is None else click.IntRange(min=least)
+        self._most = most
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number. Fails as click's own types do."""
-        number: int = super().convert(value, param, ctx)
-        if abs(number) > self.most:
-            self.fail(f"{paths.shown(number)} is larger than {self.most:,}.", param, ctx)
+        """Return the number. Fail as click's own types do."""
+        number: int = self._range.convert(value, param, ctx)
+        if abs(number) > self._most:
+            self.fail(f"{paths.shown(number)} is larger than {self._most:,}.", param, ctx)
         return number
 
 
@@ -76,41 +81,39 @@ COUNT = Whole(1)
 
 
 def protocol_options(command: F) -> F:
-    """``--protocol`` and ``--set``."""
-    file = INPUT_FILE
-    command = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")(
-        command
+    """Add ``--protocol`` and ``--set``."""
+    settings = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
+    protocol = click.option(
+        "--protocol", type=INPUT_FILE, default=None, help="A YAML protocol to use in place of the default one."
     )
-    return click.option("--protocol", type=file, default=None, help="A YAML protocol in place of the shipped one.")(
-        command
-    )
+    return protocol(settings(command))
 
 
 def device_option(command: F) -> F:
-    """``--device``."""
+    """Add ``--device``."""
     return click.option(
-        "--device", default=None, metavar="NAME", help="cpu or cuda; by default cuda where there is one."
+        "--device", default=None, metavar="NAME", help="cpu or cuda. The default is cuda if the machine has a GPU."
     )(command)
 
 
 def json_option(command: F) -> F:
-    """``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(command)
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")(command)
 
 
 def variant_option(command: F) -> F:
-    """``--variant``."""
-    text = "The weights' variant, such as fp16; by default the plain files, or the only variant that there is."
+    """Add ``--variant``."""
+    text = "The variant of the weights, such as fp16. The default is the files without a variant, or the only variant."
     return click.option("--variant", default=None, metavar="NAME", help=text)(command)
 
 
 def download_option(command: F) -> F:
-    """``--download``."""
+    """Add ``--download``."""
     return click.option("--download", is_flag=True, help=DOWNLOAD_HELP)(command)
 
 
 class GuidanceType(click.ParamType):
-    """A guidance scale; what is none is a wrong command."""
+    """A guidance scale, a finite number of at least 0."""
 
     name = "float"
 
@@ -128,15 +131,15 @@ class GuidanceType(click.ParamType):
 
 
 def guidance_option(command: F) -> F:
-    """``--guidance``."""
-    text = "Guidance scale g, where 1 is none; by default the model's own."
+    """Add ``--guidance``."""
+    text = "The guidance scale g; 1 means no guidance. The default is the model's own."
     return click.option("--guidance", "guidance_scale", type=GuidanceType(), default=None, help=text)(command)
 
 
 def reflection_option(command: F) -> F:
-    """``--reflection``."""
+    """Add ``--reflection``."""
     modes = click.Choice(("none", "clamp", "dynamic", "fold"))
-    text = "Keep x̂ inside the range of the data that a student was distilled on; by default the model's own, which is none."
+    text = "How to keep x̂ inside the range of the student's training data. The default is the model's own setting."
     return click.option("--reflection", type=modes, default=None, help=text)(command)
 
 
@@ -144,20 +147,20 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 
 def dtype_option(command: F) -> F:
-    """``--dtype``."""
-    text = "The numbers that the model computes in, whatever its files hold."
+    """Add ``--dtype``."""
+    text = "The number format that the model computes in."
     return click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help=text)(command)
 
 
 def torch_dtype(name: str) -> Any:
-    """The torch dtype of ``--dtype``."""
+    """Return the torch dtype of a value of ``--dtype``."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
-    """With ``--download``, fetch what the references need of the hub and is not here; what is here is not asked for."""
+    """With ``--download``, download the missing files of models on the hub. Complete models cause no request."""
     if not download:
         return
     from ddil_core.models.references import hub_parts, is_here
@@ -169,7 +172,7 @@ def fetch_missing(references: Iterable[str], download: bool, variant: str | None
 
 
 def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
-    """Fetch a model's files, with the size and a bar on stderr."""
+    """Download a model's files. Their size and a progress bar go to stderr."""
     from ddil_core.models import references
     from ddil_core.support.progress import transfer
 
@@ -177,10 +180,10 @@ def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
 
 
 def choose_device(name: str | None) -> str:
-    """The device asked for, or the best there is; of several processes on a machine each has a GPU of its own.
+    """Return the named device, or the best one without a name. Several processes of one machine get one GPU each.
 
     Raises:
-        WrongCommand: a device that is not here, or fewer GPUs than processes.
+        WrongCommand: The machine has no such device, or fewer GPUs than processes.
     """
     import torch
 
@@ -189,12 +192,12 @@ def choose_device(name: str | None) -> str:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", *(["cuda"] if torch.cuda.is_available() else []), *_gpus()):
-        raise WrongCommand(f"the device {paths.shown(name)} is not here; leave --device out to take the best there is")
+        raise WrongCommand(f"this machine has no device {paths.shown(name)}; leave out --device to take the best one")
     if name == "cuda" and ranks.world() > 1:
         if ranks.local_rank() >= torch.cuda.device_count():
             raise WrongCommand(
-                f"process {ranks.local_rank()} of this machine, counted from 0, has no GPU: there are {torch.cuda.device_count()}; "
-                "start as many processes as there are GPUs"
+                f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU, since the machine has "
+                f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
             )
         return f"cuda:{ranks.local_rank()}"
     return name
@@ -207,10 +210,10 @@ def _gpus() -> list[str]:
 
 
 def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
-    """A comma-separated list of numbers.
+    """Return a comma-separated list of numbers; None without a text.
 
     Raises:
-        WrongCommand: one of them is no number.
+        WrongCommand: One part is not a number. The message names the option.
     """
     from ddil_core.support.errors import WrongCommand
 
@@ -222,19 +225,18 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[A
         raise WrongCommand(f"{option} takes numbers with commas between them, not {paths.shown(text)}") from error
 
 
-def words(text: str | None) -> list[str] | None:
-    """A list with commas between its words; None where none was given."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
 def time(text: str) -> int | float:
-    """A time of a grid: an integer, or a fraction where a flow's is one. Raises ValueError."""
+    """Return a time of a grid: an integer, or a fraction on a flow.
+
+    Raises:
+        ValueError: The text is not a number.
+    """
     value = float(text)
     return int(value) if value.is_integer() else value
 
 
 def emit(document: Any) -> None:
-    """One JSON document on stdout; characters that its encoding lacks are JSON's own escapes."""
+    """Print one JSON document to stdout. Characters that the encoding of stdout lacks become JSON escapes."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -244,8 +246,8 @@ def emit(document: Any) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and advice off the terminal."""
-    # before matplotlib is imported, which says then where its own cache is
+    """Keep the progress bars and the advice of the libraries off the terminal."""
+    # matplotlib logs the place of its cache during its import
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import diffusers
     import transformers

@@ -8,26 +8,26 @@ from typing import Any
 
 import click
 
-from ddil_eval.cli import options
+from ddil_eval.cli import choices, options
 
 
 @click.command()
 @click.option("--model", "reference", default="shapes", show_default=True, help=options.MODEL_HELP)
-@click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt; give the option again for more.")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt.")
 @click.option(
     "--steps",
     type=options.COUNT,
     default=None,
-    help="Solver steps; by default what the model was made for, or 32.",
+    help="The number of solver steps. The default is the number that the model was distilled for, or 32.",
 )
-@click.option(
-    "--solver", default=None, help="ddim, dpmpp_2m, lcm, euler, flow_euler or heun; by default the model's own."
-)
+@click.option("--solver", type=choices.SOLVER, default=None, help="The solver. The default is the model's own.")
 @options.guidance_option
 @options.reflection_option
-@click.option("--num-images", type=options.COUNT, default=1, show_default=True, help="Pictures for each prompt.")
-@click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed that the noise is drawn from.")
-@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the pictures.")
+@click.option(
+    "--num-images", type=options.COUNT, default=1, show_default=True, help="The number of images for each prompt."
+)
+@click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
+@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
 @options.dtype_option
 @options.variant_option
 @options.download_option
@@ -49,16 +49,16 @@ def sample(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Draw pictures of prompts: one PNG each, and a grid of all.
+    """Generate images from prompts: one PNG file for each image, and a grid of all images.
 
-    A picture depends on its prompt, its number, the seed and the model's settings alone. Existing pictures are not
-    overwritten.
+    An image depends only on its prompt, its number, the seed and the model's settings. The command never overwrites
+    images.
     """
     options.quiet_libraries()
     from PIL import Image
 
     from ddil_core.models.generate import require_prompts, resolve_sampling, sampling_warnings
-    from ddil_core.models.generate import sample as draw
+    from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
     from ddil_core.support.errors import WrongCommand
     from ddil_core.support.files import replacing
@@ -67,29 +67,29 @@ def sample(
     from ddil_eval.report import figures
 
     require_prompts(prompts)
-    asked: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    sampling: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     with held(out):
-        taken = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
-        if taken:
-            raise WrongCommand(f"the folder {out} holds pictures already ({taken[0].name}); choose another --out")
+        existing = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
+        if existing:
+            raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
         model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
-        for remark in sampling_warnings(model, prompts, resolve_sampling(model, **asked)):
-            warn(remark)
-        images = draw(model, prompts, num_images=num_images, seed=seed, **asked)
-        with ExitStack() as undo:  # all pictures or none, so that the same command can be run again
+        for warning in sampling_warnings(model, prompts, resolve_sampling(model, **sampling)):
+            warn(warning)
+        images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
+        with ExitStack() as undo:  # write all images or none, so that the same command can run again
             paths = []
-            for row, pictures in enumerate(images):
-                for number, picture in enumerate(pictures):
+            for row, images_of_prompt in enumerate(images):
+                for number, image in enumerate(images_of_prompt):
                     path = out / f"{row:03d}-{number:02d}.png"
                     undo.callback(path.unlink, missing_ok=True)
                     with replacing(path) as temporary:
-                        Image.fromarray(picture).save(temporary)
+                        Image.fromarray(image).save(temporary)
                     paths.append(str(path))
             columns = [f"no. {number}" for number in range(num_images)]
             grid = figures.image_grid(images, list(prompts), columns, out / "grid.png")
             undo.pop_all()
     if as_json:
-        options.emit({"pictures": paths, "grid": str(grid)})
+        options.emit({"images": paths, "grid": str(grid)})
     else:
-        click.echo(f"{len(paths)} pictures and {grid}")
+        click.echo(f"{len(paths)} images and {grid}")

@@ -104,7 +104,7 @@ def test_data_that_cannot_be_trained_on(distill: Cli, tmp_path: Path) -> None:
 
 def test_shards_are_for_training(cli: Cli, student: Path, tmp_path: Path) -> None:
     data = save_shards(tmp_path, 1, 4)
-    quick = ("--recipe", "shapes", "--num-images", 4, "--set", "reference_pictures=4", "--metrics", "fd_efflite0")
+    quick = ("--recipe", "shapes", "--num-images", 4, "--set", "reference_images=4", "--metrics", "fd_efflite0")
     result = cli(
         "eval", "coco", "--model", student, "--data", data, *quick, "--device", "cpu", "--out", tmp_path / "out"
     )
@@ -138,7 +138,7 @@ def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_method_and_a_device_that_are_not_there(distill: Cli) -> None:
     refused(distill("--method", "dmd3"), "the method 'dmd3' is not known; it may be one of pd, lcm, dmd2", 2)
-    refused(distill("--device", "tpu"), "the device 'tpu' is not here; leave --device out to take the best there is", 2)
+    refused(distill("--device", "tpu"), "this machine has no device 'tpu'; leave out --device to take the best one", 2)
 
 
 def test_a_metric_that_is_not_there(shift: Cli) -> None:
@@ -239,7 +239,7 @@ def test_ddil_without_its_section(cli: Cli, teacher: Path, tmp_path: Path) -> No
     path = tmp_path / "plain.yaml"
     path.write_text("stages: [{steps: 4, updates: 1}]\n")
     result = cli("distill", "--teacher", teacher, "--protocol", path, "--out", tmp_path / "run")
-    refused(result, f"{path} has no 'ddil' section, which --ddil needs; add one or say --no-ddil", 2)
+    refused(result, f"{path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil", 2)
 
 
 # Folders that hold something else

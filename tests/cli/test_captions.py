@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from ddil_eval.report.records import load_records
+from ddil_eval.report.records import read_records
 from tests.shards import picture, save_shard
 
 Cli = Callable[..., Result]
@@ -40,7 +40,7 @@ FEW = (
     "--num-images",
     4,
     "--set",
-    "reference_pictures=8",
+    "reference_images=8",
     "--metrics",
     "fd_efflite0",
     "--device",
@@ -50,17 +50,17 @@ FEW = (
 
 def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teacher: Path, photos: Path) -> None:
     out, data = photos.parent / "out", f"folder:{photos}"
-    coco = ("eval", "coco", "--model", student, "--data", data, *FEW, "--out", out)
+    systems = ("eval", "systems", "--model", student, "--data", data, *FEW, "--out", out)
     prompts = photos.parent / "prompts.csv"
     prompts.write_text("id,prompt\n1,a cat\n2,a cat, sitting\n3,b\n4,c\n")
     sentence = (
         f"{prompts} cannot be read as csv in UTF-8: the row in line 3 has 3 fields, but the header has 2; put quotes around a "
         "field that holds a comma"
     )
-    refused(cli(*coco, "--prompts", prompts), sentence, out)
+    refused(cli(*systems, "--prompts", prompts), sentence, out)
     (photos / "1.txt").write_text(" \u00a0\u200b\n")
     sentence = f"1 of 4 images of {data} have no caption: 1.png; put a .txt beside each, or name a list of prompts"
-    refused(cli(*coco), sentence, out)
+    refused(cli(*systems), sentence, out)
     sentence = f"1 of 8 images of {data} have no caption: 1.png; put a .txt beside each, or leave them out"
     distil = ("distill", "--teacher", teacher, "--device", "cpu", "--set", "pool=8", "--out", out)
     refused(cli(*distil, "--data", data), sentence, out)
@@ -71,7 +71,7 @@ def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teache
     )
     score = ("eval", "score", photos, "--reference", photos, *FEW, "--out", out)
     invert = ("eval", "prompt-inversion", "--teacher", teacher, "--data", data, "--device", "cpu", "--out", out)
-    for command in (coco, score, (*distil, "--data", data)):
+    for command in (systems, score, (*distil, "--data", data)):
         refused(cli(*command), sentence, out)
     result = cli(*invert)
     assert f"not here: data {data}: {sentence}" in result.stderr and result.exit_code != 0
@@ -91,7 +91,7 @@ def test_16_bit_grey_measures_as_8_bit_grey_does(cli: Cli, photos: Path, tmp_pat
     result = cli("eval", "score", deep, "--reference", photos, "--recipe", "shapes", "--metrics", "fd_efflite0", "--device", "cpu",
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    (record,) = load_records(tmp_path / "out")
+    (record,) = read_records(tmp_path / "out")
     assert record.metrics["fd_efflite0"].estimate.value == pytest.approx(0, abs=1e-6)
     said = [line for line in result.stderr.splitlines() if line.startswith("warning: ") and str(deep) in line]
     assert len(said) == 1 and said[0].endswith("; 8 of 16-bit grey, scaled to 8 bits")

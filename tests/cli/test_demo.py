@@ -59,10 +59,10 @@ def test_students_stand_in_for_their_names(content: dict[str, Any]) -> None:
 
 
 def test_it_counts_what_an_earlier_demo_measured(tmp_path: Path) -> None:
-    assert _measured(tmp_path / "nothing", "compare") == 0
+    assert _measured(tmp_path / "nothing", "systems") == 0
     for record in (system("PD", 4), system("DDIL", 4), p_teacher(0.8)):
         store.save_record(record, tmp_path)
-    assert (_measured(tmp_path, "compare"), _measured(tmp_path, "covariate-shift")) == (2, 1)
+    assert (_measured(tmp_path, "systems"), _measured(tmp_path, "covariate-shift")) == (2, 1)
 
 
 def test_it_says_that_it_is_a_demonstration() -> None:
@@ -92,13 +92,13 @@ def test_a_small_demo_runs_from_end_to_end_and_is_not_made_again(
         }
         assert result.stderr.count("This is a demonstration") == 2
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == made
-    assert sum(record.kind != "pair" for record in store.load_records(out)) == 5 + 12
+    assert sum(record.kind != "pair" for record in store.read_records(out)) == 5 + 12
 
 
 def shrink(content: dict[str, Any]) -> None:
     content["distill"] |= {"stages": [{"steps": 4, "updates": 2}], "batch_size": 8, "pool": 16}
     content["distill"]["ddil"] |= {"collect_every": 2, "capacity": 64}
-    small = {"num_prompts": 4, "reference_pictures": 8, "metrics": ["drawn_right"], "batch_size": 8}
+    small = {"num_prompts": 4, "reference_images": 8, "metrics": ["drawn_right"], "batch_size": 8}
     content["systems"] |= small
     content["covariate_shift"] |= small | {"teacher_steps": 8, "figure_prompts": 1}
     content["systems"]["systems"][0]["steps"] = 8

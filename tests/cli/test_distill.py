@@ -57,7 +57,7 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(ddil, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (
-        f"The student is in {out / 'student'}; see it with: ddil sample --model {out} --prompt '…' --out pictures\n"
+        f"The student is in {out / 'student'}; sample it with: ddil sample --model {out} --prompt '…' --out images\n"
     )
     return out
 
@@ -143,12 +143,12 @@ def test_the_seed_option_is_the_seed(run: Path, distill: Cli, tmp_path: Path) ->
 def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, root: Path, tmp_path: Path) -> None:
     one = root / "protocols" / "shapes" / "dmd2-1step.yaml"
     told = ("distill", "--teacher", teacher, "--out", tmp_path / "run", "--device", "cpu")
-    other = f"{one} is a protocol of the method 'dmd2', not 'lcm'; leave --method out or take another"
+    other = f"{one} is a protocol for the method 'dmd2', not 'lcm'; leave out --method, or name another protocol"
     cases = {
         ("--method", "lcm", "--protocol", one): other,
-        ("--lora", "--protocol", one): f"{one} has no 'lora' section, which --lora needs; add one or leave --lora out",
-        ("--method", "dmd2", "--lora"): "the method 'dmd2' trains no LoRA; leave --lora out, or say --method lcm",
-        ("--protocol", one): f"{one} has no 'ddil' section, which --ddil needs; add one or say --no-ddil",
+        ("--lora", "--protocol", one): f"{one} has no 'lora' section, which --lora needs; add one, or leave out --lora",
+        ("--method", "dmd2", "--lora"): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
+        ("--protocol", one): f"{one} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil",
         ("--method", "dmd"): "the method 'dmd' is not known; it may be one of pd, lcm, dmd2",
     }
     for more, sentence in cases.items():

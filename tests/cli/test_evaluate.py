@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from ddil_eval.cli import ddil
-from ddil_eval.report.records import load_records
+from ddil_eval.report.records import read_records
 
 SMALL = [
     argument
     for setting in (
         "teacher_steps=8",
-        "reference_pictures=12",
+        "reference_images=12",
         "metrics=[drawn_right, fd_efflite0]",
         "figure_prompts=2",
         "chunk=4",
@@ -45,7 +45,7 @@ def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result]) 
     out, result = shift
     assert result.exit_code == 0, result.stderr
     assert {path.name for path in out.iterdir()} >= {"records", "figure2.png", "shift-curves.png", "evaluations.json"}
-    records = load_records(out)
+    records = read_records(out)
     assert len(records) == 12
     assert {name for record in records for name in record.metrics} == {"drawn_right", "fd_efflite0"}
     assert all(record.metrics["fd_efflite0"].estimate.value > 0 for record in records)
@@ -73,7 +73,7 @@ def test_json_is_one_document_and_a_second_run_adds_no_record(
     result = cli(*arguments(teacher, student, out), "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    assert sorted(json.dumps(row["cell"]) for row in document) == sorted(json.dumps(r.cell) for r in load_records(out))
+    assert sorted(json.dumps(row["cell"]) for row in document) == sorted(json.dumps(r.cell) for r in read_records(out))
     assert sorted((out / "records").iterdir()) == before
 
 
@@ -144,19 +144,47 @@ def test_a_protocol_of_systems_runs(cli: Callable[..., Result], protocol: Path, 
     result = cli("eval", "run", protocol, "--set", "num_prompts=5", "--out", tmp_path / "out", "--device", "cpu")
     assert result.exit_code == 0
     assert "Systems" in result.stdout and "Differences" in result.stdout
-    assert {(record.kind, record.n_done) for record in load_records(tmp_path / "out")} == {
+    assert {(record.kind, record.n_done) for record in read_records(tmp_path / "out")} == {
         ("system", 5),
         ("difference", 5),
     }
 
 
-def test_a_protocol_of_another_experiment_is_sent_to_its_command(
-    cli: Callable[..., Result], root: Path, tmp_path: Path
+def test_a_protocol_of_covariate_shift_runs_with_the_student_that_it_names(
+    cli: Callable[..., Result], teacher: Path, student: Path, root: Path, tmp_path: Path
 ) -> None:
     path = root / "protocols" / "shapes" / "covariate-shift.yaml"
-    result = cli("eval", "run", path, "--out", tmp_path / "out")
+    refused = cli("eval", "run", path, "--out", tmp_path / "out", "--device", "cpu")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    sentence = "error: the analysis needs a student; name one with --student, or with --set student=REF\n"
+    assert refused.stderr == sentence and not (tmp_path / "out").exists()
+    small = (
+        "teacher_steps=4",
+        "num_prompts=4",
+        "metrics=[drawn_right]",
+        "figure_prompts=0",
+        "p_teacher=[0.5]",
+        "switch=[]",
+    )
+    settings = [word for setting in (f"teacher={teacher}", f"student={student}", *small) for word in ("--set", setting)]
+    result = cli("eval", "run", path, *settings, "--out", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert [record.kind for record in read_records(tmp_path / "out")] == ["p_teacher", "pure", "pure"]
+
+
+def test_an_unknown_experiment_is_refused_with_those_that_there_are(
+    cli: Callable[..., Result], protocol: Path, tmp_path: Path
+) -> None:
+    result = cli("eval", "run", protocol, "--set", "experiment=system", "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {path} is of the experiment 'covariate-shift', and 'ddil eval run' takes 'systems', 'coco' or 'prompt-inversion'; "
-        "give it to its own command with --protocol\n"
+        "error: the experiment 'system' is not known; it may be one of systems, covariate-shift, prompt-inversion, score; "
+        "did you mean 'systems'?\n"
     )
+
+
+def test_an_experiment_that_keeps_no_images_refuses_to(cli: Callable[..., Result], root: Path, tmp_path: Path) -> None:
+    path = root / "protocols" / "shapes" / "table5.yaml"
+    result = cli("eval", "run", path, "--save-images", "--out", tmp_path / "out", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: the experiment 'prompt-inversion' keeps no images; leave --save-images out\n"

@@ -26,7 +26,7 @@ Cli = Callable[..., Result]
 
 
 @pytest.mark.parametrize("told", [*WRONG, "seven"])
-@pytest.mark.parametrize("command", ["sample", "eval coco"])
+@pytest.mark.parametrize("command", ["sample", "eval systems"])
 def test_commands_take_no_other(cli: Cli, student: Path, tmp_path: Path, command: str, told: str) -> None:
     more = ("--prompt", "a ring") if command == "sample" else ("--data", "shapes", "--num-images", 4)
     result = cli(*command.split(), "--model", student, *more, "--guidance", told, "--out", tmp_path / "out")
@@ -113,4 +113,4 @@ def test_guidance_that_is_meant_is_taken(cli: Cli, student: Path, tmp_path: Path
         result = cli("sample", "--model", student, "--prompt", "a ring", "--steps", 1, "--guidance", told, "--device", "cpu",
                      "--out", tmp_path / told, "--json")  # fmt: skip
         assert result.exit_code == 0, result.stderr
-        assert len(json.loads(result.stdout)["pictures"]) == 1
+        assert len(json.loads(result.stdout)["images"]) == 1

@@ -187,10 +187,10 @@ def test_mutated_commands_are_refused_in_one_sentence(place: Path) -> None:
         (("eval", "prompt-inversion", "--protocol", "list.yaml", "--inverter", "ph2p", "--out", "o"),
          "list.yaml has a value that does not fit at 'inverters': Input should be a valid dictionary, not [1]"),
         (("sample", "--model", "shapes", "--prompt", "a\udcff", "--out", "o"),
-         "the argument 'a\\udcff' is no text in utf-8; rename the file, or write the text in UTF-8"),
+         "the argument 'a\\udcff' is not text in utf-8; rename the file, or write the text in UTF-8"),
         (("sample", "--model", "a/b@../../x", "--prompt", "a", "--out", "o"), "the model 'a/b@../../x' is not known: "),
         (("distill", "--out", "o", "--device", "cpu:x"),
-         "the device 'cpu:x' is not here; leave --device out to take the best there is"),
+         "this machine has no device 'cpu:x'; leave out --device to take the best one"),
     ],
 )  # fmt: skip
 def test_what_is_said(line: tuple[str, ...], sentence: str, place: Path, cli: Cli) -> None:
@@ -207,7 +207,7 @@ def test_a_number_that_cannot_be_meant(option: str, most: int, place: Path, cli:
     assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': '{2**70}' is larger than {most:,}."
 
 
-@pytest.mark.parametrize("key", ["num_prompts", "reference_pictures", "batch_size", "chunk"])
+@pytest.mark.parametrize("key", ["num_prompts", "reference_images", "batch_size", "chunk"])
 def test_a_count_that_fills_any_memory(key: str, place: Path, cli: Cli) -> None:
     models = ("--teacher", "shapes", "--student", "shapes", "--device", "cpu", "--out", "o")
     result = cli("eval", "covariate-shift", *models, "--set", f"{key}={10**8 + 1}")
@@ -242,7 +242,7 @@ def test_what_a_terminal_cannot_show(encoding: str, root: Path) -> None:
     assert report.returncode == 0 and "−" in json.dumps(json.loads(report.stdout), ensure_ascii=False)
     assert run("data").returncode == 0
     for argument, sentence in (
-        (b"\xff", rb"the argument '\udcff' is no text in utf-8; "),
+        (b"\xff", rb"the argument '\udcff' is not text in utf-8; "),
         ("ü−".encode(), b"There is no command "),
     ):
         refused = run(argument)

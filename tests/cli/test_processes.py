@@ -17,8 +17,8 @@ from ddil_core.models.generate import sample_images
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli.options import choose_device
-from ddil_eval.experiments import image_sources as generate
-from ddil_eval.report.records import Record, load_records
+from ddil_eval.experiments import image_sources
+from ddil_eval.report.records import Record, read_records
 from tests.counted import Counted
 
 Cli = Callable[..., Result]
@@ -26,8 +26,8 @@ PICTURES, BATCH = 24, 4
 
 
 def arguments(student: Path, out: Path) -> list[str]:
-    settings = (f"batch_size={BATCH}", "reference_pictures=32", "metrics=[fd_efflite0, drawn_right]")
-    words = ("eval", "coco", "--model", student, "--data", "shapes", "--num-images", PICTURES, "--steps", 2, "--save-images",
+    settings = (f"batch_size={BATCH}", "reference_images=32", "metrics=[fd_efflite0, drawn_right]")
+    words = ("eval", "systems", "--model", student, "--data", "shapes", "--num-images", PICTURES, "--steps", 2, "--save-images",
              "--device", "cpu", "--out", out)  # fmt: skip
     return [str(word) for word in words] + [word for setting in settings for word in ("--set", setting)]
 
@@ -55,13 +55,13 @@ def test_two_processes_give_the_numbers_of_one(
     """A run that one process began and two finish has the pictures, features and values of one process's run."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli(*arguments(student, one)).exit_code == 0
-    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
+    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
     assert cli(*arguments(student, two)).exit_code == 130
     result = launched(2, root, *arguments(student, two))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Records are in") == 1  # the other process says nothing
     assert result.stderr.count(f"{PICTURES // 2}/{PICTURES // 2}") == 1  # and shows no share of its own
-    (alone,), (together,) = load_records(one), load_records(two)
+    (alone,), (together,) = read_records(one), read_records(two)
     assert (together.identity(), together.device) == (alone.identity(), "2 × cpu")
     found, expected = features(two), features(one)
     assert found.keys() == expected.keys() == {"efflite0", "drawn_right"}

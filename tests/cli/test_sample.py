@@ -38,7 +38,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_it_writes_a_picture_each_and_a_grid_of_all(sample: Callable[..., Result], tmp_path: Path) -> None:
     result = sample(tmp_path / "out", *PROMPTS, more=("--num-images", 2))
     assert result.exit_code == 0
-    assert result.stdout == f"6 pictures and {tmp_path / 'out' / 'grid.png'}\n"
+    assert result.stdout == f"6 images and {tmp_path / 'out' / 'grid.png'}\n"
     pictures = [f"{row:03d}-{number:02d}.png" for row in range(3) for number in range(2)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*pictures, "grid.png"]
     shown = [pixels(tmp_path / "out" / name) for name in pictures]
@@ -50,10 +50,10 @@ def test_json_names_the_files(sample: Callable[..., Result], tmp_path: Path) -> 
     result = sample(tmp_path / "out", PROMPTS[0], more=("--json",))
     document = json.loads(result.stdout)
     assert document == {
-        "pictures": [str(tmp_path / "out" / "000-00.png")],
+        "images": [str(tmp_path / "out" / "000-00.png")],
         "grid": str(tmp_path / "out" / "grid.png"),
     }
-    assert all(Path(path).is_file() for path in (*document["pictures"], document["grid"]))
+    assert all(Path(path).is_file() for path in (*document["images"], document["grid"]))
 
 
 def test_the_same_seed_gives_the_same_bytes(sample: Callable[..., Result], tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_pictures_are_not_overwritten(sample: Callable[..., Result], tmp_path: P
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     result = sample(tmp_path, PROMPTS[1])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"error: the folder {tmp_path} holds pictures already (grid.png); choose another --out\n"
+    assert result.stderr == f"error: the folder {tmp_path} holds images already (grid.png); choose another --out\n"
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -150,7 +150,7 @@ def test_a_prompt_that_is_no_text_is_refused(
 ) -> None:
     """A byte of a command line that is not UTF-8 becomes half of a surrogate pair, which no command takes in any argument."""
     sentence = f"the prompt {prompt!r} holds {what} which is no character of a text; write it again in UTF-8"
-    argument = f"the argument {prompt!r} is no text in utf-8; rename the file, or write the text in UTF-8"
+    argument = f"the argument {prompt!r} is not text in utf-8; rename the file, or write the text in UTF-8"
     result = sample(tmp_path / "out", PROMPTS[0], prompt)
     said = sentence if "\0" in prompt else argument
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {said}\n")

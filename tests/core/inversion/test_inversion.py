@@ -23,19 +23,19 @@ from ddil_core.inversion.ph2p import (
     Noise,
     PH2PSettings,
     Round,
-    begun,
-    judged,
+    draw_noise,
+    judging_losses,
     judging_noise,
     loss_and_gradient,
-    noised,
     ph2p,
     search,
+    starting_words,
     winners,
 )
 from ddil_core.inversion.problem import Best
 from ddil_core.inversion.random_words import RandomSettings, random_words
 from ddil_core.inversion.towers import Towers, load_inversion_towers
-from ddil_core.inversion.words import Words, encode, gather, model_words
+from ddil_core.inversion.words import Words, encode, gather_words, model_words
 from ddil_core.models.generate import resolve_sampling, sample_images
 from ddil_core.models.model import Model, load_model
 from ddil_core.shapes.training.architecture import MAX_TOKENS, caption_words, write_tokenizer
@@ -227,10 +227,10 @@ def test_a_word_has_its_embeddings_in_both_of_sdxls_encoders(tmp_path: Path) -> 
 def test_noise_is_each_pictures_own(problem: InversionProblem) -> None:
     chosen = PH2PSettings(tokens=4, draws=40)
     x0 = problem.latents()
-    z, eps, t = noised(x0, problem, problem.generators("ph2p"), chosen)
+    z, eps, t = draw_noise(x0, problem, problem.generators("ph2p"), chosen)
     assert 500 <= int(t.min()) < 530 and 870 < int(t.max()) <= 899
     alone = replace(problem, images=problem.images[2:], ids=problem.ids[2:])
-    only = noised(x0[2:], alone, alone.generators("ph2p"), chosen)
+    only = draw_noise(x0[2:], alone, alone.generators("ph2p"), chosen)
     assert all(torch.equal(whole[80:], one) for whole, one in zip((z, eps, t), only, strict=True))
     alpha, sigma = problem.model.denoiser.schedule.at(t, z)
     assert distance(z, alpha * x0.repeat_interleave(40, dim=0) + sigma * eps) < 1e-6
@@ -241,7 +241,7 @@ def test_the_loss_is_that_of_the_noise_which_v_implies(problem: InversionProblem
     texts = [prompt.text for prompt in open_data("shapes").prompts(3)]
     texts = [" ".join(text.split()[:13]) for text in texts]
     index = torch.cat([indices(known, text) for text in texts])
-    z, eps, t = noised(problem.latents(), problem, problem.generators("ph2p"), chosen)
+    z, eps, t = draw_noise(problem.latents(), problem, problem.generators("ph2p"), chosen)
     losses, gradient = loss_and_gradient(problem, problem.model.guided(1.0), known.table[index], z, eps, t)
     rows = torch.arange(3).repeat_interleave(2)
     v = problem.model.denoiser.output(z, t, problem.model.encode(texts).rows(rows))
@@ -254,7 +254,7 @@ def test_the_loss_is_that_of_the_noise_which_v_implies(problem: InversionProblem
 
 def test_the_beginning_has_the_words_told_and_draws_the_others(problem: InversionProblem) -> None:
     drawn = problem.words.draw(5, problem.generators("ph2p"))
-    found = begun(drawn, problem.words, "A Red")
+    found = starting_words(drawn, problem.words, "A Red")
     assert problem.words.texts(found[:, :2]) == ["a red"] * 3
     assert torch.equal(found[:, 2:], drawn[:, 2:])
     assert not torch.equal(drawn[0], drawn[1])
@@ -311,7 +311,7 @@ def test_what_a_picture_is_judged_on_is_its_own(problem: InversionProblem) -> No
     chosen, order = PH2PSettings(judging=3), [2, 0]
     together = judging_noise(problem.latents(), problem, chosen)
     part = replace(problem, images=problem.images[order], ids=tuple(problem.ids[row] for row in order))
-    noised(part.latents(), part, part.generators("ph2p"), chosen)
+    draw_noise(part.latents(), part, part.generators("ph2p"), chosen)
     apart = judging_noise(part.latents(), part, chosen)
     for whole, some in zip(together, apart, strict=True):
         assert torch.equal(whole[1][order], some[1]) and torch.equal(whole[2][order], some[2])
@@ -338,14 +338,15 @@ def test_the_winner_has_the_lowest_loss_on_common_noise_and_not_on_its_own(probl
     index = [indices(problem.words, text).expand(3, -1) for text in texts]
     noise = judging_noise(x0, problem, chosen)
     common = torch.stack([common_loss(problem, one, noise) for one in index])
-    assert torch.allclose(torch.stack([judged(problem, denoiser, one, noise) for one in index]), common, rtol=1e-4)
+    losses = torch.stack([judging_losses(problem, denoiser, words, noise) for words in index])
+    assert torch.allclose(losses, common, rtol=1e-4)
     better = common.argmin(0)
     rounds = []
     for place, one in enumerate(index):
         t = torch.where(better == place, 500, 899)
         eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(place))
         z = problem.model.denoiser.schedule.add_noise(x0, eps, t)
-        rounds.append(Round(one, judged(problem, denoiser, one, [(z, eps, t)]), t[:, None]))
+        rounds.append(Round(one, judging_losses(problem, denoiser, one, [(z, eps, t)]), t[:, None]))
     assert torch.equal(torch.stack([one.losses for one in rounds]).argmin(0), 1 - better)  # their own noise is wrong
     best = torch.stack([one.index for one in rounds])[better, torch.arange(3)]
     assert torch.equal(winners(problem, denoiser, rounds, noise), best)
@@ -379,7 +380,7 @@ def test_no_timestep_wins_more_often_than_by_chance(problem: InversionProblem) -
     noise = judging_noise(x0, problem, chosen)
     t = torch.stack([one.t[:, 0] for one in rounds]).view(30, 4, 3)
     own = torch.stack([one.losses for one in rounds]).view(30, 4, 3)
-    common = torch.stack([judged(problem, denoiser, one.index, noise) for one in rounds]).view(30, 4, 3)
+    common = torch.stack([judging_losses(problem, denoiser, one.index, noise) for one in rounds]).view(30, 4, 3)
     tolerance = 4 * (0.25 * 0.75 / 90) ** 0.5
     assert float((common.argmin(1) == t.argmax(1)).double().mean()) == pytest.approx(0.25, abs=tolerance)
     assert float((own.argmin(1) == t.argmax(1)).double().mean()) > 0.9
@@ -387,18 +388,20 @@ def test_no_timestep_wins_more_often_than_by_chance(problem: InversionProblem) -
 
 def test_a_loss_that_is_not_finite_stops_the_search() -> None:
     best, index = Best(), torch.zeros(2, 3, dtype=torch.long)
-    best.see(torch.tensor([1.0, 2.0]), index)
+    best.update(torch.tensor([1.0, 2.0]), index)
     for bad in (float("nan"), float("inf")):
-        assert sentence(DdilError, lambda bad=bad: best.see(torch.tensor([0.5, bad]), index + 1)) == (  # type: ignore[misc]
-            "the loss of a prompt is NaN or infinite, so that prompts cannot be compared; the weights of the model or of CLIP "
-            "are damaged: fetch or make them again"
+        losses = torch.tensor([0.5, bad])
+        assert sentence(DdilError, lambda losses=losses: best.update(losses, index + 1)) == (  # type: ignore[misc]
+            "the loss of a prompt is NaN or infinite, so that prompts cannot be compared; the weights of the model "
+            "or of CLIP are damaged: download or train them again"
         )
     assert best.losses.tolist() == [1.0, 2.0] and torch.equal(best.index, index)
 
 
 def test_similarities_that_are_not_finite_choose_nothing(problem: InversionProblem, towers: Towers) -> None:
     """NaN would be the largest of all."""
-    broken = replace(problem, towers=replace(towers, images=lambda images: towers.images(images) * float("nan")))
+    nan = replace(towers, encode_images=lambda images: towers.encode_images(images) * float("nan"))
+    broken = replace(problem, towers=nan)
     candidates, choosing = [["red", "blue"]] * 3, SelectionSettings(resolve_sampling(problem.model, 2))
     with pytest.raises(DdilError, match="^the similarities of the CLIP 'shapes', computed in float32, are not finite"):
         choose(broken, candidates, choosing)
@@ -456,7 +459,7 @@ def test_another_seed_gives_other_words(problem: InversionProblem) -> None:
 def test_the_winner_is_the_candidate_whose_picture_is_most_similar(problem: InversionProblem, towers: Towers) -> None:
     candidates = [["red circle", "large blue star", "a grey moon"]] * 3
     sampling = resolve_sampling(problem.model, 2)
-    prompts, similarities = choose(problem, candidates, SelectionSettings(sampling, pictures=2))
+    prompts, similarities = choose(problem, candidates, SelectionSettings(sampling, images=2))
     for row, name in enumerate(problem.ids):
         scores = []
         for text in candidates[row]:
@@ -472,8 +475,8 @@ def test_pez_finds_words_that_clip_likes_better_than_words_at_random(problem: In
     found = pez(problem, PEZSettings(tokens=8, iterations=40), nothing)
     floor = random_words(problem, RandomSettings(tokens=8), nothing)
     with torch.no_grad():
-        target = towers.images(problem.images)
-        better, worse = ((towers.texts([text for (text,) in one]) * target).sum(-1) for one in (found, floor))
+        target = towers.encode_images(problem.images)
+        better, worse = ((towers.encode_texts([text for (text,) in one]) * target).sum(-1) for one in (found, floor))
     assert bool((better > worse + 0.1).all())
 
 
@@ -491,7 +494,7 @@ def test_ph2p_finds_words_of_what_the_teacher_sees(towers: Towers) -> None:
         nothing,
     )
     known, held_out = whole.words, PH2PSettings(tokens=13, draws=16)
-    z, eps, t = noised(whole.latents(), whole, whole.generators("held out"), held_out)
+    z, eps, t = draw_noise(whole.latents(), whole, whole.generators("held out"), held_out)
     vectors = [
         known.table[torch.cat([indices(known, text) for text in texts])]
         for texts in ([start] * 4, [one[0] for one in found])
@@ -527,12 +530,12 @@ def save_clip(folder: Path) -> Path:
 def test_towers_of_a_folder_give_unit_vectors_and_read_vectors_as_words(tmp_path: Path) -> None:
     towers = load_inversion_towers(str(save_clip(tmp_path)))
     images = next(open_data("shapes").images(2))
-    assert torch.allclose(towers.images(images).norm(dim=1), torch.ones(2), atol=1e-6)
+    assert torch.allclose(towers.encode_images(images).norm(dim=1), torch.ones(2), atol=1e-6)
     assert towers.similarity(images, images) == pytest.approx([1.0, 1.0], abs=1e-6)
     known = towers.words(tuple(caption_words()))
-    with known.fed(known.table[indices(known, CAPTION)]) as prompts:
-        fed = towers.texts(prompts)
-    assert torch.equal(fed, towers.texts([CAPTION]))
+    with known.reading(known.table[indices(known, CAPTION)]) as prompts:
+        fed = towers.encode_texts(prompts)
+    assert torch.equal(fed, towers.encode_texts([CAPTION]))
     assert towers.identity["weights"].keys() == {"model.safetensors"}
 
 
@@ -559,7 +562,7 @@ def test_more_tokens_than_the_encoder_takes_are_refused(name: str, problem: Inve
     inverter, chosen = get_inverter(name, {"tokens": 19})
     owner = "the CLIP 'shapes'" if name == "pez" else repr(problem.model.reference)
     assert sentence(WrongCommand, lambda: inverter.run(problem, chosen, nothing)) == (
-        f"the text encoder of {owner} takes 18 words in a prompt, fewer than the 19 tokens asked for; ask for fewer"
+        f"the text encoder of {owner} takes 18 words in a prompt, and the setting 'tokens' is 19; set fewer tokens"
     )
 
 
@@ -571,11 +574,11 @@ def test_an_encoder_without_a_usable_vocabulary_is_refused(tmp_path: Path) -> No
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=8)
     parts = [(tokenizer, torch.nn.Embedding(4, 2))]
-    assert sentence(WrongCommand, lambda: gather(parts, "words", "'it'", torch.device("cpu"))) == (
+    assert sentence(WrongCommand, lambda: gather_words(parts, "words", "'it'", torch.device("cpu"))) == (
         "the text encoder of 'it' has no usable vocabulary: none of its 4 tokens is a whole word; "
         "name another model, or set vocabulary to 'tokens'"
     )
-    assert gather(parts, "tokens", "'it'", torch.device("cpu")).words == ("b", "c")
+    assert gather_words(parts, "tokens", "'it'", torch.device("cpu")).words == ("b", "c")
 
 
 def test_a_model_without_a_text_encoder_is_refused(tmp_path: Path) -> None:
@@ -585,20 +588,20 @@ def test_a_model_without_a_text_encoder_is_refused(tmp_path: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index | without))
     model = load_model(str(folder))
     assert sentence(WrongCommand, lambda: model_words(model)) == (
-        f"the model '{folder}' has no text encoder, so that it draws nothing from a prompt; name another model"
+        f"the model '{folder}' has no text encoder and cannot generate images from prompts; name another model"
     )
 
 
 def test_without_clip_neither_pez_nor_a_choice_is_possible(problem: InversionProblem) -> None:
     without = replace(problem, towers=None, tower_words=None)
     cure = (
-        "the image tower that belongs to the text encoder is not here; put CLIP (openai/clip-vit-large-patch14 for "
-        "Stable Diffusion 1.5) into a folder and name it with --towers"
+        "CLIP's image tower for this text encoder is missing; put CLIP (openai/clip-vit-large-patch14 for "
+        "Stable Diffusion 1.5) into a folder and name this folder with --towers"
     )
     assert sentence(DdilError, lambda: pez(without, PEZSettings(), nothing)) == f"the inverter 'pez' cannot run: {cure}"
     choosing = SelectionSettings(resolve_sampling(problem.model, 2))
     assert sentence(DdilError, lambda: choose(without, [["a", "b"]], choosing)) == (
-        f"prompts cannot be chosen by their pictures: {cure}"
+        f"candidate prompts cannot be compared by their images: {cure}"
     )
     assert choose(without, [["a"], ["b"]], choosing) == (["a", "b"], [None, None])
 
@@ -606,15 +609,15 @@ def test_without_clip_neither_pez_nor_a_choice_is_possible(problem: InversionPro
 def test_a_folder_that_holds_no_clip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert sentence(DdilError, lambda: load_inversion_towers(str(tmp_path))) == (
-        f"the folder {tmp_path} holds no CLIP, as it lacks model.safetensors, preprocessor_config.json; "
-        "name one of transformers' layout"
+        f"the folder {tmp_path} holds no CLIP: it lacks model.safetensors, preprocessor_config.json; "
+        "name a folder in transformers' layout"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "chosen", "message"),
     [
-        ("pex", {}, "the inverter 'pex' is not known; it may be one of ph2p, pez, random"),
+        ("pex", {}, "the inverter 'pex' is not known; it may be one of ph2p, pez, random; did you mean 'pez'?"),
         ("pez", {"iteration": 3}, "the inverter 'pez' has the unknown key 'iteration'; did you mean 'iterations'?"),
         (
             "ph2p",
@@ -624,7 +627,8 @@ def test_a_folder_that_holds_no_clip_is_refused(tmp_path: Path) -> None:
         (
             "ph2p",
             {"rounds": 2},
-            "the inverter 'ph2p' has a value that does not fit: there are 8 candidates, more than the 2 rounds that they are from",
+            "the inverter 'ph2p' has a value that does not fit: "
+            "there are 8 candidates and only 2 rounds; each candidate needs a round",
         ),
     ],
 )
@@ -637,13 +641,13 @@ def test_inverters_and_settings_that_are_not_known_are_refused(
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        ("a red dog", "the word 'dog' of 'start' is none of those that a prompt may have; leave it out"),
-        ("a a a", "'start' has 3 words, more than the 2 tokens of a prompt"),
+        ("a red dog", "'start' has the word 'dog', which a prompt may not hold; leave the word out"),
+        ("a a a", "'start' has 3 words, and a prompt has only 2 tokens; shorten 'start' or set more tokens"),
     ],
 )
 def test_a_start_that_cannot_be_meant_is_refused(start: str, message: str, problem: InversionProblem) -> None:
     drawn = problem.words.draw(2, problem.generators("ph2p"))
-    assert sentence(WrongCommand, lambda: begun(drawn, problem.words, start)) == message
+    assert sentence(WrongCommand, lambda: starting_words(drawn, problem.words, start)) == message
 
 
 def test_what_was_inverted_is_plain_data() -> None:

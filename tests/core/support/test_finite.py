@@ -254,9 +254,9 @@ def test_a_gradient_that_is_no_number_stops_a_run() -> None:
 
 def test_prompts_are_not_chosen_by_what_is_no_number() -> None:
     best = Best()
-    best.see(torch.tensor([1.0, 1.0]), torch.zeros(2, 3, dtype=torch.long))
+    best.update(torch.tensor([1.0, 1.0]), torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(DdilError, match="^the loss of a prompt is NaN or infinite"):
-        best.see(torch.tensor([0.5, NAN]), torch.ones(2, 3, dtype=torch.long))
+        best.update(torch.tensor([0.5, NAN]), torch.ones(2, 3, dtype=torch.long))
     images: Callable[[np.ndarray], Tensor] = lambda pictures: torch.full((len(pictures), 4), NAN)  # noqa: E731
     towers = Towers("x", images, lambda texts: torch.zeros(len(texts), 4), (None, torch.nn.Identity()), {})
     with pytest.raises(DdilError, match="^the similarities of the CLIP 'x'"):

@@ -33,7 +33,7 @@ def lower_is_better(found: RecordedEstimate, network: str | None = None) -> dict
 
 def difference(a: str, b: str, found: RecordedEstimate, kind: str = "difference") -> Record:
     cell = {"kind": kind, "name": f"{a} − {b}", "of": [a, b]}
-    return record(cell, experiment="compare", nfe=None, systems={}, metrics=lower_is_better(found))
+    return record(cell, experiment="systems", nfe=None, systems={}, metrics=lower_is_better(found))
 
 
 def table_of(records: list[Record], name: str) -> Table:
@@ -73,7 +73,7 @@ def test_stars_are_corrected_for_the_tests_of_the_table(count: int) -> None:
     assert table.significant == (frozenset({(0, 1)}) if count * 0.02 < 0.05 else frozenset())
     assert table.corrected[0, 1] == pytest.approx(min(1.0, 0.02 * count))
     assert f"after Holm's correction for the table's {count} tests" in table.caption
-    for text in (render.to_latex(table), render.to_markdown(table), json.dumps(render.to_dict(table))):
+    for text in (render.to_latex(table), json.dumps(render.to_dict(table))):
         assert "Holm's correction" in text
     assert "fd_efflite0_p_holm" in render.to_csv(table).splitlines()[0]
     assert render.to_dict(table)["rows"][0]["fd_efflite0_p_holm"] == table.corrected[0, 1]
@@ -95,7 +95,7 @@ def test_bold_is_corrected_for_the_number_of_columns() -> None:
     systems = [system("a", 4, metrics=both(12.0, 0.9)), system("b", 4, metrics=both(13.0, 0.5))]
     cell = {"kind": "pair", "name": "a − b", "of": ["a", "b"]}
     for p, bold in ((0.02, 2), (0.03, 0)):
-        pair = record(cell, experiment="compare", nfe=None, systems={}, metrics=both(-1.0, 0.4, p))
+        pair = record(cell, experiment="systems", nfe=None, systems={}, metrics=both(-1.0, 0.4, p))
         table = table_of([*systems, pair], "systems")
         assert len(table.best) == bold and "after Holm's correction for the number of columns" in table.caption
 
@@ -141,7 +141,6 @@ def test_a_value_that_is_not_to_be_trusted_says_so_wherever_it_is_printed() -> N
     assert table.significant == frozenset({(1, 1)})
     assert f"† {NOTE}" in table.notes
     assert "$-3.00^{\\dagger}$" in render.to_latex(table) and f"$\\dagger$ {NOTE}" in render.to_latex(table)
-    assert "-3.00† " in render.to_markdown(table) and "-3.00\\* " in render.to_markdown(table)
     rows = render.to_dict(table)["rows"]
     assert [row["fd_efflite0_note"] for row in rows] == [NOTE, None] and NOTE in render.to_csv(table)
     assert "_note" not in render.to_csv(replace(table, columns=tuple(replace(c, noted=False) for c in table.columns)))

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli import ddil
-from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, runs
+from ddil_eval.experiments.shift_runs import shift_runs
 from ddil_eval.report import records as store
 from ddil_eval.report.cells import MOST_TRANSITIONS
 from tests.records import p_teacher, record, system
@@ -29,7 +30,7 @@ RECORDS = [
     record({"kind": "effect", "transitions": [0, 2]}),
     system("PD", 4),
     system("LCM", 2),
-    record({"kind": "difference", "name": "a − b", "of": ["a", "b"]}, experiment="compare", systems={}),
+    record({"kind": "difference", "name": "a − b", "of": ["a", "b"]}, experiment="systems", systems={}),
     record({"kind": "inverter", "name": "ph2p"}, experiment="prompt-inversion", systems={}),
 ]
 DOCUMENTS = [json.loads(one.model_dump_json()) for one in RECORDS]
@@ -122,7 +123,7 @@ def test_a_cell_that_places_nothing_is_damaged(cell: dict[str, Any], sentence: s
     path = store.save_record(p_teacher(0.8), tmp_path)
     path.write_text(json.dumps(DOCUMENTS[0] | {"cell": cell}))
     with pytest.raises(DdilError) as error:
-        store.load_records(tmp_path)
+        store.read_records(tmp_path)
     assert str(error.value) == (
         f"The record {path} is damaged (cell: {sentence}): move it away and run its measurement again."
     )
@@ -157,7 +158,7 @@ def test_files_that_are_no_record(content: bytes, tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(DdilError, match=r"^The record .*/records/one\.json is damaged \(.*\): move it away"):
-        store.load_records(tmp_path)
+        store.read_records(tmp_path)
 
 
 def test_strings_alone_have_tables_and_no_figure(tmp_path: Path, cli: Callable[..., Result]) -> None:
@@ -198,4 +199,4 @@ def test_a_factorial_of_too_many_strings() -> None:
     with pytest.raises(
         WrongCommand, match=r"^the factorial of a student of 13 steps has 2\^13 strings, and at most 2\^12 "
     ):
-        runs(CovariateShiftConfig(factorial=True), grid, [])
+        shift_runs((), (), True, grid, torch.zeros(0, 13))

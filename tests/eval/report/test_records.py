@@ -22,7 +22,7 @@ import os, signal, sys
 os.replace = os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from ddil_eval.report import records as store
 from tests.records import p_teacher
-store.save(p_teacher(0.8), sys.argv[1])
+store.save_record(p_teacher(0.8), sys.argv[1])
 """
 
 
@@ -31,16 +31,16 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     path = store.save_record(kept, tmp_path)
     assert path.parent == tmp_path / "records"
     assert path.name == f"covariate-shift-p_teacher-0.8-{kept.identity()[:12]}.json"
-    assert store.load_records(tmp_path) == [kept]
+    assert store.read_records(tmp_path) == [kept]
 
 
 def test_records_are_found_at_any_depth_and_nothing_else_is(tmp_path: Path) -> None:
     store.save_record(p_teacher(0.8), tmp_path / "a" / "b")
     store.save_record(p_teacher(0.6), tmp_path)
     (tmp_path / "other.json").write_text("not a record")
-    assert [r.cell["p_teacher"] for r in store.load_records(tmp_path)] == [0.8, 0.6]
-    assert len(store.load_records(tmp_path / "records")) == 1
-    assert store.load_records(tmp_path / "nowhere") == []
+    assert [r.cell["p_teacher"] for r in store.read_records(tmp_path)] == [0.8, 0.6]
+    assert len(store.read_records(tmp_path / "records")) == 1
+    assert store.read_records(tmp_path / "nowhere") == []
 
 
 def test_a_process_killed_before_the_rename_leaves_no_record(tmp_path: Path, root: Path) -> None:
@@ -50,9 +50,9 @@ def test_a_process_killed_before_the_rename_leaves_no_record(tmp_path: Path, roo
     assert killed.returncode == -9, killed.stderr
     left = list((tmp_path / "records").iterdir())
     assert len(left) == 1 and left[0].name.startswith(".")  # what it had written, under the temporary name
-    assert store.load_records(tmp_path) == []
+    assert store.read_records(tmp_path) == []
     store.save_record(p_teacher(0.8), tmp_path)
-    assert store.load_records(tmp_path) == [p_teacher(0.8)]
+    assert store.read_records(tmp_path) == [p_teacher(0.8)]
 
 
 def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_same_result_is_kept_once(tmp_path: Path) -> None:
     before = first.read_bytes()
     later = p_teacher(0.8, created="2027-01-01T00:00:00+00:00", wall_time_s=99.0)
     assert store.save_record(later, tmp_path) == first
-    assert first.read_bytes() == before and len(store.load_records(tmp_path)) == 1
+    assert first.read_bytes() == before and len(store.read_records(tmp_path)) == 1
 
 
 def test_another_result_of_the_same_measurement_is_kept_beside_it(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_another_result_of_the_same_measurement_is_kept_beside_it(tmp_path: Path
     assert second.name == first.stem + "-2.json"
     assert store.save_record(new, tmp_path) == second
     assert store.Record.model_validate_json(first.read_bytes()) == old
-    assert store.latest_records(store.load_records(tmp_path)) == ([new], [old])
+    assert store.latest_records(store.read_records(tmp_path)) == ([new], [old])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_damaged_record_is_named_in_one_sentence(tmp_path: Path, damage: Any, 
     path = store.save_record(p_teacher(0.8), tmp_path)
     path.write_text(damage(path.read_text()))
     with pytest.raises(DdilError) as error:
-        store.load_records(tmp_path)
+        store.read_records(tmp_path)
     assert str(error.value) == f"The record {path} is damaged ({reason}): move it away and run its measurement again."
 
 

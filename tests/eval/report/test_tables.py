@@ -43,11 +43,11 @@ def test_table_2_puts_measured_and_paper_side_by_side() -> None:
         (0.2, FD, RIGHT, 250, 14.4, Decimal("21.92"), Decimal("0.307")),
     )
     assert table.missing == ("p_teacher = 0.6: no record", "p_teacher = 0.4: no record")
-    assert "Fewer samples done than asked: p_teacher = 0.2 (250 of 256)." in table.notes
+    assert "Fewer samples than requested: p_teacher = 0.2 (250 of 256)." in table.notes
     assert table.caption == (
         "At each transition the teacher acts with probability p_teacher, else the student. Teacher shapes, student "
-        "runs/pd_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N asked 256; "
-        "brackets hold 95% intervals."
+        "runs/pd_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N requested 256; "
+        "brackets contain 95% intervals."
     )
 
 
@@ -123,12 +123,12 @@ def test_the_newest_record_is_shown_and_the_older_one_told() -> None:
     for records in ([p_teacher(0.8), new], [new, p_teacher(0.8)]):
         table = by_name(records)["table2"]
         assert table.rows[0][1].value == 11.0  # type: ignore[union-attr]
-        assert "The newest records are shown; older ones with other numbers, kept beside them: 1." in table.notes
+        assert "The table shows the newest records. Older records with other numbers, not shown: 1." in table.notes
 
 
 def difference(kind: str, a: str, b: str, **changes: object) -> Record:
     cell = {"kind": kind, "name": f"{a} − {b}", "of": [a, b]}
-    return record(cell, **({"experiment": "compare", "nfe": None, "systems": {}} | changes))
+    return record(cell, **({"experiment": "systems", "nfe": None, "systems": {}} | changes))
 
 
 def test_systems_and_their_paired_differences() -> None:
@@ -140,7 +140,7 @@ def test_systems_and_their_paired_differences() -> None:
         ("teacher", 4, "ddim", "3", "shapes-64"),
     ]  # fmt: skip
     assert tables["differences"].rows == (("PD + DDIL − PD", FD, RIGHT, 256),)
-    assert [group.experiment for group in groups(records)] == ["compare"]
+    assert [group.experiment for group in groups(records)] == ["systems"]
 
 
 def test_a_comparison_has_its_protocols_rows_in_its_order_and_the_papers_numbers() -> None:
@@ -196,7 +196,7 @@ def test_a_difference_is_marked_where_it_is_significant(
     ends = ("", "_low", "_high", "_p", "_p_holm")
     assert table.header() == ["difference", *(f"fd_efflite0{end}" for end in ends), "n"]
     assert table.flat()[0][1:5] == [value, value - half, value + half, p_value]
-    assert "A star marks what differs from 0 at the 5% level" in table.caption
+    assert "A star marks a difference from 0 at the 5% level" in table.caption
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,6 @@ def test_higher_is_better_where_it_is() -> None:
 
 def test_records_of_other_experiments_make_no_table() -> None:
     assert build([p_teacher(0.8, experiment="coco")]) == []
-
-
-def test_frame_holds_value_and_interval() -> None:
-    frame = by_name([p_teacher(0.8)])["table2"].frame()
-    assert frame.loc[0, ["fd_efflite0", "fd_efflite0_low", "fd_efflite0_high"]].tolist() == [12.5, 12.0, 13.0]
-    assert frame["paper_fid"].tolist() == [23.14, 22.33, 21.95, 21.92]
-    assert frame.loc[1:, "fd_efflite0"].isna().all()
 
 
 def test_an_effect_may_be_negative() -> None:
