@@ -289,7 +289,7 @@ def _not_here(reference: str, needs: list[Part]) -> WrongCommand:
     if pickled:
         return WrongCommand(_by_hand(reference, pickled[0]))
     what = " and ".join(f"{part.file} of {part.repository}" if part.file else f"{part.repository}" for part in lacking)
-    half = sum(part.repository.half_fetched() for part in lacking)
+    half = sum(part.repository.interrupted_bytes() for part in lacking)
     here = f"here in part ({size_text(half)} of an interrupted download)" if half else "not here"
     system = reference.partition(":")[0] in load_systems()
     state = (
@@ -361,11 +361,11 @@ def _source(part: Part) -> str:
 def _bytes_of(part: Part) -> int:
     folder = part.repository.snapshot()
     if folder is None:
-        return part.repository.half_fetched()
+        return part.repository.interrupted_bytes()
     if part.file is None:
-        return _bytes_in(folder) + part.repository.half_fetched()
+        return _bytes_in(folder) + part.repository.interrupted_bytes()
     path = folder / part.file
-    return (path.stat().st_size if path.is_file() else 0) + part.repository.half_fetched()
+    return (path.stat().st_size if path.is_file() else 0) + part.repository.interrupted_bytes()
 
 
 def _bytes_in(folder: Path) -> int:

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ddil_core.models.hub import Repository, download_files, needed, plan_download, size_text
+from ddil_core.models.hub import Repository, download_files, pipeline_files_on_hub, plan_download, size_text
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import fetch_model, hub_parts, is_here, list_models, resolve
 from ddil_core.models.systems import PIPELINE_FILES
@@ -211,15 +211,15 @@ def test_a_model_of_pickles_alone_is_not_fetched(hub: Hub) -> None:
     with pytest.raises(DdilError) as error:
         get()
     assert str(error.value) == (
-        "the hub model org/tiny has the weights of its component vae as a pickle alone (diffusion_pytorch_model.bin), which is not "
-        "fetched, as it can run code; get a copy by hand and turn it into safetensors with: ddil models convert FOLDER OUT"
+        "the hub model org/tiny has the weights of its component vae only as a pickle (diffusion_pytorch_model.bin), which is not "
+        "fetched because it can run code; get a copy by hand and turn it into safetensors with: ddil models convert FOLDER OUT"
     )
     assert {path for path, _, _ in hub.asked} == {"model_index.json"}
 
 
 def test_offline_nothing_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DdilError, match="^HF_HUB_OFFLINE is set, so nothing is fetched; unset it to download$"):
+    with pytest.raises(DdilError, match="^HF_HUB_OFFLINE is set, so nothing is fetched; unset HF_HUB_OFFLINE to download$"):
         get()
     assert hub.asked == []
 
@@ -340,12 +340,12 @@ def test_the_files_of_sharded_weights_and_variants() -> None:
         plain,
         other,
     ]
-    wanted = set(needed(names, index, NAME))
+    wanted = set(pipeline_files_on_hub(names, index, NAME))
     assert wanted == {*frame, "scheduler/scheduler_config.json", *shards, plain}
-    assert set(needed(names, index, NAME, "fp16")) == {*frame, "scheduler/scheduler_config.json", *half, other}
-    assert set(needed(names, index, NAME, weights=False)) == {*frame, "scheduler/scheduler_config.json"}
+    assert set(pipeline_files_on_hub(names, index, NAME, "fp16")) == {*frame, "scheduler/scheduler_config.json", *half, other}
+    assert set(pipeline_files_on_hub(names, index, NAME, weights=False)) == {*frame, "scheduler/scheduler_config.json"}
     with pytest.raises(DdilError, match="^the hub model org/tiny has no weights for its component unet$"):
-        needed(frame, index, NAME)
+        pipeline_files_on_hub(frame, index, NAME)
 
 
 @pytest.mark.parametrize("reference", ["a", "a/b/c", "a b/c", "../b", "a/b@", "a//b", "", "a/-b", "a--b/c", "@v1"])
