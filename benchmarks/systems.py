@@ -79,7 +79,8 @@ def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None =
 
 def distils(folder: Path, out: Path) -> str:
     distillation.distill(str(folder), "shapes", DISTILL, out, device="cpu")
-    return f"yes, to {load_model(str(out)).sampling.steps} steps"
+    student = load_model(str(out), "cpu")
+    return f"yes, to {student.sampling.steps} steps"
 
 
 def analyses(teacher: Model, student: Model) -> str:
@@ -122,7 +123,7 @@ def flow_row(folder: Path) -> dict[str, Any]:
 
     layout = "StableDiffusion3Pipeline"
     saved = [save_pipeline(folder / str(seed), None, seed=seed, layout=layout) for seed in (1, 2)]
-    teacher, student = (load_model(str(path)) for path in saved)
+    teacher, student = (load_model(str(path), "cpu") for path in saved)
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(saved[0], text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     z = initial_noise(SAMPLES, teacher.latent_shape, 0)

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddil_core.models.systems import PIPELINE_FILES
 from ddil_core.models.weights import PICKLES, components, has_weights, read_json, sets_of_weights
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.lock import waiting_for
@@ -78,6 +79,33 @@ class Repository:
     def interrupted_bytes(self) -> int:
         """Return the number of bytes that interrupted downloads left."""
         return sum(path.stat().st_size for path in self.storage.glob("blobs/*.incomplete"))
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """What a model needs from one repository: one file, or the files of a whole pipeline that fit the patterns.
+
+    Attributes:
+        repository: The repository.
+        file: The path of the one file. None: a whole pipeline.
+        patterns: The files of the pipeline.
+    """
+
+    repository: Repository
+    file: str | None = None
+    patterns: tuple[str, ...] = PIPELINE_FILES
+
+    def path(self) -> Path | None:
+        """Return the file, or the pipeline's folder, in the local cache. None: it is not here."""
+        folder = self.repository.snapshot()
+        path = folder / (self.file or INDEX) if folder else None
+        if path is None or not path.is_file():
+            return None
+        return path if self.file else folder
+
+    def plan(self, variant: str | None, weights: bool = True) -> DownloadPlan:
+        """Plan the download of this part. See :func:`plan_download`."""
+        return plan_download(self.repository, self.file or self.patterns, variant, weights)
 
 
 @dataclass(frozen=True)
@@ -238,11 +266,11 @@ def download_files(plan: DownloadPlan, bar: ProgressBar) -> None:
         for file in weights:
             _fetch_weights(plan, file, advance)
         # The library fetches the small files and links all files into the snapshot.
-        snapshot_download(
+        snapshot_download(  # type: ignore[call-overload]  # it calls the class, and a partial is as good
             repository.name,
             revision=repository.revision or "main",
             allow_patterns=[glob.escape(file.path) for file in plan.files],
-            tqdm_class=partial(tqdm, disable=True),  # type: ignore[arg-type]
+            tqdm_class=partial(tqdm, disable=True),
         )
 
 
@@ -320,8 +348,8 @@ def _one_sentence(repository: Repository) -> Iterator[None]:
         raise DdilError("HF_HUB_OFFLINE is set, so nothing is fetched; unset HF_HUB_OFFLINE to download") from error
     except GatedRepoError as error:
         raise DdilError(
-            f"the hub gives {repository} only to users who accepted its terms: accept the terms on the model's page, then sign in with "
-            "'hf auth login'"
+            f"the hub gives {repository} only to users who accepted its terms: accept the terms on the model's page, then sign "
+            "in with 'hf auth login'"
         ) from error
     except RepositoryNotFoundError as error:
         raise WrongCommand(f"the hub at {constants.ENDPOINT} has no public model {repository.name}") from error

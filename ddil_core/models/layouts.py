@@ -15,6 +15,7 @@ from torch import Tensor
 from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
 from ddil_core.models.memory import latent_size
 from ddil_core.support.errors import DdilError
+from ddil_core.support.registry import Registry
 
 Tensors = dict[str, Tensor]
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -74,15 +75,19 @@ def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
 
-LAYOUTS = {
-    layout.pipeline: layout
-    for layout in (
+LAYOUTS = Registry(
+    "layout",
+    "ddil.layouts",
+    Layout,
+    (
         Layout("StableDiffusionPipeline", "unet", UNetDenoiser, 7.5, _stable_diffusion),
         Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_silent),
         Layout("LatentConsistencyModelPipeline", "unet", UNetDenoiser, 8.5, _stable_diffusion),
         Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3),
-    )
-}
+    ),
+    key=lambda layout: layout.pipeline,
+)
+"""The layouts by the name of diffusers' pipeline class. Another package adds a layout by an entry point of ``ddil.layouts``."""
 
 
 def bound_tokenizers(pipeline: Any, reference: str) -> None:

@@ -38,7 +38,12 @@ def load_pipeline(
     if files.unet is not None:
         network = components(read_index(files.folder))["unet"]
         check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
-    pipeline_class = getattr(diffusers, kind)
+    pipeline_class = getattr(diffusers, kind, None)
+    if pipeline_class is None:
+        raise DdilError(
+            f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such pipeline class; "
+            "install a version of diffusers that has it"
+        )
     unused: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
     # What a pipeline was saved without, such as SD3's T5, diffusers wants to be told again.
     unused |= {name: None for name, kind in read_index(files.folder).items() if kind == [None, None]}

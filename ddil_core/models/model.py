@@ -18,6 +18,7 @@ from ddil_core.diffusion.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.diffusion.schedule import FlowSchedule, Schedule, is_flow
 from ddil_core.models import layouts
 from ddil_core.models.autoencoder import latent_scaling, require_decoder, require_encoder
+from ddil_core.models.fetch import fetch_missing
 from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.memory import decode_batch, latent_size, on_device, tiles
@@ -25,6 +26,7 @@ from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import components, read_index, read_json
+from ddil_core.support.devices import choose_device, torch_dtype
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import Finite, all_finite, not_finite
 from ddil_core.support.protocol import require_guidance
@@ -153,20 +155,33 @@ class Model:
 
 def load_model(
     reference: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "float32",
     variant: str | None = None,
     *,
+    download: bool = False,
     fuse_lora: bool = True,
 ) -> Model:
-    """A model by reference, in evaluation mode. ``variant`` chooses among its files, ``dtype`` what it computes in.
+    """Load a model by reference, in evaluation mode.
 
-    A LoRA is merged into the weights, or kept beside them (``fuse_lora`` False).
+    Args:
+        reference: The model, as in :mod:`ddil_core.models.references`: ``shapes``, a named system, a folder, a hub id …
+        device: Where the model computes. None: CUDA if this machine has it, or else the CPU.
+        dtype: What the model computes in: float32, bfloat16 or float16, as a name or as torch's dtype.
+        variant: Which of several sets of weights to read, such as ``fp16``. None: the plain files, or the only variant.
+        download: Fetch the files that are not here from the hub. Without it nothing is fetched.
+        fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights.
 
     Raises:
-        WrongCommand: the reference fits nothing; the message names the nearest that would.
-        DdilError: its files are damaged, do not fit each other, or are of a layout that is not known.
+        WrongCommand: the reference fits nothing (the message names the nearest that does), or there is no such device.
+        DdilError: the files are damaged, do not fit each other, or have an unknown layout.
     """
+    if device is None or isinstance(device, str):
+        device = choose_device(device)
+    if isinstance(dtype, str):
+        dtype = torch_dtype(dtype)
+    if download:
+        fetch_missing([reference], variant)
     return assemble(reference, resolve(reference), device, dtype, variant, fuse_lora=fuse_lora)
 
 

@@ -199,9 +199,9 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     """Whether a model fits the memory that is free, for drawing and for distilling, by ``ddil_core.models.memory.need``."""
     import torch
 
+    from ddil_core.models.catalogue import parameters
     from ddil_core.models.hub import size_text
     from ddil_core.models.memory import estimate_memory, free_bytes
-    from ddil_core.models.references import parameters
 
     free = free_bytes(torch.device(device))
     takes = estimate_memory(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)

@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 
 import click
 
-from ddil_core.support import paths, ranks
+from ddil_core.support import paths
+from ddil_core.support.devices import DTYPES
+from ddil_core.support.devices import choose_device as choose_device
+from ddil_core.support.devices import torch_dtype as torch_dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -140,70 +143,18 @@ def reflection_option(command: F) -> F:
     return click.option("--reflection", type=modes, default=None, help=text)(command)
 
 
-DTYPES = ("fp32", "bf16", "fp16")
-
-
 def dtype_option(command: F) -> F:
     """``--dtype``."""
     text = "The numbers that the model computes in, whatever its files hold."
-    return click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help=text)(command)
-
-
-def torch_dtype(name: str) -> Any:
-    """The torch dtype of ``--dtype``."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return click.option("--dtype", type=click.Choice(tuple(DTYPES)), default="fp32", show_default=True, help=text)(command)
 
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
-    """With ``--download``, fetch what the references need of the hub and is not here; what is here is not asked for."""
-    if not download:
-        return
-    from ddil_core.models.references import hub_parts, is_here
+    """With ``--download``, fetch the files that the models need and that are not here."""
+    if download:
+        from ddil_core.models.fetch import fetch_missing as fetch
 
-    with ranks.main_first():
-        for reference in references:
-            if hub_parts(reference) and not is_here(reference, variant):
-                fetch(reference, variant)
-
-
-def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
-    """Fetch a model's files, with the size and a bar on stderr."""
-    from ddil_core.models import references
-    from ddil_core.support.progress import transfer
-
-    references.fetch_model(reference, variant, lambda text: click.echo(text, err=True), transfer, weights=weights)
-
-
-def choose_device(name: str | None) -> str:
-    """The device asked for, or the best there is; of several processes on a machine each has a GPU of its own.
-
-    Raises:
-        WrongCommand: a device that is not here, or fewer GPUs than processes.
-    """
-    import torch
-
-    from ddil_core.support.errors import WrongCommand
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", *(["cuda"] if torch.cuda.is_available() else []), *_gpus()):
-        raise WrongCommand(f"the device {paths.shown(name)} is not here; leave --device out to take the best there is")
-    if name == "cuda" and ranks.world() > 1:
-        if ranks.local_rank() >= torch.cuda.device_count():
-            raise WrongCommand(
-                f"process {ranks.local_rank()} of this machine, counted from 0, has no GPU: there are {torch.cuda.device_count()}; "
-                "start as many processes as there are GPUs"
-            )
-        return f"cuda:{ranks.local_rank()}"
-    return name
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        fetch(references, variant)
 
 
 def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:

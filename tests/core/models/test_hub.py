@@ -13,9 +13,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from ddil_core.models.catalogue import list_models
+from ddil_core.models.fetch import fetch_model
 from ddil_core.models.hub import Repository, download_files, pipeline_files_on_hub, plan_download, size_text
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import fetch_model, hub_parts, is_here, list_models, resolve
+from ddil_core.models.references import hub_parts, is_here, resolve
 from ddil_core.models.systems import PIPELINE_FILES
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.hub import Hub, serve
@@ -94,6 +96,15 @@ def test_a_hub_model_is_fetched_once_asked_for_and_loads_offline(
     for name, weight in ours.pipeline.unet.state_dict().items():
         assert torch.equal(weight, theirs.pipeline.unet.state_dict()[name])
     assert is_here(NAME) and not blobs("*.incomplete")
+
+
+def test_python_loads_a_hub_model_in_one_call(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(NAME, "cpu", download=True)
+    assert model.reference == NAME and is_here(NAME)
+    assert " files to fetch, " in capsys.readouterr().err
+    hub.asked.clear()
+    load_model(NAME, "cpu", download=True)
+    assert hub.asked == []
 
 
 def test_only_what_the_pipeline_uses_is_asked_for(hub: Hub) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ddil_core.models import memory
+from ddil_core.models.catalogue import parameters
 from ddil_core.models.memory import MOST_DECODED, decode_batch, decode_bytes, estimate_memory, free_bytes, on_device
 from ddil_core.models.model import Model
-from ddil_core.models.references import parameters
 from tests.core.closed_form import normal
 
 GIB = 2**30

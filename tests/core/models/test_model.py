@@ -174,3 +174,14 @@ def test_the_pool_is_made_once_and_a_damaged_one_is_said(model: Model, tmp_path:
     with pytest.raises(DdilError) as error:
         encode_pool(model, open_data("shapes"), 5, path)
     assert str(error.value) == f"the encoded data {path} is damaged; delete the file to encode the data again"
+
+
+def test_a_model_loads_with_a_device_and_a_dtype_by_name(folder: Path) -> None:
+    model = load_model(str(folder))
+    assert (model.device, model.denoiser.net.dtype) == (torch.device("cpu"), torch.float32)
+    for dtype in ("bfloat16", "bf16", torch.bfloat16):
+        assert load_model(str(folder), "cpu", dtype).denoiser.net.dtype == torch.bfloat16
+    with pytest.raises(WrongCommand, match=r"^the device 'tpu' is not here; give no device to take the best there is$"):
+        load_model(str(folder), "tpu")
+    with pytest.raises(WrongCommand, match=r"^the dtype 'int8' is not known; it may be one of float32, bfloat16, float16$"):
+        load_model(str(folder), dtype="int8")

@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from ddil_core.models.catalogue import list_models, parameters
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import SHIPPED, hub_parts, list_models, parameters, resolve
+from ddil_core.models.references import SHIPPED, hub_parts, resolve
 from ddil_core.models.systems import load_systems
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import build, tiny_unet

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tests.core.test_solvers import BETAS, SD, ours, theirs
+from tests.core.diffusion.test_solvers import BETAS, SD, ours, theirs
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
