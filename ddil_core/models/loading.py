@@ -1,4 +1,4 @@
-"""From a model's files to diffusers' pipeline in memory: whole, of one model, offline, without pickles or remote code."""
+"""Load diffusers' pipeline from the local files of a model, after a check of the files, without pickles and remote code."""
 
 from __future__ import annotations
 
@@ -19,20 +19,27 @@ if TYPE_CHECKING:
 def load_pipeline(
     files: Files, reference: str, kind: str, dtype: torch.dtype, variant: str | None = None, *, fuse_lora: bool = True
 ) -> Any:
-    """The pipeline of diffusers' class ``kind`` from local files, on the CPU, its weights in ``dtype``.
+    """Load a pipeline from local files, on the CPU.
 
-    A LoRA is merged into the weights, or kept beside them as adapters (``fuse_lora`` False). What can be told from headers and
-    configurations (files cut short, weights of another model) is told before a weight is read.
+    Headers and configurations are checked before a weight is read, so cut files and weights of another model are refused early.
+
+    Args:
+        files: The files of the model.
+        reference: The name of the model in messages.
+        kind: The name of diffusers' pipeline class.
+        dtype: The dtype of the weights in memory.
+        variant: The set of weights to read, such as ``fp16``. None: the plain files, or the only variant.
+        fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights as adapters.
 
     Raises:
         WrongCommand: no component has the variant.
-        DdilError: files are missing or damaged, or do not fit one another.
+        DdilError: files are missing or damaged, or do not fit each other.
     """
     import diffusers
 
-    found = check_files(files, reference, variant)
+    weights = check_files(files, reference, variant)
     if files.checkpoint is None:
-        check_pipeline(found, reference)
+        check_pipeline(weights, reference)
     else:
         check_checkpoint(files.checkpoint, files.folder)
     if files.unet is not None:
@@ -45,33 +52,33 @@ def load_pipeline(
             "install a version of diffusers that has it"
         )
     unused: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
-    # What a pipeline was saved without, such as SD3's T5, diffusers wants to be told again.
-    unused |= {name: None for name, kind in read_index(files.folder).items() if kind == [None, None]}
+    # diffusers also needs an explicit None for a component that was saved as absent, such as SD3's T5.
+    unused |= {name: None for name, value in read_index(files.folder).items() if value == [None, None]}
     if "requires_safety_checker" in pipeline_class._get_signature_keys(pipeline_class)[1]:
         unused["requires_safety_checker"] = False
     try:
         if files.checkpoint is None:
             pipeline = pipeline_class.from_pretrained(
-                files.folder, dtype=dtype, variant=found.variant, use_safetensors=True, local_files_only=True, **unused
+                files.folder, dtype=dtype, variant=weights.variant, use_safetensors=True, local_files_only=True, **unused
             )
-        else:  # a configuration by folder: by a hub id diffusers would fetch it, whatever it was told
+        else:  # the configuration is a folder: diffusers would fetch a hub id even with local_files_only
             pipeline = pipeline_class.from_single_file(
                 str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **unused
             )
-            if files.prediction is not None:  # the file knows it better than the configuration that it is given
+            if files.prediction is not None:  # the file's own note counts more than the system's configuration
                 pipeline.scheduler.register_to_config(prediction_type=files.prediction)
         if files.unet is not None:
             from safetensors.torch import load_file
 
             pipeline.unet.load_state_dict(load_file(files.unet))
         if files.lora is not None:
-            put = merge_lora if fuse_lora else keep_lora
-            put(pipeline, read_lora(pipeline, files.lora, reference), files.lora)
+            add_lora = merge_lora if fuse_lora else keep_lora
+            add_lora(pipeline, read_lora(pipeline, files.lora, reference), files.lora)
     except DdilError:
         raise
-    except Exception as error:  # every library below raises its own kind for a damaged file
+    except Exception as error:  # each library raises errors of its own for a damaged file
         raise DdilError(
             f"the model {reference!r} cannot be loaded from {files.checkpoint or files.folder}: "
-            f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make it again"
+            f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make the model again"
         ) from error
     return pipeline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddil_core.models.checkpoint import said_prediction
+from ddil_core.models.checkpoint import recorded_prediction
 from ddil_core.models.hub import HubPart, Repository
 from ddil_core.models.systems import Files, SystemSpec, load_systems
 from ddil_core.models.weights import PICKLES, read_header
@@ -17,7 +17,7 @@ _SYSTEMS = {
 }
 """First words of a text encoder's weights in a single file, and the system whose configuration fits.
 
-Models with the prefix of Stable Diffusion 2 predict v or ε. Few files say which (``said_prediction``). A user must name the
+Models with the prefix of Stable Diffusion 2 predict v or ε. Few files say which (``recorded_prediction``). A user must name the
 system if the file does not say that its model predicts v.
 """
 
@@ -41,7 +41,7 @@ def resolve_single_file(path: Path, config: Path | None, reference: str, row: Sy
             f"the file {path} holds no text encoder as Stable Diffusion's single files do, so it is no whole model; "
             "a U-Net or a LoRA goes onto a system, as in dmd2:FILE or lcm-lora:FILE"
         )
-    prediction = said_prediction(path)
+    prediction = recorded_prediction(path)
     if row is not None and prediction is not None and row.prediction in ("flow", "rectified_flow"):
         raise WrongCommand(
             f"the model {reference!r} is sampled as a flow, and the file {path} says that it predicts {prediction}; "

@@ -154,8 +154,8 @@ def test_a_tiny_autoencoder_draws_and_teaches_nothing(tiny: Path, tmp_path: Path
     with pytest.raises(DdilError) as error:
         distill(str(tiny), "shapes", config, tmp_path / "run", device="cpu")
     assert str(error.value) == (
-        f"the model {str(tiny)!r} has an autoencoder of the class AutoencoderTiny, which gives no distribution of latents, so that "
-        "pictures cannot be encoded with it; put the model's own AutoencoderKL in its place"
+        f"the model {str(tiny)!r} has an autoencoder of the class AutoencoderTiny, which gives no distribution of latents, so "
+        "it cannot encode images; put the model's own AutoencoderKL in its place"
     )
     assert not (tmp_path / "run").exists()
 
@@ -165,8 +165,8 @@ def test_another_autoencoder_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DdilError) as error:
         load_model(str(other))
     assert str(error.value) == (
-        f"the model {str(other)!r} has an autoencoder of the class VQModel, which is not known here; it may be AutoencoderKL or "
-        "AsymmetricAutoencoderKL or AutoencoderTiny"
+        f"the model {str(other)!r} has an autoencoder of the class VQModel, which is not supported; the class may be "
+        "AutoencoderKL or AsymmetricAutoencoderKL or AutoencoderTiny"
     )
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddil_core.models.checkpoint import check_checkpoint, said_prediction, wanted_weights
+from ddil_core.models.checkpoint import check_checkpoint, recorded_prediction, wanted_weights
 from ddil_core.models.model import load_model
 from ddil_core.models.original import unet_layer
 from ddil_core.models.references import resolve
@@ -66,7 +66,7 @@ def test_markers_and_metadata_say_what_is_predicted(
 ) -> None:
     path = tmp_path / "one.safetensors"
     save_file({"weight": torch.ones(1)} | {key: torch.tensor([]) for key in keys}, path, metadata=told)
-    assert said_prediction(path) == prediction
+    assert recorded_prediction(path) == prediction
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_markers_and_metadata_say_what_is_predicted(
         (
             ("ztsnr",),
             {},
-            "was trained with zero terminal SNR (ztsnr), which is not known here; use a model trained without it",
+            "was trained with zero terminal SNR (ztsnr), which is not supported; use a model trained without it",
         ),
         (("v_pred", "ztsnr"), {}, "was trained with zero terminal SNR (ztsnr)"),
         ((), {"ss_zero_terminal_snr": "True"}, "was trained with zero terminal SNR"),
-        (("edm_mean", "edm_std"), {}, "was trained with EDM's preconditioning (edm_mean), which is not known here"),
+        (("edm_mean", "edm_std"), {}, "was trained with EDM's preconditioning (edm_mean), which is not supported"),
         (("edm_vpred.sigma_max",), {}, "was trained with EDM's preconditioning (edm_vpred.sigma_max)"),
-        ((), {"modelspec.prediction_type": "x0"}, "predicts 'x0' (modelspec.prediction_type), which is not known here"),
+        ((), {"modelspec.prediction_type": "x0"}, "predicts 'x0' (modelspec.prediction_type), which is not supported"),
         (
             ("v_pred",),
             {"modelspec.prediction_type": "epsilon"},

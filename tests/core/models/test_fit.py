@@ -53,7 +53,7 @@ AGAIN = "fetch or make the model again"
 def test_a_component_whose_folder_is_absent(broken: Path) -> None:
     shutil.rmtree(broken / "vae")
     assert refused(broken) == (
-        f"the model 'HERE' names the component vae (AutoencoderKL), whose folder HERE/vae is not there; {AGAIN}"
+        f"the model 'HERE' names the component vae (AutoencoderKL), and there is no folder HERE/vae; {AGAIN}"
     )
 
 
@@ -80,7 +80,7 @@ def test_weights_that_are_absent(broken: Path) -> None:
 def test_weights_that_are_a_pickle_name_the_command_that_converts_them(broken: Path) -> None:
     (broken / UNET).rename(broken / "unet" / f"{STEM}.bin")
     assert refused(broken) == (
-        f"the component unet of the model 'HERE' has its weights as a pickle alone (HERE/unet/{STEM}.bin), and a pickle can run "
+        f"the component unet of the model 'HERE' has its weights only as a pickle (HERE/unet/{STEM}.bin), and a pickle can run "
         "code; make a copy in safetensors with: ddil models convert FOLDER OUT"
     )
 
@@ -141,7 +141,7 @@ def test_an_autoencoder_of_another_model(broken: Path) -> None:
 
 def test_a_tokenizer_of_another_model(broken: Path) -> None:
     configure(broken, "text_encoder", vocab_size=5)
-    assert "words, but its text_encoder knows 5: it is of another model" in refused(broken)
+    assert "words, but its text_encoder knows 5: the tokenizer is of another model" in refused(broken)
 
 
 def test_the_attention_names_of_2022_are_read(broken: Path, model: Model) -> None:
@@ -179,7 +179,7 @@ def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: 
 def test_expected_shapes_are_those_of_the_network(folder: Path, model: Model) -> None:
     shapes = expected_shapes(folder / "unet", "diffusers", "UNet2DConditionModel", "x")
     assert shapes == {name: tuple(weight.shape) for name, weight in model.pipeline.unet.named_parameters()}
-    with pytest.raises(DdilError, match=r"^x is of the class os.system, which is not known here$"):
+    with pytest.raises(DdilError, match=r"^x is of the class os.system, which is not supported$"):
         expected_shapes(folder / "unet", "os", "system", "x")
 
 

@@ -266,7 +266,7 @@ def test_settings_that_are_not_read_are_refused(pipelines: dict[str, tuple[Path,
     query = f"unet.{QUERY}"
     state = {f"{query}.lora_A.weight": torch.randn(2, 16), f"{query}.lora_B.weight": torch.randn(16, 2)}
     for settings, sentence in (
-        ({"use_dora": True}, "was trained with use_dora = True for its unet, which is not read here"),
+        ({"use_dora": True}, "was trained with use_dora = True for its unet, which is not supported"),
         ({"init_lora_weights": "pissa"}, "was trained with init_lora_weights = 'pissa' for its unet"),
         ({"bias": "lora_only"}, "was trained with bias = 'lora_only' for its unet"),
         ({"option_of_tomorrow": 1}, "was trained with option_of_tomorrow = 1 for its unet"),
@@ -330,8 +330,8 @@ def test_what_is_not_read_is_named(
     save_file(whole() | {extra: torch.ones(16)}, path)
     named = extra if kind is None else f"{extra} ({kind})"
     assert refused(base, path) == (
-        f"holds {named}, which is not read here, and without which it would be another model; "
-        "name a LoRA of up and down matrices alone"
+        f"holds {named}, which is not supported; without such tensors the LoRA would give another model; "
+        "name a LoRA of only up and down matrices"
     )
     save_file({extra: torch.ones(16)}, path)
     assert refused(base, path) == (f"adapts nothing of a unet; it holds {named}; name a LoRA of up and down matrices")
@@ -365,14 +365,14 @@ ABSENT = ENCODER.replace("layers_0", "layers_7")
         # one layer twice, under two names
         (
             {f"{ORIGINAL}.lora_up.weight": torch.ones(16, 2)},
-            "says twice what the up of unet.mid_block",
+            "holds the up of unet.mid_block",
         ),
         (
             {f"unet.{QUERY}.lora_A.weight": torch.ones(2, 16)},
-            "says twice what the down of",
+            "holds the down of",
         ),
         # shapes
-        ({f"{STEM}.lora_down.weight": torch.ones(2, 17)}, f"its layer {QUERY} is of another width"),
+        ({f"{STEM}.lora_down.weight": torch.ones(2, 17)}, f"its layer {QUERY} has another width"),
         (
             {f"{STEM}.lora_up.weight": torch.ones(17, 2)},
             "with down [2, 16] and up [17, 2] for unet's weight [16, 16]",
@@ -415,8 +415,8 @@ def test_a_lora_for_another_base(pipelines: dict[str, tuple[Path, Any]], tmp_pat
     for layout, other in ((SD, SDXL), (SDXL, SD)):
         save_file(random_file(pipelines[other][1], kohya, True)[0], tmp_path / "lora.safetensors")
         sentence = refused(pipelines[layout][1], tmp_path / "lora.safetensors")
-        assert sentence.startswith("was made for another base than 'base': it")
-        assert sentence.endswith("take the base that its page names")
+        assert sentence.startswith("was made for another base than 'base': ")
+        assert sentence.endswith("take the base that the LoRA's page names")
 
 
 def test_a_file_that_is_cut_short_or_empty(pipelines: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tests.core.diffusion.test_solvers import BETAS, SD, ours, theirs
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
@@ -20,6 +19,7 @@ from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal
+from tests.core.diffusion.test_solvers import BETAS, SD, ours, theirs
 from tests.pipelines import edited, save_pipeline
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -151,7 +151,7 @@ def test_a_network_that_predicts_something_else_is_refused(keys: dict[str, str],
         json.dumps(described(diffusers.DPMSolverMultistepScheduler(**BETAS, **keys)), default=float)
     )
     (broken / "ddil.json").unlink()
-    with pytest.raises(DdilError, match="^the model .* which is not known here"):
+    with pytest.raises(DdilError, match="^the model .* which is not supported"):
         load_model(str(broken))
 
 

@@ -261,7 +261,7 @@ def test_rows_of_solvers_spacings_and_layouts_exist() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"title": "x", "unet": {"source": "a/b", "file": "c"}}, "names the 'base' whose pipeline they go into"),
+        ({"title": "x", "unet": {"source": "a/b", "file": "c"}}, "must name the 'base' with the pipeline for them"),
         ({"title": "x", "steps": 2, "timesteps": [999]}, "'steps' is 2, and there are 1 'timesteps'"),
     ],
 )
