@@ -51,8 +51,9 @@ def latent_scaling(
 ) -> tuple[float | Tensor, float | Tensor]:
     """Return (scale, shift) of an autoencoder. The denoiser's latent is z = (latent − shift) · scale.
 
-    With ``latents_mean`` and ``latents_std`` (one number a channel, as in diffusers' SDXL) the shift is the mean and the scale
-    is ``scaling_factor`` / std, both float32 [C, 1, 1]. Without them the shift is ``shift_factor``, as in SD3, or 0.
+    With ``latents_mean`` and ``latents_std`` (one number a channel, as in diffusers' SDXL) the shift is the mean and
+    the scale is ``scaling_factor`` / std, both float32 [C, 1, 1]. Without them the shift is ``shift_factor``, as in
+    SD3, or 0.
 
     Raises:
         DdilError: the configuration holds an unusable value.
@@ -68,8 +69,8 @@ def latent_scaling(
     channels = config.get("latent_channels")
     if not _is_list(mean, channels) or not _is_list(std, channels) or min(std) <= 0 or shift:
         raise DdilError(
-            f"{where} has latents_mean {mean} and latents_std {std}; both must hold a finite number for each of the {channels} "
-            "channels, std above 0, and shift_factor must not be set beside them: fetch the model again"
+            f"{where} has latents_mean {mean} and latents_std {std}; both must hold a finite number for each of the "
+            f"{channels} channels, std above 0, and shift_factor must not be set beside them: fetch the model again"
         )
     std, mean = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (std, mean))
     return factor / std, mean

@@ -24,7 +24,7 @@ _SINGLE_FILE_PREFIXES = {
 
 
 def list_models() -> list[dict[str, Any]]:
-    """List the named models for ``ddil models``. ``bytes`` counts the files on this machine and interrupted downloads."""
+    """List the named models. ``bytes`` counts the files on this machine, interrupted downloads included."""
     rows = []
     for name, folder in SHIPPED.items():
         row = {
@@ -49,7 +49,7 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def parameters(reference: str, variant: str | None = None) -> tuple[Path, dict[str, int]]:
-    """Return the folder of a model's configuration and each component's number of parameters. Read only headers of files."""
+    """Return the folder of a model's configuration, and each component's number of parameters from the headers."""
     files = resolve(reference)
     weights = check_files(files, reference, variant)
     if files.checkpoint is None:

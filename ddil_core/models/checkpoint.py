@@ -1,4 +1,4 @@
-"""Single-file checkpoints: the prediction that a file records, and a check that it holds all weights of a configuration.
+"""Single-file checkpoints: the prediction that a file records, and a check that no weight is missing.
 
 Both read only the file's header.
 """
@@ -47,7 +47,8 @@ def recorded_prediction(path: Path) -> Prediction | None:
     """Return the prediction that a single file records in a marker tensor or in its metadata. None: it records none.
 
     Raises:
-        WrongCommand: the file records zero terminal SNR, EDM's preconditioning, an unknown prediction or two predictions.
+        WrongCommand: the file records zero terminal SNR, EDM's preconditioning, an unknown prediction or two
+            predictions.
     """
     header, metadata = read_header(path), read_metadata(path)
     if ZERO_SNR_KEY in header or metadata.get("ss_zero_terminal_snr", "").lower() == "true":
@@ -58,16 +59,16 @@ def recorded_prediction(path: Path) -> Prediction | None:
     edm = next((key for key in _EDM_KEYS if key in header), None)
     if edm is not None:
         raise WrongCommand(
-            f"the file {path} says that its model was trained with EDM's preconditioning ({edm}), which is not supported; "
-            "use a model trained without it"
+            f"the file {path} says that its model was trained with EDM's preconditioning ({edm}), which is not "
+            "supported; use a model trained without it"
         )
     recorded: dict[str, Prediction] = {V_KEY: "v_prediction"} if V_KEY in header else {}
     kind = metadata.get("modelspec.prediction_type")
     if kind:
         if kind.lower() not in _PREDICTIONS:
             raise WrongCommand(
-                f"the file {path} says that its model predicts {kind!r} (modelspec.prediction_type), which is not supported; "
-                "use a model that predicts epsilon or v"
+                f"the file {path} says that its model predicts {kind!r} (modelspec.prediction_type), which is not "
+                "supported; use a model that predicts epsilon or v"
             )
         recorded["modelspec.prediction_type"] = _PREDICTIONS[kind.lower()]
     architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
@@ -81,11 +82,11 @@ def recorded_prediction(path: Path) -> Prediction | None:
 
 
 def check_checkpoint(path: Path, folder: Path) -> None:
-    """Check by the header that a single file holds the weights of the networks that a pipeline's configuration describes.
+    """Check by the header that a single file holds all weights of a pipeline's configuration.
 
     Raises:
-        DdilError: the file lacks weights, has weights of another shape, or has weights of the U-Net or the autoencoder that
-            the configuration lacks. The message names the network and the first such weight.
+        DdilError: the file lacks weights, has weights of another shape, or has weights of the U-Net or the autoencoder
+            that the configuration lacks. The message names the network and the first such weight.
     """
     header, file = read_header(path), f"the file {path}"
     for name, wanted in wanted_weights(folder, header).items():
@@ -99,19 +100,19 @@ def check_checkpoint(path: Path, folder: Path) -> None:
         if wrong:
             raise DdilError(
                 f"{file} has weights of another model than {folder}: {wrong[0]} has the shape "
-                f"{list(header[wrong[0]].shape)}, and {list(wanted[wrong[0]])} by the configuration of the {noun}{more(wrong)}; "
-                f"{_CONFIGURED}"
+                f"{list(header[wrong[0]].shape)}, and {list(wanted[wrong[0]])} by the configuration of the "
+                f"{noun}{more(wrong)}; {_CONFIGURED}"
             )
         surplus = _surplus(name, header, wanted)
         if surplus:
             raise DdilError(
-                f"{file} has weights that the {noun} configured in {folder} has no place for: {surplus[0]}{more(surplus)}; "
-                f"{_CONFIGURED}"
+                f"{file} has weights that the {noun} configured in {folder} has no place for: "
+                f"{surplus[0]}{more(surplus)}; {_CONFIGURED}"
             )
 
 
 def wanted_weights(folder: Path, header: Iterable[str]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the weights of each network of a pipeline's configuration: their names in a single file, and diffusers' shapes.
+    """Return each network's weights by a pipeline's configuration: names in a single file, and diffusers' shapes.
 
     The names in ``header`` tell the version of Stable Diffusion, and so the names of its text encoders.
     """
@@ -141,7 +142,7 @@ def _prefixes(header: Iterable[str]) -> dict[str, str]:
     }
 
 
-_CONFIGURED = "name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
+_CONFIGURED = "name a system or a pipeline folder of the same layout, as in FOLDER:FILE"
 _WHOLE = f"{AGAIN}, or {_CONFIGURED}"
 
 
@@ -164,7 +165,10 @@ def _same_shape(key: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bo
 
 
 def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, Any]) -> list[str]:
-    """Return weights of the U-Net or the autoencoder that no configuration names. A text encoder may have an unused last layer."""
+    """Return weights of the U-Net or the autoencoder that the configuration lacks.
+
+    A text encoder may have an unused last layer, so its weights are not compared.
+    """
     coders = tuple(f"{prefix}{half}coder." for prefix in _AUTOENCODERS for half in ("en", "de"))
     prefixes = {"unet": (_UNET,), "vae": coders}.get(component)
     return [key for key in header if key.startswith(prefixes) and key not in wanted] if prefixes else []

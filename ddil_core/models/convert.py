@@ -59,8 +59,8 @@ def convert_weights(source: Path, out: Path, part: str | None = None) -> list[Co
         part: The set of weights to take from a pickle that holds several, such as ``ema`` or ``state_dict.model``.
 
     Raises:
-        WrongCommand: there is nothing to convert, ``out`` exists or has the wrong ending, or the pickle holds several sets of
-            weights and ``part`` names none of them.
+        WrongCommand: there is nothing to convert, ``out`` exists or has the wrong ending, or the pickle holds several
+            sets of weights and ``part`` names none of them.
         DdilError: a pickle needs more than tensors or is damaged. Nothing is written then.
     """
     if out.exists():
@@ -154,8 +154,8 @@ def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor],
 
     Raises:
         WrongCommand: the pickle holds several sets of weights and ``part`` names none of them.
-        DdilError: the pickle needs a Python object other than tensors and plain containers, holds no tensors by name, or is
-            damaged.
+        DdilError: the pickle needs a Python object other than tensors and plain containers, holds no tensors by name,
+            or is damaged.
     """
     import torch
 
@@ -166,8 +166,8 @@ def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor],
         if needed is None:
             raise DdilError(f"{path} is damaged, or no checkpoint of PyTorch; get it again") from error
         raise DdilError(
-            f"{path} asks for the Python object {needed[1]}, which could run code, and weights need none; nothing was run or "
-            "written: get a copy in safetensors, or a copy that its author saved with weights only"
+            f"{path} asks for the Python object {needed[1]}, which could run code, and weights need none; nothing was "
+            "run or written: get a copy in safetensors, or a copy that its author saved with weights only"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise DdilError(
@@ -186,8 +186,8 @@ def _tensors(content: Any, path: Path, part: str | None) -> tuple[dict[str, Tens
         counts = ", ".join(f"{_name(place)} ({len(_own_tensors(tensors))})" for place, tensors in parts.items())
         problem = f"has no part {part!r}" if part is not None else "does not say which tensors are the weights"
         raise WrongCommand(
-            f"{path} {problem}; choose a part, as in --part {_name(next(iter(parts)))}, of these (with their numbers of "
-            f"tensors): {counts}"
+            f"{path} {problem}; choose a part, as in --part {_name(next(iter(parts)))}, of these (with their numbers "
+            f"of tensors): {counts}"
         )
     dropped, inner = [], content
     for name in place:

@@ -1,4 +1,4 @@
-"""Fetch from the hub what a reference needs."""
+"""Fetch the files of a model from the hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fetch_model(
         variant: The preferred set of weights, such as ``fp16``.
         say: Receives one line for each repository with the size of the download, before the download starts.
         bar: Shows the progress of the download.
-        weights: False to fetch the configuration alone, which is enough for NAME:FILE with a single-file checkpoint.
+        weights: False to fetch only the configuration, which is enough for NAME:FILE with a single-file checkpoint.
 
     Raises:
         WrongCommand: the reference needs nothing from the hub.
@@ -55,7 +55,7 @@ def fetch_model(
 
 
 def fetch_missing(references: Iterable[str], variant: str | None = None) -> None:
-    """Fetch every model that is not here. Ask the hub nothing about the models that are. The main process fetches alone.
+    """Fetch the models that are not here. Of several processes only the main one fetches.
 
     Raises:
         WrongCommand: see :func:`fetch_model`.

@@ -88,7 +88,8 @@ def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
 def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], owner: str) -> None:
     """Check by the headers that safetensors hold all weights of the network that ``folder/config.json`` describes.
 
-    diffusers and transformers fill a missing weight with random numbers and only log it, so a missing weight is refused here.
+    diffusers and transformers fill a missing weight with random numbers and only log it, so a missing weight is refused
+    here.
 
     Args:
         folder: The folder with the network's ``config.json``.

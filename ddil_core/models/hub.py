@@ -1,7 +1,7 @@
-"""Hub repositories: which files of a model are in the local cache, what a download would fetch, and the download itself.
+"""Hub repositories: the files in the local cache, the plan of a download, and the download.
 
-Only :func:`download_files` fetches weights. It keeps the bytes of an interrupted download and compares each file of weights
-with the hub's SHA-256. ``huggingface_hub`` does the rest (small files, links, layout of the cache).
+Only :func:`download_files` fetches weights. It keeps the bytes of an interrupted download and compares each file of
+weights with the hub's SHA-256. ``huggingface_hub`` does the rest (small files, links, layout of the cache).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Repository:
         return Path(constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}"
 
     def snapshot(self) -> Path | None:
-        """Return the folder of the revision's files in the cache. Some files may be missing. None: nothing was fetched."""
+        """Return the revision's folder in the cache, which may lack files. None: nothing was fetched."""
         ref = self.storage / "refs" / (self.revision or "main")
         commit = ref.read_text(errors="replace").strip() if ref.is_file() else (self.revision or "")
         folder = self.storage / "snapshots" / commit
@@ -150,14 +150,15 @@ def size_text(nbytes: float) -> str:
 def pipeline_files_on_hub(
     names: Sequence[str], index: dict[str, Any], repository: object, variant: str | None = None, weights: bool = True
 ) -> list[str]:
-    """List the files of a repository that a pipeline needs: for each component its configuration and one set of weights.
+    """List the files that a pipeline needs: for each component its configuration and one set of weights.
 
     Args:
         names: All files of the repository.
         index: The content of the repository's ``model_index.json``. It names the components.
         repository: The repository, for messages.
-        variant: The preferred set of weights. A component without this variant takes its plain weights, or else its only variant.
-        weights: False to list the configuration alone.
+        variant: The preferred set of weights. A component without this variant takes its plain weights, or else its
+            only variant.
+        weights: False to list only the configuration.
 
     Raises:
         WrongCommand: no component has the variant.
@@ -187,8 +188,8 @@ def _no_weights(component: str, names: Sequence[str], sets: dict[str | None, lis
     if pickle is None:
         return f"the hub model {repository} has no weights for its component {component}"
     return (
-        f"the hub model {repository} has the weights of its component {component} only as a pickle ({pickle}), which is not "
-        "fetched because it can run code; get a copy by hand and turn it into safetensors with: "
+        f"the hub model {repository} has the weights of its component {component} only as a pickle ({pickle}), which "
+        "is not fetched because it can run code; get a copy by hand and turn it into safetensors with: "
         "ddil models convert FOLDER OUT"
     )
 
@@ -200,8 +201,8 @@ def plan_download(
 
     Args:
         repository: The repository.
-        files: The path of one file, or patterns. With patterns, the model is a whole pipeline, and the plan holds the files
-            of the pipeline that fit a pattern.
+        files: The path of one file, or patterns. With patterns, the model is a whole pipeline, and the plan holds the
+            files of the pipeline that fit a pattern.
         variant: See :func:`pipeline_files_on_hub`.
         weights: See :func:`pipeline_files_on_hub`.
 
@@ -266,7 +267,7 @@ def download_files(plan: DownloadPlan, bar: ProgressBar) -> None:
         for file in weights:
             _fetch_weights(plan, file, advance)
         # The library fetches the small files and links all files into the snapshot.
-        snapshot_download(  # type: ignore[call-overload]  # it calls the class, and a partial is as good
+        snapshot_download(  # type: ignore[call-overload]  # the class of the bar may be any callable
             repository.name,
             revision=repository.revision or "main",
             allow_patterns=[glob.escape(file.path) for file in plan.files],
@@ -289,7 +290,8 @@ def _require_disk(plan: DownloadPlan) -> None:
 def _fetch_weights(plan: DownloadPlan, file: RepoFile, advance: Callable[[int], None]) -> None:
     """Fetch one file of weights into the cache's blobs, starting after the bytes of an interrupted download.
 
-    ``huggingface_hub`` 2.4 deletes the bytes of an interrupted file and compares no SHA-256, so this function does both.
+    ``huggingface_hub`` 2.4 deletes the bytes of an interrupted file and compares no SHA-256, so this function does
+    both.
     """
     from huggingface_hub import HfFileSystem, constants
 
@@ -297,12 +299,14 @@ def _fetch_weights(plan: DownloadPlan, file: RepoFile, advance: Callable[[int], 
     repository, sha256 = plan.repository, file.lfs.sha256
     blob = repository.storage / "blobs" / sha256
     unfinished = blob.with_name(f"{sha256}.incomplete")
+    if _is_whole(blob, file):  # another process fetched the file while this one waited
+        return advance(file.size)
     blob.parent.mkdir(exist_ok=True)
+    if unfinished.is_file() and unfinished.stat().st_size > file.size:
+        unfinished.unlink()
     source = f"{repository.name}/{file.path}"
     hub = HfFileSystem(endpoint=constants.ENDPOINT)
     with unfinished.open("ab") as out, hub.open(source, "rb", revision=plan.commit, block_size=0) as stream:
-        if out.tell() > file.size:
-            out.truncate(0)
         stream.loc = out.tell()  # the stream's first request asks for the bytes from here on
         advance(stream.loc)
         while out.tell() < file.size:
@@ -316,16 +320,16 @@ def _fetch_weights(plan: DownloadPlan, file: RepoFile, advance: Callable[[int], 
     if received != sha256:
         unfinished.unlink()
         raise DdilError(
-            f"the file {file.path} of the hub model {repository} came with the SHA-256 {received[:12]}…, and the hub says "
-            f"{sha256[:12]}…; the copy was deleted, so run the command again"
+            f"the file {file.path} of the hub model {repository} came with the SHA-256 {received[:12]}…, and the hub "
+            f"says {sha256[:12]}…; the copy was deleted, so run the command again"
         )
     unfinished.replace(blob)
 
 
 def _not_writable(path: object, reason: str | None) -> DdilError:
     return DdilError(
-        f"files of the hub cannot be written to {path} ({reason}); make room and make the folder writable, or set HF_HOME to "
-        "another folder"
+        f"files of the hub cannot be written to {path} ({reason}); make room and make the folder writable, or set "
+        "HF_HOME to another folder"
     )
 
 
@@ -348,8 +352,8 @@ def _one_sentence(repository: Repository) -> Iterator[None]:
         raise DdilError("HF_HUB_OFFLINE is set, so nothing is fetched; unset HF_HUB_OFFLINE to download") from error
     except GatedRepoError as error:
         raise DdilError(
-            f"the hub gives {repository} only to users who accepted its terms: accept the terms on the model's page, then sign "
-            "in with 'hf auth login'"
+            f"the hub gives {repository} only to users who accepted its terms: accept the terms on the model's page, "
+            "then sign in with 'hf auth login'"
         ) from error
     except RepositoryNotFoundError as error:
         raise WrongCommand(f"the hub at {constants.ENDPOINT} has no public model {repository.name}") from error
@@ -360,6 +364,6 @@ def _one_sentence(repository: Repository) -> Iterator[None]:
             raise _not_writable(error.filename, error.strerror) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DdilError(
-            f"{repository} could not be fetched from {constants.ENDPOINT}: {reason}; the fetched bytes are kept, so run the "
-            "command again"
+            f"{repository} could not be fetched from {constants.ENDPOINT}: {reason}; the fetched bytes are kept, so "
+            "run the command again"
         ) from error

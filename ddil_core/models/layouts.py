@@ -1,6 +1,7 @@
-"""The layouts of diffusers' pipelines: how a layout turns prompts into a condition, and which denoiser wraps its network.
+"""The layouts of diffusers' pipelines: how prompts become a condition, and which denoiser wraps the network.
 
-To add a layout, write one function and one row of ``LAYOUTS``. The functions call diffusers' pipelines to encode the text.
+To add a layout, write one function and one row of ``LAYOUTS``. The functions call diffusers' pipelines, which encode
+the text.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Layout:
         denoiser: The class that wraps the network.
         guidance_scale: diffusers' default guidance scale.
         encode: ``encode(pipeline, prompts)`` returns the tensors [B, …] of the condition.
-        unconditional: ``unconditional(pipeline)`` returns the tensors [1, …] of the condition without a prompt. None: the
-            condition of the empty prompt.
+        unconditional: ``unconditional(pipeline)`` returns the tensors [1, …] of the condition without a prompt. None:
+            the condition of the empty prompt.
     """
 
     pipeline: str
@@ -68,7 +69,7 @@ def _sdxl_unconditional(pipeline: Any) -> Tensors:
 
 
 def _sized(pipeline: Any, text: Tensor, pooled: Tensor) -> Tensors:
-    """Add SDXL's size ids (original size, corner of the crop, target size; height before width) of an uncropped image."""
+    """Add SDXL's size ids of an uncropped image: original size, corner of the crop, target size, each (height, width)."""
     size = [side * pipeline.vae_scale_factor for side in latent_size(pipeline.unet.config, type(pipeline).__name__)]
     ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device)
     return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(text), 1)}

@@ -1,4 +1,4 @@
-"""Load diffusers' pipeline from the local files of a model, after a check of the files, without pickles and remote code."""
+"""Load diffusers' pipeline from a model's local files: check the files first, and run no code of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline from local files, on the CPU.
 
-    Headers and configurations are checked before a weight is read, so cut files and weights of another model are refused early.
+    Headers and configurations are checked before a weight is read, so cut files and weights of another model are
+    refused early.
 
     Args:
         files: The files of the model.
@@ -48,8 +49,8 @@ def load_pipeline(
     pipeline_class = getattr(diffusers, kind, None)
     if pipeline_class is None:
         raise DdilError(
-            f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such pipeline class; "
-            "install a version of diffusers that has it"
+            f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such "
+            "pipeline class; install a version of diffusers that has it"
         )
     unused: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
     # diffusers also needs an explicit None for a component that was saved as absent, such as SD3's T5.
@@ -59,7 +60,12 @@ def load_pipeline(
     try:
         if files.checkpoint is None:
             pipeline = pipeline_class.from_pretrained(
-                files.folder, dtype=dtype, variant=weights.variant, use_safetensors=True, local_files_only=True, **unused
+                files.folder,
+                dtype=dtype,
+                variant=weights.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                **unused,
             )
         else:  # the configuration is a folder: diffusers would fetch a hub id even with local_files_only
             pipeline = pipeline_class.from_single_file(
@@ -79,6 +85,7 @@ def load_pipeline(
     except Exception as error:  # each library raises errors of its own for a damaged file
         raise DdilError(
             f"the model {reference!r} cannot be loaded from {files.checkpoint or files.folder}: "
-            f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make the model again"
+            f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make the model "
+            "again"
         ) from error
     return pipeline

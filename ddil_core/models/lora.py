@@ -1,10 +1,11 @@
-"""LoRA files: read every tensor into the change of a layer or refuse it by name, and merge the changes into the weights.
+"""LoRA files: read every tensor into the change of a layer, or refuse it, and merge the changes into the weights.
 
-The change of a layer is ΔW = s · up @ down with the scale s = alpha / rank. diffusers and PEFT read these files through patterns
-for a whole network. They drop unknown tensors with a warning and lose the alpha of a single layer. Here a file first becomes a
-list of changes, with the scale inside ``up``. So all formats are merged in the same way:
+The change of a layer is ΔW = s · up @ down with the scale s = alpha / rank. diffusers and PEFT read these files through
+patterns for a whole network. They drop unknown tensors with a warning and lose the alpha of a single layer. Here a file
+first becomes a list of changes, with the scale inside ``up``. So all formats are merged in the same way:
 
-- kohya's scripts: ``lora_unet_…``, ``lora_te_…``, ``lora_te1_…``, ``lora_te2_…``, with ``lora_down``, ``lora_up``, ``alpha``,
+- kohya's scripts: ``lora_unet_…``, ``lora_te_…``, ``lora_te1_…``, ``lora_te2_…``, with ``lora_down``, ``lora_up``,
+  ``alpha``,
 - diffusers and PEFT: ``unet.….lora_A.weight``. The alphas are in the file's metadata. Without them alpha / rank is 1,
 - older diffusers: ``….lora.down.weight``, ``….processor.to_q_lora.down.weight``, ``….lora_linear_layer.down.weight``.
 """
@@ -127,16 +128,17 @@ def _assign_tensors(
         raise DdilError(f"the LoRA {path} adapts nothing of a {network}{what}; name a LoRA of up and down matrices")
     if unknown:
         raise DdilError(
-            f"the LoRA {path} holds {describe_tensors(unknown)}, which {'is' if len(unknown) == 1 else 'are'} not supported; "
-            "without such tensors the LoRA would give another model; name a LoRA of only up and down matrices"
+            f"the LoRA {path} holds {describe_tensors(unknown)}, which {'is' if len(unknown) == 1 else 'are'} not "
+            "supported; without such tensors the LoRA would give another model; name a LoRA of only up and down "
+            "matrices"
         )
     absent = list(dict.fromkeys(stem for stem, _ in split.values() if stem not in names))
     if absent:
         stems = {stem for stem, _ in split.values()}
         layer = absent[0].removeprefix(f"{network}.")
         raise DdilError(
-            f"the LoRA {path} was made for another base than {reference!r}: {reference!r} has no layer {layer}{more(absent)} "
-            f"of {len(stems)} that the LoRA adapts; take the base that the LoRA's page names"
+            f"the LoRA {path} was made for another base than {reference!r}: {reference!r} has no layer "
+            f"{layer}{more(absent)} of {len(stems)} that the LoRA adapts; take the base that the LoRA's page names"
         )
     return [(names[stem], part, key) for key, (stem, part) in split.items() if part is not None]
 
@@ -168,9 +170,9 @@ def _change(
     )
     if not fits:
         raise DdilError(
-            f"the LoRA {path} was made for another base than {reference!r}: its layer {layer} has another width, with down "
-            f"{list(down.shape)} and up {list(up.shape)} for {component}'s weight {list(weight.shape)}; take the base that the "
-            "LoRA's page names"
+            f"the LoRA {path} was made for another base than {reference!r}: its layer {layer} has another width, with "
+            f"down {list(down.shape)} and up {list(up.shape)} for {component}'s weight {list(weight.shape)}; take the "
+            "base that the LoRA's page names"
         )
     scale = _scale(component, layer, rank, tensors.get("alpha"), settings.get(component), path)
     return Change(component, layer, down.view(rank, *inner), scale * up.view(len(weight), rank))
@@ -193,22 +195,22 @@ def _scale(
         wanted = _patterned(settings, "rank_pattern", layer, settings["r"])
         if wanted != rank:
             raise DdilError(
-                f"the LoRA {path} has the rank {wanted} for {component}.{layer} in its settings and {rank} in its tensors; "
-                f"{_ANOTHER}"
+                f"the LoRA {path} has the rank {wanted} for {component}.{layer} in its settings and {rank} in its "
+                f"tensors; {_ANOTHER}"
             )
     value = _patterned(settings, "alpha_pattern", layer, settings["lora_alpha"]) if settings is not None else alpha
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else value.tolist()
     if not isinstance(value, float) or value == 0 or not math.isfinite(value):
         raise DdilError(
-            f"the LoRA {path} has the alpha {value} for the layer {component}.{layer}, which is no scale: some programs read 0 "
-            f"as none and some as the rank; {_ANOTHER}"
+            f"the LoRA {path} has the alpha {value} for the layer {component}.{layer}, which is no scale: some "
+            f"programs read 0 as none and some as the rank; {_ANOTHER}"
         )
     return value / (math.sqrt(rank) if settings is not None and settings.get("use_rslora") else rank)
 
 
 def _patterned(settings: Mapping[str, Any], name: str, layer: str, default: Any) -> Any:
-    """Return PEFT's setting for a layer: the value of the first pattern that matches the end of its name, or the default."""
+    """Return the value of the first of PEFT's patterns that matches the end of a layer's name, or the default."""
     return next((v for pattern, v in (settings.get(name) or {}).items() if _matches(pattern, layer)), default)
 
 
@@ -270,8 +272,8 @@ def merge_lora(pipeline: Any, changes: list[Change], path: Path) -> None:
         summed = (weight.detach().float() + change.delta.to(weight.device)).to(weight.dtype)
         if not bool(summed.isfinite().all()):
             raise DdilError(
-                f"the LoRA {path} makes the layer {change.component}.{change.layer} overflow or not finite in {weight.dtype}; "
-                "take another dtype or LoRA"
+                f"the LoRA {path} makes the layer {change.component}.{change.layer} overflow or not finite in "
+                f"{weight.dtype}; take another dtype or LoRA"
             )
         weight.data.copy_(summed)
 
@@ -279,7 +281,8 @@ def merge_lora(pipeline: Any, changes: list[Change], path: Path) -> None:
 def keep_lora(pipeline: Any, changes: list[Change], path: Path) -> None:
     """Put the changes beside the weights of a pipeline as PEFT's adapters, and compare what they add with the changes.
 
-    All adapters of a network get the largest rank (filled up with zeros) and the scale 1, so no pattern of names matters.
+    All adapters of a network get the largest rank (filled up with zeros) and the scale 1, so no pattern of names
+    matters.
 
     Raises:
         DdilError: an adapter adds something else than its change.

@@ -41,7 +41,7 @@ _OTHER_KINDS = {
     r"\.scalar$": "LyCORIS's scalars",
     r"lora_embedding_": "embeddings of words",
     r"^bundle_emb|string_to_param|emb_params": "a textual inversion",
-    r"^base_model\.model\.": "a PEFT adapter, whose alpha lies in another file",
+    r"^base_model\.model\.": "a PEFT adapter, which has its alpha in another file",
 }
 """Patterns of tensor names of methods other than LoRA, and the words for them in messages."""
 

@@ -54,7 +54,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
-    """Return (height, width) of a model's latents from its network's ``sample_size``, one number or a pair as in diffusers.
+    """Return (height, width) of a model's latents: the ``sample_size`` of its network, one number or a pair.
 
     Raises:
         DdilError: ``sample_size`` is neither.
@@ -63,8 +63,8 @@ def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
     size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise DdilError(
-            f"the network of the model {reference!r} has the sample_size {sample_size!r} in its configuration, so the size of its "
-            "latents is not known; set sample_size to a number, or to a list of height and width"
+            f"the network of the model {reference!r} has the sample_size {sample_size!r} in its configuration, so the "
+            "size of its latents is not known; set sample_size to a number, or to a list of height and width"
         )
     return size[0], size[1]
 
@@ -72,9 +72,9 @@ def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
 def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
     """Return the peak bytes to decode one image of ``pixels`` pixels with numbers of ``width`` bytes.
 
-    The peak is in the decoder's last block, at full resolution. It holds four maps (input, normalised, activated, convolved)
-    with the C₁ = ``block_out_channels[1]`` channels of the block before: 4 · C₁ · H · W · width bytes. Stable Diffusion's
-    decoder (C₁ = 256) needs 1 GiB at 512² and 4 GiB at 1024² in float32.
+    The peak is in the decoder's last block, at full resolution. It holds four maps (input, normalised, activated,
+    convolved) with the C₁ = ``block_out_channels[1]`` channels of the block before: 4 · C₁ · H · W · width bytes.
+    Stable Diffusion's decoder (C₁ = 256) needs 1 GiB at 512² and 4 GiB at 1024² in float32.
     """
     channels = list(config.get("block_out_channels", (128,)))
     return 4 * channels[min(1, len(channels) - 1)] * pixels * width
@@ -90,11 +90,11 @@ def decode_batch(vae: Any, latent_height: int, latent_width: int, device: torch.
 
 @contextmanager
 def tiles(vae: Any, latent_side: int) -> Iterator[None]:
-    """Decode images in tiles inside the context. A tile has half the side of the image and needs a quarter of the memory.
+    """Decode in tiles inside the context. A tile has half the side of the image and needs a quarter of the memory.
 
-    Tiles change an image where they are blended, so this is only for images that do not fit otherwise. The autoencoder's
-    default tile is as large as its training images. A tile's side is a multiple of 4 latents, so its overlap, a quarter, is
-    whole.
+    Tiles change an image where they are blended, so this is only for images that do not fit otherwise. The
+    autoencoder's default tile is as large as its training images. A tile's side is a multiple of 4 latents, so its
+    overlap, a quarter, is whole.
     """
     names = ("tile_latent_min_size", "tile_sample_min_size", "use_tiling")
     before = {name: getattr(vae, name) for name in names}
@@ -110,7 +110,7 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
 
 @contextmanager
 def on_device(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[None]:
-    """Move the modules to the device inside the context, and off the GPU afterwards. Nested calls keep them on the device."""
+    """Move modules to the device inside the context, and off the GPU afterwards. Nested calls keep them there."""
     present = [module for module in modules if module is not None]
     moved = [m for m in present if any(p.device.type != device.type for p in m.parameters())]
     for module in moved:
@@ -128,11 +128,12 @@ def estimate_memory(folder: Path, parameters: Mapping[str, int], width: int) -> 
     With P parameters and ``width`` bytes a number:
 
     - sampling: the larger of width · (P_text + P_denoiser + P_decoder), while prompts are encoded, and
-      width · (P_denoiser + P_decoder) + the decoding of one image (:func:`decode_bytes`), after the text encoders have left;
-    - training: width · P_denoiser for the frozen teacher, and 20 bytes a parameter for the student in float32: weights 4,
-      gradients 4, Adam's two moments 8, moving average 4. Activations come on top and grow with the batch;
-    - matching (DMD2, without an average): width · P_denoiser, and 16 bytes a parameter for the generator and for the critic,
-      or 10 with moments of 8 bits (``optimizer: 8bit``).
+      width · (P_denoiser + P_decoder) + the decoding of one image (:func:`decode_bytes`), after the text encoders have
+      left;
+    - training: width · P_denoiser for the frozen teacher, and 20 bytes a parameter for the student in float32: weights
+      4, gradients 4, Adam's two moments 8, moving average 4. Activations come on top and grow with the batch;
+    - matching (DMD2, without an average): width · P_denoiser, and 16 bytes a parameter for the generator and for the
+      critic, or 10 with moments of 8 bits (``optimizer: 8bit``).
     """
     denoiser = sum(parameters.get(name, 0) for name in _DENOISERS)
     text = sum(number for name, number in parameters.items() if name.startswith("text_encoder"))

@@ -136,7 +136,8 @@ class Model:
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
         """Decode scaled latents [B, C, h, w] to images uint8 [B, H, W, 3].
 
-        Without ``batch_size``, decode as many images at once as the memory allows, and in tiles if it does not allow one.
+        Without ``batch_size``, decode as many images at once as the memory allows, and in tiles if it does not allow
+        one.
 
         Raises:
             DdilError: the latents or the images are not finite.
@@ -157,7 +158,7 @@ class Model:
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:
-        """Return a hash over the files of weights: the pipeline's by name, then the system's U-Net or LoRA or the single file."""
+        """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the model's own."""
         files = dict(check_files(self.files, self.reference, self.variant).components)
         if self.files.unet is not None:
             files.pop("unet")  # the system's own U-Net replaces it
@@ -283,7 +284,8 @@ def _process(
 ) -> tuple[Schedule, Prediction]:
     """Return the noise schedule and what the network predicts.
 
-    The first of these that names a prediction decides: the single file, the row or ``ddil.json``, the scheduler's ``config``.
+    The first of these that names a prediction decides: the single file, the row or ``ddil.json``, the scheduler's
+    ``config``.
 
     Raises:
         WrongCommand: the scheduler's process is not supported.

@@ -96,7 +96,7 @@ def _inside(block: str, kind: str, rest: str) -> str | None:
 
 
 def autoencoder_weight(name: str, levels: int) -> str:
-    """Return the original name of a weight of an autoencoder with ``levels`` levels: ``decoder.up.3.block.0.conv1.weight`` …"""
+    """Return the original name of an autoencoder's weight. The autoencoder has ``levels`` resolutions."""
     for today, original in _AUTOENCODER.items():
         name = name.replace(today, original)
     # The original names count the decoder's levels from the image, and diffusers counts them from the latent.

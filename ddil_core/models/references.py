@@ -7,8 +7,8 @@ A reference is one of these:
 - a folder in diffusers' pipeline layout, or a run folder of ``ddil distill``,
 - a single-file checkpoint, or FOLDER:FILE, a checkpoint with the configuration of a pipeline folder,
 - a hub id, ``org/name`` or ``org/name@revision``,
-- NAME:PATH, a user's own files as the system NAME. PATH is a pipeline folder or a single-file checkpoint. For a system that
-  replaces its base's U-Net or adds a LoRA, PATH is that U-Net or LoRA.
+- NAME:PATH, a user's own files as the system NAME. PATH is a pipeline folder or a single-file checkpoint. For a system
+  that replaces its base's U-Net or adds a LoRA, PATH is that U-Net or LoRA.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SHIPPED = {"shapes": Path(__file__).parents[1] / "shapes" / "weights" / "teacher
 """The models that come with the package."""
 
 _ACCEPTED = (
-    "a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of 'ddil distill', a single-file "
-    "checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
+    "a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of 'ddil distill', a "
+    "single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
 )
 
 def resolve(reference: str) -> Files:
@@ -66,7 +66,8 @@ def hub_parts(reference: str) -> list[HubPart]:
         repository = None if reference in SHIPPED or _path(reference).exists() else Repository.parse(reference)
         return [] if repository is None else [HubPart(repository)]
     row = systems[name]
-    own = [HubPart(Repository(file.source, file.revision), file.file) for file in (row.unet, row.lora) if file is not None]
+    files = [file for file in (row.unet, row.lora) if file is not None]
+    own = [HubPart(Repository(file.source, file.revision), file.file) for file in files]
     if colon and not own and _path(path).is_dir():
         return []
     pipeline = _pipeline_row(name)
@@ -156,12 +157,12 @@ def _not_here(reference: str, parts: list[HubPart]) -> WrongCommand:
     pickles = [part for part in lacking if part.file and part.file.endswith(PICKLES)]
     if pickles:
         return WrongCommand(advise_conversion(reference, pickles[0]))
-    what = " and ".join(f"{part.file} of {part.repository}" if part.file else f"{part.repository}" for part in lacking)
+    names = " and ".join(f"{part.file} of {part.repository}" if part.file else f"{part.repository}" for part in lacking)
     interrupted = sum(part.repository.interrupted_bytes() for part in lacking)
     here = f"here in part ({size_text(interrupted)} of an interrupted download)" if interrupted else "not here"
     system = reference.partition(":")[0] in load_systems()
     state = (
-        f"is {here}: it needs {what} of the hub" if system else f"is no folder, and as a model of the hub it is {here}"
+        f"is {here}: it needs {names} of the hub" if system else f"is no folder, and as a model of the hub it is {here}"
     )
     return WrongCommand(
         f"the model {reference!r} {state}; get it with: ddil models download {reference}, or add --download"
@@ -173,8 +174,9 @@ def advise_conversion(reference: str, part: HubPart) -> str:
     name, file = reference.partition(":")[0], part.file or ""
     out = f"{Path(file).stem}.safetensors"
     return (
-        f"the model {name!r} is published as a pickle, {file} of {part.repository}, which is never fetched, as it can run code; "
-        f"get it by hand, turn it into safetensors with: ddil models convert {file} {out}, and name the model {name}:{out}"
+        f"the model {name!r} is published as a pickle, {file} of {part.repository}, which is never fetched because it can "
+        f"run code; get it by hand, turn it into safetensors with: ddil models convert {file} {out}, and name the "
+        f"model {name}:{out}"
     )
 
 
@@ -182,9 +184,9 @@ def _require_pipeline(folder: Path, reference: str) -> Path:
     if (folder / INDEX).is_file():
         return folder
     if reference in SHIPPED:
-        what = "is not in this checkout; train it with: python -m ddil_core.shapes.training"
+        problem = "is not in this checkout; train it with: python -m ddil_core.shapes.training"
     elif folder.name == "student" and (folder.parent / "run.yaml").is_file():
-        what = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
+        problem = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
     else:
-        what = f"is a folder but no pipeline, as it has no {INDEX}; name one in diffusers' pipeline layout"
-    raise WrongCommand(f"the model {reference!r} {what}")
+        problem = f"is a folder but no pipeline, as it has no {INDEX}; name one in diffusers' pipeline layout"
+    raise WrongCommand(f"the model {reference!r} {problem}")

@@ -1,4 +1,4 @@
-"""Find the configuration that belongs to a single-file checkpoint, which holds weights alone."""
+"""Find the configuration for a single-file checkpoint, which holds only weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SYSTEMS = {
     "cond_stage_model.model.": "sd21",
     "cond_stage_model.transformer.": "sd15",
 }
-"""First words of a text encoder's weights in a single file, and the system whose configuration fits.
+"""First words of a text encoder's weights in a single file, and the system with the configuration that fits.
 
-Models with the prefix of Stable Diffusion 2 predict v or ε. Few files say which (``recorded_prediction``). A user must name the
-system if the file does not say that its model predicts v.
+Models with the prefix of Stable Diffusion 2 predict v or ε. Few files say which (``recorded_prediction``). A user must
+name the system if the file does not say that its model predicts v.
 """
 
 
@@ -27,7 +27,8 @@ def resolve_single_file(path: Path, config: Path | None, reference: str, row: Sy
 
     Args:
         path: The checkpoint.
-        config: A folder in diffusers' pipeline layout with the configuration. None chooses a system's by the names of the weights.
+        config: A folder in diffusers' pipeline layout with the configuration. None chooses a system's by the names of
+            the weights.
         reference: The name of the model in messages.
         row: The system that the user names. None: no system.
 
@@ -50,20 +51,22 @@ def resolve_single_file(path: Path, config: Path | None, reference: str, row: Sy
     if config is None and row is None and system == "sd21" and prediction != "v_prediction":
         if prediction is not None:
             raise WrongCommand(
-                f"the file {path} is one of Stable Diffusion 2 and says that it predicts {prediction}, and no system has such "
-                f"settings; name a pipeline folder of that model, as in FOLDER:{path}"
+                f"the file {path} is one of Stable Diffusion 2 and says that it predicts {prediction}, and no system "
+                f"has such settings; name a pipeline folder of that model, as in FOLDER:{path}"
             )
         raise WrongCommand(
-            f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
-            f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
+            f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the "
+            f"system with the same settings, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in "
+            f"FOLDER:{path}"
         )
     if config is None:
         row = row or load_systems()[system]
         config = HubPart(Repository(str(row.source), row.revision)).path()
     if config is None:
         raise WrongCommand(
-            f"the file {path} holds weights alone, and the configuration of {system} that it needs is not here; get it with: "
-            f"ddil models download {system} --config-only, or name a pipeline of the same layout, as in FOLDER:{path}"
+            f"the file {path} holds only weights, and the configuration of {system} that it needs is not here; get it "
+            f"with: ddil models download {system} --config-only, or name a pipeline of the same layout, as in "
+            f"FOLDER:{path}"
         )
     return Files(config, system=row, checkpoint=path, prediction=prediction)
 

@@ -95,7 +95,8 @@ class Files:
         unet: Weights (safetensors) that replace the pipeline's U-Net.
         lora: A LoRA (safetensors) for the pipeline.
         system: The row that says how the model is sampled. None: the folder says it.
-        checkpoint: A single file with the weights of the whole pipeline, in the names of Stable Diffusion's first authors.
+        checkpoint: A single file with the weights of the whole pipeline, in the names of Stable Diffusion's first
+            authors.
         prediction: What the network predicts, as ``checkpoint`` says. None: the file does not say it.
     """
 

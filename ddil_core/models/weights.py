@@ -1,4 +1,4 @@
-"""Weights on disk: the headers of safetensors files, the files that a pipeline needs, and whether these files are whole.
+"""Weights on disk: the headers of safetensors files, and the files that a pipeline needs.
 
 This file loads no weight and does not import torch. So a damaged file is named before a library reads it.
 """
@@ -139,8 +139,8 @@ def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, 
     Args:
         folder: The pipeline's folder.
         reference: The name of the model in messages.
-        variant: The preferred set of weights, such as ``fp16``. A component without it takes its plain files, as in diffusers.
-            None: the plain files, or the only variant if a component has no plain files.
+        variant: The preferred set of weights, such as ``fp16``. A component without it takes its plain files, as in
+            diffusers. None: the plain files, or the only variant if a component has no plain files.
         weights: False to check only that the folders of the components are here.
 
     Raises:
@@ -151,8 +151,8 @@ def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, 
     for name, (library, class_name) in components(read_index(folder)).items():
         if library not in LIBRARIES:
             raise DdilError(
-                f"the component {name} of the model {reference!r} is of the class {library}.{class_name}, and only classes of "
-                f"{' and '.join(LIBRARIES)} are loaded, so that no code of a model runs"
+                f"the component {name} of the model {reference!r} is of the class {library}.{class_name}, and only "
+                f"classes of {' and '.join(LIBRARIES)} are loaded, so that no code of a model runs"
             )
         if not (folder / name).is_dir():
             raise DdilError(
@@ -221,6 +221,6 @@ def _no_weights(folder: Path, owner: str, variants: list[str]) -> str:
     if pickle is None:
         return f"{owner} has no weights in {folder}; {AGAIN}"
     return (
-        f"{owner} has its weights only as a pickle ({pickle}), and a pickle can run code; make a copy in safetensors with: "
-        "ddil models convert FOLDER OUT"
+        f"{owner} has its weights only as a pickle ({pickle}), and a pickle can run code; make a copy in safetensors "
+        "with: ddil models convert FOLDER OUT"
     )

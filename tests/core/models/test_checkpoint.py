@@ -173,7 +173,8 @@ def test_a_file_without_a_network(files: Files, tmp_path: Path, version: str, pr
     save_file({key: tensor for key, tensor in state.items() if not key.startswith(prefix)}, path)
     sentence = told(path, folder)
     assert sentence.startswith(f"holds no {name}: {prefix}") and sentence.endswith(
-        "are not in it; fetch or make the model again, or name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
+        "are not in it; fetch or make the model again, or name a system or a pipeline folder of the same layout, as in "
+        "FOLDER:FILE"
     )
     with pytest.raises(DdilError, match=f"holds no {name}"):
         load_model(f"{folder}:{path}")

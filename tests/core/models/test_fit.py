@@ -129,8 +129,8 @@ def test_a_weight_that_is_absent_is_not_made_up(broken: Path) -> None:
 def test_a_text_encoder_of_another_model(broken: Path) -> None:
     configure(broken, "text_encoder", hidden_size=32)
     assert refused(broken) == (
-        "the component unet of the model 'HERE' takes text embeddings of 16 numbers, but its text_encoder gives 32: it is of "
-        f"another model; put back the unet that belongs to it, or {AGAIN}"
+        "the component unet of the model 'HERE' takes text embeddings of 16 numbers, but its text_encoder gives 32: the "
+        f"unet is of another model; put back the unet that belongs to this model, or {AGAIN}"
     )
 
 
@@ -171,8 +171,8 @@ def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: 
     index = json.loads((broken / "model_index.json").read_text())
     (broken / "model_index.json").write_text(json.dumps(index | {"unet": ["mine", "MyUNet"]}))
     assert refused(broken) == (
-        "the component unet of the model 'HERE' is of the class mine.MyUNet, and only those of diffusers and transformers are "
-        "loaded, so that no code of a model is run"
+        "the component unet of the model 'HERE' is of the class mine.MyUNet, and only classes of diffusers and transformers "
+        "are loaded, so that no code of a model runs"
     )
 
 

@@ -163,6 +163,15 @@ def test_an_interrupted_file_goes_on_where_it_stopped(hub: Hub) -> None:
     assert is_here(NAME)
 
 
+def test_an_interrupted_file_that_is_too_long_starts_again(hub: Hub) -> None:
+    blob = blob_of(hub, UNET)
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.incomplete").write_bytes((hub.folders[NAME] / UNET).read_bytes() + b"more")
+    get()
+    assert [span for _, span, _ in hub.sent(UNET)] == [None]
+    assert is_here(NAME) and not blobs("*.incomplete")
+
+
 def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub: Hub) -> None:
     content = (hub.folders[NAME] / UNET).read_bytes()
     hub.lies[UNET] = content[:-1] + bytes([content[-1] ^ 1])
@@ -305,8 +314,8 @@ def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None
         get("dmd2")
     assert is_here("sdxl")
     assert str(error.value) == (
-        "the model 'dmd2' is published as a pickle, dmd2_sdxl_4step_unet.bin of tianweiy/DMD2, which is never fetched, as it can "
-        "run code; get it by hand, turn it into safetensors with: ddil models convert dmd2_sdxl_4step_unet.bin "
+        "the model 'dmd2' is published as a pickle, dmd2_sdxl_4step_unet.bin of tianweiy/DMD2, which is never fetched because it "
+        "can run code; get it by hand, turn it into safetensors with: ddil models convert dmd2_sdxl_4step_unet.bin "
         "dmd2_sdxl_4step_unet.safetensors, and name the model dmd2:dmd2_sdxl_4step_unet.safetensors"
     )
     own = hub.folders[NAME] / UNET

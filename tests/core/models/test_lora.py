@@ -377,12 +377,12 @@ ABSENT = ENCODER.replace("layers_0", "layers_7")
             {f"{STEM}.lora_up.weight": torch.ones(17, 2)},
             "with down [2, 16] and up [17, 2] for unet's weight [16, 16]",
         ),
-        ({f"{STEM}.lora_up.weight": torch.ones(16, 3)}, "is of another width"),
-        ({f"{STEM}.lora_down.weight": torch.ones(2, 16, 3, 3)}, "is of another width"),
-        ({f"{STEM}.lora_up.weight": torch.ones(16)}, "is of another width"),
+        ({f"{STEM}.lora_up.weight": torch.ones(16, 3)}, "has another width"),
+        ({f"{STEM}.lora_down.weight": torch.ones(2, 16, 3, 3)}, "has another width"),
+        ({f"{STEM}.lora_up.weight": torch.ones(16)}, "has another width"),
         (
             {f"{STEM}.lora_down.weight": torch.ones(0, 16), f"{STEM}.lora_up.weight": torch.ones(16, 0)},
-            "is of another width",
+            "has another width",
         ),
         # numbers
         (

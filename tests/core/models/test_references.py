@@ -139,8 +139,8 @@ def test_a_single_file_in_another_dtype(checkpoint: Path, folder: Path) -> None:
 
 def test_a_single_file_needs_a_configuration(checkpoint: Path) -> None:
     assert refused(str(checkpoint)) == (
-        f"the file {checkpoint} holds weights alone, and the configuration of sd15 that it needs is not here; get it with: "
-        f"ddil models download sd15 --config-only, or name a pipeline of the same layout, as in FOLDER:{checkpoint}"
+        f"the file {checkpoint} holds only weights, and the configuration of sd15 that it needs is not here; get it "
+        f"with: ddil models download sd15 --config-only, or name a pipeline of the same layout, as in FOLDER:{checkpoint}"
     )
 
 
@@ -149,8 +149,8 @@ def test_a_single_file_of_stable_diffusion_2_needs_its_system_named(tmp_path: Pa
     path = tmp_path / "two.safetensors"
     save_file(single_file(build("StableDiffusionPipeline", tmp_path / "words"), "2"), path)
     assert refused(str(path)) == (
-        f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
-        f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
+        f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system "
+        f"with the same settings, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
     )
 
 
