@@ -58,7 +58,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def models_on_the_cpu() -> Iterator[None]:
-    """On a machine with a GPU, ``load_model`` without a device gives the CPU too, so that tests compute in float32 on it."""
+    """Let ``load_model`` choose the CPU by default on a machine with a GPU too, so that tests compute the same."""
     from ddil_core.models import model
     from ddil_core.support.devices import choose_device
 

@@ -76,9 +76,9 @@ def latent_scaling(
     return factor / std, mean
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_list(values: Any, length: Any) -> bool:
+def _is_list(values: object, length: object) -> bool:
     return isinstance(values, Sequence) and len(values) == length and all(map(_is_number, values))

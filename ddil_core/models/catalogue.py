@@ -61,7 +61,7 @@ def parameters(reference: str, variant: str | None = None) -> tuple[Path, dict[s
     return files.folder, counts
 
 
-def _state(name: str) -> dict[str, Any]:
+def _state(name: str) -> dict[str, bool | str]:
     """Say whether a named model's files are all here and whole. If not, say what to do."""
     try:
         check_files(resolve(name), name)

@@ -164,7 +164,7 @@ def _same_shape(key: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bo
     return shape == wanted or (key.startswith(_AUTOENCODERS) and shape == (*wanted, 1, 1))
 
 
-def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, Any]) -> list[str]:
+def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, object]) -> list[str]:
     """Return weights of the U-Net or the autoencoder that the configuration lacks.
 
     A text encoder may have an unused last layer, so its weights are not compared.

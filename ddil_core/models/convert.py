@@ -91,9 +91,7 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
         files = [path for path in files if _belongs(path.relative_to(source), components)]
     pickles = [path for path in files if path.suffix in PICKLES and renamed(path) not in files]
     if not pickles:
-        raise WrongCommand(
-            f"the folder {source} holds no {', '.join(PICKLES)} without a safetensors file beside it"
-        )
+        raise WrongCommand(f"the folder {source} holds no {', '.join(PICKLES)} without a safetensors file beside it")
     if out.resolve().is_relative_to(source.resolve()):
         raise WrongCommand(f"{out} lies in {source}, the folder to convert; name a folder outside of it")
     done = []

@@ -137,7 +137,7 @@ def _assign_tensors(
         stems = {stem for stem, _ in split.values()}
         layer = absent[0].removeprefix(f"{network}.")
         raise DdilError(
-            f"the LoRA {path} was made for another base than {reference!r}: {reference!r} has no layer "
+            f"the LoRA {path} was made for another base than {reference!r}: the base has no layer "
             f"{layer}{more(absent)} of {len(stems)} that the LoRA adapts; take the base that the LoRA's page names"
         )
     return [(names[stem], part, key) for key, (stem, part) in split.items() if part is not None]

@@ -31,6 +31,7 @@ _ACCEPTED = (
     "single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
 )
 
+
 def resolve(reference: str) -> Files:
     """Return the local files of a reference. Fetch nothing.
 
@@ -165,7 +166,8 @@ def _not_here(reference: str, parts: list[HubPart]) -> WrongCommand:
         f"is {here}: it needs {names} of the hub" if system else f"is no folder, and as a model of the hub it is {here}"
     )
     return WrongCommand(
-        f"the model {reference!r} {state}; get it with: ddil models download {reference}, or add --download"
+        f"the model {reference!r} {state}; get it with: ddil models download {reference}, or add --download (in "
+        "Python: download=True)"
     )
 
 
@@ -174,8 +176,8 @@ def advise_conversion(reference: str, part: HubPart) -> str:
     name, file = reference.partition(":")[0], part.file or ""
     out = f"{Path(file).stem}.safetensors"
     return (
-        f"the model {name!r} is published as a pickle, {file} of {part.repository}, which is never fetched because it can "
-        f"run code; get it by hand, turn it into safetensors with: ddil models convert {file} {out}, and name the "
+        f"the model {name!r} is published as a pickle, {file} of {part.repository}, which is never fetched because it "
+        f"can run code; get it by hand, turn it into safetensors with: ddil models convert {file} {out}, and name the "
         f"model {name}:{out}"
     )
 

@@ -146,7 +146,9 @@ def reflection_option(command: F) -> F:
 def dtype_option(command: F) -> F:
     """``--dtype``."""
     text = "The numbers that the model computes in, whatever its files hold."
-    return click.option("--dtype", type=click.Choice(tuple(DTYPES)), default="fp32", show_default=True, help=text)(command)
+    return click.option("--dtype", type=click.Choice(tuple(DTYPES)), default="fp32", show_default=True, help=text)(
+        command
+    )
 
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:

@@ -104,7 +104,9 @@ def test_download_on_a_command_says_the_size_and_fetches(
     draw = ("sample", "--model", "org/tiny", "--prompt", "a", "--steps", 1, "--device", "cpu")
     refused = cli(*draw, "--out", tmp_path / "a")
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert refused.stderr.endswith("get it with: ddil models download org/tiny, or add --download\n")
+    assert refused.stderr.endswith(
+        "get it with: ddil models download org/tiny, or add --download (in Python: download=True)\n"
+    )
     with serve() as hub:
         hub.add("org/tiny", teacher)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)

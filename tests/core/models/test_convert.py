@@ -19,7 +19,7 @@ from ddil_core.support.errors import DdilError, WrongCommand
 
 
 class Malicious:
-    """An object whose unpickling would create a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ def sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def test_a_file_keeps_its_tensors_and_both_hashes_are_told(tmp_path: Path) -> None:
+def test_a_file_keeps_its_tensors_and_the_result_has_both_hashes(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4), "b": torch.randn(2).bfloat16(), "c": torch.arange(3)}
     torch.save(weights, tmp_path / "w.bin")
     (done,) = convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
@@ -81,8 +81,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, l
     with pytest.raises(DdilError) as error:
         convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
     assert str(error.value) == (
-        f"{tmp_path / 'w.bin'} asks for the Python object {os.mkdir.__module__}.mkdir, which could run code, and weights need "
-        "none; nothing was run or written: get a copy in safetensors, or a copy that its author saved with weights only"
+        f"{tmp_path / 'w.bin'} asks for the Python object {os.mkdir.__module__}.mkdir, which could run code, and "
+        "weights need none; nothing was run or written: get a copy in safetensors, or a copy that its author saved "
+        "with weights only"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["w.bin"]
     pickle.loads(pickle.dumps(Malicious(trap)))  # the trap is a real one
@@ -175,7 +176,7 @@ def test_wrong_names(tmp_path: Path) -> None:
 
 
 def pickled(folder: Path, out: Path) -> Path:
-    """A pipeline as many were published: every network a pickle, the U-Net's in two shards, and code beside it."""
+    """A pipeline of pickles as many were published: the U-Net in two shards, and code in the folder."""
     shutil.copytree(folder, out)
     for path in sorted(out.rglob("*.safetensors")):
         stem = "pytorch_model" if path.name == "model.safetensors" else "diffusion_pytorch_model"
@@ -224,9 +225,7 @@ def test_a_folder_with_one_bad_pickle_leaves_nothing(folder: Path, tmp_path: Pat
 
 
 def test_a_folder_without_pickles_and_one_inside_itself(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        WrongCommand, match=r"holds no .bin, .ckpt, .pt, .pth without a safetensors file beside it$"
-    ):
+    with pytest.raises(WrongCommand, match=r"holds no .bin, .ckpt, .pt, .pth without a safetensors file beside it$"):
         convert_weights(folder, tmp_path / "out")
     source = pickled(folder, tmp_path / "source")
     with pytest.raises(WrongCommand, match="name a folder outside of it$"):

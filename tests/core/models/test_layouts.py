@@ -28,8 +28,8 @@ def toy_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info.parent / "toy_layouts.py").write_text(
         "from dataclasses import replace\n"
         "from ddil_core.models.layouts import LAYOUTS\n"
-        "ROW = replace(LAYOUTS['StableDiffusionPipeline'], pipeline='StableDiffusionImg2ImgPipeline', guidance_scale=2.0)\n"
-        "ABSENT = replace(ROW, pipeline='ToyPipeline')\n"
+        "ROW = replace(LAYOUTS['StableDiffusionPipeline'], pipeline='StableDiffusionImg2ImgPipeline', "
+        "guidance_scale=2.0)\nABSENT = replace(ROW, pipeline='ToyPipeline')\n"
     )
     monkeypatch.syspath_prepend(str(info.parent))
     monkeypatch.delitem(sys.modules, "toy_layouts", raising=False)
@@ -68,5 +68,5 @@ def test_a_layout_of_another_package_loads_and_samples(folder: Path, tmp_path: P
 @pytest.mark.usefixtures("toy_package")
 def test_a_layout_without_a_class_in_diffusers_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     path = with_layout(folder, tmp_path / "model", "ToyPipeline")
-    with pytest.raises(DdilError, match=rf"^the model '{path}' has the layout ToyPipeline, and diffusers .* has no such"):
+    with pytest.raises(DdilError, match=r"has the layout ToyPipeline, and diffusers .* has no such pipeline class"):
         load_model(str(path))
