@@ -69,7 +69,7 @@ def _sdxl_unconditional(pipeline: Any) -> Tensors:
 
 
 def _sized(pipeline: Any, text: Tensor, pooled: Tensor) -> Tensors:
-    """Add SDXL's size ids of an uncropped image: original size, corner of the crop, target size, each (height, width)."""
+    """Add SDXL's size ids of an uncropped image: original size, crop corner, target size, each (height, width)."""
     size = [side * pipeline.vae_scale_factor for side in latent_size(pipeline.unet.config, type(pipeline).__name__)]
     ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device)
     return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(text), 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.checkpoint import check_checkpoint
@@ -9,7 +10,7 @@ from ddil_core.models.fit import check_pipeline, check_weights
 from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check_files
 from ddil_core.models.systems import Files
-from ddil_core.models.weights import UNUSED, components, read_index
+from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index
 from ddil_core.support.errors import DdilError
 
 if TYPE_CHECKING:
@@ -38,25 +39,14 @@ def load_pipeline(
     """
     import diffusers
 
-    weights = check_files(files, reference, variant)
-    if files.checkpoint is None:
-        check_pipeline(weights, reference)
-    else:
-        check_checkpoint(files.checkpoint, files.folder)
-    if files.unet is not None:
-        network = components(read_index(files.folder))["unet"]
-        check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
+    weights = _check_weights(files, reference, variant)
     pipeline_class = getattr(diffusers, kind, None)
     if pipeline_class is None:
         raise DdilError(
             f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such "
             "pipeline class; install a version of diffusers that has it"
         )
-    unused: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
-    # diffusers also needs an explicit None for a component that was saved as absent, such as SD3's T5.
-    unused |= {name: None for name, value in read_index(files.folder).items() if value == [None, None]}
-    if "requires_safety_checker" in pipeline_class._get_signature_keys(pipeline_class)[1]:
-        unused["requires_safety_checker"] = False
+    absent = _absent_components(pipeline_class, files.folder)
     try:
         if files.checkpoint is None:
             pipeline = pipeline_class.from_pretrained(
@@ -65,11 +55,11 @@ def load_pipeline(
                 variant=weights.variant,
                 use_safetensors=True,
                 local_files_only=True,
-                **unused,
+                **absent,
             )
         else:  # the configuration is a folder: diffusers would fetch a hub id even with local_files_only
             pipeline = pipeline_class.from_single_file(
-                str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **unused
+                str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **absent
             )
             if files.prediction is not None:  # the file's own note counts more than the system's configuration
                 pipeline.scheduler.register_to_config(prediction_type=files.prediction)
@@ -89,3 +79,26 @@ def load_pipeline(
             "again"
         ) from error
     return pipeline
+
+
+def _check_weights(files: Files, reference: str, variant: str | None) -> PipelineFiles:
+    """Check by headers and configurations that all weights are here, whole and of one model."""
+    weights = check_files(files, reference, variant)
+    if files.checkpoint is None:
+        check_pipeline(weights, reference)
+    else:
+        check_checkpoint(files.checkpoint, files.folder)
+    if files.unet is not None:
+        network = components(read_index(files.folder))["unet"]
+        check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
+    return weights
+
+
+def _absent_components(pipeline_class: Any, folder: Path) -> dict[str, Any]:
+    """Return the arguments that tell diffusers which components a pipeline does without."""
+    absent: dict[str, Any] = {name: None for name in UNUSED if name in pipeline_class._optional_components}
+    # diffusers also needs an explicit None for a component that was saved as absent, such as SD3's T5.
+    absent |= {name: None for name, value in read_index(folder).items() if value == [None, None]}
+    if "requires_safety_checker" in pipeline_class._get_signature_keys(pipeline_class)[1]:
+        absent["requires_safety_checker"] = False
+    return absent

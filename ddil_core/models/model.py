@@ -95,7 +95,7 @@ class Model:
         return self._checked(Condition.cat(encoded)).rows(rows)
 
     def _checked(self, condition: Condition) -> Condition:
-        """Return the condition.
+        """Return the condition if all its numbers are finite.
 
         Raises:
             DdilError: an embedding is not finite.
@@ -158,7 +158,7 @@ class Model:
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:
-        """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the model's own."""
+        """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""
         files = dict(check_files(self.files, self.reference, self.variant).components)
         if self.files.unet is not None:
             files.pop("unet")  # the system's own U-Net replaces it
