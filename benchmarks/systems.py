@@ -79,8 +79,7 @@ def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None =
 
 def distils(folder: Path, out: Path) -> str:
     distillation.distill(str(folder), "shapes", DISTILL, out, device="cpu")
-    student = load_model(str(out), "cpu")
-    return f"yes, to {student.sampling.steps} steps"
+    return f"yes, to {load_model(str(out)).sampling.steps} steps"
 
 
 def analyses(teacher: Model, student: Model) -> str:

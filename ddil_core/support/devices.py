@@ -30,11 +30,11 @@ def choose_device(name: str | None = None) -> str:
         name = "cuda" if gpus else "cpu"
     known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
     if name not in known:
-        raise WrongCommand(f"the device {shown(name)} is not here; give no device to take the best there is")
+        raise WrongCommand(f"this machine has no device {shown(name)}; leave out --device to take the best one")
     if name == "cuda" and ranks.world() > 1:
         if ranks.local_rank() >= gpus:
             raise WrongCommand(
-                f"process {ranks.local_rank()} of this machine, counted from 0, has no GPU: there are {gpus}; "
+                f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU, since the machine has {gpus}; "
                 "start as many processes as there are GPUs"
             )
         return f"cuda:{ranks.local_rank()}"

@@ -138,7 +138,7 @@ def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_method_and_a_device_that_are_not_there(distill: Cli) -> None:
     refused(distill("--method", "dmd3"), "the method 'dmd3' is not known; it may be one of pd, lcm, dmd2", 2)
-    refused(distill("--device", "tpu"), "the device 'tpu' is not here; give no device to take the best there is", 2)
+    refused(distill("--device", "tpu"), "this machine has no device 'tpu'; leave out --device to take the best one", 2)
 
 
 def test_a_metric_that_is_not_there(shift: Cli) -> None:

@@ -190,7 +190,7 @@ def test_mutated_commands_are_refused_in_one_sentence(place: Path) -> None:
          "the argument 'a\\udcff' is no text in utf-8; rename the file, or write the text in UTF-8"),
         (("sample", "--model", "a/b@../../x", "--prompt", "a", "--out", "o"), "the model 'a/b@../../x' is not known: "),
         (("distill", "--out", "o", "--device", "cpu:x"),
-         "the device 'cpu:x' is not here; give no device to take the best there is"),
+         "this machine has no device 'cpu:x'; leave out --device to take the best one"),
     ],
 )  # fmt: skip
 def test_what_is_said(line: tuple[str, ...], sentence: str, place: Path, cli: Cli) -> None:

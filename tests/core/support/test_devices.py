@@ -26,7 +26,7 @@ def test_a_device_that_the_machine_lacks_is_refused(monkeypatch: pytest.MonkeyPa
     pretend_gpus(monkeypatch, 0)
     with pytest.raises(WrongCommand) as error:
         choose_device(name)
-    assert str(error.value) == f"the device {name!r} is not here; give no device to take the best there is"
+    assert str(error.value) == f"this machine has no device {name!r}; leave out --device to take the best one"
 
 
 def test_dtypes_have_short_and_full_names() -> None:
