@@ -46,23 +46,8 @@ def load_pipeline(
             f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such "
             "pipeline class; install a version of diffusers that has it"
         )
-    absent = _absent_components(pipeline_class, files.folder)
     try:
-        if files.checkpoint is None:
-            pipeline = pipeline_class.from_pretrained(
-                files.folder,
-                dtype=dtype,
-                variant=weights.variant,
-                use_safetensors=True,
-                local_files_only=True,
-                **absent,
-            )
-        else:  # the configuration is a folder: diffusers would fetch a hub id even with local_files_only
-            pipeline = pipeline_class.from_single_file(
-                str(files.checkpoint), config=str(files.folder), dtype=dtype, local_files_only=True, **absent
-            )
-            if files.prediction is not None:  # the file's own note counts more than the system's configuration
-                pipeline.scheduler.register_to_config(prediction_type=files.prediction)
+        pipeline = _read_pipeline(pipeline_class, files, weights.variant, dtype)
         if files.unet is not None:
             from safetensors.torch import load_file
 
@@ -78,6 +63,17 @@ def load_pipeline(
             f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make the model "
             "again"
         ) from error
+    return pipeline
+
+
+def _read_pipeline(pipeline_class: Any, files: Files, variant: str | None, dtype: torch.dtype) -> Any:
+    options = _absent_components(pipeline_class, files.folder) | {"dtype": dtype, "local_files_only": True}
+    if files.checkpoint is None:
+        return pipeline_class.from_pretrained(files.folder, variant=variant, use_safetensors=True, **options)
+    # The configuration is a folder: diffusers would fetch a hub id even with local_files_only.
+    pipeline = pipeline_class.from_single_file(str(files.checkpoint), config=str(files.folder), **options)
+    if files.prediction is not None:  # the file's own note counts more than the system's configuration
+        pipeline.scheduler.register_to_config(prediction_type=files.prediction)
     return pipeline
 
 
