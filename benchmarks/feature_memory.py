@@ -72,7 +72,7 @@ def engine(count: int, folder: Path) -> None:
     METRICS.add(FIELDS)
     recipe = load_recipe("shapes")
     data = {"reference": "shapes", "prompt_ids_sha256": "", "captions_sha256": ""}
-    setting = Setting({}, {}, recipe, ShapesData(), 1000, data, count, BATCH, 0, "cpu")
+    setting = Setting({}, frozenset(), recipe, ShapesData(), 1000, data, count, BATCH, 0, "cpu")
     row = System("drawn", lambda: ImageSource(ImageOrigin("drawn"), Drawn(count)))
     compare([row], [], RecipeExtractors([FIELDS.name], "cpu", recipe), setting, folder)
 

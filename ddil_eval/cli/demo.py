@@ -41,8 +41,8 @@ def _demonstrate(out: Path, device: str) -> None:
     from ddil_core.support.progress import console
     from ddil_core.support.protocol import read_yaml, validate
     from ddil_core.support.resources import protocols
-    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
-    from ddil_eval.experiments.systems import SystemsConfig, compare
+    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
+    from ddil_eval.experiments.systems import SystemsConfig, compare_systems
 
     path = protocols() / "shapes" / "demo.yaml"
     content = read_yaml(path)
@@ -56,11 +56,12 @@ def _demonstrate(out: Path, device: str) -> None:
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
     if _measured(out, "systems") < len(systems["systems"]) + len(systems["differences"]):
-        compare(validate(SystemsConfig, systems, str(path)), out, device)
+        compare_systems(validate(SystemsConfig, systems, str(path)), out, device)
     console.rule("teacher and student take turns")
-    config = validate(CovariateShiftConfig, content["covariate_shift"], str(path))
+    shift = content["covariate_shift"] | {"teacher": "shapes", "student": str(students["DDIL"])}
+    config = validate(CovariateShiftConfig, shift, str(path))
     if _measured(out, "covariate-shift") < 2 + len(config.p_teacher) + 2 * len(config.switch):
-        _analyse(students["DDIL"], config, out, device)
+        analyse_covariate_shift(config, out, device)
     _report(out)
     console.print(NOTICE)
 
@@ -76,15 +77,6 @@ def _measured(out: Path, experiment: str) -> int:
     from ddil_eval.report.records import read_records
 
     return sum(record.experiment == experiment and record.kind != "pair" for record in read_records(out))
-
-
-def _analyse(student: Path, config: Any, out: Path, device: str) -> None:
-    from ddil_eval.experiments.covariate_shift import analyse_covariate_shift, figure_pictures
-    from ddil_eval.report import figures
-
-    pictures, prompts, columns = figure_pictures("shapes", str(student), config, device)
-    figures.image_grid(pictures, prompts, columns, out / "figure2.png")
-    analyse_covariate_shift("shapes", str(student), config, out, device)
 
 
 def _report(out: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from ddil_core.support import ranks
-from ddil_core.support.paths import output_folder, shown
+from ddil_core.support.paths import output_folder
 from ddil_eval.cli import choices, options
+from ddil_eval.cli.experiment import run_experiment, starting_protocol
 from ddil_eval.cli.output import show
-from ddil_eval.cli.prompt_inversion import invert_and_measure, prompt_inversion
+from ddil_eval.cli.prompt_inversion import prompt_inversion
 
 RESULTS = options.OUTPUT_FOLDER
 RECIPE_HELP = "How to prepare images, and the reference (see protocols/recipes.yaml). The default is the data set's."
@@ -22,7 +22,15 @@ save_option = click.option(
 )
 
 
-@click.group(name="eval")
+class ExperimentGroup(click.Group):
+    """The sub-commands of the experiments. A command's former name still works, and no help page lists it."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command by its name or by a former name."""
+        return super().get_command(ctx, "systems" if cmd_name == "coco" else cmd_name)
+
+
+@click.group(name="eval", cls=ExperimentGroup)
 def evaluate() -> None:
     """Measure models and write records to OUT/records, one JSON file for each cell."""
 
@@ -31,7 +39,7 @@ evaluate.add_command(prompt_inversion)
 
 
 @evaluate.command("covariate-shift")
-@click.option("--teacher", default="shapes", show_default=True, help=options.MODEL_HELP)
+@click.option("--teacher", default=None, help=options.MODEL_HELP + " By default the protocol's, or shapes.")
 @click.option("--student", required=True, help=options.MODEL_HELP)
 @click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
 @click.option(
@@ -61,7 +69,7 @@ evaluate.add_command(prompt_inversion)
 @options.device_option
 @options.json_option
 def covariate_shift(
-    teacher: str, student: str, p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
+    p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
     settings: tuple[str, ...], download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
@@ -69,21 +77,15 @@ def covariate_shift(
     For each prompt the command samples along several strings of teacher and student. Strings with the same beginning
     share its computation. After an interruption, the same command continues.
     """
-    from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_core.support.resources import protocols
-    from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
+    from ddil_eval.experiments.experiments import EXPERIMENTS
 
-    path = protocol or protocols() / "shapes" / "covariate-shift.yaml"
-    content = override(read_yaml(path), settings)
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
     given["switch"] = options.numbers(switch, options.time, "--switch")
-    given = {key: value for key, value in given.items() if value is not None}
-    config = validate(CovariateShiftConfig, content | given, str(path), options=given)
-    options.fetch_missing([teacher, student], download)
-    _covariate_shift(teacher, student, config, out, options.choose_device(device), as_json)
+    content, source = starting_protocol(EXPERIMENTS["covariate-shift"], protocol, settings)
+    run_experiment(EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json)
 
 
-@evaluate.command("coco")
+@evaluate.command("systems")
 @click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each model is a row.")
 @click.option("--data", type=choices.EVALUATION_DATA, required=True, help=options.DATA_HELP)
 @click.option("--recipe", default=None, help=RECIPE_HELP)
@@ -105,7 +107,7 @@ def covariate_shift(
 @options.download_option
 @options.device_option
 @options.json_option
-def coco(
+def systems(
     models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, reflection: str | None,
     out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
     device: str | None, as_json: bool, **given: Any,
@@ -117,24 +119,20 @@ def coco(
     continues and keeps finished images. On several GPUs, start the command with torchrun.
     """
     options.quiet_libraries()
-    from ddil_core.support.lock import held_by_main
     from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.coco import from_the_first, rows
-    from ddil_eval.experiments.systems import SystemsConfig, measure_plan, plan_comparison
+    from ddil_eval.experiments.engine import differences_from_first
+    from ddil_eval.experiments.system_configs import system_rows
+    from ddil_eval.experiments.systems import SystemsConfig, compare_systems
 
     content = override({} if protocol is None else read_yaml(protocol), settings)
     given = {key: value for key, value in given.items() if value is not None}
-    sampling = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
-    content |= given | {"systems": rows(models, **sampling)}
+    rows = system_rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale, reflection=reflection)
     # the models replace the rows of the protocol, and so its differences between rows
-    content["differences"] = from_the_first(models)
+    content |= given | {"systems": rows, "differences": differences_from_first(models)}
     source = "the command" if protocol is None else str(protocol)
-    config = validate(SystemsConfig, {"experiment": "coco"} | content, source, options=given)
+    config = validate(SystemsConfig, content, source, options=given)
     options.fetch_missing(models, download)
-    found = plan_comparison(config)
-    found.require_all()
-    with held_by_main(out):
-        show(measure_plan(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    show(compare_systems(config, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
 @evaluate.command("run")
@@ -159,30 +157,15 @@ def run(
     rest is measured; exit status 1 if nothing can be. Run again with more of it here, it measures the new rows.
     """
     options.quiet_libraries()
-    from ddil_core.support.errors import WrongCommand
-    from ddil_core.support.lock import held_by_main
-    from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.systems import SystemsConfig, measure_plan, plan_comparison
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_eval.experiments.experiments import find_experiment
 
     protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
-    if content.get("experiment") == "prompt-inversion":
-        given = {"seed": seed, "data": data}
-        return invert_and_measure(content, given, str(protocol), out or _results(protocol), download, device, as_json)
-    if content.get("experiment", "systems") not in ("systems", "coco"):
-        raise WrongCommand(
-            f"{protocol} is of the experiment {shown(content['experiment'])}, and 'ddil eval run' takes 'systems', 'coco' or "
-            "'prompt-inversion'; give it to its own command with --protocol"
-        )
-    content |= {key: value for key, value in (("seed", seed), ("data", data)) if value is not None}
-    config = validate(SystemsConfig, content, str(protocol))
-    options.fetch_missing([system.model for system in config.systems], download)
-    found = plan_comparison(config)
-    for name, error in found.absent.items() if ranks.is_main() else ():
-        click.echo(f"not here: {name}: {error}", err=True)
+    experiment = find_experiment(content.get("experiment", "systems"))
+    given = {"seed": seed, "data": data}
     out = out or _results(protocol)
-    with held_by_main(out):
-        show(measure_plan(found, out, options.choose_device(device), save_images=save_images), out, as_json)
+    run_experiment(experiment, content, given, str(protocol), out, download, device, as_json, save_images=save_images)
 
 
 @evaluate.command("score")
@@ -212,17 +195,12 @@ def score(
     file beside each image. Metrics that read captions need them.
     """
     options.quiet_libraries()
-    from ddil_core.support.lock import held_by_main
-    from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.experiments.score import ScoreConfig
-    from ddil_eval.experiments.score import score_folders as measure
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_eval.experiments.experiments import EXPERIMENTS
 
-    content = override({} if protocol is None else read_yaml(protocol), settings)
-    given = {key: value for key, value in given.items() if value is not None}
+    content = override({} if protocol is None else read_yaml(protocol), settings) | {"folders": list(folders)}
     source = "the command" if protocol is None else str(protocol)
-    config = validate(ScoreConfig, content | given | {"folders": list(folders)}, source, options=given)
-    with held_by_main(out):
-        show(measure(config, out, options.choose_device(device)), out, as_json)
+    run_experiment(EXPERIMENTS["score"], content, given, source, out, False, device, as_json)
 
 
 def _shipped(protocol: Path) -> Path:
@@ -237,19 +215,3 @@ def _shipped(protocol: Path) -> Path:
 def _results(protocol: Path) -> Path:
     """Where a protocol's results go when nothing is said."""
     return output_folder(Path("results") / f"{protocol.parent.name}-{protocol.stem}", "the results folder")
-
-
-def _covariate_shift(teacher: str, student: str, config: Any, out: Path, device: str, as_json: bool) -> None:
-    options.quiet_libraries()
-    from ddil_core.support.lock import held_by_main
-    from ddil_eval.experiments.covariate_shift import analyse_covariate_shift, figure_pictures
-    from ddil_eval.report import figures
-
-    with held_by_main(out):
-        records = analyse_covariate_shift(teacher, student, config, out, device)
-        if not ranks.is_main():
-            return
-        if config.figure_prompts:
-            figures.image_grid(*figure_pictures(teacher, student, config, device), out / "figure2.png")
-        figures.shift_curves(records, out / "shift-curves.png")
-        show(records, out, as_json, "Records, figures and the cost of the rollouts are in")

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ddil_core.support import ranks
 from ddil_eval.cli import choices, options
+from ddil_eval.cli.experiment import run_experiment, starting_protocol
 
 
 @click.command("prompt-inversion")
@@ -41,49 +41,14 @@ def prompt_inversion(
     interruption, the same command continues at the next image. If models, data or metrics are missing, the command names
     them and measures the rest.
     """
-    from ddil_core.support.protocol import override, read_yaml
-    from ddil_core.support.resources import protocols
-    from ddil_eval.experiments.coco import rows
+    from ddil_eval.experiments.experiments import EXPERIMENTS
+    from ddil_eval.experiments.system_configs import system_rows
 
-    path = protocol or protocols() / "shapes" / "table5.yaml"
-    content = override(read_yaml(path), settings)
+    content, source = starting_protocol(EXPERIMENTS["prompt-inversion"], protocol, settings)
     if models:
-        content |= {"systems": rows(models), "differences": []}
+        content |= {"systems": system_rows(models), "differences": []}
     if given["inverter"] is not None:
         inverters = content.get("inverters", {})
         if isinstance(inverters, dict):  # validation refuses anything else
             content["inverters"] = {given["inverter"]: {}} | inverters
-    invert_and_measure(content, given, str(path), out, download, device, as_json)
-
-
-def invert_and_measure(
-    content: dict[str, Any], given: dict[str, Any], source: str, out: Path, download: bool, device: str | None,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Run the experiment and print its tables.
-
-    Args:
-        content: The protocol.
-        given: Values of options, which replace keys of the protocol; None leaves a key as it is.
-        source: The name of the protocol, for messages.
-        out: The results folder.
-        download: Whether missing models may be downloaded.
-        device: The device, or None for the best one.
-        as_json: Whether to print the records as JSON in place of tables.
-    """
-    ranks.require_one("prompt inversion")
-    options.quiet_libraries()
-    from ddil_core.support.lock import held
-    from ddil_core.support.protocol import validate
-    from ddil_eval.cli.output import show
-    from ddil_eval.experiments.prompt_inversion import InversionConfig, measure_inversion, plan_inversion
-
-    given = {key: value for key, value in given.items() if value is not None}
-    config = validate(InversionConfig, content | given, source, options=given)
-    options.fetch_missing([config.teacher, *(system.model for system in config.systems)], download)
-    plan = plan_inversion(config)
-    for name, error in plan.absent.items():
-        click.echo(f"not here: {name}: {error}", err=True)
-    with held(out):
-        records = measure_inversion(plan, out, options.choose_device(device))
-        show(records, out, as_json, "Records, prompts and images are in")
+    run_experiment(EXPERIMENTS["prompt-inversion"], content, given, source, out, download, device, as_json)

@@ -1,7 +1,7 @@
-"""The covariate-shift analysis: Tables 2, 3, 4, their two pure runs, Figure 2, and the factorial of all strings.
+"""The covariate-shift analysis: Tables 2, 3 and 4, the two pure runs, Figure 2, and the factorial of all strings.
 
-Every run is a choice of one teacher/student string for each prompt, so all runs share one prefix tree of rollouts, one
-picture for each distinct (prompt, string), and one pass of every metric over those.
+Each run assigns a teacher/student string to each prompt. All runs share one tree of rollouts: each distinct (prompt, string)
+gives one image, and every metric takes each image once.
 """
 
 from __future__ import annotations
@@ -9,64 +9,81 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, field_validator
 
-from ddil_core.data.base import Prompt
-from ddil_core.data.datasets import open_data
-from ddil_core.diffusion.noise import Sample, decisions, initial_noise
-from ddil_core.diffusion.rollout import (
-    NAMES,
-    STUDENT,
-    TEACHER,
-    Actor,
-    all_strings,
-    require_stateless,
-    rollout_latents,
-    strings_at,
-)
+from ddil_core.data.base import DataSet
+from ddil_core.diffusion.noise import Sample, decisions
+from ddil_core.diffusion.rollout import STUDENT, TEACHER, require_stateless
 from ddil_core.diffusion.schedule import Time
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
-from ddil_core.models.model import Model, load_model
-from ddil_core.models.turns import take_turns
 from ddil_core.support import ranks
-from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
-from ddil_core.support.progress import progress, warn
+from ddil_core.support.lock import held_by_main
+from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, Strict, content_hash
-from ddil_eval.experiments.measurement import Cells, batches
-from ddil_eval.experiments.prompts import choose_prompts
+from ddil_eval.experiments.measurement import Cells
+from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import describe_reference, open_reference
-from ddil_eval.experiments.results import provenance, save_cells
-from ddil_eval.features.extraction import Extractors, RecipeExtractors
+from ddil_eval.experiments.results import RecordWriter, recorded_metrics, without
+from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
+from ddil_eval.experiments.shift_runs import (
+    ShiftRun,
+    effect_contrasts,
+    mean_nfe,
+    shift_runs,
+    switched_string,
+    tree_cost,
+)
+from ddil_eval.features.extraction import RecipeExtractors
 from ddil_eval.features.recipes import Recipe
-from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
-from ddil_eval.report.cells import MOST_TRANSITIONS
-from ddil_eval.report.records import Record, digest
+from ddil_eval.features.storage import Features
+from ddil_eval.report import figures
+from ddil_eval.report.records import Record, RecordedModel
+from ddil_eval.statistics import Estimate
 
 EXPERIMENT = "covariate-shift"
-Rate = Annotated[float, Field(allow_inf_nan=True)]  # what is no probability is refused below, in one sentence for all
+FREE = frozenset({"teacher", "student"})
+"""Keys of the configuration that the protocol's hash leaves out: records name the models with the hashes of their weights."""
+Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 Dtype = Literal["float32", "bfloat16"]
 
 
 class CovariateShiftConfig(Strict):
-    """The analysis as data. ``p_teacher`` and ``switch`` are Table 2's rates and Tables 3 and 4's switch times.
+    """The covariate-shift analysis as data. What is None comes from the recipe, and the recipe from the data set.
 
-    ``recipe`` is the data set's where none is named; ``metrics``, ``num_prompts`` and ``reference_pictures`` are the recipe's
-    where they are not given. ``teacher_dtype`` and ``student_dtype`` are those of the two networks' weights; text encoder and
-    autoencoder are float32.
+    Attributes:
+        teacher: The teacher's reference.
+        student: The student's reference; the analysis needs one.
+        data: The reference of the data set.
+        recipe: The name of the recipe.
+        teacher_steps: The number of the teacher's steps on its own grid.
+        guidance_scale: The teacher's guidance scale. Defaults to the model's own.
+        solver: The solver of both models.
+        p_teacher: The rates of Table 2, in [0, 1].
+        switch: The switch times of Tables 3 and 4.
+        factorial: Add all strings, with main effects and interactions.
+        num_prompts: The number of prompts.
+        reference_pictures: The number of images of the data set that generated ones are compared with.
+        metrics: The names of the metrics.
+        batch_size: The number of rows in a batch of the device.
+        chunk: The number of prompts between two points from which a stopped run goes on.
+        figure_prompts: The number of prompts in Figure 2; 0 draws none.
+        teacher_dtype: The dtype of the weights of the teacher's network. Text encoder and autoencoder stay in float32.
+        student_dtype: The dtype of the weights of the student's network.
+        seed: The seed of noise and decisions.
     """
 
     experiment: Literal["covariate-shift"] = "covariate-shift"
+    teacher: str = "shapes"
+    student: str | None = None
     data: str = "shapes"
     recipe: str | None = None
     teacher_steps: int = Field(default=32, ge=1)
@@ -97,266 +114,186 @@ class CovariateShiftConfig(Strict):
 
 
 @dataclass(frozen=True)
-class ShiftRun:
-    """One cell of the analysis: what it is called in records, and the string that each prompt follows."""
+class ShiftPlan:
+    """An analysis that is ready to run.
 
-    cell: dict[str, Any]
-    strings: list[str]
+    Attributes:
+        config: The configuration.
+        data: The data set.
+        recipe: How images are prepared.
+        num_reference_images: How many images of the data set generated ones are compared with.
+        extractors: The networks of the metrics.
+        pair: Teacher and student.
+        prompts: The prompts.
+        runs: The runs.
+    """
+
+    config: CovariateShiftConfig
+    data: DataSet
+    recipe: Recipe
+    num_reference_images: int
+    extractors: RecipeExtractors
+    pair: Pair
+    prompts: Prompts
+    runs: list[ShiftRun]
 
     @property
-    def key(self) -> str:
-        return content_hash(self.cell)
+    def protocol(self) -> dict[str, Any]:
+        """The configuration with what it left to the recipe."""
+        return self.config.model_dump(mode="json") | {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "metrics": list(self.extractors.metrics),
+            "num_prompts": len(self.prompts.prompts),
+            "reference_pictures": self.num_reference_images,
+        }
+
+    @property
+    def described_data(self) -> dict[str, Any]:
+        """What records say of the data set and of the prompts."""
+        reference = describe_reference(self.data, self.num_reference_images, self.extractors.metrics)
+        return reference | self.prompts.described()
+
+    def work_key(self) -> str:
+        """Hash all that finished chunks depend on, apart from their prompts and strings."""
+        content = {
+            "protocol": without(self.protocol, FREE),
+            "data": self.described_data,
+            "networks": self.extractors.identity(),
+            "weights": [model.weights_sha256() for model in (self.pair.teacher, self.pair.student)],
+        }
+        return content_hash(content)[:16]
 
 
-def runs(config: CovariateShiftConfig, student_grid: list[Time], samples: Sequence[Sample]) -> list[ShiftRun]:
-    """The runs that a configuration asks for.
+def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> ShiftPlan:
+    """Open all that an analysis needs: data first, then the metrics' networks, then the models.
 
     Raises:
-        WrongCommand: a switch time that is no inner point of the student's grid, or a factorial of too many strings.
+        WrongCommand: no student, a solver that carries state, or models and settings that do not fit each other.
+        DdilError: something is missing or damaged.
     """
-    length, count = len(student_grid), len(samples)
-    if config.factorial and length > MOST_TRANSITIONS:
-        raise WrongCommand(
-            f"the factorial of a student of {length} steps has 2^{length} strings, and at most 2^{MOST_TRANSITIONS} are drawn; "
-            "leave --factorial out, or take a student of fewer steps"
-        )
-    pure = [
-        ShiftRun({"kind": "pure", "model": "teacher"}, [TEACHER * length] * count),
-        ShiftRun({"kind": "pure", "model": "student"}, [STUDENT * length] * count),
-    ]
-    draws = decisions(samples, length, config.seed)
-    mixed = [ShiftRun({"kind": "p_teacher", "p_teacher": p}, strings_at(p, draws)) for p in config.p_teacher]
-    switched = []
-    for kind, first, second in (("teacher_then_student", TEACHER, STUDENT), ("student_then_teacher", STUDENT, TEACHER)):
-        for switch in config.switch:
-            if switch not in student_grid[1:]:
-                raise WrongCommand(
-                    f"the switch time {switch} is not on the student's grid, where one model can hand over to the other: "
-                    f"it may be {', '.join(map(str, student_grid[1:]))}"
-                )
-            before = student_grid.index(switch)
-            switched.append(
-                ShiftRun({"kind": kind, "switch_t": switch}, [first * before + second * (length - before)] * count)
-            )
-    factorial = (
-        [ShiftRun({"kind": "string", "string": s}, [s] * count) for s in all_strings(length)]
-        if config.factorial
-        else []
+    if config.student is None:
+        raise WrongCommand("the analysis needs a student; name one with --student, or with --set student=REF")
+    require_stateless(SOLVERS.find(config.solver))
+    recipe, data, images = open_reference(config.data, config.recipe, config.reference_pictures)
+    extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
+    pair = load_pair(
+        config.teacher,
+        config.student,
+        device,
+        teacher_steps=config.teacher_steps,
+        guidance_scale=config.guidance_scale,
+        solver=config.solver,
+        teacher_dtype=config.teacher_dtype,
+        student_dtype=config.student_dtype,
     )
-    wanted = pure + mixed + switched + factorial
-    return list({run.key: run for run in wanted}.values())  # a rate that was given twice is one cell
+    prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
+    count = len(prompts.prompts)
+    if cut := pair.teacher.cut([prompt.text for prompt in prompts.prompts]):
+        warn(TRUNCATED.format(cut, count))
+    draws = decisions([Sample(prompt.id) for prompt in prompts.prompts], len(pair.grid), config.seed)
+    runs = shift_runs(config.p_teacher, config.switch, config.factorial, pair.grid, draws)
+    return ShiftPlan(config, data, recipe, images, extractors, pair, prompts, runs)
 
 
-def load_pair(teacher: str, student: str, config: CovariateShiftConfig, device: str) -> tuple[Model, Model]:
-    """The two models, their networks in the dtypes that the configuration names."""
-    models = load_model(teacher, device), load_model(student, device)
-    for model, dtype in zip(models, (config.teacher_dtype, config.student_dtype), strict=True):
-        model.denoiser.net.to(getattr(torch, dtype))
-    return models
+def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
+    """Measure every run, save its record below ``out``, and draw Figure 2 and the curves of Tables 2 to 4.
 
+    A stopped analysis goes on at the next chunk of prompts. Of several processes each rolls out its share of the chunks. The
+    main process alone measures, saves and returns the records.
 
-def names(teacher: str, student: str) -> dict[str, str]:
-    """What messages call the two actors."""
-    return {TEACHER: f"the teacher {teacher!r}", STUDENT: f"the student {student!r}"}
-
-
-def analyse_covariate_shift(
-    teacher: str, student: str, config: CovariateShiftConfig, out: Path, device: str = "cpu"
-) -> list[Record]:
-    """Measure every run and save its record below ``out``; returns the records.
-
-    Interrupted, it goes on at the next chunk of prompts. Of several processes each grows its share of the chunks, and the main
-    one alone measures, saves and returns the records.
+    Raises:
+        DdilError: something is missing, does not fit, or another command uses the folder.
     """
     started = time.monotonic()
-    require_stateless(solver := SOLVERS.find(config.solver))
-    recipe, data, pictures = open_reference(config.data, config.recipe, config.reference_pictures)
-    extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
-    teacher_model, student_model = load_pair(teacher, student, config, device)
-    settings = config.teacher_steps, config.guidance_scale, config.solver
-    actors, student_grid = take_turns(teacher_model, student_model, *settings)
-    chosen = choose_prompts(data, config.num_prompts or recipe.images, None)
-    prompts = chosen.prompts
-    if cut := teacher_model.cut([prompt.text for prompt in prompts]):
-        warn(TRUNCATED.format(cut, len(prompts)))
-    samples = [Sample(prompt.id) for prompt in prompts]
-    wanted = runs(config, student_grid, samples)
-    protocol = resolved(config, recipe, extractors.metrics, len(prompts), pictures)
-    described = describe_reference(data, pictures, extractors.metrics) | chosen.described()
-    work = out / "partial" / _work_key(protocol, described, extractors, (teacher_model, student_model))
-    told = names(teacher, student)
-    tree = Tree(teacher_model, actors, config, extractors, work, prompts, samples, wanted, told)
-    tree.grow()
-    if not ranks.is_main():
-        return []
-    features, place, evaluations = tree.gather()
-    rows = {run.key: np.array([place[index, string] for index, string in enumerate(run.strings)]) for run in wanted}
-    reference = extractors.reference(data, pictures)
-    cells = Cells(features, rows, reference, config.seed, extractors.metrics)
-    effects = effect_contrasts(wanted, len(student_grid)) if config.factorial else {}
-    estimates = cells.estimates(cells.single() | effects)
-    scale = teacher_model.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
-    common = provenance(
-        experiment=EXPERIMENT,
-        protocol=protocol,
-        systems={"teacher": teacher_model, "student": student_model},
-        data=described,
-        recipe=recipe.label(len(prompts), pictures),
-        solver=solver.name,
-        grid=student_grid,
-        guidance_scale=scale,
-        reflection="none",
-        seeds=[config.seed],
-        n_asked=len(prompts),
-        n_done=len(prompts),
-        device=ranks.described(device),
-        wall_time_s=time.monotonic() - started,
-    )
-    nfe = {run.key: mean_nfe(run, actors) for run in wanted}
-    named = {run.key: run.cell for run in wanted} | {
-        key: {"kind": "effect", "transitions": json.loads(key)} for key in effects
-    }
-    records = save_cells(common, named, estimates, nfe, out)
-    write_text(out / "evaluations.json", json.dumps(cost(evaluations, nfe, len(samples)), indent=2) + "\n")
-    shutil.rmtree(work, ignore_errors=True)
+    plan = plan_covariate_shift(config, device)
+    with held_by_main(out):
+        work = out / "partial" / plan.work_key()
+        tree = RolloutTree(
+            plan.pair, plan.extractors, work, plan.prompts.prompts, plan.runs, config.seed, config.chunk, config.batch_size
+        )
+        tree.grow()
+        if not ranks.is_main():
+            return []
+        features, place, evaluations = tree.gather()
+        rows = {run.key: np.array([place[i, string] for i, string in enumerate(run.strings)]) for run in plan.runs}
+        estimates, effects = _estimates(plan, features, rows)
+        records = _save(plan, estimates, effects, out, device, started)
+        nfe = {run.key: mean_nfe(run, plan.pair.actors) for run in plan.runs}
+        cost = tree_cost(evaluations, nfe, len(plan.prompts.prompts))
+        write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
+        shutil.rmtree(work, ignore_errors=True)
+        if config.figure_prompts:
+            figures.image_grid(*figure_2(plan), out / "figure2.png")
+        figures.shift_curves(records, out / "shift-curves.png")
     return records
 
 
-def resolved(
-    config: CovariateShiftConfig, recipe: Recipe, metrics: Sequence[str], count: int, pictures: int
-) -> dict[str, Any]:
-    """A configuration for a record, with what it left to the recipe."""
-    chosen = {
-        "recipe": recipe.model_dump(mode="json"),
-        "metrics": list(metrics),
-        "num_prompts": count,
-        "reference_pictures": pictures,
+Estimates = dict[str, dict[str, Estimate]]
+"""Estimates by cell and metric."""
+
+
+def _estimates(
+    plan: ShiftPlan, features: Features, rows: Mapping[str, np.ndarray]
+) -> tuple[Estimates, Iterable[str]]:
+    """Estimate every run and, in a factorial, every effect; return the names of the effects too."""
+    reference = plan.extractors.reference(plan.data, plan.num_reference_images)
+    cells = Cells(features, rows, reference, plan.config.seed, plan.extractors.metrics)
+    effects = effect_contrasts(plan.runs, len(plan.pair.grid)) if plan.config.factorial else {}
+    return cells.estimates(cells.single() | effects), effects
+
+
+def _save(
+    plan: ShiftPlan, estimates: Estimates, effects: Iterable[str], out: Path, device: str, started: float
+) -> list[Record]:
+    """Save the records of all runs, then those of the effects."""
+    config, pair, count = plan.config, plan.pair, len(plan.prompts.prompts)
+    models = {"teacher": pair.teacher, "student": pair.student}
+    writer = RecordWriter.of_run(
+        out,
+        experiment=EXPERIMENT,
+        protocol=plan.protocol,
+        free=FREE,
+        data=plan.described_data,
+        recipe=plan.recipe.label(count, plan.num_reference_images),
+        count=count,
+        device=device,
+        started=started,
+    )
+    scale = pair.teacher.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    fields = {
+        "systems": {
+            role: RecordedModel(reference=model.reference, weights_sha256=model.weights_sha256())
+            for role, model in models.items()
+        },
+        "solver": config.solver,
+        "grid": pair.grid,
+        "guidance_scale": scale,
+        "reflection": "none",
+        "seeds": [config.seed],
     }
-    return config.model_dump(mode="json") | chosen
+    records = [
+        writer.save(run.cell, recorded_metrics(estimates[run.key]), nfe=mean_nfe(run, pair.actors), **fields)
+        for run in plan.runs
+    ]
+    for effect in effects:
+        cell = {"kind": "effect", "transitions": json.loads(effect)}
+        records.append(writer.save(cell, recorded_metrics(estimates[effect]), nfe=None, **fields))
+    return records
 
 
-def _work_key(
-    protocol: Mapping[str, Any], data: Mapping[str, Any], extractors: Extractors, models: Sequence[Model]
-) -> str:
-    """All that finished chunks depend on; they are numbered by their prompts and strings."""
-    depends = {
-        "protocol": protocol,
-        "data": data,
-        "networks": extractors.identity(),
-        "weights": [model.weights_sha256() for model in models],
-    }
-    return content_hash(depends)[:16]
+def figure_2(plan: ShiftPlan) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
+    """Roll out Figure 2: the student alone, the teacher until each switch time, and the teacher alone.
 
-
-def mean_nfe(run: ShiftRun, actors: Mapping[str, Actor]) -> float:
-    """Network evaluations of a run by itself, a mean over its prompts."""
-    return float(np.mean([sum(actors[a].nfe[k] for k, a in enumerate(string)) for string in run.strings]))
-
-
-def cost(evaluations: Mapping[str, int], nfe: Mapping[str, float], count: int) -> dict[str, float]:
-    """Network evaluations a prompt: all runs in one tree, each run on its own, and the share that the tree needs."""
-    shared, alone = sum(evaluations.values()) / count, sum(nfe.values())
-    return {"shared": shared, "alone": alone, "share": shared / alone}
-
-
-def effect_contrasts(wanted: Sequence[ShiftRun], length: int) -> dict[str, np.ndarray]:
-    """Weights over the runs for every main effect and pairwise interaction of a 2^K factorial.
-
-    With x = 1 where the student acts and -1 where the teacher does, the effect of a set of transitions is the mean of the
-    strings whose product of x is 1, less the mean of the others. Keys are the transitions as JSON.
+    Returns:
+        Images uint8 [prompts, columns, H, W, 3], the prompts, and the names of the columns.
     """
-    strings = [run.cell.get("string") for run in wanted]
-    contrasts = {}
-    for order in (1, 2):
-        for transitions in combinations(range(length), order):
-            signs = [0 if s is None else np.prod([1 if s[k] == STUDENT else -1 for k in transitions]) for s in strings]
-            contrasts[json.dumps(transitions)] = np.array(signs) / 2 ** (length - 1)
-    return contrasts
-
-
-@dataclass
-class Tree:
-    """Grows the rollouts chunk by chunk: latents → pictures → features. A chunk that is done is on disk and is not done again."""
-
-    decoder: Model
-    actors: dict[str, Actor]
-    config: CovariateShiftConfig
-    extractors: Extractors
-    work: Path
-    prompts: Sequence[Prompt]
-    samples: Sequence[Sample]
-    wanted: Sequence[ShiftRun]
-    names: Mapping[str, str] = field(default_factory=lambda: NAMES)
-
-    def grow(self) -> None:
-        """Make this process's share of the chunks, and wait until all are made."""
-        chunks = list(batches(len(self.samples), self.config.chunk))
-        own = [chunks[index] for index in ranks.mine(len(chunks))]
-        with progress("rollouts", total=sum(chunk.stop - chunk.start for chunk in own)) as advance:
-            for chunk in own:
-                self._chunk(chunk)
-                advance(chunk.stop - chunk.start)
-        ranks.barrier()
-
-    def gather(self) -> tuple[Features, dict[tuple[int, str], int], dict[str, int]]:
-        """Features of every distinct picture, the row of each (prompt, string), and the network evaluations by actor."""
-        parts: list[Features] = []
-        place: dict[tuple[int, str], int] = {}
-        evaluations = dict.fromkeys(self.actors, 0)
-        for chunk in batches(len(self.samples), self.config.chunk):
-            arrays = self._chunk(chunk)
-            keys = zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True)
-            place.update({key: len(place) + row for row, key in enumerate(keys)})
-            parts.append({name: arrays[name] for name in self.extractors.open})
-            evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
-        return concatenate(parts), place, evaluations
-
-    def _chunk(self, chunk: slice) -> Arrays:
-        """What ``_measure`` gives of a chunk, from its file where it is done."""
-        strings = [sorted({run.strings[index] for run in self.wanted}) for index in range(chunk.start, chunk.stop)]
-        path = self.work / f"{digest([strings, chunk.start])[:16]}.npz"
-        return cached_arrays(path, lambda: self._measure(chunk, strings))
-
-    @full_precision()
-    def _measure(self, chunk: slice, strings: list[list[str]]) -> Arrays:
-        """One chunk: its metrics' features, the (sample, string) of each row, and the evaluations of each actor."""
-        model, size = self.decoder, self.config.batch_size
-        condition = model.encode([prompt.text for prompt in self.prompts[chunk]])
-        z = initial_noise(self.samples[chunk], model.latent_shape, self.config.seed).to(model.device)
-        leaves = rollout_latents(self.actors, z, condition, strings, batch_size=size, names=self.names)
-        texts = [self.prompts[chunk.start + row].text for row in leaves.sample]
-        features = concatenate(
-            [self.extractors(model.decode(leaves.latents[part]), texts[part]) for part in batches(len(texts), size)]
-        )
-        places = {"sample": chunk.start + np.array(leaves.sample), "string": np.array(leaves.string)}
-        return features | places | {f"evaluations {name}": np.array(n) for name, n in leaves.evaluations.items()}
-
-
-@full_precision()
-def figure_pictures(
-    teacher: str, student: str, config: CovariateShiftConfig, device: str = "cpu"
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """Figure 2: for some prompts the pictures of the student alone, the teacher until each switch time, the teacher alone.
-
-    Returns pictures uint8 [prompts, columns, H, W, 3], the prompts, the columns' names.
-    """
-    teacher_model, student_model = load_pair(teacher, student, config, device)
-    settings = config.teacher_steps, config.guidance_scale, config.solver
-    actors, student_grid = take_turns(teacher_model, student_model, *settings)
-    prompts = open_data(config.data).prompts(config.figure_prompts)
-    length = len(student_grid)
-    columns = {"student alone": STUDENT * length}
+    config, grid = plan.config, plan.pair.grid
+    prompts = plan.data.prompts(config.figure_prompts)
+    columns = {"student alone": STUDENT * len(grid)}
     for switch in config.switch:
-        before = student_grid.index(switch)
-        columns[f"teacher until {switch}, then student"] = TEACHER * before + STUDENT * (length - before)
-    columns["teacher alone"] = TEACHER * length
-    z = initial_noise([Sample(p.id) for p in prompts], teacher_model.latent_shape, config.seed).to(teacher_model.device)
-    condition = teacher_model.encode([p.text for p in prompts])
-    leaves = rollout_latents(
-        actors, z, condition, [set(columns.values())] * len(prompts), batch_size=config.batch_size,
-        names=names(teacher, student),
+        columns[f"teacher until {switch}, then student"] = switched_string(TEACHER, STUDENT, switch, grid)
+    columns["teacher alone"] = TEACHER * len(grid)
+    images = roll_out_images(
+        plan.pair, prompts, list(columns.values()), seed=config.seed, batch_size=config.batch_size
     )  # fmt: skip
-    images = teacher_model.decode(leaves.latents)
-    place = {key: row for row, key in enumerate(zip(leaves.sample, leaves.string, strict=True))}
-    picture_grid = np.stack([[images[place[i, s]] for s in columns.values()] for i in range(len(prompts))])
-    return picture_grid, [p.text for p in prompts], list(columns)
+    return images, [prompt.text for prompt in prompts], list(columns)

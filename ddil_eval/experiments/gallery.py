@@ -1,4 +1,4 @@
-"""What systems draw from inverted prompts, measured against the pictures that the prompts are of."""
+"""The images that systems draw from inverted prompts, measured against the images that were inverted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from ddil_core.diffusion.noise import Sample
 from ddil_core.inversion.towers import Towers
-from ddil_core.models.generate import resolve_sampling, sample_images, sampling_warnings
+from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.environment import full_precision
-from ddil_core.support.progress import progress, warn
+from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.experiments.measurement import batches
-from ddil_eval.experiments.systems import SystemConfig, how_made
+from ddil_eval.experiments.system_configs import SystemConfig, image_origin, sampling_of
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Preparation
 from ddil_eval.features.storage import Arrays, cached_arrays
@@ -29,20 +29,42 @@ from ddil_eval.features.storage import Arrays, cached_arrays
 
 @dataclass(frozen=True)
 class Drawn:
-    """A system's pictures of all prompts: ``scores`` [N] by metric, one picture of each prompt uint8 [N, H, W, 3], how made."""
+    """What a system drew from N prompts.
+
+    Attributes:
+        system: The system.
+        origin: How its images were made.
+        scores: Scores [N] by metric.
+        shown: The first image of each prompt, uint8 [N, H, W, 3].
+    """
 
     system: SystemConfig
-    made: ImageOrigin
+    origin: ImageOrigin
     scores: Arrays
     shown: np.ndarray
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """What places the system's record in a table."""
+        paper = {"paper": self.system.paper} if self.system.paper else {}
+        return {"kind": "system", "name": self.system.name, "steps": len(self.origin.grid)} | paper
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Draws ``number`` pictures of each prompt, from noise that all systems share, and measures them.
+    """Draws images of each prompt, from noise that all systems share, and measures them.
 
-    ``references`` uint8 [N, H, W, 3] are what the prompts are of, by ``ids``; a system's pictures are brought to their size.
-    ``distance`` is the metric between pictures. What is done lies in ``work``.
+    Attributes:
+        ids: The N names of the inverted images.
+        references: The inverted images, uint8 [N, size, size, 3]. Drawn images are resized to their size.
+        distance: The name of the metric between images.
+        extractors: The network of that metric.
+        towers: The CLIP that compares images with the inverted ones.
+        number: The number of images of each prompt.
+        batch_size: The number of images that are drawn at a time.
+        seed: The seed of the noise.
+        work: The folder of finished batches.
+        device: The device of this process.
     """
 
     ids: tuple[str, ...]
@@ -58,22 +80,26 @@ class Gallery:
 
     @property
     def to_reference(self) -> str:
-        """The name of the distance to the reference."""
+        """The name of the metric between drawn and inverted images."""
         return self.distance.removesuffix("_diversity") + "_to_reference"
 
     @property
     def directions(self) -> dict[str, str]:
-        """The metrics by name, with which way is better."""
+        """The metrics by name, each with the direction that is better."""
         return {self.distance: "higher", self.to_reference: "lower", self.towers.identity["name"]: "higher"}
 
     def draw(self, system: SystemConfig, prompts: Sequence[str], model: Model | None = None) -> Drawn:
-        """A system's pictures of all prompts, sampled as its row says; ``model`` is the system's where it is loaded already."""
+        """Draw a system's images of all prompts, and measure them.
+
+        Args:
+            system: The system, which says how its model is sampled.
+            prompts: The N prompts.
+            model: The system's model, where it is loaded already.
+        """
         model = model or load_model(system.model, self.device)
-        sampling = resolve_sampling(model, system.steps, system.solver, system.guidance_scale, system.reflection)
-        for sentence in sampling_warnings(model, prompts, sampling):
-            warn(f"{system.name}: {sentence}")
-        made = how_made(model, sampling, self.seed)
-        place = self.work / self._work_key(made, sampling, prompts)
+        sampling = sampling_of(system, model, prompts)
+        origin = image_origin(model, sampling, self.seed)
+        place = self.work / self._work_key(origin, sampling, prompts)
 
         @full_precision()
         def measure(part: slice) -> Arrays:
@@ -90,12 +116,12 @@ class Gallery:
                 advance(part.stop - part.start)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         shown = whole.pop("shown")
-        return Drawn(system, made, whole, shown)
+        return Drawn(system, origin, whole, shown)
 
-    def _work_key(self, made: ImageOrigin, sampling: Sampling, prompts: Sequence[str]) -> str:
-        """All that finished batches of a system depend on; they are numbered by their first prompt."""
+    def _work_key(self, origin: ImageOrigin, sampling: Sampling, prompts: Sequence[str]) -> str:
+        """Hash all that a system's finished batches depend on, apart from their first prompt."""
         depends = {
-            "weights": made.weights_sha256,
+            "weights": origin.weights_sha256,
             "sampling": str(sampling),
             "prompts": list(prompts),
             "ids": list(self.ids),
@@ -110,7 +136,7 @@ class Gallery:
         return content_hash(depends)[:16]
 
     def _sized(self, images: np.ndarray) -> np.ndarray:
-        """Pictures [M, …] → [M / number, number, …], of the references' size."""
+        """Resize images [M, …] to the size of the references, and group them: [M / number, number, …]."""
         size = self.references.shape[1]
         if images.shape[1:3] != (size, size):
             prepare = Preparation(crop=True, size=size, filter="lanczos")
@@ -118,7 +144,7 @@ class Gallery:
         return images.reshape(-1, self.number, *images.shape[1:])
 
     def _measured(self, images: np.ndarray, part: slice, prompts: Sequence[str]) -> Arrays:
-        """The scores [P] of P prompts' pictures uint8 [P, number, H, W, 3]."""
+        """Return the scores [P] of the images uint8 [P, number, H, W, 3] of P prompts."""
         references, texts = self.references[part], list(prompts)
         among = self._distance(images, texts)
         together = self._distance(np.concatenate([references[:, None], images], axis=1), texts)
@@ -132,20 +158,19 @@ class Gallery:
         }
 
     def _distance(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
-        """The mean distance over all pairs of each prompt's pictures, float64 [P]."""
+        """Return the mean distance over all pairs of images of each prompt, float64 [P]."""
         (scores,) = self.extractors.groups(images, texts).values()
         return scores[:, 0].astype(np.float64)
 
 
 def mean_to_first(together: np.ndarray, among: np.ndarray, number: int) -> np.ndarray:
-    """The mean distance of ``number`` pictures to one more, from the mean over all pairs with it and without it.
+    """Return the mean distance of n images to one more image.
 
-    Of the (n + 1) n / 2 pairs n are with it, so that their mean is ((n + 1) D' − (n − 1) D) / 2.
+    n of the (n + 1) n / 2 pairs hold the additional image, so the mean is ((n + 1) D' − (n − 1) D) / 2.
+
+    Args:
+        together: D' [P], the mean over all pairs of the n + 1 images.
+        among: D [P], the mean over all pairs of the n images.
+        number: n.
     """
     return ((number + 1) * together - (number - 1) * among) / 2
-
-
-def as_cell(drawn: Drawn) -> dict[str, Any]:
-    """What places a system's record in a table."""
-    paper = {"paper": drawn.system.paper} if drawn.system.paper else {}
-    return {"kind": "system", "name": drawn.system.name, "steps": len(drawn.made.grid)} | paper

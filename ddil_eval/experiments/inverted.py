@@ -1,9 +1,8 @@
-"""Prompts of pictures, kept as they are found, a small file for each picture and inverter, so that a stopped inversion goes on."""
+"""Inverted prompts, kept one small file for each image and inverter, so that a stopped inversion goes on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,62 +18,65 @@ from ddil_eval.experiments.image_sources import slug
 
 
 def invert_all(
-    whole: InversionProblem,
+    problem: InversionProblem,
     name: str,
     settings: dict[str, Any],
     batch_size: int,
     choosing: SelectionSettings,
     folder: Path,
-) -> list[InvertedPrompt]:
-    """The prompts of a problem's pictures by one inverter, in their order; those that lie in ``folder`` are read back."""
+) -> list[str]:
+    """Invert all images of a problem, and return their prompts in order. Prompts that lie in ``folder`` are read back.
+
+    Args:
+        problem: The images, the teacher and the words.
+        name: The name of the inverter.
+        settings: The inverter's settings; those left out get their defaults.
+        batch_size: The number of images that are inverted at a time.
+        choosing: How a prompt is chosen among its candidates.
+        folder: Where prompts are kept.
+    """
     inverter, chosen = get_inverter(name, settings)
-    told = {
+    depends = {
         "inverter": name,
         "settings": chosen.model_dump(mode="json"),
-        "teacher": whole.model.weights_sha256(),
-        "words": list(whole.words.words),
-        "towers": None if whole.towers is None else whole.towers.identity,
+        "teacher": problem.model.weights_sha256(),
+        "words": list(problem.words.words),
+        "towers": None if problem.towers is None else problem.towers.identity,
         "choosing": choosing.identity(),
-        "seed": whole.seed,
+        "seed": problem.seed,
     }
-    place = folder / f"{name}-{content_hash(told)[:12]}"
-    paths = {
-        one: place / f"{slug(one)}-{_digest(one, image)}.json"
-        for one, image in zip(whole.ids, whole.images, strict=True)
-    }
-    left = [row for row, one in enumerate(whole.ids) if not paths[one].is_file()]
-    size = min(batch_size, len(whole.ids))  # the same for a run that goes on, so that it finds the same words
-    part = replace(whole, ids=tuple(whole.ids[row] for row in left), images=whole.images[left])
+    place = folder / f"{name}-{content_hash(depends)[:12]}"
+    paths = [
+        place / f"{slug(image_id)}-{_digest(image_id, image)}.json"
+        for image_id, image in zip(problem.ids, problem.images, strict=True)
+    ]
+    by_id = dict(zip(problem.ids, paths, strict=True))
+    todo = [row for row, path in enumerate(paths) if not path.is_file()]
+    size = min(batch_size, len(paths))  # as in the first run, so that a run that goes on finds the same words
+    rest = replace(problem, ids=tuple(problem.ids[row] for row in todo), images=problem.images[todo])
     evaluations = inverter.evaluations(chosen)
-    with progress(f"invert: {name}", total=-(-len(left) // size) * evaluations) as advance:
-        for batch in invert(part, inverter, chosen, size, choosing, advance):
-            for found in batch:
-                write_text(paths[found.id], json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n")
-    return [read_inverted(paths[one]) for one in whole.ids]
+    with progress(f"invert: {name}", total=-(-len(todo) // size) * evaluations) as advance:
+        for batch in invert(rest, inverter, chosen, size, choosing, advance):
+            for inverted in batch:
+                write_text(by_id[inverted.id], json.dumps(asdict(inverted), indent=2, ensure_ascii=False) + "\n")
+    return [read_inverted(path).prompt for path in paths]
 
 
 def read_inverted(path: Path) -> InvertedPrompt:
-    """A kept prompt.
+    """Read a kept prompt.
 
     Raises:
         DdilError: the file is damaged.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        found = InvertedPrompt(**told | {"candidates": tuple(told["candidates"])})
-        if not all(isinstance(text, str) for text in (found.id, found.prompt, *found.candidates)):
-            raise TypeError("a prompt is one text")
-        return found
+        content = json.loads(path.read_text(encoding="utf-8"))
+        inverted = InvertedPrompt(**content | {"candidates": tuple(content["candidates"])})
+        if not all(isinstance(text, str) for text in (inverted.id, inverted.prompt, *inverted.candidates)):
+            raise TypeError("id, prompt and candidates are texts")
+        return inverted
     except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
-        raise DdilError(
-            f"the inverted prompt {path} is damaged; delete the file to invert its picture again"
-        ) from error
+        raise DdilError(f"the inverted prompt {path} is damaged; delete the file to invert its image again") from error
 
 
-def prompts_of(found: Sequence[InvertedPrompt]) -> list[str]:
-    """Their prompts."""
-    return [one.prompt for one in found]
-
-
-def _digest(name: str, image: np.ndarray) -> str:
-    return content_hash([name, image.tobytes().hex()])[:8]
+def _digest(image_id: str, image: np.ndarray) -> str:
+    return content_hash([image_id, image.tobytes().hex()])[:8]

@@ -1,52 +1,127 @@
-"""Estimates to records: what every experiment writes the same way."""
+"""Estimates to records: the one builder of records, which every experiment uses."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ddil_core
 import ddil_eval
-from ddil_core.models.model import Model
+from ddil_core.support import ranks
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import commit, versions
+from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.metrics import METRICS
-from ddil_eval.report.records import Record, RecordedMetric, save_record
+from ddil_eval.report.records import Record, RecordedMetric, RecordedModel, save_record
 from ddil_eval.statistics import Estimate
 
 
-def provenance(*, protocol: dict[str, Any], systems: Mapping[str, Model], **rest: Any) -> dict[str, Any]:
-    """The part of a record that all cells of a measurement share; ``rest`` are further fields of ``Record``."""
-    described = {
-        role: {"reference": model.reference, "weights_sha256": model.weights_sha256()}
-        for role, model in systems.items()
+@dataclass(frozen=True)
+class RecordWriter:
+    """Builds and saves the records of one run of an experiment.
+
+    Attributes:
+        out: The results folder.
+        shared: The fields of ``Record`` that are the same in all cells.
+    """
+
+    out: Path
+    shared: Mapping[str, Any]
+
+    @classmethod
+    def of_run(
+        cls,
+        out: Path,
+        *,
+        experiment: str,
+        protocol: Mapping[str, Any],
+        free: Iterable[str],
+        data: Mapping[str, Any],
+        recipe: str,
+        count: int,
+        device: str,
+        started: float,
+    ) -> RecordWriter:
+        """Collect what all cells of a run share.
+
+        Args:
+            out: The results folder.
+            experiment: The name of the experiment.
+            protocol: The resolved configuration.
+            free: Keys of the protocol that no number of a cell depends on; the protocol's hash leaves them out.
+            data: What the record says of the data set.
+            recipe: The label of the recipe.
+            count: The number of prompts or images that were measured.
+            device: The device of this process.
+            started: ``time.monotonic()`` at the start of the run.
+        """
+        shared = {
+            "experiment": experiment,
+            "protocol": protocol,
+            "protocol_hash": content_hash(without(protocol, free)),
+            "data": data,
+            "recipe": recipe,
+            "n_asked": count,
+            "n_done": count,
+            "device": ranks.described(device),
+            "wall_time_s": time.monotonic() - started,
+            "versions": versions(),
+            "commit": commit(),
+        }
+        return cls(out, shared)
+
+    def save(self, cell: Mapping[str, Any], metrics: Mapping[str, RecordedMetric], **fields: Any) -> Record:
+        """Build the record of one cell, and save it below ``out``.
+
+        Args:
+            cell: What places the record in a table.
+            metrics: The estimates by the metric's name.
+            fields: Further fields of ``Record``, which differ from cell to cell.
+        """
+        record = Record.model_validate({**self.shared, **fields, "cell": cell, "metrics": metrics})
+        save_record(record, self.out)
+        return record
+
+
+def without(protocol: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return a protocol without some of its keys."""
+    left_out = set(keys)
+    return {key: value for key, value in protocol.items() if key not in left_out}
+
+
+def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:
+    """Return the fields of ``Record`` that say how the images of a cell were made.
+
+    A cell of two systems is their difference. It has the sampling of the first, and no cost of its own.
+    """
+    first, alone = systems[0][1], len(systems) == 1
+    return {
+        "systems": {
+            name: RecordedModel(reference=origin.reference, weights_sha256=origin.weights_sha256)
+            for name, origin in systems
+        },
+        "solver": first.solver,
+        "grid": list(first.grid),
+        "guidance_scale": first.guidance_scale,
+        "reflection": first.reflection,
+        "pictures_sha256": first.pictures_sha256 if alone else None,
+        "nfe": first.nfe if alone else None,
+        "seeds": sorted({origin.seed for _, origin in systems if origin.seed is not None}),
     }
-    shared = {"protocol": protocol, "protocol_hash": content_hash(protocol), "systems": described}
-    return shared | {"versions": versions(), "commit": commit()} | rest
 
 
-def save_cells(
-    common: dict[str, Any],
-    cells: Mapping[str, dict[str, Any]],
-    estimates: Mapping[str, Mapping[str, Estimate]],
-    nfe: Mapping[str, float],
-    out: Path,
-) -> list[Record]:
-    """One record for every cell, saved below ``out``; ``cells``, ``estimates`` and ``nfe`` share their keys."""
-    records = []
-    for key, cell in cells.items():
-        metrics = {name: recorded_metric(name, estimate) for name, estimate in estimates[key].items()}
-        record = Record.model_validate(common | {"cell": cell, "nfe": nfe.get(key), "metrics": metrics})
-        save_record(record, out)
-        records.append(record)
-    return records
+def recorded_metrics(estimates: Mapping[str, Estimate]) -> dict[str, RecordedMetric]:
+    """Return estimates as records hold them, each with its metric's direction, kind and network."""
+    return {name: recorded_metric(name, estimate) for name, estimate in estimates.items()}
 
 
 def recorded_metric(metric: str, estimate: Estimate) -> RecordedMetric:
-    """An estimate as records hold it, with its metric's direction, kind and network."""
+    """Return one estimate as records hold it, with its metric's direction, kind and network."""
     row = METRICS[metric]
     network = row.network.identity()
     return RecordedMetric.model_validate(
@@ -56,10 +131,10 @@ def recorded_metric(metric: str, estimate: Estimate) -> RecordedMetric:
 
 @cache
 def code_sha256() -> str:
-    """A hash of the two packages' sources: what was computed by other code is not taken for this one's."""
-    found = hashlib.sha256()
+    """Return a hash of the source files of both packages, so that features of other code are not used again."""
+    sha256 = hashlib.sha256()
     for package in (ddil_core, ddil_eval):
         (folder,) = package.__path__
         for path in sorted(Path(folder).rglob("*.py")):
-            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()
+            sha256.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return sha256.hexdigest()

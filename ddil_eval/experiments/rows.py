@@ -1,7 +1,8 @@
-"""Rows of a comparison, from pictures to features: drawn by all processes together, and kept, so that no row is drawn twice.
+"""The rows of a comparison, from images to features. All processes draw together, and each row is drawn once.
 
-A row's features lie in ``out/features`` under a hash of all that they depend on, a file for each network, with a ``key.json`` that
-says which row it is. Until all of its batches are done each lies by itself in ``out/partial``. Deleting either folder is safe.
+The features of a row lie in ``out/features``, in a folder named by a hash of all that they depend on: one file for each network,
+and ``key.json``, which describes the row. Each batch lies in ``out/partial`` until all batches of its row are done. Both folders
+can be deleted safely.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from ddil_eval.statistics.moments import blocks
 
 @dataclass(frozen=True)
 class System:
-    """A row: ``open`` loads what its pictures come from, ``cell`` is what its record's cell says beside its name."""
+    """A row of a comparison.
+
+    Attributes:
+        name: The name of the row.
+        open: Loads the source of the row's images.
+        cell: What the cell of its record holds beside kind, name and steps.
+    """
 
     name: str
     open: Callable[[], ImageSource]
@@ -39,16 +46,26 @@ class System:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows share. ``protocol`` is the whole of it, ``shared`` that part of it that a row's numbers depend on.
+    """What all rows of a comparison share.
 
-    ``count`` is the number of prompts, ``batch_size`` that of pictures at a time.
+    Attributes:
+        protocol: The resolved configuration.
+        free: Keys of the protocol that no row's numbers depend on.
+        recipe: How images are prepared.
+        reference: The data set that images are compared with.
+        num_reference_images: How many of its images.
+        data: What records say of the data set and of the prompts.
+        count: The number of prompts.
+        batch_size: The number of images in a batch.
+        seed: The seed of the noise, and of the jackknife's groups.
+        device: The device of this process.
     """
 
     protocol: dict[str, Any]
-    shared: dict[str, Any]
+    free: frozenset[str]
     recipe: Recipe
     reference: DataSet
-    reference_pictures: int
+    num_reference_images: int
     data: dict[str, Any]
     count: int
     batch_size: int
@@ -57,66 +74,80 @@ class Setting:
 
     @property
     def label(self) -> str:
-        return self.recipe.label(self.count, self.reference_pictures)
+        """The recipe's label in records."""
+        return self.recipe.label(self.count, self.num_reference_images)
 
 
 @dataclass(frozen=True)
 class SystemFeatures:
-    """A row whose batches are done, by this process or another: how its pictures were made, and where its features lie."""
+    """A row that is drawn, by this process and others.
+
+    Attributes:
+        name: The name of the row.
+        origin: How its images were made.
+        key: All that its features depend on.
+        files: The file of the features of each network.
+        batches: The files of its batches, which lie there until ``files`` are written.
+        writer: Keeps the images, where they are kept.
+    """
 
     name: str
-    made: ImageOrigin
+    origin: ImageOrigin
     key: dict[str, Any]
     files: dict[str, Path]
     batches: tuple[Path, ...]
-    keeper: ImageWriter | None
+    writer: ImageWriter | None
 
     @property
     def is_whole(self) -> bool:
+        """Whether the features of all batches are gathered."""
         return all(path.is_file() for path in self.files.values())
 
 
-def draw_row(contestant: System, extractors: RecipeExtractors, setting: Setting, out: Path) -> SystemFeatures:
-    """Draw this process's share of a row's batches, those that are not done yet. Extraction runs beside the drawing."""
-    opened = contestant.open()
-    batches, keeper = opened.batches, opened.keeper
-    key = _key(opened.made, extractors, setting, batches.number)
+def draw_row(system: System, extractors: RecipeExtractors, setting: Setting, out: Path) -> SystemFeatures:
+    """Draw this process's share of a row's batches, and skip what is done. A second thread extracts the features."""
+    source = system.open()
+    batches, writer = source.batches, source.writer
+    key = _key(source.origin, extractors, setting, batches.number)
     name = content_hash(key)[:16]
     files = {network: out / "features" / name / f"{network}.npy" for network in extractors.open}
     paths = tuple(out / "partial" / name / f"{index:06d}.npz" for index in range(len(batches)))
-    row = SystemFeatures(contestant.name, opened.made, key, files, paths, keeper)
-    size, whole, own = batches.per_batch, row.is_whole, ranks.mine(len(paths))
-    prompts = {index: min(size, setting.count - index * size) for index in own}
+    row = SystemFeatures(system.name, source.origin, key, files, paths, writer)
+    size, whole, share = batches.per_batch, row.is_whole, ranks.mine(len(paths))
+    prompts = {index: min(size, setting.count - index * size) for index in share}
     todo = [
-        index for index in own
+        index for index in share
         if not (whole or paths[index].is_file())
-        or (keeper is not None and not keeper.has(index * size, prompts[index]))
+        or (writer is not None and not writer.has(index * size, prompts[index]))
     ]  # fmt: skip
 
-    def drawn() -> Iterator[tuple[int, ImageBatch]]:
+    def draw() -> Iterator[tuple[int, ImageBatch]]:
         for index in todo:
             yield index, batches[index]
 
-    def extracted(item: tuple[int, ImageBatch]) -> int:
+    def extract(item: tuple[int, ImageBatch]) -> int:
         index, batch = item
-        if keeper is not None:
-            keeper.keep(batch)
+        if writer is not None:
+            writer.keep(batch)
         if not whole:
             cached_arrays(paths[index], lambda: extractors(batch.images, batch.captions))
         return prompts[index]
 
     total = sum(prompts.values())
-    with progress(contestant.name, total, done=total - sum(prompts[index] for index in todo)) as advance:
-        for count in map_ahead(drawn(), extracted):
+    with progress(system.name, total, done=total - sum(prompts[index] for index in todo)) as advance:
+        for count in map_ahead(draw(), extract):
             advance(count)
     return row
 
 
 def collect(row: SystemFeatures, count: int) -> Features:
-    """All features [count, d] of a row by network, memory-mapped; what its batches were kept in until now is taken away.
+    """Gather the features of a row, delete the files of its batches, and write the index of kept images.
+
+    Returns:
+        Features [count, d] by network, memory-mapped.
 
     Raises:
-        DdilError: a batch is not here, or a file is damaged.
+        DdilError: a batch is missing, or a file is damaged.
     """
     if not row.is_whole:
         absent = [path for path in row.batches if not path.is_file()]
@@ -133,22 +164,22 @@ def collect(row: SystemFeatures, count: int) -> Features:
         folder = next(iter(row.files.values())).parent
         write_text(folder / "key.json", json.dumps({"name": row.name} | row.key, indent=2, ensure_ascii=False) + "\n")
     shutil.rmtree(row.batches[0].parent, ignore_errors=True)
-    if row.keeper is not None:
-        row.keeper.close()
+    if row.writer is not None:
+        row.writer.close()
     return {name: read_features(path, count, f"features of {row.name!r}") for name, path in row.files.items()}
 
 
 def join_features(rows: Sequence[Features], count: int, folder: Path) -> Features:
-    """Several rows' features, one row after another, in files of ``folder``."""
+    """Write the features of several rows one after another, into files of ``folder``."""
     parts = ({name: held[block] for name, held in row.items()} for row in rows for block in blocks(count))
     return gather_features(parts, count * len(rows), folder)
 
 
-def _key(made: ImageOrigin, extractors: RecipeExtractors, setting: Setting, number: int) -> dict[str, Any]:
-    """All that a row's features depend on."""
+def _key(origin: ImageOrigin, extractors: RecipeExtractors, setting: Setting, number: int) -> dict[str, Any]:
+    """Collect all that the features of a row depend on. Its keys are hashed and must not change."""
     preparation = setting.recipe.model_dump(mode="json", exclude={"name", "source", "metrics", "images", "reference"})
     return {
-        "made": asdict(made),
+        "made": asdict(origin),
         "prompts": {key: setting.data[key] for key in ("prompt_ids_sha256", "captions_sha256")},
         "pictures_per_prompt": number,
         "preparation": preparation,

@@ -1,11 +1,12 @@
-"""Pictures of folders, made by this program or another, against one reference: the same recipes and metrics, no model."""
+"""Folders of images, made by this program or another, against one reference: the same recipes and metrics, without a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -13,10 +14,10 @@ from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import DATASETS, open_data
 from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import Strict
-from ddil_eval.experiments.coco import from_the_first
-from ddil_eval.experiments.engine import measure_systems
+from ddil_eval.experiments.engine import differences_from_first, measure_systems
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Setting, System
@@ -25,13 +26,27 @@ from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, digest
 
+FREE = frozenset({"experiment", "folders", "batch_size"})
+"""Keys of the configuration that no row's numbers depend on."""
+
 
 class ScoreConfig(Strict):
-    """Folders against one reference, as data: a folder, or a data set by reference. What is left out comes from the recipe;
-    ``num_images`` and ``reference_pictures`` are all that there are where they are left out; ``seed``, that of the jackknife's
-    groups, is the one that the pictures were drawn with, where they tell it, so that their intervals are those of the first
-    time. Every ``pictures_per_prompt`` pictures that follow one another are of one prompt."""
+    """Folders of images against one reference, as data. Settings that are None come from the recipe.
 
+    Attributes:
+        folders: The folders of images.
+        reference: A folder, or the reference of a data set.
+        recipe: The name of the recipe. Defaults to the recipe of the reference.
+        num_images: The number of images of each folder. Defaults to all images.
+        pictures_per_prompt: The number of images that each prompt has; they follow one another.
+        reference_pictures: The number of images of the reference. Defaults to all images of a folder, or the recipe's number.
+        metrics: The names of the metrics.
+        batch_size: The number of images in a batch.
+        seed: The seed of the jackknife's groups. Defaults to the seed that the images were made with, where the folder says
+            it: the intervals are then those of the first measurement.
+    """
+
+    experiment: Literal["score"] = "score"
     folders: tuple[str, ...] = Field(min_length=1)
     reference: str
     recipe: str | None = None
@@ -51,118 +66,128 @@ class ScoreConfig(Strict):
         return folders
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What all folders are compared with."""
+
+    data: DataSet
+    recipe: Recipe
+    num_images: int
+
+
 def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
-    """Measure every folder and save its record below ``out``. Folders with the same ids are compared picture by picture, each
-    with the first of them.
+    """Measure every folder, and save its record below ``out``.
+
+    Folders of images with the same ids are compared image by image, each later folder with the first.
 
     Raises:
-        WrongCommand: a folder or the reference does not fit; said before anything is scored.
-        DdilError: a metric lacks its weights, or a picture is missing or damaged.
+        WrongCommand: a folder or the reference does not fit. All are checked before any image is scored.
+        DdilError: a metric lacks its weights, or an image is missing or damaged.
     """
-    place = config.reference if config.reference.partition(":")[0] in DATASETS else f"folder:{config.reference}"
-    recipe = load_recipe(config.recipe or recipe_for(place))
-    refuse_other_reference(recipe, place)
-    metrics = config.metrics or recipe.metrics
-    reference = open_data(place)
-    pictures = _count(reference, config, recipe)
-    check_reference(reference, pictures)
-    folders = {
-        folder: open_image_folder(user_path(folder, "the folder"), config.num_images) for folder in config.folders
-    }
-    for folder, files in folders.items():
-        _require_captions(folder, files, metrics)
-        _require_groups(folder, files, config.pictures_per_prompt)
-    extractors = RecipeExtractors(metrics, device, recipe, config.pictures_per_prompt)
-    together: dict[str, list[str]] = {}
-    for folder, files in folders.items():
-        together.setdefault(digest([picture.id for picture in files]), []).append(folder)
+    reference = _open_reference(config)
+    metrics = config.metrics or reference.recipe.metrics
+    paths = {folder: user_path(folder, "the folder") for folder in config.folders}
+    files = {folder: open_image_folder(path, config.num_images) for folder, path in paths.items()}
+    for folder in config.folders:
+        _require_captions(folder, files[folder], metrics)
+        _require_groups(folder, files[folder], config.pictures_per_prompt)
+    extractors = RecipeExtractors(metrics, device, reference.recipe, config.pictures_per_prompt)
     records = []
-    for names in together.values():
-        seed = _seed(config, names[0])
-        setting = _setting(config, recipe, reference, pictures, folders[names[0]], seed, device)
-        rows = [System(name, partial(_open, user_path(name, "the folder"), folders[name], config)) for name in names]
-        records += measure_systems(rows, from_the_first(names), extractors, setting, out)
+    with held_by_main(out):
+        for names in _same_ids(files):
+            setting = _setting(config, reference, files[names[0]], _seed(config, paths[names[0]]), device)
+            rows = [System(name, partial(_open, paths[name], files[name], config)) for name in names]
+            records += measure_systems(rows, differences_from_first(names), extractors, setting, out)
     return records
 
 
-def _count(reference: DataSet, config: ScoreConfig, recipe: Recipe) -> int:
-    """How many pictures of the reference: those asked for, else all of its files, else the recipe's count."""
-    everything = len(reference.files) if isinstance(reference, ImageFiles) else recipe.reference.pictures
+def _open_reference(config: ScoreConfig) -> _Reference:
+    """Open the reference: all images of a folder, or as many of a data set as the recipe says, unless a number is given."""
+    place = config.reference if config.reference.partition(":")[0] in DATASETS else f"folder:{config.reference}"
+    recipe = load_recipe(config.recipe or recipe_for(place))
+    refuse_other_reference(recipe, place)
+    data = open_data(place)
+    everything = len(data.files) if isinstance(data, ImageFiles) else recipe.reference.pictures
     count = config.reference_pictures or everything
     if count < 2:
-        raise WrongCommand(f"the reference {config.reference} has {count} picture, and a set needs at least 2")
-    return count
+        raise WrongCommand(f"the reference {config.reference} has {count} image, and a set needs at least 2")
+    check_reference(data, count)
+    return _Reference(data, recipe, count)
+
+
+def _same_ids(files: Mapping[str, Sequence[ImageFile]]) -> list[list[str]]:
+    """Group the folders with the same ids of images, in the order given."""
+    groups: dict[str, list[str]] = {}
+    for folder, images in files.items():
+        groups.setdefault(digest([image.id for image in images]), []).append(folder)
+    return list(groups.values())
 
 
 def _require_captions(folder: str, files: Sequence[ImageFile], metrics: Sequence[str]) -> None:
-    """Refuse metrics that read captions where pictures have none."""
+    """Refuse metrics that read captions where images have none."""
     reading = [name for name in metrics if name in METRICS and METRICS[name].network.reads_captions]
-    silent = [picture.path.name for picture in files if picture.caption is None]
+    silent = [file.path.name for file in files if file.caption is None]
     if reading and silent:
         raise WrongCommand(
-            f"{', '.join(reading)} needs captions, and {len(silent):,} of {len(files):,} pictures of {folder} have none "
+            f"{', '.join(reading)} needs captions, and {len(silent):,} of {len(files):,} images of {folder} have none "
             f"({name_some(silent)}); put a .txt beside each or an index.jsonl, or choose other --metrics"
         )
 
 
 def _require_groups(folder: str, files: Sequence[ImageFile], number: int) -> None:
-    """Refuse a folder whose pictures are not ``number`` of each prompt, one after another."""
+    """Refuse a folder that does not hold ``number`` images of each prompt, one after another."""
     if len(files) % number:
         raise WrongCommand(
-            f"the {len(files):,} pictures of {folder} are not {number} of each prompt; make the others, or name another "
+            f"the {len(files):,} images of {folder} are not {number} of each prompt; add the missing images, or change "
             "pictures_per_prompt"
         )
     for start in range(0, len(files), number):
         first, *others = files[start : start + number]
-        other = next((picture for picture in others if picture.caption != first.caption), None)
+        other = next((file for file in others if file.caption != first.caption), None)
         if other is not None:
             raise WrongCommand(
                 f"{first.path.name} and {other.path.name} of {folder} have two captions, {first.caption!r} and "
-                f"{other.caption!r}, where {number} pictures that follow one another are of one prompt; put them in that order"
+                f"{other.caption!r}; each {number} images that follow one another must have one prompt: put them in that order"
             )
 
 
-def _seed(config: ScoreConfig, folder: str) -> int:
-    """The seed of the jackknife's groups: the one asked for, else that of the folder's pictures, else 0."""
-    made = ImageOrigin.read(user_path(folder, "the folder")).seed
-    return next((seed for seed in (config.seed, made) if seed is not None), 0)
+def _seed(config: ScoreConfig, folder: Path) -> int:
+    """Return the seed of the jackknife's groups: the given one, else the one of the folder's images, else 0."""
+    if config.seed is not None:
+        return config.seed
+    return ImageOrigin.read(folder).seed or 0
 
 
 def _open(folder: Path, files: Sequence[ImageFile], config: ScoreConfig) -> ImageSource:
-    made = replace(ImageOrigin.read(folder), pictures_sha256=files_sha256(files))
-    return ImageSource(made, FolderImages(files, config.batch_size, config.pictures_per_prompt))
+    origin = replace(ImageOrigin.read(folder), pictures_sha256=files_sha256(files))
+    return ImageSource(origin, FolderImages(files, config.batch_size, config.pictures_per_prompt))
 
 
 def _setting(
-    config: ScoreConfig,
-    recipe: Recipe,
-    reference: DataSet,
-    pictures: int,
-    files: Sequence[ImageFile],
-    seed: int,
-    device: str,
+    config: ScoreConfig, reference: _Reference, files: Sequence[ImageFile], seed: int, device: str
 ) -> Setting:
-    metrics, count = config.metrics or recipe.metrics, len(files) // config.pictures_per_prompt
-    data = describe_reference(reference, pictures, metrics) | {
-        "prompt_ids_sha256": digest([picture.id for picture in files]),
-        "captions_sha256": digest([picture.caption for picture in files]),
-    }
-    resolved = {
+    """Collect what the rows of one group of folders share; ``files`` are the images of its first folder."""
+    recipe, images = reference.recipe, reference.num_images
+    metrics = config.metrics or recipe.metrics
+    protocol = config.model_dump(mode="json") | {
         "recipe": recipe.model_dump(mode="json"),
         "num_images": len(files),
-        "reference_pictures": pictures,
+        "reference_pictures": images,
         "metrics": list(metrics),
         "seed": seed,
     }
-    protocol = config.model_dump(mode="json") | resolved
     return Setting(
         protocol=protocol,
-        shared={key: value for key, value in protocol.items() if key not in ("folders", "batch_size")},
+        free=FREE,
         recipe=recipe,
-        reference=reference,
-        reference_pictures=pictures,
-        data=data,
-        count=count,
+        reference=reference.data,
+        num_reference_images=images,
+        data=describe_reference(reference.data, images, metrics)
+        | {
+            "prompt_ids_sha256": digest([file.id for file in files]),
+            "captions_sha256": digest([file.caption for file in files]),
+        },
+        count=len(files) // config.pictures_per_prompt,
         batch_size=config.batch_size,
         seed=seed,
         device=device,

@@ -1,12 +1,11 @@
-"""Systems side by side on the same prompts and seeds, with their paired differences (Table 1's form).
+"""Systems side by side on the same prompts and seeds, with their paired differences: the form of the paper's Table 1.
 
-A comparison is prompts, systems and a recipe, as data. Each system is sampled as it was made for, unless its row says
-otherwise. What is not here is said before any picture is made; the rest can be measured all the same.
+A comparison is data: prompts, systems and a recipe. Each system is sampled as its model was made for, unless its row says
+otherwise. What is missing is named before any image is made, and the rest can still be measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,68 +15,54 @@ from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import open_data
-from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.solvers import SOLVERS
-from ddil_core.models.generate import resolve_sampling, sampling_warnings
-from ddil_core.models.model import Model, load_model
+from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
-from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
-from ddil_core.support.progress import warn
-from ddil_core.support.protocol import GuidanceScale, Strict
+from ddil_core.support.protocol import Strict
 from ddil_eval.experiments.engine import measure_systems
-from ddil_eval.experiments.image_sources import GeneratedImages, ImageOrigin, ImageSource, ImageWriter, slug
+from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Setting, System
+from ddil_eval.experiments.system_configs import (
+    NOTHING_TO_MEASURE,
+    SystemConfig,
+    find_systems,
+    image_origin,
+    refuse_names,
+    report_absent,
+    sampling_of,
+)
 from ddil_eval.features.extraction import RecipeExtractors, require_several
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
-from ddil_eval.report.tables import paper_rows
 
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
-
-
-class SystemConfig(Strict):
-    """A row: its name in the table and the model's reference; solver, steps, guidance and reflection where they are not the
-    model's own.
-
-    ``paper`` is its name in the paper's Table 1 or 5, ``provide`` what to do where the model is not here.
-    """
-
-    name: str = Field(min_length=1)
-    model: str
-    steps: int | None = Field(default=None, ge=1)
-    solver: str | None = None
-    guidance_scale: GuidanceScale | None = None
-    reflection: ReflectionMode | None = None
-    paper: str | None = None
-    provide: str | None = None
-
-
-def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[str, str]]) -> None:
-    """Refuse two rows of one name, and differences of rows that there are not.
-
-    Raises:
-        ValueError: there are such.
-    """
-    names = [system.name for system in systems]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"two systems are named {twice[0]!r}")
-    unknown = [name for pair in differences for name in pair if name not in names]
-    if unknown:
-        raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
+FREE = frozenset({"systems", "differences", "batch_size", "experiment"})
+"""Keys of the configuration that no row's numbers depend on."""
 
 
 class SystemsConfig(Strict):
-    """A comparison as data. ``differences`` are pairs of names, the first less the second.
+    """A comparison of systems as data. What is None comes from the recipe, and the recipe from the data set.
 
-    What is left out comes from the recipe, and the recipe from the data set. ``prompts`` is the path of a list. With more
-    ``pictures_per_prompt`` than one, metrics that compare the pictures of a prompt see all of them, the others the first.
+    Attributes:
+        data: The reference of the data set.
+        recipe: The name of the recipe.
+        prompts: The path of a list of prompts, in place of the data set's own.
+        systems: The rows.
+        differences: Pairs of names; the second is subtracted from the first.
+        num_prompts: The number of prompts.
+        pictures_per_prompt: The number of images of each prompt. Metrics that compare the images of a prompt take all of
+            them; other metrics take the first.
+        reference_pictures: The number of images of the data set that generated ones are compared with.
+        metrics: The names of the metrics.
+        batch_size: The number of images in a batch.
+        seed: The seed of the noise, and of the jackknife's groups.
     """
 
     experiment: Literal["systems"] = "systems"
@@ -100,17 +85,23 @@ class SystemsConfig(Strict):
 
     @model_validator(mode="after")
     def _names_fit(self) -> SystemsConfig:
-        refuse_names(self.systems, self.differences)
-        paper = [(system.paper, system.steps) for system in self.systems if system.paper is not None]
-        absent = [row for row in paper if row not in paper_rows()]
-        if absent:
-            raise ValueError(f"the paper's Table 1 has no row {absent[0][0]!r} of {absent[0][1]} steps")
+        refuse_names(self.systems, self.differences, "table1")
         return self
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """A comparison with all that it needs found; ``absent`` names what is not here, with an error that says what to provide."""
+    """A comparison, and which of its parts are on this machine.
+
+    Attributes:
+        config: The configuration.
+        recipe: Its recipe.
+        data: The data set, if it is here.
+        prompts: The prompts, if they are here.
+        systems: The systems that are here.
+        metrics: The metrics that can be computed here.
+        absent: What is not here, by name, each with an error that says what to provide.
+    """
 
     config: SystemsConfig
     recipe: Recipe
@@ -121,32 +112,37 @@ class ComparisonPlan:
     absent: dict[str, DdilError]
 
     @property
-    def possible(self) -> bool:
-        """Whether anything can be measured."""
-        return self.data is not None and self.prompts is not None and bool(self.systems and self.metrics)
+    def num_reference_images(self) -> int:
+        """How many images of the data set generated ones are compared with."""
+        return self.config.reference_pictures or self.recipe.reference.pictures
 
     def require_all(self) -> None:
-        """Raise what is absent, if anything is, in one sentence."""
+        """Refuse to go on where anything is absent.
+
+        Raises:
+            DdilError: something is absent; the message names all of it.
+        """
         if not self.absent:
             return
         (name, error), *others = self.absent.items()
         if not others and not name.startswith("metric "):
-            raise error  # a model or the data, which it names itself
+            raise error  # the error of a model or of the data names it already
         raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
 
 
 def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
-    """Find what a comparison needs; nothing heavy is opened.
+    """Look for all that a comparison needs. No network is loaded.
 
     Raises:
-        WrongCommand: a recipe, a metric or a solver that is not known, or a data set that is another recipe's reference.
+        WrongCommand: a recipe, a metric or a solver is unknown, or the data set is the reference of another recipe.
     """
     recipe = load_recipe(config.recipe or recipe_for(config.data))
     refuse_other_reference(recipe, config.data)
-    unknown = [name for name in config.metrics or recipe.metrics if name not in METRICS]
+    wanted = config.metrics or recipe.metrics
+    unknown = [name for name in wanted if name not in METRICS]
     if unknown:
         raise WrongCommand(f"the metric {unknown[0]!r} is not known; it may be one of {', '.join(METRICS)}")
-    require_several(config.metrics or recipe.metrics, config.pictures_per_prompt)
+    require_several(wanted, config.pictures_per_prompt)
     for system in config.systems:
         if system.solver is not None:
             SOLVERS.find(system.solver)
@@ -156,79 +152,79 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         opened = open_data(config.data)
         path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
         chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
-        if any(METRICS[name].kind == "set" for name in config.metrics or recipe.metrics):
+        if any(METRICS[name].kind == "set" for name in wanted):
             check_reference(opened, config.reference_pictures or recipe.reference.pictures)
         data, prompts = opened, chosen
     except DdilError as error:
         absent[f"data {config.data}"] = error
-    metrics = []
-    for name in config.metrics or recipe.metrics:
-        problem = METRICS[name].missing()
-        if problem is None:
-            metrics.append(name)
-        else:
-            absent[f"metric {name}"] = DdilError(problem)
-    systems = []
-    for system in config.systems:
-        try:
-            check_files(resolve(system.model), system.model)
-            systems.append(system)
-        except DdilError as error:
-            hint = f"the model {system.model!r} is not here; {system.provide}"
-            absent[system.name] = error if system.provide is None else type(error)(hint)
-    return ComparisonPlan(config, recipe, data, prompts, tuple(systems), tuple(metrics), absent)
+    problems = {name: METRICS[name].missing() for name in wanted}
+    metrics = tuple(name for name, problem in problems.items() if problem is None)
+    absent |= {f"metric {name}": DdilError(problem) for name, problem in problems.items() if problem is not None}
+    systems, absent_systems = find_systems(config.systems, lambda model: check_files(resolve(model), model))
+    return ComparisonPlan(config, recipe, data, prompts, systems, metrics, absent | absent_systems)
 
 
-def compare(config: SystemsConfig, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
+def compare_systems(
+    config: SystemsConfig, out: Path, device: str = "cpu", *, save_images: bool = False, allow_absent: bool = False
+) -> list[Record]:
     """Measure every system and every difference, and save their records below ``out``.
 
+    Args:
+        config: The comparison.
+        out: The results folder; no other command may use it meanwhile.
+        device: The device of this process.
+        save_images: Keep the images in ``out/images``.
+        allow_absent: Report what is not here, and measure the rest. Without it, anything missing is an error.
+
     Raises:
-        DdilError: something is not here; said before any picture is made.
+        DdilError: something is missing, or nothing can be measured.
     """
-    found = plan_comparison(config)
-    found.require_all()
-    return measure_plan(found, out, device, save_images=save_images)
+    plan = plan_comparison(config)
+    if allow_absent:
+        report_absent(plan.absent)
+    else:
+        plan.require_all()
+    with held_by_main(out):
+        return measure_comparison(plan, out, device, save_images=save_images)
 
 
-def measure_plan(found: ComparisonPlan, out: Path, device: str = "cpu", *, save_images: bool = False) -> list[Record]:
-    """Measure what a plan found, and save its records below ``out``; ``save_images`` keeps the pictures in ``out/images``.
+def measure_comparison(
+    plan: ComparisonPlan, out: Path, device: str = "cpu", *, save_images: bool = False
+) -> list[Record]:
+    """Measure what is here of a comparison, and save its records below ``out``.
 
     Raises:
         DdilError: nothing can be measured.
     """
-    config = found.config
-    if found.data is None or found.prompts is None or not found.possible:
-        raise DdilError("nothing can be measured: provide what is named above, and run the same command again")
-    extractors = RecipeExtractors(found.metrics, device, found.recipe, config.pictures_per_prompt)
-    keep = out if save_images else None
+    if plan.data is None or plan.prompts is None or not plan.systems or not plan.metrics:
+        raise DdilError(NOTHING_TO_MEASURE)
+    config, folder = plan.config, out / "images" if save_images else None
+    extractors = RecipeExtractors(plan.metrics, device, plan.recipe, config.pictures_per_prompt)
     rows = [
-        System(s.name, partial(_open, s, found.prompts, config, device, keep), {"paper": s.paper} if s.paper else {})
-        for s in found.systems
+        System(s.name, partial(_open, s, plan.prompts, config, device, folder), {"paper": s.paper} if s.paper else {})
+        for s in plan.systems
     ]
-    here = {system.name for system in found.systems}
+    here = {system.name for system in plan.systems}
     differences = [(a, b) for a, b in config.differences if {a, b} <= here]
-    return measure_systems(rows, differences, extractors, describe(found, found.data, found.prompts, device), out)
+    return measure_systems(rows, differences, extractors, _setting(plan, plan.data, plan.prompts, device), out)
 
 
-def describe(found: ComparisonPlan, data: DataSet, prompts: Prompts, device: str) -> Setting:
-    """What all rows share, for their records."""
-    config, recipe = found.config, found.recipe
-    count, pictures = len(prompts.prompts), config.reference_pictures or recipe.reference.pictures
-    resolved = {
+def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str) -> Setting:
+    config, recipe = plan.config, plan.recipe
+    count, images = len(prompts.prompts), plan.num_reference_images
+    protocol = config.model_dump(mode="json") | {
         "recipe": recipe.model_dump(mode="json"),
         "num_prompts": count,
-        "reference_pictures": pictures,
-        "metrics": list(found.metrics),
+        "reference_pictures": images,
+        "metrics": list(plan.metrics),
     }
-    protocol = config.model_dump(mode="json") | resolved
-    own = {"systems", "differences", "batch_size", "experiment"}  # no row's numbers depend on these
     return Setting(
         protocol=protocol,
-        shared={key: value for key, value in protocol.items() if key not in own},
+        free=FREE,
         recipe=recipe,
         reference=data,
-        reference_pictures=pictures,
-        data=describe_reference(data, pictures, found.metrics) | prompts.described(),
+        num_reference_images=images,
+        data=describe_reference(data, images, plan.metrics) | prompts.described(),
         count=count,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -236,31 +232,13 @@ def describe(found: ComparisonPlan, data: DataSet, prompts: Prompts, device: str
     )
 
 
-def _open(system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, out: Path | None) -> ImageSource:
-    """Load a system and say how it is sampled."""
-    model = load_model(system.model, device)
-    sampling = resolve_sampling(model, system.steps, system.solver, system.guidance_scale, system.reflection)
-    for sentence in sampling_warnings(model, [prompt.text for prompt in prompts.prompts], sampling):
-        warn(f"{system.name}: {sentence}")
-    made, number = how_made(model, sampling, config.seed), config.pictures_per_prompt
-    keeper = None if out is None else ImageWriter(out / "images" / slug(system.name), made, prompts.prompts, number)
-    return ImageSource(
-        made, GeneratedImages(model, prompts.prompts, sampling, config.seed, config.batch_size, number), keeper
-    )
-
-
-def how_made(model: Model, sampling: Sampling, seed: int) -> ImageOrigin:
-    """What a record says of a model's pictures."""
-    schedule = model.denoiser.schedule
-    calls = SOLVERS.find(sampling.solver).calls(schedule, sampling.transitions(schedule))
-    evaluations = calls * model.guided(sampling.guidance_scale).nfe
-    return ImageOrigin(
-        reference=model.reference,
-        weights_sha256=model.weights_sha256(),
-        solver=sampling.solver,
-        grid=tuple(sampling.times(schedule)),
-        guidance_scale=sampling.guidance_scale,
-        reflection=sampling.reflection,
-        nfe=float(evaluations),
-        seed=seed,
-    )
+def _open(
+    system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
+) -> ImageSource:
+    """Load a system, and open a folder for its images where they are kept."""
+    model, number = load_model(system.model, device), config.pictures_per_prompt
+    sampling = sampling_of(system, model, [prompt.text for prompt in prompts.prompts])
+    origin = image_origin(model, sampling, config.seed)
+    writer = None if folder is None else ImageWriter(folder / slug(system.name), origin, prompts.prompts, number)
+    images = GeneratedImages(model, prompts.prompts, sampling, config.seed, config.batch_size, number)
+    return ImageSource(origin, images, writer)

@@ -1,4 +1,4 @@
-"""What a record's cell says: what places it in a table, by its kind."""
+"""The entries that a record's cell needs, by its kind. They place the record in a table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from ddil_core.support.paths import shown
 
 MOST_TRANSITIONS = 12
-"""How many transitions a factorial may have: each one more doubles its strings."""
+"""The largest number of transitions in a factorial. Each further transition doubles the number of strings."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What an entry of a cell must be, as a test and in words, and whether it must be there."""
+    """A rule for one entry of a cell.
+
+    Attributes:
+        fits: Whether a value is allowed.
+        what: The allowed values, in words.
+        needed: Whether the cell must have the entry.
+    """
 
     fits: Callable[[object], bool]
     what: str
@@ -22,7 +28,7 @@ class _Entry:
 
 
 def misfit(cell: Mapping[str, object]) -> str | None:
-    """What is wrong with a cell that has a kind, in one sentence; None where nothing is. A kind without tables is free."""
+    """Return the fault of a cell in one sentence, or None. Kinds that no table shows have no faults."""
     kind = cell["kind"]
     for key, entry in _KINDS.get(str(kind), {}).items():
         value = cell.get(key)

@@ -1,4 +1,4 @@
-"""Figures: a grid of pictures (Figure 2) and the covariate-shift curves. Written whole or not at all."""
+"""Figures: a grid of images (Figure 2) and the covariate-shift curves. A file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-DPI = 100  # of picture grids, where one dot is one pixel
-MARGIN = 12  # pixels around and between parts
-SIDE = 200  # pixels for row captions
+DPI = 100  # of image grids: one dot is one pixel
+MARGIN = 12  # pixels, around and between the parts
+SIDE = 200  # pixels, for row labels
 LINE = 1.35  # line height in font heights
 FONT = 10  # points
-TEACHER, STUDENT, MIXED = "#0072B2", "#D55E00", "#444444"  # Okabe and Ito's, told apart with any colour vision
-LARGEST = 1e100  # of a value in a curve: axes of the largest floats overflow
+TEACHER, STUDENT, MIXED = "#0072B2", "#D55E00", "#444444"  # the palette of Okabe and Ito, for any colour vision
+LARGEST = 1e100  # the largest value of a curve: matplotlib overflows near the largest float
 DRAWN = ("p_teacher", "pure", "teacher_then_student", "student_then_teacher")
 """The kinds of cells that the curves show."""
 _ARROWS = {"lower": "lower is better", "higher": "higher is better"}
@@ -39,18 +39,23 @@ def image_grid(
     *,
     cell: int = 160,
 ) -> Path:
-    """Draw pictures in rows and columns with their captions, and return the file.
+    """Draw images in rows and columns with labels, and return the file.
 
-    `images` is uint8 [R, C, H, W, 3] with one label for each row (a prompt, wrapped at its left) and column. Pictures
-    are enlarged by a whole factor, pixel by pixel, to at most `cell` pixels where they are smaller. Raises ValueError
-    on other shapes, DdilError if the file cannot be written.
+    Args:
+        images: uint8 [R, C, H, W, 3].
+        row_labels: R labels, wrapped at the left of the rows.
+        column_labels: C labels, above the columns.
+        path: The file.
+        cell: Smaller images are enlarged by a whole factor, to at most this many pixels.
+
+    Raises:
+        ValueError: The shapes or the type are others.
+        DdilError: The file cannot be written.
     """
     if images.dtype != np.uint8 or images.ndim != 5 or images.shape[4] != 3:
         raise ValueError(f"images must be uint8 [R, C, H, W, 3], not {images.dtype} {list(images.shape)}")
     if images.shape[:2] != (len(row_labels), len(column_labels)):
-        raise ValueError(
-            f"{list(images.shape[:2])} pictures do not fit {len(row_labels)} × {len(column_labels)} labels"
-        )
+        raise ValueError(f"{list(images.shape[:2])} images do not fit {len(row_labels)} × {len(column_labels)} labels")
     factor = max(1, cell // max(images.shape[2:4]))
     images = images.repeat(factor, axis=2).repeat(factor, axis=3)
     height, width = images.shape[2:4]
@@ -74,41 +79,57 @@ def image_grid(
 
 def inversion_figure(
     reference: NDArray[np.uint8],
-    pictures: Sequence[NDArray[np.uint8]],
+    generated: Sequence[NDArray[np.uint8]],
     prompt: str,
     systems: Sequence[str],
     path: Path | str,
 ) -> Path:
-    """Draw a picture beside what each system makes of the prompt that it was inverted to, and return the file.
+    """Draw an inverted image beside the images that systems generate from its prompt, and return the file.
 
-    All are uint8 [H, W, 3] of one size. Raises DdilError if the file cannot be written.
+    Args:
+        reference: The inverted image, uint8 [H, W, 3].
+        generated: One image for each system, of the same shape.
+        prompt: The prompt.
+        systems: The names of the systems.
+        path: The file.
+
+    Raises:
+        DdilError: The file cannot be written.
     """
-    return image_grid(np.stack([reference, *pictures])[None], [prompt], ["reference", *systems], path)
+    return image_grid(np.stack([reference, *generated])[None], [prompt], ["reference", *systems], path)
 
 
 def shift_curves(records: Sequence[Record], path: Path | str) -> Path:
     """Draw every metric over p_teacher and over switch_t with 95 % intervals, and return the file.
 
-    `records` are one group of a covariate-shift analysis: a column for each metric; lines across are the pure runs.
-    Raises DdilError if there is nothing to draw, a value is too large for it, or the file cannot be written.
+    The figure has one column for each metric. Horizontal lines are the pure runs.
+
+    Args:
+        records: The records of one group of a covariate-shift analysis (see ``tables.groups``).
+        path: The file.
+
+    Raises:
+        DdilError: There is nothing to draw, a value is too large, or the file cannot be written.
     """
-    shown = [r for r in records if r.kind in DRAWN]
-    metrics = {name: metric for record in shown for name, metric in record.metrics.items()}
+    drawn = [r for r in records if r.kind in DRAWN]
+    metrics = {name: metric for record in drawn for name, metric in record.metrics.items()}
     if not metrics:
-        raise DdilError(f"There is no covariate-shift record to draw in {path}: run `ddil eval covariate-shift` first.")
-    for estimate in (metric.estimate for record in shown for metric in record.metrics.values()):
+        raise DdilError(
+            f"No record of a covariate-shift analysis can be drawn in {path}: run `ddil eval covariate-shift` first."
+        )
+    for estimate in (metric.estimate for record in drawn for metric in record.metrics.values()):
         if max(abs(estimate.low), abs(estimate.high)) > LARGEST:
             raise DdilError(
-                f"The value {estimate.value:g} is too large to draw in {path}: move its record away and measure it again."
+                f"The value {estimate.value:g} is too large to draw in {path}: move its record away and measure again."
             )
     figure = Figure(figsize=(3.6 * len(metrics) + 0.4, 6.2), layout="constrained")
     axes = figure.subplots(2, len(metrics), squeeze=False, sharey="col")
     for column, (name, metric) in zip(axes.T, metrics.items(), strict=True):
         for ax in column:
-            _pure_lines(ax, shown, name)
-        _curve(column[0], shown, name, "p_teacher", MIXED, "s", "mixed at random")
-        _curve(column[1], shown, name, "teacher_then_student", TEACHER, "o", "teacher, then student")
-        _curve(column[1], shown, name, "student_then_teacher", STUDENT, "D", "student, then teacher")
+            _pure_lines(ax, drawn, name)
+        _curve(column[0], drawn, name, "p_teacher", MIXED, "s", "mixed at random")
+        _curve(column[1], drawn, name, "teacher_then_student", TEACHER, "o", "teacher, then student")
+        _curve(column[1], drawn, name, "student_then_teacher", STUDENT, "D", "student, then teacher")
         _finish(column, name, metric)
     handles = {
         label: handle for ax in axes[:, 0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
@@ -142,7 +163,7 @@ def _pure_lines(ax: Axes, records: Sequence[Record], name: str) -> None:
 
 
 def _finish(column: Sequence[Axes], name: str, metric: RecordedMetric) -> None:
-    """Titles, and axes that run as sampling does: more teacher to the right, time falling."""
+    """Add titles, and let the axes follow sampling: time falls to the right, and p_teacher rises."""
     column[0].set_title(f"{name}\n({_ARROWS[metric.direction]})", fontsize=10, parse_math=False)
     column[0].set_xlabel("p_teacher")
     column[1].set_xlabel("switch_t (sampling runs to the right)")
@@ -159,12 +180,12 @@ def _bars(estimates: Sequence[RecordedEstimate]) -> list[list[float]]:
 
 
 def _starts(first: int, sizes: Sequence[int]) -> list[int]:
-    """Where parts of these sizes begin with a margin between them, and where the next one would."""
+    """Return where parts of these sizes start, with margins between them, and where a further part would start."""
     return [first + sum(sizes[:i]) + i * MARGIN for i in range(len(sizes) + 1)]
 
 
 def _annotated(canvas: NDArray[np.uint8], captions: Sequence[tuple[float, float, str, str, str]]) -> Figure:
-    """The pixels as they are, with text at (x, y) pixels from the upper left."""
+    """Return a figure of the unchanged pixels, with text at (x, y) pixels from the upper left."""
     height, width = canvas.shape[:2]
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     figure.figimage(canvas, origin="upper")
@@ -174,7 +195,7 @@ def _annotated(canvas: NDArray[np.uint8], captions: Sequence[tuple[float, float,
 
 
 def _wrap(text: str, width: int) -> str:
-    """Break text between words so that its lines fit into `width` pixels; a longer word keeps its line."""
+    """Break text between words into lines of at most `width` pixels. A longer word gets a line of its own."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -186,7 +207,7 @@ def _wrap(text: str, width: int) -> str:
 
 
 def _width(text: str) -> float:
-    """In pixels, as it will be drawn."""
+    """Return the width of drawn text in pixels."""
     return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, FontProperties(size=FONT), False)[0]
 
 
@@ -195,13 +216,13 @@ def _longest_word(text: str) -> int:
 
 
 def _pixels(text: str) -> int:
-    """The height of wrapped text."""
+    """Return the height of wrapped text in pixels."""
     return int(np.ceil((text.count("\n") + 1) * FONT * LINE * DPI / 72))
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> Path:
     with replacing(path) as temporary:
         # no software version in the file: the same figure is the same bytes
-        FigureCanvasAgg(figure)  # no display is needed, and none is tried
+        FigureCanvasAgg(figure)  # draws without a display
         figure.savefig(temporary, dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None)
     return path

@@ -1,7 +1,7 @@
-"""Records of what was measured: one JSON file for one cell, append-only, written whole or not at all.
+"""Records of measurements: one JSON file for each cell. A file is written whole or not at all, and never changed.
 
-A record carries everything that its numbers depend on, so that tables are made from records alone, without torch.
-Files lie in `records/` folders below a results folder; one that exists is never changed.
+A record contains everything that its numbers depend on. Tables therefore need only records, and no torch.
+The files lie in `records/` folders below a results folder.
 """
 
 from __future__ import annotations
@@ -37,24 +37,29 @@ SETTING = (
     "seeds",
     "n_asked",
 )
-"""What a cell's numbers depend on: records that agree on all of it and on the cell measured the same thing."""
+"""The fields that a cell's numbers depend on. Records with the same cell and the same fields measure the same thing."""
 
 _NUMBERS = ("metrics", "nfe", "n_done")
 
 _FIRST_NAMES = {"systems": "compare"}
-"""Experiments that were renamed, with their first name: it stays in file names and identity hashes, and is still read."""
+"""Renamed experiments, with the first name. File names and identity hashes keep the first name; both are read."""
 
 
 class _Strict(BaseModel):
-    # from_attributes: the estimates of `statistics` are taken as they are
+    # from_attributes: pydantic reads the estimates of `statistics` directly
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, from_attributes=True)
 
 
 class RecordedEstimate(_Strict):
-    """A value with its 95 % interval, low ≤ value ≤ high, from `n` samples (prompts, for a mean over prompts).
+    """A value with its 95 % interval.
 
-    `p_value` is a difference's, two-sided; None for a value by itself. `note` says why a value is not to be trusted, where it
-    is not.
+    Attributes:
+        value: The value.
+        low: The lower end of the interval, at most `value`.
+        high: The upper end, at least `value`.
+        n: The number of samples (of prompts, for a mean over prompts).
+        p_value: The two-sided p-value of a difference; None for a single value.
+        note: Why the value is not reliable; None if it is.
     """
 
     value: float
@@ -72,9 +77,13 @@ class RecordedEstimate(_Strict):
 
 
 class RecordedMetric(_Strict):
-    """One metric's estimate, with the metric's `direction` (which way is better) and `kind` (see `metrics.metric`).
+    """The estimate of one metric.
 
-    `network` is what its features depend on: a name, a version and the SHA-256 of each file of weights.
+    Attributes:
+        estimate: The estimate.
+        direction: Which values are better.
+        kind: How features become a value (see `metrics.metric`).
+        network: What the features depend on: a name, a version and the SHA-256 of each file of weights.
     """
 
     estimate: RecordedEstimate
@@ -84,24 +93,26 @@ class RecordedMetric(_Strict):
 
 
 class RecordedModel(_Strict):
-    """A model that took part: its reference as the user named it, and the SHA-256 of its weights."""
+    """A model of a measurement: the user's reference, and the SHA-256 of the weights."""
 
     reference: str
     weights_sha256: str | None
 
 
 class Record(_Strict):
-    """One measured cell and everything that its numbers depend on (design: Files).
+    """One measured cell, and everything that its numbers depend on.
 
-    `cell` has a `kind` and what places it in a table: {"kind": "p_teacher", "p_teacher": 0.8}, {"kind":
+    `cell` has a `kind` and the entries that place it in a table: {"kind": "p_teacher", "p_teacher": 0.8}, {"kind":
     "teacher_then_student" | "student_then_teacher", "switch_t": 749}, {"kind": "pure", "model": "teacher"},
     {"kind": "string", "string": "TTSS"}, {"kind": "effect", "transitions": [0, 2]},
-    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names its row in the paper's Table 1
-    or 5), {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]}, and "pair" in place of "difference" where
-    nobody asked for it and a table needs it to mark what is best; {"kind": "inverter", "name": "ph2p"} and
-    {"kind": "inverter-difference", "name": "ph2p − random", "of": ["ph2p", "random"]}.
-    `pictures_sha256` is that of the files, where pictures came from a folder;
-    `nfe` is the mean number of network evaluations per sample; `created` an ISO time with its zone.
+    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names the row of the paper's Table 1
+    or 5), {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]},
+    {"kind": "inverter", "name": "ph2p"} and
+    {"kind": "inverter-difference", "name": "ph2p − random", "of": ["ph2p", "random"]}. The kind "pair" is a
+    difference that the protocol does not name; a table needs it to mark the best system.
+
+    `pictures_sha256` is the hash of the image files, if the images came from a folder. `nfe` is the mean number of
+    network evaluations for each sample. `created` is an ISO time with a zone.
     """
 
     schema_version: Literal[1] = 1
@@ -137,7 +148,7 @@ class Record(_Strict):
     @classmethod
     def _has_a_kind(cls, cell: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if not isinstance(cell.get("kind"), str):
-            raise ValueError("a cell needs its kind, a word")
+            raise ValueError("a cell needs a kind, a word")
         if (problem := misfit(cell)) is not None:
             raise ValueError(problem)
         return cell
@@ -146,7 +157,7 @@ class Record(_Strict):
     @classmethod
     def _has_a_zone(cls, created: str) -> str:
         if datetime.fromisoformat(created).tzinfo is None:
-            raise ValueError("an ISO time with its zone is needed")
+            raise ValueError("the time needs the ISO format and a zone")
         return created
 
     @property
@@ -154,11 +165,11 @@ class Record(_Strict):
         return str(self.cell["kind"])
 
     def identity(self) -> str:
-        """SHA-256 of what was measured and how: the cell and its setting, not the numbers, the machine or the time."""
+        """Return the SHA-256 of the cell and its setting. Numbers, machine and time do not count."""
         return self.digest_of({"cell", *SETTING})
 
     def digest_of(self, fields: Collection[str]) -> str:
-        """Return the SHA-256 of some fields. The experiment counts under its first name, so that old hashes stay valid."""
+        """Return the SHA-256 of some fields, with the first name of the experiment, so that old hashes stay valid."""
         content = self.model_dump(mode="json", include=set(fields))
         if "experiment" in content:
             content["experiment"] = self.first_name
@@ -170,24 +181,26 @@ class Record(_Strict):
         return _FIRST_NAMES.get(self.experiment, self.experiment)
 
     def numbers(self) -> dict[str, Any]:
-        """What was found."""
+        """Return the measured numbers."""
         return self.model_dump(mode="json", include=set(_NUMBERS))
 
     def age_key(self) -> datetime:
-        """Orders records of one identity, oldest first."""
+        """Return a key that sorts records of one identity, the oldest first."""
         return datetime.fromisoformat(self.created)
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON value. The order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def save_record(record: Record, folder: Path | str) -> Path:
-    """Add a record below `folder/records/` and return its file; the same result of a measurement is kept once.
+    """Save a record in `folder/records/` and return its file. A record with the same numbers is saved once.
 
-    A second result of the same measurement gets a number at the end of its name; neither is lost. Raises DdilError
-    if it cannot be written or if a file of that name is damaged.
+    A second result of the same measurement with other numbers gets a number at the end of its file name.
+
+    Raises:
+        DdilError: The file cannot be written, or a file of that name is damaged.
     """
     stem = f"{record.first_name}-{_slug(record.cell)}-{record.identity()[:12]}"
     number = 1
@@ -202,9 +215,10 @@ def save_record(record: Record, folder: Path | str) -> Path:
 
 
 def read_records(folder: Path | str) -> list[Record]:
-    """All records in `records/` folders at or below `folder`, in the order of their names; none where there is none.
+    """Return all records in `records/` folders at or below `folder`, in the order of their file names.
 
-    Raises DdilError, naming the files, if any is damaged.
+    Raises:
+        DdilError: A record is damaged. The message names the files.
     """
     records, damaged = sift(folder)
     if damaged:
@@ -213,15 +227,16 @@ def read_records(folder: Path | str) -> list[Record]:
 
 
 def together(damaged: Sequence[DdilError]) -> DdilError:
-    """One error for several damaged records: the first three are named, and the others counted."""
+    """Return one error for several damaged records. It names the first three and counts the others."""
     named = "; ".join(map(str, damaged[:3]))
     return DdilError(named if len(damaged) <= 3 else f"{named}; and {len(damaged) - 3} more are damaged")
 
 
 def sift(folder: Path | str) -> tuple[list[Record], list[DdilError]]:
-    """The records that `read_records` returns, and for each damaged one the error that names it.
+    """Return the sound records at or below a folder, and an error for each damaged record.
 
-    Raises DdilError if a folder cannot be looked through.
+    Raises:
+        DdilError: A folder cannot be read.
     """
     records, damaged = list[Record](), list[DdilError]()
     for path in sorted(_files(Path(folder).resolve())):
@@ -233,7 +248,7 @@ def sift(folder: Path | str) -> tuple[list[Record], list[DdilError]]:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """The files of records at or below a folder, which need not be there."""
+    """Yield the files of records at or below a folder. The folder need not exist."""
 
     def closed(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -247,7 +262,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """(the newest record of each measurement, the older ones that it replaces in tables), in the order given."""
+    """Return the newest record of each measurement, and the older records, both in the given order."""
     records = list(records)
     newest: dict[str, Record] = {}
     for record in records:
@@ -260,7 +275,7 @@ def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record
 
 def _read(path: Path) -> Record:
     try:
-        if not path.is_file():  # a pipe would never end
+        if not path.is_file():  # reading a pipe would never end
             raise OSError(errno.EINVAL, "not a file")
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:

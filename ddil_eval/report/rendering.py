@@ -1,6 +1,6 @@
-"""Tables → CSV (full precision), LaTeX (booktabs alone), JSON and the terminal; the same text each time.
+"""Tables → CSV (full precision), LaTeX (needs booktabs only), JSON and the terminal. Equal tables give equal text.
 
-For print, a column is rounded to two significant digits of its intervals' typical half-width.
+In print, a column is rounded to two significant digits of the median half-width of its intervals.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ PAPER = "Paper (SD 1.5)"
 MEASURED = "Measured"
 
 _MANY, _FONTS = 8, (r"\footnotesize\setlength{\tabcolsep}{3pt}", r"\scriptsize\setlength{\tabcolsep}{2pt}")
-"""So many columns, three metrics and the paper's two among them, fit a column of 345 pt in the first font; more have the second."""
+"""With at most this number of columns, a table fits 345 pt in the first font. Larger tables use the second font."""
 
 _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"$\$$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
-    "*": "{*}",  # which after the end of a line would belong to the command that ends it
+    "*": "{*}",  # a bare star at the start of a line would belong to the \\ before it
     "[": "{[}", "]": "{]}", "→": r"$\to$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--", "—": "---",
     "×": r"$\times$", "±": r"$\pm$", "≈": r"$\approx$", "≤": r"$\le$", "≥": r"$\ge$", "…": r"\dots{}", "’": "'",
     "†": r"$\dagger$", "α": r"$\alpha$", "σ": r"$\sigma$", "\u00a0": "~", "\n": " ",
 }  # fmt: skip
 _LIGATURES = {"--", "``", "''", "?`", "!`", ",,"}
-"""Pairs of characters that TeX's fonts join into another one."""
+"""Pairs of characters that TeX's fonts join into one."""
 _NOT_IN_OT1 = frozenset("«»ÐðÞþĐđŊŋĄąĘęĮįŲųĦħĸĿŀŉŦŧſ\u00ad")
 """Latin characters that LaTeX's first font encoding lacks."""
 _LEVELS = (0.001, 0.01, 0.05)
-"""The usual levels of significance. Rounding must not carry a p-value below one of them onto it."""
+"""The usual levels of significance. Rounding must not move a p-value from below a level onto it."""
 
 
 def to_csv(table: Table) -> str:
-    """Header and rows; an estimate takes three columns (value, `_low`, `_high`), a tested one two more (`_p`, `_p_holm`), and an
-    empty cell is empty."""
+    """Return the table as CSV, with the columns of ``Table.header``. An empty cell is an empty text."""
     text = io.StringIO()
     rows: list[Sequence[Any]] = [table.header(), *table.flat()]
     for row in rows:
-        # With this end of a line both of its characters are quoted within a cell; written is the second alone.
+        # With this line terminator, csv quotes both \r and \n in a cell. The file itself has \n only.
         line = io.StringIO()
         csv.writer(line, lineterminator="\r\n").writerow(["" if value is None else _plain(value) for value in row])
         text.write(line.getvalue().removesuffix("\r\n") + "\n")
@@ -81,7 +80,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_dict(table: Table) -> dict[str, Any]:
-    """The table as a JSON value, at full precision; the paper's numbers as floats."""
+    """Return the table as a JSON value at full precision. The paper's numbers become floats."""
     rows = [[float(v) if isinstance(v, Decimal) else _plain(v) for v in row] for row in table.flat()]
     names = ("group", "name", "title", "caption", "label", "notes", "missing")
     return {name: getattr(table, name) for name in names} | {
@@ -93,34 +92,34 @@ def to_dict(table: Table) -> dict[str, Any]:
 
 
 def to_rich(table: Table) -> RenderableType:
-    """The table for a terminal: caption above, intervals below their values, notes after it."""
+    """Return the table for a terminal: the caption, the cells with intervals below their values, and the notes."""
     from rich import box
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in table.columns:
         header = Text(_header(column) + ("\npaper" if column.source == "paper" else ""))
         style = "cyan" if column.source == "paper" else None
-        drawn.add_column(header, justify="left" if column.source == "setting" else "right", style=style)
+        rich_table.add_column(header, justify="left" if column.source == "setting" else "right", style=style)
     for r, row in enumerate(_printed(table)):
         cells = []
         for c, (value, *below) in enumerate(row):
             mark = _marks(table, r, c)
             style = "bold" if (r, c) in table.best else ""
             cells.append(Text.assemble((value + mark, style), *(("\n" + line, "dim") for line in below)))
-        drawn.add_row(*cells)
+        rich_table.add_row(*cells)
     head = Text.assemble((f"{table.title}. ", "bold"), table.caption)
     notes = [Text(note, style="dim") for note in _notes(table)]
-    return Group(head, Padding(drawn, (1, 2), expand=False), *notes, Text())
+    return Group(head, Padding(rich_table, (1, 2), expand=False), *notes, Text())
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX's text mode: as it is read, so that no two characters are joined into another one.
+    """Escape text for LaTeX's text mode. TeX joins no two of its characters.
 
-    A character that LaTeX has neither a command nor a letter for in its first font encoding is written as its code point.
+    A character without a command and without a letter in the OT1 encoding becomes its code point.
     """
     escaped = ""
     for character in text:
@@ -139,7 +138,7 @@ def _latex_character(character: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a cell; minus zero is zero."""
+    """Return the value of a cell, with 0 for −0."""
     return value + 0.0 if isinstance(value, float) else value
 
 
@@ -152,23 +151,22 @@ def _notes(table: Table) -> list[str]:
 
 
 def _marks(table: Table, row: int, column: int) -> str:
-    """What stands after a value: a star where it is significant, or a dagger where it is not to be trusted."""
+    """Return the marks after a value: a star if it is significant, a dagger if it is not reliable."""
     cell = table.rows[row][column]
     doubt = DOUBT if isinstance(cell, RecordedEstimate) and cell.note is not None else ""
     return ("*" if (row, column) in table.significant else "") + doubt
 
 
 def _printed(table: Table) -> list[list[list[str]]]:
-    """Each cell as its value and the lines below it: an interval, a p-value."""
+    """Return the lines of each cell: its value, then its interval and its p-value, if it has them."""
     places = [_decimals([row[i] for row in table.rows]) for i in range(len(table.columns))]
     return [[_print(cell, digits) for cell, digits in zip(row, places, strict=True)] for row in table.rows]
 
 
 def _decimals(cells: list[Cell]) -> int:
-    """Decimals that show two significant digits of the column's typical half-width; 3 where no interval has a width."""
-    halves = [
-        c.high / 2 - c.low / 2 for c in cells if isinstance(c, RecordedEstimate)
-    ]  # each half by itself does not overflow
+    """Return the decimals for two significant digits of the median half-width; 3 if no interval has a width."""
+    # high − low can overflow, the difference of the halves cannot
+    halves = [c.high / 2 - c.low / 2 for c in cells if isinstance(c, RecordedEstimate)]
     halves = [half for half in halves if half > 0]
     return min(max(1 - math.floor(math.log10(statistics.median(halves))), 0), 6) if halves else 3
 
@@ -183,7 +181,7 @@ def _print(cell: Cell, decimals: int) -> list[str]:
 
 
 def _print_p(p_value: float) -> str:
-    """A p-value by three decimals, or as below the level that it is below and would be rounded onto."""
+    """Return a p-value with three decimals, or "p < level" if rounding would move it onto that level."""
     shown = f"{p_value:.3f}"
     for level in _LEVELS:
         if p_value < level <= max(float(shown), _LEVELS[0]):
@@ -192,7 +190,7 @@ def _print_p(p_value: float) -> str:
 
 
 def _latex_groups(columns: Sequence[Column]) -> list[str]:
-    """A line over the header that says which columns are the paper's; none where there is none."""
+    """Return a line above the header that marks the columns with the paper's numbers; nothing if the table has none."""
     if not any(c.source == "paper" for c in columns):
         return []
     titles, rules, start = [], [], 1
@@ -206,7 +204,7 @@ def _latex_groups(columns: Sequence[Column]) -> list[str]:
 
 
 def _latex_header(column: Column) -> str:
-    """The header; a long name is broken into two lines at the underscore nearest to its middle."""
+    """Return the header. A long name is broken into two lines at the underscore nearest to its middle."""
     text = _header(column)
     breaks = [i + 1 for i, c in enumerate(text) if c == "_"]
     if len(text) <= 12 or not breaks:
@@ -216,7 +214,7 @@ def _latex_header(column: Column) -> str:
 
 
 def _latex_rows(table: Table, shown: Sequence[int]) -> list[str]:
-    """A line of values, and below it those of intervals and of p-values where the row has any."""
+    """Return a line of values for each row, with lines of intervals and p-values below, if the row has any."""
     lines = []
     for r, row in enumerate(_printed(table)):
         lines.append(" & ".join(_latex_value(table, r, c, row[c][0]) for c in shown) + r" \\")

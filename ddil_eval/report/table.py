@@ -1,4 +1,4 @@
-"""What a table is: columns, rows of cells, marks; made by ``tables`` from records, turned into text by ``render``."""
+"""A table as data: columns, rows and marks. ``tables`` makes it from records, and ``rendering`` makes text of it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from typing import Any, Literal
 from ddil_eval.report.records import Direction, RecordedEstimate
 
 DOUBT = "†"
-"""Marks an estimate that is not to be trusted; a note below the table says why."""
+"""Marks an estimate that is not reliable; a note below the table says why."""
 
 Cell = RecordedEstimate | Decimal | float | int | str | None
-"""A paper's number is a Decimal, which keeps the digits as printed there; None is an empty cell."""
+"""A number of the paper is a Decimal, which keeps the printed digits. None is an empty cell."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """`key` is its CSV header, `header` what is printed; `source` says whose numbers these are.
+    """One column of a table.
 
-    `tested` estimates are differences, which have a p-value. `noted` ones hold an estimate that is not to be trusted. What a
-    column `in_caption` says is in the caption too, so that LaTeX, which is short of space, leaves it out.
+    Attributes:
+        key: The header in CSV.
+        header: The header in print.
+        source: Where the values come from: the setting, the measurement, or the paper.
+        direction: Which values are better, for the header.
+        interval: The cells are estimates with an interval.
+        tested: The estimates are differences with a p-value.
+        noted: At least one estimate has a note, since it is not reliable.
+        in_caption: The caption contains the values too, so that LaTeX leaves out the column to save space.
     """
 
     key: str
@@ -35,17 +42,27 @@ class Column:
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """What its columns in CSV end in."""
+        """The suffixes of the columns in CSV."""
         tests = ("_p", "_p_holm") if self.tested else ()
         return ("", *(("_low", "_high") if self.interval else ()), *tests, *(("_note",) if self.noted else ()))
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a renderer needs; `group` names the setting that all rows share, `name` the table within it.
+    """A table.
 
-    `significant` and `best` are the cells (row, column) to be marked; `corrected` holds the p-value, corrected for the number of
-    the table's tests, of each that was tested.
+    Attributes:
+        group: The name of the setting that all rows share.
+        name: The name of the table within the group.
+        title: The title.
+        caption: What the table shows, and the shared setting.
+        columns: The columns.
+        rows: One tuple of cells for each row.
+        notes: Sentences below the table.
+        missing: What was not measured.
+        significant: The cells (row, column) with a star.
+        best: The cells (row, column) in bold.
+        corrected: The p-value of each tested cell (row, column), corrected for the number of the table's tests.
     """
 
     group: str
@@ -65,12 +82,14 @@ class Table:
         return f"tab:{self.group}-{self.name}"
 
     def header(self) -> list[str]:
-        """Flat column names: an estimate gives its value, `_low` and `_high`; a difference its `_p`, and `_p_holm`, which is
-        corrected by Holm's method for the number of the table's tests."""
+        """Return the column names in CSV.
+
+        An estimate has a value, `_low` and `_high`. A difference also has a p-value `_p` and the corrected `_p_holm`.
+        """
         return [c.key + end for c in self.columns for end in c.ends]
 
     def flat(self) -> list[list[Decimal | float | int | str | None]]:
-        """Rows that match `header()`, at full precision; an empty cell is None."""
+        """Return the rows for `header()` at full precision. An empty cell is None."""
         return [
             [
                 value

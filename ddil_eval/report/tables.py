@@ -1,7 +1,7 @@
 """Records → tables: the covariate-shift analysis (the paper's Tables 2, 3, 4) and comparisons of systems.
 
-A table is data; `rendering` turns it into CSV, LaTeX, JSON and text. Records of different settings (protocol, systems,
-data, recipe, …) go to different tables. A cell without a record stays empty and is named in `missing`.
+``rendering`` turns a table into CSV, LaTeX, JSON and text. Records of different settings (protocol, systems, data,
+recipe, …) go to different tables. A cell without a record stays empty, and `missing` names it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from ddil_eval.report.table import DOUBT, Cell, Column, Table
 
 @dataclass(frozen=True)
 class Group:
-    """Records of one experiment that share a setting, the newest of each cell, in a stable order."""
+    """The newest record of each cell of one experiment and one setting, in a stable order.
+
+    Attributes:
+        name: The name of the group, a folder name.
+        experiment: The experiment.
+        records: The records.
+        replaced: How many older records they replace.
+    """
 
     name: str
     experiment: str
@@ -31,7 +38,7 @@ class Group:
     replaced: int
 
     def find(self, **cell: object) -> Record | None:
-        """The record of the cell with these entries."""
+        """Return the record of the cell with these entries, or None."""
         return next((r for r in self.records if all(r.cell.get(key) == value for key, value in cell.items())), None)
 
     def of_kind(self, kind: str) -> list[Record]:
@@ -40,7 +47,14 @@ class Group:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row to be: what places it, its record if there is one, the paper's numbers, and its name among the missing."""
+    """A row before it becomes cells.
+
+    Attributes:
+        place: The cells that place the row.
+        wanted: The name of the row among the missing cells.
+        record: The record, or None.
+        paper: The paper's numbers.
+    """
 
     place: tuple[Cell, ...]
     wanted: str
@@ -50,11 +64,11 @@ class _Row:
 
 _SHARED = {
     "covariate-shift": set(SETTING),
-    # Each row of a comparison is another system on its own grid; the columns say which.
+    # The rows of a comparison are different systems with their own grids; columns name them.
     "systems": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
     "prompt-inversion": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
 }
-"""For each experiment that has tables, what the rows of one table must agree on."""
+"""For each experiment with tables: the fields that all rows of one table share."""
 
 
 _SYSTEMS = f"Systems on the same prompts and seeds. {BOLD}"
@@ -63,15 +77,15 @@ _DIFFERENCES = "Paired differences between systems on the same prompts and seeds
 _COMPARED = {
     "systems": (
         "table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower"),
-        "The paper's FID is of SD 1.5 on COCO 2014, prepared as it does not print",
+        "The paper's FID is for SD 1.5 on COCO 2014; the paper does not say how it prepares images",
     ),
     "prompt-inversion": (
-        "table5", "table5", "Table 5", f"Each system draws from prompts inverted on the teacher. {BOLD}",
+        "table5", "table5", "Table 5", f"Each system generates images from prompts that the teacher inverted. {BOLD}",
         Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
-        "The paper's LPIPS_Div is of SD 1.5 on pictures that it does not name",
+        "The paper's LPIPS_Div is for SD 1.5 on images that it does not name",
     ),
 }  # fmt: skip
-"""For each experiment that compares systems: the paper's table, ours, its caption, the paper's column and a note on it."""
+"""For each comparison: the paper's table; our table, its title and its caption; the paper's column and a note on it."""
 
 _PAPER_TABLES = (
     (
@@ -83,7 +97,7 @@ _PAPER_TABLES = (
     ("table3", "teacher_then_student", "switch_t", "The teacher acts until t = switch_t, then the student."),
     ("table4", "student_then_teacher", "switch_t", "The student acts until t = switch_t, then the teacher."),
 )
-"""Name, kind of cell, the number that orders the rows, and what is measured [paper, Tables 2-4]."""
+"""Name, kind of cell, the number that orders the rows, and the caption [paper, Tables 2-4]."""
 
 
 _EFFECTS = (
@@ -91,20 +105,20 @@ _EFFECTS = (
         1,
         "main-effects",
         "Main effects",
-        "Mean where the student acts at a transition, less that where the teacher does.",
+        "Mean of the strings with the student at a transition, minus the mean of the strings with the teacher there.",
     ),
     (
         2,
         "interactions",
         "Interactions",
-        "Mean where one model acts at both transitions, less that where each acts at one.",
+        "Mean of the strings with one model at both transitions, minus the mean of the strings with each model at one.",
     ),
 )
-"""How many transitions, name, title, and what the contrast over all strings is."""
+"""Number of transitions, name, title, and the contrast over all strings."""
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
-    """Split records by experiment and by the setting that the rows of its tables must share."""
+    """Split records by experiment and by the setting that the rows of its tables share."""
     kept, replaced = latest_records(r for r in records if r.experiment in _SHARED)
     split: dict[str, list[Record]] = {}
     for record in kept:
@@ -114,7 +128,7 @@ def groups(records: Iterable[Record]) -> list[Group]:
 
 
 def build(records: Iterable[Record]) -> list[Table]:
-    """Every table that these records belong to; records of other experiments are left out."""
+    """Return all tables of the records. Experiments without tables are left out."""
     makers: dict[str, Callable[[Group], list[Table]]] = {
         "covariate-shift": shift_tables,
         "systems": compare_tables,
@@ -124,7 +138,7 @@ def build(records: Iterable[Record]) -> list[Table]:
 
 
 def shift_tables(group: Group) -> list[Table]:
-    """The two pure runs and Tables 2, 3, 4; the factorial's three where its strings or effects were measured."""
+    """Return the pure runs and Tables 2, 3 and 4, and the factorial's three tables if any of it was measured."""
     tables = [_pure(group), *(_beside_paper(group, *table) for table in _PAPER_TABLES)]
     transitions = _transitions(group)
     tables += _factorial(group, transitions) if transitions else []
@@ -132,7 +146,7 @@ def shift_tables(group: Group) -> list[Table]:
 
 
 def compare_tables(group: Group) -> list[Table]:
-    """Systems side by side, and their paired differences, where there are any; rows as the newest protocol has them."""
+    """Return the systems side by side, in the order of the newest protocol, and their paired differences, if any."""
     source, label, title, text, column, note = _COMPARED[group.experiment]
     newest = max(group.records, key=lambda r: r.age_key()).protocol
     wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
@@ -148,7 +162,7 @@ def compare_tables(group: Group) -> list[Table]:
     beside = any(cell is not None for row in rows for cell in row.paper)
     paper = [column] if beside else []
     elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
-    note += ", another world: compare directions, not values." if elsewhere else "."
+    note += ", which is another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     made = [replace(table, best=_best(group, table, rows))]
     made.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
@@ -156,9 +170,9 @@ def compare_tables(group: Group) -> list[Table]:
 
 
 def inversion_tables(group: Group) -> list[Table]:
-    """Table 5, its differences, and the inverters side by side: what the teacher makes of each one's prompts."""
-    text = "Inverters on the same pictures: what the teacher draws from their prompts, and the share of the captions found."
-    paired = "Paired differences between inverters on the same pictures."
+    """Return Table 5 and its differences, and the inverters side by side with their differences."""
+    text = "Inverters on the same images: measures of the teacher's images from their prompts, and the caption recall."
+    paired = "Paired differences between inverters on the same images."
     made = [
         _named(group, "inverter", "inverters", "Inverters", text, "Inverter"),
         _named(
@@ -175,7 +189,7 @@ def inversion_tables(group: Group) -> list[Table]:
 
 
 def _named(group: Group, kind: str, name: str, title: str, text: str, header: str, *, tested: bool = False) -> Table:
-    """The cells of a kind by their names."""
+    """Return a table of the cells of one kind, in the order of their names."""
     rows = [_Row((_name(r),), _name(r), r) for r in sorted(group.of_kind(kind), key=_name)]
     return _table(group, name, title, text, [Column(header.lower(), header)], rows, tested=tested)
 
@@ -183,7 +197,7 @@ def _named(group: Group, kind: str, name: str, title: str, text: str, header: st
 def _system_row(
     name: str, record: Record | None, cell: Mapping[str, Any], numbers: Mapping[tuple[str, int], Decimal]
 ) -> _Row:
-    """A system's row; without a record its place says what was asked for, and the paper's number stands by itself."""
+    """Return the row of a system. Without a record, the row holds its entry of the protocol and the paper's number."""
     steps = int(_number(cell["steps"])) if cell.get("steps") else None
     paper = (numbers.get((str(cell.get("paper")), steps or 0)),)
     if record is None:
@@ -192,7 +206,10 @@ def _system_row(
 
 
 def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[int, int]]:
-    """The best cell of each measured column that is significantly better than the next best; the columns are one family."""
+    """Return the best cell of each measured column, if significantly better than the second best.
+
+    The columns are one family of tests.
+    """
     p_values = {}
     for place, column in enumerate(table.columns):
         metric = column.key if column.source == "measured" else ""
@@ -209,13 +226,13 @@ def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[i
 
 def _pure(group: Group) -> Table:
     rows = [_Row((m,), f"the pure {m}", group.find(kind="pure", model=m)) for m in ("teacher", "student")]
-    text = "The teacher alone and the student alone, the two ends of every rollout."
+    text = "The teacher alone and the student alone, the two extremes of mixed rollouts."
     note = "The paper (SD 1.5 on COCO) reports an FID of about 22.5 for both and a CLIP score of 0.321 for its teacher."
     return _table(group, "pure", "Pure runs", text, [Column("model", "Model")], rows, notes=[note])
 
 
 def _beside_paper(group: Group, name: str, kind: str, key: str, text: str) -> Table:
-    """The paper's Table 2, 3 or 4: its rows and any others measured, by the number `key`, falling."""
+    """Return the paper's Table 2, 3 or 4: the paper's rows and other measured rows, by falling `key`."""
     paper = _paper(name)
     values = sorted({*paper, *(_number(r.cell[key]) for r in group.of_kind(kind))}, reverse=True)
     rows = [
@@ -223,7 +240,7 @@ def _beside_paper(group: Group, name: str, kind: str, key: str, text: str) -> Ta
         for v in values
     ]
     columns = [Column("paper_fid", "FID", "paper", "lower"), Column("paper_clip", "CLIP", "paper", "higher")]
-    note = "The paper's numbers are of SD 1.5 on COCO, another world: compare directions, not values."
+    note = "The paper's numbers are for SD 1.5 on COCO, which is another world: compare directions, not values."
     return _table(group, name, f"Table {name[-1]}", text, [Column(key, key)], rows, paper=columns, notes=[note])
 
 
@@ -266,7 +283,7 @@ def _table(
 
 
 def _doubts(rows: Sequence[_Row], metric: str) -> list[str]:
-    """What notes say of a metric's values that are not to be trusted."""
+    """Return the notes on unreliable values of a metric."""
     held = [row.record.metrics[metric].estimate.note for row in rows if row.record and metric in row.record.metrics]
     return [note for note in held if note is not None]
 
@@ -287,10 +304,10 @@ def _missing(rows: Sequence[_Row], metrics: Sequence[str]) -> list[str]:
 def _remarks(group: Group, rows: Sequence[_Row]) -> list[str]:
     held = [(row.wanted, row.record) for row in rows if row.record]
     short = [f"{name} ({r.n_done} of {r.n_asked})" for name, r in held if r.n_done < r.n_asked]
-    remarks = [f"Fewer samples done than asked: {'; '.join(short)}."] if short else []
+    remarks = [f"Fewer samples than requested: {'; '.join(short)}."] if short else []
     if group.replaced:
         remarks.append(
-            f"The newest records are shown; older ones with other numbers, kept beside them: {group.replaced}."
+            f"The table shows the newest records. Older records with other numbers, not shown: {group.replaced}."
         )
     return remarks
 
@@ -300,7 +317,7 @@ def _metrics(records: Iterable[Record]) -> dict[str, Direction]:
 
 
 def _setting(group: Group) -> str:
-    """What all rows share, as a sentence."""
+    """Return the setting that all rows share, as a sentence."""
     first = group.records[0]
     systems = first.systems.items() if group.experiment == "covariate-shift" else ()
     data = " ".join(str(first.data[key]) for key in ("reference", "split") if key in first.data)
@@ -308,13 +325,13 @@ def _setting(group: Group) -> str:
     parts += [f"data {data}", f"recipe {first.recipe}"]
     if group.experiment == "covariate-shift":
         parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]
-    parts += [f"seed {', '.join(map(str, first.seeds)) or 'unknown'}", f"N asked {first.n_asked}"]
+    parts += [f"seed {', '.join(map(str, first.seeds)) or 'unknown'}", f"N requested {first.n_asked}"]
     sentence = ", ".join(parts)
-    return f"{sentence[0].upper()}{sentence[1:]}; brackets hold 95% intervals."
+    return f"{sentence[0].upper()}{sentence[1:]}; brackets contain 95% intervals."
 
 
 def _transitions(group: Group) -> int:
-    """The number of transitions that the factorial's records speak of; 0 where there are none."""
+    """Return the number of transitions of the factorial's records; 0 without such records."""
     lengths = [len(str(r.cell["string"])) for r in group.of_kind("string")]
     effects = [r.cell["transitions"] for r in group.of_kind("effect")]
     return max([0, *lengths, *(int(_number(i)) + 1 for e in effects if isinstance(e, list) for i in e)])
@@ -326,19 +343,19 @@ def _transition(group: Group, index: int) -> str:
 
 
 def paper_rows(table: str = "table1") -> dict[tuple[str, int], Decimal]:
-    """The paper's numbers of Table 1 (FID) or 5 (LPIPS diversity), by model and steps."""
+    """Return the paper's numbers of Table 1 (FID) or 5 (LPIPS diversity), by model and number of steps."""
     with (paper_results() / f"{table}.csv").open(newline="", encoding="utf-8") as file:
         return {(name, int(steps)): Decimal(value) for name, steps, value in list(csv.reader(file))[1:]}
 
 
 def _paper(name: str) -> dict[float, tuple[Cell, ...]]:
-    """The paper's (FID, CLIP) by the value in its first column."""
+    """Return the paper's (FID, CLIP score) by the value in the first column."""
     with (paper_results() / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return {float(first): (Decimal(fid), Decimal(clip)) for first, fid, clip in list(csv.reader(file))[1:]}
 
 
 def _group_name(record: Record) -> str:
-    """A folder name: the experiment, the student where there is one, and a hash of what the rows share."""
+    """Return a folder name: the experiment, the student of an analysis, and a hash of what the rows share."""
     shared = record.digest_of(_SHARED[record.experiment])[:8]
     student = record.systems.get("student") if record.experiment == "covariate-shift" else None
     words = [record.experiment, PurePath(student.reference).name if student else "", shared]
@@ -358,7 +375,7 @@ def _name(record: Record) -> str:
 
 
 def _mappings(value: object) -> list[Mapping[str, Any]]:
-    """The rows of a protocol's list."""
+    """Return the named rows of a list in a protocol."""
     return [row for row in value if isinstance(row, dict) and "name" in row] if isinstance(value, list) else []
 
 

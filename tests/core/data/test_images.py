@@ -23,8 +23,8 @@ from ddil_core.data.images import BAD_IMAGE, read_head, read_rgb
 from ddil_core.data.shards import read_shard
 from ddil_core.support.errors import DdilError
 from ddil_eval.experiments.image_sources import FolderImages, open_image_folder
-from ddil_eval.experiments.prompt_inversion import subjects
 from ddil_eval.experiments.reference_images import check_reference
+from ddil_eval.experiments.targets import read_targets
 from tests.shards import picture, save_shard
 
 few = settings(
@@ -108,7 +108,7 @@ def test_16_bit_grey_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
         next(iter(data.training(1, 32)))[0][0],
         next(iter(open_data(f"webdataset:{shard}").training(1, 32)))[0][0],
         FolderImages(open_image_folder(folder, None), 1)[0].images[0],
-        subjects(data, 1, 32).images[0],
+        read_targets(data, 1, 32).images[0],
     ):
         assert np.array_equal(found, GREY)
 

@@ -63,5 +63,7 @@ def test_curves_are_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DdilError, match=r"^There is no covariate-shift record to draw in .+a\.png: run `ddil eval"):
+    with pytest.raises(
+        DdilError, match=r"^No record of a covariate-shift analysis can be drawn in .+a\.png: run `ddil eval"
+    ):
         figures.shift_curves([system("PD", 4)], tmp_path / "a.png")

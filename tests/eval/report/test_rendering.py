@@ -30,7 +30,7 @@ p_teacher,fd_efflite0,fd_efflite0_low,fd_efflite0_high,drawn_right,drawn_right_l
 
 LATEX = r"""\begin{table}[tb]
 \centering
-\caption{At each transition the teacher acts with probability p\_teacher, else the student. Teacher shapes, student runs/pd\_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N asked 256; brackets hold 95\% intervals.}
+\caption{At each transition the teacher acts with probability p\_teacher, else the student. Teacher shapes, student runs/pd\_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N requested 256; brackets contain 95\% intervals.}
 \label{LABEL}
 \medskip\footnotesize\setlength{\tabcolsep}{3pt}
 \begin{tabular}{@{}lrrrrrr@{}}
@@ -47,7 +47,7 @@ p\_teacher & \shortstack[r]{fd\_\\efflite0 $\downarrow$} & \shortstack[r]{drawn\
 0.2 &  &  &  &  & $21.92$ & $0.307$ \\
 \bottomrule
 \end{tabular}
-\par\smallskip{\footnotesize The paper's numbers are of SD 1.5 on COCO, another world: compare directions, not values.\par}
+\par\smallskip{\footnotesize The paper's numbers are for SD 1.5 on COCO, which is another world: compare directions, not values.\par}
 \par\smallskip{\footnotesize Not measured: p\_teacher = 0.6: no record; p\_teacher = 0.2: no record; p\_teacher = 0.4: its record has no drawn\_right.\par}
 \end{table}
 """  # noqa: E501

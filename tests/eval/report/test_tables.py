@@ -43,11 +43,11 @@ def test_table_2_puts_measured_and_paper_side_by_side() -> None:
         (0.2, FD, RIGHT, 250, 14.4, Decimal("21.92"), Decimal("0.307")),
     )
     assert table.missing == ("p_teacher = 0.6: no record", "p_teacher = 0.4: no record")
-    assert "Fewer samples done than asked: p_teacher = 0.2 (250 of 256)." in table.notes
+    assert "Fewer samples than requested: p_teacher = 0.2 (250 of 256)." in table.notes
     assert table.caption == (
         "At each transition the teacher acts with probability p_teacher, else the student. Teacher shapes, student "
-        "runs/pd_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N asked 256; "
-        "brackets hold 95% intervals."
+        "runs/pd_4, data shapes val, recipe shapes-64, solver ddim, guidance 3, reflection clamp, seed 0, N requested 256; "
+        "brackets contain 95% intervals."
     )
 
 
@@ -123,7 +123,7 @@ def test_the_newest_record_is_shown_and_the_older_one_told() -> None:
     for records in ([p_teacher(0.8), new], [new, p_teacher(0.8)]):
         table = by_name(records)["table2"]
         assert table.rows[0][1].value == 11.0  # type: ignore[union-attr]
-        assert "The newest records are shown; older ones with other numbers, kept beside them: 1." in table.notes
+        assert "The table shows the newest records. Older records with other numbers, not shown: 1." in table.notes
 
 
 def difference(kind: str, a: str, b: str, **changes: object) -> Record:
@@ -196,7 +196,7 @@ def test_a_difference_is_marked_where_it_is_significant(
     ends = ("", "_low", "_high", "_p", "_p_holm")
     assert table.header() == ["difference", *(f"fd_efflite0{end}" for end in ends), "n"]
     assert table.flat()[0][1:5] == [value, value - half, value + half, p_value]
-    assert "A star marks what differs from 0 at the 5% level" in table.caption
+    assert "A star marks a difference from 0 at the 5% level" in table.caption
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""What the commands of all experiments do: read a protocol, run the experiment, show its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddil_eval.cli import options
+from ddil_eval.cli.output import show
+
+if TYPE_CHECKING:
+    from ddil_eval.experiments.experiments import Experiment
+
+
+def starting_protocol(
+    experiment: Experiment, protocol: Path | None, settings: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    """Read the protocol that a command starts from, with its ``--set`` settings, and return its name for messages too.
+
+    Args:
+        experiment: The experiment, which has a shipped protocol.
+        protocol: The user's protocol, in place of the shipped one.
+        settings: KEY=VALUE settings.
+    """
+    from ddil_core.support.protocol import override, read_yaml
+    from ddil_core.support.resources import protocols
+
+    path = protocol or protocols() / str(experiment.protocol)
+    return override(read_yaml(path), settings), str(path)
+
+
+def run_experiment(
+    experiment: Experiment,
+    content: Mapping[str, Any],
+    given: Mapping[str, Any],
+    source: str,
+    out: Path,
+    download: bool,
+    device: str | None,
+    as_json: bool,
+    save_images: bool = False,
+) -> None:
+    """Run an experiment and show its tables.
+
+    Args:
+        experiment: The experiment.
+        content: The protocol.
+        given: The values of the command's options, by key; those that are not None replace the protocol's.
+        source: The name of the protocol, for messages.
+        out: The results folder.
+        download: Fetch models that are missing.
+        device: The device that the user names.
+        as_json: Print the records as JSON.
+        save_images: Keep the images that the experiment generates.
+
+    Raises:
+        WrongCommand: the configuration does not fit, or the experiment keeps no images.
+    """
+    options.quiet_libraries()
+    from ddil_core.support.errors import WrongCommand
+    from ddil_core.support.protocol import validate
+
+    given = {key: value for key, value in given.items() if value is not None}
+    config = validate(experiment.config, {**content, **given}, source, options=given)
+    if save_images and not experiment.keeps_images:
+        raise WrongCommand(f"the experiment {experiment.name!r} keeps no images; leave --save-images out")
+    options.fetch_missing(experiment.models(config), download)
+    keep = {"save_images": True} if save_images else {}
+    records = experiment.run(config, out, options.choose_device(device), **keep)
+    show(records, out, as_json, f"{experiment.contents} are in")

@@ -1,0 +1,76 @@
+"""Prompt inversion as data: the teacher, the images, the inverters, and the systems that draw from the prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ddil_core.inversion.towers import SHAPES
+from ddil_core.inversion.words import Vocabulary
+from ddil_core.support.protocol import Strict
+from ddil_eval.experiments.system_configs import SystemConfig, refuse_names
+from ddil_eval.metrics import METRICS
+
+LPIPS = ("lpips_diversity", "lpips_efflite0")
+"""The metric of Table 5, and the one for machines without AlexNet's weights."""
+
+
+class InversionConfig(Strict):
+    """Prompt inversion as data.
+
+    Attributes:
+        teacher: The reference of the model on which images are inverted.
+        data: The reference of the data set.
+        towers: The folder of the CLIP that chooses prompts and compares images. Defaults to the one of the shapes world.
+        vocabulary: The words that prompts may hold. Defaults to whole words; in the shapes world, to those of its captions.
+        inverter: The inverter whose prompts the systems draw from.
+        inverters: The inverters to run, with their settings.
+        systems: The rows.
+        differences: Pairs of names; the second is subtracted from the first.
+        num_images: The number of images to invert.
+        pictures_per_prompt: The number of images that each system draws from a prompt.
+        choosing_steps: The number of the teacher's steps for the images by which a prompt is chosen. Defaults to its own.
+        choosing_pictures: The number of those images for each candidate.
+        lpips: The metric between images. Defaults to LPIPS' own network where its weights are here.
+        batch_size: The number of images that are inverted at a time.
+        draw_batch_size: The number of images that are drawn at a time.
+        figures: The number of inverted images to draw a figure of.
+        seed: The seed of all noise.
+    """
+
+    experiment: Literal["prompt-inversion"] = "prompt-inversion"
+    teacher: str = "shapes"
+    data: str = "shapes"
+    towers: str | None = None
+    vocabulary: Vocabulary | None = None
+    inverter: str = "ph2p"
+    inverters: dict[str, dict[str, Any]] = Field(default={"ph2p": {}}, min_length=1)
+    systems: tuple[SystemConfig, ...] = Field(min_length=1)
+    differences: tuple[tuple[str, str], ...] = ()
+    num_images: int = Field(default=32, ge=2)
+    pictures_per_prompt: int = Field(default=10, ge=2)
+    choosing_steps: int | None = Field(default=None, ge=1)
+    choosing_pictures: int = Field(default=1, ge=1)
+    lpips: Literal["lpips_diversity", "lpips_efflite0"] | None = None
+    batch_size: int = Field(default=16, ge=1)
+    draw_batch_size: int = Field(default=64, ge=1)
+    figures: int = Field(default=32, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> InversionConfig:
+        refuse_names(self.systems, self.differences, "table5")
+        if self.inverter not in self.inverters:
+            raise ValueError(f"the inverter {self.inverter!r} is none of those to be run, {', '.join(self.inverters)}")
+        return self
+
+    @property
+    def clip(self) -> str | None:
+        """The reference of the towers."""
+        return SHAPES if self.towers is None and self.data == SHAPES else self.towers
+
+    @property
+    def distance(self) -> str:
+        """The name of the metric between images."""
+        return self.lpips or next((name for name in LPIPS if METRICS[name].missing() is None), LPIPS[-1])

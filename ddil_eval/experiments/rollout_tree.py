@@ -1,0 +1,184 @@
+"""The rollouts of the covariate-shift analysis: one tree for all runs, so that strings with the same prefix share its states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddil_core.data.base import Prompt
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, rollout_latents
+from ddil_core.diffusion.schedule import Time
+from ddil_core.models.model import Model, load_model
+from ddil_core.models.turns import take_turns
+from ddil_core.support import ranks
+from ddil_core.support.environment import full_precision
+from ddil_core.support.progress import progress
+from ddil_eval.experiments.measurement import batches
+from ddil_eval.experiments.shift_runs import ShiftRun
+from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
+from ddil_eval.report.records import digest
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher and student, ready to take turns.
+
+    Attributes:
+        teacher: The teacher, which also encodes the prompts and decodes the images.
+        student: The student.
+        actors: Both as the actors of a rollout.
+        grid: The student's times, where one can hand over to the other.
+    """
+
+    teacher: Model
+    student: Model
+    actors: dict[str, Actor]
+    grid: list[Time]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What messages call the two actors."""
+        return {TEACHER: f"the teacher {self.teacher.reference!r}", STUDENT: f"the student {self.student.reference!r}"}
+
+
+def load_pair(
+    teacher: str,
+    student: str,
+    device: str = "cpu",
+    *,
+    teacher_steps: int = 32,
+    guidance_scale: float | None = None,
+    solver: str = "ddim",
+    teacher_dtype: str = "float32",
+    student_dtype: str = "float32",
+) -> Pair:
+    """Load two models that take turns.
+
+    Args:
+        teacher: The teacher's reference.
+        student: The student's reference.
+        device: The device of this process.
+        teacher_steps: The number of the teacher's steps on its own grid.
+        guidance_scale: The teacher's guidance scale. Defaults to the model's own.
+        solver: The solver of both models.
+        teacher_dtype: The dtype of the weights of the teacher's network.
+        student_dtype: The dtype of the weights of the student's network.
+
+    Raises:
+        WrongCommand: the two models cannot take turns.
+    """
+    models = load_model(teacher, device), load_model(student, device)
+    for model, dtype in zip(models, (teacher_dtype, student_dtype), strict=True):
+        model.denoiser.net.to(getattr(torch, dtype))
+    return Pair(*models, *take_turns(*models, teacher_steps, guidance_scale, solver))
+
+
+@dataclass
+class RolloutTree:
+    """Rolls all runs out, chunk by chunk: latents → images → features. A finished chunk lies in a file, and is not redone.
+
+    Attributes:
+        pair: Teacher and student.
+        extractors: The networks of the metrics.
+        work: The folder of finished chunks.
+        prompts: The N prompts.
+        runs: The runs.
+        seed: The seed of the noise.
+        chunk: The number of prompts in a chunk.
+        batch_size: The number of rows in a batch of the device.
+    """
+
+    pair: Pair
+    extractors: Extractors
+    work: Path
+    prompts: Sequence[Prompt]
+    runs: Sequence[ShiftRun]
+    seed: int
+    chunk: int
+    batch_size: int
+
+    def grow(self) -> None:
+        """Make this process's share of the chunks, and wait until the other processes have made theirs."""
+        chunks = list(batches(len(self.prompts), self.chunk))
+        share = [chunks[index] for index in ranks.mine(len(chunks))]
+        with progress("rollouts", total=sum(chunk.stop - chunk.start for chunk in share)) as advance:
+            for chunk in share:
+                self._chunk(chunk)
+                advance(chunk.stop - chunk.start)
+        ranks.barrier()
+
+    def gather(self) -> tuple[Features, dict[tuple[int, str], int], dict[str, int]]:
+        """Read all chunks.
+
+        Returns:
+            The features [M, d] of the M distinct images, by network; the row of each (prompt, string); the network
+            evaluations, by actor.
+        """
+        parts: list[Features] = []
+        place: dict[tuple[int, str], int] = {}
+        evaluations = dict.fromkeys(self.pair.actors, 0)
+        for chunk in batches(len(self.prompts), self.chunk):
+            arrays = self._chunk(chunk)
+            keys = zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True)
+            place.update({key: len(place) + row for row, key in enumerate(keys)})
+            parts.append({name: arrays[name] for name in self.extractors.open})
+            evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
+        return concatenate(parts), place, evaluations
+
+    def _chunk(self, chunk: slice) -> Arrays:
+        """Return what ``_measure`` gives for a chunk, from its file where there is one."""
+        strings = [sorted({run.strings[index] for run in self.runs}) for index in range(chunk.start, chunk.stop)]
+        path = self.work / f"{digest([strings, chunk.start])[:16]}.npz"
+        return cached_arrays(path, lambda: self._measure(chunk, strings))
+
+    @full_precision()
+    def _measure(self, chunk: slice, strings: list[list[str]]) -> Arrays:
+        """Roll one chunk out; return the features, the (sample, string) of each row, and the evaluations by actor."""
+        decoder, prompts = self.pair.teacher, self.prompts[chunk]
+        condition = decoder.encode([prompt.text for prompt in prompts])
+        samples = [Sample(prompt.id) for prompt in prompts]
+        z = initial_noise(samples, decoder.latent_shape, self.seed).to(decoder.device)
+        ends = rollout_latents(
+            self.pair.actors, z, condition, strings, batch_size=self.batch_size, names=self.pair.names
+        )  # fmt: skip
+        texts = [prompts[row].text for row in ends.sample]
+        features = concatenate(
+            [
+                self.extractors(decoder.decode(ends.latents[part]), texts[part])
+                for part in batches(len(texts), self.batch_size)
+            ]
+        )
+        places = {"sample": chunk.start + np.array(ends.sample), "string": np.array(ends.string)}
+        return features | places | {f"evaluations {name}": np.array(n) for name, n in ends.evaluations.items()}
+
+
+@full_precision()
+def roll_out_images(
+    pair: Pair, prompts: Sequence[Prompt], strings: Sequence[str], *, seed: int, batch_size: int
+) -> np.ndarray:
+    """Roll every prompt out along every string.
+
+    Args:
+        pair: Teacher and student.
+        prompts: The P prompts.
+        strings: The S strings, all different.
+        seed: The seed of the noise.
+        batch_size: The number of rows in a batch of the device.
+
+    Returns:
+        Images uint8 [P, S, H, W, 3].
+    """
+    decoder = pair.teacher
+    condition = decoder.encode([prompt.text for prompt in prompts])
+    z = initial_noise([Sample(p.id) for p in prompts], decoder.latent_shape, seed).to(decoder.device)
+    wanted = [set(strings)] * len(prompts)
+    ends = rollout_latents(pair.actors, z, condition, wanted, batch_size=batch_size, names=pair.names)
+    images = decoder.decode(ends.latents)
+    place = {key: row for row, key in enumerate(zip(ends.sample, ends.string, strict=True))}
+    return np.stack([[images[place[row, string]] for string in strings] for row in range(len(prompts))])

@@ -1,0 +1,143 @@
+"""The systems that a configuration names: their sampling, and whether their files are on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from pydantic import Field
+
+from ddil_core.diffusion.parameterization import ReflectionMode
+from ddil_core.diffusion.solvers import SOLVERS
+from ddil_core.models.generate import resolve_sampling, sampling_warnings
+from ddil_core.models.model import Model
+from ddil_core.models.sampling import Sampling
+from ddil_core.support import ranks
+from ddil_core.support.errors import DdilError
+from ddil_core.support.progress import warn
+from ddil_core.support.protocol import GuidanceScale, Strict
+from ddil_eval.experiments.image_sources import ImageOrigin
+from ddil_eval.report.tables import paper_rows
+
+NOTHING_TO_MEASURE = "nothing can be measured: provide what is named above, and run the same command again"
+
+
+class SystemConfig(Strict):
+    """A row of a comparison: a model, and how it is sampled. Settings left out are the model's own.
+
+    Attributes:
+        name: The name in tables.
+        model: The model's reference.
+        steps: The number of solver steps.
+        solver: The name of the solver.
+        guidance_scale: The guidance scale g; 1 is no guidance.
+        reflection: How x̂ is kept inside the range of the data.
+        paper: The name of the row in the paper's Table 1 or 5.
+        provide: What a user does to get a model that is missing.
+    """
+
+    name: str = Field(min_length=1)
+    model: str
+    steps: int | None = Field(default=None, ge=1)
+    solver: str | None = None
+    guidance_scale: GuidanceScale | None = None
+    reflection: ReflectionMode | None = None
+    paper: str | None = None
+    provide: str | None = None
+
+
+def system_rows(
+    models: Sequence[str],
+    *,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance_scale: float | None = None,
+    reflection: str | None = None,
+) -> list[dict[str, object]]:
+    """Return a row for each model, all with the same sampling. What is None is left to each model.
+
+    Args:
+        models: References of models; each is the name of its row.
+        steps: The number of solver steps.
+        solver: The name of the solver.
+        guidance_scale: The guidance scale.
+        reflection: How x̂ is kept inside the range of the data.
+    """
+    given = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    sampling = {key: value for key, value in given.items() if value is not None}
+    return [{"name": model, "model": model, **sampling} for model in models]
+
+
+def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[str, str]], table: str) -> None:
+    """Refuse names that are taken twice or unknown: of systems, in differences, and in a table of the paper.
+
+    Raises:
+        ValueError: a name does not fit.
+    """
+    names = [system.name for system in systems]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two systems are named {twice[0]!r}")
+    unknown = [name for pair in differences for name in pair if name not in names]
+    if unknown:
+        raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")
+    paper = [(system.paper, system.steps) for system in systems if system.paper is not None]
+    absent = [row for row in paper if row not in paper_rows(table)]
+    if absent:
+        title = table.replace("table", "Table ")
+        raise ValueError(f"the paper's {title} has no row {absent[0][0]!r} of {absent[0][1]} steps")
+
+
+def find_systems(
+    systems: Iterable[SystemConfig], look: Callable[[str], object]
+) -> tuple[tuple[SystemConfig, ...], dict[str, DdilError]]:
+    """Split systems into those that are here and those that are absent.
+
+    Args:
+        systems: The rows.
+        look: Raises DdilError where the files of a reference are not here.
+
+    Returns:
+        The systems that are here, and for each absent one the error that says what to provide.
+    """
+    here, absent = [], {}
+    for system in systems:
+        try:
+            look(system.model)
+            here.append(system)
+        except DdilError as error:
+            hint = f"the model {system.model!r} is not here; {system.provide}"
+            absent[system.name] = error if system.provide is None else type(error)(hint)
+    return tuple(here), absent
+
+
+def report_absent(absent: Mapping[str, DdilError]) -> None:
+    """Print on stderr what is not here, one line each; of several processes the main one does."""
+    if ranks.is_main():
+        for name, error in absent.items():
+            print(f"not here: {name}: {error}", file=sys.stderr)
+
+
+def sampling_of(system: SystemConfig, model: Model, prompts: Sequence[str]) -> Sampling:
+    """Return how a system is sampled, and warn of what a user should know about it."""
+    sampling = resolve_sampling(model, system.steps, system.solver, system.guidance_scale, system.reflection)
+    for sentence in sampling_warnings(model, prompts, sampling):
+        warn(f"{system.name}: {sentence}")
+    return sampling
+
+
+def image_origin(model: Model, sampling: Sampling, seed: int) -> ImageOrigin:
+    """Return what a record says of the images that a model generates."""
+    schedule = model.denoiser.schedule
+    calls = SOLVERS.find(sampling.solver).calls(schedule, sampling.transitions(schedule))
+    evaluations = calls * model.guided(sampling.guidance_scale).nfe
+    return ImageOrigin(
+        reference=model.reference,
+        weights_sha256=model.weights_sha256(),
+        solver=sampling.solver,
+        grid=tuple(sampling.times(schedule)),
+        guidance_scale=sampling.guidance_scale,
+        reflection=sampling.reflection,
+        nfe=float(evaluations),
+        seed=seed,
+    )
