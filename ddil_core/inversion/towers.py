@@ -45,7 +45,7 @@ class Towers:
 
     def words(self, vocabulary: Vocabulary | tuple[str, ...]) -> Words:
         """Return the words that the text tower's prompts may hold."""
-        device: torch.device = self.parts[1].weight.device  # type: ignore[assignment, union-attr]
+        device: torch.device = self.parts[1].weight.device  # type: ignore[assignment]
         return gather_words([self.parts], vocabulary, f"the CLIP {self.reference!r}", device)
 
     @torch.no_grad()
