@@ -1,4 +1,7 @@
-"""The denoiser: every network becomes one function of z_t, t and a condition that returns x̂. Guidance and reflection wrap it."""
+"""The denoiser: every network becomes one function of z_t, t and a condition that returns x̂.
+
+Guidance and reflection wrap it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class Condition:
     Attributes:
         tensors: What the network reads, [B, …], under the network's own argument names.
         guidance: The guidance scale of each row, float32 [B]. None leaves the scale to the denoiser.
-        noise: Noise for a sampler that adds noise between its steps, [B, K, C, H, W]: for each row and each step but the last.
+        noise: Noise for a sampler that adds noise between its steps, [B, K, C, H, W]: for each row and each step but
+            the last.
     """
 
     tensors: dict[str, Tensor]
@@ -143,12 +147,13 @@ def guidance_embedding(w: float | Tensor, width: int) -> Tensor:
 class GuidedDenoiser:
     """A network with classifier-free guidance, ε = ε_∅ + g (ε_c − ε_∅), and after it the reflection of x̂.
 
-    Guidance combines the raw outputs. The result is the same for ε, v, x₀ and velocities, because each is affine in the others
-    at the same z. A network with a guidance embedding (LCM) reads g and is evaluated once.
+    Guidance combines the raw outputs. The result is the same for ε, v, x₀ and velocities, because each is affine in the
+    others at the same z. A network with a guidance embedding (LCM) reads g and is evaluated once.
 
     Args:
         network: The network.
-        unconditional: The condition of the empty prompt, one row. None: the network is evaluated once, without guidance.
+        unconditional: The condition of the empty prompt, one row. None: the network is evaluated once, without
+            guidance.
         guidance_scale: g for rows without a scale of their own in ``condition.guidance``.
         reflection: Keeps x̂ inside the data's range.
     """

@@ -1,12 +1,11 @@
-"""What a network predicts, and what that says of x₀ and ε. With v = α ε − σ x₀:
+"""Convert a network's prediction to x̂ and ε̂, and keep x̂ inside the data's range.
 
-x̂ = α z − σ v and ε̂ = σ z + α v (the DDIL appendix prints a minus in ε̂; a round trip recovers ε only with the plus).
+With v = α ε − σ x₀: x̂ = α z − σ v and ε̂ = σ z + α v. (The DDIL appendix prints a minus in ε̂. A round trip recovers ε
+only with the plus.) A flow's network predicts the velocity of z_t = (1 − s) x₀ + s ε. SD3 predicts u = ε − x₀
+(``flow``), and InstaFlow predicts −u (``rectified_flow``). In both cases x̂ = z − σ u.
 
-A flow's networks predict the velocity of z_t = (1 − s) x₀ + s ε, as SD3 does, u = ε − x₀ (``flow``), or, as InstaFlow does, its
-opposite (``rectified_flow``); x̂ = z − σ u there.
-
-Also the reflection of x̂ (Lou & Ermon, 2304.04740): a bound for each latent channel, calibrated from data, that x̂ is kept
-inside of; ε̂ is then taken from the reflected x̂.
+Reflection (Lou & Ermon, 2304.04740) keeps x̂ inside a bound for each latent channel. The bound is calibrated on data.
+ε̂ is then computed from the reflected x̂.
 """
 
 from __future__ import annotations
@@ -20,13 +19,24 @@ from torch import Tensor
 from ddil_core.support.errors import WrongCommand
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "rectified_flow"]
-"""The names that diffusers' schedulers give to ε, v and x₀; and a flow's velocity, from x₀ to ε or the other way."""
+"""What a network predicts: ε, v or x₀ under diffusers' names, or a flow's velocity, from x₀ to ε or from ε to x₀."""
 FLOWS = ("flow", "rectified_flow")
 ReflectionMode = Literal["none", "clamp", "dynamic", "fold"]
 
 
 def to_x0(prediction: Prediction, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x̂ from a network's output at z = α x₀ + σ ε."""
+    """Return x̂ from a network's output at z = α x₀ + σ ε.
+
+    Args:
+        prediction: What the network predicts.
+        output: The network's output [B, …].
+        z: The latents [B, …].
+        alpha: α_t, shaped to multiply z.
+        sigma: σ_t, shaped to multiply z.
+
+    Raises:
+        WrongCommand: the prediction type does not exist.
+    """
     if prediction == "v_prediction":
         return alpha * z - sigma * output
     if prediction == "epsilon":
@@ -43,20 +53,21 @@ def to_x0(prediction: Prediction, output: Tensor, z: Tensor, alpha: Tensor, sigm
 
 
 def to_eps(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The ε that z and x₀ imply, for σ > 0."""
+    """Return the ε that z and x₀ imply, for σ > 0."""
     return (z - alpha * x0) / sigma
 
 
 def to_v(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The v that z and x₀ imply, for σ > 0: v = (α z − x₀)/σ, as α² + σ² = 1."""
+    """Return the v that z and x₀ imply, for σ > 0: v = (α z − x₀)/σ, because α² + σ² = 1."""
     return (alpha * z - x0) / sigma
 
 
 def boundary_scalings(t: Tensor, like: Tensor, scaling: float = 10.0) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of a consistency function c_skip z + c_out x̂ at times [B], shaped to multiply ``like`` [B, …].
+    """Return (c_skip, c_out) of LCM's consistency function c_skip z + c_out x̂ at times [B], shaped to multiply
+    ``like`` [B, …].
 
-    LCM's, with s = ``scaling`` · t (``Schedule.timestep_scaling``, 10 in LCM) and σ_data = 0.5: c_skip = 0.25/(s² + 0.25),
-    c_out = s/√(s² + 0.25), so that it is z itself at t = 0.
+    With s = ``scaling`` · t (``Schedule.timestep_scaling``, 10 in LCM) and σ_data = 0.5: c_skip = 0.25/(s² + 0.25) and
+    c_out = s/√(s² + 0.25). At t = 0 the function returns z.
     """
     s = scaling * t.to(torch.float64).clamp(min=0).view(-1, *(1,) * (like.dim() - 1))
     return (0.25 / (s**2 + 0.25)).to(like.dtype), (s / (s**2 + 0.25).sqrt()).to(like.dtype)
@@ -64,11 +75,15 @@ def boundary_scalings(t: Tensor, like: Tensor, scaling: float = 10.0) -> tuple[T
 
 @dataclass(frozen=True, eq=False)
 class Reflection:
-    """How x̂ is kept inside the data's range: ``centre`` ± ``bound``, each float32 [C].
+    """Keeps x̂ inside the data's range.
 
-    Modes: ``none``; ``clamp`` (the discretised reflected process); ``dynamic`` (Imagen's quantile: a sample whose
-    ``quantile`` of \\|x̂ − centre\\|/bound exceeds 1 is shrunk by it, then clamped); ``fold`` (true reflection,
-    c − \\|((x + c) mod 4c) − 2c\\|, which cannot escape).
+    Attributes:
+        mode: ``none``. ``clamp``: the discretised reflected process. ``dynamic``: Imagen's thresholding, which divides
+            a sample by the ``quantile`` of |x̂ − centre|/bound where it exceeds 1, and then clamps. ``fold``:
+            reflection at the bound, c − |((x + c) mod 4c) − 2c|.
+        centre: The middle of each channel's range, float32 [C].
+        bound: Half of the width of each channel's range, float32 [C].
+        quantile: The quantile of ``dynamic``.
     """
 
     mode: ReflectionMode
@@ -85,7 +100,10 @@ class Reflection:
         return x0 - centre, centre, bound
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """x̂ [B, C, …] inside the bound, same shape and dtype. What is not finite stays so, since the bound would hide it."""
+        """Return x̂ [B, C, …] inside the bound, in the same shape and dtype.
+
+        NaN and infinities stay, so that they are noticed.
+        """
         return x0 if self.mode == "none" else torch.where(torch.isfinite(x0), self._inside(x0), x0)
 
     def _inside(self, x0: Tensor) -> Tensor:
@@ -103,19 +121,20 @@ class Reflection:
         )
 
     def clipped(self, x0: Tensor) -> Tensor:
-        """The share of each x̂'s entries outside the bound, float32 [B]."""
+        """Return the share of each row's entries outside the bound, float32 [B]."""
         offset, _, bound = self._offset(x0)
         return (offset.abs() > bound).float().flatten(1).mean(1)
 
     def clipped_fraction(self, x0: Tensor) -> Tensor:
-        """The share of x̂'s entries outside the bound, a scalar tensor."""
+        """Return the share of all entries outside the bound, a scalar tensor."""
         return self.clipped(x0).mean()
 
 
 def calibrate_reflection(latents: Tensor, mode: ReflectionMode = "clamp", quantile: float = 0.9995) -> Reflection:
-    """A bound for each channel from data latents [N, C, H, W]: the range that holds all but 1 − ``quantile`` at each end.
+    """Calibrate a bound for each channel on data latents [N, C, H, W].
 
-    Beside the latents it needs the memory of one channel in float32, whatever their dtype.
+    The range leaves out a share of 1 − ``quantile`` at each end. Beside the latents, this needs memory for one channel
+    in float32.
     """
     ends = torch.stack([_ends(channel, 1 - quantile) for channel in latents.unbind(1)]).to(latents.device)
     low, high = ends.unbind(1)
@@ -123,7 +142,10 @@ def calibrate_reflection(latents: Tensor, mode: ReflectionMode = "clamp", quanti
 
 
 def _ends(values: Tensor, share: float) -> Tensor:
-    """The two values [2] that ``share`` of all values lie below and above; found by a partition, which needs no sorted copy."""
+    """Return two values [2]: a ``share`` of all values lies below the first and above the second.
+
+    A partition needs no sorted copy.
+    """
     ordered = torch.empty(values.shape, dtype=torch.float32).copy_(values).flatten().numpy()
     last = len(ordered) - 1
     edge = min(int(share * len(ordered)), last // 2)

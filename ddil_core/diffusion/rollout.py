@@ -1,8 +1,9 @@
-"""Rollouts in which teacher and student take turns: one engine for dataset aggregation and for Tables 2-4.
+"""Rollouts in which teacher and student take turns. Dataset aggregation and Tables 2-4 use the same engine.
 
-At each transition of the student's grid one of the two acts: the student in one solver step, the teacher in as many as its finer
-grid has there. Who acts when is a string such as ``"TTSS"``. Strings that share a prefix share its states, so the strings of
-a sample form a tree; level by level, each actor runs once over all the rows of all samples that need it, in full batches.
+At each transition of the student's grid one of the two acts. The student takes one solver step, the teacher takes the
+steps of its finer grid. A string such as ``"TTSS"`` says who acts when. Strings with the same prefix share its states,
+so the strings of a sample form a tree. The engine grows the tree level by level: each actor runs once over all rows
+that need it, in full batches.
 """
 
 from __future__ import annotations
@@ -24,14 +25,23 @@ from ddil_core.support.finite import Finite, not_finite
 
 TEACHER, STUDENT = "T", "S"
 NAMES = {TEACHER: "the teacher", STUDENT: "the student"}
-"""What a message calls the actors where it knows no more of them."""
+"""The names of the actors in messages. A caller may pass longer ones."""
 Observe = Callable[[str, int, Tensor, Tensor, Tensor], None]
-"""``observe(actor, transition, rows, z_t, z_s)`` after every batch: ``rows`` int64 [B], on the CPU, are the samples."""
+"""``observe(actor, transition, rows, z_t, z_s)`` is called after every batch.
+
+``rows``, int64 [B] on the CPU, are the samples.
+"""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A denoiser with the transitions that it takes inside each transition of the student's grid."""
+    """A denoiser with its steps.
+
+    Attributes:
+        denoiser: Gives x̂.
+        steps: For each transition of the student's grid, the denoiser's own transitions inside it.
+        solver: Takes the steps.
+    """
 
     denoiser: Denoiser
     steps: list[list[Transition]]
@@ -43,7 +53,7 @@ class Actor:
 
     @property
     def nfe(self) -> list[int]:
-        """Network evaluations a row, for each transition."""
+        """The network evaluations of one row, for each transition."""
         schedule, nfe = self.denoiser.schedule, self.denoiser.nfe
         return [self.solver.calls(schedule, steps) * nfe for steps in self.steps]
 
@@ -69,7 +79,8 @@ def pair_actors(
         solver: Takes the steps of both.
 
     Raises:
-        WrongCommand: the student's grid does not nest in the teacher's, or the solver cannot serve two actors on this schedule.
+        WrongCommand: the student's grid does not nest in the teacher's, or the solver cannot serve two actors on this
+            schedule.
     """
     return {
         TEACHER: Actor(teacher, segments(teacher_grid, student_grid), solver),
@@ -78,21 +89,29 @@ def pair_actors(
 
 
 def require_stateless(solver: Solver) -> None:
-    """A student's step equals so many teacher steps only where no step remembers another."""
+    """Refuse a solver that carries state or noise.
+
+    Teacher and student can replace each other only where steps are independent.
+
+    Raises:
+        WrongCommand: the solver carries state or noise.
+    """
     if solver.stateful or solver.stochastic:
         raise WrongCommand(
-            f"the solver {solver.name!r} carries state or noise from step to step, so that teacher and student cannot take "
-            "turns with it; use 'ddim'"
+            f"the solver {solver.name!r} carries state or noise from step to step, so that teacher and student cannot "
+            "take turns with it; use 'ddim'"
         )
 
 
 def all_strings(length: int) -> list[str]:
-    """The 2^length strings, from the pure teacher to the pure student."""
+    """Return all 2^length strings, from the teacher alone to the student alone."""
     return ["".join(actors) for actors in product(TEACHER + STUDENT, repeat=length)]
 
 
 def strings_at(p_teacher: float, draws: Tensor) -> list[str]:
-    """Each sample's string at a teacher rate, from its decisions u [B, K]: the teacher acts where u < p_teacher.
+    """Return the string of each sample.
+
+    The teacher acts where the sample's decision u < p_teacher; ``draws`` are u [B, K].
 
     Raises:
         WrongCommand: p_teacher is outside [0, 1].
@@ -104,9 +123,13 @@ def strings_at(p_teacher: float, draws: Tensor) -> list[str]:
 
 @dataclass
 class RolloutResult:
-    """Where the strings end: ``latents`` [M, C, H, W] with the ``sample`` (its row) and ``string`` of each.
+    """The latents at the ends of the strings.
 
-    ``evaluations`` counts network evaluations by actor, without padding.
+    Attributes:
+        latents: [M, C, H, W].
+        sample: The row of z_T from which each of the M latents comes.
+        string: The string of each of the M latents.
+        evaluations: Network evaluations by actor. Padding does not count.
     """
 
     latents: Tensor
@@ -130,13 +153,14 @@ def rollout_latents(
     """Roll every sample out along each of its strings.
 
     Args:
-        z: z_T [B, C, H, W], on the device where the actors run.
+        actors: The actors by their letter.
+        z: z_T [B, C, H, W], on the device of the actors.
         condition: B rows.
-        strings: for each sample the strings wanted, all of one length.
-        batch_size: rows of every device batch.
-        observe: told of every batch, without padding.
-        pad: fill the last batch up, so that its shape never changes and equal rows give equal bits.
-        names: what a message calls the actors.
+        strings: The strings of each sample. All have the same length.
+        batch_size: Rows of every batch on the device.
+        observe: Called with every batch, without padding.
+        pad: Fill the last batch up. Then all batches have one shape, and equal rows give equal bits.
+        names: The names of the actors in messages.
 
     Raises:
         DdilError: an actor's states are not finite.
@@ -149,13 +173,13 @@ def rollout_latents(
         place = {node: index for index, node in enumerate(nodes)}
         next_z = z.new_empty((len(children), *z.shape[1:]))
         for name, actor in actors.items():
-            mine = [index for index, (_, prefix) in enumerate(children) if prefix[-1] == name]
-            evaluations[name] += len(mine) * actor.nfe[transition]
-            parents = [place[children[index][0], children[index][1][:-1]] for index in mine]
-            samples = [children[index][0] for index in mine]
-            on_host = torch.tensor([mine, parents, samples], dtype=torch.long)
+            indices = [index for index, (_, prefix) in enumerate(children) if prefix[-1] == name]
+            evaluations[name] += len(indices) * actor.nfe[transition]
+            parents = [place[children[index][0], children[index][1][:-1]] for index in indices]
+            samples = [children[index][0] for index in indices]
+            on_host = torch.tensor([indices, parents, samples], dtype=torch.long)
             table = on_host.to(z.device, non_blocking=True)
-            for start in range(0, len(mine), batch_size):
+            for start in range(0, len(indices), batch_size):
                 to, source, rows = table[:, start : start + batch_size]
                 real = len(rows)
                 width = batch_size if pad else real
@@ -172,7 +196,7 @@ def rollout_latents(
 
 
 def _not_finite(actor: Actor, name: str, transition: int) -> DdilError:
-    """The error for an actor whose states after a transition are not finite."""
+    """Return the error for states of an actor that are not finite after a transition."""
     denoiser: Any = actor.denoiser
     network = getattr(denoiser, "network", denoiser)
     times = ", ".join(f"t = {t:g}" for t, _ in actor.steps[transition])

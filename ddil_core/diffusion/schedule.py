@@ -1,9 +1,9 @@
 """The forward process, stated once: z_t = α_t x₀ + σ_t ε and SNR_t = α_t²/σ_t².
 
-``Schedule`` is the diffusion process, α_t² + σ_t² = 1, with a timestep in [0, T); ``FlowSchedule`` is the straight line between
-x₀ and ε, α_t + σ_t = 1, with a time in (0, T]. ``CLEAN`` (-1) is the end of every trajectory, where α = 1 and σ = 0 (not ᾱ₀,
-whose σ is 0.029 in Stable Diffusion). A grid is a falling list of times; its transitions end at ``CLEAN``. Times are integers;
-a flow's may be fractions, as may those of Euler's ``linspace``.
+``Schedule`` is the diffusion process, α_t² + σ_t² = 1, with a timestep in [0, T). ``FlowSchedule`` is the straight line
+between x₀ and ε, α_t + σ_t = 1, with a time in (0, T]. ``CLEAN`` (-1) is the end of every trajectory, with α = 1 and σ
+= 0. It is not timestep 0: there Stable Diffusion still has σ = 0.029. A grid is a falling list of times, and its
+transitions end at ``CLEAN``. Times are integers, except for fractions on a flow and in Euler's ``linspace``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ Time = int | float
 Transition = tuple[Time, Time]
 """A step from the time t to the earlier time s."""
 TIMESTEP_SCALING = 10.0
-"""LCM's own factor, and the default of diffusers' LCMScheduler."""
+"""The factor of LCM, and the default of diffusers' LCMScheduler."""
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """α and σ for every timestep, float64 [T + 1]; the last entry is ``CLEAN``, so that index -1 finds it.
+    """α and σ of every timestep.
 
-    ``timestep_scaling`` is the factor that LCM's boundary conditions multiply a timestep with.
+    Attributes:
+        alphas: float64 [T + 1]. The last entry is ``CLEAN``, so that index -1 finds it.
+        sigmas: float64 [T + 1], likewise.
+        timestep_scaling: The factor of a timestep in LCM's boundary conditions.
     """
 
     alphas: Tensor
@@ -42,21 +45,21 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: np.ndarray) -> Schedule:
-        """From β [T] of the discrete process, ᾱ_t = Π(1 − β)."""
+        """Make the schedule of the discrete process from its β [T]: ᾱ_t = Π(1 − β)."""
         squares = np.append(np.cumprod(1.0 - betas.astype(np.float64)), 1.0)
         return cls(torch.from_numpy(np.sqrt(squares)), torch.from_numpy(np.sqrt(1.0 - squares)))
 
     @classmethod
     def stable_diffusion(cls) -> Schedule:
-        """1000 timesteps, ``scaled_linear`` β from 0.00085 to 0.012."""
+        """Return Stable Diffusion's schedule: 1000 timesteps, ``scaled_linear`` β from 0.00085 to 0.012."""
         return cls.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Schedule:
-        """From the configuration of a diffusers scheduler.
+        """Make the schedule from the configuration of a diffusers scheduler.
 
         Raises:
-            WrongCommand: it has no betas, as EDM's schedulers have none, or its β schedule is not known here.
+            WrongCommand: the scheduler has no betas (as EDM's schedulers), or a β schedule that is not known here.
         """
         require_betas(config)
         try:
@@ -71,14 +74,17 @@ class Schedule:
         return replace(schedule, timestep_scaling=scaling)
 
     def __len__(self) -> int:
-        """T: the number of timesteps of training, or the time of pure noise."""
+        """T: the number of training timesteps. On a flow, T is the time of pure noise."""
         return len(self.alphas) - 1
 
     def to(self, device: torch.device | str) -> Schedule:
         return replace(self, alphas=self.alphas.to(device), sigmas=self.sigmas.to(device))
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(α_t, σ_t) for times [B], float64 [B]. Between two timesteps σ/α is interpolated, as diffusers' Euler does."""
+        """Return (α_t, σ_t) at times [B], float64 [B].
+
+        Between two timesteps, interpolate σ/α as diffusers' Euler does.
+        """
         if not t.is_floating_point():
             return self.alphas[t], self.sigmas[t]
         ratios = self.sigmas / self.alphas
@@ -89,26 +95,26 @@ class Schedule:
         return alpha, alpha * ratio
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(α_t, σ_t) for times [B], in ``like``'s dtype, shaped to multiply ``like`` [B, …]."""
+        """Return (α_t, σ_t) at times [B] in the dtype of ``like``, shaped to multiply ``like`` [B, …]."""
         shape = (-1,) + (1,) * (like.dim() - 1)
         alpha, sigma = self.levels(t)
         return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
 
     def snr(self, t: Tensor) -> Tensor:
-        """α_t²/σ_t², float64 [B]; infinite at ``CLEAN``."""
+        """Return α_t²/σ_t², float64 [B], infinite at ``CLEAN``."""
         alpha, sigma = self.levels(t)
         return (alpha / sigma) ** 2
 
     @property
     def bounds(self) -> tuple[float, int]:
-        """The least and the greatest time at which a network can be asked."""
+        """The least and the greatest time at which a network can be evaluated."""
         return 0, len(self) - 1
 
     def require_inside(self, times: Sequence[Time], what: str) -> None:
-        """Refuse a grid that leaves the schedule. Beyond its last timestep α and σ are those of ``CLEAN``, a clean picture.
+        """Refuse a grid that leaves the schedule. ``what`` names the grid in messages.
 
         Raises:
-            WrongCommand: ``times`` do not fall, or one of them is outside of ``bounds``.
+            WrongCommand: ``times`` do not fall, or a time is outside of ``bounds``.
         """
         low, high = self.bounds
         outside = [t for t in times if not low <= t <= high]
@@ -121,20 +127,21 @@ class Schedule:
             raise WrongCommand(f"{what} does not fall from time to time: {', '.join(f'{t:g}' for t in times)}")
 
     def grid(self, steps: int) -> list[Time]:
-        """The project's own grid on this schedule: coarser grids nest in finer ones."""
+        """Return the project's grid of ``steps`` times on this schedule. Coarser grids nest in finer ones."""
         return list(timestep_grid(steps, len(self)))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """z_t = α_t x₀ + σ_t ε for timesteps [B]."""
+        """Return z_t = α_t x₀ + σ_t ε for timesteps [B]."""
         alpha, sigma = self.at(t, x0)
         return alpha * x0 + sigma * eps
 
 
 @dataclass(frozen=True, eq=False)
 class FlowSchedule(Schedule):
-    """Rectified flow: z_t = (1 − s) x₀ + s ε with s = t/T, at any time in [0, T]; T itself is pure noise.
+    """Rectified flow: z_t = (1 − s) x₀ + s ε with s = t/T, at any time in [0, T]. At T, z is pure noise.
 
-    ``shift`` is where grids put their times, s ← shift·s/(1 + (shift − 1) s) (3 in SD3); the process itself has none.
+    Attributes:
+        shift: Moves the times of grids, s ← shift·s/(1 + (shift − 1) s). SD3 has 3. The process itself has no shift.
     """
 
     shift: float = 1.0
@@ -146,14 +153,14 @@ class FlowSchedule(Schedule):
 
     @property
     def bounds(self) -> tuple[float, int]:
-        return 1e-6, len(self)  # at 0 there is no noise left that a velocity could be asked for
+        return 1e-6, len(self)  # at 0 there is no noise, and the network has no velocity to predict
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
-        """From the configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+        """Make the schedule from the configuration of diffusers' FlowMatchEulerDiscreteScheduler.
 
         Raises:
-            WrongCommand: it moves its times by more than a constant shift.
+            WrongCommand: the scheduler moves its times by more than a constant shift.
         """
         unknown = [key for key in FLOW_VARIANTS if config.get(key)]
         if unknown:
@@ -173,12 +180,12 @@ class FlowSchedule(Schedule):
         return 1 - sigma, sigma
 
     def shifted(self, s: Any) -> Any:
-        """Where the shift puts s in [0, 1]; exact for fractions."""
+        """Apply the shift to s in [0, 1]. Exact for fractions."""
         shift = Fraction(self.shift) if isinstance(s, Fraction) else self.shift
         return shift * s / (1 + (shift - 1) * s)
 
     def grid(self, steps: int) -> list[Time]:
-        """T at first, then s = i/steps, shifted: exact fractions, so that 4 steps nest in 32."""
+        """Return T · shifted(i/steps) for i = steps, …, 1. The fractions are exact, so that 4 steps nest in 32."""
         if steps < 1:
             raise WrongCommand(f"a grid has at least 1 step, not {steps}")
         exact = [len(self) * self.shifted(Fraction(i, steps)) for i in range(steps, 0, -1)]
@@ -186,26 +193,28 @@ class FlowSchedule(Schedule):
 
 
 def has_betas(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration says a discrete process by its β."""
+    """Whether a scheduler's configuration describes a discrete process by its β."""
     return "beta_schedule" in config or config.get("trained_betas") is not None
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration says a rectified flow, as diffusers' FlowMatch schedulers do by their ``shift``."""
+    """Whether a scheduler's configuration describes a rectified flow. diffusers' FlowMatch schedulers have a
+    ``shift``."""
     return "shift" in config and not has_betas(config)
 
 
 def require_betas(config: Mapping[str, Any]) -> None:
-    """Refuse a scheduler whose process is not the discrete one that its β give.
+    """Refuse a scheduler that does not describe its process by β alone.
 
     Raises:
-        WrongCommand: it has no betas (EDM's have a preconditioning of their own), or it changes what they give.
+        WrongCommand: the scheduler has no betas (EDM's schedulers have another preconditioning), or it changes the
+            process that they give.
     """
     if not has_betas(config):
         kind = config.get("_class_name", "its scheduler")
         raise WrongCommand(
-            f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is not known "
-            "here; take a model with a scheduler such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
+            f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is not "
+            "known here; take a model with a scheduler such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
         )
     changed = [key for key, usual in BETA_VARIANTS.items() if config.get(key) not in (None, usual)]
     if changed:
@@ -216,13 +225,13 @@ BETA_VARIANTS = {
     "rescale_betas_zero_snr": False,
     "use_flow_sigmas": False,
     "snr_shift_scale": 1.0,
-    "timestep_type": "discrete",  # a continuous one asks the network at log(σ)/4
+    "timestep_type": "discrete",  # "continuous" evaluates the network at log(σ)/4
 }
-"""What changes the process that β give or the clock that the network is told, with the value that changes nothing."""
+"""Settings that change the process or the network's time, each with the value that changes nothing."""
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    """β [T] of a configuration. Raises WrongCommand or ValueError."""
+    """Return β [T] of a configuration. Raises WrongCommand or ValueError."""
     steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
     start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
     kind = config.get("beta_schedule", "linear")
@@ -252,36 +261,36 @@ FLOW_VARIANTS = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
 )
-"""What diffusers' flow scheduler can do that is not done here."""
+"""Settings of diffusers' flow scheduler that are not supported here."""
 
 
 def timestep_grid(steps: int, num_train_timesteps: int = 1000) -> list[int]:
-    """The falling grid of ``steps`` timesteps: ``linspace(0, T − 1, steps + 1)`` rounded, reversed, without its 0.
+    """Return the falling grid of ``steps`` timesteps: ``linspace(0, T − 1, steps + 1)`` rounded, reversed, without 0.
 
-    4 steps give 999, 749, 500, 250; the 32-step grid holds every point of it (DDIL, covariate-shift analysis).
+    4 steps give 999, 749, 500, 250. The 32-step grid holds all four (DDIL, covariate-shift analysis).
     """
     if not 1 <= steps < num_train_timesteps:
         raise WrongCommand(f"a grid has from 1 to {num_train_timesteps - 1} steps, not {steps}")
-    # Exact, since 499.5 must round alike in every grid: in floating point the 60-step grid lacks the 4-step grid's 500.
+    # Fractions are exact, so that 499.5 rounds alike in every grid. In floats, the 60-step grid would lack 500.
     return [round(Fraction((num_train_timesteps - 1) * i, steps)) for i in range(steps, 0, -1)]
 
 
 def rows_at(time: Time, like: Tensor) -> Tensor:
-    """One time for every row of ``like`` [B, …]: int64 [B], or float32 [B] where it is a fraction."""
+    """Repeat a time for every row of ``like`` [B, …]: int64 [B], or float32 [B] for a fraction."""
     dtype = torch.long if isinstance(time, int) else torch.float32
     return torch.full((len(like),), time, dtype=dtype, device=like.device)
 
 
 def transitions(timesteps: Sequence[Time], end: Time = CLEAN) -> list[tuple[Time, Time]]:
-    """Consecutive pairs (t, s) of a grid; the last s is ``end``."""
+    """Return the consecutive pairs (t, s) of a grid. The last s is ``end``."""
     return list(zip(timesteps, [*timesteps[1:], end], strict=True))
 
 
 def segments(fine: Sequence[Time], coarse: Sequence[Time]) -> list[list[tuple[Time, Time]]]:
-    """The fine grid's transitions, gathered by the coarse transition that they lie in.
+    """Group the transitions of the fine grid by the coarse transition in which they lie.
 
     Raises:
-        WrongCommand: the coarse grid has a point that the fine one lacks.
+        WrongCommand: the coarse grid has a time that the fine grid lacks.
     """
     missing = [t for t in coarse if t not in fine]
     if missing or fine[0] != coarse[0]:
@@ -295,14 +304,14 @@ def segments(fine: Sequence[Time], coarse: Sequence[Time]) -> list[list[tuple[Ti
 
 
 LCM_STEPS = 50
-"""The points of the grid that LCM is trained on: 19, 39, …, 999."""
+"""The number of times on LCM's training grid: 19, 39, …, 999."""
 
 
 def lcm_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:
-    """Of the ``points`` of a training grid, the last of which is the schedule's end, those that are sampled at in ``steps``.
+    """Choose the ``steps`` times of sampling from a training grid of ``points`` times. Both grids start at T − 1.
 
     Raises:
-        WrongCommand: there are fewer points than steps, or more than times in the schedule.
+        WrongCommand: the training grid has fewer times than steps, or more times than the schedule.
     """
     if steps > points:
         raise WrongCommand(
@@ -345,22 +354,26 @@ def _flow(schedule: Schedule, steps: int, offset: int) -> list[Time]:
 
 
 SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
-    "even": lambda schedule, steps, offset: schedule.grid(steps),  # the project's own, which is DPM-Solver's `linspace`
-    "leading": _leading,  # of DDIM and Euler
+    "even": lambda schedule, steps, offset: schedule.grid(steps),  # the project's grid; DPM-Solver's `linspace`
+    "leading": _leading,  # DDIM's and Euler's
     "leading_inner": _leading_inner,  # DPM-Solver's `leading`
     "trailing": _trailing,
     "linspace": _linspace,  # Euler's, with fractions
     "lcm": _lcm,
-    "flow": _flow,  # FlowMatchEuler's: its lower end is shifted twice
+    "flow": _flow,  # FlowMatchEuler's, which shifts the lower end twice
 }
-"""How a number of steps becomes times, under diffusers' names where it has one. An addition is one function and one row."""
+"""The grid of each spacing, from the schedule, the number of steps and an offset.
+
+Names are diffusers' where it has one.
+"""
 
 
 def timesteps(schedule: Schedule, spacing: str, steps: int, offset: int = 0) -> list[Time]:
-    """The falling grid of a spacing.
+    """Return the falling grid of a spacing.
 
     Raises:
-        WrongCommand: there is no such spacing, or it has no grid of so many steps on this schedule, or that grid leaves it.
+        WrongCommand: the spacing does not exist, it has no grid of so many steps on this schedule, or the grid leaves
+            the schedule.
     """
     if spacing not in SPACINGS:
         raise WrongCommand(f"the spacing {spacing!r} is not known; it may be one of {', '.join(SPACINGS)}")

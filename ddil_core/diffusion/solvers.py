@@ -7,12 +7,13 @@
 - ``carry``: what the solver remembers of earlier steps, None at first.
 - ``noise``: fresh N(0, I) in the shape of ``z``. Only stochastic solvers read it.
 
-``corrector(schedule, z, t, s, x0, z_s, x0_s) -> z_s`` improves a step with a second evaluation, x̂ at (z_s, s). A step to a time
-without noise is not corrected.
+``corrector(schedule, z, t, s, x0, z_s, x0_s) -> z_s`` improves a step with a second evaluation, x̂ at (z_s, s). A step
+to a time without noise is not corrected.
 
-DDIM, Euler and flow Euler are the same map, z_s = α_s x̂ + σ_s ε̂. In x = z/α and σ' = σ/α, Euler's step along d = (x − x̂)/σ' is
-x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s. On a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s too, because α = 1 − σ. The samplers
-of these names differ in the grid, the end, and the noise at the start (``Solver.scaled_start``).
+DDIM, Euler and flow Euler are the same map, z_s = α_s x̂ + σ_s ε̂. In x = z/α and σ' = σ/α, Euler's step along d = (x −
+x̂)/σ' is x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s. On a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s too, because
+α = 1 − σ. The samplers of these names differ in the grid, the end, and the noise at the start
+(``Solver.scaled_start``).
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ Corrector = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
 def ddim(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Deterministic DDIM (Song et al., 2010.02502, η = 0): z_s = α_s x̂ + σ_s ε̂. Euler and flow Euler take the same step."""
+    """Deterministic DDIM (Song et al., 2010.02502, η = 0): z_s = α_s x̂ + σ_s ε̂.
+
+    Euler and flow Euler take the same step.
+    """
     alpha_t, sigma_t = schedule.at(t, z)
     alpha_s, sigma_s = schedule.at(s, z)
     return alpha_s * x0 + sigma_s * to_eps(x0, z, alpha_t, sigma_t), None
@@ -69,7 +73,8 @@ def dpmpp_2m(
 def lcm(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Multistep consistency sampling (Luo et al., 2310.04378): add fresh noise of level s to the consistency function's value.
+    """Multistep consistency sampling (Luo et al., 2310.04378): add fresh noise of level s to the consistency function's
+    value.
 
     The value is c_skip z + c_out x̂ (``boundary_scalings``).
 
@@ -86,7 +91,9 @@ def lcm(
 def heun_corrector(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, z_s: Tensor, x0_s: Tensor
 ) -> Tensor:
-    """Heun's second half-step (Karras et al., 2206.00364, Algorithm 1): Euler's step with the mean of the slopes at t and s.
+    """Heun's second half-step (Karras et al., 2206.00364, Algorithm 1):
+
+    Euler's step with the mean of the slopes at t and s.
 
     In x = z/α and σ' = σ/α the slope is ε̂, so that x_s = x_t + (σ'_s − σ'_t)(ε̂_t + ε̂_s)/2.
     """

@@ -1,7 +1,8 @@
-"""The aggregated dataset (DDIL, Algorithm 1): states that rollouts visited, with the targets the teacher has given them.
+"""The aggregated dataset (DDIL, Algorithm 1): states that rollouts visited, with the teacher's targets.
 
-States are used in the order of a queue, each a set number of times, and then make room. Each is stored with its target, which the
-teacher computes while collecting: so no target is computed twice, and an update asks the teacher for its rows of data alone.
+A queue gives the order of use. Each state is used a set number of times and then makes room. The teacher computes the
+target of a state once, while the state is collected. So in an update the teacher computes targets only for the rows of
+data.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from ddil_core.support.errors import WrongCommand
 
 @dataclass(frozen=True)
 class States:
-    """States ``z`` [B, C, H, W] at the ``transition`` [B] of a grid, with the pool's ``row`` [B] for the caption.
+    """States of a batch.
 
-    ``target`` [B, …] is what the teacher says of them (PD's x̃, or LCM's next state); ``guidance`` [B] is each state's g where it
-    differs from state to state.
+    Attributes:
+        z: [B, C, H, W].
+        target: The teacher's target [B, …]: PD's x̃, or LCM's next state.
+        transition: The index of the state's transition on a grid, int64 [B].
+        row: The row of the pool with the caption, int64 [B].
+        guidance: The guidance scale of each state, [B]. None where all states share it.
     """
 
     z: Tensor
@@ -34,11 +39,11 @@ class States:
         return len(self.z)
 
     def columns(self) -> list[Tensor]:
-        found = [self.z, self.target, self.transition, self.row]
-        return found if self.guidance is None else [*found, self.guidance]
+        columns = [self.z, self.target, self.transition, self.row]
+        return columns if self.guidance is None else [*columns, self.guidance]
 
     def split(self, sizes: list[int]) -> list[States]:
-        """Consecutive parts of so many states each."""
+        """Split into consecutive parts of these sizes."""
         columns = (column.split(sizes) for column in self.columns())
         return [States(*parts) for parts in zip(*columns, strict=True)]
 
@@ -51,10 +56,18 @@ class States:
 
 
 class AggregatedDataset:
-    """At most ``capacity`` states z_t [C, H, W], each with its target x̃, its ``transition`` (index into the student's grid) and the
-    ``row`` of its condition. States and targets live on ``device``.
+    """At most ``capacity`` states with the columns of ``States``.
 
-    ``targets`` False keeps none (they are then [B, 0]); ``guided`` keeps each state's guidance too.
+    Args:
+        capacity: The largest number of states.
+        uses: How often each state is used.
+        latent_shape: (C, H, W).
+        device: Where states and targets live.
+        targets: Whether targets are kept. Otherwise they are [B, 0].
+        guided: Whether the guidance of each state is kept.
+
+    Raises:
+        WrongCommand: ``uses`` is below 1.
     """
 
     def __init__(
@@ -86,14 +99,14 @@ class AggregatedDataset:
 
     @property
     def pending(self) -> int:
-        """How many more times states can be drawn before something must be collected."""
+        """How many states can be taken before new ones must be collected."""
         return len(self.queue)
 
     def add(self, states: States) -> list[int]:
-        """Store visited states; returns their places, for ``enqueue``.
+        """Store visited states and return their places, for ``enqueue``.
 
         Raises:
-            WrongCommand: they would exceed the capacity.
+            WrongCommand: the states exceed the capacity.
         """
         count = len(states)
         if count > len(self.free):
@@ -112,13 +125,15 @@ class AggregatedDataset:
         return places
 
     def enqueue(self, places: list[int], generator: torch.Generator) -> None:
-        """Line new states up for use: all of them once in a random order, then again in another, ``uses`` times."""
+        """Append new states to the queue ``uses`` times, each time in another random order."""
         for _ in range(self.uses):
             self.queue.extend(places[i] for i in torch.randperm(len(places), generator=generator).tolist())
 
     def take(self, count: int) -> tuple[Tensor, ...]:
-        """The columns of the next ``count`` ``States``: z and target [B, C, H, W], transition and row int64 [B], and the guidance
-        where it is kept. A place is freed at its last use."""
+        """Return the columns of the next ``count`` states, in the order of ``States``.
+
+        A place is freed at its last use.
+        """
         places = torch.tensor([self.queue.popleft() for _ in range(count)], dtype=torch.long)
         there = places.to(self.z.device)
         taken: tuple[Tensor, ...] = self.z[there], self.target[there], self.transition[places], self.row[places]
@@ -142,16 +157,16 @@ class AggregatedDataset:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what another dataset held, of whatever capacity: the order of use counts, and the places do not.
+        """Restore the states of another dataset, of any capacity. The order of use is kept, the places are not.
 
         Raises:
-            WrongCommand: it held more than this one can.
+            WrongCommand: the other dataset holds more states than this one can.
         """
         places = {place: index for index, place in enumerate(state["kept"].tolist())}
         if len(places) > self.capacity:
             raise WrongCommand(
-                f"the run's aggregated dataset holds {len(places):,} states, and ddil.capacity is {self.capacity:,}; say --set "
-                f"ddil.capacity={len(places)}, or more"
+                f"the run's aggregated dataset holds {len(places):,} states, and ddil.capacity is {self.capacity:,}; "
+                f"say --set ddil.capacity={len(places)}, or more"
             )
         for name, values in state["tensors"].items():
             tensor = getattr(self, name)

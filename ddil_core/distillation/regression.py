@@ -1,4 +1,7 @@
-"""A generator's regression pre-training (DMD2's one-step SDXL generator needs it): noise to what the guided teacher makes of it."""
+"""Regression pre-training of a generator, which DMD2's one-step SDXL generator needs.
+
+The generator learns pairs of noise and the image latents that the guided teacher samples from this noise.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,29 @@ from ddil_core.support.finite import Finite, all_finite, not_finite
 from ddil_core.support.progress import progress
 
 Pairs = dict[str, Tensor]
-"""``noise`` and ``x0`` [N, C, H, W], and the ``row`` int64 [N] of the pool whose caption it was."""
+"""``noise`` and ``x0`` [N, C, H, W], and ``row`` int64 [N]: the row of the pool with the caption."""
 
 
 @torch.no_grad()
 def encode_pairs(
     teacher: GuidedDenoiser, pool: LatentPool, config: MatchingConfig, path: Path, accelerator: Accelerator
 ) -> Pairs:
-    """Make the pairs once, each process its own, and keep them at ``path``; read them back where that is done."""
+    """Make the teacher's pairs and save them at ``path``, or read them where the file exists.
+
+    Args:
+        teacher: The guided teacher.
+        pool: Gives the captions.
+        config: Gives the number of pairs and the teacher's steps.
+        path: A safetensors file.
+        accelerator: Its processes share the work.
+
+    Raises:
+        DdilError: the file is damaged, or the latents are not finite.
+    """
     assert config.regression is not None
-    made = path.is_file()
-    accelerator.wait_for_everyone()  # who comes later must not find what another has just written
-    if made:
+    exists = path.is_file()
+    accelerator.wait_for_everyone()  # a later process must not find the file that an earlier one has just written
+    if exists:
         return _read(path)
     count, generator = config.regression.pairs, generator_for(config.seed, "pairs")
     row = torch.randint(len(pool), (count,), generator=generator)
@@ -52,8 +66,9 @@ def encode_pairs(
     with progress("pairs of the teacher", total=count) as advance:
         for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
             own = own_rows(accelerator, len(rows))
-            some = row[rows[own]]
-            condition = Condition({name: t[some].float().to(accelerator.device) for name, t in pool.condition.items()})
+            captions = row[rows[own]]
+            tensors = {name: tensor[captions].float() for name, tensor in pool.condition.items()}
+            condition = Condition(tensors).to(accelerator.device)
             z = noise[rows[own]].to(accelerator.device)
             z = integrate(teacher, SOLVERS["ddim"], z, condition, steps, observe=observe)
             if (place := finite.first_broken()) is not None:
@@ -69,8 +84,8 @@ def encode_pairs(
 
 def _read(path: Path) -> Pairs:
     try:
-        held = load_file(path)
-        pairs: Pairs = {name: held[name] for name in ("noise", "x0", "row")}
+        tensors = load_file(path)
+        pairs: Pairs = {name: tensors[name] for name in ("noise", "x0", "row")}
     except (SafetensorError, OSError, KeyError) as error:
         raise DdilError(f"the teacher's pairs {path} are damaged; delete the file to make them again") from error
     if not all_finite(pairs.values()):
@@ -103,9 +118,9 @@ class RegressionStage(Stage):
             for rows, share in self.parts(len(chosen)):
                 noise, x0 = (self.pairs[name][chosen[rows]].to(self.device) for name in ("noise", "x0"))
                 with self.accelerator.autocast():
-                    drawn = self.student(
+                    predicted = self.student(
                         noise, rows_at(self.time, noise), self.condition(self.pairs["row"][chosen[rows]])
                     )
-                yield share * (drawn.float() - x0).square().mean()
+                yield share * (predicted.float() - x0).square().mean()
 
         return self.descend(losses(), step)

@@ -15,7 +15,9 @@ from ddil_core.diffusion.solvers import SOLVERS
 
 @dataclass(frozen=True)
 class ConsistencySampler(Actor):
-    """LCM's multistep sampling as the only actor of a rollout. It cannot take turns with a teacher, because it draws noise.
+    """LCM's multistep sampling as the only actor of a rollout.
+
+    It cannot take turns with a teacher, because it draws noise.
 
     The noise of all steps is drawn before the rollout (``with_noise``). So it depends neither on the batches nor on the
     processes that share the rows.

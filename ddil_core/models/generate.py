@@ -1,4 +1,4 @@
-"""Pictures of prompts, with any solver."""
+"""Images of prompts, with any solver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ddil_core.support.text import require_text
 TRUNCATED = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
 
 CENTRES_LATENTS = "StableDiffusionXLPipeline"
-"""The one of diffusers' pipelines here that reads an autoencoder's ``latents_mean``."""
+"""The only pipeline of diffusers, among those supported here, that reads an autoencoder's ``latents_mean``."""
 
 
 @torch.no_grad()
@@ -33,10 +33,17 @@ CENTRES_LATENTS = "StableDiffusionXLPipeline"
 def sample_latents(
     model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
 ) -> Tensor:
-    """One batch of scaled latents [B, C, H, W]: a sample's noise comes from it and the seed alone, ``texts`` are its prompts.
+    """Draw one batch of scaled latents [B, C, H, W].
+
+    Args:
+        model: The model.
+        samples: One for each latent. The noise of a latent depends on its sample and the seed alone.
+        texts: The prompts, one for each sample.
+        sampling: Solver, grid and guidance.
+        seed: The seed.
 
     Raises:
-        DdilError: they are not finite, or what the prompts are encoded to is not.
+        DdilError: the latents or the prompts' embeddings are not finite.
     """
     solver, schedule = SOLVERS.find(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
@@ -65,7 +72,7 @@ def sample_latents(
 def sample_images(
     model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
 ) -> np.ndarray:
-    """One batch of pictures uint8 [B, H, W, 3], as ``sample_latents``."""
+    """Draw one batch of images uint8 [B, H, W, 3]. The arguments are those of ``sample_latents``."""
     return model.decode(sample_latents(model, samples, texts, sampling, seed))
 
 
@@ -76,15 +83,23 @@ def resolve_sampling(
     guidance_scale: float | None = None,
     reflection: ReflectionMode | None = None,
 ) -> Sampling:
-    """The model's own sampling, with what was asked for in its place; refused where it cannot be meant.
+    """Return the model's own sampling with the given settings in place of its own.
+
+    Args:
+        model: The model.
+        steps: The number of steps. None keeps the model's own, as in every setting.
+        solver: The name of a solver.
+        guidance_scale: The guidance scale.
+        reflection: How x̂ is kept inside the bounds of the data.
 
     Raises:
-        WrongCommand: there is no such solver, it has no such grid on the model's schedule, or nothing is known to reflect at.
+        WrongCommand: the solver does not exist, has no such grid on the model's schedule, or the model brings no bounds
+            for reflection.
     """
-    asked = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
-    given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    settings = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
+    given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     if solver is not None and SOLVERS.find(solver).name != model.sampling.solver:
-        given |= {"ends_clean": True, "replaces": None}  # those belong to the model's own solver
+        given |= {"ends_clean": True, "replaces": None}  # these two belong to the model's own solver
     sampling = replace(model.sampling, **given)
     sampling.transitions(model.denoiser.schedule)
     sampling.reflected(model.reference)
@@ -92,16 +107,21 @@ def resolve_sampling(
 
 
 def sampling_warnings(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """What a user should know of sampling a model so, one sentence each: that it was not made for it, that its own scheduler is not
-    known, that the prompt is turned off, that diffusers scales its latents otherwise, or that prompts are cut."""
+    """Return one sentence for each thing that a user should know before sampling.
+
+    The model was distilled for other settings; its own scheduler is not known here; the guidance turns the prompt off;
+    diffusers scales the latents in another way; prompts are cut.
+    """
     sentences = [f"{model.reference!r} {sentence}" for sentence in misuse_warnings(model.sampling, sampling)]
     if sampling.replaces is not None:
         sentences.append(
-            f"{model.reference!r} comes with {sampling.replaces}, which is not known here; {sampling.solver} is in its place"
+            f"{model.reference!r} comes with {sampling.replaces}, which is not known here; "
+            f"{sampling.solver} is in its place"
         )
     if sampling.guidance_scale < 1 and model.denoiser.guidance_width is None:
         sentences.append(
-            "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say --guidance 1"
+            "guidance below 1 turns the prompt down, and 0 turns it off; where a page writes 0 for no guidance, say "
+            "--guidance 1"
         )
     if model.pipeline.vae.config.get("latents_mean") is not None and model.layout.pipeline != CENTRES_LATENTS:
         sentences.append(
@@ -113,7 +133,11 @@ def sampling_warnings(model: Model, prompts: Sequence[str], sampling: Sampling) 
 
 
 def require_prompts(prompts: Sequence[str]) -> None:
-    """Raises WrongCommand: a prompt holds half of a surrogate pair, as a byte that is not UTF-8 becomes, or a NUL."""
+    """Refuse prompts that no tokenizer takes.
+
+    Raises:
+        WrongCommand: a prompt holds a NUL, or half of a surrogate pair (which a byte that is not UTF-8 becomes).
+    """
     for prompt in prompts:
         require_text(prompt, f"the prompt {prompt!r}")
 
@@ -130,21 +154,33 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """uint8 [prompts, num_images, H, W, 3]. None takes what the model was made for.
+    """Draw images of prompts, uint8 [prompts, num_images, H, W, 3].
 
-    The noise of a picture comes from (seed, prompt, number) alone. Prompts are taken as they are, the empty one too.
+    The noise of an image depends on the seed, the prompt and the image's number alone.
+
+    Args:
+        model: The model.
+        prompts: Texts. The empty text is allowed.
+        num_images: Images of each prompt.
+        steps: The number of steps. None takes the model's own, as in the next three.
+        solver: The name of a solver.
+        guidance_scale: The guidance scale.
+        reflection: How x̂ is kept inside the bounds of the data.
+        seed: The seed of the noise.
+        batch_size: Images of every batch on the device.
 
     Raises:
-        WrongCommand: a prompt that is no text for a tokenizer, or sampling that cannot be meant (``resolve_sampling``).
+        WrongCommand: no tokenizer takes a prompt, or the settings do not fit the model (``resolve_sampling``).
+        DdilError: the latents or images are not finite.
     """
     require_prompts(prompts)
     sampling = resolve_sampling(model, steps, solver, guidance_scale, reflection)
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
-    pictures = []
+    batches = []
     with progress("sample", total=len(samples)) as advance:
         for start in range(0, len(samples), batch_size):
             part = samples[start : start + batch_size]
-            pictures.append(sample_images(model, part, [one.prompt_id for one in part], sampling, seed))
+            batches.append(sample_images(model, part, [image.prompt_id for image in part], sampling, seed))
             advance(len(part))
-    images = np.concatenate(pictures)
+    images = np.concatenate(batches)
     return images.reshape(len(prompts), num_images, *images.shape[1:])

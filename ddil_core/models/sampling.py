@@ -1,5 +1,8 @@
-"""How a model is meant to be sampled: said by its row of ``systems.yaml``, by ``ddil.json`` beside a pipeline, or by the
-configuration of its diffusers scheduler; and what is wrong with sampling it in another way."""
+"""How a model is meant to be sampled, and warnings for other settings.
+
+The settings come from the model's row in ``systems.yaml``, from ``ddil.json`` beside a pipeline, or from the
+configuration of the model's diffusers scheduler.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,19 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import GuidanceScale, require_guidance, validate
 
 SYSTEM_FILE = "ddil.json"
-"""Beside ``model_index.json``: how a pipeline is meant to be sampled. diffusers ignores it."""
+"""The file beside ``model_index.json`` that says how a pipeline is meant to be sampled. diffusers ignores it."""
 DEFAULT_STEPS = 32
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of the data that a student was distilled on, a number for each latent channel: ``centre`` ± ``bound`` holds all but
-    1 − ``quantile`` of them at each end."""
+    """The range of the data that a student was distilled on.
+
+    Attributes:
+        centre: The middle of the range, a number for each latent channel.
+        bound: Half of the width of the range, a number for each latent channel.
+        quantile: The range leaves out a share of 1 − ``quantile`` of the data at each end.
+    """
 
     centre: tuple[float, ...]
     bound: tuple[float, ...]
@@ -34,7 +42,7 @@ class Bounds:
 
     @classmethod
     def of(cls, reflection: Reflection, quantile: float) -> Bounds:
-        """Those of a calibrated reflection."""
+        """Take the bounds of a calibrated reflection."""
         return cls(tuple(reflection.centre.tolist()), tuple(reflection.bound.tolist()), quantile)
 
 
@@ -47,7 +55,7 @@ class _Bounds(BaseModel):
 
 
 class _SystemFile(BaseModel):
-    """What is read of ``ddil.json``: the fields of ``Sampling``, each of which may be left out."""
+    """The content of ``ddil.json``: the fields of ``Sampling``, all optional."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -69,11 +77,20 @@ class _SystemFile(BaseModel):
 class Sampling:
     """How a model is meant to be sampled.
 
-    ``steps`` is None where any number may be asked for (then ``DEFAULT_STEPS``). ``timesteps`` are given outright, or come from
-    ``spacing`` and ``offset``. A trajectory ends clean, or at timestep 0, whose σ is not 0 (``ends_clean`` False). ``distilled``
-    models were made for exactly this, or for any number of steps in ``step_range``. ``replaces`` names a diffusers scheduler that
-    is not known here and in whose place this is. ``reflection`` is how x̂ is kept inside ``bounds``, which this project's students
-    bring with them.
+    Attributes:
+        solver: The name of a solver.
+        steps: The number of steps. None: the model takes any number, and ``DEFAULT_STEPS`` is the default.
+        step_range: The least and the greatest number of steps that a distilled model was made for. None: ``steps``
+            alone.
+        guidance_scale: The scale of classifier-free guidance. 1 is no guidance.
+        spacing: The name of the grid's spacing (``SPACINGS``).
+        offset: Added to the times of some spacings, as diffusers' ``steps_offset``.
+        timesteps: The grid itself, in place of ``spacing`` and ``offset``.
+        ends_clean: Whether a trajectory ends at σ = 0. Otherwise it ends at timestep 0, where σ is above 0.
+        distilled: Whether the model was made for these settings only.
+        replaces: A diffusers scheduler that is not known here. These settings take its place.
+        reflection: How x̂ is kept inside ``bounds``.
+        bounds: The range of the data. Students of this project bring it.
     """
 
     solver: str = "ddim"
@@ -94,29 +111,33 @@ class Sampling:
 
     @classmethod
     def from_system(cls, system: SystemSpec, guidance_scale: float) -> Sampling:
-        """From a row; ``guidance_scale`` is taken where the row has none."""
+        """Take the settings of a row of ``systems.yaml``. ``guidance_scale`` is the default for a row without one."""
         shared = {
             field.name: getattr(system, field.name) for field in fields(cls) if field.name in SystemSpec.model_fields
         }
         return cls(**(shared | ({"guidance_scale": guidance_scale} if system.guidance_scale is None else {})))
 
     @classmethod
-    def from_file(cls, told: Mapping[str, Any], source: str = SYSTEM_FILE) -> Sampling:
-        """From the content of ``ddil.json``; a number of steps in it is what the model was made for, unless it says otherwise.
+    def from_file(cls, content: Mapping[str, Any], source: str = SYSTEM_FILE) -> Sampling:
+        """Take the settings of ``ddil.json``.
+
+        A file with ``steps`` describes a distilled model, unless the file says otherwise.
 
         Raises:
-            WrongCommand: a value in it does not fit.
+            WrongCommand: a value in the file does not fit.
         """
-        read = validate(_SystemFile, dict(told), source)
-        known = {name: getattr(read, name) for name in read.model_fields_set}
-        if read.bounds is not None:
-            known["bounds"] = Bounds(read.bounds.centre, read.bounds.bound, read.bounds.quantile)
-        return cls(**({"distilled": read.steps is not None} | known))
+        file = validate(_SystemFile, dict(content), source)
+        settings = {name: getattr(file, name) for name in file.model_fields_set}
+        if file.bounds is not None:
+            settings["bounds"] = Bounds(file.bounds.centre, file.bounds.bound, file.bounds.quantile)
+        return cls(**({"distilled": file.steps is not None} | settings))
 
     @classmethod
     def from_scheduler(cls, config: Mapping[str, Any], guidance_scale: float) -> Sampling:
-        """As diffusers' scheduler of this configuration samples; in place of one that is not known here, DPM-Solver++ 2M, or
-        flow Euler where the model is a flow."""
+        """Take the settings of a diffusers scheduler.
+
+        DPM-Solver++ 2M replaces an unknown one, or flow Euler on a flow.
+        """
         kind = str(config.get("_class_name"))
         solver, spacings = SCHEDULERS.get(kind, ("", {}))
         spacing = spacings.get(config.get("timestep_spacing", ""), spacings.get("", ""))
@@ -130,10 +151,10 @@ class Sampling:
         return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
 
     def times(self, schedule: Schedule) -> list[Time]:
-        """The falling grid on a schedule; ``timesteps`` hold for their own number of steps alone.
+        """Return the falling grid on a schedule. ``timesteps`` apply only to their own number of steps.
 
         Raises:
-            WrongCommand: there is no such grid on this schedule.
+            WrongCommand: the schedule has no such grid.
         """
         steps = self.steps or DEFAULT_STEPS
         if self.timesteps is not None and len(self.timesteps) == steps:
@@ -142,33 +163,33 @@ class Sampling:
         return timesteps(schedule, self.spacing, steps, self.offset)
 
     def transitions(self, schedule: Schedule) -> list[tuple[Time, Time]]:
-        """The steps (t, s) on a schedule.
+        """Return the transitions (t, s) on a schedule.
 
         Raises:
-            WrongCommand: the solver cannot start where this schedule does.
+            WrongCommand: the solver cannot start where this schedule starts.
         """
         require_start(SOLVERS.find(self.solver), schedule)
         return transitions(self.times(schedule), CLEAN if self.ends_clean else 0)
 
     def reflected(self, reference: str) -> Reflection | None:
-        """What keeps x̂ inside the bounds, on the CPU; None where nothing does.
+        """Return the reflection of x̂, on the CPU, or None for ``none``. ``reference`` names the model in messages.
 
         Raises:
-            WrongCommand: reflection is asked for, and the model ``reference`` brings no bounds.
+            WrongCommand: the model brings no bounds.
         """
         if self.reflection == "none":
             return None
         if self.bounds is None:
             raise WrongCommand(
-                f"the model {reference!r} cannot be sampled with reflection: it brings no {SYSTEM_FILE} with the bounds of its "
-                "data, as the students of 'ddil distill' do; leave reflection out"
+                f"the model {reference!r} cannot be sampled with reflection: it brings no {SYSTEM_FILE} with the "
+                "bounds of its data, as the students of 'ddil distill' do; leave reflection out"
             )
         return Reflection(self.reflection, torch.tensor(self.bounds.centre), torch.tensor(self.bounds.bound))
 
     def starts_scaled(self) -> bool:
-        """Whether the trajectory starts from σ_T ε, as diffusers' Euler does at some spacings, and not from ε."""
-        given = self.timesteps is not None and len(self.timesteps) == (self.steps or DEFAULT_STEPS)
-        return not given and self.spacing in SOLVERS.find(self.solver).scaled_start
+        """Whether the trajectory starts from σ_T ε and not from ε, as diffusers' Euler does at some spacings."""
+        listed = self.timesteps is not None and len(self.timesteps) == (self.steps or DEFAULT_STEPS)
+        return not listed and self.spacing in SOLVERS.find(self.solver).scaled_start
 
 
 SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -184,7 +205,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     "LCMScheduler": ("lcm", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
 }
-"""diffusers' schedulers, as a solver and as what their spacings are called here; "" is whatever they say."""
+"""For each scheduler of diffusers: the solver, and the spacing here for each spacing there. "" stands for any
+spacing."""
 USUAL = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
@@ -200,11 +222,11 @@ USUAL = {
     "use_lu_lambdas": False,
     "lambda_min_clipped": -math.inf,
 }
-"""How a scheduler of ``SCHEDULERS`` must be configured, in what it says of this, to be the one that is known here."""
+"""The values that a scheduler's configuration must have to be supported here. A missing key is fine."""
 
 
 def misuse_warnings(made_for: Sampling, used: Sampling) -> list[str]:
-    """One sentence for everything that a distilled model was not made for, with what it was made for."""
+    """Return one sentence for each setting that a distilled model was not made for."""
     if not made_for.distilled:
         return []
     sentences = []

@@ -38,7 +38,8 @@ def rollout(
 
     Args:
         teacher: The model that acts at a "T". The teacher also encodes the prompts and decodes the latents.
-        student: The model that acts at an "S". The student must share the teacher's text encoders, autoencoder and schedule.
+        student: The model that acts at an "S". The student must share the teacher's text encoders, autoencoder and
+            schedule.
         prompts: Texts. The empty text is allowed.
         strings: One letter for each step of the student, such as "TTSS" for a student with 4 steps.
         teacher_steps: Steps of the teacher from noise to image, a multiple of the student's steps.
@@ -47,8 +48,8 @@ def rollout(
         batch_size: Rows of every batch on the device.
 
     Raises:
-        WrongCommand: the models do not fit each other, the grids do not nest, a string has another length or another letter,
-            or no tokenizer takes a prompt.
+        WrongCommand: the models do not fit each other, the grids do not nest, a string has another length or another
+            letter, or no tokenizer takes a prompt.
         DdilError: the latents or images are not finite.
     """
     require_prompts(prompts)
@@ -84,8 +85,8 @@ def take_turns(
 ) -> tuple[dict[str, Actor], list[Time]]:
     """Return teacher and student as the actors of a rollout, and the student's grid, on which the two meet.
 
-    A student that was distilled for a number of steps takes that number of steps with its own guidance. Any other student takes
-    4 steps without guidance.
+    A student that was distilled for a number of steps takes that number of steps with its own guidance. Any other
+    student takes 4 steps without guidance.
 
     Args:
         teacher: The model that acts at a "T".
@@ -101,14 +102,15 @@ def take_turns(
     different = differences(teacher, student)
     if different:
         raise WrongCommand(
-            f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that the two "
-            "cannot take turns; take a student that was distilled from this teacher"
+            f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, "
+            "so that the two cannot take turns; take a student that was distilled from this teacher"
         )
     student_sampling, schedule = student.sampling, teacher.denoiser.schedule
     distilled = student_sampling.distilled
     if distilled and SOLVERS.find(student_sampling.solver).stochastic:
         warn(
-            f"{student.reference!r} was made for the solver {student_sampling.solver!r}; here it takes deterministic steps"
+            f"{student.reference!r} was made for the solver {student_sampling.solver!r}; here it takes deterministic "
+            "steps"
         )
     student_grid = schedule.grid(student_sampling.steps if distilled and student_sampling.steps else 4)
     denoisers = teacher.guided(guidance_scale), student.guided(None if distilled else 1.0)

@@ -1,7 +1,7 @@
-"""How a command ends before its work is done: by Ctrl-C, or by SIGTERM, which clusters send. Both mean the same.
+"""How Ctrl-C or SIGTERM stops a command. Clusters send SIGTERM. Both have the same effect.
 
-The first signal stops the work as soon as what was done can be kept: at once, or within ``between_updates`` after the update
-that is being made. A second one ends the process at once.
+The first signal stops the work at once. Inside ``between_updates`` the current update is finished first, so that it can
+be saved. A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 GO_ON = "run the same command again to go on"
 
 _SAME = 10.0
-"""Seconds in which several processes take a further signal for the first one: a terminal or a cluster sends it to each of them, and
-so does the program that started them."""
+"""For this many seconds, one of several processes ignores a second signal.
+
+A terminal or a cluster sends the signal to every process, and the program that started them sends it again.
+"""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A command stopped by a signal. The message says what is kept."""
+    """A signal stopped the command. The message says which part of the work is kept."""
 
     def __init__(self, number: int, kept: str = "what was finished is kept") -> None:
         super().__init__(f"stopped by {NAMES.get(signal.Signals(number), number)}: {kept}; {GO_ON}")
         self.number = number
-        _received.at = time.monotonic()  # what comes while the processes end together is still the same signal
+        _received.at = time.monotonic()  # a signal that comes while the processes end still counts as the same one
         self.exit_status = 128 + number
 
 
 class _Received:
-    """The signal that came, and when; whether it waits for the end of an update."""
+    """The last signal and its time, and whether a signal waits for the end of an update."""
 
     number: int | None = None
     at = 0.0
@@ -50,7 +52,7 @@ _received = _Received()
 
 @contextmanager
 def in_a_sentence() -> Iterator[None]:
-    """End the process with a sentence on stderr and an exit status where the block fails or is stopped."""
+    """End the process with one sentence on stderr and an exit status where the block fails or is stopped."""
     try:
         yield
     except DdilError as error:
@@ -63,10 +65,10 @@ def in_a_sentence() -> Iterator[None]:
 
 
 def listen() -> None:
-    """From now on SIGTERM and Ctrl-C raise ``Interrupted`` in the main thread.
+    """From now on, raise ``Interrupted`` in the main thread on SIGTERM and Ctrl-C.
 
-    Of several processes the main one listens. The others have nothing to say or to save outside of training, and may be waiting for
-    the main one where Python handles no signals.
+    Of several processes only the main one does so. Outside of training, the others have nothing to save. They may also
+    wait for the main process in a call in which Python handles no signals.
     """
     _received.number, _received.deferred, _received.listening = None, False, True
     if ranks.is_main():
@@ -91,10 +93,11 @@ def _receive(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def between_updates() -> Iterator[Callable[[], int]]:
-    """Let an update be finished before a signal stops the work.
+    """Finish the current update before a signal stops the work.
 
-    Yields a function that gives the number of the signal that came, or 0. The block looks at it between updates, saves, and raises
-    ``Interrupted``. Without ``listen``, as in a program that calls this package, signals do what they did before.
+    Yields a function that returns the number of the signal that came, or 0. The block calls the function between
+    updates, saves, and raises ``Interrupted``. Without ``listen``, as in a program that imports this package, signals
+    keep their handlers.
     """
     before = [signal.getsignal(number) for number in SIGNALS]
     _received.deferred = True
@@ -107,5 +110,5 @@ def between_updates() -> Iterator[Callable[[], int]]:
         if _received.listening:
             for number, handler in zip(SIGNALS, before, strict=True):
                 signal.signal(number, handler)
-    if _received.number is not None:  # it came after the last look
+    if _received.number is not None:  # the signal came after the block's last call
         raise Interrupted(_received.number)

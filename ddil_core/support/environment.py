@@ -1,4 +1,4 @@
-"""What the machine must offer, and one sentence with the cure where it does not."""
+"""Requirements on the installed packages, and full precision in float32."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _REINSTALL = "install the two of one build together: pip install --force-reinsta
 
 
 def require_torchvision() -> None:
-    """Import torchvision; call this before a package that needs it (timm, open_clip, lpips).
+    """Import torchvision. Call this before the import of a package that needs it (timm, open_clip, lpips).
 
-    A torchvision made for another build of torch, such as a CUDA one beside a CPU-only torch, fails while it is
-    imported with "operator torchvision::nms does not exist", or on a library that it cannot load.
+    A torchvision for another build of torch, such as a CUDA build beside a CPU-only torch, fails during its import:
+    either with "operator torchvision::nms does not exist", or because it cannot load a library.
 
     Raises:
         DdilError: torchvision is not installed, or does not fit the installed torch.
@@ -32,7 +32,10 @@ def require_torchvision() -> None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 that is float32: no TF32 inside matrix products and convolutions, on any device; restored afterwards."""
+    """Compute float32 products and convolutions in float32, not in TF32, on any device.
+
+    Restore the setting afterwards.
+    """
     import torch
 
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]

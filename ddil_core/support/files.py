@@ -1,7 +1,7 @@
-"""Writing files: whole or not at all. Every file that this project writes goes through here.
+"""Write files whole or not at all. This project writes every file through this module.
 
-A file is written under a temporary name beside its own, flushed to the disk, and renamed. Whatever ends the work in between, the
-name holds the old file or none. What the disk does not take is one sentence with the path and the free space.
+A file is written under a temporary name in the same folder, flushed to the disk, and renamed. If the work ends in
+between, the final name holds the old file or no file. If the disk refuses, the error names the path and the free space.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.[^.]+)?")
-"""The temporary names of ``replacing``. The dot in front hides them from patterns such as ``*.json``."""
+"""The temporary names of ``replacing``. Patterns such as ``*.json`` skip them because of the leading dot."""
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How libraries in Rust (safetensors, tokenizers) end the message of an error of the operating system."""
+"""The end of a message in which a Rust library (safetensors, tokenizers) reports an error of the operating system."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write the file or folder ``path`` whole or not at all.
 
-    Yields a temporary name beside ``path``, under which the block writes. The name is unique, so that two processes never share
-    one, and keeps the suffix, by which some writers choose the format. When the block ends well, it becomes ``path`` and replaces
-    a file that was there, though no folder. Otherwise it is deleted.
+    Yields a temporary path in the same folder, to which the block writes. Its name is unique, so that two processes
+    never share one. It keeps the suffix, because some writers choose the format by it. When the block succeeds, the
+    temporary path is renamed to ``path``. It replaces a file, but not a folder. When the block fails, the temporary
+    path is deleted.
 
     Raises:
-        DdilError: the disk or the folder does not take it.
+        DdilError: the disk or the folder refuses.
     """
     temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
@@ -46,7 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _flush(file)
         temporary.replace(path)
-    except Exception as error:  # libraries raise kinds of their own where a disk is full
+    except Exception as error:  # libraries have errors of their own for a full disk
         reason = _system_reason(error)
         if isinstance(error, DdilError) or reason is None:
             raise
@@ -56,13 +57,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all, with the line ends that it has. Raises as ``replacing``."""
+    """Write UTF-8 text whole or not at all, and keep its line ends. Raises as ``replacing``."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors, contiguous and in memory of their own, as safetensors, whole or not at all. Raises as ``replacing``."""
+    """Write tensors as safetensors, whole or not at all.
+
+    The tensors are contiguous and share no memory. Raises as ``replacing``.
+    """
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
@@ -70,23 +74,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Write what ``torch.save`` takes, whole or not at all. Raises as ``replacing``."""
+    """Write a file with ``torch.save``, whole or not at all. Raises as ``replacing``."""
     import torch
 
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's "unexpected pos", raised while it handles the system's own error
+        except RuntimeError as error:  # torch raises "unexpected pos" while it handles the system's error
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; where the disk does not take all of it, the file is as it was before.
+    """Append a line to a text file. Leave the file unchanged where the disk does not take the whole line.
 
     Raises:
-        DdilError: the disk or the folder does not take it.
+        DdilError: the disk or the folder refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,10 +98,10 @@ def append_line(path: Path, line: str) -> None:
             content, size = (line + "\n").encode(), file.tell()
             try:
                 written = file.write(content)
-                if written != len(content):  # the disk took a part; the next try says why
+                if written != len(content):  # the disk took a part; the second try raises the reason
                     file.write(content[written:])
             except OSError:
-                with suppress(OSError):  # where this fails too, half a line stays, which readers of logs leave out
+                with suppress(OSError):  # where this fails too, half a line stays, and readers of logs skip it
                     file.truncate(size)
                 raise
     except OSError as error:
@@ -105,12 +109,12 @@ def append_line(path: Path, line: str) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file or folder is one that ``replacing`` left when its process was killed."""
+    """Whether a process that was killed left this file or folder in ``replacing``."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def delete_temporaries(*folders: Path) -> None:
-    """Delete what killed processes left in these folders. Only for folders that no other process writes to."""
+    """Delete the temporary files of killed processes. Call this only on folders to which no other process writes."""
     for folder in folders:
         if folder.is_dir():
             for path in folder.iterdir():
@@ -132,13 +136,13 @@ def _flush(file: Path) -> None:
 
 def _not_written(path: Path, reason: str) -> DdilError:
     return DdilError(
-        f"{path} could not be written ({reason}; {_free_space(path)}): make room or name another place, and run the same command "
-        "again"
+        f"{path} could not be written ({reason}; {_free_space(path)}): make room or name another place, and run the "
+        "same command again"
     )
 
 
 def _free_space(path: Path) -> str:
-    """In words, on the disk of the nearest folder that exists."""
+    """Say how much space is free on the disk of the nearest folder that exists."""
     for folder in path.absolute().parents:
         try:
             return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there"
@@ -148,9 +152,9 @@ def _free_space(path: Path) -> str:
 
 
 def _system_reason(error: Exception) -> str | None:
-    """Why the operating system refused; None where the error is of another kind."""
+    """Return the reason of the operating system, or None for an error of another kind."""
     if isinstance(error, OSError):
         other = "" if error.filename is None or _TEMPORARY.search(str(error.filename)) else f": {error.filename}"
         return (error.strerror or str(error)) + other
-    told = _SYSTEM_ERROR.search(str(error))
-    return os.strerror(int(told[1])) if told else None
+    number = _SYSTEM_ERROR.search(str(error))
+    return os.strerror(int(number[1])) if number else None

@@ -1,7 +1,7 @@
-"""Whether numbers are finite: asked here, before they become pictures, training data or measurements.
+"""Check that numbers are finite before they become images, training data or measurements.
 
-NaN is cast to byte 0, so that a picture of NaN is black and looks like any other; it fails every comparison, and so it can win one.
-Whatever draws, rolls out, encodes or extracts asks here and stops with one sentence.
+NaN becomes byte 0, so that an image of NaN is black and looks valid. NaN also fails every comparison, so that it can
+win one. Sampling, rollouts, encoders and feature extraction all check here, and stop with one sentence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ddil_core.support.errors import DdilError
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor holds NaN or an infinity. This waits for the device, once."""
+    """Whether all numbers are finite. This waits for the device once."""
     flags = [torch.isfinite(tensor).all() for tensor in tensors]
     return not flags or bool(torch.stack(flags).all())
 
@@ -25,10 +25,10 @@ P = TypeVar("P")
 
 
 class Finite(Generic[P]):
-    """Watches tensors over many steps: whether each is finite is found on its device, and read for all of them together.
+    """Watches tensors over many steps, and finds the first step at which a number is not finite.
 
-    So a loop of steps never waits for a GPU, and yet it is known at which step a number was first not finite. A place ``P`` is
-    whatever a message needs to name a step.
+    The check of each step stays on its device, and all results are read together. So a loop of steps never waits for a
+    GPU. The type ``P`` is what a message needs to name a step.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Finite(Generic[P]):
         self._flags.append(torch.isfinite(values.detach()).all())
 
     def first_broken(self) -> P | None:
-        """The first place whose values were not finite, None where all were; what was seen is forgotten."""
+        """Return the first place with values that are not finite, or None. Then start anew."""
         if not self._flags:
             return None
         flags = torch.stack(self._flags).tolist()
@@ -51,17 +51,21 @@ class Finite(Generic[P]):
 
 
 def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | None]) -> DdilError:
-    """The error that says that ``what`` of ``whose`` is not finite, where, in which dtype, and what to do.
+    """Return the error for numbers that are not finite. Its message names the dtype and what to do.
 
-    ``nets`` are the networks that computed it; they are searched for weights that are not finite.
+    Args:
+        what: The numbers, such as "the latents".
+        place: The step, such as "after step 3 of 4".
+        whose: The model or actor, such as "the model 'sd15'".
+        nets: The networks that computed the numbers. Their weights are searched for NaN and infinities.
     """
     present = [net for net in nets if net is not None]
     dtype = next((p.dtype for net in present for p in net.parameters()), torch.float32)
-    broken = next((found for net in present if (found := broken_weight(net)) is not None), None)
+    broken = next((weight for net in present if (weight := broken_weight(net)) is not None), None)
     if broken is not None:
         cure = (
-            f"its weights hold such numbers too, first in {broken}, so fetch the model again, or train it again with a lower "
-            "learning rate"
+            f"its weights hold such numbers too, first in {broken}, so fetch the model again, or train it again with a "
+            "lower learning rate"
         )
     elif dtype == torch.float16:
         cure = "float16 has no number above 65,504, so compute in bfloat16 or float32"
@@ -74,5 +78,5 @@ def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | Non
 
 
 def broken_weight(net: nn.Module) -> str | None:
-    """The name of the first weight that holds NaN or an infinity; None where all are finite."""
+    """Return the name of the first weight that is not finite, or None."""
     return next((name for name, weight in net.state_dict().items() if not torch.isfinite(weight).all()), None)

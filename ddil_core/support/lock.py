@@ -1,7 +1,7 @@
-"""One command at a time on a folder: a lock that names its holder.
+"""A lock on a folder, so that only one command at a time writes to it.
 
-The lock is the kernel's own (``flock``) on a file inside the folder, so that it ends with the process that holds it, however that
-process ends. The file says who holds it. It is deleted when the lock is given back.
+The lock is the kernel's (``flock``) on a file inside the folder. The kernel releases it when the process ends, in
+whatever way. The file names the process that holds the lock. The file is deleted when the lock is released.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from ddil_core.support.errors import DdilError
 from ddil_core.support.progress import warn
 
 LOCK = ".ddil.lock"
-"""The name of the file in the folder that is held."""
+"""The name of the lock's file in the folder."""
 
 _LONGEST = 200
-"""Characters of a command that a sentence repeats."""
+"""The most characters of a command that a message repeats."""
 
 _held: dict[Path, int] = {}
-"""Folders that this process holds, each with how many times; a command may hold one that a part of it holds too."""
+"""The folders that this process holds, with the number of nested calls for each."""
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made where it is not there.
+    """Hold a folder. Make it where it does not exist.
 
     Raises:
-        DdilError: another command holds it, or the folder cannot be made or written to. The sentence names the holder.
+        DdilError: another command holds the folder (the message names the command), or the folder cannot be made or
+            written to.
     """
     with _holding(folder, _refuse, "name another"):
         yield
@@ -43,14 +44,14 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def waiting_for(folder: Path) -> Iterator[None]:
-    """As ``held``, but wait while another command holds the folder: for the cache, whose content both commands want."""
+    """Hold a folder as ``held`` does, but wait while another command holds it. The cache uses this."""
     with _holding(folder, _wait, "set DDIL_CACHE to another"):
         yield
 
 
 @contextmanager
 def held_by_main(folder: Path) -> Iterator[None]:
-    """As ``held``; of several processes the main one holds the folder, and the others begin once it does."""
+    """Hold a folder in the main process, as ``held`` does. The other processes begin after it holds the folder."""
     with ExitStack() as stack:
         with ranks.main_first():
             if ranks.is_main():
@@ -80,22 +81,22 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
         yield
     finally:
         del _held[key]
-        path.unlink(missing_ok=True)  # while it is held, so that nobody can hold a file that has no name any more
+        path.unlink(missing_ok=True)  # before the lock ends, so that no other process locks a file without a name
         os.close(file)
-        with suppress(OSError):  # the folder holds something, as it should
+        with suppress(OSError):  # the folder is not empty
             for place in new:
                 place.rmdir()
 
 
 def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
-    """An open lock file that this process holds. ``busy`` refuses, or returns once it is worth another try."""
+    """Return the open lock file that this process holds. ``busy`` raises, or returns when another try makes sense."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)  # a holder that wrote nothing deletes the folder that it made
+        path.parent.mkdir(parents=True, exist_ok=True)  # the last holder may have deleted the empty folder
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _try(file, path):
                 busy(file, path)
-            elif _is_named(file, path):  # else its last holder deleted it after it was opened here
+            elif _is_named(file, path):  # otherwise the last holder deleted the file after it was opened here
                 os.ftruncate(file, 0)
                 os.write(file, json.dumps(_myself()).encode())
                 return file
@@ -106,7 +107,7 @@ def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
 
 
 def _try(file: int, path: Path) -> bool:
-    """Whether the lock was free. A file system without locks lets everyone in, with a warning."""
+    """Whether the lock was free. On a file system without locks, warn and go on."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -150,11 +151,11 @@ def _myself() -> dict[str, str | int]:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, in words."""
+    """Describe the process that holds a lock."""
     try:
-        told = json.loads(path.read_bytes())
-        command = str(told["command"])
+        holder = json.loads(path.read_bytes())
+        command = str(holder["command"])
         command = command if len(command) <= _LONGEST else command[:_LONGEST] + "…"
-        return f"process {told['pid']} on {told['host']} since {told['since']} ({' '.join(command.split())})"
-    except (OSError, ValueError, TypeError, KeyError):  # it is just being written, or was deleted since
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({' '.join(command.split())})"
+    except (OSError, ValueError, TypeError, KeyError):  # another process writes the file now, or deleted it
         return "another command"

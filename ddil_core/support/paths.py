@@ -1,4 +1,4 @@
-"""Paths that a user names: expanded and looked at once, with one sentence for those that cannot be used."""
+"""Check paths that a user names. A path that cannot be used gives one sentence."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from ddil_core.support.errors import WrongCommand
 
 _SHOWN = 200
-"""How many characters of a user's text a message repeats."""
+"""The most characters of a user's text that a message repeats."""
 
 _ROOM = 256
-"""How many bytes of a path's length are left for the files inside a folder."""
+"""The bytes of a path's length that are kept free for the files inside a folder."""
 
 _LONGEST = 4096
-"""Bytes of a path on Linux (PATH_MAX); other systems have less and say so themselves."""
+"""The longest path on Linux in bytes (PATH_MAX). Systems with a lower limit raise errors of their own."""
 
 
 def shown(text: object) -> str:
-    """A user's text for a message, in quotes: on one line, and cut where it is long."""
+    """Quote a user's text for a message, on one line. Cut a long text."""
     whole = str(text)
     if len(whole) <= _SHOWN:
         return repr(whole)
@@ -28,7 +28,7 @@ def shown(text: object) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message on one line that every terminal can print: control characters and halves of pairs as escapes."""
+    """Write a message on one line that every terminal can print. Escape control characters and lone surrogates."""
     hidden = {"Cc", "Cs", "Zl", "Zp"}
     return "".join(
         c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in hidden else c for c in text
@@ -36,11 +36,13 @@ def one_line(text: str) -> str:
 
 
 def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:
-    """The path that a user wrote, with ``~`` and ``~name`` expanded; it need not exist. ``what`` starts the message.
+    """Return the path that a user wrote, with ``~`` and ``~name`` expanded. The path need not exist.
+
+    ``what`` starts the message of an error, as in "the folder of --out".
 
     Raises:
-        WrongCommand: it is empty or cannot be the name of a file; its user has no home folder; or it cannot be looked at, as it
-            is too long, links go in a circle, or a folder on its way is closed.
+        WrongCommand: the path is empty or cannot be a name, the user of ``~`` has no home folder, or the system cannot
+            examine the path: it is too long, its links form a circle, or a folder on the way is closed.
     """
     written = os.fspath(text)
     if not written:
@@ -57,22 +59,25 @@ def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:
         user = Path(written).parts[0]
         whose = "this user" if user == "~" else f"a user {shown(user[1:])}"
         raise WrongCommand(
-            f"{what} {shown(written)} starts with {shown(user)}, and {whose} has no home folder here; write the path out"
+            f"{what} {shown(written)} starts with {shown(user)}, and {whose} has no home folder here; "
+            "write the path out"
         ) from error
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        pass  # what is to be made need not exist
+        pass  # a path that a command will make need not exist
     except OSError as error:
         raise WrongCommand(f"{what} {shown(written)} cannot be used: {error.strerror}; name another") from error
     return path
 
 
 def output_folder(text: str | os.PathLike[str], what: str) -> Path:
-    """The folder that a command is to write into, as :func:`user_path`; it is here and takes files, or can be made.
+    """Return the folder into which a command writes, as :func:`user_path` does.
+
+    It exists and is writable, or can be made.
 
     Raises:
-        WrongCommand: it is no folder, or lies under what is none, or does not take files.
+        WrongCommand: the path or a part of it is no folder, or the folder is not writable.
     """
     path = user_path(text, what)
     _require_room(path, what, _ROOM)
@@ -83,10 +88,12 @@ def output_folder(text: str | os.PathLike[str], what: str) -> Path:
 
 
 def output_file(text: str | os.PathLike[str], what: str) -> Path:
-    """A file or folder that a command is to make, as :func:`user_path`; the folder that it lies in takes files or can be made.
+    """Return the file or folder that a command makes, as :func:`user_path` does.
+
+    Its folder is writable, or can be made.
 
     Raises:
-        WrongCommand: its name is none, or it lies under what is no folder, or the folder does not take files.
+        WrongCommand: the path has no name at its end, a part of it is no folder, or its folder is not writable.
     """
     path = user_path(text, what)
     _require_room(path, what, 0)
@@ -110,7 +117,10 @@ def _refuse_dangling(path: Path, what: str) -> None:
 
 
 def _refuse_long_names(path: Path, here: Path, what: str) -> None:
-    """Refuse names that the file system of the folder ``here`` does not take; looking at a path does not reach the missing ones."""
+    """Refuse names that are too long for the file system of the folder ``here``.
+
+    ``user_path`` does not reach missing parts.
+    """
     longest = os.pathconf(here, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     long = [name for name in path.parts if len(os.fsencode(name)) > longest]
     if long:
@@ -118,7 +128,7 @@ def _refuse_long_names(path: Path, here: Path, what: str) -> None:
 
 
 def _require_writable(path: Path, folder: Path, what: str) -> None:
-    """Try a file without a name in the folder, or in the nearest one above it that is here; messages show ``path``."""
+    """Try a temporary file in the folder, or in the nearest folder above that exists. Messages show ``path``."""
     here = folder.absolute()
     while not here.exists():
         if here.is_symlink():

@@ -1,7 +1,7 @@
-"""Read YAML that says plain things: mappings with text keys, lists, texts, numbers, booleans and null.
+"""Read plain YAML: mappings with text keys, lists, texts, numbers, booleans and null.
 
-Everything else that YAML can say is refused with its line: dates, sets, binary data, tags, two equal keys, values that contain
-themselves, and documents that grow without bound through their aliases. Depth and size are bounded.
+Everything else is refused, with its line: dates, sets, binary data, tags, repeated keys, values that contain
+themselves, and documents that grow without bound through aliases. Depth and size are limited.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 DEPTH = 32
-"""How deep lists and mappings may be nested."""
+"""The deepest nesting of lists and mappings."""
 
 VALUES = 100_000
-"""How many values a document may hold, where an alias counts for all that it stands for."""
+"""The most values in a document. An alias counts for all values that it stands for."""
 
 CHARACTERS = 4_000_000
-"""How long a text may be."""
+"""The longest text."""
 
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
 _KINDS = {"timestamp": "a date", "binary": "binary data", "set": "a set", "omap": "an ordered map", "pairs": "pairs"}
@@ -29,15 +29,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class NotPlain(ValueError):
-    """What the text says beyond plain YAML, in one sentence that starts with a verb (``holds a date in line 3, …``)."""
+    """The text is not plain YAML. The message starts with a verb: ``holds a date in line 3, …``."""
 
 
 def load_plain(text: str) -> Any:
-    """The value that a YAML text says; None for an empty one. Every alias gives a copy of its own.
+    """Return the value of a YAML text, None for an empty text. Every alias becomes a copy.
 
     Raises:
         yaml.YAMLError: the text is not YAML.
-        NotPlain: it is, and says something that is not plain.
+        NotPlain: the text is YAML, but not plain.
     """
     if len(text) > CHARACTERS:
         raise NotPlain(f"is longer than {CHARACTERS:,} characters")
@@ -50,7 +50,7 @@ def load_plain(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader, which stops where a document is nested too deep, before Python's own stack does."""
+    """PyYAML's loader with a limit on the depth, which it reaches before Python's stack overflows."""
 
     depth = 0
 
@@ -70,10 +70,10 @@ class _Reader:
         self.loader, self.count = loader, 0
 
     def value(self, node: Node, depth: int = 1) -> Any:
-        """The value of a node at a depth, checked all the way down."""
+        """Return the value of a node at a depth, and check all nodes below it."""
         place = _line(node.start_mark)
         self._count()
-        if depth > DEPTH:  # composed nodes are shallower, so that an alias leads here
+        if depth > DEPTH:  # only an alias can be deeper than the composed nodes
             raise NotPlain(f"is nested more than {DEPTH} levels deep, or contains itself{place}")
         if isinstance(node, ScalarNode):
             return self._scalar(node, place)
@@ -88,7 +88,7 @@ class _Reader:
             raise NotPlain(f"holds {_kind(node.tag)}{place}; put a text into quotes")
         try:
             value = self.loader.construct_object(node)
-        except (ValueError, LookupError) as error:  # what the tag says does not fit, as in !!int "a", or is too long
+        except (ValueError, LookupError) as error:  # the tag does not fit, as in !!int "a", or the number is too long
             raise NotPlain(f"holds a number that cannot be read{place}") from error
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise NotPlain(f"holds a number that is larger than 2^63{place}")
@@ -126,6 +126,6 @@ def _line(mark: Any) -> str:
 
 
 def _kind(tag: str) -> str:
-    """The kind of a value in words, by its YAML tag."""
+    """Describe the kind of a value by its YAML tag."""
     name = tag.removeprefix("tag:yaml.org,2002:")
     return _KINDS.get(name, f"a value of the kind {tag[:60]!r}")

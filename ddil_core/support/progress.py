@@ -1,4 +1,4 @@
-"""A progress bar for long work, on stderr: rate, time left, memory."""
+"""Progress bars and warnings on stderr."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _said: set[str] = set()
 
 
 def warn(sentence: str) -> None:
-    """One line on stderr, of something that a user should know and that stops nothing; of several processes one says it."""
+    """Print a warning on stderr. Of several processes, only the main one prints."""
     if ranks.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
 
 
 def warn_once(sentence: str) -> None:
-    """Like ``warn``, once a process: for what is looked at several times in one command."""
+    """Print a warning as ``warn`` does, but only once in a process."""
     if sentence not in _said:
         _said.add(sentence)
         warn(sentence)
 
 
 class RateColumn(ProgressColumn):
-    """Steps a second, or seconds a step where that is the larger number."""
+    """Steps per second, or seconds per step for slow steps."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -51,7 +51,7 @@ class RateColumn(ProgressColumn):
 
 
 class MemoryColumn(ProgressColumn):
-    """Memory in use: the process's resident set, and the GPU's peak where one is used."""
+    """Memory in use: the resident set of the process, and the peak of the GPU where one is used."""
 
     max_refresh = 2.0
 
@@ -66,9 +66,9 @@ class MemoryColumn(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar for ``total`` steps, of which ``done`` are done already; yields ``advance(n=1, note="")``.
+    """Show a bar for ``total`` steps that starts at ``done``. Yields ``advance(n=1, note="")``.
 
-    Of several processes the main one shows its own share.
+    Of several processes, the main one shows its own share.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -92,7 +92,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
 
 @contextmanager
 def transfer(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar for ``total`` bytes to fetch; yields ``advance(n)``, which takes back what came in vain where n < 0."""
+    """Show a bar for a download of ``total`` bytes. Yields ``advance(n)``; a negative n takes bytes back."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Configuration as data: a YAML file, options over it, validated; unknown keys are refused with what would be known."""
+"""Read a configuration from a YAML file, apply options over it, and validate it. Unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ddil_core.support.paths import shown
 from ddil_core.support.plain_yaml import DEPTH, NotPlain, load_plain
 
 MOST = 100_000_000
-"""The largest count in a protocol or an option: lists of more prompts or pictures fill any memory before anything is said."""
+"""The largest count in a protocol or an option. A list of more prompts or images would fill the memory."""
 
 
 class Strict(BaseModel):
-    """A model that refuses unknown keys, numbers that are NaN or infinite, and counts beyond ``MOST``. A seed is no count."""
+    """A configuration that refuses unknown keys, NaN, infinities, and counts above ``MOST``. A seed is no count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _counts_can_be_meant(self) -> Self:
+    def _limit_counts(self) -> Self:
         for name, value in self:
             if type(value) is int and value > MOST and name != "seed":
                 raise ValueError(f"{name} is at most {MOST:,}, not {value:,}")
@@ -35,14 +35,14 @@ class Strict(BaseModel):
 
 
 LARGEST_GUIDANCE = 1000.0
-"""The largest guidance scale that is accepted: models are used at 1 to 20, and a product with a larger one can overflow."""
+"""The largest guidance scale. Models are used at 1 to 20, and a product with a larger scale can overflow."""
 
 
 def guidance_scale(value: float) -> float:
-    """A guidance scale g, as it is.
+    """Return a valid guidance scale unchanged.
 
     Raises:
-        ValueError: it is no finite number from 0 to ``LARGEST_GUIDANCE``.
+        ValueError: the scale is no finite number from 0 to ``LARGEST_GUIDANCE``.
     """
     if not 0 <= value <= LARGEST_GUIDANCE:  # NaN fails this too
         raise ValueError(f"a guidance scale is a finite number from 0 to {LARGEST_GUIDANCE:g}, not {value:g}")
@@ -50,7 +50,11 @@ def guidance_scale(value: float) -> float:
 
 
 def require_guidance(value: float) -> None:
-    """Raises WrongCommand: a guidance scale is no finite number from 0 to ``LARGEST_GUIDANCE``."""
+    """Refuse a wrong guidance scale.
+
+    Raises:
+        WrongCommand: the scale is no finite number from 0 to ``LARGEST_GUIDANCE``.
+    """
     try:
         guidance_scale(value)
     except ValueError as error:
@@ -65,10 +69,10 @@ P = TypeVar("P", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping of plain values (see :mod:`ddil_core.support.plain_yaml`).
+    """Read a YAML mapping of plain values (see :mod:`ddil_core.support.plain_yaml`).
 
     Raises:
-        WrongCommand: no such file, one that cannot be read, or not a YAML mapping of plain values.
+        WrongCommand: the file does not exist, cannot be read, or is no YAML mapping of plain values.
     """
     if not path.is_file():
         raise WrongCommand(f"there is no protocol file {path}")
@@ -88,7 +92,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` settings over a mapping; dots go deeper (``ddil.uses=2``, ``stages.0.updates=10``); values are YAML."""
+    """Return a copy of a mapping with ``KEY=VALUE`` settings applied.
+
+    Dots go deeper, as in ``ddil.uses=2`` and ``stages.0.updates=10``. Values are YAML.
+
+    Raises:
+        WrongCommand: a setting has no "=", its key names no place, or its value is no plain YAML.
+    """
     content = copy.deepcopy(content)
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -114,10 +124,16 @@ def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]
 
 
 def validate(model: type[P], content: dict[str, Any], source: str, options: Collection[str] = ()) -> P:
-    """A protocol from its mapping. ``options`` are the keys that a command's options set; messages name the option then.
+    """Make a configuration from a mapping.
+
+    Args:
+        model: The configuration's class.
+        content: The mapping.
+        source: Names the mapping in messages, as in "the protocol a.yaml".
+        options: Keys that options of a command set. A message about such a key names the option.
 
     Raises:
-        WrongCommand: an unknown key (with the nearest known one), a missing one, or a value that does not fit.
+        WrongCommand: a key is unknown (the message names the nearest known key) or missing, or a value does not fit.
     """
     try:
         return model.model_validate(content)
@@ -131,7 +147,7 @@ def validate(model: type[P], content: dict[str, Any], source: str, options: Coll
             raise WrongCommand(f"{source} has the unknown key {shown(where)}{hint}") from error
         if first["type"] == "missing":
             raise WrongCommand(f"{source} lacks the key {where!r}") from error
-        own = first["type"] == "value_error"  # a sentence of ours, which says itself what was given
+        own = first["type"] == "value_error"  # a message of this project, which quotes the value
         what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {_short(first['input'])}"
         if first["loc"] and first["loc"][0] in options:
             source, where = "--" + str(first["loc"][0]).replace("_", "-"), ""
@@ -140,13 +156,13 @@ def validate(model: type[P], content: dict[str, Any], source: str, options: Coll
 
 
 def _short(value: Any) -> str:
-    """A value of a protocol for a message, cut where it is long."""
+    """Write a value for a message. Cut a long one."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _keys(model: type[BaseModel]) -> set[str]:
-    """The keys of a model and of the models inside it."""
+    """Return the keys of a configuration and of the configurations inside it."""
     keys = set(model.model_fields)
     for definition in model.model_json_schema().get("$defs", {}).values():
         keys |= set(definition.get("properties", {}))
@@ -154,5 +170,5 @@ def _keys(model: type[BaseModel]) -> set[str]:
 
 
 def content_hash(content: Any) -> str:
-    """SHA-256 of a JSON-able value in its canonical form."""
+    """Return the SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

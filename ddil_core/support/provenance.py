@@ -1,4 +1,4 @@
-"""Where a number comes from: the versions of the packages and the commit of the code."""
+"""The versions of the packages and the commit of the code, for records and runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ PACKAGES = ("ddil", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on."""
-    found = {}
+    """Return the versions of the packages on which numbers depend."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def commit() -> str | None:
-    """The checkout's commit, with ``-dirty`` where files differ from it; None outside a checkout."""
+    """Return the commit of the checkout, with ``-dirty`` where files differ from it. None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,7 +1,7 @@
-"""Several processes on one piece of work, started by ``torchrun`` or ``accelerate launch``: who this one is, and whom it waits for.
+"""Several processes of one command, started by ``torchrun`` or ``accelerate launch``.
 
-Work is dealt out by its place in an order, never by who is free, so that results do not depend on the number of processes. What a
-process makes lies in files of a folder that all of them see; only barriers go between them, over gloo whatever the device.
+A process takes work by its place in an order, not by who is free. So results do not depend on the number of processes.
+Processes exchange results through files in a shared folder. Between them go only barriers, over gloo on every device.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from datetime import timedelta
 from ddil_core.support.errors import DdilError, WrongCommand
 
 PATIENCE = timedelta(days=7)
-"""How long a process waits for the others: the first may be long at work that they have no part in."""
+"""How long a process waits at a barrier. The main process may work alone for long."""
 
 
 def rank() -> int:
-    """This process's number among all, from 0."""
+    """Return the number of this process among all, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine, from 0: that of its GPU."""
+    """Return the number of this process on its machine, from 0. It is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that reads the reference, writes records and shows progress."""
+    """Whether this process reads the reference, writes records and shows progress."""
     return rank() == 0
 
 
 def mine(count: int) -> range:
-    """The places among ``count`` that this process works on."""
+    """Return the places, from 0 to ``count`` − 1, on which this process works."""
     return range(rank(), count, world())
 
 
 def described(device: str) -> str:
-    """A device for a record, with the number of processes where there are several."""
+    """Describe a device for a record, with the number of processes where there are several."""
     return device if world() == 1 else f"{world()} × {device.partition(':')[0]}"
 
 
 def barrier() -> None:
-    """Wait until all processes are here.
+    """Wait until all processes call this.
 
     Raises:
-        DdilError: another one has stopped.
+        DdilError: another process has stopped.
     """
     if world() == 1:
         return
@@ -70,7 +70,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The block in the main process, and then in the others."""
+    """Run the block in the main process first, and then in the others."""
     if not is_main():
         barrier()
     yield
@@ -79,6 +79,10 @@ def main_first() -> Iterator[None]:
 
 
 def require_one(what: str) -> None:
-    """Raises WrongCommand: there are several processes, and ``what`` runs in one."""
+    """Refuse several processes for ``what``, which runs in one.
+
+    Raises:
+        WrongCommand: there are several processes.
+    """
     if world() > 1:
         raise WrongCommand(f"{what} runs in one process, and {world()} were started; start it by itself")

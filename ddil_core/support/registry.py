@@ -1,11 +1,11 @@
-"""A table of things by name: those of this project, and those that other installed packages add.
+"""A table of rows by name. Other installed packages can add rows.
 
-A package adds a row by an entry point. The entry point's value is the row. Its group says which table it belongs to:
+A package adds a row by an entry point. The value of the entry point is the row, and its group names the table:
 
     [project.entry-points."ddil.metrics"]
     my_metric = "my_package.my_metric:METRIC"
 
-Rows of other packages are loaded when a name is not one of this project's, or when all names are wanted.
+Rows of other packages are loaded when a name is not among this project's, or when a caller lists all names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def _name(row: Any) -> str:
 
 
 class Registry(Mapping[str, Row], Generic[Row]):
-    """Rows by name, in a fixed order: this project's first, then those of other packages by name.
+    """Rows by name, in a fixed order: first this project's rows, then the rows of other packages, sorted by name.
 
     Args:
         noun: What a row is, in messages: "solver", "metric".
-        group: The entry points' group.
+        group: The group of the entry points.
         kind: The class that a row must be an instance of.
         rows: This project's rows.
         key: Gives a row's name.
@@ -70,7 +70,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         """Return the row of this name.
 
         Raises:
-            WrongCommand: there is no such row; the message lists the names, and the nearest one.
+            WrongCommand: no row has this name. The message lists the names, and names the nearest one.
         """
         if name in self:
             return self[name]
@@ -82,10 +82,10 @@ class Registry(Mapping[str, Row], Generic[Row]):
         """Load the rows of other packages, once.
 
         Raises:
-            DdilError: an entry point cannot be imported, is no row, or takes a name that exists.
+            DdilError: an entry point cannot be imported, is no row, or has the name of another row.
         """
         if self._added is None:
-            self._added = {}  # first, so that a package may use this table while it is imported
+            self._added = {}  # set first, so that a package can use this table during its import
             try:
                 for point in sorted(entry_points(group=self.group), key=lambda point: point.name):
                     row = self._load(point)
@@ -102,7 +102,8 @@ class Registry(Mapping[str, Row], Generic[Row]):
         except Exception as error:  # another package's code may raise anything
             reason = " ".join(str(error).split())[:200]
             raise DdilError(
-                f"{where} cannot be imported ({type(error).__name__}: {reason}); mend or uninstall the package that brings it"
+                f"{where} cannot be imported ({type(error).__name__}: {reason}); mend or uninstall the package that "
+                "brings it"
             ) from error
         if not isinstance(row, self.kind):
             given, wanted = type(row).__name__, self.kind.__name__

@@ -1,4 +1,4 @@
-"""Where files are: those that ship beside the code, protocols and the paper's numbers, and the user's own folder."""
+"""The folders of the shipped files (protocols, the paper's numbers), and the user's folder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def protocols() -> Path:
-    """The folder of the shipped protocols (YAML). Raises DdilError if it is nowhere."""
+    """Return the folder of the shipped protocols (YAML). Raises DdilError if the folder does not exist."""
     return _shipped("protocols", checkout="protocols")
 
 
 def paper_results() -> Path:
-    """The folder of the paper's reported tables, `table1.csv` … `table5.csv`. Raises DdilError if it is nowhere."""
+    """Return the folder of the paper's tables, ``table1.csv`` … ``table5.csv``.
+
+    Raises DdilError if it does not exist.
+    """
     return _shipped("paper", checkout="results/paper")
 
 
 def _shipped(name: str, *, checkout: str) -> Path:
-    """The copy that the wheel installed, else the one at the root of the checkout."""
+    """Return the folder in the installed package, or else the folder at the root of the checkout."""
     for folder in (_PACKAGE / "_data" / name, _PACKAGE.parent / checkout):
         if folder.is_dir():
             return folder
@@ -35,15 +38,14 @@ def _shipped(name: str, *, checkout: str) -> Path:
 
 
 def user_folder() -> Path:
-    """``DDIL_CACHE``, or ``ddil`` in the user's cache folder; it need not exist.
+    """Return ``DDIL_CACHE``, or else ``ddil`` in the user's cache folder. The folder need not exist.
 
     Raises:
         DdilError: the user has no home folder and ``DDIL_CACHE`` is not set.
         WrongCommand: ``DDIL_CACHE`` cannot be a folder's path.
     """
-    named = os.environ.get("DDIL_CACHE")
-    if named:
-        return user_path(named, "the folder of DDIL_CACHE")
+    if folder := os.environ.get("DDIL_CACHE"):
+        return user_path(folder, "the folder of DDIL_CACHE")
     try:
         if sys.platform == "win32":
             return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "ddil"
@@ -55,10 +57,10 @@ def user_folder() -> Path:
 
 
 def require_cache() -> None:
-    """Make the user's folder, and try a file in it; to be called before work whose result is kept there.
+    """Make the user's folder and try a file in it. Call this before work that keeps its result there.
 
     Raises:
-        DdilError: it cannot be made, or takes no files.
+        DdilError: the folder cannot be made, or is not writable.
     """
     folder = user_folder()
     try:
@@ -67,5 +69,6 @@ def require_cache() -> None:
             pass
     except OSError as error:
         raise DdilError(
-            f"files cannot be kept in {folder} ({error.strerror}); make it writable, or set DDIL_CACHE to another folder"
+            f"files cannot be kept in {folder} ({error.strerror}); make it writable, or set DDIL_CACHE to another "
+            "folder"
         ) from error

@@ -1,4 +1,4 @@
-"""Text that a user writes."""
+"""Check text that a user writes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def require_text(text: str, where: str) -> None:
-    """Refuse text that no tokenizer and no file takes.
+    """Refuse text that no tokenizer and no file takes. ``where`` starts the message.
 
     Raises:
-        WrongCommand: it holds half of a surrogate pair, or a NUL.
+        WrongCommand: the text holds a NUL, or half of a surrogate pair.
     """
     bad = _NO_CHARACTER.search(text)
     if bad is not None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from tests.core.support.test_lock import HOLDER
 
 from ddil_core.support.lock import LOCK
+from tests.core.support.test_lock import HOLDER
 
 COMMANDS = {
     "sample": ("sample", "--model", "TEACHER", "--prompt", "a small red circle"),

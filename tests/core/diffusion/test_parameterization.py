@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import (
     Reflection,
     ReflectionMode,
@@ -23,9 +25,10 @@ from ddil_core.diffusion.parameterization import (
 )
 from ddil_core.diffusion.schedule import FlowSchedule, Schedule
 from ddil_core.diffusion.solvers import ddim
-from ddil_core.models.model import Model
+from ddil_core.models.model import Model, load_model
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import distance, normal
+from tests.pipelines import save_pipeline
 
 SD = Schedule.stable_diffusion()
 MODES: tuple[ReflectionMode, ...] = ("clamp", "fold", "dynamic")
@@ -106,7 +109,7 @@ def test_reflection_never_lets_anything_outside(mode: ReflectionMode) -> None:
 
 
 def bounce(x: float, c: float) -> float:
-    """A ball between walls at ±c, reflected as often as it takes."""
+    """Reflect a ball between walls at ±c until it stays inside."""
     while not -c <= x <= c:
         x = 2 * c - x if x > c else -2 * c - x
     return x
@@ -153,7 +156,7 @@ def test_calibration_at_quantile_one_holds_everything() -> None:
 
 
 def sorted_ends(latents: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
-    """The centre and the bound from a whole sort."""
+    """Compute the centre and the bound with a full sort."""
     ordered = latents.float().transpose(0, 1).flatten(1).sort(dim=1).values
     last = ordered.shape[1] - 1
     edge = min(int((1 - quantile) * (last + 1)), last // 2)
@@ -165,7 +168,7 @@ def sorted_ends(latents: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 3, 1, 2), (7, 1, 3, 1), (40, 4, 8, 8), (3, 2, 5)])
 def test_a_partition_gives_the_bits_of_a_sort(shape: tuple[int, ...], dtype: torch.dtype, quantile: float) -> None:
-    """Of distinct values, and of many that are equal; and the latents stay as they are."""
+    """For distinct values and for many equal values. The latents stay unchanged."""
     for latents in (normal(*shape).to(dtype), (2 * normal(*shape)).round().to(dtype), torch.zeros(shape, dtype=dtype)):
         before = latents.clone()
         held = calibrate_reflection(latents, "clamp", quantile)
@@ -176,7 +179,7 @@ def test_a_partition_gives_the_bits_of_a_sort(shape: tuple[int, ...], dtype: tor
 
 
 def test_calibration_needs_the_memory_of_one_channel() -> None:
-    """In float32, and nothing else of the pool's size: no copy of all channels, no index."""
+    """One channel in float32, and no copy or index of the size of the pool."""
     latents = normal(200, 4, 16, 16).half()
     made = list[int]()
 
@@ -220,7 +223,35 @@ def test_guidance_is_eps_null_plus_g_times_the_difference(model: Model) -> None:
     assert model.guided().guidance_scale == 3.0  # its own, from ddil.json
 
 
+def test_guidance_by_row_is_the_guidance_of_each_row(model: Model) -> None:
+    z, t = normal(2, *model.latent_shape), torch.tensor([749, 250])
+    condition = model.encode(["a small red circle", "a blue star"])
+    by_row = replace(condition, guidance=torch.tensor([1.5, 6.0]))
+    together = GuidedDenoiser(model.denoiser, model.nothing(), 3.0)(z, t, by_row)
+    for row, scale in enumerate((1.5, 6.0)):
+        assert distance(together[row], model.guided(scale)(z, t, condition)[row]) < 1e-5
+
+
+def test_a_network_with_an_embedding_reads_the_guidance_of_each_row(tmp_path: Path) -> None:
+    lcm = load_model(str(save_pipeline(tmp_path, None, seed=1, layout="LatentConsistencyModelPipeline")))
+    z, t = normal(2, *lcm.latent_shape), torch.tensor([759, 259])
+    condition = lcm.encode(["a small red circle", "a blue star"])
+    together = lcm.guided(3.0)(z, t, replace(condition, guidance=torch.tensor([1.5, 6.0])))
+    for row, scale in enumerate((1.5, 6.0)):
+        assert distance(together[row], lcm.guided(scale)(z, t, condition)[row]) < 1e-5
+
+
+def test_guidance_without_the_empty_prompt_is_refused(model: Model) -> None:
+    with pytest.raises(ValueError, match="the guidance scale 3 needs the condition of the empty prompt"):
+        GuidedDenoiser(model.denoiser, None, 3.0)
+
+
 def test_condition_rows_and_expansion() -> None:
     condition = Condition({"text": torch.arange(6).view(3, 2)})
     assert condition.rows(torch.tensor([2, 0])).tensors["text"].tolist() == [[4, 5], [0, 1]]
     assert len(condition.rows(torch.tensor([1])).expand(5)) == 5
+    whole = replace(condition, guidance=torch.tensor([2.0, 3.0, 4.0]), noise=torch.arange(12.0).view(3, 2, 1, 1, 2))
+    part = whole.rows(torch.tensor([2, 0]))
+    assert part.guidance is not None and part.guidance.tolist() == [4.0, 2.0]
+    assert part.noise is not None and part.noise.flatten().tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+    assert Condition.cat([whole, whole]).guidance is None

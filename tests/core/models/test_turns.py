@@ -1,13 +1,14 @@
-"""The rollout of the Python API: its pure strings are sampling, its mixed strings hand over, and wrong strings are refused."""
+"""The rollout of the Python API: pure strings equal sampling, mixed strings differ, and wrong strings are refused."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from ddil_core.models.generate import sample
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.turns import rollout
+from ddil_core.models.turns import rollout, take_turns
 from ddil_core.support.errors import WrongCommand
 from tests.pipelines import STUDENT as STUDENT_SAMPLING
 from tests.pipelines import save_pipeline
@@ -38,6 +39,19 @@ def test_an_image_depends_on_its_prompt_and_string_alone(model: Model, student: 
     assert apart(together[1, 1], alone[0, 0]) <= 1
     other = rollout(model, student, PROMPTS[1:2], ["STST"], teacher_steps=8, guidance_scale=4.0)
     assert apart(other, alone) > 1
+
+
+def test_a_solver_with_a_second_evaluation_takes_turns(model: Model, student: Model) -> None:
+    """The guided teacher evaluates its network twice as often. The step to the clean end takes one evaluation less."""
+    actors, _ = take_turns(model, student, 8, None, "heun")
+    assert {name: actor.nfe for name, actor in actors.items()} == {"T": [8, 8, 8, 6], "S": [2, 2, 2, 1]}
+    plain, _ = take_turns(model, student, 8)
+    condition, z = model.encode(PROMPTS[:1]), torch.randn(1, *model.latent_shape)
+    with torch.no_grad():
+        ends = [pair["S"].act(0, z, condition) for pair in (actors, plain)]
+    assert float((ends[0] - ends[1]).norm() / ends[1].norm()) > 1e-4
+    with pytest.raises(WrongCommand, match="the solver 'lcm' carries state or noise"):
+        take_turns(model, student, 8, None, "lcm")
 
 
 @pytest.mark.parametrize("string", ["TTS", "TTSX", ""])

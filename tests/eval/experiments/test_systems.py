@@ -339,10 +339,12 @@ def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
 ) -> None:
     own = {"name": "own", "model": str(student)}
     other = {"name": "other", "model": str(student), "steps": 2, "solver": "dpmpp_2m", "guidance_scale": 2.0}
-    config = {"systems": [own, other], "num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    twice = {"name": "twice", "model": str(student), "steps": 2, "solver": "heun"}
+    config = {"systems": [own, other, twice], "num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
     records = compare(SystemsConfig.model_validate(config), tmp_path)
     assert [(r.solver, r.grid, r.guidance_scale, r.nfe) for r in records if r.kind == "system"] == [
         ("ddim", timestep_grid(4), 1.0, 4.0), ("dpmpp_2m", timestep_grid(2), 2.0, 4.0),
+        ("heun", timestep_grid(2), 1.0, 3.0),
     ]  # fmt: skip
 
 
