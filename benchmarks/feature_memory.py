@@ -27,9 +27,9 @@ from ddil_core.data.shapes import ShapesData
 from ddil_eval.experiments.engine import measure_systems as compare
 from ddil_eval.experiments.image_sources import ImageBatch, ImageOrigin, ImageSource
 from ddil_eval.experiments.rows import Setting, System
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors, map_ahead
 from ddil_eval.features.recipes import load_recipe
-from ddil_eval.features.storage import gather_features, map_ahead
+from ddil_eval.features.storage import gather_features
 from ddil_eval.metrics import METRICS, Metric, Network
 from ddil_eval.statistics import FrechetInfinity, FrechetReference, group_labels
 from ddil_eval.statistics.kernels import KernelDistance
@@ -74,7 +74,7 @@ def engine(count: int, folder: Path) -> None:
     data = {"reference": "shapes", "prompt_ids_sha256": "", "captions_sha256": ""}
     setting = Setting({}, frozenset(), recipe, ShapesData(), 1000, data, count, BATCH, 0, "cpu")
     row = System("drawn", lambda: ImageSource(ImageOrigin("drawn"), Drawn(count)))
-    compare([row], [], RecipeExtractors([FIELDS.name], "cpu", recipe), setting, folder)
+    compare([row], [], Extractors([FIELDS.name], "cpu", recipe), setting, folder)
 
 
 def statistics(count: int, folder: Path) -> None:

@@ -70,15 +70,15 @@ def fingerprints(folder: Path) -> dict[str, Any]:
         found["students"][name] = weights_sha256(folder / name / "student")
         click.echo(f"{name}: {found['students'][name]}", err=True)
     ddil(
-        *("eval", "coco", "--model", "shapes", "--model", str(folder / "pd-ddil"), "--data", "shapes", "--steps", "4"),
-        *("--num-images", "16", "--set", "reference_pictures=32", "--device", "cpu", "--out", str(folder / "coco")),
+        *("eval", "systems", "--model", "shapes", "--model", str(folder / "pd-ddil"), "--data", "shapes", "--steps", "4"),
+        *("--num-images", "16", "--set", "reference_pictures=32", "--device", "cpu", "--out", str(folder / "systems")),
     )
     ddil(
         *("eval", "covariate-shift", "--student", str(folder / "pd-ddil"), "--num-prompts", "8", "--factorial"),
         *("--set", "reference_pictures=32", "--set", "teacher_steps=8", "--device", "cpu"),
         *("--out", str(folder / "covariate-shift")),
     )
-    found["records"] = {name: numbers(folder / name) for name in ("coco", "covariate-shift")}
+    found["records"] = {name: numbers(folder / name) for name in ("systems", "covariate-shift")}
     return found
 
 

@@ -1,1 +1,1 @@
-"""What is measured: one experiment a file. An experiment turns a protocol into records."""
+"""The experiments. Each one turns a protocol into records."""

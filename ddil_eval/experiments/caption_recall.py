@@ -1,4 +1,4 @@
-"""How much of a shapes caption an inverted prompt says: words counted, since such a prompt is no sentence."""
+"""How much of a shapes caption an inverted prompt recovers. Words are counted, because such a prompt is not a sentence."""
 
 from __future__ import annotations
 
@@ -8,10 +8,29 @@ from collections.abc import Iterable
 from ddil_core.shapes.scene import Meaning, parse_caption
 
 ATTRIBUTES = ("shapes", "colours", "sizes", "relation", "background")
+CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def stated(meaning: Meaning) -> dict[str, Counter[str]]:
-    """The words that a caption's meaning hangs on; of a relation the first, as "of" says nothing."""
+def caption_recall(caption: str, prompt: str) -> dict[str, float]:
+    """Return the share of the caption's words that the prompt holds, in [0, 1], for each of ``ATTRIBUTES`` and for "all".
+
+    A word that stands twice in the caption counts twice only if the prompt holds it twice. A prompt that is a caption may
+    state the relation the other way round ("b below a" for "a above b"). A caption without a relation has no share for it.
+
+    Raises:
+        ValueError: the caption does not belong to the shapes world.
+    """
+    meaning = parse_caption(caption)
+    expected = attribute_words(meaning)
+    words = Counter(prompt.lower().split())
+    if meaning.relation and is_reversed(meaning, prompt):
+        words += expected["relation"]
+    shares = {name: _share([counts], words) for name, counts in expected.items() if counts}
+    return shares | {"all": _share(expected.values(), words)}
+
+
+def attribute_words(meaning: Meaning) -> dict[str, Counter[str]]:
+    """Count the words of a caption that carry its meaning. A relation has one such word: "of" carries none."""
     things = meaning.things
     return {
         "shapes": Counter(thing.shape for thing in things),
@@ -22,30 +41,8 @@ def stated(meaning: Meaning) -> dict[str, Counter[str]]:
     }
 
 
-def caption_recall(caption: str, prompt: str) -> dict[str, float]:
-    """The share of each of ``ATTRIBUTES`` that is among the prompt's words, in [0, 1], and of all of them ("all").
-
-    A word that a caption states twice is found twice only where the prompt has it twice. A prompt that is a caption and says the
-    same the other way round (a above b, b below a) has found the relation. A caption without a relation has none to be found: its
-    share is left out.
-
-    Raises:
-        ValueError: the caption is not of the shapes world.
-    """
-    meaning = parse_caption(caption)
-    wanted = stated(meaning)
-    words = Counter(prompt.lower().split())
-    if meaning.relation and says_reversed(meaning, prompt):
-        words += wanted["relation"]
-    shares = {name: _share([counts], words) for name, counts in wanted.items() if counts}
-    return shares | {"all": _share(wanted.values(), words)}
-
-
-CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def says_reversed(meaning: Meaning, prompt: str) -> bool:
-    """Whether a prompt is a caption whose two objects stand in the other order, and in the converse relation."""
+def is_reversed(meaning: Meaning, prompt: str) -> bool:
+    """Whether the prompt is a caption with the two objects in the other order and the converse relation."""
     try:
         other = parse_caption(prompt)
     except ValueError:
@@ -53,6 +50,6 @@ def says_reversed(meaning: Meaning, prompt: str) -> bool:
     return other.things == meaning.things[::-1] and other.relation == CONVERSE.get(str(meaning.relation))
 
 
-def _share(wanted: Iterable[Counter[str]], words: Counter[str]) -> float:
-    counts = list(wanted)
-    return sum((one & words).total() for one in counts) / sum(one.total() for one in counts)
+def _share(expected: Iterable[Counter[str]], words: Counter[str]) -> float:
+    counts = list(expected)
+    return sum((count & words).total() for count in counts) / sum(count.total() for count in counts)

@@ -42,7 +42,7 @@ from ddil_eval.experiments.shift_runs import (
     switched_string,
     tree_cost,
 )
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe
 from ddil_eval.features.storage import Features
 from ddil_eval.report import figures
@@ -132,7 +132,7 @@ class ShiftPlan:
     data: DataSet
     recipe: Recipe
     num_reference_images: int
-    extractors: RecipeExtractors
+    extractors: Extractors
     pair: Pair
     prompts: Prompts
     runs: list[ShiftRun]
@@ -175,7 +175,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         raise WrongCommand("the analysis needs a student; name one with --student, or with --set student=REF")
     require_stateless(SOLVERS.find(config.solver))
     recipe, data, images = open_reference(config.data, config.recipe, config.reference_pictures)
-    extractors = RecipeExtractors(config.metrics or recipe.metrics, device, recipe)
+    extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     pair = load_pair(
         config.teacher,
         config.student,
@@ -209,7 +209,14 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
     with held_by_main(out):
         work = out / "partial" / plan.work_key()
         tree = RolloutTree(
-            plan.pair, plan.extractors, work, plan.prompts.prompts, plan.runs, config.seed, config.chunk, config.batch_size
+            plan.pair,
+            plan.extractors,
+            work,
+            plan.prompts.prompts,
+            plan.runs,
+            config.seed,
+            config.chunk,
+            config.batch_size,
         )
         tree.grow()
         if not ranks.is_main():
@@ -232,9 +239,7 @@ Estimates = dict[str, dict[str, Estimate]]
 """Estimates by cell and metric."""
 
 
-def _estimates(
-    plan: ShiftPlan, features: Features, rows: Mapping[str, np.ndarray]
-) -> tuple[Estimates, Iterable[str]]:
+def _estimates(plan: ShiftPlan, features: Features, rows: Mapping[str, np.ndarray]) -> tuple[Estimates, Iterable[str]]:
     """Estimate every run and, in a factorial, every effect; return the names of the effects too."""
     reference = plan.extractors.reference(plan.data, plan.num_reference_images)
     cells = Cells(features, rows, reference, plan.config.seed, plan.extractors.metrics)
@@ -293,7 +298,5 @@ def figure_2(plan: ShiftPlan) -> tuple[np.ndarray, Sequence[str], Sequence[str]]
     for switch in config.switch:
         columns[f"teacher until {switch}, then student"] = switched_string(TEACHER, STUDENT, switch, grid)
     columns["teacher alone"] = TEACHER * len(grid)
-    images = roll_out_images(
-        plan.pair, prompts, list(columns.values()), seed=config.seed, batch_size=config.batch_size
-    )  # fmt: skip
+    images = roll_out_images(plan.pair, prompts, list(columns.values()), seed=config.seed, batch_size=config.batch_size)
     return images, [prompt.text for prompt in prompts], list(columns)

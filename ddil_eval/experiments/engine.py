@@ -18,7 +18,7 @@ from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.results import RecordWriter, origin_fields, recorded_metrics
 from ddil_eval.experiments.rows import Setting, System, collect, draw_row, join_features
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from ddil_eval.statistics import Estimate
@@ -30,7 +30,7 @@ EXPERIMENT = "systems"
 def measure_systems(
     systems: Sequence[System],
     differences: Sequence[tuple[str, str]],
-    extractors: RecipeExtractors,
+    extractors: Extractors,
     setting: Setting,
     out: Path,
 ) -> list[Record]:
@@ -95,9 +95,7 @@ Pairs = dict[str, tuple[str, tuple[str, str]]]
 """The name of a difference to its kind, "difference" or "pair", and its two systems, the first less the second."""
 
 
-def _estimates(
-    cells: Cells, differences: Sequence[tuple[str, str]]
-) -> tuple[dict[str, dict[str, Estimate]], Pairs]:  # fmt: skip
+def _estimates(cells: Cells, differences: Sequence[tuple[str, str]]) -> tuple[dict[str, dict[str, Estimate]], Pairs]:
     """Estimate each system, each difference asked for, and the best less the next best in each metric."""
     single = cells.single()
     asked = {f"{a} − {b}": (a, b) for a, b in differences}

@@ -20,11 +20,11 @@ from ddil_core.support.environment import full_precision
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.image_sources import ImageOrigin
-from ddil_eval.experiments.measurement import batches
 from ddil_eval.experiments.system_configs import SystemConfig, image_origin, sampling_of
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Preparation
 from ddil_eval.features.storage import Arrays, cached_arrays
+from ddil_eval.statistics.moments import blocks
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Gallery:
 
         parts = []
         with progress(system.name, total=len(prompts)) as advance:
-            for part in batches(len(prompts), max(1, self.batch_size // self.number)):
+            for part in blocks(len(prompts), max(1, self.batch_size // self.number)):
                 parts.append(cached_arrays(place / f"{part.start:06d}.npz", partial(measure, part)))
                 advance(part.stop - part.start)
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -242,7 +242,9 @@ class ImageWriter:
                     f"the file {path} is damaged, and it alone says how the images beside it were made; delete the folder "
                     "to generate them again"
                 ) from error
-            raise WrongCommand(f"the folder {folder} holds images of another model, sampling or seed; choose another --out")
+            raise WrongCommand(
+                f"the folder {folder} holds images of another model, sampling or seed; choose another --out"
+            )
         if ranks.is_main():
             delete_temporaries(folder)  # of a process that was killed
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):

@@ -1,8 +1,8 @@
-"""Pictures to features, once for every distinct picture, and features to the estimates of cells and contrasts."""
+"""From the features of images to the estimates of cells and of their contrasts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,19 +11,18 @@ from ddil_core.support.progress import progress
 from ddil_eval.features.storage import Features
 from ddil_eval.metrics import METRICS, Metric
 from ddil_eval.statistics import Estimate, Jackknife, Statistic, estimate_mean, group_labels
-from ddil_eval.statistics.moments import blocks
-
-
-def batches(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``size``."""
-    yield from blocks(count, size)
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells measured on the same prompts: for each its rows [prompts] of the shared features, held by network.
+    """Cells that were measured on the same prompts.
 
-    ``metrics`` are the chosen ones; without, all that the table has on these networks.
+    Attributes:
+        features: The features [M, d] of all images, by network.
+        rows: For each cell, the rows of its images among the M, one for each prompt.
+        reference: The features of the reference, by network.
+        seed: The seed of the jackknife's groups.
+        metrics: The names of the metrics. Defaults to all metrics of these networks.
     """
 
     features: Features
@@ -33,12 +32,16 @@ class Cells:
     metrics: tuple[str, ...] = ()
 
     def estimates(self, contrasts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Estimate]]:
-        """For each contrast (weights over the cells) and metric, the estimate. Prompts are paired: all cells share them.
+        """Estimate every metric of every contrast. The cells share their prompts, so the prompts are paired.
 
-        A contrast whose weights sum to 0 has a p-value too.
+        Args:
+            contrasts: Weights [cells], by the contrast's name. A contrast with the sum 0 gets a p-value too.
+
+        Returns:
+            Estimates by contrast and metric.
         """
-        found: dict[str, dict[str, Estimate]] = {name: {} for name in contrasts}
-        spreads: dict[tuple[str, object], list[Jackknife]] = {}
+        estimates: dict[str, dict[str, Estimate]] = {name: {} for name in contrasts}
+        jackknives: dict[tuple[str, object], list[Jackknife]] = {}
         for metric in self._chosen():
             features = self.features[metric.network.name]
             alone = {name: np.count_nonzero(weights) == 1 for name, weights in contrasts.items()}
@@ -46,20 +49,20 @@ class Cells:
                 scores = np.stack([features[rows, 0] for rows in self.rows.values()], axis=1)
                 low, high = metric.bounds
                 for name, weights in contrasts.items():
-                    found[name][metric.name] = estimate_mean(
+                    estimates[name][metric.name] = estimate_mean(
                         scores, weights, rate=metric.rate, lowest=low, highest=high
                     )
                 continue
             key = (metric.network.name, metric.statistic)
-            if key not in spreads:
+            if key not in jackknives:
                 reference = self.reference[metric.network.name] if metric.kind == "set" else None
-                spreads[key] = self._jackknives(features, metric.statistic(reference))
+                jackknives[key] = self._jackknives(features, metric.statistic(reference))
             for name, weights in contrasts.items():
                 low, high = metric.bounds if alone[name] else (-np.inf, np.inf)
-                found[name][metric.name] = spreads[key][metric.column].estimate(
+                estimates[name][metric.name] = jackknives[key][metric.column].estimate(
                     weights, lowest=low, highest=high, rate=metric.rate
                 )
-        return found
+        return estimates
 
     def _chosen(self) -> list[Metric]:
         if self.metrics:
@@ -67,12 +70,12 @@ class Cells:
         return [metric for metric in METRICS.values() if metric.network.name in self.features]
 
     def _jackknives(self, features: np.ndarray, statistic: Statistic) -> list[Jackknife]:
-        """One for each of the statistic's columns."""
+        """Return a jackknife for each column of the statistic."""
         labels = group_labels(len(next(iter(self.rows.values()))), self.seed)
         spreads = []
         with progress("intervals", total=len(self.rows)) as advance:
             for rows in self.rows.values():
-                spreads.append(statistic.spread(taken(features, rows), labels))
+                spreads.append(statistic.spread(select_rows(features, rows), labels))
                 advance()
         values, pseudovalues = (
             np.stack([getattr(spread, part) for spread in spreads], axis=-1) for part in ("values", "pseudovalues")
@@ -91,12 +94,12 @@ class Cells:
         ]
 
     def single(self) -> dict[str, np.ndarray]:
-        """The contrasts that name each cell by itself."""
+        """Return the contrasts that are one cell each."""
         return dict(zip(self.rows, np.eye(len(self.rows)), strict=True))
 
 
-def taken(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """``features[rows]``; without a copy where the rows follow one another, so that features on disk stay there."""
+def select_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return ``features[rows]``: a view if the rows follow one another, so that features on disk are not loaded."""
     first = int(rows[0])
     if np.array_equal(rows, np.arange(first, first + len(rows))):
         return features[first : first + len(rows)]

@@ -1,4 +1,4 @@
-"""Which prompts are measured: a data set's own, in its order, or a list by path; either way pinned by hashes in the record."""
+"""The prompts that are measured: those of a data set in its order, or a user's list. Records hold their hashes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ddil_eval.report.records import digest
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts to be measured, and ``source``, what a record says of where they are from."""
+    """The prompts that are measured, and ``source``: what records say of where they come from."""
 
     prompts: list[Prompt]
     source: dict[str, Any]
 
     def described(self) -> dict[str, Any]:
-        """For a record: the source, and hashes of the ids and of the captions as they were used."""
+        """Return what a record says: the source, and hashes of the ids and of the cleaned captions."""
         hashes = {
             "prompt_ids_sha256": digest([prompt.id for prompt in self.prompts]),
             "captions_sha256": digest([prompt.text for prompt in self.prompts]),
@@ -34,10 +34,10 @@ class Prompts:
 
 
 def choose_prompts(data: DataSet, count: int, path: Path | None) -> Prompts:
-    """The first ``count`` prompts of a list, or of the data set where no list is named.
+    """Return the first ``count`` prompts of the list at ``path``, or of the data set without a list.
 
     Raises:
-        WrongCommand: there are fewer, or the list cannot be read.
+        WrongCommand: there are fewer prompts, or the list cannot be read.
     """
     if path is None:
         source = {}
@@ -47,20 +47,19 @@ def choose_prompts(data: DataSet, count: int, path: Path | None) -> Prompts:
     prompts = read_prompts(path)
     if len(prompts) < count:
         raise WrongCommand(
-            f"the list {path} has {len(prompts):,} prompts, fewer than the {count:,} asked for; add the others, or ask for fewer"
+            f"the list {path} has {len(prompts):,} prompts, fewer than the {count:,} asked for; add prompts, or ask for fewer"
         )
     return Prompts(prompts[:count], {"prompts": path.name, "prompts_sha256": file_sha256(path)})
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """A user's list: ``.txt`` with one prompt a line, or ``.jsonl`` or ``.csv`` with a ``prompt`` and, if wanted, an ``id``.
+    """Read a list of prompts: ``.txt`` with a prompt a line, or ``.jsonl`` or ``.csv`` with ``prompt`` and, optionally, ``id``.
 
-    Captions are cleaned (``clean_caption``). Blank lines hold no prompt and are skipped, as in DMD2's own reader of
-    ``captions_coco14_test.txt``; those of a ``.txt`` are counted in a warning. Without ids a prompt goes by the list's name and
-    its place in it.
+    Captions are cleaned (``clean_caption``). Blank lines are skipped, as DMD2's reader of ``captions_coco14_test.txt`` does,
+    and a warning counts those of a ``.txt``. A prompt without an id gets the name of the list and its place in the list.
 
     Raises:
-        WrongCommand: no such list, no prompt in it, a row without a prompt, an id twice, or two captions for one id.
+        WrongCommand: there is no such list, it holds no prompts, a row has no prompt, or an id stands twice.
     """
     if not path.is_file():
         raise WrongCommand(f"there is no list of prompts {path}")
@@ -78,31 +77,40 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _rows(path: Path) -> list[tuple[str | None, str]]:
-    """Ids and captions of a table; nothing where no row has a caption. Raises WrongCommand: some rows have none."""
+    """Read the ids and captions of a table; return nothing where no row has a caption.
+
+    Raises:
+        WrongCommand: some rows have a caption, and others have none.
+    """
     rows = [(row.name("id", "file_name"), row.caption()) for row in read_rows(path)]
-    found = [(name, text) for name, text in rows if text is not None]
+    captioned = [(name, text) for name, text in rows if text is not None]
     silent = [str(number) for number, (_, text) in enumerate(rows, 1) if text is None]
-    if found and silent:
+    if captioned and silent:
         raise WrongCommand(
             f"{len(silent):,} of {len(rows):,} rows of the list {path} have no prompt: {name_some(silent)}; give each a 'prompt', "
             "'caption' or 'text', or leave them out"
         )
-    return found
+    return captioned
 
 
 def _lines(path: Path) -> list[str]:
-    """The prompts of a ``.txt``. Raises WrongCommand: it is not UTF-8, or cannot be read."""
+    """Read the prompts of a ``.txt``.
+
+    Raises:
+        WrongCommand: the file is not UTF-8 text, or cannot be read.
+    """
     try:
-        told = lines(decode(path.read_bytes()))
+        all_lines = lines(decode(path.read_bytes()))
     except (ValueError, OSError) as error:
         raise WrongCommand(f"the list of prompts {path} is not UTF-8 text: {error}") from error
-    found = [text for number, line in enumerate(told, 1) if (text := caption_of(line, f"line {number} of {path}"))]
-    if found and len(found) < len(told):
-        warn_once(f"{len(told) - len(found):,} of {len(told):,} lines of the list {path} are blank and are skipped")
-    return found
+    texts = [text for number, line in enumerate(all_lines, 1) if (text := caption_of(line, f"line {number} of {path}"))]
+    if texts and len(texts) < len(all_lines):
+        blank = len(all_lines) - len(texts)
+        warn_once(f"{blank:,} of {len(all_lines):,} lines of the list {path} are blank and are skipped")
+    return texts
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

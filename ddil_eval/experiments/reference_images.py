@@ -1,4 +1,4 @@
-"""The reference set of a measurement: that it is the recipe's, and that its files are there, before any picture is made."""
+"""The reference of a measurement. It must belong to the recipe, and its files are checked before any image is made."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ddil_eval.metrics import METRICS
 
 
 def refuse_other_reference(recipe: Recipe, reference: str) -> None:
-    """Refuse a named data set that is the reference of another recipe. A folder of one's own may hold anything.
+    """Refuse a data set that is the reference of another recipe. A user's folder may hold anything.
 
     Raises:
-        WrongCommand: it is.
+        WrongCommand: the data set belongs to another recipe.
     """
     kind = reference.partition(":")[0]
     if kind in ("shapes", "coco2014", "coco2017") and kind != recipe.reference.data:
@@ -29,12 +29,12 @@ def refuse_other_reference(recipe: Recipe, reference: str) -> None:
 
 
 def split_of(data: DataSet) -> str:
-    """The name of a data set's evaluation split."""
+    """Return the name of a data set's evaluation split."""
     return getattr(data, "split", "validation")
 
 
 def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:
-    """For a record: which data set and split and, where ``metrics`` compare with its pictures, a hash of those."""
+    """Return what a record says of the data set; the hash of ``count`` images is there if a metric compares with them."""
     described = {"reference": data.reference, "split": split_of(data)}
     if any(METRICS[name].kind == "set" for name in metrics):
         described["reference_sha256"] = content_sha256(data, count)
@@ -42,20 +42,28 @@ def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dic
 
 
 def check_reference(data: DataSet, count: int) -> None:
-    """Look at the reference's files before any picture is made, and warn of what reading them changes."""
+    """Check the reference's files before any image is made, and warn of what reading them changes."""
     if isinstance(data, ImageFiles):
         survey(data.take(count, "pictures"), data.reference).warn_of_changes()
 
 
-def open_reference(reference: str, recipe: str | None, pictures: int | None) -> tuple[Recipe, DataSet, int]:
-    """A data set, the recipe that is named or belongs to it, and how many pictures are compared with: the recipe's where None.
+def open_reference(reference: str, recipe: str | None, num_images: int | None) -> tuple[Recipe, DataSet, int]:
+    """Open a data set with its recipe.
+
+    Args:
+        reference: The reference of the data set.
+        recipe: The name of the recipe. Defaults to the recipe of the data set.
+        num_images: The number of images to compare with. Defaults to the recipe's number.
+
+    Returns:
+        The recipe, the data set, and the number of images.
 
     Raises:
-        WrongCommand: the two do not fit each other, or the data set has fewer pictures.
-        DdilError: some are missing or damaged.
+        WrongCommand: recipe and data set do not fit each other, or the data set has fewer images.
+        DdilError: an image is missing or damaged.
     """
     chosen = load_recipe(recipe or recipe_for(reference))
     refuse_other_reference(chosen, reference)
-    data, count = open_data(reference), pictures or chosen.reference.pictures
+    data, count = open_data(reference), num_images or chosen.reference.pictures
     check_reference(data, count)
     return chosen, data, count

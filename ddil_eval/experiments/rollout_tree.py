@@ -18,11 +18,11 @@ from ddil_core.models.turns import take_turns
 from ddil_core.support import ranks
 from ddil_core.support.environment import full_precision
 from ddil_core.support.progress import progress
-from ddil_eval.experiments.measurement import batches
 from ddil_eval.experiments.shift_runs import ShiftRun
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
 from ddil_eval.report.records import digest
+from ddil_eval.statistics.moments import blocks
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class RolloutTree:
 
     def grow(self) -> None:
         """Make this process's share of the chunks, and wait until the other processes have made theirs."""
-        chunks = list(batches(len(self.prompts), self.chunk))
+        chunks = list(blocks(len(self.prompts), self.chunk))
         share = [chunks[index] for index in ranks.mine(len(chunks))]
         with progress("rollouts", total=sum(chunk.stop - chunk.start for chunk in share)) as advance:
             for chunk in share:
@@ -123,11 +123,11 @@ class RolloutTree:
         parts: list[Features] = []
         place: dict[tuple[int, str], int] = {}
         evaluations = dict.fromkeys(self.pair.actors, 0)
-        for chunk in batches(len(self.prompts), self.chunk):
+        for chunk in blocks(len(self.prompts), self.chunk):
             arrays = self._chunk(chunk)
             keys = zip(arrays["sample"].tolist(), arrays["string"].tolist(), strict=True)
             place.update({key: len(place) + row for row, key in enumerate(keys)})
-            parts.append({name: arrays[name] for name in self.extractors.open})
+            parts.append({name: arrays[name] for name in self.extractors.networks})
             evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
         return concatenate(parts), place, evaluations
 
@@ -146,12 +146,12 @@ class RolloutTree:
         z = initial_noise(samples, decoder.latent_shape, self.seed).to(decoder.device)
         ends = rollout_latents(
             self.pair.actors, z, condition, strings, batch_size=self.batch_size, names=self.pair.names
-        )  # fmt: skip
+        )
         texts = [prompts[row].text for row in ends.sample]
         features = concatenate(
             [
                 self.extractors(decoder.decode(ends.latents[part]), texts[part])
-                for part in batches(len(texts), self.batch_size)
+                for part in blocks(len(texts), self.batch_size)
             ]
         )
         places = {"sample": chunk.start + np.array(ends.sample), "string": np.array(ends.string)}

@@ -23,9 +23,9 @@ from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import versions
 from ddil_eval.experiments.image_sources import ImageBatch, ImageOrigin, ImageSource, ImageWriter
 from ddil_eval.experiments.results import code_sha256
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors, map_ahead
 from ddil_eval.features.recipes import Recipe
-from ddil_eval.features.storage import Features, cached_arrays, gather_features, map_ahead, read_features
+from ddil_eval.features.storage import Features, cached_arrays, gather_features, read_features
 from ddil_eval.statistics.moments import blocks
 
 
@@ -104,13 +104,13 @@ class SystemFeatures:
         return all(path.is_file() for path in self.files.values())
 
 
-def draw_row(system: System, extractors: RecipeExtractors, setting: Setting, out: Path) -> SystemFeatures:
+def draw_row(system: System, extractors: Extractors, setting: Setting, out: Path) -> SystemFeatures:
     """Draw this process's share of a row's batches, and skip what is done. A second thread extracts the features."""
     source = system.open()
     batches, writer = source.batches, source.writer
     key = _key(source.origin, extractors, setting, batches.number)
     name = content_hash(key)[:16]
-    files = {network: out / "features" / name / f"{network}.npy" for network in extractors.open}
+    files = {network: out / "features" / name / f"{network}.npy" for network in extractors.networks}
     paths = tuple(out / "partial" / name / f"{index:06d}.npz" for index in range(len(batches)))
     row = SystemFeatures(system.name, source.origin, key, files, paths, writer)
     size, whole, share = batches.per_batch, row.is_whole, ranks.mine(len(paths))
@@ -175,7 +175,7 @@ def join_features(rows: Sequence[Features], count: int, folder: Path) -> Feature
     return gather_features(parts, count * len(rows), folder)
 
 
-def _key(origin: ImageOrigin, extractors: RecipeExtractors, setting: Setting, number: int) -> dict[str, Any]:
+def _key(origin: ImageOrigin, extractors: Extractors, setting: Setting, number: int) -> dict[str, Any]:
     """Collect all that the features of a row depend on. Its keys are hashed and must not change."""
     preparation = setting.recipe.model_dump(mode="json", exclude={"name", "source", "metrics", "images", "reference"})
     return {

@@ -21,7 +21,7 @@ from ddil_eval.experiments.engine import differences_from_first, measure_systems
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Setting, System
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, digest
@@ -91,7 +91,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
     for folder in config.folders:
         _require_captions(folder, files[folder], metrics)
         _require_groups(folder, files[folder], config.pictures_per_prompt)
-    extractors = RecipeExtractors(metrics, device, reference.recipe, config.pictures_per_prompt)
+    extractors = Extractors(metrics, device, reference.recipe, config.pictures_per_prompt)
     records = []
     with held_by_main(out):
         for names in _same_ids(files):
@@ -163,9 +163,7 @@ def _open(folder: Path, files: Sequence[ImageFile], config: ScoreConfig) -> Imag
     return ImageSource(origin, FolderImages(files, config.batch_size, config.pictures_per_prompt))
 
 
-def _setting(
-    config: ScoreConfig, reference: _Reference, files: Sequence[ImageFile], seed: int, device: str
-) -> Setting:
+def _setting(config: ScoreConfig, reference: _Reference, files: Sequence[ImageFile], seed: int, device: str) -> Setting:
     """Collect what the rows of one group of folders share; ``files`` are the images of its first folder."""
     recipe, images = reference.recipe, reference.num_images
     metrics = config.metrics or recipe.metrics

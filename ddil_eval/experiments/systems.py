@@ -18,7 +18,7 @@ from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
-from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.errors import DdilError
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import Strict
@@ -36,7 +36,7 @@ from ddil_eval.experiments.system_configs import (
     report_absent,
     sampling_of,
 )
-from ddil_eval.features.extraction import RecipeExtractors, require_several
+from ddil_eval.features.extraction import Extractors, require_several
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
@@ -139,9 +139,8 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     recipe = load_recipe(config.recipe or recipe_for(config.data))
     refuse_other_reference(recipe, config.data)
     wanted = config.metrics or recipe.metrics
-    unknown = [name for name in wanted if name not in METRICS]
-    if unknown:
-        raise WrongCommand(f"the metric {unknown[0]!r} is not known; it may be one of {', '.join(METRICS)}")
+    for name in wanted:
+        METRICS.find(name)
     require_several(wanted, config.pictures_per_prompt)
     for system in config.systems:
         if system.solver is not None:
@@ -199,7 +198,7 @@ def measure_comparison(
     if plan.data is None or plan.prompts is None or not plan.systems or not plan.metrics:
         raise DdilError(NOTHING_TO_MEASURE)
     config, folder = plan.config, out / "images" if save_images else None
-    extractors = RecipeExtractors(plan.metrics, device, plan.recipe, config.pictures_per_prompt)
+    extractors = Extractors(plan.metrics, device, plan.recipe, config.pictures_per_prompt)
     rows = [
         System(s.name, partial(_open, s, plan.prompts, config, device, folder), {"paper": s.paper} if s.paper else {})
         for s in plan.systems

@@ -1,10 +1,12 @@
-"""What the networks of metrics see under a recipe: generated and reference pictures prepared, captions with the prefix."""
+"""From images to features: prepare images as the recipe says, and run the networks of the chosen metrics on them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,215 +20,228 @@ from ddil_eval.features.storage import Features
 from ddil_eval.metrics import METRICS, Extractor, Network
 
 BATCH = 64
-DECLARED = {
+"""Reference images that a network gets at once."""
+REQUIRED_SETTINGS = {
     "inception": {"fid_input": "clean-fid"},
     "inception_patch": {"fid_input": "clean-fid"},
     "inception_pytorch": {"fid_input": "pytorch-fid"},
     "clip_vitg14_s12b": {"clip": "ViT-g-14 laion2b_s12b_b42k"},
     "clip_vitg14_s34b": {"clip": "ViT-g-14 laion2b_s34b_b88k"},
 }
-"""By network, what a recipe that declares the key must declare for a metric to be its own."""
+"""For each network: the recipe settings that it requires. A setting that a recipe leaves null fits every network."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Extractors:
-    """The networks of the chosen metrics, each opened once; features are held under the network's name.
+    """The networks of the chosen metrics, each loaded once. Features are stored under the network's name.
 
-    ``prefix`` is what a recipe puts before captions ("A photo depicts "), for the networks that read it.
+    Attributes:
+        metrics: The names of the chosen metrics, each once.
+        networks: The networks by name.
+
+    Args:
+        names: Names of metrics.
+        device: Where the networks run ("cpu" …).
+        recipe: How images are prepared. Without a recipe, the networks get the images unchanged.
+        images_per_prompt: How many images of each prompt follow one another.
 
     Raises:
-        WrongCommand: a metric that is not known.
-        DdilError: a metric lacks its weights; said before any picture is made.
+        WrongCommand: a metric is not known, or does not fit the recipe or the number of images of each prompt.
+        DdilError: a metric needs a file or a package that is missing. No image is made before this check.
     """
 
-    def __init__(self, names: Sequence[str], device: str, *, prefix: str = "") -> None:
+    def __init__(
+        self, names: Sequence[str], device: str, recipe: Recipe | None = None, images_per_prompt: int = 1
+    ) -> None:
         self.metrics = tuple(dict.fromkeys(names))
         rows = [METRICS.find(name) for name in self.metrics]
-        absent = [f"{row.name}: {problem}" for row in rows if (problem := row.missing())]
-        if absent:
-            raise DdilError(absent[0])
-        self.prefix = prefix
+        if recipe is not None:
+            require_several(self.metrics, images_per_prompt)
+            _require_fitting(self.metrics, recipe)
+        missing = [f"{row.name}: {problem}" for row in rows if (problem := row.missing())]
+        if missing:
+            raise DdilError(missing[0])
         self.networks: dict[str, Network] = {row.network.name: row.network for row in rows}
-        self.open: dict[str, Extractor] = {name: network.open_on(device) for name, network in self.networks.items()}
-        self._of = {
-            kind: {r.network.name for r in rows if r.kind == kind} for kind in ("mean", "set", "alone", "group")
-        }
+        self._recipe, self._images_per_prompt = recipe, images_per_prompt
+        self._loaded: dict[str, Extractor] = {name: net.open_on(device) for name, net in self.networks.items()}
+        self._first_metric = {row.network.name: row.name for row in reversed(rows)}
+        self._group = sorted({row.network.name for row in rows if row.kind == "group"})
+        self._set = list(dict.fromkeys(row.network.name for row in rows if row.kind == "set"))
 
     def identity(self) -> list[dict[str, Any]]:
-        """What features depend on of the networks, in the order of their names."""
+        """Return what the features depend on, for each network in the order of names."""
         return [self.networks[name].identity() for name in sorted(self.networks)]
 
     def __call__(self, images: np.ndarray, captions: list[str]) -> Features:
-        """Pictures uint8 [B, H, W, 3] with their captions → features [B, d] by network; not those of "group" metrics."""
-        return {name: self._extract(name, images, captions) for name in self.open if name not in self._of["group"]}
+        """Return the features [P, d] of P prompts, by network.
+
+        ``images`` are generated images as they come, uint8 [P · n, H, W, 3], each with its caption; the n images of a
+        prompt follow one another. Networks of "group" metrics get all images of a prompt, other networks the first image.
+        """
+        n = self._images_per_prompt
+        texts = captions[::n]
+        single = [name for name in self.networks if name not in self._group]
+        batches = self._prepared(list(images[::n]), single, generated=True)
+        features = {name: self._extract_all(name, batches[name], texts) for name in single}
+        for name, prepared in self._prepared(list(images), self._group, generated=True).items():
+            by_prompt = np.concatenate(prepared)
+            features[name] = self._extract_groups(name, by_prompt.reshape(len(texts), n, *by_prompt.shape[1:]), texts)
+        return features
 
     def groups(self, images: np.ndarray, captions: list[str]) -> Features:
-        """All pictures of each prompt, uint8 [P, n, H, W, 3], with the P captions → features [P, 1] of "group" metrics."""
-        return {
-            name: np.concatenate(
-                [self._extract(name, own, [caption] * len(own)) for own, caption in zip(images, captions, strict=True)]
-            )
-            for name in self.open
-            if name in self._of["group"]
-        }
+        """Return the features [P, 1] of "group" metrics for unprepared images uint8 [P, n, H, W, 3] and P captions."""
+        return {name: self._extract_groups(name, images, captions) for name in self._group}
 
-    def reference(self, data: DataSet, count: int, recipe: str = "") -> Features:
-        """Features of the first ``count`` pictures of the evaluation split, for the metrics that compare sets.
+    def reference(self, data: DataSet, count: int) -> Features:
+        """Return features of the first ``count`` images of the evaluation split, for the metrics of the kind "set".
 
-        Those of networks with weights are kept in the user's folder under the hash of the pictures' content, ``recipe``
-        (how they are prepared) and the network.
+        Features of networks with weights are stored in the user's folder, under the hash of the images' content, the
+        recipe and the network.
         """
-        wanted = {name: self.networks[name] for name in self.open if name in self._of["set"]}
 
         def extract(networks: Sequence[str]) -> Iterator[Features]:
-            with progress("reference pictures", total=count) as advance:
-                for images in data.images(count):
-                    yield {name: self._extract(name, images, [""] * len(images)) for name in networks}
+            with progress("reference images", total=count) as advance:
+                for images in rebatched(data.images(count), BATCH):
+                    batches = self._prepared(images, networks, generated=False)
+                    yield {name: self._extract_all(name, batches[name], [""] * len(images)) for name in networks}
                     advance(len(images))
 
-        return cached_reference_features(data, count, recipe, wanted, extract)
+        key = ""
+        if self._recipe is not None:
+            key = content_hash(self._recipe.model_dump(mode="json", exclude={"name", "source", "metrics"}))
+        return cached_reference_features(data, count, key, {name: self.networks[name] for name in self._set}, extract)
 
     def _extract(self, name: str, images: np.ndarray, captions: list[str]) -> np.ndarray:
-        """The one place where a network is asked.
+        """Run one network on one batch: [B, d].
 
         Raises:
-            DdilError: it gives features that are not finite.
+            DdilError: the features are not finite.
         """
-        prefix = self.prefix if self.networks[name].prefixed else ""
-        found = self.open[name](images, [prefix + caption for caption in captions] if prefix else captions)
-        if not np.isfinite(found).all():
+        network = self.networks[name]
+        clip = self._recipe.clip if self._recipe is not None else None
+        if network.prefixed and clip is not None and clip.prefix:
+            captions = [clip.prefix + caption for caption in captions]
+        features = self._loaded[name](images, captions)
+        if not np.isfinite(features).all():
             metrics = ", ".join(metric for metric in self.metrics if METRICS[metric].network.name == name)
             raise DdilError(
                 f"the network {name!r} of the metric {metrics} gives features that are not finite (NaN or infinity, "
-                f"{found.dtype}): its weights are damaged; get them again (see 'ddil metrics')"
+                f"{features.dtype}): its weights are damaged; get them again (see 'ddil metrics')"
             )
-        return found
+        return features
 
-
-class RecipeExtractors(Extractors):
-    """The networks of the chosen metrics, with pictures prepared as the recipe says; each preparation is done once a batch.
-
-    Each prompt has ``number`` pictures.
-
-    Raises:
-        WrongCommand: a metric that is not known, or that the recipe or the number of pictures of each prompt does not serve.
-        DdilError: a metric lacks its weights; said before any picture is made.
-    """
-
-    def __init__(self, names: Sequence[str], device: str, recipe: Recipe, number: int = 1) -> None:
-        require_several(names, number)
-        if "patch_fid" in names and recipe.patch is None:
-            raise WrongCommand(
-                f"the metric 'patch_fid' needs a recipe that cuts patches, and {recipe.name!r} cuts none; take 'dmd2-sdxl'"
-            )
-        of_shapes = [name for name in names if name in METRICS and METRICS[name].network.shapes_only]
-        if of_shapes and recipe.size is not None:
-            raise WrongCommand(
-                f"the metric {of_shapes[0]!r} reads the shapes world's pictures as they are drawn, and the recipe "
-                f"{recipe.name!r} resizes to {recipe.size} px; choose other metrics"
-            )
-        _refuse_other_networks(names, recipe)
-        super().__init__(names, device, prefix=recipe.clip.prefix if recipe.clip else "")
-        self.recipe, self.number = recipe, number
-        self.metric_of = {METRICS[name].network.name: name for name in reversed(self.metrics)}
-
-    def __call__(self, images: np.ndarray, captions: list[str]) -> Features:
-        """Generated pictures as they come, uint8 [P · number, H, W, 3], with their captions → features [P, d] by network.
-
-        Networks of "group" metrics see all pictures of a prompt, the others its first one.
-        """
-        grouped = sorted(self._of["group"])
-        single = [name for name in self.open if name not in grouped]
-        texts = captions[:: self.number]
-        views = self._views(list(images[:: self.number]), single, generated=True)
-        found = {name: self._features(name, views[name], texts) for name in single}
-        for name, view in self._views(list(images), grouped, generated=True).items():
-            prompts = np.concatenate(view).reshape(len(texts), self.number, *view[0].shape[1:])
-            scores = [self._extract(name, own, [text] * self.number) for own, text in zip(prompts, texts, strict=True)]
-            found[name] = np.concatenate(scores)
-        return found
-
-    def reference(self, data: DataSet, count: int, recipe: str = "") -> Features:
-        """Features of the first ``count`` reference pictures, for the metrics that compare sets; kept under the recipe's hash."""
-        compared = [METRICS[name].network for name in self.metrics if METRICS[name].kind == "set"]
-
-        def extract(networks: Sequence[str]) -> Iterator[Features]:
-            with progress("reference pictures", total=count) as advance:
-                for images in rebatched(data.images(count), BATCH):
-                    views = self._views(images, networks, generated=False)
-                    yield {name: self._features(name, views[name], [""] * len(images)) for name in networks}
-                    advance(len(images))
-
-        key = content_hash(self.recipe.model_dump(mode="json", exclude={"name", "source", "metrics"}))
-        return cached_reference_features(
-            data, count, recipe or key, {network.name: network for network in compared}, extract
-        )
-
-    def _features(self, name: str, views: Sequence[np.ndarray], captions: list[str]) -> np.ndarray:
-        """What a network makes of batches, which follow one another as the captions do: [B, d]."""
-        starts = itertools.accumulate((len(view) for view in views), initial=0)
+    def _extract_all(self, name: str, batches: Sequence[np.ndarray], captions: list[str]) -> np.ndarray:
+        """Run a network on batches that follow one another as the captions do: [B, d]."""
+        starts = itertools.accumulate((len(batch) for batch in batches), initial=0)
         parts = [
-            self._extract(name, view, captions[start : start + len(view)])
-            for view, start in zip(views, starts, strict=False)
+            self._extract(name, batch, captions[start : start + len(batch)])
+            for batch, start in zip(batches, starts, strict=False)
         ]
         return np.concatenate(parts)
 
-    def _views(
+    def _extract_groups(self, name: str, images: np.ndarray, captions: list[str]) -> np.ndarray:
+        """Run a network on the images of each prompt, uint8 [P, n, H, W, 3]: [P, 1]."""
+        return np.concatenate(
+            [self._extract(name, group, [text] * len(group)) for group, text in zip(images, captions, strict=True)]
+        )
+
+    def _prepared(
         self, images: Sequence[np.ndarray], networks: Iterable[str], *, generated: bool
     ) -> dict[str, list[np.ndarray]]:
-        """Pictures uint8 [H, W, 3] → for each network its batches uint8 [B, h, w, 3]."""
-        seen: dict[Preparation, list[np.ndarray]] = {}
-        views = {}
+        """Prepare images uint8 [H, W, 3] for each network: batches uint8 [B, h, w, 3]. Do each preparation once."""
+        done: dict[Preparation, list[np.ndarray]] = {}
+        batches = {}
         for network in networks:
-            preparation = self.recipe.preparation(self.metric_of[network], generated=generated)
-            if preparation not in seen:
-                seen[preparation] = _stacked([preparation(image) for image in images], preparation, self.recipe.name)
-            views[network] = seen[preparation]
-        return views
+            preparation = Preparation()
+            if self._recipe is not None:
+                preparation = self._recipe.preparation(self._first_metric[network], generated=generated)
+            if preparation not in done:
+                done[preparation] = self._stacked([preparation(image) for image in images], preparation)
+            batches[network] = done[preparation]
+        return batches
+
+    def _stacked(self, images: Sequence[np.ndarray], preparation: Preparation) -> list[np.ndarray]:
+        """Return one batch of all images. Where patches differ in size, because an image was smaller, one batch for each."""
+        sizes = sorted({image.shape[:2] for image in images})
+        if len(sizes) > 1 and preparation.patch is not None:
+            return [image[None] for image in images]
+        if len(sizes) > 1:
+            (height, width), (other_height, other_width) = sizes[:2]
+            recipe = "no recipe" if self._recipe is None else f"the recipe {self._recipe.name!r}"
+            raise WrongCommand(
+                f"there are images of {width} × {height} px and of {other_width} × {other_height} px, and {recipe} does "
+                "not resize; name a recipe that resizes, or give images of one size"
+            )
+        return [np.stack(images)]
 
 
-def require_several(names: Sequence[str], number: int) -> None:
-    """Raises WrongCommand: a metric compares the pictures of a prompt, and each has ``number`` = 1."""
-    grouped = [name for name in names if name in METRICS and METRICS[name].kind == "group"]
-    if grouped and number < 2:
+def require_several(names: Sequence[str], images_per_prompt: int) -> None:
+    """Refuse a metric that compares the images of a prompt where each prompt has one image. Raises WrongCommand."""
+    group = [name for name in names if METRICS[name].kind == "group"]
+    if group and images_per_prompt < 2:
         raise WrongCommand(
-            f"the metric {grouped[0]!r} needs several pictures of each prompt, and here each has one; 'ddil eval coco', 'run' and "
-            "'score' take more with --set pictures_per_prompt=10"
+            f"the metric {group[0]!r} needs several images of each prompt, and each prompt has one; with 'ddil eval coco', "
+            "'run' and 'score', add --set pictures_per_prompt=10"
         )
 
 
-def _refuse_other_networks(names: Sequence[str], recipe: Recipe) -> None:
-    """Refuse metrics whose network is another than the one that a recipe declares; what it leaves null, it does not use."""
-    declared = {"fid_input": recipe.fid_input, "clip": recipe.clip and f"{recipe.clip.model} {recipe.clip.weights}"}
-    for name in (name for name in names if name in METRICS):
-        for key, value in DECLARED.get(METRICS[name].network.name, {}).items():
-            if declared[key] not in (None, value):
+def _require_fitting(names: Sequence[str], recipe: Recipe) -> None:
+    """Refuse a metric that the recipe does not serve. Raises WrongCommand."""
+    if "patch_fid" in names and recipe.patch is None:
+        raise WrongCommand(
+            f"the metric 'patch_fid' needs a recipe that cuts patches, and the recipe {recipe.name!r} cuts none; "
+            "use the recipe 'dmd2-sdxl'"
+        )
+    settings = {"fid_input": recipe.fid_input, "clip": recipe.clip and f"{recipe.clip.model} {recipe.clip.weights}"}
+    for name in names:
+        network = METRICS[name].network
+        if network.shapes_only and recipe.size is not None:
+            raise WrongCommand(
+                f"the metric {name!r} reads images of the shapes world at their own size, and the recipe {recipe.name!r} "
+                f"resizes to {recipe.size} px; choose other metrics"
+            )
+        for key, value in REQUIRED_SETTINGS.get(network.name, {}).items():
+            if settings[key] not in (None, value):
                 raise WrongCommand(
-                    f"the metric {name!r} takes {value}, and the recipe {recipe.name!r} declares {declared[key]} as its {key}; "
+                    f"the metric {name!r} needs {key}: {value}, and the recipe {recipe.name!r} has {settings[key]}; "
                     "choose the metric that fits, or another recipe"
                 )
 
 
 def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Lists of ``size`` pictures uint8 [H, W, 3], at the end fewer, from batches of any size."""
-    held: list[np.ndarray] = []
+    """Yield lists of ``size`` images uint8 [H, W, 3], the last list shorter, from batches of any size."""
+    waiting: list[np.ndarray] = []
     for batch in batches:
-        held += list(batch)
-        while len(held) >= size:
-            yield held[:size]
-            held = held[size:]
-    if held:
-        yield held
+        waiting += list(batch)
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if waiting:
+        yield waiting
 
 
-def _stacked(images: Sequence[np.ndarray], preparation: Preparation, recipe: str) -> list[np.ndarray]:
-    """One batch of all pictures. Patches of pictures that are smaller than a patch differ in size: each is a batch then."""
-    sizes = sorted({image.shape[:2] for image in images})
-    if len(sizes) > 1 and preparation.patch is not None:
-        return [image[None] for image in images]
-    if len(sizes) > 1:
-        (a, b), (c, d) = sizes[:2]
-        raise WrongCommand(
-            f"pictures of {b} × {a} and {d} × {c} px are mixed, and the recipe {recipe!r} does not resize; "
-            "take a recipe that does, or pictures of one size"
-        )
-    return [np.stack(images)]
+def map_ahead(items: Iterable[Item], work: Callable[[Item], Result], ahead: int = 2) -> Iterator[Result]:
+    """Yield ``work(item)`` for every item, in order. A second thread works while this thread makes the next item.
+
+    For extraction beside sampling: ``items`` samples images, ``work`` prepares and extracts. At most ``ahead`` items wait.
+    The results are the same as with one thread. An error in either thread is raised here, and no new item starts.
+
+    Both threads run inside one ``full_precision`` block: networks of metrics switch float32 precision for the whole process,
+    and one thread must not switch it back while the other computes.
+    """
+    from ddil_core.support.environment import full_precision
+
+    waiting: deque[Future[Result]] = deque()
+    with full_precision(), ThreadPoolExecutor(1, thread_name_prefix="features") as worker:
+        try:
+            for item in items:
+                waiting.append(worker.submit(work, item))
+                del item
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

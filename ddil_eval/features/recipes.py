@@ -1,7 +1,7 @@
-"""Recipes: how pictures are prepared and what they are compared with, as data in ``protocols/recipes.yaml``.
+"""Recipes: how images are prepared and what they are compared with, as data in ``protocols/recipes.yaml``.
 
-A preparation is Pillow's own arithmetic, bit for bit: crop, resize of uint8 with antialiasing, and JPEG where a recipe
-stores its pictures so. What a metric's network asks for after that (299 px for Inception, 224 px for CLIP) is the metric's.
+A preparation is Pillow's arithmetic, bit for bit: crop, resize of uint8 with antialiasing, and JPEG where the recipe stores
+images as JPEG. The network of a metric then resizes to its own input size (299 px for Inception, 224 px for CLIP).
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
 class Clip(Strict):
-    """The CLIP model of a score: open_clip's names, the ``prefix`` before a caption, and the side in pixels that a picture is
-    prepared to where it is not the recipe's own."""
+    """The CLIP model of a score.
+
+    Attributes:
+        model: open_clip's name of the model.
+        weights: open_clip's name of the weights.
+        prefix: Text before each caption.
+        size: Side in pixels of prepared images; None for the recipe's size.
+    """
 
     model: str
     weights: str
@@ -34,14 +40,14 @@ class Clip(Strict):
 
 
 class ReferenceSpec(Strict):
-    """What generated pictures are compared with: a kind of data set, and how many of its pictures."""
+    """The reference of a recipe: a kind of data set, and the number of its images."""
 
     data: str
     pictures: int = Field(ge=2)
 
 
 class Recipe(Strict):
-    """One recipe; ``protocols/recipes.yaml`` says what its keys mean."""
+    """One recipe. ``protocols/recipes.yaml`` explains the keys."""
 
     name: str
     source: str
@@ -58,31 +64,40 @@ class Recipe(Strict):
     metrics: tuple[str, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _a_size_has_its_filter(self) -> Recipe:
+    def _require_size_with_filter(self) -> Recipe:
         if (self.size is None) != (self.filter is None):
             raise ValueError("a recipe has both a size and a filter, or neither")
         return self
 
-    def label(self, images: int, pictures: int) -> str:
-        """The name that a row prints: with the counts where they are not the recipe's own."""
-        if (images, pictures) == (self.images, self.reference.pictures):
+    def label(self, num_images: int, num_reference_images: int) -> str:
+        """Return the name that a table prints: with both numbers where they differ from the recipe's."""
+        if (num_images, num_reference_images) == (self.images, self.reference.pictures):
             return self.name
-        return f"{self.name} ({images:,} → {pictures:,})"
+        return f"{self.name} ({num_images:,} → {num_reference_images:,})"
 
     def preparation(self, metric: str, *, generated: bool) -> Preparation:
-        """How ``metric`` sees a picture that was ``generated``, or one of the reference set."""
-        before = self.jpeg_generated if generated else None
+        """Return how images are prepared for ``metric``: ``generated`` images, or reference images."""
+        jpeg_before = self.jpeg_generated if generated else None
         if metric == "patch_fid":
-            return Preparation(patch=self.patch, jpeg_before=before)
-        whole = Preparation(before, self.crop == "centre", self.size, self.filter, self.jpeg)
+            return Preparation(patch=self.patch, jpeg_before=jpeg_before)
+        preparation = Preparation(jpeg_before, self.crop == "centre", self.size, self.filter, self.jpeg)
         if metric.startswith("clip_score") and self.clip is not None and self.clip.size is not None:
-            return replace(whole, size=self.clip.size)
-        return whole
+            return replace(preparation, size=self.clip.size)
+        return preparation
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What happens to a picture, in this order; None and False leave it as it is."""
+    """The steps of preparing an image, in this order; None or False skips a step.
+
+    Attributes:
+        jpeg_before: Quality of JPEG for the raw image.
+        crop: Crop to the centred square of the short side.
+        size: Side in pixels after the resize.
+        filter: Pillow's filter of the resize.
+        jpeg: Quality of JPEG for the result.
+        patch: Side in pixels of the centre patch, cut before the crop. A smaller image stays whole.
+    """
 
     jpeg_before: int | None = None
     crop: bool = False
@@ -92,9 +107,9 @@ class Preparation:
     patch: int | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] → uint8 [h, w, 3]."""
+        """Prepare an image: uint8 [H, W, 3] → uint8 [h, w, 3]."""
         image = through_jpeg(image, self.jpeg_before)
-        if self.patch is not None and min(image.shape[:2]) >= self.patch:  # as DMD2 does: a smaller one is taken whole
+        if self.patch is not None and min(image.shape[:2]) >= self.patch:  # as in DMD2: a smaller image stays whole
             image = centre_crop(image, self.patch)
         if self.crop:
             image = centre_crop(image, min(image.shape[:2]))
@@ -104,18 +119,18 @@ class Preparation:
 
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """The middle ``side`` × ``side`` of uint8 [H, W, 3]; an odd rest is split as torchvision's ``center_crop`` splits it."""
-    top, left = (round((length - side) / 2) for length in image.shape[:2])  # halves go to the even number there too
+    """Return the centred ``side`` × ``side`` of uint8 [H, W, 3]. An odd rest is split as in torchvision's ``center_crop``."""
+    top, left = (round((length - side) / 2) for length in image.shape[:2])  # both round halves to the even number
     return image[top : top + side, left : left + side]
 
 
 def resize(image: np.ndarray, size: int, filter: Filter) -> np.ndarray:
-    """uint8 [H, W, 3] → uint8 [size, size, 3], Pillow's antialiased resize of 8-bit pictures."""
+    """Resize uint8 [H, W, 3] to uint8 [size, size, 3] with Pillow's antialiased resize of 8-bit images."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling[filter.upper()]))
 
 
 def through_jpeg(image: np.ndarray, quality: int | None) -> np.ndarray:
-    """What is left of a picture, uint8 [H, W, 3], that was stored as JPEG by Pillow; None: it was not."""
+    """Return uint8 [H, W, 3] after Pillow has stored it as JPEG of this quality; None: return it unchanged."""
     if quality is None:
         return image
     with io.BytesIO() as file:
@@ -124,51 +139,49 @@ def through_jpeg(image: np.ndarray, quality: int | None) -> np.ndarray:
 
 
 def load_recipe(reference: str) -> Recipe:
-    """A recipe by name, or from a YAML file of one's own that holds one recipe by its name, as ``protocols/recipes.yaml`` does.
+    """Return a recipe of ``protocols/recipes.yaml`` by name, or the one recipe in a YAML file of the same form.
 
     Raises:
-        WrongCommand: there is no such recipe, or its keys do not fit.
+        WrongCommand: there is no such recipe, its keys are wrong, or it has the name of a different shipped recipe.
     """
     shipped = protocols() / "recipes.yaml"
     if reference.endswith((".yaml", ".yml")):
         path = user_path(reference, "the recipe")
         known = read_yaml(path)
         if len(known) != 1:
-            raise WrongCommand(f"{path} holds {len(known)} recipes, and one file gives one; leave the others out")
+            raise WrongCommand(f"{path} holds {len(known)} recipes, and a file must hold one; remove the others")
         name = next(iter(known))
     else:
         path, name = shipped, reference
         known = read_yaml(path)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise WrongCommand(
             f"the recipe {name!r} is not known; it may be one of {', '.join(known)}, or a YAML file{hint}"
         )
     content = known[name] if isinstance(known[name], dict) else {}
     recipe = validate(Recipe, {"name": name} | content, f"the recipe {name!r} of {path}")
-    if (
-        path != shipped
-        and name in (own := read_yaml(shipped))
-        and recipe != Recipe.model_validate({"name": name} | own[name])
-    ):
-        raise WrongCommand(
-            f"{path} calls its recipe {name!r}, as a shipped recipe that differs is called; give it a name of its own"
-        )
+    if path != shipped:
+        of_same_name = read_yaml(shipped).get(name)
+        if of_same_name is not None and recipe != Recipe.model_validate({"name": name} | of_same_name):
+            raise WrongCommand(
+                f"{path} calls its recipe {name!r}, and a different shipped recipe has this name; choose another name"
+            )
     return recipe
 
 
 def recipe_for(data: str) -> str:
-    """The recipe that a data set reference gets where none is named.
+    """Return the name of the recipe that belongs to a data set reference.
 
     Raises:
-        WrongCommand: the kind of data set has none, or there is no such data set.
+        WrongCommand: no recipe belongs to this kind of data set, or there is no such data set.
     """
     kind = data.partition(":")[0]
-    usual = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k"}
-    if kind not in usual:
+    recipes = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k"}
+    if kind not in recipes:
         from ddil_core.data.datasets import open_data
 
-        open_data(data)  # what is no data set at all is refused as that
-        raise WrongCommand(f"the data set {data!r} has no recipe of its own; name one with --recipe")
-    return usual[kind]
+        open_data(data)  # raises where there is no such data set
+        raise WrongCommand(f"no recipe belongs to the data set {data!r}; name one with --recipe")
+    return recipes[kind]

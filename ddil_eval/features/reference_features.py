@@ -1,4 +1,4 @@
-"""Features of reference pictures, computed once: kept in the user's folder under the hash of all that they depend on."""
+"""Features of reference images, computed once and stored in the user's folder under a hash of all that they depend on."""
 
 from __future__ import annotations
 
@@ -27,27 +27,36 @@ Extract = Callable[[Sequence[str]], Iterator[Features]]
 def cached_reference_features(
     data: DataSet, count: int, recipe: str, networks: Mapping[str, Network], extract: Extract
 ) -> Features:
-    """Features [count, d] of a data set's first pictures by network, memory-mapped: read where they are kept, else extracted.
+    """Return the features [count, d] of a data set's first images, by network: read from the store, else extracted.
 
-    ``extract`` takes names of networks and yields batches of their features. Networks without weights are quick and may
-    be a test's or a user's own, so theirs are not kept.
+    Features of networks without weights are not stored: such networks are fast, and nothing identifies their code.
+
+    Args:
+        data: The data set.
+        count: The number of images.
+        recipe: A hash of how images are prepared.
+        networks: The networks by name.
+        extract: Takes names of networks and yields batches of their features.
+
+    Returns:
+        Features by network. Stored ones are memory-mapped.
 
     Raises:
-        DdilError: the data set has fewer pictures, or a kept file is damaged.
+        DdilError: the data set has fewer images, or a stored file is damaged.
     """
-    keyed = {name: network for name, network in networks.items() if network.weights}
-    content = content_sha256(data, count) if keyed else ""
-    keys = {name: _key(content, count, recipe, network) for name, network in keyed.items()}
+    stored = {name: network for name, network in networks.items() if network.weights}
+    content = content_sha256(data, count) if stored else ""
+    keys = {name: _key(content, count, recipe, network) for name, network in stored.items()}
     folders = {name: references_folder() / digest(key)[:32] for name, key in keys.items()}
 
     def absent() -> list[str]:
         return [name for name in networks if name not in folders or not (folders[name] / f"{name}.npy").is_file()]
 
-    if keyed and set(absent()) & set(folders):
+    if stored and set(absent()) & set(folders):
         require_cache()
     with ExitStack() as stack:
         for folder in sorted({folders[name] for name in absent() if name in folders}):
-            stack.enter_context(waiting_for(folder))  # another command may be at the same features
+            stack.enter_context(waiting_for(folder))  # another command may be extracting the same features
         missing = absent()
         fresh = _extracted(missing, extract, count, {name: folders[name] for name in missing if name in folders})
         for name in set(missing) & set(folders):
@@ -61,42 +70,43 @@ def cached_reference_features(
 
 
 def _key(content: str, count: int, recipe: str, network: Network) -> dict[str, Any]:
-    own = {"pictures_sha256": content, "count": count, "recipe": recipe, "network": network.identity()}
-    return own | {"reader": READER}
+    """Return all that the features depend on. Its hash names their folder."""
+    key = {"pictures_sha256": content, "count": count, "recipe": recipe, "network": network.identity()}
+    return key | {"reader": READER}
 
 
 def _extracted(names: Sequence[str], extract: Extract, count: int, folders: Mapping[str, Path]) -> Features:
-    """One pass over the pictures for all networks: some to files, the others to memory."""
+    """Read the images once and extract with all networks. Write features to ``folders``; hold the others in memory."""
     if not names:
         return {}
-    held: dict[str, list[np.ndarray]] = {name: [] for name in names if name not in folders}
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in names if name not in folders}
 
     def stream() -> Iterator[Features]:
         for part in extract(names):
-            for name, blocks in held.items():
-                blocks.append(part[name])
+            for name, collected in blocks.items():
+                collected.append(part[name])
             yield {name: part[name] for name in folders}
 
     on_disk = gather_features(stream(), count, folders)
-    in_memory = {name: np.concatenate(blocks) for name, blocks in held.items()}
+    in_memory = {name: np.concatenate(collected) for name, collected in blocks.items()}
     for name, features in in_memory.items():
         if len(features) != count:
-            raise DdilError(f"features of {len(features)} pictures came for {name} where {count} were asked for")
+            raise DdilError(f"the network {name} gave features of {len(features)} images, and {count} were expected")
     return on_disk | in_memory
 
 
 def content_sha256(data: DataSet, count: int) -> str:
-    """SHA-256 of the first ``count`` pictures: what a data set says of its own files (``images_sha256``), else of the pixels."""
-    own = getattr(data, "images_sha256", None)
-    if own is not None:
-        return str(own(count))
-    found = hashlib.sha256()
+    """Return the SHA-256 of the first ``count`` images: the data set's own (``images_sha256``), else that of the pixels."""
+    images_sha256 = getattr(data, "images_sha256", None)
+    if images_sha256 is not None:
+        return str(images_sha256(count))
+    digest = hashlib.sha256()
     for images in data.images(count):
         for image in images:
-            found.update(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes())
-    return found.hexdigest()
+            digest.update(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
 
 
 def references_folder() -> Path:
-    """Where features of reference pictures lie, each under the hash of what it depends on."""
+    """Return the folder of stored reference features; each sub-folder is named by a hash of what the features depend on."""
     return user_folder() / "references"

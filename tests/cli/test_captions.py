@@ -50,17 +50,17 @@ FEW = (
 
 def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teacher: Path, photos: Path) -> None:
     out, data = photos.parent / "out", f"folder:{photos}"
-    coco = ("eval", "coco", "--model", student, "--data", data, *FEW, "--out", out)
+    systems = ("eval", "systems", "--model", student, "--data", data, *FEW, "--out", out)
     prompts = photos.parent / "prompts.csv"
     prompts.write_text("id,prompt\n1,a cat\n2,a cat, sitting\n3,b\n4,c\n")
     sentence = (
         f"{prompts} cannot be read as csv in UTF-8: the row in line 3 has 3 fields, and the header 2; put quotes around a field "
         "that holds a comma"
     )
-    refused(cli(*coco, "--prompts", prompts), sentence, out)
+    refused(cli(*systems, "--prompts", prompts), sentence, out)
     (photos / "1.txt").write_text(" \u00a0\u200b\n")
     sentence = f"1 of 4 pictures of {data} have no caption: 1.png; put a .txt beside each, or name a list of prompts"
-    refused(cli(*coco), sentence, out)
+    refused(cli(*systems), sentence, out)
     sentence = f"1 of 8 pictures of {data} have no caption: 1.png; put a .txt beside each, or leave them out"
     distil = ("distill", "--teacher", teacher, "--device", "cpu", "--set", "pool=8", "--out", out)
     refused(cli(*distil, "--data", data), sentence, out)
@@ -71,7 +71,7 @@ def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teache
     )
     score = ("eval", "score", photos, "--reference", photos, *FEW, "--out", out)
     invert = ("eval", "prompt-inversion", "--teacher", teacher, "--data", data, "--device", "cpu", "--out", out)
-    for command in (coco, score, (*distil, "--data", data)):
+    for command in (systems, score, (*distil, "--data", data)):
         refused(cli(*command), sentence, out)
     result = cli(*invert)
     assert f"not here: data {data}: {sentence}" in result.stderr and result.exit_code != 0

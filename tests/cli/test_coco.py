@@ -31,7 +31,7 @@ def refused(result: Result, sentence: str, status: int) -> None:
 
 def arguments(student: Path, folder: Path, out: Path) -> list[object]:
     data = ("--data", f"coco2014:{folder}", "--set", "reference_pictures=12")
-    return ["eval", "coco", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
+    return ["eval", "systems", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
             "batch_size=4", "--device", "cpu", "--out", out]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path:
                  "fd_efflite0,drawn_right", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
     refused(
         result,
-        f"drawn_right needs captions, and 3 of 4 pictures of {tmp_path} have none (1.png, 2.png, 3.png); "
+        f"drawn_right needs captions, and 3 of 4 images of {tmp_path} have none (1.png, 2.png, 3.png); "
         "put a .txt beside each or an index.jsonl, or choose other --metrics",
         2,
     )
@@ -182,7 +182,7 @@ def test_fewer_pictures_than_asked(
 ) -> None:
     refused(
         score("--num-images", 7),
-        f"the folder {kept} has 6 pictures, fewer than the 7 asked for; make the others, or ask for fewer",
+        f"the folder {kept} has 6 images, fewer than the 7 asked for; add images, or ask for fewer",
         2,
     )
     (kept / "000002.png").unlink()
@@ -196,8 +196,8 @@ def test_mixed_sizes(score: Cli, kept: Path) -> None:
     Image.new("RGB", (32, 64)).save(kept / "000001.png")
     refused(
         score(),
-        f"the pictures of {kept} have 2 sizes, 32 × 64 px (000001.png), 64 × 64 px (000000.png); a model's have one, "
-        "so score them apart",
+        f"the images of {kept} have 2 sizes, 32 × 64 px (000001.png), 64 × 64 px (000000.png); put each size into "
+        "a folder of its own",
         2,
     )
 
@@ -229,8 +229,8 @@ def test_mixed_reference_sizes_under_a_recipe_that_does_not_resize(cli: Cli, kep
                  "fd_efflite0", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
     (h, w), (k, v) = sorted(photograph(place).shape[:2] for place in range(2))
     sentence = (
-        f"pictures of {w} × {h} and {v} × {k} px are mixed, and the recipe 'shapes' does not resize; "
-        "take a recipe that does, or pictures of one size"
+        f"there are images of {w} × {h} px and of {v} × {k} px, and the recipe 'shapes' does not resize; "
+        "name a recipe that resizes, or give images of one size"
     )
     refused(result, sentence, 2)
 
@@ -293,7 +293,7 @@ def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, s
     ("metrics", "sentence"),
     [
         ("null", "error: fid: the weights "),  # the recipe's own metrics
-        ("[fd_efflite0, drawn_right]", "error: the metric 'drawn_right' reads the shapes world's pictures as they are drawn"),
+        ("[fd_efflite0, drawn_right]", "error: the metric 'drawn_right' reads images of the shapes world at their own size"),
     ],
 )  # fmt: skip
 def test_metrics_of_the_shapes_world_are_refused_on_photographs_before_anything_is_drawn(

@@ -150,13 +150,41 @@ def test_a_protocol_of_systems_runs(cli: Callable[..., Result], protocol: Path, 
     }
 
 
-def test_a_protocol_of_another_experiment_is_sent_to_its_command(
-    cli: Callable[..., Result], root: Path, tmp_path: Path
+def test_a_protocol_of_covariate_shift_runs_with_the_student_that_it_names(
+    cli: Callable[..., Result], teacher: Path, student: Path, root: Path, tmp_path: Path
 ) -> None:
     path = root / "protocols" / "shapes" / "covariate-shift.yaml"
-    result = cli("eval", "run", path, "--out", tmp_path / "out")
+    refused = cli("eval", "run", path, "--out", tmp_path / "out", "--device", "cpu")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    sentence = "error: the analysis needs a student; name one with --student, or with --set student=REF\n"
+    assert refused.stderr == sentence and not (tmp_path / "out").exists()
+    small = (
+        "teacher_steps=4",
+        "num_prompts=4",
+        "metrics=[drawn_right]",
+        "figure_prompts=0",
+        "p_teacher=[0.5]",
+        "switch=[]",
+    )
+    settings = [word for setting in (f"teacher={teacher}", f"student={student}", *small) for word in ("--set", setting)]
+    result = cli("eval", "run", path, *settings, "--out", tmp_path / "out", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert [record.kind for record in read_records(tmp_path / "out")] == ["p_teacher", "pure", "pure"]
+
+
+def test_an_unknown_experiment_is_refused_with_those_that_there_are(
+    cli: Callable[..., Result], protocol: Path, tmp_path: Path
+) -> None:
+    result = cli("eval", "run", protocol, "--set", "experiment=system", "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {path} is of the experiment 'covariate-shift', and 'ddil eval run' takes 'systems', 'coco' or 'prompt-inversion'; "
-        "give it to its own command with --protocol\n"
+        "error: the experiment 'system' is not known; it may be one of systems, covariate-shift, prompt-inversion, score; "
+        "did you mean 'systems'?\n"
     )
+
+
+def test_an_experiment_that_keeps_no_images_refuses_to(cli: Callable[..., Result], root: Path, tmp_path: Path) -> None:
+    path = root / "protocols" / "shapes" / "table5.yaml"
+    result = cli("eval", "run", path, "--save-images", "--out", tmp_path / "out", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: the experiment 'prompt-inversion' keeps no images; leave --save-images out\n"

@@ -23,19 +23,16 @@ from ddil_core.models.model import load_model
 from ddil_core.models.turns import take_turns
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_eval.experiments import covariate_shift
+from ddil_eval.experiments import rollout_tree
 from ddil_eval.experiments.covariate_shift import (
     CovariateShiftConfig,
-    ShiftRun,
-    Tree,
     analyse_covariate_shift,
-    cost,
-    effect_contrasts,
-    figure_pictures,
-    mean_nfe,
-    runs,
+    figure_2,
+    plan_covariate_shift,
 )
 from ddil_eval.experiments.measurement import Cells
+from ddil_eval.experiments.rollout_tree import RolloutTree, load_pair
+from ddil_eval.experiments.shift_runs import ShiftRun, effect_contrasts, mean_nfe, shift_runs, tree_cost
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.report.records import Record, read_records
 from tests.counted import Counted
@@ -47,7 +44,7 @@ from tests.pixels import NAMES, brightness, mosaic
 GRID = [999, 749, 500, 250]
 FINE = timestep_grid(8)
 CONFIG = CovariateShiftConfig(
-    teacher_steps=8, num_prompts=10, reference_pictures=60, metrics=NAMES, batch_size=16, chunk=4, figure_prompts=2
+    teacher_steps=8, num_prompts=10, reference_pictures=60, metrics=NAMES, batch_size=16, chunk=4, figure_prompts=0
 )
 CELLS = [
     {"kind": "pure", "model": "teacher"},
@@ -67,13 +64,26 @@ def metrics(pixel_metrics: tuple[str, ...]) -> tuple[str, ...]:
 def out(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one whole analysis."""
     folder = tmp_path_factory.mktemp("analysis")
-    analyse_covariate_shift(str(teacher), str(student), CONFIG, folder)
+    analyse(teacher, student, CONFIG, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def records(out: Path) -> list[Record]:
     return sorted(read_records(out), key=lambda record: CELLS.index(record.cell))
+
+
+def analyse(teacher: Path, student: Path, config: CovariateShiftConfig, folder: Path) -> list[Record]:
+    return analyse_covariate_shift(with_models(config, teacher, student), folder)
+
+
+def with_models(config: CovariateShiftConfig, teacher: Path, student: Path) -> CovariateShiftConfig:
+    return config.model_copy(update={"teacher": str(teacher), "student": str(student)})
+
+
+def runs(config: CovariateShiftConfig, grid: list[Any], samples: list[Sample]) -> list[ShiftRun]:
+    draws = decisions(samples, len(grid), config.seed)
+    return shift_runs(config.p_teacher, config.switch, config.factorial, grid, draws)
 
 
 def samples_of(count: int) -> list[Sample]:
@@ -143,12 +153,11 @@ def grow(
     teacher: Path, student: Path, config: CovariateShiftConfig, work: Path
 ) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, int]]:
     """Features of every (prompt, string) of a configuration, and the network evaluations."""
-    models = load_model(str(teacher)), load_model(str(student))
-    actors, student_grid = take_turns(*models, config.teacher_steps, config.guidance_scale)
+    pair = load_pair(str(teacher), str(student), teacher_steps=config.teacher_steps)
     prompts = open_data("shapes").prompts(config.num_prompts)
-    samples = [Sample(prompt.id) for prompt in prompts]
-    wanted = runs(config, student_grid, samples)
-    tree = Tree(models[0], actors, config, Extractors(config.metrics, "cpu"), work, prompts, samples, wanted)
+    wanted = runs(config, pair.grid, [Sample(prompt.id) for prompt in prompts])
+    extractors = Extractors(config.metrics, "cpu")
+    tree = RolloutTree(pair, extractors, work, prompts, wanted, config.seed, config.chunk, config.batch_size)
     tree.grow()
     features, place, evaluations = tree.gather()
     rows = {key: {name: values[row] for name, values in features.items()} for key, row in place.items()}
@@ -204,9 +213,7 @@ def test_the_values_do_not_depend_on_chunks_and_batches(
     records: list[Record], teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     other = CONFIG.model_copy(update={"chunk": 7, "batch_size": 6})
-    for record, again in zip(
-        records, analyse_covariate_shift(str(teacher), str(student), other, tmp_path), strict=True
-    ):
+    for record, again in zip(records, analyse(teacher, student, other, tmp_path), strict=True):
         assert record.cell == again.cell
         for name, expected in values(record).items():
             assert values(again)[name] == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -216,7 +223,7 @@ def test_rates_of_one_and_zero_are_the_pure_runs(
     records: list[Record], teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     config = CONFIG.model_copy(update={"p_teacher": (1.0, 0.0), "switch": ()})
-    found = analyse_covariate_shift(str(teacher), str(student), config, tmp_path)
+    found = analyse(teacher, student, config, tmp_path)
     assert [record.cell["kind"] for record in found] == ["pure", "pure", "p_teacher", "p_teacher"]
     for pure, mixed in ((0, 2), (1, 3)):
         assert found[mixed].numbers() == found[pure].numbers()
@@ -225,7 +232,8 @@ def test_rates_of_one_and_zero_are_the_pure_runs(
 
 
 def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) -> None:
-    pictures, prompts, columns = figure_pictures(str(teacher), str(student), CONFIG)
+    config = with_models(CONFIG, teacher, student).model_copy(update={"figure_prompts": 2})
+    pictures, prompts, columns = figure_2(plan_covariate_shift(config))
     assert columns == [
         "student alone",
         *(f"teacher until {t}, then student" for t in (749, 500, 250)),
@@ -249,8 +257,8 @@ def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monke
         seen.append(convolution.fp32_precision)
         return rollout_latents(*args, **settings)
 
-    monkeypatch.setattr(covariate_shift, "rollout_latents", watched)
-    figure_pictures(str(teacher), str(student), CONFIG.model_copy(update={"figure_prompts": 1}))
+    monkeypatch.setattr(rollout_tree, "rollout_latents", watched)
+    figure_2(plan_covariate_shift(with_models(CONFIG, teacher, student).model_copy(update={"figure_prompts": 1})))
     assert seen == ["ieee"] and convolution.fp32_precision == before != "ieee"
 
 
@@ -260,13 +268,13 @@ def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monke
 def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
     out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
+    monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
-        analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
+        analyse(teacher, student, CONFIG, tmp_path)
     assert read_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 1
     rest = Counted()
-    monkeypatch.setattr(covariate_shift, "rollout_latents", rest)
-    analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
+    monkeypatch.setattr(rollout_tree, "rollout_latents", rest)
+    analyse(teacher, student, CONFIG, tmp_path)
     assert rest.chunks == 2  # ten prompts are three chunks, of which one was done
     assert by_cell(tmp_path) == by_cell(out)
     assert (tmp_path / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
@@ -283,8 +291,8 @@ def test_two_processes_grow_half_each_and_the_first_measures(
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         counted = Counted()
-        monkeypatch.setattr(covariate_shift, "rollout_latents", counted)
-        records = analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
+        monkeypatch.setattr(rollout_tree, "rollout_latents", counted)
+        records = analyse(teacher, student, CONFIG, tmp_path)
         shares.append((counted.chunks, len(records)))
     assert shares == [(1, 0), (2, len(read_records(out)))]  # ten prompts are three chunks
     assert by_cell(tmp_path) == by_cell(out)
@@ -295,33 +303,33 @@ def test_two_processes_grow_half_each_and_the_first_measures(
 def test_another_configuration_takes_up_nothing(
     teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
+    monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
-        analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
+        analyse(teacher, student, CONFIG, tmp_path)
     counted = Counted()
-    monkeypatch.setattr(covariate_shift, "rollout_latents", counted)
-    analyse_covariate_shift(str(teacher), str(student), CONFIG.model_copy(update={"seed": 1}), tmp_path)
+    monkeypatch.setattr(rollout_tree, "rollout_latents", counted)
+    analyse(teacher, student, CONFIG.model_copy(update={"seed": 1}), tmp_path)
     assert counted.chunks == 3
 
 
 def test_a_finished_analysis_made_again_adds_nothing(out: Path, teacher: Path, student: Path) -> None:
     before = sorted((out / "records").iterdir())
-    analyse_covariate_shift(str(teacher), str(student), CONFIG, out)
+    analyse(teacher, student, CONFIG, out)
     assert sorted((out / "records").iterdir()) == before
 
 
 def test_a_damaged_chunk_is_one_sentence(
     teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=1))
+    monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=1))
     with pytest.raises(KeyboardInterrupt):
-        analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
+        analyse(teacher, student, CONFIG, tmp_path)
     (chunk,) = tmp_path.rglob("*.npz")
     whole = chunk.read_bytes()
     for damage in (whole[: len(whole) // 2], b"", b"not a chunk"):
         chunk.write_bytes(damage)
         with pytest.raises(DdilError) as error:
-            analyse_covariate_shift(str(teacher), str(student), CONFIG, tmp_path)
+            analyse(teacher, student, CONFIG, tmp_path)
         assert str(error.value) == f"the finished chunk {chunk} is damaged; delete the file to make the chunk again"
 
 
@@ -354,7 +362,7 @@ def test_the_papers_runs_need_less_than_half_in_one_tree(seed: int) -> None:
     prefixes = {(i, s[:k]) for i, some in enumerate(strings) for s in some for k in range(1, 5)}
     counted = sum(actors[prefix[-1]].nfe[len(prefix) - 1] for _, prefix in prefixes)
     assert sum(leaves.evaluations.values()) == counted
-    shared = cost(leaves.evaluations, {run.key: mean_nfe(run, actors) for run in wanted}, len(samples))
+    shared = tree_cost(leaves.evaluations, {run.key: mean_nfe(run, actors) for run in wanted}, len(samples))
     assert shared["share"] <= 0.5
     assert shared["shared"] == pytest.approx(counted / 240)
     alone = sum(actors[a].nfe[k] for run in wanted for string in run.strings for k, a in enumerate(string))
@@ -431,7 +439,7 @@ def test_a_switch_off_the_grid_is_refused() -> None:
 def test_models_that_share_no_frame_cannot_take_turns(teacher: Path, tmp_path: Path) -> None:
     stranger = save_pipeline(tmp_path, STUDENT_SAMPLING, seed=2, frame_seed=3)
     with pytest.raises(WrongCommand) as error:
-        analyse_covariate_shift(str(teacher), str(stranger), CONFIG, tmp_path / "out")
+        analyse(teacher, stranger, CONFIG, tmp_path / "out")
     assert str(error.value) == (
         f"'{stranger}' has another text encoder and another autoencoder than '{teacher}', so that the two cannot take "
         "turns; take a student that was distilled from this teacher"
@@ -441,7 +449,7 @@ def test_models_that_share_no_frame_cannot_take_turns(teacher: Path, tmp_path: P
 def test_a_solver_with_a_memory_is_refused(teacher: Path, student: Path, tmp_path: Path) -> None:
     for solver in ("dpmpp_2m", "lcm"):
         with pytest.raises(WrongCommand, match=f"the solver '{solver}' carries state or noise from step to step"):
-            analyse_covariate_shift(str(teacher), str(student), CONFIG.model_copy(update={"solver": solver}), tmp_path)
+            analyse(teacher, student, CONFIG.model_copy(update={"solver": solver}), tmp_path)
 
 
 # The factorial
@@ -497,7 +505,7 @@ def test_effects_of_noisy_prompts_keep_their_intervals() -> None:
 
 def test_the_factorial_of_an_analysis_agrees_with_its_strings(teacher: Path, student: Path, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"factorial": True, "p_teacher": (), "switch": ()})
-    found = analyse_covariate_shift(str(teacher), str(student), config, tmp_path)
+    found = analyse(teacher, student, config, tmp_path)
     strings = {str(record.cell["string"]): record for record in found if record.kind == "string"}
     effects = {json.dumps(record.cell["transitions"]): record for record in found if record.kind == "effect"}
     assert list(strings) == all_strings(4) and len(effects) == 10
@@ -543,11 +551,9 @@ def test_other_layouts_take_turns(layout: str, tmp_path: Path) -> None:
         own = sample_latents(model, samples, texts, resolve_sampling(model, steps=steps), config.seed)
         for row in range(3):
             assert relative(found[row, string], own[row]) < 1e-5
-    records = analyse_covariate_shift(str(folders[0]), str(folders[1]), config, tmp_path / "float32")
+    records = analyse(folders[0], folders[1], config, tmp_path / "float32")
     half = config.model_copy(update={"teacher_dtype": "bfloat16", "student_dtype": "bfloat16"})
-    for record, low in zip(
-        records, analyse_covariate_shift(str(folders[0]), str(folders[1]), half, tmp_path / "half"), strict=True
-    ):
+    for record, low in zip(records, analyse(folders[0], folders[1], half, tmp_path / "half"), strict=True):
         assert record.cell == low.cell and record.grid == student_grid
         a, b = (r.metrics["brightness"].estimate.value for r in (record, low))
         assert abs(a - b) < 0.02 and (record.cell["kind"] != "pure" or a != b)
@@ -560,7 +566,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_a_flow_and_a_diffusion_cannot_take_turns(teacher: Path, tmp_path: Path) -> None:
     flow = save_pipeline(tmp_path, STUDENT_SAMPLING, seed=2, layout="StableDiffusion3Pipeline")
     with pytest.raises(WrongCommand, match="has another layout than"):
-        analyse_covariate_shift(str(teacher), str(flow), CONFIG, tmp_path / "out")
+        analyse(teacher, flow, CONFIG, tmp_path / "out")
 
 
 def test_the_flow_teacher_alone_is_diffusers_own_pipeline(tmp_path: Path) -> None:
@@ -586,8 +592,8 @@ def test_prompts_that_are_cut_are_counted(
 ) -> None:
     long = [Prompt(f"p{i}", "red " * (60 if i < 3 else 2) + str(i)) for i in range(4)]
     monkeypatch.setattr("ddil_core.data.shapes.ShapesData.prompts", lambda self, count: long[:count])
-    monkeypatch.setattr(covariate_shift, "rollout_latents", Counted(allowed=0))
+    monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=0))
     with pytest.raises(KeyboardInterrupt):
-        analyse_covariate_shift(str(teacher), str(student), CONFIG.model_copy(update={"num_prompts": 4}), tmp_path)
+        analyse(teacher, student, CONFIG.model_copy(update={"num_prompts": 4}), tmp_path)
     said = "warning: 3 of 4 prompts are longer than the text encoder takes; the rest of each is not read\n"
     assert said in capsys.readouterr().err

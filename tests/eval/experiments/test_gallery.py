@@ -15,7 +15,7 @@ from ddil_eval.experiments.gallery import Gallery
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.features.extraction import Extractors
 
-MADE = ImageOrigin("runs/a", "a" * 64, "ddim", (999, 500), 1.0, 2.0, 3)
+ORIGIN = ImageOrigin("runs/a", "a" * 64, "ddim", (999, 500), 1.0, 2.0, 3)
 SAMPLING = Sampling("ddim", 2, 1.0)
 PROMPTS = ("a red circle", "a blue star")
 
@@ -28,20 +28,20 @@ def gallery() -> Gallery:
 
 
 def key(
-    gallery: Gallery, made: ImageOrigin = MADE, sampling: Sampling = SAMPLING, prompts: tuple[str, ...] = PROMPTS
+    gallery: Gallery, origin: ImageOrigin = ORIGIN, sampling: Sampling = SAMPLING, prompts: tuple[str, ...] = PROMPTS
 ) -> str:
-    return gallery._work_key(made, sampling, prompts)
+    return gallery._work_key(origin, sampling, prompts)
 
 
 def test_the_same_work_is_taken_up_wherever_and_on_whatever_it_is_done(gallery: Gallery) -> None:
     assert key(gallery) == key(replace(gallery, work=Path("elsewhere"), device="cuda"))
-    assert key(gallery, replace(MADE, reference="./runs/a")) == key(gallery)
+    assert key(gallery, replace(ORIGIN, reference="./runs/a")) == key(gallery)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"made": replace(MADE, weights_sha256="b" * 64)},
+        {"origin": replace(ORIGIN, weights_sha256="b" * 64)},
         {"sampling": replace(SAMPLING, steps=3)},
         {"sampling": replace(SAMPLING, guidance_scale=2.0)},
         {"sampling": replace(SAMPLING, solver="dpmpp_2m")},

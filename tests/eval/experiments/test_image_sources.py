@@ -1,4 +1,4 @@
-"""Batches of pictures: any of them by itself, drawn or read; kept pictures with their index."""
+"""Batches of images, generated or read, each alone; kept images with their index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_eval.experiments.image_sources import (
     INDEX,
-    MADE,
+    ORIGIN,
     FolderImages,
     GeneratedImages,
     ImageOrigin,
@@ -82,9 +82,9 @@ def test_a_folder_of_other_pictures_is_left_alone(generated: GeneratedImages, tm
     with pytest.raises(WrongCommand) as error:
         ImageWriter(tmp_path / "kept", ImageOrigin("another"), generated.prompts)
     assert str(error.value) == (
-        f"the folder {tmp_path / 'kept'} holds pictures that were made otherwise; choose another --out"
+        f"the folder {tmp_path / 'kept'} holds images of another model, sampling or seed; choose another --out"
     )
-    with pytest.raises(WrongCommand, match="made otherwise"):  # other captions under the same ids
+    with pytest.raises(WrongCommand, match="another model, sampling or seed"):  # other captions under the same ids
         ImageWriter(tmp_path / "kept", MADE_BY, [replace(prompt, text="another") for prompt in generated.prompts])
     keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
     keeper.close()
@@ -95,7 +95,7 @@ def test_a_folder_of_other_pictures_is_left_alone(generated: GeneratedImages, tm
     with pytest.raises(WrongCommand) as error:
         ImageWriter(tmp_path / "other", MADE_BY, generated.prompts)
     assert str(error.value) == (
-        f"the folder {tmp_path / 'other'} is not empty and holds no kept pictures; choose another --out"
+        f"the folder {tmp_path / 'other'} is not empty and holds no kept images; choose another --out"
     )
 
 
@@ -104,28 +104,28 @@ def test_pictures_of_another_program_go_by_their_folder(tmp_path: Path) -> None:
         Image.fromarray(photograph(2 * place)[:60, :60]).save(tmp_path / f"{place}.png")
     assert ImageOrigin.read(tmp_path) == ImageOrigin(str(tmp_path))
     assert [len(batch.images) for batch in FolderImages(open_image_folder(tmp_path, 2), 8)] == [2]
-    (tmp_path / MADE).write_text("{")
+    (tmp_path / ORIGIN).write_text("{")
     with pytest.raises(DdilError) as error:
         ImageOrigin.read(tmp_path)
-    assert str(error.value) == f"the file {tmp_path / MADE} is damaged; delete it to score the pictures without it"
+    assert str(error.value) == f"the file {tmp_path / ORIGIN} is damaged; delete it to score the images without it"
 
 
 def test_folders_that_cannot_be_scored(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         open_image_folder(tmp_path / "none", None)
-    assert str(error.value) == f"there is no folder {tmp_path / 'none'} with pictures to score"
+    assert str(error.value) == f"there is no folder {tmp_path / 'none'} with images to score"
     Image.fromarray(photograph(0)[:40, :50]).save(tmp_path / "a.png")
     with pytest.raises(WrongCommand) as error:
         open_image_folder(tmp_path, 2)
     assert str(error.value) == (
-        f"the folder {tmp_path} has 1 pictures, fewer than the 2 asked for; make the others, or ask for fewer"
+        f"the folder {tmp_path} has 1 images, fewer than the 2 asked for; add images, or ask for fewer"
     )
     Image.fromarray(photograph(0)[:50, :50]).save(tmp_path / "b.png")
     with pytest.raises(WrongCommand) as error:
         open_image_folder(tmp_path, None)
     assert str(error.value) == (
-        f"the pictures of {tmp_path} have 2 sizes, 50 × 40 px (a.png), 50 × 50 px (b.png); a model's have one, "
-        "so score them apart"
+        f"the images of {tmp_path} have 2 sizes, 50 × 40 px (a.png), 50 × 50 px (b.png); put each size into "
+        "a folder of its own"
     )
 
 
@@ -140,23 +140,23 @@ DAMAGE = (b"\xff\x00", b"", b"[]", b"3", b"[" * 9999, b'{"reference": 3, "grid":
 @pytest.mark.parametrize("content", DAMAGE)
 def test_a_damaged_note_is_one_sentence(generated: GeneratedImages, tmp_path: Path, content: bytes) -> None:
     """To those who score the pictures, and to those who would draw more of them."""
-    path = tmp_path / MADE
+    path = tmp_path / ORIGIN
     path.write_bytes(content)
     with pytest.raises(DdilError) as error:
         ImageOrigin.read(tmp_path)
-    assert str(error.value) == f"the file {path} is damaged; delete it to score the pictures without it"
+    assert str(error.value) == f"the file {path} is damaged; delete it to score the images without it"
     with pytest.raises(DdilError) as error:
         ImageWriter(tmp_path, MADE_BY, generated.prompts)
     assert str(error.value) == (
-        f"the file {path} is damaged, so that nobody knows how the pictures beside it were made; delete the folder to draw them "
-        "again"
+        f"the file {path} is damaged, and it alone says how the images beside it were made; delete the folder "
+        "to generate them again"
     )
 
 
 def test_what_a_kill_left_is_no_reason_to_refuse_a_folder(generated: GeneratedImages, tmp_path: Path) -> None:
-    with replacing(tmp_path / MADE) as temporary:
+    with replacing(tmp_path / ORIGIN) as temporary:
         temporary.write_text("half")
         left = temporary.name
-    (tmp_path / MADE).rename(tmp_path / left)
+    (tmp_path / ORIGIN).rename(tmp_path / left)
     ImageWriter(tmp_path, MADE_BY, generated.prompts)
-    assert [path.name for path in tmp_path.iterdir()] == [MADE]
+    assert [path.name for path in tmp_path.iterdir()] == [ORIGIN]

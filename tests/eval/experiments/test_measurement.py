@@ -11,11 +11,12 @@ import pytest
 from ddil_core.data.base import Prompt
 from ddil_core.data.shapes import ShapesData
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_eval.experiments.measurement import Cells, batches
+from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import concatenate
 from ddil_eval.metrics import METRICS
 from ddil_eval.statistics import estimate_mean, frechet_distance
+from ddil_eval.statistics.moments import blocks
 from tests.pixels import add_metric, mosaic
 
 PROMPTS = 120
@@ -39,10 +40,10 @@ def cells() -> Cells:
 
 
 def test_batches_cover_everything_once() -> None:
-    assert list(batches(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert list(batches(6, 3)) == [slice(0, 3), slice(3, 6)]
-    assert list(batches(2, 8)) == [slice(0, 2)]
-    assert list(batches(0, 8)) == []
+    assert list(blocks(7, 3)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(blocks(6, 3)) == [slice(0, 3), slice(3, 6)]
+    assert list(blocks(2, 8)) == [slice(0, 2)]
+    assert list(blocks(0, 8)) == []
 
 
 def test_features_are_joined_in_order() -> None:

@@ -102,7 +102,7 @@ def test_features_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> N
     features[8999, 1] = value
     np.save(tmp_path / "broken.npy", features)
     with pytest.raises(
-        DdilError, match=r"the kept features .*broken\.npy are damaged; delete the file to compute them again"
+        DdilError, match=r"the stored features .*broken\.npy are damaged; delete the file to compute them again"
     ):
         read_features(tmp_path / "broken.npy", 9000, "features")
 

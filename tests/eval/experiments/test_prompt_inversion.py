@@ -27,7 +27,8 @@ from ddil_core.support.registry import Registry
 from ddil_eval.cli import ddil
 from ddil_eval.experiments.caption_recall import caption_recall
 from ddil_eval.experiments.gallery import mean_to_first
-from ddil_eval.experiments.prompt_inversion import InversionConfig, measure_inversion, plan_inversion
+from ddil_eval.experiments.inversion_config import InversionConfig
+from ddil_eval.experiments.prompt_inversion import measure_inversion, plan_inversion
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.report.records import Record, read_records
 from ddil_eval.report.tables import build

@@ -22,7 +22,8 @@ from ddil_core.support.protocol import validate
 from ddil_eval.experiments import image_sources as generate
 from ddil_eval.experiments import rows
 from ddil_eval.experiments.engine import leaders
-from ddil_eval.experiments.systems import SystemsConfig, compare, how_made, measure_plan, plan_comparison
+from ddil_eval.experiments.system_configs import image_origin
+from ddil_eval.experiments.systems import SystemsConfig, compare_systems, measure_comparison, plan_comparison
 from ddil_eval.features.reference_features import content_sha256
 from ddil_eval.report.records import Record, read_records
 from ddil_eval.report.tables import build
@@ -60,7 +61,7 @@ def config(teacher: Path, student: Path) -> SystemsConfig:
 @pytest.fixture(scope="module")
 def out(config: SystemsConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("systems")
-    compare(config, folder)
+    compare_systems(config, folder)
     return folder
 
 
@@ -98,8 +99,8 @@ def test_a_row_says_how_it_reflects(student: Path, tmp_path: Path) -> None:
     bounds = {"centre": [0.0] * 8, "bound": [0.5] * 8, "quantile": 0.9995}
     (folder / "ddil.json").write_text(json.dumps(told | {"bounds": bounds}))
     model = load_model(str(folder))
-    assert how_made(model, resolve_sampling(model, reflection="fold"), 0).reflection == "fold"
-    assert how_made(model, resolve_sampling(model), 0).reflection == "none"
+    assert image_origin(model, resolve_sampling(model, reflection="fold"), 0).reflection == "fold"
+    assert image_origin(model, resolve_sampling(model), 0).reflection == "none"
 
 
 def test_a_record_says_which_reference_pictures_it_was_compared_with(
@@ -109,11 +110,11 @@ def test_a_record_says_which_reference_pictures_it_was_compared_with(
     assert {r.data["reference_sha256"] for r in records.values()} == {content_sha256(ShapesData(), 60)}
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
     alone = config.model_copy(update={"systems": one.systems, "differences": (), "metrics": ("brightness",)})
-    (scored,) = compare(alone, tmp_path)
+    (scored,) = compare_systems(alone, tmp_path)
     assert "reference_sha256" not in scored.data
     pictures = ShapesData.pictures
     monkeypatch.setattr(ShapesData, "pictures", lambda *args: (255 - images for images in pictures(*args)))
-    (other,) = compare(one, tmp_path)
+    (other,) = compare_systems(one, tmp_path)
     assert other.identity() != records["student"].identity()
     assert [table.name for table in build([records["student"], other])].count("systems") == 2
 
@@ -170,7 +171,7 @@ def test_it_makes_a_table_of_systems_and_one_of_differences(records: dict[str, R
 
 def test_made_again_it_adds_nothing(out: Path, config: SystemsConfig) -> None:
     before = sorted((out / "records").iterdir())
-    compare(config, out)
+    compare_systems(config, out)
     assert sorted((out / "records").iterdir()) == before
 
 
@@ -213,11 +214,11 @@ def test_an_interrupted_comparison_goes_on_at_the_next_batch(
 ) -> None:
     monkeypatch.setattr(generate, "draw", Counted(allowed=3, of=sample_images))
     with pytest.raises(KeyboardInterrupt):
-        compare(config, tmp_path)
+        compare_systems(config, tmp_path)
     assert read_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
     rest = Counted(of=sample_images)
     monkeypatch.setattr(generate, "draw", rest)
-    compare(config, tmp_path)
+    compare_systems(config, tmp_path)
     assert rest.chunks == 3  # three systems of two batches each, of which three were done
     assert {r.identity(): r.numbers() for r in read_records(tmp_path)} == {
         r.identity(): r.numbers() for r in read_records(out)
@@ -235,13 +236,13 @@ def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
     monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
     for change in ({"prompts": str(prompts)}, {"batch_size": 2}):
         with pytest.raises(KeyboardInterrupt):
-            compare(config.model_copy(update=change), tmp_path)
+            compare_systems(config.model_copy(update=change), tmp_path)
         monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
     prompts.write_text("\n".join(rows).replace("blue", "red"))
     rest = Counted(of=sample_images)
     monkeypatch.setattr(generate, "draw", rest)
-    compare(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
-    compare(config, tmp_path)
+    compare_systems(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
+    compare_systems(config, tmp_path)
     assert rest.chunks == 12
     assert {r.identity() for r in read_records(out)} < {r.identity() for r in read_records(tmp_path)}
     mine = {r.identity(): r.numbers() for r in read_records(tmp_path)}
@@ -266,10 +267,10 @@ def test_a_table_with_one_more_system_draws_that_one_alone(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its paired differences from the others are those of a table that was measured at once."""
-    compare(config.model_copy(update={"systems": config.systems[:2], "differences": ()}), tmp_path)
+    compare_systems(config.model_copy(update={"systems": config.systems[:2], "differences": ()}), tmp_path)
     before = read_records(tmp_path)
     counted = counted_draws(monkeypatch)
-    compare(config, tmp_path)
+    compare_systems(config, tmp_path)
     assert counted.chunks == BATCHES
     assert numbers(out).items() <= numbers(tmp_path).items()
     assert all(record in read_records(tmp_path) for record in before)
@@ -280,12 +281,12 @@ def test_a_row_that_other_code_drew_is_drawn_again(
     config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
-    compare(one, tmp_path)
+    compare_systems(one, tmp_path)
     counted = counted_draws(monkeypatch)
-    compare(one.model_copy(update={"reference_pictures": 20}), tmp_path)
+    compare_systems(one.model_copy(update={"reference_pictures": 20}), tmp_path)
     assert counted.chunks == 0  # features of a row know no reference
     monkeypatch.setattr(rows, "code_sha256", lambda: "other")
-    compare(one, tmp_path)
+    compare_systems(one, tmp_path)
     assert counted.chunks == BATCHES
     keys = [json.loads(path.read_text()) for path in tmp_path.rglob("key.json")]
     assert [key["name"] for key in keys] == ["student"] * 2 and keys[0]["made"] == keys[1]["made"]
@@ -295,27 +296,27 @@ def test_a_row_is_drawn_again_for_its_pictures(
     config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
-    compare(one, tmp_path)
+    compare_systems(one, tmp_path)
     counted = counted_draws(monkeypatch)
-    compare(one, tmp_path, save_images=True)
+    compare_systems(one, tmp_path, save_images=True)
     assert counted.chunks == BATCHES
-    compare(one, tmp_path, save_images=True)
+    compare_systems(one, tmp_path, save_images=True)
     assert counted.chunks == BATCHES
     (tmp_path / "images" / "student" / "000005.png").unlink()
-    compare(one, tmp_path, save_images=True)
+    compare_systems(one, tmp_path, save_images=True)
     assert counted.chunks == BATCHES + 1 and len(read_records(tmp_path)) == 1
     assert (tmp_path / "images" / "student" / "000005.png").is_file()
 
 
 def test_damaged_features_are_one_sentence(config: SystemsConfig, tmp_path: Path) -> None:
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
-    compare(one, tmp_path)
+    compare_systems(one, tmp_path)
     file = next(tmp_path.rglob("fd_mosaic.npy"))
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(DdilError) as error:
-        compare(one, tmp_path)
+        compare_systems(one, tmp_path)
     assert str(error.value) == (
-        f"the kept features of 'student' {file} are damaged; delete the file to compute them again"
+        f"the stored features of 'student' {file} are damaged; delete the file to compute them again"
     )
 
 
@@ -327,7 +328,7 @@ def test_a_batch_that_did_not_arrive_is_named(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(DdilError) as error:
-        compare(config.model_copy(update={"systems": config.systems[2:], "differences": ()}), tmp_path)
+        compare_systems(config.model_copy(update={"systems": config.systems[2:], "differences": ()}), tmp_path)
     (folder,) = (tmp_path / "partial").iterdir()
     assert str(error.value) == (
         f"1 of 2 batches of 'student' are not in {folder}; --out must be one folder for all processes"
@@ -341,7 +342,7 @@ def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
     other = {"name": "other", "model": str(student), "steps": 2, "solver": "dpmpp_2m", "guidance_scale": 2.0}
     twice = {"name": "twice", "model": str(student), "steps": 2, "solver": "heun"}
     config = {"systems": [own, other, twice], "num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
-    records = compare(SystemsConfig.model_validate(config), tmp_path)
+    records = compare_systems(SystemsConfig.model_validate(config), tmp_path)
     assert [(r.solver, r.grid, r.guidance_scale, r.nfe) for r in records if r.kind == "system"] == [
         ("ddim", timestep_grid(4), 1.0, 4.0), ("dpmpp_2m", timestep_grid(2), 2.0, 4.0),
         ("heun", timestep_grid(2), 1.0, 3.0),
@@ -364,7 +365,7 @@ def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_p
         str(found.absent["distilled"]) == f"the model '{tmp_path / 'run'}' is not here; distil it with: ddil distill …"
     )
     assert str(found.absent["named"]).startswith("the model 'no/where' ")
-    records = measure_plan(found, tmp_path / "out")
+    records = measure_comparison(found, tmp_path / "out")
     assert [record.cell["name"] for record in records] == ["here"]
     (table,) = build(records)
     assert table.missing == ("distilled: no record", "named: no record")
@@ -376,6 +377,6 @@ def test_a_protocol_gone_on_with_more_rows_is_one_table(student: Path, teacher: 
     shared = {"num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
     for model in (student, teacher):
         row = {"name": model.parent.name, "model": str(model), "steps": 2}
-        compare(SystemsConfig.model_validate({"systems": [row], **shared}), tmp_path)
+        compare_systems(SystemsConfig.model_validate({"systems": [row], **shared}), tmp_path)
     (table,) = build(read_records(tmp_path))
     assert len(table.rows) == 2

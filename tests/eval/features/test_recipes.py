@@ -16,7 +16,7 @@ from PIL import Image
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import read_yaml
 from ddil_core.support.resources import protocols
-from ddil_eval.features.extraction import RecipeExtractors
+from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe, centre_crop, load_recipe, recipe_for, resize
 from ddil_eval.metrics import METRICS
 from tests.coco import photograph
@@ -185,7 +185,7 @@ def test_a_folder_has_none(tmp_path: Path) -> None:
     Image.fromarray(photograph(0)).save(tmp_path / "a.png")
     with pytest.raises(WrongCommand) as error:
         recipe_for(f"folder:{tmp_path}")
-    assert str(error.value) == f"the data set 'folder:{tmp_path}' has no recipe of its own; name one with --recipe"
+    assert str(error.value) == f"no recipe belongs to the data set 'folder:{tmp_path}'; name one with --recipe"
 
 
 def test_a_recipe_that_there_is_not() -> None:
@@ -224,7 +224,7 @@ def test_a_recipe_of_ones_own_has_no_shipped_name_unless_it_is_that_recipe(tmp_p
     with pytest.raises(WrongCommand) as error:
         load_recipe(str(path))
     assert str(error.value) == (
-        f"{path} calls its recipe 'gigagan', as a shipped recipe that differs is called; give it a name of its own"
+        f"{path} calls its recipe 'gigagan', and a different shipped recipe has this name; choose another name"
     )
 
 
@@ -233,38 +233,41 @@ def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
     path.write_text("a: {}\nb: {}\n")
     with pytest.raises(WrongCommand) as error:
         load_recipe(str(path))
-    assert str(error.value) == f"{path} holds 2 recipes, and one file gives one; leave the others out"
+    assert str(error.value) == f"{path} holds 2 recipes, and a file must hold one; remove the others"
 
 
 @pytest.mark.parametrize(
     ("metric", "sentence"),
     [
-        ("patch_fid", "needs a recipe that cuts patches, and 'gigagan' cuts none; take 'dmd2-sdxl'"),
+        (
+            "patch_fid",
+            "needs a recipe that cuts patches, and the recipe 'gigagan' cuts none; use the recipe 'dmd2-sdxl'",
+        ),
         (
             "drawn_right",
-            "reads the shapes world's pictures as they are drawn, and the recipe 'gigagan' resizes to 256 px; "
+            "reads images of the shapes world at their own size, and the recipe 'gigagan' resizes to 256 px; "
             "choose other metrics",
         ),
         (
             "fid_pytorch",
-            "takes pytorch-fid, and the recipe 'gigagan' declares clean-fid as its fid_input; "
+            "needs fid_input: pytorch-fid, and the recipe 'gigagan' has clean-fid; "
             "choose the metric that fits, or another recipe",
         ),
         (
             "clip_score_s34b",
-            "takes ViT-g-14 laion2b_s34b_b88k, and the recipe 'gigagan' declares ViT-g-14 laion2b_s12b_b42k as its clip; "
+            "needs clip: ViT-g-14 laion2b_s34b_b88k, and the recipe 'gigagan' has ViT-g-14 laion2b_s12b_b42k; "
             "choose the metric that fits, or another recipe",
         ),
         (
             "lpips_diversity",
-            "needs several pictures of each prompt, and here each has one; 'ddil eval coco', 'run' and 'score' take more with "
-            "--set pictures_per_prompt=10",
+            "needs several images of each prompt, and each prompt has one; with 'ddil eval coco', 'run' and 'score', "
+            "add --set pictures_per_prompt=10",
         ),
     ],
 )
 def test_metrics_that_a_recipe_does_not_serve(metric: str, sentence: str) -> None:
     with pytest.raises(WrongCommand) as error:
-        RecipeExtractors([metric], "cpu", load_recipe("gigagan"))
+        Extractors([metric], "cpu", load_recipe("gigagan"))
     assert str(error.value) == f"the metric {metric!r} {sentence}"
 
 
@@ -287,7 +290,7 @@ def test_patches_of_pictures_that_are_smaller_than_a_patch_are_looked_at_one_by_
         def images(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
             yield from (image[None] for image in (wide, whole)[:count])
 
-    extractors = RecipeExtractors(["patch_fid"], "cpu", load_recipe("dmd2-sdxl"))
+    extractors = Extractors(["patch_fid"], "cpu", load_recipe("dmd2-sdxl"))
     (features,) = extractors.reference(Photographs(), 2).values()  # type: ignore[arg-type]
     assert seen == [(1, 200, 640, 3), (1, 299, 299, 3)]
     assert np.array_equal(features, [image.mean(axis=(0, 1)) for image in (wide, centre_crop(whole, 299))])
@@ -307,7 +310,7 @@ def test_a_prefix_stands_before_the_captions_of_networks_that_read_it(monkeypatc
     for name, metric in (("clip_score", "clip_score"), ("patch_fid", "patch_fid"), ("fid", "fid")):
         network = replace(METRICS[metric].network, open_on=watched(name), weights=(), lacks=lambda: None)
         add_metric(monkeypatch, replace(METRICS[metric], network=network))
-    extractors = RecipeExtractors(["fid", "patch_fid", "clip_score"], "cpu", load_recipe("dmd2-sdxl"))
+    extractors = Extractors(["fid", "patch_fid", "clip_score"], "cpu", load_recipe("dmd2-sdxl"))
     extractors(np.zeros((2, 600, 640, 3), np.uint8), ["a cat", "a dog"])
     assert seen == {
         "fid": (["a cat", "a dog"], (2, 512, 512, 3)),

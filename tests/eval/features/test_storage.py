@@ -16,9 +16,10 @@ from ddil_core.data.shapes import ShapesData
 from ddil_core.support.errors import DdilError
 from ddil_core.support.resources import user_folder
 from ddil_eval.experiments.measurement import Cells
-from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.extraction import Extractors, map_ahead
+from ddil_eval.features.recipes import Recipe, load_recipe
 from ddil_eval.features.reference_features import content_sha256, references_folder
-from ddil_eval.features.storage import gather_features, map_ahead
+from ddil_eval.features.storage import gather_features
 from ddil_eval.metrics import Metric, Network, WeightsFile
 from ddil_eval.statistics import FrechetReference
 from tests.pixels import add_metric
@@ -106,7 +107,7 @@ def test_features_on_disk_are_those_of_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [4, 6])
 def test_fewer_or_more_features_than_asked_leave_no_file(asked: int, tmp_path: Path) -> None:
-    with pytest.raises(DdilError, match=f"features of 5 pictures came for a where {asked} were asked for"):
+    with pytest.raises(DdilError, match=f"the network a gave features of 5 images, and {asked} were expected"):
         gather_features(iter([{"a": np.zeros((5, 2))}]), asked, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -177,9 +178,9 @@ class Pictures(ShapesData):
             yield np.clip(images.astype(np.int64) + self.brighter, 0, 255).astype(np.uint8)
 
 
-def reference_of(counting: Counting, data: ShapesData, count: int = 20, recipe: str = "") -> np.ndarray:
+def reference_of(counting: Counting, data: ShapesData, count: int = 20, recipe: Recipe | None = None) -> np.ndarray:
     counting.read = 0
-    return Extractors(["counting"], "cpu").reference(data, count, recipe)["counting"]
+    return Extractors(["counting"], "cpu", recipe).reference(data, count)["counting"]
 
 
 def test_a_reference_is_computed_once_and_read_in_another_process_s_place(counting: Counting) -> None:
@@ -194,7 +195,7 @@ def test_a_reference_is_kept_under_all_that_it_depends_on(counting: Counting) ->
     reference_of(counting, Pictures())
     changed = Pictures()
     changed.brighter = 1
-    for other in ({"data": changed}, {"count": 19}, {"recipe": "gigagan"}):
+    for other in ({"data": changed}, {"count": 19}, {"recipe": load_recipe("gigagan")}):
         arguments = {"data": Pictures()} | other
         reference_of(counting, **arguments)
         assert counting.read == arguments.get("count", 20), other
@@ -203,7 +204,7 @@ def test_a_reference_is_kept_under_all_that_it_depends_on(counting: Counting) ->
     assert counting.read == 20
     keys = [json.loads(path.read_text()) for path in references_folder().rglob("key.json")]
     assert len(keys) == 5
-    assert {key["recipe"] for key in keys} == {"", "gigagan"} and {key["count"] for key in keys} == {19, 20}
+    assert len({key["recipe"] for key in keys}) == 2 and {key["count"] for key in keys} == {19, 20}
 
 
 def test_the_content_is_that_of_the_pictures_in_any_batches(counting: Counting) -> None:
@@ -228,7 +229,7 @@ def test_a_damaged_reference_is_one_sentence(counting: Counting) -> None:
     (kept,) = references_folder().rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(
-        DdilError, match="the kept reference features .* are damaged; delete the file to compute them again"
+        DdilError, match="the stored reference features .* are damaged; delete the file to compute them again"
     ):
         reference_of(counting, Pictures())
 

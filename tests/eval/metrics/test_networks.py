@@ -19,6 +19,7 @@ from ddil_core.shapes.batches import draw_batch
 from ddil_core.support.errors import DdilError
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.recipes import Clip, load_recipe
 from ddil_eval.metrics import METRICS, WeightsFile, clip_embedding, clip_towers, dinov2, efflite0, lpips_alexnet
 from ddil_eval.metrics.lpips_alexnet import mean_distance
 from ddil_eval.metrics.weights_file import weights_folder
@@ -162,7 +163,9 @@ def test_a_recipe_s_prefix_stands_before_what_reads_it(
     for metric, prefixed in (("with_prefix", True), ("without", False)):
         network = clip_towers.cosine_network(metric, name, weights, "tiny", prefixed=prefixed)
         add_metric(monkeypatch, replace(METRICS["clip_score"], name=metric, network=network))
-    features = Extractors(["with_prefix", "without"], "cpu", prefix="A photo depicts ")(images, CAPTIONS)
+    clip = Clip(model=name, weights="tiny", prefix="A photo depicts ")
+    recipe = load_recipe("shapes").model_copy(update={"clip": clip})
+    features = Extractors(["with_prefix", "without"], "cpu", recipe)(images, CAPTIONS)
     prefixed = by_open_clip(tiny_clip, images, [f"A photo depicts {caption}" for caption in CAPTIONS])
     np.testing.assert_allclose(features["with_prefix"], prefixed, atol=1e-6)
     np.testing.assert_allclose(features["without"], by_open_clip(tiny_clip, images, CAPTIONS), atol=1e-6)
@@ -332,9 +335,11 @@ def test_lpips_efflite0_grows_with_difference_and_forgets_the_order() -> None:
 def test_pictures_of_a_prompt_are_scored_together() -> None:
     if efflite0.WEIGHTS.missing() is not None:
         pytest.skip(efflite0.WEIGHTS.missing() or "")
-    extractors = Extractors(["lpips_efflite0", "drawn_right"], "cpu")
+    extractors = Extractors(["lpips_efflite0", "drawn_right"], "cpu", images_per_prompt=2)
     batch = draw_batch(4, 0, seed=3)
     groups = batch.images.reshape(2, 2, 64, 64, 3)
     features = extractors.groups(groups, batch.captions[::2])
     assert {name: value.shape for name, value in features.items()} == {"lpips_efflite0": (2, 1)}
-    assert list(extractors(batch.images, batch.captions)) == ["drawn_right"]
+    both = extractors(batch.images, batch.captions)
+    assert {name: value.shape for name, value in both.items()} == {"lpips_efflite0": (2, 1), "drawn_right": (2, 1)}
+    np.testing.assert_array_equal(both["lpips_efflite0"], features["lpips_efflite0"])

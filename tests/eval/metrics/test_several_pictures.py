@@ -14,7 +14,7 @@ from ddil_core.models.generate import resolve_sampling, sample_images
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.experiments.score import ScoreConfig, score_folders
-from ddil_eval.experiments.systems import SystemsConfig, compare, plan_comparison
+from ddil_eval.experiments.systems import SystemsConfig, compare_systems, plan_comparison
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from tests.pixels import NAMES
@@ -43,7 +43,7 @@ def config(student: Path, **changes: object) -> SystemsConfig:
 @pytest.fixture(scope="module")
 def measured(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     out = tmp_path_factory.mktemp("several")
-    (record,) = compare(config(student), out, save_images=True)
+    (record,) = compare_systems(config(student), out, save_images=True)
     return out / "images" / "student", record
 
 
@@ -64,7 +64,7 @@ def test_diversity_is_the_mean_over_prompts_of_their_pictures_distances(
 def test_other_metrics_see_the_picture_that_a_prompt_has_where_it_has_one(
     measured: tuple[Path, Record], student: Path, tmp_path: Path
 ) -> None:
-    (alone,) = compare(config(student, pictures_per_prompt=1, metrics=NAMES), tmp_path)
+    (alone,) = compare_systems(config(student, pictures_per_prompt=1, metrics=NAMES), tmp_path)
     for name in NAMES:
         value = measured[1].metrics[name].estimate.value
         assert value == pytest.approx(alone.metrics[name].estimate.value, rel=1e-3)
@@ -91,17 +91,17 @@ def test_kept_pictures_are_scored_to_the_same_numbers(measured: tuple[Path, Reco
     [
         (
             1,
-            "the metric 'lpips_efflite0' needs several pictures of each prompt, and here each has one; 'ddil eval coco', 'run' "
-            "and 'score' take more with --set pictures_per_prompt=10",
+            "the metric 'lpips_efflite0' needs several images of each prompt, and each prompt has one; with 'ddil eval "
+            "coco', 'run' and 'score', add --set pictures_per_prompt=10",
         ),
         (
             4,
-            "the 15 pictures of {folder} are not 4 of each prompt; make the others, or name another pictures_per_prompt",
+            "the 15 images of {folder} are not 4 of each prompt; add the missing images, or change pictures_per_prompt",
         ),
         (
             5,
-            "000000.png and 000003.png of {folder} have two captions, {first!r} and {second!r}, where 5 pictures that follow "
-            "one another are of one prompt; put them in that order",
+            "000000.png and 000003.png of {folder} have two captions, {first!r} and {second!r}; each 5 images that follow "
+            "one another must have one prompt: put them in that order",
         ),
     ],
 )
@@ -116,5 +116,5 @@ def test_pictures_that_are_not_so_many_of_each_prompt(
 
 
 def test_one_picture_of_each_prompt_is_refused_before_anything_is_opened(student: Path) -> None:
-    with pytest.raises(WrongCommand, match="needs several pictures of each prompt"):
+    with pytest.raises(WrongCommand, match="needs several images of each prompt"):
         plan_comparison(config(student, pictures_per_prompt=1))

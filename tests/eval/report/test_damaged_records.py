@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli import ddil
-from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, runs
+from ddil_eval.experiments.shift_runs import shift_runs
 from ddil_eval.report import records as store
 from ddil_eval.report.cells import MOST_TRANSITIONS
 from tests.records import p_teacher, record, system
@@ -198,4 +199,4 @@ def test_a_factorial_of_too_many_strings() -> None:
     with pytest.raises(
         WrongCommand, match=r"^the factorial of a student of 13 steps has 2\^13 strings, and at most 2\^12 "
     ):
-        runs(CovariateShiftConfig(factorial=True), grid, [])
+        shift_runs((), (), True, grid, torch.zeros(0, 13))
