@@ -28,8 +28,8 @@ from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.rollout import all_strings, rollout_latents
 from ddil_core.diffusion.schedule import Schedule, rows_at, transitions
 from ddil_core.diffusion.solvers import ddim
-from ddil_core.distillation import run as distillation
 from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.distill import distill
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import Model, assemble, load_model
 from ddil_core.models.sampling import SYSTEM_FILE
@@ -78,7 +78,7 @@ def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None =
 
 
 def distils(folder: Path, out: Path) -> str:
-    distillation.distill(str(folder), "shapes", DISTILL, out, device="cpu")
+    distill(str(folder), "shapes", DISTILL, out, device="cpu")
     return f"yes, to {load_model(str(out)).sampling.steps} steps"
 
 

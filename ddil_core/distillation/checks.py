@@ -1,19 +1,87 @@
-"""Whether the aggregated dataset can serve every phase of a run, seen before anything is done.
-
-A collection makes the states that the coming updates use. They must find room beside those that are still to be used.
-"""
+"""Checks before a run begins: they refuse what cannot be trained, before anything is computed or written."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
 
+from accelerate import Accelerator
+
+from ddil_core.data.base import DataSet
+from ddil_core.data.pool import image_side
+from ddil_core.diffusion.parameterization import FLOWS
 from ddil_core.distillation.config import Collection, DdilConfig, MethodConfig, PhaseConfig
-from ddil_core.support.errors import WrongCommand
+from ddil_core.models.autoencoder import require_encoder
+from ddil_core.models.model import Model
+from ddil_core.support.errors import DdilError, WrongCommand
+
+
+def require_teacher(model: Model) -> None:
+    """Refuse a teacher that no method can distil. Each method's own ``require`` refuses more.
+
+    Raises:
+        DdilError: the teacher cannot encode images, draws images that are not square, or takes its guidance as an embedding.
+    """
+    require_encoder(model.pipeline.vae, model.reference)
+    image_side(model)
+    if model.denoiser.guidance_width is not None:
+        raise DdilError(
+            f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student itself; "
+            "distil its own teacher"
+        )
+
+
+def require_unet(model: Model, method: str) -> None:
+    """Refuse a flow, and a teacher without a U-Net. ``method`` is what the message calls the method.
+
+    Raises:
+        DdilError: the teacher is one of these.
+    """
+    if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
+        raise DdilError(
+            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and {method} "
+            "needs a U-Net that predicts ε, v or x₀; distil another teacher"
+        )
+
+
+def require_data(data: DataSet, model: Model, count: int) -> None:
+    """Refuse data of which ``count`` images cannot be trained on, as far as a quick look shows.
+
+    Raises:
+        WrongCommand: the images have another size than the model's, there are too few, or some have no caption.
+        DdilError: some images are missing or damaged.
+    """
+    side = image_side(model)
+    if data.side not in (None, side):
+        raise WrongCommand(
+            f"the images of the data set {data.reference!r} have {data.side} x {data.side} pixels, and the teacher "
+            f"{model.reference!r} draws {side} x {side}; choose data or a teacher of the same size"
+        )
+    data.require(count, side)
+
+
+def require_batch(config: MethodConfig, accelerator: Accelerator) -> None:
+    """Refuse a batch that the processes cannot divide into equal parts.
+
+    Raises:
+        WrongCommand: they cannot.
+    """
+    processes, parts = accelerator.num_processes, config.gradient_accumulation
+    if config.batch_size % (processes * parts):
+        raise WrongCommand(
+            f"batch_size is the whole batch, and {config.batch_size} is not divisible by {processes} processes"
+            f"{f' with {parts} parts each (gradient_accumulation)' * (parts > 1)}; choose another batch_size or number of processes"
+        )
 
 
 def require_capacity(config: MethodConfig) -> None:
-    """Raises WrongCommand: in some phase the dataset may hold more states than ``ddil.capacity``; says which setting serves."""
+    """Refuse an aggregated dataset that is too small for a phase of the run.
+
+    A collection gives the states that the coming updates use. They must fit beside the states that are still to be used.
+
+    Raises:
+        WrongCommand: ``ddil.capacity`` is too small; the message names settings that work.
+    """
     ddil = config.ddil
     if ddil is None:
         return
@@ -31,15 +99,15 @@ def require_capacity(config: MethodConfig) -> None:
 
 
 def most_states(ddil: DdilConfig, stage: Collection, batch_size: int) -> int:
-    """An upper bound of the states that the dataset holds at once in a stage."""
+    """Return an upper bound of the number of states that the dataset holds at once in a stage."""
     most, first = 0, 0
     for phase in ddil.phases:
         end = round(phase.until * stage.draws)
         updates = min(ddil.collect_every, end - first)
         count = math.ceil(round(phase.aggregated * batch_size, 6))  # the most of a batch; 0.1 · 30 is above 3
         if updates > 0 and count > 0:
-            # Before a collection fewer uses are pending than a batch takes, each perhaps of a state of its own. With ``period``
-            # more of them there are at least as many states, so that the last ones decide.
+            # Before a collection fewer uses are pending than a batch takes. Each may be of another state. With ``period``
+            # more pending uses there are at least as many states, so that the largest numbers decide.
             period = ddil.uses * max(stage.lengths)
             pending = range(max(0, count - period), count)
             most = max(most, *(held + collected(updates * count - held, ddil.uses, stage, phase) for held in pending))
@@ -48,7 +116,7 @@ def most_states(ddil: DdilConfig, stage: Collection, batch_size: int) -> int:
 
 
 def collected(wanted: int, uses: int, stage: Collection, phase: PhaseConfig) -> int:
-    """The most states that a collection adds to give ``wanted`` uses: whole trajectories, of each kind one too many at most."""
+    """Return the most states that a collection adds for ``wanted`` uses: whole trajectories, at most one too many of each kind."""
     states = math.ceil(wanted / uses)
     if len(stage.lengths) == 1:
         return math.ceil(states / stage.lengths[0]) * stage.lengths[0]
@@ -57,7 +125,7 @@ def collected(wanted: int, uses: int, stage: Collection, phase: PhaseConfig) -> 
 
 
 def _collect_every(config: MethodConfig, ddil: DdilConfig) -> int | None:
-    """The most updates between collections that the capacity serves; None where it serves not even one."""
+    """Return the most updates between collections for which the capacity suffices; None where it never does."""
 
     def too_much(every: int) -> bool:
         fewer = ddil.model_copy(update={"collect_every": every})

@@ -129,6 +129,7 @@ class MethodConfig(Strict):
     watch: WatchConfig | None = None
     seed: int = Field(default=0, ge=0)
     ddil: DdilConfig | None = None
+    method: str
 
     @model_validator(mode="after")
     def _batch_divides(self) -> MethodConfig:

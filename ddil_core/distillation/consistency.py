@@ -1,15 +1,15 @@
 """Consistency distillation (LCM: Luo et al., 2310.04378; LCM-LoRA: 2311.05556), and DDIL on it.
 
-On the grid 19, 39, …, 999 (``teacher_steps`` points of it) the guided teacher takes one DDIM step t → t − 20 and the student's
-consistency function must not change on it. Without DDIL the step starts at forward-diffused data; with it, a part starts where
-rollouts have been: the teacher's, whose every step is such a pair already, or the student's own sampling.
+On the grid 19, 39, …, 999 the guided teacher takes one DDIM step t → t − 20. The student's consistency function must have the same
+value at both ends of the step. Without DDIL every step starts at forward-diffused data. With DDIL some steps start at states that
+rollouts of the teacher or of the student visited.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,24 +19,29 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
-from ddil_core.diffusion.parameterization import FLOWS, Reflection, boundary_scalings
+from ddil_core.diffusion.parameterization import Reflection, boundary_scalings
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import LCM_STEPS, Schedule, lcm_grid, transitions
 from ddil_core.diffusion.solvers import ddim
 from ddil_core.distillation.aggregate import States
-from ddil_core.distillation.clipping import Clipped
+from ddil_core.distillation.checks import require_unet
+from ddil_core.distillation.clipping import ClippedFraction
+from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor, TransitionBatch
 from ddil_core.distillation.config import ConsistencyConfig, LoraConfig
+from ddil_core.distillation.context import StageContext
+from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.losses import consistency_loss
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
-from ddil_core.distillation.sources import RolloutStage, TransitionBatch
+from ddil_core.distillation.sources import MixedSource
+from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
-from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.errors import WrongCommand
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -46,25 +51,22 @@ LORA_TARGETS = (
 
 
 def require_consistency(model: Model, config: ConsistencyConfig) -> None:
-    """Raises DdilError or WrongCommand: the teacher is a flow or no U-Net, or has no grid of ``teacher_steps``."""
+    """Refuse a teacher that consistency distillation cannot use.
+
+    Raises:
+        DdilError: the teacher is a flow or has no U-Net.
+        WrongCommand: the teacher has no grid of ``teacher_steps`` steps.
+    """
     require_unet(model, "consistency distillation")
     size = len(model.denoiser.schedule)
     if size % config.teacher_steps:
         raise WrongCommand(
-            f"teacher_steps divides the teacher's {size} timesteps, which {config.teacher_steps} does not"
-        )
-
-
-def require_unet(model: Model, what: str) -> None:
-    if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
-        raise DdilError(
-            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and {what} "
-            "needs a U-Net that predicts ε, v or x₀; distil another teacher"
+            f"teacher_steps must divide the teacher's {size} timesteps, and {config.teacher_steps} does not; choose another"
         )
 
 
 def train_consistency(run: Run[ConsistencyConfig]) -> Student:
-    """One stage, which leaves ``checkpoints/consistency.safetensors``."""
+    """Train the one stage of the method, which leaves ``checkpoints/consistency.safetensors``."""
     model, config = run.model, run.config
     teacher = GuidedDenoiser(run.frozen(model.denoiser.net), model.nothing(), reflection=run.reflection)
     start = student_network(model.denoiser.net, config)
@@ -75,20 +77,20 @@ def train_consistency(run: Run[ConsistencyConfig]) -> Student:
 
 
 def lcm_sampling(config: ConsistencyConfig, schedule: Schedule) -> Sampling:
-    """On LCM's own grid of 50 points by its name, on another by its timesteps."""
+    """Return how the student is sampled. LCM's own grid of 50 points needs no timesteps; every other grid lists them."""
     guidance = 1.0 if config.lora is not None else config.guidance_scale
-    own = config.teacher_steps == LCM_STEPS
-    times = None if own else tuple(lcm_grid(schedule, config.teacher_steps, config.student_steps))
+    lcm_own = config.teacher_steps == LCM_STEPS
+    times = None if lcm_own else tuple(lcm_grid(schedule, config.teacher_steps, config.student_steps))
     return Sampling("lcm", config.student_steps, None, guidance, "lcm", timesteps=times, distilled=True)
 
 
 def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:
-    """The teacher's network as a student's: with a projection of the guidance's embedding, which starts at zero, or with a LoRA."""
+    """Return a copy of the teacher's network with a LoRA, or with a projection of the guidance's embedding."""
     return with_lora(net, config.lora) if config.lora is not None else with_embedding(net, config.w_embedding or 256)
 
 
 def with_embedding(net: Any, width: int) -> nn.Module:
-    """A copy of a U-Net with ``time_cond_proj_dim``. What it is told there makes no difference until it is trained."""
+    """Return a copy of a U-Net with ``time_cond_proj_dim``. The new weights are zero, so that its output stays the same."""
     wider = type(net).from_config(dict(net.config) | {"time_cond_proj_dim": width})
     weights = net.state_dict() | {
         "time_embedding.cond_proj.weight": torch.zeros_like(wider.time_embedding.cond_proj.weight)
@@ -98,20 +100,55 @@ def with_embedding(net: Any, width: int) -> nn.Module:
 
 
 def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
-    """A copy of a network with adapters that start at zero; their first weights are the same in every run."""
+    """Return a copy of a network with adapters that start at zero. Their first weights are the same in every run."""
     import peft
 
     adapted: Any = copy.deepcopy(net)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        told = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(LORA_TARGETS))
-        adapted.add_adapter(told)
+        adapted.add_adapter(peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(LORA_TARGETS)))
     return adapted
 
 
-class ConsistencyStage(RolloutStage):
-    """The student, its target (the average of its weights, or with a LoRA itself), and pairs (z_t, z_s) to learn from."""
+class ConsistencyLabeler(Labeler):
+    """The target of z_t is z_s: the end of the guided teacher's DDIM step from t to s. Every state has its own guidance."""
 
+    has_targets = True
+    guided = True
+
+    def __init__(
+        self, context: StageContext, teacher: GuidedDenoiser, table: Tensor, guidance_range: tuple[float, float]
+    ) -> None:
+        """``table`` int64 [K, 2] holds t and s of every transition."""
+        self.context, self.teacher, self.table, self.guidance_range = context, teacher, table, guidance_range
+
+    def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor:
+        low, high = self.guidance_range
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    def condition(self, row: Tensor, guidance: Tensor | None) -> Condition:
+        """Return the teacher's condition: the captions and the guidance scales."""
+        assert guidance is not None
+        return replace(self.context.condition(row), guidance=guidance.to(self.context.device))
+
+    def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
+        t, s = self.table[transition.to(self.context.device)].unbind(1)
+        with torch.no_grad(), self.context.accelerator.autocast():
+            x0 = self.teacher(z, t, self.condition(row, guidance))
+        return ddim(self.teacher.schedule, z, t, s, x0.float())[0]
+
+    def label_transitions(self, batch: TransitionBatch) -> Tensor:
+        """Take the teacher's own step where the teacher acted."""
+        return batch.z_s if batch.actor == TEACHER else super().label_transitions(batch)
+
+
+class ConsistencyStage(Stage):
+    """Trains the student's consistency function to be equal at both ends of a transition.
+
+    The target network is the average of the student, or with a LoRA the student itself.
+    """
+
+    source: MixedSource
     average_warms_up = False
 
     def __init__(
@@ -122,8 +159,9 @@ class ConsistencyStage(RolloutStage):
         accelerator: Accelerator,
         start: nn.Module,
     ) -> None:
+        """``start`` is what ``student_network`` returns. For the other arguments see ``Stage``."""
         super().__init__(teacher, pool, config.updates, config, accelerator, "lcm", start)
-        self.settings, self.draws = config, config.updates
+        self.settings = config
         self.sampling = lcm_sampling(config, self.schedule)
         pairs = pairs_of(lcm_grid(self.schedule, config.teacher_steps, config.teacher_steps))
         self.table = torch.tensor(pairs, device=self.device)
@@ -131,86 +169,79 @@ class ConsistencyStage(RolloutStage):
         self.target_net = type(self.student)(
             self.net if self.ema is None else self.ema.module, self.schedule, self.student.prediction
         )
-        walk = self.sampling.times(self.schedule)
-        self.places = {
-            TEACHER: range(len(pairs)),
-            STUDENT: [index for index, (t, _) in enumerate(pairs) if t in walk],
+        self.labeler = ConsistencyLabeler(self.context, teacher, self.table, config.guidance_range)
+        self.student_condition = StudentCondition(self.context, config.w_embedding)
+        grid = self.sampling.times(self.schedule)
+        steps = [[step] for step in transitions(grid)]
+        visited = [index for index, (t, _) in enumerate(pairs) if t in grid]
+        every_pair = Actor(teacher, [[pair] for pair in pairs])
+        sampler = ConsistencySampler(self.student, [*steps[:-1], []])
+        actors = {
+            TEACHER: SoleActor(every_pair, range(len(pairs)), self.labeler.condition),
+            STUDENT: SoleActor(sampler, visited, self.student_condition),
         }
-        steps = [[step] for step in transitions(walk)]
-        self.walkers = {
-            TEACHER: Actor(teacher, [[pair] for pair in pairs]),
-            STUDENT: ConsistencySampler(self.student, [*steps[:-1], []]),
-        }
-        self.make_dataset(guided=True)
-
-    def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor:
-        low, high = self.settings.guidance_range
-        return low + (high - low) * torch.rand(count, generator=generator)
+        collector = SeparateCollector(self.context, self.labeler, self.net, actors)
+        self.source = MixedSource(
+            self.context, self.times, config.updates, self.labeler, self.schedule.add_noise, collector
+        )
 
     def _update(self, step: int) -> Logs:
-        """One optimiser step; returns tensors that need no synchronisation until they are read."""
-        states, aggregated = self._draw(step)
-        clipped = Clipped(self.teacher.reflection, len(self.schedule))
+        states, aggregated = self.source.draw(step)
+        clipped = ClippedFraction(self.teacher.reflection, len(self.schedule))
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(states)):
                 t, s = self.table[states.transition[rows].to(self.device)].unbind(1)
-                assert states.guidance is not None
-                told = self.tell(STUDENT, states.row[rows], states.guidance[rows])
-                target = self._consistent(states.part(rows), s)
+                part = states.part(rows)
+                condition = self.student_condition(part.row, part.guidance)
+                target = self._target(part, s)
                 with self.accelerator.autocast():
-                    x0 = self.student(states.z[rows], t, told)
-                clipped.see(x0, t)
-                value = boundary(x0.float(), states.z[rows], t, self.schedule.timestep_scaling)
+                    x0 = self.student(part.z, t, condition)
+                clipped.add(x0, t)
+                value = boundary(x0.float(), part.z, t, self.schedule.timestep_scaling)
                 huber = self.settings.huber_c if self.settings.loss == "huber" else None
                 weight = (
                     self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
                 )
                 yield share * consistency_loss(value, target.float(), huber, weight)
 
-        return self.descend(losses(), step) | clipped.logs() | self.shares(aggregated)
+        return self.descend(losses(), step) | clipped.logs() | self.source.logs(aggregated)
 
     @torch.no_grad()
-    def _consistent(self, states: States, s: Tensor) -> Tensor:
-        """What the target network says of the pairs' ends z_s at s [B], for at most ``teacher_batch_size`` states at once."""
-        said = []
+    def _target(self, states: States, s: Tensor) -> Tensor:
+        """Return the target network's consistency function at the states' ends z_s, at s [B]."""
+        values = []
         with self.accelerator.autocast(), evaluating(self.target_net):
             for rows in slices(len(states), self.config.teacher_batch_size):
                 part = states.part(rows)
-                told = self.tell(STUDENT, part.row, part.guidance)
-                said.append(consistency(self.target_net, part.target, s[rows], told, self.teacher.reflection))
-        return torch.cat(said)
+                condition = self.student_condition(part.row, part.guidance)
+                values.append(consistency(self.target_net, part.target, s[rows], condition, self.teacher.reflection))
+        return torch.cat(values)
 
-    def tell(self, actor: str, row: Tensor, guidance: Tensor | None) -> Condition:
-        """The teacher is guided by it, the student is told it through the embedding, or, with a LoRA, not at all."""
-        condition = self.condition(row)
-        assert guidance is not None
-        if actor == TEACHER:
-            return replace(condition, guidance=guidance.to(self.device))
-        if self.settings.w_embedding is None:
+
+@dataclass(frozen=True)
+class StudentCondition:
+    """Makes the student's condition: the captions and, unless ``width`` is None, an embedding of the guidance of that width."""
+
+    context: StageContext
+    width: int | None
+
+    def __call__(self, row: Tensor, guidance: Tensor | None) -> Condition:
+        condition = self.context.condition(row)
+        if self.width is None:
             return condition
-        embedded = guidance_embedding(guidance - 1, self.settings.w_embedding)
-        return Condition(condition.tensors | {"timestep_cond": embedded.to(self.device)})
-
-    def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
-        """z_s: the guided teacher's one DDIM step from z_t."""
-        t, s = self.table[transition.to(self.device)].unbind(1)
-        with torch.no_grad(), self.accelerator.autocast():
-            x0 = self.teacher(z, t, self.tell(TEACHER, row, guidance))
-        return ddim(self.schedule, z, t, s, x0.float())[0]
-
-    def target(self, seen: TransitionBatch) -> Tensor:
-        """The teacher's own step is the pair; from where the student has been, the teacher takes its step."""
-        return seen.z_s if seen.actor == TEACHER else super().target(seen)
+        assert guidance is not None
+        embedded = guidance_embedding(guidance - 1, self.width)
+        return Condition(condition.tensors | {"timestep_cond": embedded.to(self.context.device)})
 
 
 def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:
-    """LCM's steps t → s on its falling grid; the last ends at timestep 0 (ᾱ₀, whose σ is not 0) and not clean."""
+    """Return LCM's steps t → s on its falling grid. The last step ends at timestep 0, where σ is not 0, and not clean."""
     return [(int(t), int(s)) for t, s in transitions(grid, end=0)]
 
 
 def boundary(x0: Tensor, z: Tensor, t: Tensor, scaling: float) -> Tensor:
-    """The consistency function c_skip z + c_out x̂, which at t = 0 is z itself; ``scaling`` is the schedule's for timesteps."""
+    """Return the consistency function c_skip z + c_out x̂, which is z at t = 0; for ``scaling`` see ``boundary_scalings``."""
     c_skip, c_out = boundary_scalings(t, z, scaling)
     return c_skip * z + c_out * x0
 
@@ -218,6 +249,14 @@ def boundary(x0: Tensor, z: Tensor, t: Tensor, scaling: float) -> Tensor:
 def consistency(
     network: NetworkDenoiser, z: Tensor, t: Tensor, condition: Condition, reflection: Reflection | None
 ) -> Tensor:
-    """The consistency function of a network, its x̂ reflected: a target, so that no gradient is lost on it."""
+    """Return a network's consistency function with a reflected x̂. It serves as a target, which needs no gradient.
+
+    Args:
+        network: The target network.
+        z: States [B, C, H, W].
+        t: Timesteps int64 [B].
+        condition: B rows.
+        reflection: Keeps x̂ inside the data's range; None leaves x̂ as it is.
+    """
     x0 = network(z, t, condition).float()
     return boundary(x0 if reflection is None else reflection(x0), z, t, network.schedule.timestep_scaling)

@@ -1,5 +1,8 @@
-"""An ε-teacher becomes a v-model before it is distilled: at t = 999 its x̂ is a division by α ≈ 0.07, which a few-step student
-cannot learn through. The student's loss is ‖v̂ − v‖² against the teacher itself, over all timesteps and without guidance."""
+"""Conversion of a teacher that predicts ε into one that predicts v, before progressive distillation.
+
+At t = 999 the x̂ of an ε-model is a division by α ≈ 0.07. A few-step student cannot learn through it. The loss of the conversion is
+‖v̂ − v‖² against the teacher, over all timesteps and without guidance.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import to_v
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
+from ddil_core.distillation.context import DATA
 from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
@@ -24,10 +28,10 @@ from ddil_core.support.errors import DdilError
 
 
 def require_convertible(model: Model, config: ProgressiveConfig) -> None:
-    """A few-step student predicts v, and so its teacher must, or be made to.
+    """Refuse a teacher that neither predicts v nor can be converted.
 
     Raises:
-        DdilError: the teacher predicts ε and the protocol has no conversion for it, or it predicts something else.
+        DdilError: the teacher predicts ε and the protocol has no section ``convert``, or it predicts something else.
     """
     prediction = model.denoiser.prediction
     if prediction == "v_prediction" or (prediction == "epsilon" and config.convert is not None):
@@ -42,21 +46,23 @@ def require_convertible(model: Model, config: ProgressiveConfig) -> None:
 
 
 def convert_to_v(run: Run[ProgressiveConfig]) -> None:
-    """Make the run's teacher a model that predicts v, where it is none; its weights stay in ``checkpoints/convert.safetensors``."""
-    model, told = run.model, run.config.convert
-    if model.denoiser.prediction == "v_prediction" or told is None:
+    """Replace the run's teacher by a model that predicts v, unless it predicts v already.
+
+    The weights of the new teacher stay in ``checkpoints/convert.safetensors``.
+    """
+    model, convert = run.model, run.config.convert
+    if model.denoiser.prediction == "v_prediction" or convert is None:
         return
     start = model.denoiser.net
     teacher = GuidedDenoiser(run.frozen(start))
-    make = partial(ConversionStage, teacher, model.nothing(), run.pool, told, run.config, run.accelerator, start=start)
+    make = partial(ConversionStage, teacher, model.nothing(), run.pool, convert, run.config, run.accelerator, start)
     net = train_stage(run, make, start, "convert", "ε → v")
-    start.to("cpu")  # nothing asks it again
+    start.to("cpu")  # it is not used again
     run.model = replace(model, denoiser=type(model.denoiser)(net, model.denoiser.schedule, "v_prediction"))
 
 
 class ConversionStage(Stage):
-    """The student predicts v where its teacher predicts something else. A share of the rows is told ``nothing`` (a condition of
-    one row), so that the v-model can be guided as its teacher was."""
+    """Trains a student that predicts v. A share of the rows has no caption, so that the student can be guided too."""
 
     def __init__(
         self,
@@ -68,33 +74,38 @@ class ConversionStage(Stage):
         accelerator: Accelerator,
         start: nn.Module | None = None,
     ) -> None:
+        """Args:
+        nothing: The condition of the empty caption, one row.
+        convert: The section ``convert`` of ``config``.
+
+        For the other arguments see ``Stage``.
+        """
         super().__init__(teacher, pool, convert.updates, config, accelerator, "convert", start, "v_prediction")
         self.nothing, self.unconditional = nothing.to(self.device), convert.unconditional
 
     def _update(self, step: int) -> Logs:
-        """One optimiser step; returns tensors that need no synchronisation until they are read."""
-        generator = self.generator(step, 0)
+        generator = self.generator(step, DATA)
         x0, row = self.pool.draw(self.config.batch_size, generator)
         t = torch.randint(len(self.schedule), (len(x0),), generator=generator).to(self.device)
         eps = torch.randn(x0.shape, generator=generator)
-        silent = torch.rand(len(x0), generator=generator) < self.unconditional
+        without_caption = torch.rand(len(x0), generator=generator) < self.unconditional
         z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
-        condition = self.condition(row).where(silent.to(self.device), self.nothing)
+        condition = self.condition(row).where(without_caption.to(self.device), self.nothing)
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(z)):
-                told = condition.rows(torch.arange(len(z), device=self.device)[rows])
-                target = self.target(z[rows], t[rows], told)
+                part = condition.rows(torch.arange(len(z), device=self.device)[rows])
+                target = self.target(z[rows], t[rows], part)
                 self.finite.see("at states of the data", target)
                 with self.accelerator.autocast():
-                    output = self.student.output(z[rows], t[rows], told)
+                    output = self.student.output(z[rows], t[rows], part)
                 yield share * (output.float() - target).square().mean()
 
         return self.descend(losses(), step)
 
     @torch.no_grad()
     def target(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The v that the teacher's x̂ implies, float32; it is asked for at most ``teacher_batch_size`` states at once."""
+        """Return the v that the teacher's x̂ implies, float32. The teacher takes at most ``teacher_batch_size`` states at once."""
         parts = torch.arange(len(z), device=z.device).split(self.config.teacher_batch_size)
         with self.accelerator.autocast():
             x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition.rows(rows)) for rows in parts])

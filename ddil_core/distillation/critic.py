@@ -1,4 +1,4 @@
-"""DMD2's critic: the score of what the generator draws, learnt as it changes, and a discriminator on its mid-block."""
+"""DMD2's critic: it learns the score of what the generator draws, and has a discriminator on its mid-block."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
 
 
 class Critic(nn.Module):
-    """A network that starts as the teacher's, and a head that tells data from the generator's by its mid-block's features."""
+    """A denoising network, and a discriminator between data and generated latents that reads its mid-block's features."""
 
     def __init__(self, denoiser: NetworkDenoiser, side: int | None, seed: int = 0) -> None:
-        """``side`` is the mid-block's height and width; None: without a discriminator."""
+        """``side`` is the height and width of the mid-block; None leaves the discriminator out."""
         super().__init__()
         self.denoiser = denoiser
         net: Any = denoiser.net
@@ -29,7 +29,7 @@ class Critic(nn.Module):
         net.enable_gradient_checkpointing()
 
     def forward(self, z: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor | None]:
-        """The network's output at z, and, where there is a discriminator, its logits [B]: both of one evaluation."""
+        """Return the network's output at z, and the discriminator's logits [B] or None. One evaluation gives both."""
         self._features.clear()
         output = self.denoiser.output(z, t, condition)
         if self.head is None:
@@ -38,11 +38,13 @@ class Critic(nn.Module):
 
 
 def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
-    """Features [B, C, side, side] to logits [B, 1, 1, 1]: convolutions of stride 2 down to a side of at most 4, one over all of it,
-    one to a number. Its first weights come from the seed alone."""
+    """Return a network from features [B, C, side, side] to logits [B, 1, 1, 1]. Its first weights depend on the seed alone.
+
+    Convolutions of stride 2 reduce the side to at most 4. One convolution covers that whole side, and one gives the logit.
+    """
     groups = math.gcd(32, channels)
     if groups == channels:
-        groups //= 2  # a single number, normalised by itself, is 0 whatever it was
+        groups //= 2  # a group of one number would always normalise to 0
 
     def block(kernel: int, stride: int, padding: int) -> list[nn.Module]:
         return [
@@ -61,7 +63,7 @@ def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
 
 
 def mid_side(net: Any, latent_size: int) -> int:
-    """The side of a U-Net's mid-block for latents of ``latent_size``: halved, rounded up, by every block but the last."""
+    """Return the side of a U-Net's mid-block. Every block but the last halves ``latent_size``, rounded up."""
     for _ in net.config.block_out_channels[1:]:
         latent_size = -(-latent_size // 2)
     return latent_size

@@ -1,4 +1,4 @@
-"""How networks are evaluated that are not being trained: in evaluation mode, and a bounded number of states at once."""
+"""Dropout is off where a network is not trained, and repeatable where it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddil_core.diffusion.noise import generator_for
 
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
-    """Put networks into evaluation mode, so that dropout is off; afterwards every module has the mode that it had before."""
+    """Put networks into evaluation mode. Afterwards every module has its earlier mode again."""
     before = [(module, module.training) for net in nets for module in net.modules()]
     for net in nets:
         net.eval()
@@ -24,14 +24,9 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def slices(count: int, size: int) -> list[slice]:
-    """Consecutive parts of ``count`` rows, each of at most ``size``."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
 @contextmanager
 def seeded(device: torch.device, *key: object) -> Iterator[None]:
-    """Seed torch's global generators, from which dropout draws, by a key; afterwards they go on from where they were."""
+    """Seed torch's global generators, from which dropout draws. Afterwards they have their earlier state again."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(generator_for(*key).initial_seed())
         yield

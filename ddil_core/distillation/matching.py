@@ -1,14 +1,15 @@
 """Distribution matching distillation (DMD2: Yin et al., 2405.14867), and DDIL on it.
 
-A generator of one or a few steps follows the difference of two scores, of its teacher (guided) and of a critic that learns what the
-generator draws. Without DDIL its input comes from backward simulation: its own rollout to a random step. With it, from the three
-sources: forward-diffused data, the teacher's rollouts, its own.
+A generator of one or a few steps follows the difference of two scores: the guided teacher's, and that of a critic. The critic
+learns what the generator draws. Without DDIL the generator's input comes from backward simulation, its own rollout to a random
+step. With DDIL the input comes from forward-diffused data, from rollouts of the teacher and from rollouts of the generator.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,22 +20,25 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.diffusion.parameterization import Reflection, to_v
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
-from ddil_core.diffusion.schedule import CLEAN, Time, transitions
+from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, transitions
 from ddil_core.distillation.aggregate import States
-from ddil_core.distillation.clipping import Clipped
+from ddil_core.distillation.checks import require_unet
+from ddil_core.distillation.clipping import ClippedFraction
+from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
 from ddil_core.distillation.config import MatchingConfig
-from ddil_core.distillation.consistency import require_unet
+from ddil_core.distillation.context import DATA, LOSS, StageContext
 from ddil_core.distillation.critic import Critic, mid_side
+from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.processes import gather_rows, own_rows
+from ddil_core.distillation.processes import gather_rows, own_rows, slices
 from ddil_core.distillation.regression import RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler, with_noise
-from ddil_core.distillation.sources import RolloutStage
+from ddil_core.distillation.sources import MixedSource, StateSource
+from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -42,11 +46,16 @@ from ddil_core.support.finite import Finite
 
 
 def require_matching(model: Model, config: MatchingConfig) -> None:
-    """Raises DdilError or WrongCommand: the teacher cannot be distilled so, or has not the timesteps."""
+    """Refuse a teacher that distribution matching cannot use.
+
+    Raises:
+        DdilError: the teacher is a flow, has no U-Net, or has no mid-block for the discriminator.
+        WrongCommand: the teacher does not have the timesteps of the configuration.
+    """
     require_unet(model, "distribution matching")
     if config.gan is not None and getattr(model.denoiser.net, "mid_block", None) is None:
         raise DdilError(
-            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads: say --set gan=null"
+            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say --set gan=null"
         )
     last = len(model.denoiser.schedule) - 1
     if config.timesteps[0] > last or config.matching_range[1] > last:
@@ -56,32 +65,78 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
 
 
 def train_matching(run: Run[MatchingConfig]) -> Student:
-    """Regression first, where it is asked for; then the matching, which leaves ``checkpoints/matching.safetensors``."""
+    """Train the optional regression, then the matching, which leaves ``checkpoints/matching.safetensors``."""
     model, config = run.model, run.config
     guided = model.guided(config.guidance_scale)
     network = run.frozen(model.denoiser.net)
     teacher = GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
-    own = start = model.denoiser.net  # in float32, where the frozen teacher may be rounded
+    unrounded = start = model.denoiser.net  # the frozen teacher may be rounded
     if config.regression is not None:
         pairs = encode_pairs(teacher, run.pool, config, run.out / "checkpoints" / "pairs.safetensors", run.accelerator)
-        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, own)
+        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, unrounded)
         start = train_stage(run, begin, start, "regression", "regression")
-    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, own)
-    net = train_stage(
-        run, make, start, "matching", f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}"
-    )
+    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded)
+    title = f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}"
+    net = train_stage(run, make, start, "matching", title)
     return Student(net, model.denoiser.prediction, matching_sampling(config))
 
 
 def matching_sampling(config: MatchingConfig) -> Sampling:
+    """Return how the generator is sampled."""
     return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=config.timesteps, distilled=True)
 
 
-class MatchingStage(RolloutStage):
-    """The generator (the student), its critic, and the teacher's score. An update draws 1 + ``critic_updates`` batches.
+class BackwardSimulation(StateSource):
+    """Rolls every row out from noise, as the generator samples, to a random step of its own."""
 
-    Generator and critic start as copies of ``start`` and ``critic_start``, each the teacher's network where None.
+    def __init__(self, context: StageContext, times: Tensor, sampler: ConsistencySampler, student: nn.Module) -> None:
+        """Args:
+        context: The surroundings of the stage.
+        times: [K], the generator's timesteps.
+        sampler: Takes the generator's steps.
+        student: The network of the generator, which is switched to evaluation mode during rollouts.
+        """
+        self.context, self.times, self.sampler, self.student = context, times, sampler, student
+
+    @torch.no_grad()
+    def draw(self, step: int) -> tuple[States, int]:
+        context, size = self.context, self.context.config.batch_size
+        generator = context.generator(step, DATA)
+        row = torch.randint(len(context.pool), (size,), generator=generator)
+        exits = torch.randint(len(self.times), (size,), generator=generator)
+        z = context.noise(size, generator)
+        steps = torch.arange(len(self.times) - 1)
+        condition = with_noise(context.condition(row), z, exits > steps[:, None], generator)
+        rows = own_rows(context.accelerator, size)
+        own = torch.arange(size)[rows]
+        with context.accelerator.autocast(), evaluating(self.student):
+            for place in steps.tolist():
+                moving = own[exits[own] > place].to(context.device)
+                for part in moving.split(context.config.teacher_batch_size):
+                    if len(part):
+                        z[part] = self.sampler.act(place, z[part], condition.rows(part))
+        z = gather_rows(context.accelerator, z[rows], rows, size)
+        return States(z, z.new_empty(size, 0), exits, row), 0
+
+
+@dataclass(frozen=True)
+class DiffuseFromNoise:
+    """Diffuses data to t, and takes pure noise at the first of the generator's timesteps, where sampling starts from pure noise.
+
+    The authors' code does the same: α of the last timestep is not 0, and would show the data to the generator.
     """
+
+    schedule: Schedule
+    first: Tensor
+
+    def __call__(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return torch.where((t == self.first).view(-1, 1, 1, 1), eps, self.schedule.add_noise(x0, eps, t))
+
+
+class MatchingStage(Stage):
+    """Trains the generator (the student) and its critic. An update draws 1 + ``critic_updates`` batches."""
+
+    source: StateSource
 
     def __init__(
         self,
@@ -92,12 +147,13 @@ class MatchingStage(RolloutStage):
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
     ) -> None:
+        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network. For the other
+        arguments see ``Stage``."""
         super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
         self.settings = config
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
         self.sampling = matching_sampling(config)
-        self.turns = 1 + config.critic_updates
-        self.draws = config.updates * self.turns
+        self.draws_per_update = 1 + config.critic_updates
         self.times = torch.tensor(config.timesteps, device=self.device)
         side = None if config.gan is None else mid_side(teacher.network.net, pool.mean.shape[-1])
         copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
@@ -105,147 +161,136 @@ class MatchingStage(RolloutStage):
         critic = Critic(network, side, config.seed).train().requires_grad_(True)
         self.critic_rate = config.critic_learning_rate or config.learning_rate
         self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)
+        self.source = self._source(config)
+
+    def _source(self, config: MatchingConfig) -> StateSource:
+        """Return the source of the generator's input: backward simulation, or with DDIL the mixed source."""
         steps = [[step] for step in transitions(config.timesteps)]
-        self.walkers = {STUDENT: ConsistencySampler(self.student, [*steps[:-1], []])}
-        self.places = dict.fromkeys((TEACHER, STUDENT), range(len(steps)))
-        if config.ddil is not None:
-            finer = [[*part] for part in teacher_segments(config.timesteps, config.teacher_steps)]
-            self.walkers |= {TEACHER: Actor(teacher, [*finer[:-1], []])}
-            self.make_dataset(targets=False)
+        sampler = ConsistencySampler(self.student, [*steps[:-1], []])
+        if config.ddil is None:
+            return BackwardSimulation(self.context, self.times, sampler, self.net)
+        finer = [[*part] for part in teacher_segments(config.timesteps, config.teacher_steps)]
+        actors = {
+            TEACHER: SoleActor(Actor(self.teacher, [*finer[:-1], []]), range(len(steps))),
+            STUDENT: SoleActor(sampler, range(len(steps))),
+        }
+        draws = config.updates * self.draws_per_update
+        collector = SeparateCollector(self.context, Labeler(), self.net, actors)
+        diffuse = DiffuseFromNoise(self.schedule, self.times[0])
+        return MixedSource(self.context, self.times, draws, Labeler(), diffuse, collector)
 
     def stateful(self) -> dict[str, Stateful]:
         critic = self.weights[self.critic]
         return super().stateful() | {"critic": critic, "critic_optimizer": self.critic_optimizer}
 
     def _update(self, step: int) -> Logs:
-        """The generator's turn, then its critic's; returns tensors that need no synchronisation until they are read."""
-        seen = ClippedFractions(
-            *(Clipped(self.teacher.reflection, len(self.schedule), f"clipped_{name}") for name in SEEN)
-        )
-        first = step * self.turns
-        states, aggregated = self._draw(first)
+        """Update the generator once, then its critic ``critic_updates`` times."""
+        clipped = {
+            name: ClippedFraction(self.teacher.reflection, len(self.schedule), f"clipped_{name}") for name in CLIPPED
+        }
+        first = step * self.draws_per_update
+        states, aggregated = self.source.draw(first)
         self.critic.requires_grad_(False)
         with evaluating(self.critic):
-            logs = self.descend(self._generator_losses(states, first, seen), step) | seen.logs()
+            logs = self.descend(self._generator_losses(states, first, clipped), step)
+        for fraction in clipped.values():
+            logs |= fraction.logs()
         self.critic.requires_grad_(True)
         critic_losses, norms = [], []
-        for turn in range(first + 1, first + self.turns):
-            states, _ = self._draw(turn)
+        for draw in range(first + 1, first + self.draws_per_update):
+            states, _ = self.source.draw(draw)
             loss, norm = self.step(
-                self.critic, self.critic_optimizer, self._critic_losses(states, turn), self.rate(self.critic_rate, step)
+                self.critic, self.critic_optimizer, self._critic_losses(states, draw), self.rate(self.critic_rate, step)
             )
             critic_losses.append(loss)
             norms.append(norm)
         logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
-        return logs | self.shares(aggregated)
-
-    def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Data diffused to t, and pure noise at the first of the generator's timesteps, where it starts from pure noise when it
-        samples (as in the authors' code: α of the last timestep is not 0, and would show it the data)."""
-        first = (t == self.times[0]).view(-1, 1, 1, 1)
-        return torch.where(first, eps, super().noised(x0, eps, t))
+        return logs | self.source.logs(aggregated)
 
     def generate(self, states: States) -> Tensor:
-        """x̂ of the generator from its input states, float32, with its gradient: no reflection stands in its way."""
+        """Return the generator's x̂ from its input states, float32, with its gradient. Reflection would stop the gradient."""
         t = self.times[states.transition.to(self.device)]
         with self.accelerator.autocast():
             return self.student(states.z, t, self.condition(states.row)).float()
 
-    def _generator_losses(self, states: States, draw: int, seen: ClippedFractions) -> Iterator[Tensor]:
-        generator = self.generator(draw, 2)
-        times, noise = self._noise(len(states), generator, self.settings.matching_range)
-        judged = self._noise(len(states), generator)
+    def _generator_losses(self, states: States, draw: int, clipped: Mapping[str, ClippedFraction]) -> Iterator[Tensor]:
+        """Yield the generator's loss for each part of a batch."""
+        generator, gan = self.generator(draw, LOSS), self.settings.gan
+        times, noise = self._times_and_noise(len(states), generator, self.settings.matching_range)
+        judged_at = self._times_and_noise(len(states), generator)
         for rows, share in self.parts(len(states)):
             part = states.part(rows)
             x = self.generate(part)
-            gradient = self._gradient(x.detach(), noise[rows], times[rows], part.row, seen)
+            gradient = self._gradient(x.detach(), noise[rows], times[rows], part.row, clipped)
             loss = matching_loss(x, torch.nan_to_num(gradient))
-            seen.generator.see(x, self.times[part.transition.to(self.device)])
-            if self.settings.gan is not None and self.settings.gan.generator_weight:
-                critic = self.own(self.critic)  # no gradient of its own, so none to be joined
-                _, logits, _ = self._judge(critic, x, part.row, *(drawn[rows] for drawn in judged))
-                loss = loss + self.settings.gan.generator_weight * gan_generator_loss(logits)
+            clipped["generator"].add(x, self.times[part.transition.to(self.device)])
+            if gan is not None and gan.generator_weight:
+                critic = self.own(self.critic)  # it has no gradient here that processes would have to join
+                _, logits, _ = self._judge(critic, x, part.row, *(column[rows] for column in judged_at))
+                loss = loss + gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
 
     @torch.no_grad()
-    def _gradient(self, x: Tensor, eps: Tensor, t: Tensor, row: Tensor, seen: ClippedFractions) -> Tensor:
-        """The matching gradient at x [B, …], for at most ``teacher_batch_size`` states at once."""
-        found, scores = list[Tensor](), (self.real, self.fake)
+    def _gradient(
+        self, x: Tensor, eps: Tensor, t: Tensor, row: Tensor, clipped: Mapping[str, ClippedFraction]
+    ) -> Tensor:
+        """Return the matching gradient at x [B, …]; for the other arguments see ``score_difference``."""
+        gradients = list[Tensor]()
         with self.accelerator.autocast():
-            for some in slices(len(x), self.config.teacher_batch_size):
-                told = self.condition(row[some])
-                noised = x[some], eps[some], t[some]
-                found.append(score_difference(*scores, *noised, told, self.teacher.reflection, seen, self.finite))
-        return torch.cat(found)
+            for rows in slices(len(x), self.config.teacher_batch_size):
+                states = x[rows], eps[rows], t[rows], self.condition(row[rows])
+                reflection = self.teacher.reflection
+                gradients.append(score_difference(self.real, self.fake, *states, reflection, clipped, self.finite))
+        return torch.cat(gradients)
 
     def fake(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """x̂ of the critic, not reflected."""
+        """Return the critic's x̂, not reflected."""
         return self.teacher.network.x0(self.own(self.critic)(z, t, condition)[0], z, t)
 
-    def _noise(
+    def _times_and_noise(
         self, count: int, generator: torch.Generator, bounds: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """t [B], uniform in ``bounds`` (all timesteps where None), and ε; of a whole batch, so that its parts change nothing."""
+        """Draw t [B], uniform in ``bounds`` (None: all timesteps), and ε [B, C, H, W] for a whole batch."""
         low, high = (0, len(self.schedule) - 1) if bounds is None else bounds
         t = torch.randint(low, high + 1, (count,), generator=generator)
-        eps = torch.randn((count, *self.pool.mean.shape[1:]), generator=generator)
-        return t.to(self.device), eps.to(self.device)
+        return t.to(self.device), self.context.noise(count, generator)
 
     def _judge(
         self, critic: nn.Module, x: Tensor, row: Tensor, t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The critic on x noised to t with ε: its output, its logits, and z."""
+        """Call the critic on x noised by ε to t. Return its output, its logits, and the noised x."""
         z = self.schedule.add_noise(x, eps, t)
         with self.accelerator.autocast():
             output, logits = critic(z, t, self.condition(row))
         return output, x.new_empty(0) if logits is None else logits, z
 
     def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
-        """The critic's denoising of what the generator draws, in its own prediction, and its discriminator's loss on the same."""
-        generator, size = self.generator(draw, 2), len(states)
-        times, noise = self._noise(size, generator)
+        """Yield the critic's loss for each part of a batch: denoising of what the generator draws, and discrimination."""
+        generator, size = self.generator(draw, LOSS), len(states)
+        times, noise = self._times_and_noise(size, generator)
         if self.settings.gan is not None:
             x0, row = self.pool.draw(size, generator)
-            judged = self._noise(size, generator)
+            judged_at = self._times_and_noise(size, generator)
         for rows, share in self.parts(size):
             part, t, eps = states.part(rows), times[rows], noise[rows]
             with torch.no_grad(), evaluating(self.net):
-                some = slices(len(part), self.config.teacher_batch_size)
-                x = torch.cat([self.generate(part.part(rows)) for rows in some])
+                pieces = slices(len(part), self.config.teacher_batch_size)
+                x = torch.cat([self.generate(part.part(piece)) for piece in pieces])
             output, fake, z = self._judge(self.critic, x, part.row, t, eps)
-            loss = (output - self._native(x, z, eps, t)).square().mean()
+            loss = (output - self._expected(x, z, eps, t)).square().mean()
             if self.settings.gan is not None:
                 data = x0[rows].to(self.device)
-                real = self._judge(self.critic, data, row[rows], *(drawn[rows] for drawn in judged))[1]
+                real = self._judge(self.critic, data, row[rows], *(column[rows] for column in judged_at))[1]
                 loss = loss + self.settings.gan.critic_weight * gan_critic_loss(real, fake)
             yield share * loss
 
-    def _native(self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network is to predict: ε, v or x₀."""
+    def _expected(self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return what the critic should predict: ε, v or x₀."""
         return {"epsilon": eps, "sample": x}.get(self.teacher.network.prediction, to_v(x, z, *self.schedule.at(t, z)))
 
-    def _draw(self, step: int) -> tuple[States, int]:
-        """The generator's input: from the three sources with DDIL, by backward simulation without."""
-        return (self.simulate(step), 0) if self.dataset is None else super()._draw(step)
 
-    @torch.no_grad()
-    def simulate(self, draw: int) -> States:
-        """Backward simulation: every row is rolled out from noise, as the generator samples, to an exit step of its own."""
-        generator, size = self.generator(draw, 0), self.config.batch_size
-        row = torch.randint(len(self.pool), (size,), generator=generator)
-        leave = torch.randint(len(self.times), (size,), generator=generator)
-        z = torch.randn((size, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
-        steps = torch.arange(len(self.times) - 1)
-        told = with_noise(self.condition(row), z, leave > steps[:, None], generator)
-        rows = own_rows(self.accelerator, size)
-        own = torch.arange(size)[rows]
-        with self.accelerator.autocast(), evaluating(self.net):
-            for step in steps.tolist():
-                for going in own[leave[own] > step].to(self.device).split(self.config.teacher_batch_size):
-                    if len(going):
-                        z[going] = self.walkers[STUDENT].act(step, z[going], told.rows(going))
-        z = gather_rows(self.accelerator, z[rows], rows, size)
-        return States(z, z.new_empty(size, 0), leave, row)
+CLIPPED = ("generator", "real", "fake")
+"""The networks whose clipped fraction is in the log."""
 
 
 def score_difference(
@@ -254,45 +299,41 @@ def score_difference(
     x: Tensor,
     eps: Tensor,
     t: Tensor,
-    told: Condition,
+    condition: Condition,
     reflection: Reflection | None = None,
-    seen: ClippedFractions | None = None,
+    clipped: Mapping[str, ClippedFraction] | None = None,
     finite: Finite[str] | None = None,
 ) -> Tensor:
-    """The matching gradient at x [B, …], noised by ε to t [B]: of the real x̂ (guided) and the fake one, both reflected.
+    """Return the matching gradient at x noised by ε to t.
 
-    ``finite`` watches the real x̂ of an x that is finite: where it is not, neither is the gradient, which is then taken for 0.
+    Args:
+        real: Returns the guided teacher's x̂.
+        fake: Returns the critic's x̂.
+        x: [B, C, H, W], what the generator draws.
+        eps: [B, C, H, W], the noise.
+        t: [B], the timesteps.
+        condition: B rows.
+        reflection: Reflects both x̂.
+        clipped: Measures the clipped fractions of both x̂, under "real" and "fake".
+        finite: Remembers whether the real x̂ is finite. It ignores an x that is not finite itself.
     """
     z = real.schedule.add_noise(x, eps, t)
-    x_real, x_fake = real(z, t, told).float(), fake(z, t, told).float()
+    x_real, x_fake = real(z, t, condition).float(), fake(z, t, condition).float()
     if finite is not None:
         finite.see("as the real score of what is generated", x_real.where(torch.isfinite(x).all(), 0.0))
-    if seen is not None:
-        seen.real.see(x_real, t)
-        seen.fake.see(x_fake, t)
+    if clipped is not None:
+        clipped["real"].add(x_real, t)
+        clipped["fake"].add(x_fake, t)
     if reflection is not None:
         x_real, x_fake = reflection(x_real), reflection(x_fake)
     return matching_gradient(x, x_real, x_fake)
 
 
-SEEN = ("generator", "real", "fake")
-
-
-class ClippedFractions:
-    """Whose x̂ is how much clipped: the generator's, the real score's and the fake one's."""
-
-    def __init__(self, generator: Clipped, real: Clipped, fake: Clipped) -> None:
-        self.generator, self.real, self.fake = generator, real, fake
-
-    def logs(self) -> Logs:
-        return self.generator.logs() | self.real.logs() | self.fake.logs()
-
-
 def teacher_segments(times: tuple[int, ...], steps: int) -> list[list[tuple[Time, Time]]]:
-    """The teacher's DDIM steps between a student's ``times``: each interval, the last one to its clean end, in equal parts."""
-    parts, found = steps // len(times), list[list[tuple[Time, Time]]]()
+    """Return the teacher's DDIM steps in each interval of a student's ``times``, in equal parts. The last interval ends clean."""
+    parts, segments = steps // len(times), list[list[tuple[Time, Time]]]()
     for t, s in zip(times, [*times[1:], CLEAN], strict=True):
         end = 0 if s == CLEAN else s
         grid = [round(t + (end - t) * i / parts) for i in range(parts)]
-        found.append(list(zip(grid, [*grid[1:], s], strict=True)))
-    return found
+        segments.append(list(zip(grid, [*grid[1:], s], strict=True)))
+    return segments

@@ -1,21 +1,37 @@
-"""Distillers: a table of methods. An addition is one file with a stage class, its configuration, and one row of ``METHODS``."""
+"""The table of distillers.
+
+To add a method, write one file with a configuration, a stage class and a ``Method``. Here the method is a row of ``METHODS``.
+Another package names its row in an entry point of the group ``ddil.methods``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ddil_core.distillation import consistency, conversion, matching, progressive
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, MethodConfig, ProgressiveConfig
 from ddil_core.distillation.student import Student
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown
+from ddil_core.support.protocol import read_yaml, validate
+from ddil_core.support.registry import Registry
+from ddil_core.support.resources import protocols
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: the paper that a method comes from, what the rows of tables call it, what it is told, and what it does.
+    """A way to distil.
 
-    ``require(model, config)`` refuses a teacher that it cannot distil; ``train(run)`` gives the student.
+    Attributes:
+        name: The value of ``--method``, and of ``method`` in a protocol.
+        title: What tables call the method.
+        source: The papers that the method comes from.
+        config: The class of its configuration. The field ``method`` of the class must be ``name``.
+        require: ``require(model, config)`` refuses a teacher that the method cannot distil.
+        train: ``train(run)`` trains the student of a ``run.Run`` and returns it.
     """
 
     name: str
@@ -26,9 +42,11 @@ class Method:
     train: Callable[[Any], Student]
 
 
-METHODS = {
-    method.name: method
-    for method in (
+METHODS = Registry(
+    "method",
+    "ddil.methods",
+    Method,
+    (
         Method(
             "pd",
             "Progressive Distillation (PD)",
@@ -53,5 +71,58 @@ METHODS = {
             matching.require_matching,
             matching.train_matching,
         ),
-    )
-}
+    ),
+)
+
+
+def method_of(content: Mapping[str, Any], source: str) -> Method:
+    """Return the method that a protocol names; a protocol without a name is one of PD.
+
+    Args:
+        content: The content of the protocol.
+        source: What the message calls the protocol.
+
+    Raises:
+        WrongCommand: there is no such method.
+    """
+    name = content.get("method", "pd")
+    if not isinstance(name, str) or name not in METHODS:
+        raise WrongCommand(
+            f"{source} has the method {shown(name)}, which is not known; it may be one of {', '.join(METHODS)}"
+        )
+    return METHODS[name]
+
+
+def default_protocol(method: str, variant: str = "") -> Path | None:
+    """Return the protocol of a method for the shapes world; None where there is none, as for another package's method.
+
+    ``variant`` is the end of the file's name: "-lora" or "-1step".
+    """
+    path = protocols() / "shapes" / f"{method}{variant}.yaml"
+    return path if path.is_file() else None
+
+
+def read_config(config: MethodConfig | Mapping[str, Any] | str | Path) -> MethodConfig:
+    """Return the configuration of a distillation.
+
+    Args:
+        config: The configuration itself, its content as a mapping, the path of a protocol, or the name of a method. A name
+            stands for the method's protocol in ``protocols/shapes``.
+
+    Raises:
+        WrongCommand: there is no such method or protocol, or the content does not fit the method.
+    """
+    if isinstance(config, MethodConfig):
+        return config
+    if isinstance(config, Mapping):
+        content, source = dict(config), "the configuration"
+    else:
+        path: str | Path | None = config
+        if isinstance(config, str) and config in METHODS:
+            path = default_protocol(config)
+        if path is None:
+            raise WrongCommand(
+                f"the method {config!r} brings no protocol; give the path of a protocol or a configuration"
+            )
+        content, source = read_yaml(Path(path)), str(path)
+    return validate(method_of(content, source).config, content, source)

@@ -1,4 +1,4 @@
-"""A distillation run: what its stages share."""
+"""A distillation run: what all of its stages share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ C = TypeVar("C", bound=MethodConfig)
 
 @dataclass
 class Run(Generic[C]):
-    """A distillation under way: what its method is given, and how a stage of it is trained."""
+    """A distillation under way. Each method's ``train`` takes one and returns the student.
+
+    Attributes:
+        model: The teacher. A method may replace it, as the conversion to v does.
+        pool: The encoded training data.
+        config: The configuration of the method.
+        data: The reference of the data set.
+        out: The run folder.
+        accelerator: The device and the processes.
+    """
 
     model: Model
     pool: LatentPool
@@ -36,26 +45,24 @@ class Run(Generic[C]):
 
     @cached_property
     def reflection(self) -> Reflection:
-        """Calibrated on the encoded data, on the device."""
-        told = self.config.reflection
-        return calibrate_reflection(self.pool.mean, told.mode, told.quantile).to(self.accelerator.device)
+        """The reflection of the teacher's x̂, calibrated on the encoded data, on the device."""
+        settings = self.config.reflection
+        return calibrate_reflection(self.pool.mean, settings.mode, settings.quantile).to(self.accelerator.device)
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
-        """A network as a teacher, in the teacher's dtype; the network itself keeps its own, as the start of a student.
+        """Return a network as a frozen teacher in ``teacher_dtype``. ``net`` keeps its own dtype, as the start of a student.
 
         Raises:
-            DdilError: it holds weights that are not finite.
+            DdilError: the network holds weights that are not finite.
         """
         if (broken := broken_weight(net)) is not None:
             raise DdilError(
                 f"the teacher {self.model.reference!r} holds weights that are not finite, first in {broken}; fetch or make it again"
             )
-        return _frozen(self.model.denoiser, net, self.config).to(self.accelerator.device)
-
-
-def _frozen(like: NetworkDenoiser, net: nn.Module, config: MethodConfig) -> NetworkDenoiser:
-    dtype, copied = getattr(torch, config.teacher_dtype), net
-    if dtype != torch.float32:
-        copied = copy.deepcopy(net).to(dtype)
-        net.to("cpu")  # where it waits for a student to start from it
-    return type(like)(copied.eval().requires_grad_(False), like.schedule, like.prediction)
+        dtype, teacher = getattr(torch, self.config.teacher_dtype), net
+        if dtype != torch.float32:
+            teacher = copy.deepcopy(net).to(dtype)
+            net.to("cpu")  # until a student starts from it
+        like = self.model.denoiser
+        denoiser = type(like)(teacher.eval().requires_grad_(False), like.schedule, like.prediction)
+        return denoiser.to(self.accelerator.device)

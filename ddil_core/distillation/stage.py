@@ -1,4 +1,4 @@
-"""What every trained stage shares: the student's network, its average, its optimiser, and what its rows are told."""
+"""A stage of a distillation: the student's network, its average, its optimiser and its updates."""
 
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
-from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.context import StageContext
+from ddil_core.distillation.dropout import seeded
 from ddil_core.distillation.loop import Ema, Logs, Stateful
 from ddil_core.distillation.optimizer import TrainedWeights, make_optimizer
-from ddil_core.distillation.dropout import seeded
+from ddil_core.distillation.sources import StateSource
 from ddil_core.models.sampling import Sampling
-from ddil_core.support.finite import Finite, not_finite
+from ddil_core.support.finite import not_finite
 
 
 class Stage(ABC):
-    """A student that starts as a copy of ``start`` (the teacher's network where None) and is called as its teacher is.
+    """Trains a student, update by update. A method extends this class with ``_update`` and, mostly, with a state source.
 
-    The weights that count, as the next teacher and as the output, are the averaged ones (``ema``); without an average
-    (``ema_decay`` 0) they are the trained ones. Both are float32, whatever the student's own dtype is (``TrainedWeights``).
-    Where only some of ``start``'s weights are to be trained (a LoRA's), they alone are, and not averaged. The student
-    predicts what its teacher does, or ``prediction``. Everything random comes from (seed, stage, step), so that a resumed
-    run is the same run; so does dropout, which draws other masks in each process. A network is in training mode only
-    where it is trained.
+    The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the trained
+    weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA trains the LoRA
+    alone, without an average.
 
-    In several processes each takes its own rows of every batch (``parts``), and the mean of their gradients is the
-    gradient of the batch within rounding. Adam amplifies rounding, so that the weights drift apart over many updates.
+    Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from the
+    same seed, with other masks in each process. A network is in training mode only while it is trained.
 
-    ``sampling`` is how the student is meant to be sampled.
+    Each process takes its own rows of every batch (``parts``). The mean of the processes' gradients is the gradient of the
+    batch within rounding. Adam amplifies rounding, so that the weights of two such runs drift apart over many updates.
+
+    Attributes:
+        source: Gives the states of each batch; None for a method that draws its own batches.
+        sampling: How the student is meant to be sampled; None for a student that is not watched.
+        average_warms_up: Whether the decay of the average starts small.
     """
 
+    source: StateSource | None = None
     sampling: Sampling | None = None
     average_warms_up = True
 
@@ -54,9 +59,20 @@ class Stage(ABC):
         start: nn.Module | None = None,
         prediction: Prediction | None = None,
     ) -> None:
+        """Args:
+        teacher: The frozen teacher. The student is called as the teacher's network is.
+        pool: The encoded training data.
+        updates: How many updates the stage has.
+        config: The configuration of the method.
+        accelerator: The device and the processes of the run.
+        index: The number or name of the stage. It is part of every random seed.
+        start: The network that the student starts as a copy of; None for the teacher's network.
+        prediction: What the student predicts; None for what the teacher predicts.
+        """
+        self.context = StageContext(pool, config, accelerator, index)
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
         self.updates, self.index = updates, index
-        self.finite = Finite[str]()  # what the teacher says
+        self.finite = self.context.finite
         self.schedule = teacher.schedule
         self.device = accelerator.device
         net: nn.Module = copy.deepcopy(teacher.network.net if start is None else start)
@@ -71,7 +87,7 @@ class Stage(ABC):
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
-        """A float32 network to be trained, on the device and in the student's dtype, with the optimiser of its ``weights``."""
+        """Return a float32 network, on the device and in the student's dtype, and the optimiser of its ``weights``."""
         weights = TrainedWeights(net.to(self.device), getattr(torch, self.config.student_dtype))
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
@@ -82,59 +98,60 @@ class Stage(ABC):
         return prepared, optimizer
 
     def update(self, step: int) -> Logs:
-        """One optimiser step; returns tensors that need no synchronisation until they are read."""
+        """Do update ``step``. The returned tensors wait for the device only when they are read."""
         with seeded(self.device, self.config.seed, "dropout", self.index, step, self.accelerator.process_index):
             return self._update(step)
 
     @abstractmethod
     def _update(self, step: int) -> Logs:
-        """What a method does in an update."""
+        """Do what the method does in one update."""
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint holds."""
-        averages = {} if self.ema is None else {"ema": self.ema}
-        return {"net": self.weights[self.net], **averages, "optimizer": self.optimizer}
+        """Return what a checkpoint holds."""
+        average = {} if self.ema is None else {"ema": self.ema}
+        source = {} if self.source is None else self.source.stateful()
+        return {"net": self.weights[self.net], **average, "optimizer": self.optimizer, **source}
 
     def require_finite(self, teacher: str, step: int) -> None:
-        """Refuse to go on where what the teacher said since the last call is not finite; this waits for the device, once.
+        """Refuse to go on where an output of the teacher since the last call is not finite. This waits for the device, once.
+
+        Args:
+            teacher: What the message calls the teacher.
+            step: How many updates are done.
 
         Raises:
-            DdilError: it is not; ``teacher`` is what the message calls it, ``step`` the updates done.
+            DdilError: an output is not finite.
         """
         if (place := self.finite.first_broken()) is not None:
             raise not_finite("the targets", f"by update {step}, {place}", teacher, [self.teacher.network])
 
     def own(self, net: nn.Module) -> Any:
-        """A prepared network itself, without what joins its gradients over processes."""
+        """Return a prepared network without the wrapper that joins its gradients over processes."""
         return self.accelerator.unwrap_model(net)
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
-        """A CPU generator for this update alone."""
-        return generator_for(self.config.seed, "distill", self.index, step, purpose)
+        """Return a CPU generator for one update and one purpose."""
+        return self.context.generator(step, purpose)
 
     def condition(self, row: Tensor) -> Condition:
-        """What the pool's rows are told, float32, on the device."""
-        return Condition({name: tensor[row].float().to(self.device) for name, tensor in self.pool.condition.items()})
+        """Return the condition of the pool's rows int64 [B], float32, on the device."""
+        return self.context.condition(row)
 
     def parts(self, size: int) -> Iterator[tuple[slice, float]]:
-        """The parts into which this process takes its rows of a batch of ``size`` (``gradient_accumulation``), each with its share
-        of the loss."""
-        first, stride, parts = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.config.gradient_accumulation,
-        )
+        """Yield the parts of this process's rows of a batch (``gradient_accumulation``), and each part's share of the loss."""
+        first, stride = self.accelerator.process_index, self.accelerator.num_processes
+        parts = self.config.gradient_accumulation
         for part in range(parts):
             yield slice(first + part * size // parts, (part + 1) * size // parts, stride), 1 / parts
 
     def rate(self, learning_rate: float, step: int) -> float:
-        """The learning rate at an update: linear warm-up, then, where it is asked for, linear decay to zero at the stage's end."""
+        """Return the learning rate at an update: a linear warm-up, then optionally a linear decay to zero."""
         rise = min(1.0, (step + 1) / max(1, self.config.warmup))
         fall = 1 - step / self.updates if self.config.learning_rate_decay else 1.0
         return learning_rate * rise * fall
 
     def descend(self, losses: Iterator[Tensor], step: int) -> Logs:
-        """One optimiser step on the sum of the losses of a batch's parts, each computed when its turn comes."""
+        """Do one optimiser step of the student on the sum of its losses, one for each part of the batch."""
         loss, norm = self.step(self.net, self.optimizer, losses, self.rate(self.config.learning_rate, step))
         if self.ema is not None:
             self.ema.update(self.weights[self.net])
@@ -143,14 +160,23 @@ class Stage(ABC):
     def step(
         self, net: nn.Module, optimizer: Any, losses: Iterator[Tensor], learning_rate: float
     ) -> tuple[Tensor, Tensor]:
-        """Gradients, clipping and a step of one network; returns the loss, of this process's rows, and the gradient's norm before
-        clipping."""
+        """Do one optimiser step of a network, with clipped gradients.
+
+        Args:
+            net: A network from ``prepare``.
+            optimizer: The optimiser of the network.
+            losses: One loss for each part of the batch. Each is computed when its turn comes.
+            learning_rate: The learning rate of this step.
+
+        Returns:
+            The loss of this process's rows, and the norm of the gradient before clipping.
+        """
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         total = torch.zeros((), device=self.device)
         weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            # A rounded network's gradients are added up in float32, outside of it, and so each part's is joined by itself.
+            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined by itself.
             joined_later = part < last and not weights.rounded
             with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)
@@ -164,12 +190,12 @@ class Stage(ABC):
         return total, torch.as_tensor(norm).detach()
 
     def finish(self) -> nn.Module:
-        """The weights that count, float32: the next stage's teacher, or the output."""
+        """Return the final network, float32: the next stage's teacher, or the output."""
         if self.ema is not None:
             return self.ema.module
         return self.weights[self.net].network()
 
     def denoiser(self) -> NetworkDenoiser:
-        """The student as it would be saved now, to be looked at; without an average, rounded to the student's dtype."""
+        """Return the student as it is now. Without an average it has the student's dtype, not float32."""
         net = self.own(self.net) if self.ema is None else self.ema.module
         return type(self.student)(net, self.schedule, self.student.prediction)

@@ -1,4 +1,4 @@
-"""How a stage of a run is trained, or read back where it is finished."""
+"""Training of one stage of a run, or reading of its weights where the stage is finished."""
 
 from __future__ import annotations
 
@@ -20,13 +20,25 @@ from ddil_core.support.files import write_tensors
 from ddil_core.support.finite import broken_weight
 
 
-def train_stage(run: Run[Any], make: Callable[[], Any], net: nn.Module, name: str, title: str) -> nn.Module:
-    """The network that a stage ends with, trained, or read where it is finished; ``net`` is one of its shape."""
+def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: str, title: str) -> nn.Module:
+    """Train a stage and return its final network, frozen. A finished stage is read back.
+
+    Args:
+        run: The run that the stage belongs to.
+        make: Makes the stage. It is not called where the stage is finished.
+        net: A network of the same shape as the stage's student.
+        name: The name of the stage's files in ``checkpoints``.
+        title: What the log and messages call the stage.
+
+    Raises:
+        DdilError: the stage's weights are not finite, or its files are damaged.
+        Interrupted: a signal came, and the checkpoint is saved.
+    """
     finished, checkpoint = (run.out / "checkpoints" / f"{name}.{kind}" for kind in ("safetensors", "pt"))
     if finished.is_file():
         net = _load_weights(copy.deepcopy(net), finished)
     else:
-        stage: Stage = make()
+        stage = make()
         fit(
             stage.update,
             stage.stateful(),
@@ -43,7 +55,7 @@ def train_stage(run: Run[Any], make: Callable[[], Any], net: nn.Module, name: st
             tracker.finish()
         net = stage.finish()
         del stage
-        run.accelerator.free_memory()  # which else keeps every network and optimiser that it prepared
+        run.accelerator.free_memory()  # the accelerator keeps every network and optimiser that it prepared
         if (broken := broken_weight(net)) is not None:
             raise DdilError(
                 f"the stage {title!r} ends with weights that are not finite, first in {broken}; its last checkpoint is kept: "
@@ -64,6 +76,6 @@ def _save_weights(module: nn.Module, path: Path) -> None:
 def _load_weights(module: nn.Module, path: Path) -> nn.Module:
     try:
         module.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors and torch raise kinds of their own
+    except Exception as error:  # safetensors and torch have error classes of their own
         raise DdilError(f"the stage's weights {path} are damaged; delete the file to train the stage again") from error
     return module

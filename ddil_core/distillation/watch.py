@@ -25,10 +25,10 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.noise import Sample
 from ddil_core.diffusion.parameterization import Reflection
 from ddil_core.distillation.config import MethodConfig, WatchConfig
+from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Callback
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
-from ddil_core.distillation.dropout import evaluating
 from ddil_core.models.generate import sample_latents
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.paths import shown
 from ddil_eval.cli import choices, options
 
 SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many as the pool needs."
@@ -61,6 +61,7 @@ def distill(
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
+    from ddil_core.models.sampling import SYSTEM_FILE
     from ddil_core.support import ranks
     from ddil_core.support.protocol import validate
 
@@ -78,7 +79,8 @@ def distill(
     if not ranks.is_main():
         return
     if as_json:
-        options.emit({"run": str(out), "student": str(student), "steps": config.student_steps})
+        steps = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))["steps"]
+        options.emit({"run": str(out), "student": str(student), "steps": steps})
     else:
         click.echo(f"The student is in {student}; sample it with: ddil sample --model {out} --prompt '…' --out images")
 
@@ -92,25 +94,22 @@ def configuration(
         WrongCommand: The method has no LoRA or no shipped protocol, the protocol is for another method, or its method
             does not exist.
     """
-    from ddil_core.distillation.methods import METHODS
+    from ddil_core.distillation.methods import METHODS, default_protocol, method_of
     from ddil_core.support.protocol import override, read_yaml
-    from ddil_core.support.resources import protocols
 
-    path = protocol or protocols() / "shapes" / f"{method or 'pd'}{'-lora' * lora}.yaml"
-    if protocol is None and not path.is_file():
-        if lora:
-            raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave out --lora, or use --method lcm")
+    if method is not None:
+        METHODS.find(method)
+    path = protocol or default_protocol(method or "pd", "-lora" * lora)
+    if path is None and default_protocol(method or "pd") is not None:
+        raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave out --lora, or use --method lcm")
+    if path is None:
         raise WrongCommand(f"ddil ships no protocol for the method {method!r}; name one with --protocol")
     content = override(read_yaml(path), settings)
-    named = content.get("method", "pd")
-    if not isinstance(named, str) or named not in METHODS:
+    row = method_of(content, str(path))
+    if method not in (None, row.name):
         raise WrongCommand(
-            f"{path} has the method {shown(named)}, which is not known; it may be one of {', '.join(METHODS)}"
-        )
-    if method not in (None, named):
-        raise WrongCommand(
-            f"{path} is a protocol for the method {named!r}, not {method!r}; leave out --method, or name another protocol"
+            f"{path} is a protocol for the method {row.name!r}, not {method!r}; leave out --method, or name another protocol"
         )
     if lora and not content.get("lora"):
         raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one, or leave out --lora")
-    return path, content, METHODS[named].config
+    return path, content, row.config

@@ -13,6 +13,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, guidance_embedding
 from ddil_core.diffusion.parameterization import boundary_scalings, calibrate_reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
+from ddil_core.distillation.collectors import SeparateCollector, TransitionBatch
 from ddil_core.distillation.config import ConsistencyConfig, PhaseConfig
 from ddil_core.distillation.consistency import (
     ConsistencyStage,
@@ -21,7 +22,6 @@ from ddil_core.distillation.consistency import (
     with_embedding,
 )
 from ddil_core.distillation.losses import consistency_loss
-from ddil_core.distillation.sources import TransitionBatch
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import distance, normal
@@ -65,11 +65,15 @@ def test_a_coarser_grid_is_that_of_diffusers_too(model: Model, pool: LatentPool)
     scheduler.set_timesteps(3)
     assert coarse.sampling is not None
     assert coarse.sampling.times(model.denoiser.schedule) == scheduler.timesteps.tolist() == [999, 699, 349]
-    assert [int(coarse.table[place, 0]) for place in coarse.places[STUDENT]] == [999, 699, 349]
+    collector = coarse.source.collector
+    assert isinstance(collector, SeparateCollector)
+    visited = collector.actors[STUDENT].transitions
+    assert [int(coarse.table[place, 0]) for place in visited] == [999, 699, 349]
 
 
 def test_a_grid_that_the_schedule_does_not_have_is_refused(model: Model) -> None:
-    with pytest.raises(WrongCommand, match="^teacher_steps divides the teacher's 1000 timesteps, which 30 does not$"):
+    sentence = "^teacher_steps must divide the teacher's 1000 timesteps, and 30 does not; choose another$"
+    with pytest.raises(WrongCommand, match=sentence):
         require_consistency(model, ConsistencyConfig(updates=1, teacher_steps=30))
     with pytest.raises(ValueError, match="student_steps is at most teacher_steps, 2, and not 4"):
         ConsistencyConfig(updates=1, teacher_steps=2)
@@ -89,7 +93,7 @@ def test_loss_is_pseudo_huber_or_squared() -> None:
 def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: str, weighting: str) -> None:
     """Guidance as LCM writes it, ε_c + w (ε_c − ε_∅) with w = g − 1; only the networks' outputs are taken from torch."""
     trainer = stage(model, pool, reflection, weighting=weighting)
-    states, _ = trainer._draw(0)
+    states, _ = trainer.source.draw(0)
     g = states.guidance
     assert g is not None and 6 <= float(g.min()) < float(g.max()) <= 16
     squares = np.cumprod(1 - np.linspace(BETAS["beta_start"] ** 0.5, BETAS["beta_end"] ** 0.5, 1000) ** 2)
@@ -161,22 +165,22 @@ def test_the_target_is_the_average_and_a_lora_its_own(model: Model, pool: Latent
 
 def test_a_collected_pair_is_the_teachers_step_at_the_states_own_guidance(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool, ddil=True)
-    dataset, ddil = trainer.dataset, trainer.config.ddil
-    assert dataset is not None and ddil is not None
+    dataset = trainer.source.dataset
+    assert dataset is not None
     actors: list[str] = []
-    target = trainer.target
+    label = trainer.labeler.label_transitions
 
-    def counted(seen: TransitionBatch) -> Tensor:
-        actors.extend([seen.actor] * len(seen.row))
-        return target(seen)
+    def counted(batch: TransitionBatch) -> Tensor:
+        actors.extend([batch.actor] * len(batch.row))
+        return label(batch)
 
-    trainer.target = counted  # type: ignore[method-assign]
-    trainer._collect(dataset, ddil, PhaseConfig(until=1, aggregated=0.5, p_teacher=0.5), 80, step=0)
+    trainer.labeler.label_transitions = counted  # type: ignore[method-assign]
+    trainer.source.collect(PhaseConfig(until=1, aggregated=0.5, p_teacher=0.5), 80, step=0)
     assert dataset.collected >= 80
     assert actors.count(TEACHER) % 50 == 0 and actors.count(STUDENT) % 4 == 0
     places = torch.tensor(sorted(dataset.queue))
     assert dataset.guidance is not None
-    fresh = trainer.label(dataset.z[places], dataset.transition[places], dataset.row[places], dataset.guidance[places])
+    fresh = trainer.labeler.label(dataset.z[places], dataset.transition[places], dataset.row[places], dataset.guidance[places])
     assert distance(dataset.target[places], fresh) < 1e-5
     assert {999, 759, 499, 259} <= set(trainer.times[dataset.transition[places]].tolist())
     assert float(dataset.guidance[places].min()) >= 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ddil_core.diffusion.parameterization import to_x0
 from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig, StageConfig
 from ddil_core.distillation.conversion import ConversionStage
-from ddil_core.distillation.run import _frozen
+from ddil_core.distillation.run import Run
 from ddil_core.models.model import Model, load_model
 from tests.core.closed_form import distance
 from tests.pipelines import TEACHER, save_pipeline
@@ -113,7 +114,8 @@ def test_weights_have_the_dtypes_that_were_asked_for(teacher: tuple[Model, Laten
     config = ProgressiveConfig.model_validate(
         {"stages": [{"steps": 4, "updates": 1}], "batch_size": 4, "teacher_dtype": dtype, "student_dtype": dtype}
     )
-    frozen = _frozen(model.denoiser, model.denoiser.net, config)
+    begun = Run(model, pool, config, "shapes", Path(), Accelerator(cpu=True))
+    frozen = begun.frozen(model.denoiser.net)
     told = model.nothing(), pool, ConvertConfig(updates=2), config, Accelerator(cpu=True)
     trainer = ConversionStage(GuidedDenoiser(frozen), *told, start=model.denoiser.net)
     assert torch.isfinite(torch.as_tensor(trainer.update(0)["loss"]))

@@ -22,12 +22,13 @@ from ddil_core.distillation.config import ConsistencyConfig, ConvertConfig, Matc
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.matching import MatchingStage
 from ddil_core.distillation.methods import METHODS
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.distillation.regression import encode_pairs
 from ddil_core.distillation.stage import Stage
-from ddil_core.distillation.dropout import evaluating, slices
 from ddil_core.models.model import Model, load_model
 
 DDIL = {"collect_every": 4, "capacity": 1024, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]}
@@ -88,14 +89,13 @@ def drop_adapters(net: nn.Module) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_of_rollouts_have_no_dropout(dropper: Model, pool: LatentPool, kind: str) -> None:
     """The same weights and seed visit the same states, whatever torch's global generator holds."""
-    trainer = make(kind, dropper, pool)
-    if kind == "lcm-lora":
-        drop_adapters(trainer.net)
     collected = []
     for seed in (1, 2):
+        trainer = make(kind, dropper, pool)
+        if kind == "lcm-lora":
+            drop_adapters(trainer.net)
         torch.manual_seed(seed)
-        trainer.make_dataset(targets=kind != "dmd2", guided="lcm" in kind)
-        states, aggregated = trainer._draw(0)
+        states, aggregated = trainer.source.draw(0)
         assert aggregated == 4
         assert all(module.training for module in trainer.net.modules())
         collected.append(states)
@@ -109,7 +109,7 @@ def test_backward_simulation_and_what_a_critic_learns_from_have_no_dropout(dropp
     with evaluating(trainer.critic):  # which is trained, and so has dropout of its own
         for seed in (1, 2):
             torch.manual_seed(seed)
-            states = trainer.simulate(0)
+            states = trainer.source.draw(0)[0]
             losses.append((states.z, next(trainer._critic_losses(states, 1)).detach()))
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
 
@@ -117,13 +117,13 @@ def test_backward_simulation_and_what_a_critic_learns_from_have_no_dropout(dropp
 def test_a_loras_target_has_no_dropout_and_its_training_has(dropper: Model, pool: LatentPool) -> None:
     trainer = make("lcm-lora", dropper, pool)
     drop_adapters(trainer.net)
-    states, _ = trainer._draw(0)
+    states, _ = trainer.source.draw(0)
     s = trainer.table[states.transition][:, 1]
     said, trained = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        said.append(trainer._consistent(states, s))
-        told = trainer.tell("S", states.row, states.guidance)
+        said.append(trainer._target(states, s))
+        told = trainer.student_condition(states.row, states.guidance)
         trained.append(trainer.student(states.z, trainer.times[states.transition], told).detach())
     assert torch.equal(*said) and not torch.equal(*trained)
 

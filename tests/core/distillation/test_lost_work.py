@@ -18,12 +18,12 @@ import yaml
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from ddil_core.distillation import conversion, matching, progressive, training
 from ddil_core.distillation.aggregate import AggregatedDataset, States
 from ddil_core.distillation.checks import most_states, require_capacity
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, ProgressiveConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
-from ddil_core.distillation.run import Run
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_core.support.lock import LOCK
@@ -63,13 +63,14 @@ def test_a_finished_stage_leaves_only_its_network(tmp_path: Path, monkeypatch: p
     """No optimiser, no average and no critic outlives a stage: of PD the ε-teacher, the v-teacher and the last stage's student do,
     of DMD2 the teacher and the generator that the regression gave."""
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
-    before, counted, trained = alive(), list[tuple[int, int]](), Run.trained
+    before, counted = alive(), list[tuple[int, int]]()
 
     def counting(*args: Any) -> Any:
         counted.append(tuple(now - then for now, then in zip(alive(), before, strict=True)))  # type: ignore[arg-type]
-        return trained(*args)
+        return training.train_stage(*args)
 
-    monkeypatch.setattr(Run, "trained", counting)
+    for module in (conversion, progressive, matching):
+        monkeypatch.setattr(module, "train_stage", counting)
     told = {key: value for key, value in (SMALL | RUNS[name]).items() if value is not None}
     distill(
         str(teacher),

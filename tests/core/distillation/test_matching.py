@@ -15,11 +15,11 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.schedule import CLEAN, Schedule
-from ddil_core.distillation.clipping import Clipped
+from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.critic import discriminator, mid_side
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.matching import SEEN, ClippedFractions, MatchingStage, score_difference, teacher_segments
+from ddil_core.distillation.matching import CLIPPED, MatchingStage, score_difference, teacher_segments
 from ddil_core.distillation.regression import RegressionStage
 from ddil_core.models.model import Model
 from tests.core.closed_form import Gaussian, distance, normal, shifts
@@ -96,7 +96,7 @@ def test_between_gaussians_it_leads_to_the_real_one() -> None:
 @pytest.mark.parametrize("reflection", ["none", "clamp"])
 def test_a_generators_loss_is_numpys(model: Model, pool: LatentPool, reflection: str) -> None:
     trainer = stage(model, pool, reflection=reflection, gan=None)
-    states, _ = trainer._draw(0)
+    states, _ = trainer.source.draw(0)
     generator = trainer.generator(0, 2)
     t = torch.randint(20, 981, (8,), generator=generator)
     eps = torch.randn(states.z.shape, generator=generator)
@@ -131,10 +131,10 @@ def test_a_generators_loss_is_numpys(model: Model, pool: LatentPool, reflection:
 def test_each_network_learns_in_its_own_turn(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool)
     teacher, student, critic = (weights(net) for net in (model.denoiser.net, trainer.net, trainer.critic))
-    states, _ = trainer._draw(0)
+    states, _ = trainer.source.draw(0)
     trainer.critic.requires_grad_(False)
-    seen = ClippedFractions(*(Clipped(None, 1000, name) for name in SEEN))
-    trainer.descend(trainer._generator_losses(states, 0, seen), 0)
+    clipped = {name: ClippedFraction(None, 1000, name) for name in CLIPPED}
+    trainer.descend(trainer._generator_losses(states, 0, clipped), 0)
     assert same(critic, weights(trainer.critic)) and not same(student, weights(trainer.net))
     student = weights(trainer.net)
     trainer.critic.requires_grad_(True)
@@ -175,7 +175,7 @@ def test_a_rounded_teachers_generator_and_critic_start_unrounded(model: Model, p
 
 def test_the_critic_learns_what_the_generator_draws(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool, gan=None)
-    states, _ = trainer._draw(1)
+    states, _ = trainer.source.draw(1)
     loss = float(next(trainer._critic_losses(states, 1)))
     generator = trainer.generator(1, 2)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_data_are_pure_noise_where_the_generator_starts(model: Model, pool: Late
         trainer = make("dmd2", model, pool, {"phases": phases}, gan=None, timesteps=times, batch_size=256)
         drawn = list[tuple[Tensor, Tensor, Tensor]]()
         for step in range(4):
-            states, _ = trainer._draw(step)
+            states, _ = trainer.source.draw(step)
             x0, row = trainer.pool.draw(256, trainer.generator(step, 0))
             assert torch.equal(row, states.row)
             drawn.append((x0, states.z, states.transition))
@@ -226,7 +226,7 @@ def test_backward_simulation_leaves_every_row_at_a_random_step(model: Model, poo
     trainer = stage(model, pool, batch_size=64)
     rows: list[int] = []
     hook = trainer.net.register_forward_hook(lambda _, args, output: rows.append(len(output.sample)))
-    states = trainer.simulate(0)
+    states = trainer.source.draw(0)[0]
     hook.remove()
     assert sum(rows) == int(states.transition.sum()) and not states.z.requires_grad
     counts = torch.bincount(states.transition, minlength=4)

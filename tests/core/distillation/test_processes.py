@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ddil_core.distillation.distill import distill, require_batch
+from ddil_core.distillation.checks import require_batch
+from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.processes import gather_rows, own_rows
 from ddil_core.support.errors import WrongCommand
@@ -55,7 +56,7 @@ from diffusers import UNet2DConditionModel
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation import consistency
 from ddil_core.distillation import matching
-from ddil_core.distillation.run import distill
+from ddil_core.distillation.distill import distill
 
 class Stopped(Exception):
     pass

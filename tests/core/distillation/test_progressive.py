@@ -75,16 +75,14 @@ def fresh_targets(trainer: ProgressiveStage, states: States) -> Tensor:
 
 def held(trainer: ProgressiveStage) -> States:
     """What the aggregated dataset holds, in the order of use."""
-    dataset = trainer.dataset
+    dataset = trainer.source.dataset
     assert dataset is not None
     places = torch.tensor(dataset.queue)
     return States(dataset.z[places], dataset.target[places], dataset.transition[places], dataset.row[places])
 
 
 def collected(trainer: ProgressiveStage, phase: PhaseConfig, wanted: int) -> None:
-    assert trainer.dataset is not None
-    assert trainer.config.ddil is not None
-    trainer._collect(trainer.dataset, trainer.config.ddil, phase, wanted, step=0)
+    trainer.source.collect(phase, wanted, step=0)
 
 
 def test_the_student_starts_as_a_copy_of_the_teacher(model: Model, pool: LatentPool) -> None:
@@ -111,7 +109,7 @@ def test_the_target_of_a_visited_state_is_the_teachers_two_steps_from_it(
 ) -> None:
     trainer = stage(model, pool)
     collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 24)
-    dataset = trainer.dataset
+    dataset = trainer.source.dataset
     assert dataset is not None
     assert dataset.collected == 24  # six trajectories of four states
     assert sorted(held(trainer).transition.tolist()) == sorted(list(range(STEPS)) * 6)
@@ -123,7 +121,7 @@ def test_the_target_of_a_visited_state_is_the_teachers_two_steps_from_it(
 def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool)
     collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=0.0), 24)
-    dataset = trainer.dataset
+    dataset = trainer.source.dataset
     assert dataset is not None
     states = {k: dataset.z[[p for p in dataset.queue if dataset.transition[p] == k]] for k in range(STEPS)}
     assert abs(float(states[0].var()) - 1) < 0.1
@@ -140,7 +138,7 @@ def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: M
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_a_target_is_computed_once(model: Model, pool: LatentPool, uses: int, guidance: float) -> None:
     trainer = stage(model, pool, guidance=guidance, uses=uses)
-    dataset = trainer.dataset
+    dataset = trainer.source.dataset
     assert dataset is not None
     data = 0
     with rows_through(trainer.teacher.network.net) as seen:
@@ -179,7 +177,7 @@ def test_a_batch_is_trained_on_its_own_targets(
     """Also across the ends of what was labelled together, and of a phase."""
     trainer = stage(model, pool, phases=phases, uses=2)
     for step in range(16):
-        states, aggregated = trainer._draw(step)
+        states, aggregated = trainer.source.draw(step)
         assert (len(states.z), aggregated) == (8, 0 if phases is None else 2 if step < 12 else 4)
         for target, fresh in zip(states.target, fresh_targets(trainer, states), strict=True):
             assert distance(target, fresh) < 1e-5
@@ -193,7 +191,7 @@ def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflected: bo
     assert bound is not None
     if not reflected:
         trainer.teacher.reflection = None
-    states, _ = trainer._draw(0)
+    states, _ = trainer.source.draw(0)
     squares = np.cumprod(1 - np.linspace(BETAS["beta_start"] ** 0.5, BETAS["beta_end"] ** 0.5, 1000) ** 2)
     squares = np.append(squares, 1.0)  # where a trajectory ends clean
     times = trainer.table[states.transition].numpy()
@@ -231,8 +229,8 @@ def test_what_is_labelled_together_does_not_change_a_batch(model: Model, pool: L
     drawn = {}
     for size in (1, 16, 64):
         trainer = stage(model, pool, phases=None)
-        trainer.config = trainer.config.model_copy(update={"teacher_batch_size": size})
-        drawn[size] = [trainer._draw(step)[0] for step in range(5)]
+        trainer.context.config = trainer.config.model_copy(update={"teacher_batch_size": size})
+        drawn[size] = [trainer.source.draw(step)[0] for step in range(5)]
     for size in (16, 64):
         for a, b in zip(drawn[1], drawn[size], strict=True):
             assert torch.equal(a.z, b.z)
@@ -242,8 +240,8 @@ def test_what_is_labelled_together_does_not_change_a_batch(model: Model, pool: L
 
 def test_forward_diffused_states_are_at_the_times_of_the_grid(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool, updates=60, phases=None)
-    assert trainer.dataset is None
-    draws = [trainer._draw(step)[0] for step in range(60)]
+    assert trainer.source.dataset is None
+    draws = [trainer.source.draw(step)[0] for step in range(60)]
     transition = torch.cat([states.transition for states in draws])
     counts = torch.bincount(transition, minlength=STEPS)
     assert bool((abs(counts - 120) < 40).all())  # uniform: σ = 9.5
@@ -257,7 +255,7 @@ def test_forward_diffused_states_are_at_the_times_of_the_grid(model: Model, pool
 @pytest.mark.parametrize("uses", [1, 2])
 def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model, pool: LatentPool, uses: int) -> None:
     trainer = stage(model, pool, updates=40, uses=uses, collect_every=10)
-    dataset = trainer.dataset
+    dataset = trainer.source.dataset
     assert dataset is not None
     walked = {0: [0, 0], 1: [0, 0]}  # for each phase: states, and those from which the student walked on
     phase, add = 0, dataset.add
@@ -283,14 +281,14 @@ def test_a_stage_uses_what_it_collects_in_the_shares_of_its_phases(model: Model,
 def test_phases_end_where_they_say() -> None:
     assert [phase_at(PAPER, step, 10)[1:] for step in (0, 5, 6, 9)] == [(0, 6), (0, 6), (6, 10), (6, 10)]
     assert phase_at(PAPER, 6, 10)[0].p_teacher == 0.2
-    with pytest.raises(IndexError, match=r"update 10 is past the stage's 10$"):
+    with pytest.raises(IndexError, match=r"batch 10 is past the stage's 10$"):
         phase_at(PAPER, 10, 10)
 
 
 def test_every_update_has_its_own_randomness(model: Model, pool: LatentPool) -> None:
     for seed in (0, 2024, 2**40):
         trainer = stage(model, pool, phases=None)
-        trainer.config = trainer.config.model_copy(update={"seed": seed})
+        trainer.context.config = trainer.config.model_copy(update={"seed": seed})
         seeds = {trainer.generator(step, purpose).initial_seed() for step in range(500) for purpose in (0, 1)}
         assert len(seeds) == 1000
 

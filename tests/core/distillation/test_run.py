@@ -25,11 +25,13 @@ from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.parameterization import ReflectionMode, calibrate_reflection
 from ddil_core.diffusion.schedule import transitions
 from ddil_core.diffusion.solvers import ddim
-from ddil_core.distillation import run
+from ddil_core.distillation import training
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.progressive import ProgressiveStage
+from ddil_core.distillation.run import Run
+from ddil_core.distillation.sources import MixedSource
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
@@ -93,10 +95,10 @@ def killer(original: Callable[..., Any], when: Callable[..., bool]) -> Callable[
 KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "while the first update": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (0, 0)),
     "with states half used": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (0, 4)),
-    "after a collection": (ProgressiveStage, "_collect", lambda stage, *told: (stage.index, told[-1]) == (0, 6)),
-    "between the stages": (run, "_save_weights", lambda unet, path: path.name == "stage-1-of-2.safetensors"),
+    "after a collection": (MixedSource, "collect", lambda source, *args: (source.context.index, args[-1]) == (0, 6)),
+    "between the stages": (training, "_save_weights", lambda unet, path: path.name == "stage-1-of-2.safetensors"),
     "in the second stage": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (1, 5)),
-    "before the student is written": (run, "_save_weights", lambda unet, path: path.name == "stage-2-of-2.safetensors"),
+    "before the student is written": (training, "_save_weights", lambda unet, path: path.name == "stage-2-of-2.safetensors"),
 }
 
 
@@ -121,7 +123,7 @@ from pathlib import Path
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.progressive import ProgressiveStage
-from ddil_core.distillation.run import distill
+from ddil_core.distillation.distill import distill
 
 update = ProgressiveStage.update
 
@@ -336,8 +338,8 @@ def test_a_teacher_of_another_size_than_its_pictures_is_refused(folder: Path, tm
     config = teacher / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 16}))
     assert refused(WrongCommand, teacher, tmp_path / "out") == (
-        f"the pictures of the data set 'shapes' have 64 x 64 pixels, and the teacher '{teacher}' was made for 128 x 128; "
-        "name data or a teacher of the other's size"
+        f"the images of the data set 'shapes' have 64 x 64 pixels, and the teacher '{teacher}' draws 128 x 128; "
+        "choose data or a teacher of the same size"
     )
     assert not (tmp_path / "out").exists()
 
@@ -352,7 +354,7 @@ def test_a_flow_is_refused_as_a_teacher(tmp_path: Path) -> None:
 def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
     told = save_pipeline(tmp_path, None, seed=1, layout="LatentConsistencyModelPipeline")
     assert refused(DdilError, told, tmp_path / "out").endswith(
-        "is told its guidance by an embedding, as LCM is, so that it is a student itself; distil what it was distilled from"
+        "takes its guidance as an embedding, as LCM does, so it is a student itself; distil its own teacher"
     )
 
 
@@ -362,7 +364,7 @@ def test_the_own_weights_of_a_rounded_teacher_leave_the_gpu(folder: Path, tmp_pa
     config = ProgressiveConfig.model_validate(CONFIG.model_dump() | {"teacher_dtype": "bfloat16"})
     model, accelerator = load_model(str(folder), "cuda"), SimpleNamespace(device=torch.device("cuda"))
     pool: Any = None
-    begun = run.Run(model, pool, config, "shapes", tmp_path, accelerator)  # type: ignore[arg-type]
+    begun = Run(model, pool, config, "shapes", tmp_path, accelerator)  # type: ignore[arg-type]
     for _ in range(2):
         frozen = begun.frozen(model.denoiser.net)
         assert {(p.device.type, p.dtype) for p in frozen.parameters()} == {("cuda", torch.bfloat16)}

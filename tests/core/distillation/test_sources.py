@@ -11,10 +11,11 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
+from ddil_core.distillation.collectors import SeparateCollector, TransitionBatch, trajectories
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.matching import MatchingStage
-from ddil_core.distillation.sources import RolloutStage, TransitionBatch, trajectories, whole_numbers
+from ddil_core.distillation.sources import MixedSource, whole_numbers
 from ddil_core.models.model import Model
 from tests.core.closed_form import distance
 from tests.core.distillation.test_dropout import make
@@ -48,7 +49,7 @@ def test_a_share_of_a_batch_is_whole_or_lies_between_two_numbers() -> None:
 def test_a_batch_of_any_size_has_its_share_on_the_mean(model: Model, pool: LatentPool, size: int, share: float) -> None:
     draws = 4000
     trainer = make("pd", model, pool, batch_size=size, updates=1)
-    counts = torch.tensor([trainer.aggregated_count(share, step) for step in range(draws)], dtype=torch.float64)
+    counts = torch.tensor([trainer.source.aggregated_count(share, step) for step in range(draws)], dtype=torch.float64)
     low, high = whole_numbers(share * size)
     assert set(counts.tolist()) == {low, high}
     up = share * size - low  # the probability with which it is rounded up
@@ -67,15 +68,15 @@ def test_small_batches_are_whole_and_use_what_is_collected_for_them(
     plain = make(kind, model, pool, batch_size=size, teacher_steps=4, ddil=ddil, teacher_batch_size=3, **more)
     taken = 0
     for step in range(24):
-        states, aggregated = trainer._draw(step)
-        assert len(states) == size and aggregated == trainer.aggregated_count((0.25, 0.5)[step >= 12], step)
-        again, _ = plain._draw(step)
+        states, aggregated = trainer.source.draw(step)
+        assert len(states) == size and aggregated == trainer.source.aggregated_count((0.25, 0.5)[step >= 12], step)
+        again, _ = plain.source.draw(step)
         assert torch.equal(states.row, again.row) and torch.equal(states.transition, again.transition)
         assert distance(states.z, again.z) < 1e-5
         taken += aggregated
-    assert trainer.dataset is not None
+    assert trainer.source.dataset is not None
     left = 4 if kind == "pd" else 4 + 4  # of a last trajectory, or of one of each actor
-    assert taken <= trainer.dataset.collected <= taken + left
+    assert taken <= trainer.source.dataset.collected <= taken + left
 
 
 @pytest.mark.parametrize("method", ["lcm", "dmd2"])
@@ -83,7 +84,7 @@ def test_a_stage_draws_its_sources_in_their_shares(model: Model, pool: LatentPoo
     phases = [{"until": 0.5, "aggregated": 0.25, "p_teacher": 0.8}, {"until": 1, "aggregated": 0.75, "p_teacher": 0.4}]
     ddil = {"uses": 2, "collect_every": 100, "capacity": 2048, "phases": phases}
     bound = calibrate_reflection(pool.mean.float())
-    stage: RolloutStage
+    stage: ConsistencyStage | MatchingStage
     if method == "lcm":
         settings = ConsistencyConfig.model_validate(
             {"updates": 200, "batch_size": 16, "w_embedding": 16, "teacher_batch_size": 128, "ddil": ddil}
@@ -102,20 +103,24 @@ def test_a_stage_draws_its_sources_in_their_shares(model: Model, pool: LatentPoo
             model.guided(3.0, bound), pool, MatchingConfig.model_validate(told | {"ddil": ddil}), Accelerator(cpu=True)
         )
     kept = {0: {TEACHER: 0, STUDENT: 0}, 1: {TEACHER: 0, STUDENT: 0}}
-    target, phase = stage.target, 0
+    source = stage.source
+    assert isinstance(source, MixedSource)
+    collector = source.collector
+    assert isinstance(collector, SeparateCollector)
+    label, phase = collector.labeler.label_transitions, 0
 
-    def counted(seen: TransitionBatch) -> Tensor:
-        kept[phase][seen.actor] += len(seen.row)
-        return target(seen)
+    def counted(batch: TransitionBatch) -> Tensor:
+        kept[phase][batch.actor] += len(batch.row)
+        return label(batch)
 
-    stage.target = counted  # type: ignore[method-assign]
+    collector.labeler.label_transitions = counted  # type: ignore[method-assign]
     for step in range(200):
         phase = int(step >= 100)
-        states, aggregated = stage._draw(step)
+        states, aggregated = source.draw(step)
         assert (len(states), aggregated) == (16, (4, 12)[phase])
     for number, (share, p) in enumerate(((0.25, 0.8), (0.75, 0.4))):
         by_teacher, by_student = kept[number][TEACHER], kept[number][STUDENT]
         wanted = 100 * 16 * share / 2
-        longest = max(len(walker.steps) for walker in stage.walkers.values())
+        longest = max(len(sole.actor.steps) for sole in collector.actors.values())
         assert by_teacher + by_student == pytest.approx(wanted, abs=2.5 * longest)
         assert abs(by_teacher - p * (by_teacher + by_student)) <= 2 * longest

@@ -58,7 +58,7 @@ def test_the_network_is_its_weights_rounded(model: Model, pool: LatentPool, kind
         assert all(torch.equal(finished[name], weight) for name, weight in weights.items())
     z, t, told = normal(2, 8, 8, 8), torch.tensor([999, 249]), trainer.condition(torch.tensor([0, 1]))
     if kind == "lcm":
-        told = trainer.tell("S", torch.tensor([0, 1]), torch.tensor([6.0, 7.0]))
+        told = trainer.student_condition(torch.tensor([0, 1]), torch.tensor([6.0, 7.0]))
     whole = copy.deepcopy(trainer.net).bfloat16()
     expected = type(trainer.student)(whole, trainer.schedule, trainer.student.prediction)(z, t, told)
     assert torch.equal(trainer.student(z, t, told), expected)
@@ -78,7 +78,7 @@ def test_gradients_of_parts_are_added_up_in_float32(model: Model, pool: LatentPo
     found = {}
     for dtype in ("float32", "bfloat16"):
         trainer = make("pd", model, pool, ddil=False, student_dtype=dtype, gradient_accumulation=8)
-        states, _ = trainer._draw(0)
+        states, _ = trainer.source.draw(0)
         weights = trainer.weights[trainer.net]
         parts = list[Tensor]()
         for rows, share in trainer.parts(len(states)):

@@ -1,0 +1,53 @@
+"""What the parts of a stage share: its data, its configuration, its processes and its random streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ddil_core.data.pool import LatentPool
+from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.noise import generator_for
+from ddil_core.distillation.config import MethodConfig
+from ddil_core.support.finite import Finite
+
+DATA, COLLECTION, LOSS, ROUNDING = range(4)
+"""Purposes of random numbers. Each purpose has its own stream in every update."""
+
+
+@dataclass
+class StageContext:
+    """The surroundings of a stage. The stage, its state source and its labeler share one context.
+
+    Attributes:
+        pool: The encoded training data.
+        config: The configuration of the method.
+        accelerator: The device and the processes of the run.
+        index: The number or name of the stage. It is part of every random seed.
+        finite: Remembers whether all outputs of the teacher were finite.
+    """
+
+    pool: LatentPool
+    config: MethodConfig
+    accelerator: Accelerator
+    index: int | str
+    finite: Finite[str] = field(default_factory=Finite)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def generator(self, step: int, purpose: int) -> torch.Generator:
+        """Return a CPU generator for one update and one purpose. It is the same in every process."""
+        return generator_for(self.config.seed, "distill", self.index, step, purpose)
+
+    def condition(self, row: Tensor) -> Condition:
+        """Return the condition of the pool's rows int64 [B], float32, on the device."""
+        return Condition({name: tensor[row].float().to(self.device) for name, tensor in self.pool.condition.items()})
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw standard normal latents [count, C, H, W], on the device."""
+        return torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
