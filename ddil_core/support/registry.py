@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.paths import shown
 
 Row = TypeVar("Row")
 
@@ -76,7 +77,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
             return self[name]
         nearest = difflib.get_close_matches(name, list(self), n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise WrongCommand(f"the {self.noun} {name!r} is not known; it may be one of {', '.join(self)}{hint}")
+        raise WrongCommand(f"the {self.noun} {shown(name)} is not known; it may be one of {', '.join(self)}{hint}")
 
     def _others(self) -> dict[str, Row]:
         """Load the rows of other packages, once.

@@ -1,4 +1,4 @@
-"""The command line: one thin file a command, loaded when needed; errors become a sentence and an exit status here."""
+"""The command line. Each command is one thin file, imported when needed. Errors become a sentence and exit status."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ COMMANDS = {
     "doctor": "ddil_eval.cli.doctor:doctor",
     "demo": "ddil_eval.cli.demo:demo",
 }
-"""A command's name to ``module:attribute``, in the order of the help page; a new command is one row and one file."""
+"""The place of each command, ``module:attribute``, in the order of the help page."""
 
 INTERRUPTED = 130
-"""The exit status of a command stopped by Ctrl-C, as shells have it: 128 + SIGINT."""
+"""The exit status of a command that Ctrl-C stopped: 128 + SIGINT, as in shells."""
 
 
 class Commands(click.Group):
-    """A group that loads each command when it is needed and turns errors into a sentence and an exit status."""
+    """A group that imports a command when it is needed, and turns errors into a sentence and an exit status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,10 +53,10 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        _refuse_what_cannot_be_read(args)
+        _require_readable(args)
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = " or ".join(difflib.get_close_matches(args[0], COMMANDS, n=2))
-            advice = f"did you mean {near}?" if near else "ddil --help lists them."
+            nearest = " or ".join(difflib.get_close_matches(args[0], COMMANDS, n=2))
+            advice = f"did you mean {nearest}?" if nearest else "ddil --help lists the commands."
             ctx.fail(f"There is no command {args[0]!r}: {advice}")
         return super().resolve_command(ctx, args)
 
@@ -73,7 +73,6 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo(f"interrupted; {GO_ON}", err=True)
             ctx.exit(INTERRUPTED)
-
         except OSError as error:
             if error.errno not in OF_THE_MACHINE or error.filename is None:
                 raise
@@ -87,59 +86,59 @@ class Commands(click.Group):
 
 
 OF_THE_MACHINE = {
-    errno.EACCES, errno.EDQUOT, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS,
-    errno.ESTALE,
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM,
+    errno.EROFS, errno.ESTALE,
 }  # fmt: skip
-"""Errors of files that no command is at fault for: closed, full, broken or read-only places."""
+"""Errors of files that the machine causes: protected, full, broken or read-only places."""
 
 LACKS_MEMORY = (
-    "the memory does not suffice for that; ask for fewer or smaller pictures at once, or take a smaller batch_size"
+    "the machine has too little memory; generate fewer or smaller images at once, or set a smaller batch_size"
 )
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether an error says that memory is short, on any device; torch, which has errors of its own, is not imported for it."""
+    """Whether an error means too little memory, on any device. The function does not import torch."""
     torch = sys.modules.get("torch")
     on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
     return isinstance(error, MemoryError) or on_device or "DefaultCPUAllocator" in str(error)
 
 
-def _refuse_what_cannot_be_read(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are no text, which records and JSON could not hold, and a working folder that is gone.
+def _require_readable(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not text, since records and JSON cannot hold them, and a deleted working folder.
 
     Raises:
-        WrongCommand: there is such an argument, or the folder has been deleted.
+        WrongCommand: An argument is not text, or the working folder has been deleted.
     """
     for argument in arguments:
-        if any("\ud800" <= c <= "\udfff" for c in argument):  # how Python keeps bytes that are not in the encoding
+        if any("\ud800" <= c <= "\udfff" for c in argument):  # how Python represents bytes outside the encoding
             encoding = sys.getfilesystemencoding()
             cure = "rename the file, or write the text in UTF-8" if encoding == "utf-8" else "set PYTHONUTF8=1"
-            raise WrongCommand(f"the argument {shown(argument)} is no text in {encoding}; {cure}")
+            raise WrongCommand(f"the argument {shown(argument)} is not text in {encoding}; {cure}")
     try:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError as error:
-        raise WrongCommand("the folder that this command runs in has been deleted; change into another") from error
+        raise WrongCommand("the working folder of this command has been deleted; change into another folder") from error
 
 
 def _version() -> str:
     try:
         return installed_version("ddil")
     except PackageNotFoundError:
-        return "of a folder that is not installed"
+        return "(not installed)"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(_version(), prog_name="ddil", message="%(prog)s %(version)s")
 def ddil() -> None:
-    """Distil text-to-image diffusion models by imitation learning, and measure what distillation did to them.
+    """Distil text-to-image diffusion models by imitation learning, and measure the effect of distillation.
 
-    Results go to stdout or to files, progress and messages to stderr. Exit status: 0 done, 1 the work failed,
-    2 the command was wrong, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    Results go to stdout or to files. Progress and messages go to stderr. Exit status: 0 success, 1 the work failed,
+    2 the command was wrong, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
     """
 
 
 def main() -> None:
-    """The entry point of the ``ddil`` script. What the terminal's encoding lacks is printed as escapes."""
+    """Run ``ddil``, as its script does. Characters outside the terminal's encoding are printed as escapes."""
     listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

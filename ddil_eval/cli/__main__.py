@@ -1,4 +1,4 @@
-"""``python -m ddil_eval.cli`` is ``ddil``."""
+"""Run ``ddil`` by ``python -m ddil_eval.cli``."""
 
 from __future__ import annotations
 

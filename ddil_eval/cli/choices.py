@@ -5,14 +5,12 @@ A registry imports torch or scipy. A type therefore imports its registry only to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 import click
 
-from ddil_core.support.errors import WrongCommand
-from ddil_core.support.paths import shown
+from ddil_core.support.registry import Registry
 
 
 class RowName(click.ParamType):
@@ -26,10 +24,10 @@ class RowName(click.ParamType):
     def __init__(self, name: str, registry: str) -> None:
         self.name, self._registry = name, registry
 
-    def rows(self) -> Mapping[str, Any]:
+    def rows(self) -> Registry[Any]:
         """Return the registry."""
         module, attribute = self._registry.split(":")
-        registry: Mapping[str, Any] = getattr(import_module(module), attribute)
+        registry: Registry[Any] = getattr(import_module(module), attribute)
         return registry
 
     def choices(self) -> list[str]:
@@ -40,24 +38,14 @@ class RowName(click.ParamType):
         """Return the choices as click shows those of its own ``Choice``."""
         return f"[{'|'.join(self.choices())}]"
 
-    def find(self, name: str) -> str:
-        """Return the name of a row.
-
-        Raises:
-            WrongCommand: The registry has no row of this name.
-        """
-        if name not in self.rows():
-            known = ", ".join(self.rows())
-            raise WrongCommand(f"the {self.name} {shown(name)} is not known; it may be one of {known}")
-        return name
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what the command receives: the name.
+        """Return the name, which is what the command receives.
 
         Raises:
             WrongCommand: The registry has no row of this name.
         """
-        return self.find(str(value))
+        self.rows().find(str(value))
+        return str(value)
 
 
 class RowNames(RowName):
@@ -73,8 +61,10 @@ class RowNames(RowName):
         Raises:
             WrongCommand: The registry has no row of one of the names.
         """
-        names = [name.strip() for name in str(value).split(",")]
-        return [self.find(name) for name in names if name]
+        names = [name.strip() for name in str(value).split(",") if name.strip()]
+        for name in names:
+            self.rows().find(name)
+        return names
 
 
 class DataReference(RowName):

@@ -1,7 +1,7 @@
 """The command reference, docs/commands.md: ``python -m ddil_eval.cli.command_reference [--check]``.
 
-It is made of the commands' names, types, defaults and docstrings, not of their help pages, whose layout differs between
-versions of click.
+The reference is made from the names, types, defaults and docstrings of the commands, and not from help pages, since
+their layout differs between versions of click.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ddil_eval.cli.choices import RowName
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 PAGE_END = "\f"
-"""Where click, too, ends the help that it takes from a docstring."""
+"""click ends the help text of a docstring at this character, and so does the reference."""
 
 HEAD = "<!-- Written by `make docs` from the commands; edit their docstrings instead. -->\n\n# Commands\n"
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail if the file is not what the commands say.")
+@click.option("--check", is_flag=True, help="Write nothing. Fail if the file is out of date.")
 @click.option("--file", type=click.Path(dir_okay=False, path_type=Path), default=FILE, help="The file.")
 def reference(check: bool, file: Path) -> None:
-    """Write the command reference, or check that it is current."""
+    """Write the command reference, or check that it is up to date."""
     text = render()
     if not check:
         if not file.parent.is_dir():
             raise click.ClickException(
-                f"{file.parent} is no folder: run this in a checkout, or name a file with --file."
+                f"{file.parent} is not a folder: run this in a checkout, or name a file with --file."
             )
         file.write_text(text, encoding="utf-8")
     elif not file.is_file() or file.read_text(encoding="utf-8") != text:
-        raise click.ClickException(f"{_near(file)} is not what the commands say: run `make docs` and commit it.")
+        raise click.ClickException(f"{_near(file)} is out of date: run `make docs` and commit it.")
 
 
 def _near(file: Path) -> Path:
@@ -44,7 +44,7 @@ def _near(file: Path) -> Path:
 
 
 def render() -> str:
-    """The whole reference as Markdown: every command and sub-command with its usage, help, arguments and options."""
+    """Return the reference as Markdown: each command and sub-command with its usage, help, arguments and options."""
     with click.Context(ddil, info_name="ddil") as ctx:
         return HEAD + "".join(_command(ddil, ctx))
 
@@ -93,7 +93,7 @@ VALUES = {
     "file": "FILE",
     "directory": "DIR",
 }
-"""The names of click's types to the word that stands for a value."""
+"""The word for a value, by the name of its click type."""
 
 
 def _value(option: click.Option) -> str:

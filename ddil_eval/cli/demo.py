@@ -10,21 +10,19 @@ import click
 from ddil_core.support import ranks
 from ddil_eval.cli import options
 
-NOTICE = (
-    "This is a demonstration: its students are trained for minutes, and no claim about methods rests on its numbers."
-)
+NOTICE = "This is a demonstration. Its students train for minutes only, so its numbers say nothing about the methods."
 
 
 @click.command()
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, default=Path("runs/demo"), show_default=True,
-    help="Where students, records, tables and figures go.",
+    help="The folder for students, records, tables and figures.",
 )  # fmt: skip
 @options.device_option
 def demo(out: Path, device: str | None) -> None:
     """Distil two 4-step students of the shapes teacher, with and without DDIL, and analyse them.
 
-    Some minutes on two CPU cores. The same command again goes on where it was interrupted.
+    The demonstration takes some minutes on two CPU cores. After an interruption, the same command continues.
     """
     ranks.require_one("the demonstration")
     options.quiet_libraries()
@@ -67,13 +65,13 @@ def _demonstrate(out: Path, device: str) -> None:
 
 
 def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[str, Any]:
-    """The comparison with the run folders of the two students in the place of their names."""
+    """Return the comparison, with run folders in place of the names of the two students."""
     rows = [row | {"model": str(students.get(row["model"], row["model"]))} for row in systems["systems"]]
     return systems | {"systems": rows}
 
 
 def _measured(out: Path, experiment: str) -> int:
-    """How many cells of an experiment an earlier demo in this folder has measured."""
+    """Return the number of cells of an experiment that an earlier demo in this folder measured."""
     from ddil_eval.report.records import read_records
 
     return sum(record.experiment == experiment and record.kind != "pair" for record in read_records(out))

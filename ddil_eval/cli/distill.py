@@ -94,21 +94,20 @@ def configuration(
         WrongCommand: The method has no LoRA or no shipped protocol, the protocol is for another method, or its method
             does not exist.
     """
-    from ddil_core.distillation.methods import METHODS, default_protocol, method_of
+    from ddil_core.distillation.methods import default_protocol, method_of
     from ddil_core.support.protocol import override, read_yaml
 
-    if method is not None:
-        METHODS.find(method)
     path = protocol or default_protocol(method or "pd", "-lora" * lora)
     if path is None and default_protocol(method or "pd") is not None:
         raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave out --lora, or use --method lcm")
     if path is None:
-        raise WrongCommand(f"ddil ships no protocol for the method {method!r}; name one with --protocol")
+        raise WrongCommand(f"the method {method!r} has no shipped protocol; name one with --protocol")
     content = override(read_yaml(path), settings)
     row = method_of(content, str(path))
     if method not in (None, row.name):
         raise WrongCommand(
-            f"{path} is a protocol for the method {row.name!r}, not {method!r}; leave out --method, or name another protocol"
+            f"{path} is a protocol for the method {row.name!r}, not {method!r}; "
+            "leave out --method, or name another protocol"
         )
     if lora and not content.get("lora"):
         raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one, or leave out --lora")

@@ -1,4 +1,4 @@
-"""``ddil doctor``: machine, packages, devices, weights and tools, with what to do where one is missing."""
+"""``ddil doctor``: check the machine, packages, devices, weights and tools, and say how to repair what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ddil_eval.cli.listing import as_json, show
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHAPES_WEIGHTS = CHECKOUT / "ddil_core" / "shapes" / "weights"
-"""Where the shipped weights lie, in a checkout and in an installed wheel alike."""
+"""The folder of the shipped weights, in a checkout and in an installed wheel."""
 
 REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
 LATEX_ENGINES = ("latexmk", "pdflatex", "xelatex", "lualatex", "tectonic")
@@ -33,7 +33,16 @@ SHIPPED_AGAIN = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked for. ``cure`` says what to do and is empty where all is well."""
+    """One check.
+
+    Attributes:
+        group: The heading in the table.
+        name: What was checked.
+        found: What the machine has.
+        ok: Whether it works.
+        required: Whether ``ddil`` needs it.
+        cure: What to do about it; empty if it works.
+    """
 
     group: str
     name: str
@@ -44,7 +53,7 @@ class Check:
 
 
 @click.command()
-@click.option("--model", "references", multiple=True, help="Estimate whether this model fits the memory.")
+@click.option("--model", "references", multiple=True, help="Estimate whether this model fits into the memory.")
 @options.variant_option
 @options.dtype_option
 @options.device_option
@@ -53,10 +62,10 @@ class Check:
 def doctor(
     ctx: click.Context, references: tuple[str, ...], variant: str | None, dtype: str, device: str | None, as_json: bool
 ) -> None:
-    """Check the machine, devices, packages, weights and tools, and say what to do where one is missing.
+    """Check the machine, devices, packages, weights and tools, and say how to repair what is missing.
 
-    With --model it estimates from the files' headers, without loading them, what drawing and distilling with a model take of the
-    device's memory. Exit status: 0 when everything that is required works, 1 otherwise.
+    With --model, the command estimates the memory that sampling and distilling with a model take. It reads only the
+    headers of the model's files. Exit status: 0 if everything that ddil requires works, 1 otherwise.
     """
     checks = [*machine(), *packages(), torchvision_works(), *devices(), *weights(), latex()]
     for reference in references:
@@ -70,7 +79,7 @@ def doctor(
 
 
 def machine() -> Iterator[Check]:
-    """System, cores, memory and the free disk where the command runs."""
+    """Check the system, the cores, the memory, and the free disk space of the working folder."""
     import psutil
 
     gib = 2**30
@@ -81,12 +90,12 @@ def machine() -> Iterator[Check]:
     yield Check("machine", "CPU cores", f"{cores}", ok=True)
     found = f"{memory.total / gib:.1f} GiB, {memory.available / gib:.1f} GiB available"
     yield Check("machine", "memory", found, ok=True)
-    cure = "" if free >= 1 else "free at least 1 GiB: a run writes checkpoints and pictures"
+    cure = "" if free >= 1 else "free at least 1 GiB: a run writes checkpoints and images"
     yield Check("machine", "free disk here", f"{free:.1f} GiB", ok=free >= 1, required=False, cure=cure)
 
 
 def packages() -> Iterator[Check]:
-    """Python and each package that ``ddil`` requires, against the versions it was written for."""
+    """Check Python and each required package against the versions that ``ddil`` supports."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -111,7 +120,7 @@ def _package(name: str, bounds: Any) -> Check:
 
 
 def declared() -> tuple[str, list[str]]:
-    """Python's bounds and the requirements of ``ddil``: the checkout's own, else those of the installed package."""
+    """Return the Python versions and requirements of ``ddil``, from the checkout or else from the installed package."""
     pyproject = CHECKOUT / "pyproject.toml"
     if pyproject.is_file():
         project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
@@ -121,7 +130,7 @@ def declared() -> tuple[str, list[str]]:
 
 
 def torchvision_works() -> Check:
-    """Whether torch and torchvision are builds that work together; versions alone do not tell."""
+    """Check that torch and torchvision are builds that work together. Their versions do not show it."""
     from ddil_core.support.environment import require_torchvision
 
     name = "torch with torchvision"
@@ -135,7 +144,7 @@ def torchvision_works() -> Check:
 
 
 def devices() -> Iterator[Check]:
-    """Each CUDA device with its memory and compute capability; without one everything runs on the CPU."""
+    """Check each CUDA device, its memory and its compute capability. Without a device, work runs on the CPU."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -153,7 +162,7 @@ def devices() -> Iterator[Check]:
 
 
 def weights() -> Iterator[Check]:
-    """The shipped weights, opened far enough to notice a cut or damaged file, and EfficientNet-Lite0's."""
+    """Check the shipped weights for cut and damaged files, and the weights of EfficientNet-Lite0."""
     yield _shipped("shapes teacher", SHAPES_WEIGHTS / "teacher", "model_index.json")
     yield _shipped("shapes scorer", SHAPES_WEIGHTS / "scorer", "open_clip_config.json")
     yield _efficientnet()
@@ -190,13 +199,13 @@ def _efficientnet() -> Check:
 
 
 def named_by_its_hash(path: Path) -> bool:
-    """Whether a file that PyTorch's hub named NAME-HASH.pth has a SHA-256 that starts with HASH."""
+    """Whether the SHA-256 of a file named NAME-HASH.pth, as in PyTorch's hub, starts with HASH."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])
 
 
 def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iterator[Check]:
-    """Whether a model fits the memory that is free, for drawing and for distilling, by ``ddil_core.models.memory.need``."""
+    """Check whether a model fits into the free memory, for sampling and for distilling."""
     import torch
 
     from ddil_core.models.hub import size_text
@@ -204,16 +213,16 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     from ddil_core.models.references import parameters
 
     free = free_bytes(torch.device(device))
-    takes = estimate_memory(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)
+    estimate = estimate_memory(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)
     less = "" if dtype != "fp32" else "take half the memory with --dtype bf16, or "
     uses = {
-        f"sample in {dtype}": (takes.sampling, f"{less}use a device with more"),
-        "distil, without activations": (takes.training, "use a device with more, or distil a LoRA"),
+        f"sample in {dtype}": (estimate.sampling, f"{less}use a device with more"),
+        "distil, without activations": (estimate.training, "use a device with more, or distil a LoRA"),
         "distil with DMD2, without activations": (
-            takes.matching,
+            estimate.matching,
             "set optimizer to 8bit (see the next line), gradient_checkpointing, and teacher_dtype to bfloat16",
         ),
-        "distil with DMD2 and optimizer 8bit, without activations": (takes.matching_8bit, "use a device with more"),
+        "distil with DMD2 and optimizer 8bit, without activations": (estimate.matching_8bit, "use a device with more"),
     }
     for use, (nbytes, cure) in uses.items():
         fits = nbytes <= free
@@ -222,7 +231,7 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
 
 
 def latex() -> Check:
-    """Any LaTeX engine; only for compiling the tables that ``ddil report --latex`` writes."""
+    """Check for a LaTeX engine, which compiles the tables of ``ddil report --latex``."""
     found = next(filter(shutil.which, LATEX_ENGINES), None)
     cure = "" if found else "install one (TeX Live or tectonic) to compile the tables that `ddil report --latex` writes"
     return Check("tools", "LaTeX engine", found or "none", ok=found is not None, required=False, cure=cure)
@@ -235,7 +244,9 @@ def _print(checks: list[Check], healthy: bool) -> None:
         if check.cure:
             click.echo(f"{check.name}: {check.cure}.")
     click.echo(
-        "All that is required works." if healthy else "Something required is missing or does not work: see above."
+        "Everything that ddil requires works."
+        if healthy
+        else "Something that ddil requires is missing or broken: see above."
     )
 
 

@@ -39,7 +39,7 @@ evaluate.add_command(prompt_inversion)
 
 
 @evaluate.command("covariate-shift")
-@click.option("--teacher", default=None, help=options.MODEL_HELP + " By default the protocol's, or shapes.")
+@click.option("--teacher", default=None, help=options.MODEL_HELP + " The default is the protocol's, or shapes.")
 @click.option("--student", required=True, help=options.MODEL_HELP)
 @click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
 @click.option(
@@ -108,9 +108,9 @@ def covariate_shift(
 @options.device_option
 @options.json_option
 def systems(
-    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None, reflection: str | None,
-    out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...], download: bool,
-    device: str | None, as_json: bool, **given: Any,
+    models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None,
+    reflection: str | None, out: Path, save_images: bool, protocol: Path | None, settings: tuple[str, ...],
+    download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Measure models on COCO, or on other captioned images, by a recipe.
 
@@ -137,7 +137,9 @@ def systems(
 
 @evaluate.command("run")
 @click.argument("protocol", type=options.INPUT_FILE)
-@click.option("--data", default=None, help=options.DATA_HELP + " In place of the protocol's.")
+@click.option(
+    "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It replaces the protocol's."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option(
@@ -151,10 +153,11 @@ def run(
     protocol: Path, data: str | None, settings: tuple[str, ...], seed: int | None, out: Path | None, save_images: bool,
     download: bool, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure a whole table, as a protocol says: each system sampled as it was made for, unless its row says otherwise.
+    """Run the experiment of a protocol, such as a comparison of systems for a whole table.
 
-    What is not here (weights, data, a metric's network) is named before any picture is made, with what to provide, and the
-    rest is measured; exit status 1 if nothing can be. Run again with more of it here, it measures the new rows.
+    A comparison samples each system with the system's own settings, unless its row says otherwise. If weights, data or
+    networks are missing, the command first says what to provide, and then measures the rest. If nothing can be
+    measured, the exit status is 1. After you provide more, the same command measures the new rows.
     """
     options.quiet_libraries()
     from ddil_core.support.protocol import override, read_yaml
@@ -191,8 +194,8 @@ def score(
 ) -> None:  # fmt: skip
     """Score folders of images against one reference. No model is needed.
 
-    A folder may come from --save-images or from any other program. Captions lie in the folder's index.jsonl, or in a .txt
-    file beside each image. Metrics that read captions need them.
+    A folder may come from --save-images or from any other program. Captions lie in the folder's index.jsonl, or in a
+    .txt file beside each image. Metrics that read captions need them.
     """
     options.quiet_libraries()
     from ddil_core.support.protocol import override, read_yaml

@@ -1,4 +1,4 @@
-"""What the commands of all experiments do: read a protocol, run the experiment, show its tables."""
+"""The common part of the experiments' commands: read a protocol, run the experiment, print its tables."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def run_experiment(
     Args:
         experiment: The experiment.
         content: The protocol.
-        given: The values of the command's options, by key; those that are not None replace the protocol's.
+        given: The values of the command's options, by key. A value that is not None replaces the protocol's.
         source: The name of the protocol, for messages.
         out: The results folder.
-        download: Fetch models that are missing.
-        device: The device that the user names.
-        as_json: Print the records as JSON.
-        save_images: Keep the images that the experiment generates.
+        download: Whether missing models may be downloaded.
+        device: The device, or None for the best one.
+        as_json: Whether to print the records as JSON in place of tables.
+        save_images: Whether to keep the images that the experiment generates.
 
     Raises:
         WrongCommand: the configuration does not fit, or the experiment keeps no images.
@@ -64,7 +64,7 @@ def run_experiment(
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(experiment.config, {**content, **given}, source, options=given)
     if save_images and not experiment.keeps_images:
-        raise WrongCommand(f"the experiment {experiment.name!r} keeps no images; leave --save-images out")
+        raise WrongCommand(f"the experiment {experiment.name!r} keeps no images; leave out --save-images")
     options.fetch_missing(experiment.models(config), download)
     keep = {"save_images": True} if save_images else {}
     records = experiment.run(config, out, options.choose_device(device), **keep)

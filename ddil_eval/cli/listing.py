@@ -1,4 +1,4 @@
-"""``ddil data``, ``ddil metrics``, and the table of ``ddil models``: what there is, what each needs, and whether it is here."""
+"""``ddil data`` and ``ddil metrics``, and the table of ``ddil models``: names, needs, and whether they are present."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 
 
 def show(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    """Print ``rows`` as a table on stdout, one column for each key in ``columns``; True reads yes, False no, None –."""
+    """Print ``rows`` as a table with a column for each key in ``columns``. True becomes yes, False no, and None –."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -38,7 +38,7 @@ def _word(value: Any) -> str:
 
 
 def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print ``rows``: as JSON, or as a table and then a line for each row that is not here, with what it needs."""
+    """Print ``rows`` as JSON, or as a table with a line for each missing row, which says what the row needs."""
     if as_json:
         options.emit(rows)
         return
@@ -51,22 +51,20 @@ def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as
 @click.command()
 @as_json
 def data(as_json: bool) -> None:
-    """List the data sets that --data accepts, what each is for, and what it needs."""
+    """List the data sets that --data accepts, with their use and their needs."""
     from ddil_core.data.datasets import list_datasets
 
     show_list("Data sets", ("name", "use", "description", "source", "here"), list_datasets(), as_json)
 
 
 @click.command()
-@click.option("--get", multiple=True, metavar="NAME", help="Fetch the weights of a metric from their source.")
-@click.option(
-    "--add", multiple=True, metavar="NAME=FILE", help="Take the weights of a metric from a file that is here."
-)
+@click.option("--get", multiple=True, metavar="NAME", help="Download the weights of a metric from their source.")
+@click.option("--add", multiple=True, metavar="NAME=FILE", help="Take the weights of a metric from a local file.")
 @as_json
 def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
-    """List the metrics, which direction is better, what each needs, and where its weights go.
+    """List the metrics, with the better direction, their needs, and the place of their weights.
 
-    Nothing is ever fetched but by --get.
+    Only --get downloads anything.
     """
     from ddil_eval.metrics import METRICS
 
@@ -106,7 +104,7 @@ def _metric_row(metric: Metric) -> dict[str, Any]:
 
 
 def _weights_of(name: str) -> tuple[WeightsFile, ...]:
-    """The weights of a metric, or the file of weights by its own name. Raises WrongCommand where there are none."""
+    """Return the weights of a metric, or one file of weights by its name. Raise WrongCommand if none has this name."""
     from ddil_eval.metrics import METRICS
 
     if name in METRICS and METRICS[name].weights:
@@ -115,4 +113,4 @@ def _weights_of(name: str) -> tuple[WeightsFile, ...]:
     if name in files:
         return (files[name],)
     having = ", ".join(metric.name for metric in METRICS.values() if metric.weights)
-    raise WrongCommand(f"{shown(name)} is no metric with weights of its own; it may be one of {having}")
+    raise WrongCommand(f"{shown(name)} is not a metric with weights; it may be one of {having}")

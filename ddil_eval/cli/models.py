@@ -1,4 +1,4 @@
-"""``ddil models``: what there is and what is here; fetching it, and converting published pickles."""
+"""``ddil models``: list models, download them, and convert published pickles."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ddil_eval.cli.listing import as_json, show_list
 def models(ctx: click.Context, as_json: bool) -> None:
     """List the models that --model, --teacher and --student accept by name.
 
-    Each with its source, revision and licence ("unverified" where they were not read there), the size of its files on this
-    machine, and what to do where some are missing. Nothing is fetched.
+    The list shows the source, the revision and the licence ("unverified" if nobody has read it at the source), the size
+    of the files on this machine, and what to do about missing files. The command downloads nothing.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -34,12 +34,16 @@ def models(ctx: click.Context, as_json: bool) -> None:
 @models.command()
 @click.argument("references", metavar="MODEL", nargs=-1, required=True)
 @options.variant_option
-@click.option("--config-only", is_flag=True, help="Fetch no weights: what a single-file checkpoint needs beside it.")
+@click.option(
+    "--config-only",
+    is_flag=True,
+    help="Download no weights, only the files that a single-file checkpoint needs beside it.",
+)
 def download(references: tuple[str, ...], variant: str | None, config_only: bool) -> None:
-    """Fetch the files of models from the hub: by a name of 'ddil models', or org/name, or org/name@revision.
+    """Download the files of models from the hub, by a name of 'ddil models', by org/name, or by org/name@revision.
 
-    The size is said before. An interrupted download goes on where it stopped, and weights are checked against the hub's
-    SHA-256. Only safetensors, JSON and text files are fetched, of the components that are used.
+    The command prints the size first. It continues an interrupted download, and checks weights against the hub's
+    SHA-256. It downloads only safetensors, JSON and text files of the components that it uses.
     """
     for reference in references:
         options.fetch(reference, variant, weights=not config_only)
@@ -48,22 +52,25 @@ def download(references: tuple[str, ...], variant: str | None, config_only: bool
 @models.command()
 @click.argument("source", type=options.INPUT)
 @click.argument("out", type=options.OUTPUT)
-@click.option("--part", metavar="NAME", help="Which weights to take of a file that holds several, as in model or ema.")
+@click.option(
+    "--part", metavar="NAME", help="The set of weights to convert, if the file holds several, such as model or ema."
+)
 @as_json
 def convert(source: Path, out: Path, part: str | None, as_json: bool) -> None:
-    """Turn published weights (.bin, .ckpt, .pt, .pth) into safetensors: a file, or a folder with all that it holds.
+    """Convert published weights (.bin, .ckpt, .pt, .pth) into safetensors: one file, or a folder with all its files.
 
-    The pickle is read for its tensors alone: one that asks for more is refused, and no code of it is run. OUT is written whole or
-    not at all, and never over something else. A file with several sets of weights is converted one --part at a time.
+    The command reads only tensors from a pickle. It refuses a pickle that contains anything else, and runs no code from
+    it. The command writes OUT whole or not at all, and never overwrites files. Convert a file with several sets of
+    weights one --part at a time.
     """
     from ddil_core.models.convert import convert_weights as run
 
-    done = run(source, out, part)
+    conversions = run(source, out, part)
     if as_json:
-        options.emit([asdict(one) for one in done])
+        options.emit([asdict(file) for file in conversions])
         return
-    for one in done:
-        click.echo(f"{one.source}: {one.tensors} tensors\n  SHA-256 {one.source_sha256}")
-        if one.dropped:
-            click.echo(f"  left out: {', '.join(one.dropped)}")
-        click.echo(f"{one.out}\n  SHA-256 {one.out_sha256}")
+    for file in conversions:
+        click.echo(f"{file.source}: {file.tensors} tensors\n  SHA-256 {file.source_sha256}")
+        if file.dropped:
+            click.echo(f"  left out: {', '.join(file.dropped)}")
+        click.echo(f"{file.out}\n  SHA-256 {file.out_sha256}")

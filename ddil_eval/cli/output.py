@@ -1,4 +1,4 @@
-"""What commands print: tables of records."""
+"""Print records, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from ddil_eval.report.table import Table
 
 
-def show_tables(made: Sequence[Table]) -> None:
-    """Print tables on stdout."""
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables to stdout."""
     from rich.console import Console
 
     from ddil_eval.report import rendering as render
 
     console = Console()
     if not console.is_terminal:
-        console.width = 140  # a file has no width, and 80 columns would fold the tables
-    for table in made:
+        console.width = 140  # a file has no width, and rich's default of 80 columns would break the tables
+    for table in tables:
         console.print(render.to_rich(table))
 
 
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
-    """Print the tables of records, or the records as JSON; of several processes the main one does."""
+    """Print the tables of records, or the records as JSON. Only the main process prints."""
     from ddil_eval.report import tables
 
     if not ranks.is_main():

@@ -38,8 +38,8 @@ def prompt_inversion(
     """Invert images to prompts with the teacher, and generate images from these prompts with every system: Table 5.
 
     The command measures the diversity of each prompt's images, and how similar they are to the inverted image. After an
-    interruption, the same command continues at the next image. If models, data or metrics are missing, the command names
-    them and measures the rest.
+    interruption, the same command continues at the next image. If models, data or metrics are missing, the command
+    names them and measures the rest.
     """
     from ddil_eval.experiments.experiments import EXPERIMENTS
     from ddil_eval.experiments.system_configs import system_rows

@@ -38,7 +38,7 @@ def test_a_stale_reference_is_one_sentence_and_exit_status_1(cli: Callable[..., 
     file.write_text("old")
     result = cli("--check", "--file", file, command=reference)
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {file} is not what the commands say: run `make docs` and commit it.\n"
+    assert result.stderr == f"Error: {file} is out of date: run `make docs` and commit it.\n"
     assert file.read_text() == "old"
     assert cli("--file", file, command=reference).exit_code == 0
     assert cli("--check", "--file", file, command=reference).exit_code == 0
@@ -47,7 +47,7 @@ def test_a_stale_reference_is_one_sentence_and_exit_status_1(cli: Callable[..., 
 def test_a_missing_folder_is_one_sentence(cli: Callable[..., Result], tmp_path: Path) -> None:
     result = cli("--file", tmp_path / "none" / "commands.md", command=reference)
     assert result.exit_code == 1
-    assert "is no folder" in result.stderr and result.stderr.count("\n") == 1
+    assert "is not a folder" in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_version(cli: Callable[..., Result]) -> None:
     try:
         expected = version("ddil")
     except PackageNotFoundError:
-        expected = "of a folder that is not installed"
+        expected = "(not installed)"
     assert cli("--version").stdout == f"ddil {expected}\n"
 
 
@@ -120,7 +120,7 @@ def test_a_folder_that_was_deleted(cli: Callable[..., Result], tmp_path: Path, m
     gone.rmdir()
     result = cli("data")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: the folder that this command runs in has been deleted; change into another\n"
+    assert result.stderr == "error: the working folder of this command has been deleted; change into another folder\n"
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(
@@ -136,7 +136,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(
     [
         ("distil", "There is no command 'distil': did you mean distill?"),
         ("metric", "There is no command 'metric': did you mean metrics?"),
-        ("zzzz", "There is no command 'zzzz': ddil --help lists them."),
+        ("zzzz", "There is no command 'zzzz': ddil --help lists the commands."),
     ],
 )
 def test_an_unknown_command_is_refused_with_the_nearest(word: str, sentence: str, cli: Callable[..., Result]) -> None:

@@ -187,7 +187,7 @@ def test_mutated_commands_are_refused_in_one_sentence(place: Path) -> None:
         (("eval", "prompt-inversion", "--protocol", "list.yaml", "--inverter", "ph2p", "--out", "o"),
          "list.yaml has a value that does not fit at 'inverters': Input should be a valid dictionary, not [1]"),
         (("sample", "--model", "shapes", "--prompt", "a\udcff", "--out", "o"),
-         "the argument 'a\\udcff' is no text in utf-8; rename the file, or write the text in UTF-8"),
+         "the argument 'a\\udcff' is not text in utf-8; rename the file, or write the text in UTF-8"),
         (("sample", "--model", "a/b@../../x", "--prompt", "a", "--out", "o"), "the model 'a/b@../../x' is not known: "),
         (("distill", "--out", "o", "--device", "cpu:x"),
          "this machine has no device 'cpu:x'; leave out --device to take the best one"),
@@ -242,7 +242,7 @@ def test_what_a_terminal_cannot_show(encoding: str, root: Path) -> None:
     assert report.returncode == 0 and "−" in json.dumps(json.loads(report.stdout), ensure_ascii=False)
     assert run("data").returncode == 0
     for argument, sentence in (
-        (b"\xff", rb"the argument '\udcff' is no text in utf-8; "),
+        (b"\xff", rb"the argument '\udcff' is not text in utf-8; "),
         ("ü−".encode(), b"There is no command "),
     ):
         refused = run(argument)

@@ -40,7 +40,7 @@ def test_it_prints_tables_on_stdout_and_messages_on_stderr(cli: Cli, results: Pa
         "Not measured: p_teacher = 0.6: no record; p_teacher = 0.4: no record; p_teacher = 0.2: no record."
         in result.stdout
     )
-    assert result.stderr == "Not measured, each named below its table: 10.\n"
+    assert result.stderr == "Cells that were not measured, named below their tables: 10.\n"
     assert not (results / "report").exists()
 
 
@@ -78,11 +78,11 @@ def test_json_is_one_document(cli: Cli, results: Path) -> None:
 def test_replaced_records_are_told(cli: Cli, results: Path) -> None:
     store.save_record(p_teacher(0.8, fd=9.0, created="2027-01-01T00:00:00+00:00"), results)
     result = cli("report", "--results", results)
-    assert "Older records of a newer measurement, kept and not shown: 1.\n" in result.stderr
+    assert "Older records that newer records replace, not shown: 1.\n" in result.stderr
     assert "9.00" in result.stdout and "12.50" not in result.stdout.split("Table 2")[1].split("Table 3")[0]
 
 
-@pytest.mark.parametrize(("save", "what"), [(False, "no records"), (True, "records, but none that a table is made of")])
+@pytest.mark.parametrize(("save", "what"), [(False, "no records"), (True, "records, but none for a table,")])
 def test_nothing_to_report_is_one_sentence(cli: Cli, tmp_path: Path, save: bool, what: str) -> None:
     if save:
         store.save_record(p_teacher(0.8, experiment="coco"), tmp_path)

@@ -150,7 +150,7 @@ def test_a_prompt_that_is_no_text_is_refused(
 ) -> None:
     """A byte of a command line that is not UTF-8 becomes half of a surrogate pair, which no command takes in any argument."""
     sentence = f"the prompt {prompt!r} holds {what} which is no character of a text; write it again in UTF-8"
-    argument = f"the argument {prompt!r} is no text in utf-8; rename the file, or write the text in UTF-8"
+    argument = f"the argument {prompt!r} is not text in utf-8; rename the file, or write the text in UTF-8"
     result = sample(tmp_path / "out", PROMPTS[0], prompt)
     said = sentence if "\0" in prompt else argument
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {said}\n")
