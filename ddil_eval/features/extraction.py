@@ -77,7 +77,8 @@ class Extractors:
         """Return the features [P, d] of P prompts, by network.
 
         ``images`` are generated images as they come, uint8 [P · n, H, W, 3], each with its caption; the n images of a
-        prompt follow one another. Networks of "group" metrics get all images of a prompt, other networks the first image.
+        prompt follow one another. Networks of "group" metrics get all images of a prompt, other networks the first
+        image.
         """
         n = self._images_per_prompt
         texts = captions[::n]
@@ -162,7 +163,7 @@ class Extractors:
         return batches
 
     def _stacked(self, images: Sequence[np.ndarray], preparation: Preparation) -> list[np.ndarray]:
-        """Return one batch of all images. Where patches differ in size, because an image was smaller, one batch for each."""
+        """Return all images as one batch. Patches of different sizes (of small images) become a batch each."""
         sizes = sorted({image.shape[:2] for image in images})
         if len(sizes) > 1 and preparation.patch is not None:
             return [image[None] for image in images]
@@ -170,8 +171,8 @@ class Extractors:
             (height, width), (other_height, other_width) = sizes[:2]
             recipe = "no recipe" if self._recipe is None else f"the recipe {self._recipe.name!r}"
             raise WrongCommand(
-                f"there are images of {width} × {height} px and of {other_width} × {other_height} px, and {recipe} does "
-                "not resize; name a recipe that resizes, or give images of one size"
+                f"there are images of {width} × {height} px and of {other_width} × {other_height} px, and {recipe} "
+                "does not resize; name a recipe that resizes, or give images of one size"
             )
         return [np.stack(images)]
 
@@ -181,8 +182,8 @@ def require_several(names: Sequence[str], images_per_prompt: int) -> None:
     group = [name for name in names if METRICS[name].kind == "group"]
     if group and images_per_prompt < 2:
         raise WrongCommand(
-            f"the metric {group[0]!r} needs several images of each prompt, and each prompt has one; with 'ddil eval coco', "
-            "'run' and 'score', add --set pictures_per_prompt=10"
+            f"the metric {group[0]!r} needs several images of each prompt, and each prompt has one; with 'ddil eval "
+            "coco', 'run' and 'score', add --set pictures_per_prompt=10"
         )
 
 
@@ -198,8 +199,8 @@ def _require_fitting(names: Sequence[str], recipe: Recipe) -> None:
         network = METRICS[name].network
         if network.shapes_only and recipe.size is not None:
             raise WrongCommand(
-                f"the metric {name!r} reads images of the shapes world at their own size, and the recipe {recipe.name!r} "
-                f"resizes to {recipe.size} px; choose other metrics"
+                f"the metric {name!r} reads images of the shapes world at their own size, and the recipe "
+                f"{recipe.name!r} resizes to {recipe.size} px; choose other metrics"
             )
         for key, value in REQUIRED_SETTINGS.get(network.name, {}).items():
             if settings[key] not in (None, value):
@@ -224,11 +225,11 @@ def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndar
 def map_ahead(items: Iterable[Item], work: Callable[[Item], Result], ahead: int = 2) -> Iterator[Result]:
     """Yield ``work(item)`` for every item, in order. A second thread works while this thread makes the next item.
 
-    For extraction beside sampling: ``items`` samples images, ``work`` prepares and extracts. At most ``ahead`` items wait.
-    The results are the same as with one thread. An error in either thread is raised here, and no new item starts.
+    For extraction beside sampling: ``items`` samples images, ``work`` prepares and extracts. At most ``ahead`` items
+    wait. The results are the same as with one thread. An error in either thread is raised here, and no new item starts.
 
-    Both threads run inside one ``full_precision`` block: networks of metrics switch float32 precision for the whole process,
-    and one thread must not switch it back while the other computes.
+    Both threads run inside one ``full_precision`` block: networks of metrics switch float32 precision for the whole
+    process, and one thread must not switch it back while the other computes.
     """
     from ddil_core.support.environment import full_precision
 

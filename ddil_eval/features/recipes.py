@@ -1,7 +1,8 @@
 """Recipes: how images are prepared and what they are compared with, as data in ``protocols/recipes.yaml``.
 
-A preparation is Pillow's arithmetic, bit for bit: crop, resize of uint8 with antialiasing, and JPEG where the recipe stores
-images as JPEG. The network of a metric then resizes to its own input size (299 px for Inception, 224 px for CLIP).
+A preparation is Pillow's arithmetic, bit for bit: crop, resize of uint8 with antialiasing, and JPEG where the recipe
+stores images as JPEG. The network of a metric then resizes to its own input size (299 px for Inception, 224 px for
+CLIP).
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Preparation:
 
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the centred ``side`` × ``side`` of uint8 [H, W, 3]. An odd rest is split as in torchvision's ``center_crop``."""
+    """Return the centred ``side`` × ``side`` of uint8 [H, W, 3], placed as torchvision's ``center_crop`` does."""
     top, left = (round((length - side) / 2) for length in image.shape[:2])  # both round halves to the even number
     return image[top : top + side, left : left + side]
 

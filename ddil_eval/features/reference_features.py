@@ -1,4 +1,4 @@
-"""Features of reference images, computed once and stored in the user's folder under a hash of all that they depend on."""
+"""Features of reference images, computed once and stored in the user's folder under a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _extracted(names: Sequence[str], extract: Extract, count: int, folders: Mapp
 
 
 def content_sha256(data: DataSet, count: int) -> str:
-    """Return the SHA-256 of the first ``count`` images: the data set's own (``images_sha256``), else that of the pixels."""
+    """Return the SHA-256 of the first ``count`` images: the data set's ``images_sha256``, else that of the pixels."""
     images_sha256 = getattr(data, "images_sha256", None)
     if images_sha256 is not None:
         return str(images_sha256(count))
@@ -108,5 +108,5 @@ def content_sha256(data: DataSet, count: int) -> str:
 
 
 def references_folder() -> Path:
-    """Return the folder of stored reference features; each sub-folder is named by a hash of what the features depend on."""
+    """Return the folder of stored reference features. A hash of their inputs names each sub-folder."""
     return user_folder() / "references"

@@ -1,4 +1,4 @@
-"""Read and write arrays and features of many images: ``.npy`` files that grow row by row, and ``.npz`` files of one chunk."""
+"""Read and write features: ``.npy`` files that grow block by block, and ``.npz`` files of one chunk."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BLOCK = 4096
 def gather_features(parts: Iterable[Features], count: int, folder: Path | Mapping[str, Path]) -> Features:
     """Write the features of batches that follow one another to files; return them memory-mapped, read-only.
 
-    Each network has a file of its name in ``folder``, or in its own folder where ``folder`` is a mapping. Only one batch is in
-    memory at a time.
+    Each network has a file of its name in ``folder``, or in its own folder where ``folder`` is a mapping. Only one
+    batch is in memory at a time.
 
     Raises:
         DdilError: the batches hold fewer or more than ``count`` rows, or a file cannot be written.

@@ -1,7 +1,7 @@
 """CLIP ViT-L/14's unit image embeddings at 336 pixels: the network of CMMD (Jayasumana et al., 2024).
 
-A bicubic filter with a = −1/2 resizes images to 336 × 336 in float, with antialiasing where they shrink, as in the authors'
-JAX code. The port cmmd-pytorch uses a = −3/4 without antialiasing.
+A bicubic filter with a = −1/2 resizes images to 336 × 336 in float, with antialiasing where they shrink, as in the
+authors' JAX code. The port cmmd-pytorch uses a = −3/4 without antialiasing.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ def load_clip_towers(
 ) -> tuple[CLIP, Callable[[np.ndarray], Tensor], Callable[[list[str]], Tensor]]:
     """Load a model of open_clip in eval mode, float32, without gradients.
 
-    Return the model, open_clip's preparation (images uint8 [B, H, W, 3] → tensor on the model's device) and open_clip's
-    tokenizer (captions → tensor on the model's device). ``resize_mode`` is open_clip's word for the side that is fitted.
+    Return the model, open_clip's preparation (images uint8 [B, H, W, 3] → tensor on the model's device) and
+    open_clip's tokenizer (captions → tensor on the model's device). ``resize_mode`` is open_clip's word for the side
+    that is fitted.
 
     Raises:
         DdilError: the file is damaged or holds another network, or torchvision does not fit torch.

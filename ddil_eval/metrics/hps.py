@@ -1,4 +1,5 @@
-"""HPS v2 (Wu et al., 2023): how people would rate an image for its prompt; the cosine of an OpenCLIP ViT-H/14 trained on ratings.
+"""HPS v2 (Wu et al., 2023): how people would rate an image for its prompt; the cosine of an OpenCLIP ViT-H/14 trained
+on ratings.
 
 The value is the cosine; some tables print 100 × the cosine. The prompt has no prefix. The longer side of the image is
 resized to 224 pixels, as in the authors' code.

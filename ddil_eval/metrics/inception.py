@@ -1,9 +1,9 @@
 """Inception v3's 2,048 pooled features, prepared as clean-fid does: the network that defines FID.
 
-The network is NVIDIA's TorchScript port of the TensorFlow graph of 2015. The preparation is clean-fid's mode "clean": PIL's
-antialiased bicubic resizes each channel to 299 × 299 in float32, without rounding; then (x − 128) / 128. Resizer and loader
-come from clean-fid. This package chooses the place of the file, checks the file and computes all statistics, because
-clean-fid downloads into a shared temporary folder without a check and takes matrix square roots.
+The network is NVIDIA's TorchScript port of the TensorFlow graph of 2015. The preparation is clean-fid's mode "clean":
+PIL's antialiased bicubic resizes each channel to 299 × 299 in float32, without rounding; then (x − 128) / 128.
+Resizer and loader come from clean-fid. This package chooses the place of the file, checks the file and computes all
+statistics, because clean-fid downloads into a shared temporary folder without a check and takes matrix square roots.
 """
 
 from __future__ import annotations
@@ -90,4 +90,4 @@ INCEPTION = Network(
 )
 """The network of FID."""
 INCEPTION_PATCH = replace(INCEPTION, name="inception_patch")
-"""The same network on patches of 299 px, which the recipe cuts (DMD2 measures SDXL so). Inception reads them unresized."""
+"""The same network on patches of 299 px, which the recipe cuts, as DMD2 does for SDXL. Patches are not resized."""

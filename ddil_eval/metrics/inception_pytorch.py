@@ -1,7 +1,8 @@
 """Inception as the package pytorch-fid has it, for BK-SDM's recipe: another port, and torch's bilinear resize.
 
-The resize to 299 px is not antialiased, so the values differ from clean-fid's. This Inception differs from torchvision's in
-some blocks, which come from clean-fid's copy. The weights are pytorch-fid's state dict, read with ``weights_only``.
+The resize to 299 px is not antialiased, so the values differ from clean-fid's. This Inception differs from
+torchvision's in some blocks, which come from clean-fid's copy. The weights are pytorch-fid's state dict, read with
+``weights_only``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LPIPS on AlexNet: the mean distance over all pairs of one prompt's images.
 
-LPIPS v0.1 (Zhang et al., 2018) on AlexNet's five layers with the linear heads of the package ``lpips``; images in [-1, 1] at
-their own size. LPIPS_Div in the paper's Table 5 takes 10 images for each prompt.
+LPIPS v0.1 (Zhang et al., 2018) on AlexNet's five layers with the linear heads of the package ``lpips``; images in [-1,
+1] at their own size. LPIPS_Div in the paper's Table 5 takes 10 images for each prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "sl
 
 
 def convert_lpips_weights(published: Path, target: Path) -> None:
-    """Convert torchvision's AlexNet, a pickle, to its five convolutions in the layout of ``lpips.LPIPS(net="alex").net``.
+    """Convert torchvision's AlexNet, a pickle, to its five convolutions in the layout of
+    ``lpips.LPIPS(net="alex").net``.
 
     Raises:
         DdilError: the file holds something else.
@@ -87,8 +88,8 @@ def load_lpips(path: Path, device: str = "cpu") -> Any:
 def mean_distance(layers: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
     """Return the mean over all pairs of n images of Σ_layers mean_positions Σ_channels w (f̂ − f̂')².
 
-    ``layers`` are [n, C, H, W]. This function divides them by their norm over channels. ``weights`` are [C], one vector for
-    each layer.
+    ``layers`` are [n, C, H, W]. This function divides them by their norm over channels. ``weights`` are [C], one vector
+    for each layer.
 
     Raises:
         DdilError: fewer than two images.
@@ -108,7 +109,7 @@ def mean_distance(layers: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
 
 
 def open_diversity(device: str) -> Extractor:
-    """Load LPIPS. The extractor returns the mean distance [1, 1] between all images of one prompt, uint8 [n, H, W, 3]."""
+    """Load LPIPS. The extractor returns the mean distance [1, 1] between the images of one prompt."""
     import torch
 
     model = load_lpips(WEIGHTS.checked(), device)

@@ -1,7 +1,8 @@
-"""``lpips_efflite0``: the distance of LPIPS on EfficientNet-Lite0's layers, for use where AlexNet's weights are missing.
+"""``lpips_efflite0``: the distance of LPIPS on EfficientNet-Lite0's layers, for use where AlexNet's weights are
+missing.
 
-The layers are the outputs of the network's five stages, as unit vectors over channels. All weights are 1: the "baseline"
-form of the package lpips, without heads. The numbers do not compare with LPIPS.
+The layers are the outputs of the network's five stages, as unit vectors over channels. All weights are 1: the
+"baseline" form of the package lpips, without heads. The numbers do not compare with LPIPS.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ddil_eval.metrics.metric import Extractor
 
 
 def open_diversity(device: str) -> Extractor:
-    """Load the network. The extractor returns the mean distance [1, 1] between all images of one prompt, uint8 [n, H, W, 3]."""
+    """Load the network. The extractor returns the mean distance [1, 1] between the images of one prompt."""
     import torch
 
     model = load_efflite0(weights_file(), device)

@@ -1,7 +1,7 @@
 """The classes ``Metric`` and ``Network``: a network turns images into features, a metric turns features into a value.
 
-Several metrics share one ``Network``: FID, KID, precision and others read Inception's features. The features are extracted
-once and stored under the network's name. A metric's ``kind`` says how features become a value:
+Several metrics share one ``Network``: FID, KID, precision and others read Inception's features. The features are
+extracted once and stored under the network's name. A metric's ``kind`` says how features become a value:
 
 ==========  =====================================  ============================================================
 kind        features                               value
@@ -91,8 +91,8 @@ class Metric:
         direction: Which values are better.
         kind: How features become a value; see the table above.
         network: Where the features come from.
-        statistic: Takes the reference features [m, d] (None for the kind "alone") and returns the statistic. None for the
-            kinds "mean" and "group".
+        statistic: Takes the reference features [m, d] (None for the kind "alone") and returns the statistic. None for
+            the kinds "mean" and "group".
         column: The metric's column among the values of the statistic.
         bounds: The bounds of the value. No interval of a single system passes them.
         rate: The value is a share of images (kind "mean": scores are 0 or 1) or a mean of counts. Its interval is not

@@ -16,8 +16,8 @@ def parse_captions(metric: str, images: np.ndarray, captions: list[str]) -> list
     """Return what the captions say, after checking that the images [B, 64, 64, 3] can be of the shapes world.
 
     Raises:
-        DdilError: the images have another size or type, a caption is not of the shapes world, or the numbers of images and
-            captions differ.
+        DdilError: the images have another size or type, a caption is not of the shapes world, or the numbers of images
+            and captions differ.
     """
     if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or len(images) != len(captions):
         raise DdilError(
@@ -49,7 +49,7 @@ def open_reader(device: str) -> Extractor:
 
 
 def open_scorer(device: str) -> Extractor:
-    """Load the two-tower scorer. Its features are cosines in [-1, 1] between an image (64 × 64) and its caption, float32."""
+    """Load the two-tower scorer. Its features are cosines between image and caption, float32 in [-1, 1]."""
     model, preprocess, tokenize = scorer.load_scorer(scorer.WEIGHTS, device)
 
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Files of weights that metrics need: where they lie, whether they are the right ones, and how they get there.
+"""Files of weights that metrics need: their place, their check, and how they get there.
 
-Nothing here runs by itself: ``ddil metrics --get NAME`` fetches from the source, ``ddil metrics --add NAME=FILE`` takes a
-file that is here already. Files are safetensors; one that its source publishes as a pickle is converted on that occasion,
-with ``weights_only=True``. Inception is TorchScript, as its source publishes it.
+Nothing is downloaded without a command. ``ddil metrics --get NAME`` fetches a file from its source,
+``ddil metrics --add NAME=FILE`` copies a local file. The stored files are safetensors. A source that publishes a pickle
+is read with ``weights_only=True`` and converted. Inception is TorchScript, as its source publishes it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from ddil_core.support.resources import require_cache, user_folder
 class WeightsFile:
     """One file of weights in the user's folder.
 
-    ``url`` is where its source has it. ``sha256`` is that of the published file as its source states it, whole or its
-    first characters, or None where the source states none: the file is then "unverified". ``convert`` (published file,
-    target) makes the safetensors file that the metric reads; None where the published file is read as it is. ``place``
-    finds weights that a package brings, in place of the user's folder, and ``cure`` says how to get those.
+    Attributes:
+        file: The name of the file.
+        url: Where the source publishes the file.
+        sha256: The SHA-256 of the published file, or its first characters, as the source states it. None where the
+            source states none; the file is then "unverified".
+        convert: Takes the published file and a target, and writes the safetensors file that the metric reads. None
+            where the metric reads the published file.
+        place: Finds weights that an installed package brings; they are used instead of the user's folder.
+        cure: How to get weights that a package brings.
     """
 
     file: str
@@ -42,12 +47,12 @@ class WeightsFile:
     cure: str = ""
 
     def path(self) -> Path:
-        """Where the file lies, or would."""
-        found = self.place() if self.place is not None else None
-        return found if found is not None else weights_folder() / self.file
+        """Return the place of the file, whether or not the file exists."""
+        in_package = self.place() if self.place is not None else None
+        return in_package if in_package is not None else weights_folder() / self.file
 
     def missing(self) -> str | None:
-        """None where the file is here, else one sentence with the cure."""
+        """Return None where the file is here, else how to get it, in one sentence."""
         if self.path().is_file():
             return None
         if self.cure:
@@ -56,7 +61,7 @@ class WeightsFile:
         return f"the weights {self.path()} are not here; get them{source} with: ddil metrics --get {self.file}"
 
     def digest(self) -> str:
-        """SHA-256 of the file as it lies here. Raises DdilError where it is not here."""
+        """Return the SHA-256 of the file. Raises DdilError where the file is missing."""
         problem = self.missing()
         if problem is not None:
             raise DdilError(problem)
@@ -65,10 +70,10 @@ class WeightsFile:
         return _sha256(path, status.st_size, status.st_mtime_ns)
 
     def checked(self) -> Path:
-        """The file, once it is here and is the published one as far as that is known.
+        """Return the file after comparing it with the published SHA-256, where one is known.
 
         Raises:
-            DdilError: it is not here, or it is another file.
+            DdilError: the file is missing, or is not the published file.
         """
         path = self.path()
         if self.convert is None and self.sha256 is not None:
@@ -79,16 +84,16 @@ class WeightsFile:
 
     @property
     def check(self) -> str:
-        """How far the file is held to what its source publishes, in a word."""
+        """How the file is compared with what its source publishes, in words."""
         if self.sha256 is None:
             return "unverified"
         return "verified" if self.convert is None else "verified when fetched, not when added converted"
 
     def add(self, published: Path) -> Path:
-        """Take the published file, checked and converted, into the user's folder; returns its place there.
+        """Check and convert the published file, write it into the user's folder, and return its place there.
 
         Raises:
-            DdilError: it is not the published file, does not convert, or cannot be written.
+            DdilError: the file is not the published file, cannot be converted, or cannot be written.
         """
         if not published.is_file():
             raise DdilError(f"{published} is not here; name the file that holds the weights {self.file}")
@@ -105,13 +110,13 @@ class WeightsFile:
         return target
 
     def get(self) -> Path:
-        """Fetch the file from its source, check it, and put it into the user's folder.
+        """Fetch the file from its source, check it, and write it into the user's folder.
 
         Raises:
-            DdilError: it has no public source, the source cannot be reached, or what came is another file.
+            DdilError: there is no public source, the source cannot be reached, or it sent another file.
         """
         if self.url is None:
-            raise DdilError(self.cure or f"the weights {self.file} have no public source; give them with --add")
+            raise DdilError(self.cure or f"the weights {self.file} have no public source; add a local file with --add")
         target = weights_folder() / f"{self.file}.fetched"
         require_cache()
         with waiting_for(weights_folder()):
@@ -121,7 +126,7 @@ class WeightsFile:
         try:
             with urlopen(url) as source, replacing(target) as temporary:
                 with temporary.open("wb") as file:
-                    self._receive(source, file)
+                    self._download(source, file)
                 length = source.headers.get("Content-Length")
                 if length is not None and temporary.stat().st_size != int(length):
                     raise DdilError(f"{url} broke off after {temporary.stat().st_size} of {length} bytes; try again")
@@ -129,22 +134,23 @@ class WeightsFile:
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise DdilError(
-                f"{url} cannot be reached ({reason}); fetch it elsewhere and give it with: "
+                f"{url} cannot be reached ({reason}); fetch it on another machine and add it with: "
                 f"ddil metrics --add {self.file}=FILE"
             ) from error
         finally:
             target.unlink(missing_ok=True)
 
-    def _receive(self, source: BinaryIO, file: BinaryIO) -> None:
+    def _download(self, source: BinaryIO, file: BinaryIO) -> None:
         try:
             shutil.copyfileobj(source, file)
-        except (ConnectionError, TimeoutError, HTTPException) as error:  # before it is taken for a fault of the disk
+        except (ConnectionError, TimeoutError, HTTPException) as error:
+            # Caught here, because ``replacing`` reports every OSError as a fault of the disk.
             raise DdilError(f"the connection to {self.url} broke off ({error}); try again") from error
 
 
 @cache
 def _sha256(path: Path, size: int, modified: int) -> str:
-    """SHA-256 of a file; read again only where its size or time has changed."""
+    """Return the SHA-256 of a file. The cache keeps it until the size or the time of the file changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -152,11 +158,11 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 def _compare(path: Path, digest: str, expected: str) -> None:
     if not digest.startswith(expected):
         raise DdilError(
-            f"{path} is another file than its source publishes (sha256 {digest[:12]}…, expected {expected[:12]}…); "
-            "delete it and get it again"
+            f"{path} is not the file that its source publishes (sha256 {digest[:12]}…, expected {expected[:12]}…); "
+            "delete the file and get it again"
         )
 
 
 def weights_folder() -> Path:
-    """Where weights of metrics lie."""
+    """Return the folder of the weights of metrics."""
     return user_folder() / "weights"

@@ -1,8 +1,10 @@
-"""The delete-a-group jackknife: intervals of set statistics, and p-values of their differences."""
+"""The delete-a-group jackknife: intervals of set statistics, and p-values of their differences.
+
+Each replicate is the statistic without one group of prompts. The spread of the replicates gives the standard error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,8 +20,14 @@ GROUPS = 20
 
 @dataclass(frozen=True)
 class Spread:
-    """A statistic's ``values`` [columns], its jackknife ``pseudovalues`` [groups, columns], and, where the point is a mean
-    over subsets drawn at random, the ``draws`` [draws, columns] of those. ``note`` says why it is not to be trusted."""
+    """The values of a statistic with what their intervals need.
+
+    Attributes:
+        values: [columns].
+        pseudovalues: The jackknife's pseudovalues [groups, columns].
+        draws: Values [draws, columns] of random subsets, where ``values`` are their mean; else None.
+        note: Why the values are not reliable, or None.
+    """
 
     values: Array
     pseudovalues: Array
@@ -28,59 +36,72 @@ class Spread:
 
 
 class Statistic(Protocol):
-    """A statistic of a set of features, made ready once for one reference set.
+    """A statistic of a set of features, prepared once for one reference set.
 
-    It may have several columns, values that are found together (precision, recall, density, coverage).
+    A statistic has one or more columns: values that are computed together (precision, recall, density, coverage).
     """
 
     def values(self, features: Array) -> Array:
-        """Features [n, d] → [columns]."""
+        """Return the values [columns] of features [n, d]."""
         ...
 
     def spread(self, features: Array, labels: Array) -> Spread:
-        """The same with what leaving out each group tells; ``labels`` [n] in 0 … groups − 1 say who is in which."""
+        """Return values and pseudovalues. ``labels`` [n] give each sample's group, 0 … groups − 1."""
         ...
 
 
 @dataclass(frozen=True)
 class Jackknife:
-    """Cells measured on one set of prompts, with what leaving out each group of prompts tells of their spread.
+    """Cells measured on one set of prompts, with their pseudovalues.
 
-    ``values`` [cells]; ``pseudovalues`` [groups, cells]; ``left_out`` [groups], the prompts of each group; ``draws``
-    [draws, cells] where the values are means over random subsets, the same ones for every cell. ``notes`` [cells] say which
-    values are not to be trusted, and why.
+    Attributes:
+        values: [cells].
+        pseudovalues: [groups, cells].
+        group_sizes: The number of prompts in each group, [groups].
+        draws: Values [draws, cells] of random subsets, the same subsets for every cell, where ``values`` are their
+            mean; else None.
+        notes: For each cell why its value is not reliable, or None. May be empty.
     """
 
     values: Array
     pseudovalues: Array = field(repr=False)
-    left_out: Array = field(repr=False)
+    group_sizes: Array = field(repr=False)
     draws: Array | None = field(default=None, repr=False)
     notes: tuple[str | None, ...] = ()
 
     @property
     def n(self) -> int:
-        return int(self.left_out.sum())
+        """The number of prompts."""
+        return int(self.group_sizes.sum())
 
     def estimate(
         self, contrast: Array, *, lowest: float = -np.inf, highest: float = np.inf, rate: bool = False
     ) -> Estimate:
-        """Σ contrast · cells with its interval, Student's t with groups − 1 degrees of freedom.
+        """Return a contrast of the cells with its interval: Student's t with groups − 1 degrees of freedom.
 
-        ``lowest`` and ``highest`` bound the interval: 0 below for a distance, nothing for a difference. Where cells are a
-        ``rate``, from 0 to ``highest``, which is 1 for a share, one cell's interval is its ``score_interval``; in a difference
-        one more sample of each is taken to differ, which tells only near the bounds, where hardly one does.
+        A single rate has the interval of ``score_interval``. In a difference of rates, ``rate_error`` counts one more
+        sample of each cell as different.
+
+        Args:
+            contrast: Weights [cells].
+            lowest: The interval does not pass this bound: 0 for a distance, −∞ for a difference.
+            highest: The interval does not pass this bound.
+            rate: The cells are rates from 0 to ``highest``, which is 1 for a share.
+
+        Raises:
+            DdilError: the value or its standard error is not finite.
         """
         contrast = np.asarray(contrast, dtype=np.float64)
-        value, alone = float(self.values @ contrast), np.count_nonzero(contrast) == 1
-        error, degrees = self._standard_error(contrast), len(self.left_out) - 1
+        value, single = float(self.values @ contrast), np.count_nonzero(contrast) == 1
+        error, degrees = self._standard_error(contrast), len(self.group_sizes) - 1
         if not np.isfinite([value, error]).all():
             raise DdilError(
-                f"a statistic of these features is {value}, which cannot be compared; look for broken pictures"
+                f"a statistic of these features is {value}, which cannot be compared; check the images for broken ones"
             )
-        if rate and not alone:
+        if rate and not single:
             error = rate_error(error, contrast, self.n)
         low, high, p_value = t_interval(value, error, degrees)
-        if rate and alone:
+        if rate and single:
             t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
             low, high = score_interval(value, error, self.n, t, highest)
         low, high = max(low, min(lowest, value)), min(high, max(highest, value))
@@ -94,15 +115,11 @@ class Jackknife:
             notes[0] if notes else None,
         )
 
-    def cells(self, *, lowest: float = -np.inf) -> list[Estimate]:
-        """Each cell by itself."""
-        return [self.estimate(row, lowest=lowest) for row in np.eye(len(self.values))]
-
     def _standard_error(self, contrast: Array) -> float:
-        # Busing, Meijer and van der Leeden (1999): with h = n / m for a group of m, var = mean((θ̃ − θ_J)² / (h − 1)).
+        # Busing, Meijer and van der Leeden (1999): var = mean((θ̃ − θ_J)² / (h − 1)), with h = n / group size.
         pseudovalues = self.pseudovalues @ contrast
-        inverse_share = self.n / self.left_out
-        centre = np.average(pseudovalues, weights=self.left_out)
+        inverse_share = self.n / self.group_sizes
+        centre = np.average(pseudovalues, weights=self.group_sizes)
         variance = np.mean(np.square(pseudovalues - centre) / (inverse_share - 1))
         if self.draws is not None and len(self.draws) > 1:
             variance += np.var(self.draws @ contrast, ddof=1) / len(self.draws)
@@ -110,12 +127,13 @@ class Jackknife:
 
 
 def group_labels(n: int, seed: int = 0, groups: int = GROUPS) -> Array:
-    """The group of each of ``n`` prompts, [n] in 0 … groups − 1, by a permutation that depends on (seed, n) alone.
+    """Return the group of each of ``n`` prompts, [n] in 0 … groups − 1, by a permutation that depends only on
+    (seed, n).
 
-    Groups are as equal as can be; there are n of them where n is smaller. Raises DdilError for fewer than four prompts.
+    Group sizes differ by at most 1. Where n < groups, there are n groups. Raises DdilError for fewer than four prompts.
     """
     if n < 4:
-        raise DdilError(f"{n} prompts are too few for a jackknife interval; ask for at least 4")
+        raise DdilError(f"{n} prompts are too few for a jackknife interval; measure at least 4")
     labels = np.empty(n, dtype=np.int64)
     for label, members in enumerate(np.array_split(np.random.default_rng([seed, n]).permutation(n), min(groups, n))):
         labels[members] = label
@@ -123,25 +141,12 @@ def group_labels(n: int, seed: int = 0, groups: int = GROUPS) -> Array:
 
 
 def pseudovalues(values: Array, replicates: Array, labels: Array) -> Array:
-    """h θ̂ − (h − 1) θ̂₋g of ``values`` [columns] and ``replicates`` [groups, columns], with h = n / size of the group.
+    """Return h θ̂ − (h − 1) θ̂₋g of ``values`` [columns] and ``replicates`` [groups, columns], with h = n /
+    size of the group.
 
-    They take out a bias that falls as 1/n, whatever the groups' sizes, so that the interval is that of the spread at
-    this n; the bias itself stays in the point, as in every published Fréchet distance. The reference is taken as given:
-    its own spread is not in the interval.
+    Pseudovalues remove a bias that falls as 1/n, for groups of any size. So the interval measures the spread at this n.
+    The bias stays in the value, as in every published Fréchet distance. The reference set counts as fixed: its own
+    spread is not in the interval.
     """
     inverse_share = (len(labels) / np.bincount(labels))[:, None]
     return inverse_share * np.asarray(values, dtype=np.float64) - (inverse_share - 1) * replicates
-
-
-def jackknife(value_of: Callable[[Array], Array], n: int, *, groups: int = GROUPS, seed: int = 0) -> Jackknife:
-    """Delete-a-group jackknife of a statistic of ``n`` prompts.
-
-    ``value_of`` takes the sorted indices of the prompts to keep and gives the values of all cells, [cells].
-
-    Raises:
-        DdilError: fewer than four prompts.
-    """
-    labels = group_labels(n, seed, groups)
-    values = np.asarray(value_of(np.arange(n)), dtype=np.float64)
-    replicates = np.stack([value_of(np.flatnonzero(labels != group)) for group in range(labels.max() + 1)])
-    return Jackknife(values, pseudovalues(values, replicates, labels), np.bincount(labels))

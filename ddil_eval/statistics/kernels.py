@@ -1,7 +1,7 @@
-"""Squared maximum mean discrepancies: the kernel distance (KID), and CLIP's (CMMD).
+"""Squared maximum mean discrepancies: the kernel distance (KID) and CLIP's (CMMD).
 
-MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y). What a jackknife needs are the kernel's sums by group, found block by
-block, so that features may lie on disk.
+MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y). The jackknife needs the sums of the kernel by group. They are
+added up block by block, so that the features may lie on disk.
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ Kernel = Callable[[Array, Array], Array]
 
 
 def polynomial(x: Array, y: Array) -> Array:
-    """(x·y / d + 1)³ between the rows of x [n, d] and y [m, d]: KID's kernel (Bińkowski et al., 2018)."""
+    """Return (x·y / d + 1)³ for the rows of x [n, d] and y [m, d]: KID's kernel (Bińkowski et al., 2018)."""
     base = x @ y.T / x.shape[1] + 1.0
-    return base * base * base  # a power is ten times as slow
+    return base * base * base  # a power takes ten times as long
 
 
 def gaussian(x: Array, y: Array, sigma: float = 10.0) -> Array:
-    """exp(−‖x − y‖² / 2σ²) between the rows of x [n, d] and y [m, d]: CMMD's kernel, σ = 10 (Jayasumana et al., 2024)."""
+    """Return exp(−‖x − y‖² / 2σ²) for the rows of x [n, d] and y [m, d]: CMMD's kernel."""
     squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
     return np.exp(-np.maximum(squared, 0.0) / (2 * sigma**2))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums of a kernel by group: ``within`` [groups, groups] over pairs of the set, ``diagonal`` [groups], ``across`` [groups]."""
+    """Sums of a kernel by group.
+
+    Attributes:
+        within: Sums [groups, groups] over all pairs of samples.
+        diagonal: Sums [groups] over pairs of a sample with itself.
+        across: Sums [groups] over pairs of a sample and a reference sample.
+    """
 
     within: Array
     diagonal: Array
@@ -44,35 +50,34 @@ def _sums(features: Array, reference: Array, labels: Array, kernel: Kernel) -> _
     member = np.eye(int(labels.max()) + 1)
     within, across, diagonal = np.zeros_like(member), np.zeros(len(member)), np.zeros(len(member))
     for block in blocks(len(features)):
-        rows, own = finite(features[block]), member[labels[block]]
-        diagonal += own.T @ np.diag(kernel(rows, rows))
+        rows, in_group = finite(features[block]), member[labels[block]]
+        diagonal += in_group.T @ np.diag(kernel(rows, rows))
         for other in blocks(len(features)):
             if other.start < block.start:
-                continue  # k(x, y) = k(y, x): each pair of blocks once
-            pairs = own.T @ (kernel(rows, finite(features[other])) @ member[labels[other]])
+                continue  # k is symmetric: compute each pair of blocks once
+            pairs = in_group.T @ (kernel(rows, finite(features[other])) @ member[labels[other]])
             within += pairs if other.start == block.start else pairs + pairs.T
         for other in blocks(len(reference)):
-            across += own.T @ kernel(rows, finite(reference[other])).sum(axis=1)
+            across += in_group.T @ kernel(rows, finite(reference[other])).sum(axis=1)
     return _Sums(within, diagonal, across)
 
 
 def _discrepancies(sums: _Sums, sizes: Array, m: int, *, unbiased: bool) -> Array:
-    """MMD² less the reference's own part: of all groups, and then without each of them, [1 + groups]."""
-    everything = np.ones(len(sizes))
-    kept = np.concatenate([everything[None], everything - np.eye(len(sizes))])
+    """Return MMD² minus the term of the reference alone: for all samples, and without each group, [1 + groups]."""
+    ones = np.ones(len(sizes))
+    kept = np.concatenate([ones[None], ones - np.eye(len(sizes))])
     n = kept @ sizes
     within = np.einsum("ki,ij,kj->k", kept, sums.within, kept) - (kept @ sums.diagonal if unbiased else 0.0)
     return within / (n * (n - 1) if unbiased else n**2) - 2 * (kept @ sums.across) / (n * m)
 
 
 class KernelDistance:
-    """KID: the unbiased MMD² of the polynomial kernel, a mean over 100 pairs of random subsets of 1,000.
+    """KID: the unbiased MMD² of the polynomial kernel, a mean over 100 pairs of random subsets of 1,000 samples.
 
-    Subsets are smaller where there are fewer samples than 1,000 on either side. They are drawn by a generator that depends
-    on (seed, n, m) alone, so that cells of as many pictures share them. Unbiased, it may fall a little below 0.
+    With fewer than 1,000 samples on one side the subsets are smaller. The random generator depends only on (seed, n,
+    m), so cells with equally many images share the subsets. KID is unbiased, so it may fall a little below 0.
 
-    The interval is that of the same quantity from all pairs of samples, jackknifed, with the spread that the draws of
-    subsets add.
+    The interval is the jackknife of the unbiased MMD² of all samples, widened by the spread over the random subsets.
     """
 
     subsets, size = 100, 1000
@@ -82,75 +87,75 @@ class KernelDistance:
         self.seed = seed
 
     def values(self, features: Array) -> Array:
-        """KID as a statistic of one column."""
+        """Return KID as one column."""
         return np.array([self._draws(features).mean()])
 
     def spread(self, features: Array, labels: Array) -> Spread:
-        """KID with its jackknife and its draws."""
+        """Return KID with its pseudovalues and draws."""
         draws = self._draws(features)
         sums = _sums(features, self.reference, labels, polynomial)
-        found = _discrepancies(sums, np.bincount(labels), len(self.reference), unbiased=True)
-        own = pseudovalues(found[:1], found[1:, None], labels)
+        exact = _discrepancies(sums, np.bincount(labels), len(self.reference), unbiased=True)
+        pseudo = pseudovalues(exact[:1], exact[1:, None], labels)
         value = draws.mean()
-        return Spread(np.array([value]), own - found[0] + value, draws[:, None])
+        return Spread(np.array([value]), pseudo - exact[0] + value, draws[:, None])
 
     def _draws(self, features: Array) -> Array:
-        """MMD² of each pair of subsets, [subsets]; one where the subsets are the sets themselves."""
+        """Return the MMD² of each pair of subsets, [subsets]; [1] where the subsets hold all samples."""
         features = _at_least_two(features, "KID")
         n, m = len(features), len(self.reference)
         size = min(self.size, n, m)
         rng = np.random.default_rng([self.seed, n, m])
         count = 1 if n == m == size else self.subsets
         return np.array(
-            [self._subset(_some(features, size, rng), _some(self.reference, size, rng)) for _ in range(count)]
+            [self._discrepancy(_subset(features, size, rng), _subset(self.reference, size, rng)) for _ in range(count)]
         )
 
     @staticmethod
-    def _subset(x: Array, y: Array) -> float:
+    def _discrepancy(x: Array, y: Array) -> float:
         size = len(x)
-        own = sum(float(k.sum() - np.trace(k)) for k in (polynomial(x, x), polynomial(y, y)))
-        return own / (size * (size - 1)) - 2 * float(polynomial(x, y).mean())
+        within = sum(float(k.sum() - np.trace(k)) for k in (polynomial(x, x), polynomial(y, y)))
+        return within / (size * (size - 1)) - 2 * float(polynomial(x, y).mean())
 
 
-def _some(features: Array, size: int, rng: np.random.Generator) -> Array:
+def _subset(features: Array, size: int, rng: np.random.Generator) -> Array:
     return finite(features[np.sort(rng.choice(len(features), size, replace=False))])
 
 
 class GaussianDiscrepancy:
-    """CMMD: 1,000 × the MMD² of the Gaussian kernel with σ = 10, over all pairs, each sample's with itself included.
+    """CMMD: 1,000 × the MMD² of the Gaussian kernel with σ = 10, over all pairs, also of a sample with itself.
 
-    That is the published form; it is at least 0. Features are taken as unit vectors, as CLIP's.
+    This is the published form; it is at least 0. The features must be unit vectors, as CLIP's are.
     """
 
     scale = 1000.0
 
     def __init__(self, reference: Array | None) -> None:
         self.reference = _at_least_two(reference, "CMMD")
-        one = np.zeros(len(self.reference), dtype=np.int64)
-        self.own = (
-            float(_sums(self.reference, self.reference[:0], one, gaussian).within.item()) / len(self.reference) ** 2
-        )
+        one_group = np.zeros(len(self.reference), dtype=np.int64)
+        sums = _sums(self.reference, self.reference[:0], one_group, gaussian)
+        self.reference_term = float(sums.within.item()) / len(self.reference) ** 2
 
     def values(self, features: Array) -> Array:
-        """CMMD as a statistic of one column."""
-        return self._found(features, np.zeros(len(features), dtype=np.int64))[:1]
+        """Return CMMD as one column."""
+        return self._replicates(features, np.zeros(len(features), dtype=np.int64))[:1]
 
     def spread(self, features: Array, labels: Array) -> Spread:
-        """CMMD with its jackknife."""
-        found = self._found(features, labels)
-        return Spread(found[:1], pseudovalues(found[:1], found[1:, None], labels))
+        """Return CMMD with its pseudovalues."""
+        replicates = self._replicates(features, labels)
+        return Spread(replicates[:1], pseudovalues(replicates[:1], replicates[1:, None], labels))
 
-    def _found(self, features: Array, labels: Array) -> Array:
+    def _replicates(self, features: Array, labels: Array) -> Array:
+        """Return CMMD of all samples and, where there are several groups, without each group: [1 (+ groups)]."""
         sums = _sums(_at_least_two(features, "CMMD"), self.reference, labels, gaussian)
         sizes = np.bincount(labels)
         if len(sizes) == 1:
             total = sums.within.item() / sizes[0] ** 2 - 2 * sums.across[0] / (sizes[0] * len(self.reference))
-            return np.array([self.scale * max(0.0, total + self.own)])
-        found = _discrepancies(sums, sizes, len(self.reference), unbiased=False)
-        return self.scale * np.maximum(found + self.own, 0.0)
+            return np.array([self.scale * max(0.0, total + self.reference_term)])
+        discrepancies = _discrepancies(sums, sizes, len(self.reference), unbiased=False)
+        return self.scale * np.maximum(discrepancies + self.reference_term, 0.0)
 
 
 def _at_least_two(features: Array | None, name: str) -> Array:
     if features is None or features.ndim != 2 or len(features) < 2:
-        raise DdilError(f"{name} needs features [n, d] of at least two pictures on either side; ask for more prompts")
+        raise DdilError(f"{name} needs features [n, d] of at least two images in either set; measure more prompts")
     return features

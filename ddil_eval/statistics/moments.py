@@ -1,8 +1,8 @@
-"""Mean and scatter of features as they come, in float64, in memory that does not grow with their number.
+"""Mean and scatter of features, in float64, added up in memory that does not grow with the number of samples.
 
-Up to d samples their rows are kept, which need no more room than a covariance and lose nothing: a Fréchet distance of few
-samples is found from them. Beyond, what is kept is the mean and the scatter Σ (x − μ)(x − μ)ᵀ. Parts merge by the
-identity of Chan, Golub and LeVeque (1979), so shards give the numbers of one pass.
+Up to d samples, the rows themselves are kept: they need no more memory than a covariance and lose no precision. Beyond
+d samples, the mean and the scatter Σ (x − μ)(x − μ)ᵀ are kept. Parts merge by the identity of Chan, Golub and
+LeVeque (1979).
 """
 
 from __future__ import annotations
@@ -16,12 +16,19 @@ from ddil_core.support.errors import DdilError
 
 Array = np.ndarray
 BLOCK = 1024
-"""Rows that are read at a time from features that may lie on disk."""
+"""Rows that are read at once from features that may lie on disk."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """``count`` samples with their ``mean`` [d], and their ``scatter`` [d, d] or, where count ≤ d, their ``rows`` [count, d]."""
+    """Mean and scatter of a set of samples.
+
+    Attributes:
+        count: The number of samples.
+        mean: [d].
+        scatter: Σ (x − μ)(x − μ)ᵀ [d, d], where count > d.
+        rows: The samples [count, d], where count ≤ d.
+    """
 
     count: int
     mean: Array
@@ -30,39 +37,40 @@ class Moments:
 
     @staticmethod
     def of(features: Array) -> Moments:
-        """The moments of features [n, d], n ≥ 1, read block by block. Raises DdilError where they are not finite."""
+        """Return the moments of features [n, d], n ≥ 1, read block by block. Refuse values that are not finite."""
         if features.ndim != 2 or len(features) == 0:
-            raise DdilError(f"moments need features [n, d] of at least one picture, not {list(features.shape)}")
-        gathered = _Gathering(features.shape[1])
+            raise DdilError(f"moments need features [n, d] of at least one image, not {list(features.shape)}")
+        accumulator = _Accumulator(features.shape[1])
         for block in blocks(len(features)):
-            gathered.add(finite(features[block]))
-        return gathered.moments()
+            accumulator.add(finite(features[block]))
+        return accumulator.moments()
 
     @staticmethod
     def merged(parts: Iterable[Moments]) -> Moments:
-        """The moments of all parts' samples together, in the parts' order."""
+        """Return the moments of the samples of all parts, in the order of the parts."""
         parts = [part for part in parts if part.count]
         count, width = sum(part.count for part in parts), len(parts[0].mean)
         rows = [part.rows for part in parts if part.rows is not None]
         if len(rows) == len(parts) and count <= width:
-            together = np.concatenate(rows)
-            return Moments(count, together.mean(axis=0), rows=together)
+            all_rows = np.concatenate(rows)
+            return Moments(count, all_rows.mean(axis=0), rows=all_rows)
         mean = np.asarray(sum(part.count * part.mean for part in parts) / count)
-        apart = np.stack([np.sqrt(part.count) * (part.mean - mean) for part in parts])
-        scatter = apart.T @ apart
+        between = np.stack([np.sqrt(part.count) * (part.mean - mean) for part in parts])
+        scatter = between.T @ between
         for part in parts:
-            scatter += part.own_scatter()
+            scatter += part.full_scatter()
         return Moments(count, mean, scatter=scatter)
 
     def less(self, part: Moments) -> Moments:
-        """The moments without those of a part of the samples; more than d must be left."""
+        """Return the moments without those of a part of the samples. More than d samples must remain."""
         count = self.count - part.count
         mean = (self.count * self.mean - part.count * part.mean) / count
-        apart = np.sqrt(self.count * part.count / count) * (part.mean - self.mean)
-        return Moments(count, mean, scatter=self.own_scatter() - part.own_scatter() - np.outer(apart, apart))
+        between = np.sqrt(self.count * part.count / count) * (part.mean - self.mean)
+        scatter = self.full_scatter() - part.full_scatter() - np.outer(between, between)
+        return Moments(count, mean, scatter=scatter)
 
-    def own_scatter(self) -> Array:
-        """Σ (x − μ)(x − μ)ᵀ [d, d]."""
+    def full_scatter(self) -> Array:
+        """Return Σ (x − μ)(x − μ)ᵀ [d, d], computed from the rows where only rows are kept."""
         if self.scatter is not None:
             return self.scatter
         assert self.rows is not None
@@ -70,40 +78,40 @@ class Moments:
         return centred.T @ centred
 
     def factor(self) -> Array:
-        """L [d, min(count, d)] with L Lᵀ = the unbiased covariance; count ≥ 2."""
+        """Return L [d, min(count, d)] with L Lᵀ = the unbiased covariance; count ≥ 2."""
         if self.rows is not None:
             return (self.rows - self.mean).T / np.sqrt(self.count - 1)
-        covariance = self.own_scatter() / (self.count - 1)
+        covariance = self.full_scatter() / (self.count - 1)
         try:
             return np.linalg.cholesky(covariance)
-        except np.linalg.LinAlgError:  # not of full rank
+        except np.linalg.LinAlgError:  # the rank is not full
             values, vectors = np.linalg.eigh(covariance)
             return vectors * np.sqrt(np.maximum(values, 0.0))
 
     def trace(self) -> float:
-        """The trace of the unbiased covariance; count ≥ 2."""
+        """Return the trace of the unbiased covariance; count ≥ 2."""
         if self.rows is not None:
             return float(np.square(self.rows - self.mean).sum() / (self.count - 1))
-        return float(np.trace(self.own_scatter()) / (self.count - 1))
+        return float(np.trace(self.full_scatter()) / (self.count - 1))
 
 
-class _Gathering:
-    """Rows on their way into moments: kept as they are up to d of them, then folded in a block at a time."""
+class _Accumulator:
+    """Add rows up to moments: keep the first d rows, then merge one block at a time."""
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.folded: Moments | None = None
+        self.merged: Moments | None = None
         self.waiting: list[Array] = []
         self.count = 0
 
     def add(self, rows: Array) -> None:
         self.waiting.append(rows)
         self.count += len(rows)
-        if self.count > (self.width if self.folded is None else BLOCK):
-            self.folded, self.waiting, self.count = self.moments(), [], 0
+        if self.count > (self.width if self.merged is None else BLOCK):
+            self.merged, self.waiting, self.count = self.moments(), [], 0
 
     def moments(self) -> Moments:
-        parts = [] if self.folded is None else [self.folded]
+        parts = [] if self.merged is None else [self.merged]
         if self.count:
             rows = np.concatenate(self.waiting)
             mean = rows.mean(axis=0)
@@ -118,47 +126,39 @@ class _Gathering:
 
 
 class GroupMoments:
-    """The moments of each group of a jackknife, from batches in any order: all that a Fréchet distance's interval needs.
+    """The moments of each group of a jackknife, from batches in any order. The interval of a Fréchet distance needs no
+    more.
 
-    The room is groups · d² numbers at most, whatever the number of pictures. Shards that were gathered apart, each with the
-    labels of its own samples, merge.
+    The memory is at most groups · d² numbers, for any number of images.
     """
 
     def __init__(self, groups: int, width: int) -> None:
-        self._gathering = [_Gathering(width) for _ in range(groups)]
+        self._accumulators = [_Accumulator(width) for _ in range(groups)]
 
     @staticmethod
     def of(features: Array, labels: Array) -> GroupMoments:
-        """The moments of features [n, d] by their labels [n], read block by block."""
-        found = GroupMoments(int(labels.max()) + 1, features.shape[1])
+        """Return the moments of features [n, d] by their labels [n], read block by block."""
+        moments = GroupMoments(int(labels.max()) + 1, features.shape[1])
         for block in blocks(len(features)):
-            found.add(features[block], labels[block])
-        return found
+            moments.add(features[block], labels[block])
+        return moments
 
     def add(self, features: Array, labels: Array) -> None:
-        """Take in features [B, d] of samples with these labels [B]. Raises DdilError where they are not finite."""
+        """Add features [B, d] of samples with labels [B]. Raises DdilError where features are not finite."""
         rows = finite(features)
         for group in np.unique(labels):
-            self._gathering[group].add(rows[labels == group])
-
-    def merge(self, other: GroupMoments) -> GroupMoments:
-        """The moments of both shards' samples."""
-        width = self._gathering[0].width
-        both = GroupMoments(len(self._gathering), width)
-        for own, first, second in zip(both._gathering, self.moments(), other.moments(), strict=True):
-            own.folded = Moments.merged([first, second]) if first.count or second.count else None
-        return both
+            self._accumulators[group].add(rows[labels == group])
 
     def moments(self) -> list[Moments]:
-        """Each group's moments."""
-        return [gathering.moments() for gathering in self._gathering]
+        """Return the moments of each group."""
+        return [accumulator.moments() for accumulator in self._accumulators]
 
     def total(self) -> Moments:
-        """The moments of all samples."""
+        """Return the moments of all samples."""
         return Moments.merged(self.moments())
 
     def without(self) -> Iterator[Moments]:
-        """For each group, the moments of all others' samples."""
+        """Yield for each group the moments of all other samples."""
         parts = self.moments()
         total = Moments.merged(parts)
         for group, part in enumerate(parts):
@@ -169,14 +169,14 @@ class GroupMoments:
 
 
 def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
-    """Consecutive slices of at most ``size``."""
+    """Yield consecutive slices of at most ``size`` rows."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
 def finite(features: Array) -> Array:
-    """Features as float64. Raises DdilError where they are not finite."""
+    """Return features as float64. Raises DdilError where they are not finite."""
     rows = np.asarray(features, dtype=np.float64)
     if not np.isfinite(rows).all():
-        raise DdilError("features hold values that are not finite; look for broken pictures among those measured")
+        raise DdilError("features hold values that are not finite; check the measured images for broken ones")
     return rows

@@ -55,9 +55,9 @@ def test_weights_are_fetched_on_command_and_checked(cache: Path, published: Path
 def test_another_file_than_the_published_one_is_refused(cache: Path, published: Path) -> None:
     weights = pinned(published)
     published.write_bytes(b"something else")
-    with pytest.raises(DdilError, match=r"is another file than its source publishes \(sha256 .*…, expected .*…\)"):
+    with pytest.raises(DdilError, match=r"is not the file that its source publishes \(sha256 .*…, expected .*…\)"):
         weights.get()
-    with pytest.raises(DdilError, match="is another file"):
+    with pytest.raises(DdilError, match="is not the file"):
         weights.add(published)
     assert list((cache / "weights").glob("*")) == []
 
@@ -67,7 +67,7 @@ def test_weights_that_change_under_way_are_noticed(cache: Path, published: Path)
     place = weights.get()
     place.write_bytes(b"changed")
     with pytest.raises(
-        DdilError, match=r"it.bin is another file than its source publishes .*; delete it and get it again"
+        DdilError, match=r"it.bin is not the file that its source publishes .*; delete the file and get it again"
     ):
         weights.checked()
 
@@ -82,11 +82,12 @@ def test_what_its_source_does_not_state_is_unverified(published: Path) -> None:
 def test_a_source_that_cannot_be_reached_is_one_sentence(tmp_path: Path, cache: Path) -> None:
     weights = WeightsFile("it.bin", url=(tmp_path / "nowhere").as_uri())
     with pytest.raises(
-        DdilError, match=r"nowhere cannot be reached \(.*\); fetch it elsewhere and give it with: ddil metrics --add it"
+        DdilError,
+        match=r"nowhere cannot be reached \(.*\); fetch it on another machine and add it with: ddil metrics --add it",
     ):
         weights.get()
     assert not (cache / "weights" / "it.bin").exists()
-    with pytest.raises(DdilError, match="have no public source; give them with --add"):
+    with pytest.raises(DdilError, match="have no public source; add a local file with --add"):
         WeightsFile("own.bin").get()
 
 
@@ -126,7 +127,7 @@ def test_alexnet_is_converted_from_torchvision_s_layout(tmp_path: Path, cache: P
     layers = load_file(tmp_path / "layers.safetensors")
     assert len(layers) == 10 and torch.equal(layers["slice4.8.weight"], state["features.8.weight"])
     lpips_alexnet.load_lpips(tmp_path / "layers.safetensors")
-    with pytest.raises(DdilError, match="is another file than its source publishes"):
+    with pytest.raises(DdilError, match="is not the file that its source publishes"):
         lpips_alexnet.WEIGHTS.add(tmp_path / "alexnet.pth")  # other numbers than torchvision's own
 
 

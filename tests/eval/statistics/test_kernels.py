@@ -120,7 +120,7 @@ def test_intervals_cover(statistic: type) -> None:
         x, labels = unit(rng.normal(size=(80, 4)) + mean), group_labels(80, seed)
         spread = measured.spread(x, labels)
         draws = None if spread.draws is None else spread.draws
-        estimates.append(Jackknife(spread.values, spread.pseudovalues, np.bincount(labels), draws).cells()[0])
+        estimates.append(Jackknife(spread.values, spread.pseudovalues, np.bincount(labels), draws).estimate([1]))
     truth = np.mean([estimate.value for estimate in estimates])
     covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
     assert covered == pytest.approx(0.95, abs=0.05)
@@ -129,7 +129,7 @@ def test_intervals_cover(statistic: type) -> None:
 
 @pytest.mark.parametrize("statistic", [KernelDistance, GaussianDiscrepancy])
 def test_too_few_samples_are_refused(statistic: type) -> None:
-    with pytest.raises(DdilError, match="at least two pictures on either side; ask for more prompts"):
+    with pytest.raises(DdilError, match="at least two images in either set; measure more prompts"):
         statistic(np.zeros((1, 4)))
-    with pytest.raises(DdilError, match="at least two pictures on either side"):
+    with pytest.raises(DdilError, match="at least two images in either set"):
         statistic(np.zeros((3, 4))).values(np.zeros((1, 4)))

@@ -21,7 +21,7 @@ def test_moments_are_those_of_numpy(n: int, d: int) -> None:
     centred = exact - exact.mean(axis=0)
     assert moments.count == n and (moments.rows is not None) == (n <= d)
     np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(moments.own_scatter(), centred.T @ centred, atol=1e-10 * n * d)
+    np.testing.assert_allclose(moments.full_scatter(), centred.T @ centred, atol=1e-10 * n * d)
     if n > 1:
         covariance = np.cov(exact, rowvar=False)
         factor = moments.factor()
@@ -31,25 +31,22 @@ def test_moments_are_those_of_numpy(n: int, d: int) -> None:
 
 def test_moments_do_not_depend_on_the_mean_s_size() -> None:
     features = features_of(2000, 6)
-    far = Moments.of(features + 1e6).own_scatter()
-    np.testing.assert_allclose(far, Moments.of(features).own_scatter(), rtol=1e-6)
+    far = Moments.of(features + 1e6).full_scatter()
+    np.testing.assert_allclose(far, Moments.of(features).full_scatter(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("n", "d"), [(30, 40), (60, 40), (700, 16)])
 @pytest.mark.parametrize("shards", [2, 3])
-def test_shards_give_the_numbers_of_one_pass(n: int, d: int, shards: int) -> None:
-    """Each process has its own samples, in batches of its own size, and the labels of those samples."""
+def test_batches_in_another_order_give_the_numbers_of_one_pass(n: int, d: int, shards: int) -> None:
     features, labels = features_of(n, d), group_labels(n)
     whole = GroupMoments.of(features, labels)
-    merged = GroupMoments(20, d)
+    batched = GroupMoments(20, d)
     for shard in range(shards):
-        own = np.arange(shard, n, shards)
-        part = GroupMoments(20, d)
-        for batch in np.array_split(own, max(1, len(own) // (3 + shard))):
-            part.add(features[batch], labels[batch])
-        merged = merged.merge(part)
+        rows = np.arange(shard, n, shards)
+        for batch in np.array_split(rows, max(1, len(rows) // (3 + shard))):
+            batched.add(features[batch], labels[batch])
     reference = FrechetReference(features_of(90, d, seed=1))
-    one, many = (reference.spread_of(moments, labels) for moments in (whole, merged))
+    one, many = (reference.spread_of(moments, labels) for moments in (whole, batched))
     np.testing.assert_allclose(many.values, one.values, rtol=1e-10)
     np.testing.assert_allclose(many.pseudovalues, one.pseudovalues, rtol=1e-8)
     assert many.values[0] == pytest.approx(reference.distance(features), rel=1e-10)
@@ -62,7 +59,7 @@ def test_leaving_a_group_out_is_measuring_the_others(n: int, d: int) -> None:
         alone = Moments.of(features[labels != group])
         assert others.count == alone.count
         np.testing.assert_allclose(others.mean, alone.mean, rtol=1e-10)
-        np.testing.assert_allclose(others.own_scatter(), alone.own_scatter(), atol=1e-9 * alone.own_scatter().max())
+        np.testing.assert_allclose(others.full_scatter(), alone.full_scatter(), atol=1e-9 * alone.full_scatter().max())
 
 
 def test_an_interval_from_moments_is_that_from_features() -> None:
@@ -77,9 +74,9 @@ def test_an_interval_from_moments_is_that_from_features() -> None:
 def test_features_that_are_not_numbers_are_refused() -> None:
     features = features_of(10, 3)
     features[4, 1] = np.inf
-    with pytest.raises(DdilError, match="not finite; look for broken pictures"):
+    with pytest.raises(DdilError, match="not finite; check the measured images"):
         Moments.of(features)
     with pytest.raises(DdilError, match="not finite"):
         GroupMoments.of(features, group_labels(10))
-    with pytest.raises(DdilError, match=r"at least one picture, not \[0, 3\]"):
+    with pytest.raises(DdilError, match=r"at least one image, not \[0, 3\]"):
         Moments.of(features[:0])

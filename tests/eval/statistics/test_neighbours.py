@@ -180,7 +180,7 @@ def test_a_rate_at_its_bound_has_an_interval_to_one_side(value: float, highest: 
 
 
 def test_too_few_samples_are_refused() -> None:
-    with pytest.raises(DdilError, match="at least two pictures on either side"):
+    with pytest.raises(DdilError, match="at least two images in either set"):
         Neighbours(np.zeros((1, 3)))
-    with pytest.raises(DdilError, match="at least two pictures on either side"):
+    with pytest.raises(DdilError, match="at least two images in either set"):
         Neighbours(np.zeros((3, 3))).values(np.zeros((1, 3)))

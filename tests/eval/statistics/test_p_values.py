@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean, jackknife
+from ddil_eval.statistics import Estimate, FrechetReference, estimate_mean
+from tests.jackknife import jackknife
 
 
 def mean_of(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -189,5 +190,5 @@ def test_what_is_not_finite_cannot_be_compared() -> None:
         scores[3, 0] = broken
         with pytest.raises(DdilError, match="not finite"):
             estimate_mean(scores, [1, -1])
-    with pytest.raises(DdilError, match="cannot be compared; look for broken pictures"):
+    with pytest.raises(DdilError, match="cannot be compared; check the images"):
         jackknife(partial(mean_of, scores), 20).estimate([1, -1])

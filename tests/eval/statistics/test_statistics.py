@@ -22,9 +22,9 @@ from ddil_eval.statistics import (
     estimate_mean,
     frechet_distance,
     group_labels,
-    jackknife,
 )
 from ddil_eval.statistics.jackknife import pseudovalues
+from tests.jackknife import jackknife, single_cells
 
 
 def exact_moments(rng: np.random.Generator, n: int, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -167,8 +167,8 @@ def test_a_subset_is_measured_as_if_it_were_alone(n: int, m: int, d: int) -> Non
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        (np.zeros((1, 4)), "at least two pictures"),
-        (np.zeros(4), "at least two pictures"),
+        (np.zeros((1, 4)), "at least two images"),
+        (np.zeros(4), "at least two images"),
         (np.full((5, 4), np.nan), "not finite"),
         (np.zeros((5, 3)), "features of width 3 cannot be compared with a reference of width 4"),
     ],
@@ -181,7 +181,7 @@ def test_features_that_cannot_be_measured_are_refused(features: np.ndarray, word
 def test_an_interval_contains_its_point() -> None:
     assert Estimate(1.0, 1.0, 1.0, 2).value == 1.0
     for low, high in [(1.1, 2.0), (0.0, 0.9), (np.nan, 2.0)]:
-        with pytest.raises(ValueError, match="does not contain its point"):
+        with pytest.raises(ValueError, match="does not contain its value"):
             Estimate(1.0, low, high, 2)
 
 
@@ -203,7 +203,7 @@ def test_jackknife_of_a_mean_has_its_closed_form(groups: int) -> None:
 
 def test_unequal_groups_add_no_spread_to_a_pure_bias() -> None:
     # A statistic 5 + 3/n has no spread: pseudovalues see none, though groups of 6 and 7 leave different sizes.
-    measured = jackknife(lambda rows: np.array([5 + 3 / len(rows)]), 128, groups=20).cells()[0]
+    measured = jackknife(lambda rows: np.array([5 + 3 / len(rows)]), 128, groups=20).estimate([1])
     assert measured.high - measured.low < 1e-10
 
 
@@ -212,9 +212,9 @@ def test_jackknife_depends_on_its_seed_and_not_on_the_order_of_cells() -> None:
     first = jackknife(partial(mean_of, values), 40, seed=1)
     again = jackknife(partial(mean_of, values[:, ::-1]), 40, seed=1)
     other = jackknife(partial(mean_of, values), 40, seed=2)
-    assert first.cells() == again.cells()[::-1]
-    assert first.cells()[0] != other.cells()[0]
-    assert first.cells()[0].value == other.cells()[0].value
+    assert single_cells(first) == single_cells(again)[::-1]
+    assert single_cells(first)[0] != single_cells(other)[0]
+    assert single_cells(first)[0].value == single_cells(other)[0].value
 
 
 def test_the_interval_of_a_distance_can_be_bounded_at_zero() -> None:
@@ -402,7 +402,7 @@ def test_a_limit_of_too_few_pictures_says_so() -> None:
     infinity = FrechetInfinity(rng.normal(size=(300, 8)))
     assert limit_of(infinity, rng.normal(size=(40, 8))).note is None
     assert limit_of(infinity, rng.normal(size=(39, 8))).note == (
-        "a limit from 39 pictures is not to be trusted, and is not marked as better or worse: it takes 5 for each of the 8 "
+        "a limit from 39 images is not reliable, and is not marked as better or worse: it needs 5 for each of the 8 "
         "features, 40"
     )
 
