@@ -17,7 +17,7 @@ from ddil_core.models.generate import sample_images
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli.options import choose_device
-from ddil_eval.experiments import image_sources as generate
+from ddil_eval.experiments import image_sources
 from ddil_eval.report.records import Record, read_records
 from tests.counted import Counted
 
@@ -55,7 +55,7 @@ def test_two_processes_give_the_numbers_of_one(
     """A run that one process began and two finish has the pictures, features and values of one process's run."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli(*arguments(student, one)).exit_code == 0
-    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
+    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
     assert cli(*arguments(student, two)).exit_code == 130
     result = launched(2, root, *arguments(student, two))
     assert result.returncode == 0, result.stderr

@@ -19,8 +19,7 @@ from ddil_core.models.model import load_model
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import validate
-from ddil_eval.experiments import image_sources as generate
-from ddil_eval.experiments import rows
+from ddil_eval.experiments import image_sources, rows
 from ddil_eval.experiments.engine import leaders
 from ddil_eval.experiments.system_configs import image_origin
 from ddil_eval.experiments.systems import SystemsConfig, compare_systems, measure_comparison, plan_comparison
@@ -112,8 +111,8 @@ def test_a_record_says_which_reference_pictures_it_was_compared_with(
     alone = config.model_copy(update={"systems": one.systems, "differences": (), "metrics": ("brightness",)})
     (scored,) = compare_systems(alone, tmp_path)
     assert "reference_sha256" not in scored.data
-    pictures = ShapesData.pictures
-    monkeypatch.setattr(ShapesData, "pictures", lambda *args: (255 - images for images in pictures(*args)))
+    drawn = ShapesData.images
+    monkeypatch.setattr(ShapesData, "images", lambda *args: (255 - images for images in drawn(*args)))
     (other,) = compare_systems(one, tmp_path)
     assert other.identity() != records["student"].identity()
     assert [table.name for table in build([records["student"], other])].count("systems") == 2
@@ -212,12 +211,12 @@ def test_a_comparison_that_cannot_be_meant_is_refused(change: dict[str, Any], se
 def test_an_interrupted_comparison_goes_on_at_the_next_batch(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "draw", Counted(allowed=3, of=sample_images))
+    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=3, of=sample_images))
     with pytest.raises(KeyboardInterrupt):
         compare_systems(config, tmp_path)
     assert read_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
     rest = Counted(of=sample_images)
-    monkeypatch.setattr(generate, "draw", rest)
+    monkeypatch.setattr(image_sources, "sample_images", rest)
     compare_systems(config, tmp_path)
     assert rest.chunks == 3  # three systems of two batches each, of which three were done
     assert {r.identity(): r.numbers() for r in read_records(tmp_path)} == {
@@ -233,14 +232,14 @@ def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
     prompts = tmp_path / "mine.jsonl"
     rows = [json.dumps({"id": p.id, "prompt": "a large blue square"}) for p in open_data("shapes").prompts(PROMPTS)]
     prompts.write_text("\n".join(rows))
-    monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
+    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
     for change in ({"prompts": str(prompts)}, {"batch_size": 2}):
         with pytest.raises(KeyboardInterrupt):
             compare_systems(config.model_copy(update=change), tmp_path)
-        monkeypatch.setattr(generate, "draw", Counted(allowed=1, of=sample_images))
+        monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
     prompts.write_text("\n".join(rows).replace("blue", "red"))
     rest = Counted(of=sample_images)
-    monkeypatch.setattr(generate, "draw", rest)
+    monkeypatch.setattr(image_sources, "sample_images", rest)
     compare_systems(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
     compare_systems(config, tmp_path)
     assert rest.chunks == 12
@@ -251,7 +250,7 @@ def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
 
 def counted_draws(monkeypatch: pytest.MonkeyPatch) -> Counted:
     counted = Counted(of=sample_images)
-    monkeypatch.setattr(generate, "draw", counted)
+    monkeypatch.setattr(image_sources, "sample_images", counted)
     return counted
 
 
