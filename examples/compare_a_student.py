@@ -24,7 +24,7 @@ def main(teacher: str, student: str, num_prompts: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(images[0, 0]).save(out / "student.png")
 
-    ddil_eval.compare([teacher, student], num_prompts=num_prompts, metrics=["drawn_right"], out=out, device="cpu")
+    ddil_eval.compare([teacher, student], num_prompts=num_prompts, metrics=["drawn_right"], out=out)
     rows = ddil_eval.load_records(out)
     columns = ["kind", "name", "nfe", "drawn_right", "drawn_right_low", "drawn_right_high", "drawn_right_p"]
     click.echo(rows.reindex(columns=columns).to_string(index=False))
