@@ -108,9 +108,9 @@ def all_strings(length: int) -> list[str]:
 
 
 def strings_at(p_teacher: float, draws: Tensor) -> list[str]:
-    """Return the string of each sample.
+    """Return the string of each sample: the teacher acts at the transitions with u < p_teacher.
 
-    The teacher acts where the sample's decision u < p_teacher; ``draws`` are u [B, K].
+    ``draws`` are the decisions u [B, K] of ``noise.decisions``.
 
     Raises:
         WrongCommand: p_teacher is outside [0, 1].

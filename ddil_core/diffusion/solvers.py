@@ -101,8 +101,7 @@ def dpmpp_2m(
 def lcm(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Multistep consistency sampling (Luo et al., 2310.04378): add fresh noise of level s to the consistency function's
-    value.
+    """Multistep consistency sampling (Luo et al., 2310.04378): the consistency function's value plus noise of level s.
 
     The value is c_skip z + c_out x̂ (``boundary_scalings``).
 
