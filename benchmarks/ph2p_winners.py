@@ -55,7 +55,7 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
     problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0, towers)
     told = read_yaml(protocols() / "shapes" / "table5.yaml")
     chosen = PH2PSettings(**told["inverters"]["ph2p"])
-    choosing = SelectionSettings(sampled(teacher, told["choosing_steps"]), told["choosing_pictures"])
+    choosing = SelectionSettings(sampled(teacher, told["choosing_steps"]), told["choosing_images"])
     denoiser, x0, generators = teacher.guided(1.0), problem.latents(), problem.generators("ph2p")
 
     searches = [search(problem, denoiser, chosen, x0, generators, lambda: None) for _ in range(chosen.searches)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
@@ -24,7 +24,7 @@ MOST = 100_000_000
 class Strict(BaseModel):
     """A configuration that refuses unknown keys, NaN, infinities, and counts above ``MOST``. A seed is no count."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="after")
     def _limit_counts(self) -> Self:
@@ -32,6 +32,20 @@ class Strict(BaseModel):
             if type(value) is int and value > MOST and name != "seed":
                 raise ValueError(f"{name} is at most {MOST:,}, not {value:,}")
         return self
+
+
+FORMER_KEYS = {
+    "images_per_prompt": "pictures_per_prompt",
+    "reference_images": "reference_pictures",
+    "choosing_images": "choosing_pictures",
+}
+"""Renamed keys of protocols, with their former names. Protocols may use both. Records and hashes keep the former names."""
+
+
+def renamed(key: str, **settings: Any) -> Any:
+    """Return the pydantic field of a renamed key; ``settings`` are those of ``pydantic.Field``."""
+    former = FORMER_KEYS[key]
+    return Field(validation_alias=AliasChoices(key, former), serialization_alias=former, **settings)
 
 
 LARGEST_GUIDANCE = 1000.0
@@ -99,12 +113,13 @@ def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]
     Raises:
         WrongCommand: a setting has no "=", its key names no place, or its value is no plain YAML.
     """
-    content = copy.deepcopy(content)
+    present = {former: key for key, former in FORMER_KEYS.items()}
+    content = {present.get(key, key): value for key, value in copy.deepcopy(content).items()}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise WrongCommand(f"--set takes KEY=VALUE, not {shown(setting)}")
-        *parents, last = key.split(".")
+        *parents, last = (present.get(part, part) for part in key.split("."))
         if len(parents) >= DEPTH:
             raise WrongCommand(f"--set {shown(setting)} names no place in the protocol")
         place: Any = content

@@ -180,7 +180,7 @@ def run(
     "--num-images", type=options.NUMBER, default=None, help="The number of images of each folder. The default is all."
 )
 @click.option(
-    "--reference-images", "--reference-pictures", "reference_pictures", type=options.NUMBER, default=None,
+    "--reference-images", "--reference-pictures", "reference_images", type=options.NUMBER, default=None,
     help="The number of reference images. The default is all images of a folder, or the recipe's number.",
 )  # fmt: skip
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")

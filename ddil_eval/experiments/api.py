@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import output_folder
 from ddil_core.support.protocol import Strict, validate
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
@@ -73,6 +74,10 @@ def compare(
     if models is not None:
         settings["systems"] = system_rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)
         settings["differences"] = differences_from_first(models)
+    elif (steps, solver, guidance_scale) != (None, None, None):
+        raise WrongCommand(
+            "steps, solver and guidance_scale need models; the systems of a configuration have their own"
+        )
     complete = _configuration(SystemsConfig, config, settings)
     return compare_systems(complete, output_folder(out, "out"), device, save_images=save_images)
 
@@ -174,8 +179,8 @@ def score(
         "reference": None if reference is None else str(reference),
         "recipe": recipe,
         "num_images": num_images,
-        "reference_pictures": num_reference_images,
-        "pictures_per_prompt": images_per_prompt,
+        "reference_images": num_reference_images,
+        "images_per_prompt": images_per_prompt,
         "metrics": metrics,
         "seed": seed,
     }

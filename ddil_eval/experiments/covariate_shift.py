@@ -28,7 +28,7 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import warn
-from ddil_core.support.protocol import GuidanceScale, Strict, content_hash
+from ddil_core.support.protocol import GuidanceScale, Strict, content_hash, renamed
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import describe_reference, open_reference
@@ -71,7 +71,7 @@ class CovariateShiftConfig(Strict):
         switch: The switch times of Tables 3 and 4.
         factorial: Add all strings, with main effects and interactions.
         num_prompts: The number of prompts.
-        reference_pictures: The number of images of the data set that generated ones are compared with.
+        reference_images: The number of images of the data set that generated ones are compared with.
         metrics: The names of the metrics.
         batch_size: The number of rows in a batch of the device.
         chunk: The number of prompts between two points from which a stopped run goes on.
@@ -93,7 +93,7 @@ class CovariateShiftConfig(Strict):
     switch: tuple[Time, ...] = (749, 500, 250)
     factorial: bool = False
     num_prompts: int | None = Field(default=None, ge=4)
-    reference_pictures: int | None = Field(default=None, ge=2)
+    reference_images: int | None = renamed("reference_images", default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     chunk: int = Field(default=128, ge=1)
@@ -174,7 +174,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     if config.student is None:
         raise WrongCommand("the analysis needs a student; name one with --student, or with --set student=REF")
     require_stateless(SOLVERS.find(config.solver))
-    recipe, data, images = open_reference(config.data, config.recipe, config.reference_pictures)
+    recipe, data, images = open_reference(config.data, config.recipe, config.reference_images)
     extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     pair = load_pair(
         config.teacher,

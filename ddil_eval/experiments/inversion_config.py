@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ddil_core.inversion.towers import SHAPES
 from ddil_core.inversion.words import Vocabulary
-from ddil_core.support.protocol import Strict
+from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.system_configs import SystemConfig, refuse_names
 from ddil_eval.metrics import METRICS
 
@@ -29,9 +29,9 @@ class InversionConfig(Strict):
         systems: The rows.
         differences: Pairs of names; the second is subtracted from the first.
         num_images: The number of images to invert.
-        pictures_per_prompt: The number of images that each system draws from a prompt.
+        images_per_prompt: The number of images that each system draws from a prompt.
         choosing_steps: The number of the teacher's steps for the images by which a prompt is chosen. Defaults to its own.
-        choosing_pictures: The number of those images for each candidate.
+        choosing_images: The number of those images for each candidate.
         lpips: The metric between images. Defaults to LPIPS' own network where its weights are here.
         batch_size: The number of images that are inverted at a time.
         draw_batch_size: The number of images that are drawn at a time.
@@ -49,9 +49,9 @@ class InversionConfig(Strict):
     systems: tuple[SystemConfig, ...] = Field(min_length=1)
     differences: tuple[tuple[str, str], ...] = ()
     num_images: int = Field(default=32, ge=2)
-    pictures_per_prompt: int = Field(default=10, ge=2)
+    images_per_prompt: int = renamed("images_per_prompt", default=10, ge=2)
     choosing_steps: int | None = Field(default=None, ge=1)
-    choosing_pictures: int = Field(default=1, ge=1)
+    choosing_images: int = renamed("choosing_images", default=1, ge=1)
     lpips: Literal["lpips_diversity", "lpips_efflite0"] | None = None
     batch_size: int = Field(default=16, ge=1)
     draw_batch_size: int = Field(default=64, ge=1)

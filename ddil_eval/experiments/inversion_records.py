@@ -69,11 +69,11 @@ def inversion_writer(
             "teacher": teacher.reference,
             "teacher_weights_sha256": teacher.weights_sha256(),
             "inverter": config.inverter,
-            "pictures_per_prompt": config.pictures_per_prompt,
+            "pictures_per_prompt": config.images_per_prompt,
             "size": size,
             "clip": gallery.towers.identity,
         },
-        recipe=f"{config.pictures_per_prompt} pictures a prompt, {size} px",  # a part of old records' identities
+        recipe=f"{config.images_per_prompt} pictures a prompt, {size} px",  # a part of old records' identities
         count=len(targets.ids),
         device=gallery.device,
         started=started,

@@ -138,7 +138,7 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     targets, allowed = read_targets(plan.data, config.num_images, image_side(teacher)), vocabulary(config)
     words, tower_words = model_words(teacher, allowed), towers.words(allowed)
     problem = InversionProblem(teacher, words, targets.images, targets.ids, config.seed, towers, tower_words)
-    choosing = SelectionSettings(resolve_sampling(teacher, config.choosing_steps), config.choosing_pictures)
+    choosing = SelectionSettings(resolve_sampling(teacher, config.choosing_steps), config.choosing_images)
     prompts = {
         name: invert_all(problem, name, settings, config.batch_size, choosing, out / "inversions")
         for name, settings in config.inverters.items()
@@ -149,7 +149,7 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
         distance=config.distance,
         extractors=extractors,
         towers=towers,
-        number=config.pictures_per_prompt,
+        number=config.images_per_prompt,
         batch_size=config.draw_batch_size,
         seed=config.seed,
         work=out / "partial",

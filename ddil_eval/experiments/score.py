@@ -16,7 +16,7 @@ from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
-from ddil_core.support.protocol import Strict
+from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.engine import differences_from_first, measure_systems
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
@@ -38,8 +38,8 @@ class ScoreConfig(Strict):
         reference: A folder, or the reference of a data set.
         recipe: The name of the recipe. Defaults to the recipe of the reference.
         num_images: The number of images of each folder. Defaults to all images.
-        pictures_per_prompt: The number of images that each prompt has; they follow one another.
-        reference_pictures: The number of images of the reference. Defaults to all images of a folder, or the recipe's number.
+        images_per_prompt: The number of images that each prompt has; they follow one another.
+        reference_images: The number of images of the reference. Defaults to all images of a folder, or the recipe's number.
         metrics: The names of the metrics.
         batch_size: The number of images in a batch.
         seed: The seed of the jackknife's groups. Defaults to the seed that the images were made with, where the folder says
@@ -51,8 +51,8 @@ class ScoreConfig(Strict):
     reference: str
     recipe: str | None = None
     num_images: int | None = Field(default=None, ge=4)
-    pictures_per_prompt: int = Field(default=1, ge=1)
-    reference_pictures: int | None = Field(default=None, ge=2)
+    images_per_prompt: int = renamed("images_per_prompt", default=1, ge=1)
+    reference_images: int | None = renamed("reference_images", default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int | None = Field(default=None, ge=0)
@@ -90,8 +90,8 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
     files = {folder: open_image_folder(path, config.num_images) for folder, path in paths.items()}
     for folder in config.folders:
         _require_captions(folder, files[folder], metrics)
-        _require_groups(folder, files[folder], config.pictures_per_prompt)
-    extractors = Extractors(metrics, device, reference.recipe, config.pictures_per_prompt)
+        _require_groups(folder, files[folder], config.images_per_prompt)
+    extractors = Extractors(metrics, device, reference.recipe, config.images_per_prompt)
     records = []
     with held_by_main(out):
         for names in _same_ids(files):
@@ -108,7 +108,7 @@ def _open_reference(config: ScoreConfig) -> _Reference:
     refuse_other_reference(recipe, place)
     data = open_data(place)
     everything = len(data.files) if isinstance(data, ImageFiles) else recipe.reference.pictures
-    count = config.reference_pictures or everything
+    count = config.reference_images or everything
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} image, and a set needs at least 2")
     check_reference(data, count)
@@ -139,7 +139,7 @@ def _require_groups(folder: str, files: Sequence[ImageFile], number: int) -> Non
     if len(files) % number:
         raise WrongCommand(
             f"the {len(files):,} images of {folder} are not {number} of each prompt; add the missing images, or change "
-            "pictures_per_prompt"
+            "images_per_prompt"
         )
     for start in range(0, len(files), number):
         first, *others = files[start : start + number]
@@ -160,7 +160,7 @@ def _seed(config: ScoreConfig, folder: Path) -> int:
 
 def _open(folder: Path, files: Sequence[ImageFile], config: ScoreConfig) -> ImageSource:
     origin = replace(ImageOrigin.read(folder), pictures_sha256=files_sha256(files))
-    return ImageSource(origin, FolderImages(files, config.batch_size, config.pictures_per_prompt))
+    return ImageSource(origin, FolderImages(files, config.batch_size, config.images_per_prompt))
 
 
 def _setting(config: ScoreConfig, reference: _Reference, files: Sequence[ImageFile], seed: int, device: str) -> Setting:
@@ -185,7 +185,7 @@ def _setting(config: ScoreConfig, reference: _Reference, files: Sequence[ImageFi
             "prompt_ids_sha256": digest([file.id for file in files]),
             "captions_sha256": digest([file.caption for file in files]),
         },
-        count=len(files) // config.pictures_per_prompt,
+        count=len(files) // config.images_per_prompt,
         batch_size=config.batch_size,
         seed=seed,
         device=device,

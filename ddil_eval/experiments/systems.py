@@ -21,7 +21,7 @@ from ddil_core.models.references import check_files, resolve
 from ddil_core.support.errors import DdilError
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
-from ddil_core.support.protocol import Strict
+from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.engine import measure_systems
 from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
@@ -57,9 +57,9 @@ class SystemsConfig(Strict):
         systems: The rows.
         differences: Pairs of names; the second is subtracted from the first.
         num_prompts: The number of prompts.
-        pictures_per_prompt: The number of images of each prompt. Metrics that compare the images of a prompt take all of
+        images_per_prompt: The number of images of each prompt. Metrics that compare the images of a prompt take all of
             them; other metrics take the first.
-        reference_pictures: The number of images of the data set that generated ones are compared with.
+        reference_images: The number of images of the data set that generated ones are compared with.
         metrics: The names of the metrics.
         batch_size: The number of images in a batch.
         seed: The seed of the noise, and of the jackknife's groups.
@@ -72,8 +72,8 @@ class SystemsConfig(Strict):
     systems: tuple[SystemConfig, ...] = Field(min_length=1)
     differences: tuple[tuple[str, str], ...] = ()
     num_prompts: int | None = Field(default=None, ge=4)
-    pictures_per_prompt: int = Field(default=1, ge=1)
-    reference_pictures: int | None = Field(default=None, ge=2)
+    images_per_prompt: int = renamed("images_per_prompt", default=1, ge=1)
+    reference_images: int | None = renamed("reference_images", default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
     batch_size: int = Field(default=64, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -114,7 +114,7 @@ class ComparisonPlan:
     @property
     def num_reference_images(self) -> int:
         """How many images of the data set generated ones are compared with."""
-        return self.config.reference_pictures or self.recipe.reference.pictures
+        return self.config.reference_images or self.recipe.reference.pictures
 
     def require_all(self) -> None:
         """Refuse to go on where anything is absent.
@@ -141,7 +141,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     wanted = config.metrics or recipe.metrics
     for name in wanted:
         METRICS.find(name)
-    require_several(wanted, config.pictures_per_prompt)
+    require_several(wanted, config.images_per_prompt)
     for system in config.systems:
         if system.solver is not None:
             SOLVERS.find(system.solver)
@@ -152,7 +152,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
         chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
         if any(METRICS[name].kind == "set" for name in wanted):
-            check_reference(opened, config.reference_pictures or recipe.reference.pictures)
+            check_reference(opened, config.reference_images or recipe.reference.pictures)
         data, prompts = opened, chosen
     except DdilError as error:
         absent[f"data {config.data}"] = error
@@ -198,7 +198,7 @@ def measure_comparison(
     if plan.data is None or plan.prompts is None or not plan.systems or not plan.metrics:
         raise DdilError(NOTHING_TO_MEASURE)
     config, folder = plan.config, out / "images" if save_images else None
-    extractors = Extractors(plan.metrics, device, plan.recipe, config.pictures_per_prompt)
+    extractors = Extractors(plan.metrics, device, plan.recipe, config.images_per_prompt)
     rows = [
         System(s.name, partial(_open, s, plan.prompts, config, device, folder), {"paper": s.paper} if s.paper else {})
         for s in plan.systems
@@ -235,7 +235,7 @@ def _open(
     system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
 ) -> ImageSource:
     """Load a system, and open a folder for its images where they are kept."""
-    model, number = load_model(system.model, device), config.pictures_per_prompt
+    model, number = load_model(system.model, device), config.images_per_prompt
     sampling = sampling_of(system, model, [prompt.text for prompt in prompts.prompts])
     origin = image_origin(model, sampling, config.seed)
     writer = None if folder is None else ImageWriter(folder / slug(system.name), origin, prompts.prompts, number)

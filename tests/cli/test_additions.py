@@ -87,11 +87,11 @@ def outcomes(site: Path, out: Path, root: Path, teacher: Path) -> dict[str, Outc
         "distill": ["distill", "--teacher", teacher, "--method", "toy_copy", "--protocol", out / "toy_copy.yaml",
                     "--no-ddil", "--data", "toy_reds", "--device", "cpu", "--out", out / "run", "--json"],
         "systems": ["eval", "systems", "--model", teacher, "--data", "toy_reds", "--recipe", "shapes", "--steps", 2,
-                    "--num-images", 4, "--set", "reference_pictures=4", "--metrics", "toy_redness",
+                    "--num-images", 4, "--set", "reference_images=4", "--metrics", "toy_redness",
                     "--device", "cpu", "--out", out / "systems", "--json"],
         "inversion": ["eval", "prompt-inversion", "--teacher", teacher, "--model", teacher, "--data", "toy_reds",
                       "--inverter", "toy_words", "--towers", "shapes", "--num-images", 2, "--set", "inverters={}",
-                      "--set", "pictures_per_prompt=2", "--set", "figures=1", "--set", "batch_size=2",
+                      "--set", "images_per_prompt=2", "--set", "figures=1", "--set", "batch_size=2",
                       "--device", "cpu", "--out", out / "inversion", "--json"],
         "experiment": ["eval", "run", out / "toy-sum.yaml", "--device", "cpu", "--out", out / "experiment", "--json"],
     }  # fmt: skip

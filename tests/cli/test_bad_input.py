@@ -104,7 +104,7 @@ def test_data_that_cannot_be_trained_on(distill: Cli, tmp_path: Path) -> None:
 
 def test_shards_are_for_training(cli: Cli, student: Path, tmp_path: Path) -> None:
     data = save_shards(tmp_path, 1, 4)
-    quick = ("--recipe", "shapes", "--num-images", 4, "--set", "reference_pictures=4", "--metrics", "fd_efflite0")
+    quick = ("--recipe", "shapes", "--num-images", 4, "--set", "reference_images=4", "--metrics", "fd_efflite0")
     result = cli(
         "eval", "coco", "--model", student, "--data", data, *quick, "--device", "cpu", "--out", tmp_path / "out"
     )

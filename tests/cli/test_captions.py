@@ -40,7 +40,7 @@ FEW = (
     "--num-images",
     4,
     "--set",
-    "reference_pictures=8",
+    "reference_images=8",
     "--metrics",
     "fd_efflite0",
     "--device",

@@ -30,7 +30,7 @@ def refused(result: Result, sentence: str, status: int) -> None:
 
 
 def arguments(student: Path, folder: Path, out: Path) -> list[object]:
-    data = ("--data", f"coco2014:{folder}", "--set", "reference_pictures=12")
+    data = ("--data", f"coco2014:{folder}", "--set", "reference_images=12")
     return ["eval", "systems", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
             "batch_size=4", "--device", "cpu", "--out", out]  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_scoring_the_kept_pictures_gives_the_same_numbers(
 ) -> None:
     out, _ = measured
     (kept,) = (out / "images").iterdir()
-    result = cli("eval", "score", kept, "--reference", f"coco2014:{folder}", "--set", "reference_pictures=12",
+    result = cli("eval", "score", kept, "--reference", f"coco2014:{folder}", "--set", "reference_images=12",
                  "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path, "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (scored,), (record,) = read_records(tmp_path), read_records(out)
@@ -108,7 +108,7 @@ def test_folders_of_the_same_ids_have_their_paired_difference(cli: Cli, tmp_path
             picture = Image.fromarray(photograph(place)).resize((64, 64))
             picture.point(lambda value, shade=shade: value // 2 + shade).save(tmp_path / name / f"{place}.png")
     folders = [str(tmp_path / name) for name in ("one", "two")]
-    result = cli("eval", "score", *folders, "--reference", "shapes", "--set", "reference_pictures=8", "--metrics",
+    result = cli("eval", "score", *folders, "--reference", "shapes", "--set", "reference_images=8", "--metrics",
                  "fd_efflite0,vendi_efflite0", "--device", "cpu", "--out", tmp_path / "out", "--json")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     *rows, difference = json.loads(result.stdout)
@@ -129,7 +129,7 @@ def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path:
     for place in range(4):
         Image.fromarray(photograph(0)[:60, :60]).resize((64, 64)).save(tmp_path / f"{place}.png")
     (tmp_path / "0.txt").write_text("a small red circle on a grey background")
-    result = cli("eval", "score", tmp_path, "--reference", "shapes", "--set", "reference_pictures=4", "--metrics",
+    result = cli("eval", "score", tmp_path, "--reference", "shapes", "--set", "reference_images=4", "--metrics",
                  "fd_efflite0,drawn_right", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
     refused(
         result,
@@ -149,7 +149,7 @@ def kept(measured: tuple[Path, Result], tmp_path: Path) -> Path:
 def score(cli: Cli, kept: Path, folder: Path, tmp_path: Path) -> Cli:
     settings = (
         "--set",
-        "reference_pictures=12",
+        "reference_images=12",
         "--metrics",
         "fd_efflite0",
         "--device",
@@ -272,7 +272,7 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
     cli: Cli, teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     folder = save_coco(tmp_path / "coco", count=6, year=2017)
-    quick = ("teacher_steps=4", "reference_pictures=6", "metrics=[fd_efflite0]", "figure_prompts=0")
+    quick = ("teacher_steps=4", "reference_images=6", "metrics=[fd_efflite0]", "figure_prompts=0")
     settings = [word for setting in quick for word in ("--set", setting)]
     result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data", f"coco2017:{folder}",
                  "--p-teacher", "", "--switch", "500", "--num-prompts", 4, *settings, "--device", "cpu",
@@ -300,7 +300,7 @@ def test_metrics_of_the_shapes_world_are_refused_on_photographs_before_anything_
     metrics: str, sentence: str, cli: Cli, student: Path, tmp_path: Path
 ) -> None:
     folder = save_coco(tmp_path / "coco", count=6, year=2017)
-    settings = ("--set", f"metrics={metrics}", "--set", "reference_pictures=6", "--num-prompts", 4)
+    settings = ("--set", f"metrics={metrics}", "--set", "reference_images=6", "--num-prompts", 4)
     result = cli("eval", "covariate-shift", "--student", student, "--data", f"coco2017:{folder}", *settings,
                  "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
     assert result.stderr.splitlines()[-1].startswith(sentence) and not (tmp_path / "out").exists()
@@ -347,7 +347,7 @@ def test_table_1_measures_what_is_here_beside_the_papers_numbers(
 ) -> None:
     rows = read_yaml(root / "protocols" / "paper" / "table1.yaml")["systems"]
     place = next(index for index, row in enumerate(rows) if row["name"] == "PD + DDIL (4-step)")
-    small = ("num_prompts=6", "reference_pictures=12", "metrics=[fd_efflite0, fid]", f"systems.{place}.model={student}")
+    small = ("num_prompts=6", "reference_images=12", "metrics=[fd_efflite0, fid]", f"systems.{place}.model={student}")
     settings = [word for setting in small for word in ("--set", setting)]
     result = cli("eval", "run", root / "protocols" / "paper" / "table1.yaml", "--data", f"coco2014:{folder}", *settings,
                  "--device", "cpu", "--out", tmp_path)  # fmt: skip
@@ -368,7 +368,7 @@ def test_a_table_without_its_reference_is_not_begun(cli: Cli, student: Path, fol
     name = "COCO_val2014_000000001000.jpg"
     (broken / "val2014" / name).unlink()
     rows = [{"name": "student", "model": str(student), "steps": 1}]
-    small = {"num_prompts": 4, "reference_pictures": 12, "metrics": ["fd_efflite0"]}
+    small = {"num_prompts": 4, "reference_images": 12, "metrics": ["fd_efflite0"]}
     protocol = tmp_path / "table.yaml"
     protocol.write_text(yaml.safe_dump({"data": f"coco2014:{broken}", "systems": rows, **small}))
     result = cli("eval", "run", protocol, "--out", tmp_path / "out", "--device", "cpu")
@@ -386,7 +386,7 @@ def test_a_table_without_its_reference_is_not_begun(cli: Cli, student: Path, fol
 
 def test_shapes_table_1_has_the_same_form(cli: Cli, student: Path, tmp_path: Path) -> None:
     path = protocols() / "shapes" / "table1.yaml"
-    small = ("num_prompts=5", "reference_pictures=8", "metrics=[drawn_right]", "systems.0.steps=2", "systems.1.steps=1")
+    small = ("num_prompts=5", "reference_images=8", "metrics=[drawn_right]", "systems.0.steps=2", "systems.1.steps=1")
     small += (f"systems.2.model={student}", f"systems.3.model={student}", f"systems.0.model={student}")
     small += (f"systems.1.model={student}",)
     settings = [word for setting in small for word in ("--set", setting)]

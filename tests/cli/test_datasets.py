@@ -18,7 +18,7 @@ def test_every_command_takes_a_data_set_of_another_package(
     assert "toy:NUMBER" in cli("data", "--json").stdout
     toy = ("--data", "toy:5", "--device", "cpu")
     pair = ("--teacher", teacher, "--student", student)
-    few = ("--set", "recipe=shapes", "--set", "metrics=[fd_efflite0]", "--set", "reference_pictures=4")
+    few = ("--set", "recipe=shapes", "--set", "metrics=[fd_efflite0]", "--set", "reference_images=4")
     commands = (
         ("distill", "--teacher", teacher, *toy, "--set", "stages=[{steps: 4, updates: 1}]", "--set", "pool=16",
          "--set", "batch_size=8"),
@@ -26,7 +26,7 @@ def test_every_command_takes_a_data_set_of_another_package(
         ("eval", "covariate-shift", *pair, *toy, "--num-prompts", 4, *few, "--p-teacher", "0.5", "--switch",
          "500", "--set", "figure_prompts=1"),
         ("eval", "prompt-inversion", "--teacher", teacher, "--model", student, *toy, "--num-images", 2, "--inverter",
-         "random", "--set", "towers=shapes", "--set", "pictures_per_prompt=2", "--set",
+         "random", "--set", "towers=shapes", "--set", "images_per_prompt=2", "--set",
          "inverters={random: {tokens: 4}}"),
     )  # fmt: skip
     for number, command in enumerate(commands):

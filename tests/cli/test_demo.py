@@ -98,7 +98,7 @@ def test_a_small_demo_runs_from_end_to_end_and_is_not_made_again(
 def shrink(content: dict[str, Any]) -> None:
     content["distill"] |= {"stages": [{"steps": 4, "updates": 2}], "batch_size": 8, "pool": 16}
     content["distill"]["ddil"] |= {"collect_every": 2, "capacity": 64}
-    small = {"num_prompts": 4, "reference_pictures": 8, "metrics": ["drawn_right"], "batch_size": 8}
+    small = {"num_prompts": 4, "reference_images": 8, "metrics": ["drawn_right"], "batch_size": 8}
     content["systems"] |= small
     content["covariate_shift"] |= small | {"teacher_steps": 8, "figure_prompts": 1}
     content["systems"]["systems"][0]["steps"] = 8

@@ -20,7 +20,7 @@ SMALL = [
     argument
     for setting in (
         "teacher_steps=8",
-        "reference_pictures=12",
+        "reference_images=12",
         "metrics=[drawn_right, fd_efflite0]",
         "figure_prompts=2",
         "chunk=4",

@@ -207,7 +207,7 @@ def test_a_number_that_cannot_be_meant(option: str, most: int, place: Path, cli:
     assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': '{2**70}' is larger than {most:,}."
 
 
-@pytest.mark.parametrize("key", ["num_prompts", "reference_pictures", "batch_size", "chunk"])
+@pytest.mark.parametrize("key", ["num_prompts", "reference_images", "batch_size", "chunk"])
 def test_a_count_that_fills_any_memory(key: str, place: Path, cli: Cli) -> None:
     models = ("--teacher", "shapes", "--student", "shapes", "--device", "cpu", "--out", "o")
     result = cli("eval", "covariate-shift", *models, "--set", f"{key}={10**8 + 1}")

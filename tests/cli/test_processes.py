@@ -26,7 +26,7 @@ PICTURES, BATCH = 24, 4
 
 
 def arguments(student: Path, out: Path) -> list[str]:
-    settings = (f"batch_size={BATCH}", "reference_pictures=32", "metrics=[fd_efflite0, drawn_right]")
+    settings = (f"batch_size={BATCH}", "reference_images=32", "metrics=[fd_efflite0, drawn_right]")
     words = ("eval", "systems", "--model", student, "--data", "shapes", "--num-images", PICTURES, "--steps", 2, "--save-images",
              "--device", "cpu", "--out", out)  # fmt: skip
     return [str(word) for word in words] + [word for setting in settings for word in ("--set", setting)]

@@ -89,7 +89,7 @@ def test_a_method_of_another_package_distils_from_the_command(
 ) -> None:
     base = ("distill", "--teacher", folder, "--method", "toy", "--device", "cpu", "--out", tmp_path / "run")
     refused = cli(*base)
-    sentence = "error: the method 'toy' brings no protocol; name one with --protocol FILE\n"
+    sentence = "error: the method 'toy' has no shipped protocol; name one with --protocol\n"
     assert (refused.exit_code, refused.stderr) == (2, sentence)
     done = cli(*base, "--protocol", toy, "--no-ddil", "--json")
     assert done.exit_code == 0, done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.protocol import content_hash, override, read_yaml, validate
+from ddil_core.support.protocol import Strict, content_hash, override, read_yaml, renamed, validate
 
 STAGES = [{"steps": 8, "updates": 10}, {"steps": 4, "updates": 10}]
 PHASES = [{"until": 0.6, "aggregated": 0.25, "p_teacher": 0.85}, {"until": 1.0, "aggregated": 0.5, "p_teacher": 0.2}]
@@ -122,3 +122,24 @@ def test_the_hash_of_a_content_does_not_depend_on_the_order_of_its_keys() -> Non
         == content_hash({"b": [1, 2], "a": 1})
         != content_hash({"a": 1, "b": [2, 1]})
     )
+
+
+class Renamed(Strict):
+    images_per_prompt: int = renamed("images_per_prompt", default=1, ge=1)
+
+
+def test_a_renamed_key_is_read_by_both_names_and_hashed_by_the_former() -> None:
+    old, new = (validate(Renamed, {key: 4}, "it") for key in ("pictures_per_prompt", "images_per_prompt"))
+    assert old == new and old.images_per_prompt == 4
+    assert new.model_dump(mode="json") == {"pictures_per_prompt": 4}
+
+
+@pytest.mark.parametrize("key", ["pictures_per_prompt", "images_per_prompt"])
+@pytest.mark.parametrize("setting", ["pictures_per_prompt=5", "images_per_prompt=5"])
+def test_a_setting_replaces_a_renamed_key_by_either_name(key: str, setting: str) -> None:
+    assert override({key: 4}, [setting]) == {"images_per_prompt": 5}
+
+
+def test_messages_name_the_present_key() -> None:
+    with pytest.raises(WrongCommand, match="does not fit at 'images_per_prompt'"):
+        validate(Renamed, {"images_per_prompt": 0}, "it")

@@ -44,7 +44,7 @@ from tests.pixels import NAMES, brightness, mosaic
 GRID = [999, 749, 500, 250]
 FINE = timestep_grid(8)
 CONFIG = CovariateShiftConfig(
-    teacher_steps=8, num_prompts=10, reference_pictures=60, metrics=NAMES, batch_size=16, chunk=4, figure_prompts=0
+    teacher_steps=8, num_prompts=10, reference_images=60, metrics=NAMES, batch_size=16, chunk=4, figure_prompts=0
 )
 CELLS = [
     {"kind": "pure", "model": "teacher"},

@@ -93,7 +93,7 @@ def test_covariate_shift_takes_two_models_and_draws_its_figure_with_them(
 ) -> None:
     loaded = Counted(of=rollout_tree.load_model)
     monkeypatch.setattr(rollout_tree, "load_model", loaded)
-    config = CovariateShiftConfig(reference_pictures=8, figure_prompts=1)
+    config = CovariateShiftConfig(reference_images=8, figure_prompts=1)
     records = covariate_shift(
         *(str(teacher), str(student)), out=tmp_path, config=config, num_prompts=4, teacher_steps=4, p_teacher=[0.5],
         switch=[500], metrics=["brightness"], seed=3,
@@ -109,7 +109,7 @@ def test_covariate_shift_takes_two_models_and_draws_its_figure_with_them(
 
 def test_the_models_are_no_part_of_the_protocols_hash(student: Path, teacher: Path) -> None:
     """Records name the models and the hashes of their weights, and old records' protocols held no models."""
-    small = {"num_prompts": 4, "reference_pictures": 8, "metrics": ("brightness",), "teacher_steps": 4}
+    small = {"num_prompts": 4, "reference_images": 8, "metrics": ("brightness",), "teacher_steps": 4}
     config = CovariateShiftConfig.model_validate(small | {"teacher": str(teacher), "student": str(student)})
     plan = analysis.plan_covariate_shift(config)
     assert set(plan.protocol) - set(CovariateShiftConfig.model_fields) == set()
@@ -128,5 +128,7 @@ def test_score_takes_folders(student: Path, tmp_path: Path) -> None:
 def test_a_wrong_argument_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand, match=r"^the call has a value that does not fit at 'num_prompts'"):
         compare(["shapes"], num_prompts=1, out=tmp_path)
+    with pytest.raises(WrongCommand, match="need models"):
+        compare(config=SystemsConfig.model_validate(COMPARISON), steps=2, out=tmp_path)
     with pytest.raises(WrongCommand, match="lacks the key 'systems'"):
         compare(out=tmp_path)

@@ -30,7 +30,7 @@ def test_a_damaged_system_has_no_row(
     """It gave black pictures, which have a Fréchet distance, and can have the best."""
     broken = spoilt(student, tmp_path / "broken", component)
     result = cli("eval", "coco", "--model", student, "--model", broken, "--data", "shapes", "--num-images", 8, "--metrics",
-                 "fd_mosaic,brightness", "--set", "reference_pictures=16", "--device", "cpu", "--save-images",
+                 "fd_mosaic,brightness", "--set", "reference_images=16", "--device", "cpu", "--save-images",
                  "--out", tmp_path / "out")  # fmt: skip
     assert (result.exit_code, result.stdout) == (1, "")
     *_, last = result.stderr.splitlines()
@@ -44,7 +44,7 @@ def test_a_student_that_is_damaged_takes_no_turns(
 ) -> None:
     broken = spoilt(student, tmp_path / "broken", "unet")
     result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", broken, "--num-prompts", 4, "--set",
-                 "metrics=[fd_mosaic]", "--set", "reference_pictures=8", "--set", "teacher_steps=8", "--device", "cpu",
+                 "metrics=[fd_mosaic]", "--set", "reference_images=8", "--set", "teacher_steps=8", "--device", "cpu",
                  "--out", tmp_path / "out")  # fmt: skip
     assert (result.exit_code, result.stdout) == (1, "")
     *_, last = result.stderr.splitlines()

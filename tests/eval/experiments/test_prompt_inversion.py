@@ -53,7 +53,7 @@ def config(teacher: Path, student: Path) -> InversionConfig:
             ],
             "differences": [["student", "teacher"], ["elsewhere", "teacher"]],
             "num_images": IMAGES,
-            "pictures_per_prompt": NUMBER,
+            "images_per_prompt": NUMBER,
             "choosing_steps": 2,
             "lpips": "lpips_efflite0",
             "batch_size": 2,
@@ -310,7 +310,7 @@ def test_the_shipped_protocols_hold_every_row_that_their_world_has(world: str, r
 
 
 def test_the_command_measures_the_models_named(teacher: Path, student: Path, tmp_path: Path) -> None:
-    small = ["inverters={}", "pictures_per_prompt=2", "figures=1", "batch_size=2"]
+    small = ["inverters={}", "images_per_prompt=2", "figures=1", "batch_size=2"]
     sets = [part for one in small for part in ("--set", one)]
     result = run(
         "eval", "prompt-inversion", "--teacher", teacher, "--model", student, "--inverter", "random", "--num-images", 2,

@@ -50,7 +50,7 @@ def config(teacher: Path, student: Path) -> SystemsConfig:
             ],
             "differences": [["student", "teacher, 6 steps"]],
             "num_prompts": PROMPTS,
-            "reference_pictures": 60,
+            "reference_images": 60,
             "metrics": NAMES,
             "batch_size": 4,
         }
@@ -282,7 +282,7 @@ def test_a_row_that_other_code_drew_is_drawn_again(
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
     compare_systems(one, tmp_path)
     counted = counted_draws(monkeypatch)
-    compare_systems(one.model_copy(update={"reference_pictures": 20}), tmp_path)
+    compare_systems(one.model_copy(update={"reference_images": 20}), tmp_path)
     assert counted.chunks == 0  # features of a row know no reference
     monkeypatch.setattr(rows, "code_sha256", lambda: "other")
     compare_systems(one, tmp_path)
@@ -340,7 +340,7 @@ def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
     own = {"name": "own", "model": str(student)}
     other = {"name": "other", "model": str(student), "steps": 2, "solver": "dpmpp_2m", "guidance_scale": 2.0}
     twice = {"name": "twice", "model": str(student), "steps": 2, "solver": "heun"}
-    config = {"systems": [own, other, twice], "num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    config = {"systems": [own, other, twice], "num_prompts": 4, "reference_images": 8, "metrics": ["brightness"]}
     records = compare_systems(SystemsConfig.model_validate(config), tmp_path)
     assert [(r.solver, r.grid, r.guidance_scale, r.nfe) for r in records if r.kind == "system"] == [
         ("ddim", timestep_grid(4), 1.0, 4.0), ("dpmpp_2m", timestep_grid(2), 2.0, 4.0),
@@ -355,7 +355,7 @@ def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_p
         {"name": "named", "model": "no/where"},
     ]
     config = SystemsConfig.model_validate(
-        {"systems": rows, "differences": [["here", "named"]], "num_prompts": 4, "reference_pictures": 8,
+        {"systems": rows, "differences": [["here", "named"]], "num_prompts": 4, "reference_images": 8,
          "metrics": ["brightness"]}
     )  # fmt: skip
     found = plan_comparison(config)
@@ -373,7 +373,7 @@ def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_p
 
 def test_a_protocol_gone_on_with_more_rows_is_one_table(student: Path, teacher: Path, tmp_path: Path) -> None:
     """A row's numbers do not depend on the others', so rows measured one by one are in one table."""
-    shared = {"num_prompts": 4, "reference_pictures": 8, "metrics": ["brightness"]}
+    shared = {"num_prompts": 4, "reference_images": 8, "metrics": ["brightness"]}
     for model in (student, teacher):
         row = {"name": model.parent.name, "model": str(model), "steps": 2}
         compare_systems(SystemsConfig.model_validate({"systems": [row], **shared}), tmp_path)

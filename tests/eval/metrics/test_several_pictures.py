@@ -31,8 +31,8 @@ def config(student: Path, **changes: object) -> SystemsConfig:
     content = {
         "systems": [{"name": "student", "model": str(student), "steps": 2}],
         "num_prompts": PROMPTS,
-        "pictures_per_prompt": NUMBER,
-        "reference_pictures": 20,
+        "images_per_prompt": NUMBER,
+        "reference_images": 20,
         "metrics": [*NAMES, "lpips_efflite0"],
         "batch_size": 8,
         "seed": 2,
@@ -64,7 +64,7 @@ def test_diversity_is_the_mean_over_prompts_of_their_pictures_distances(
 def test_other_metrics_see_the_picture_that_a_prompt_has_where_it_has_one(
     measured: tuple[Path, Record], student: Path, tmp_path: Path
 ) -> None:
-    (alone,) = compare_systems(config(student, pictures_per_prompt=1, metrics=NAMES), tmp_path)
+    (alone,) = compare_systems(config(student, images_per_prompt=1, metrics=NAMES), tmp_path)
     for name in NAMES:
         value = measured[1].metrics[name].estimate.value
         assert value == pytest.approx(alone.metrics[name].estimate.value, rel=1e-3)
@@ -79,9 +79,9 @@ def test_kept_pictures_are_scored_to_the_same_numbers(measured: tuple[Path, Reco
     assert [row["id"] for row in rows[:NUMBER]] == [f"{first.id}-{place}" for place in range(NUMBER)]
     assert {row["prompt"] for row in rows[:NUMBER]} == {first.text} and len(rows) == PROMPTS * NUMBER
     names = ("brightness", "fd_mosaic", "lpips_efflite0")
-    content = {"folders": [str(kept)], "reference": "shapes", "reference_pictures": 20, "metrics": names}
+    content = {"folders": [str(kept)], "reference": "shapes", "reference_images": 20, "metrics": names}
     (scored,) = score_folders(
-        ScoreConfig.model_validate(content | {"pictures_per_prompt": NUMBER, "batch_size": 8}), tmp_path
+        ScoreConfig.model_validate(content | {"images_per_prompt": NUMBER, "batch_size": 8}), tmp_path
     )
     assert scored.metrics == record.metrics and (scored.n_asked, scored.n_done) == (PROMPTS, PROMPTS)
 
@@ -92,11 +92,11 @@ def test_kept_pictures_are_scored_to_the_same_numbers(measured: tuple[Path, Reco
         (
             1,
             "the metric 'lpips_efflite0' needs several images of each prompt, and each prompt has one; with 'ddil eval "
-            "coco', 'run' and 'score', add --set pictures_per_prompt=10",
+            "coco', 'run' and 'score', add --set images_per_prompt=10",
         ),
         (
             4,
-            "the 15 images of {folder} are not 4 of each prompt; add the missing images, or change pictures_per_prompt",
+            "the 15 images of {folder} are not 4 of each prompt; add the missing images, or change images_per_prompt",
         ),
         (
             5,
@@ -111,10 +111,10 @@ def test_pictures_that_are_not_so_many_of_each_prompt(
     first, second = (prompt.text for prompt in open_data("shapes").prompts(2))
     content = {"folders": [str(measured[0])], "reference": "shapes", "metrics": ["lpips_efflite0"]}
     with pytest.raises(WrongCommand) as error:
-        score_folders(ScoreConfig.model_validate(content | {"pictures_per_prompt": number}), tmp_path)
+        score_folders(ScoreConfig.model_validate(content | {"images_per_prompt": number}), tmp_path)
     assert str(error.value) == sentence.format(folder=measured[0], first=first, second=second)
 
 
 def test_one_picture_of_each_prompt_is_refused_before_anything_is_opened(student: Path) -> None:
     with pytest.raises(WrongCommand, match="needs several images of each prompt"):
-        plan_comparison(config(student, pictures_per_prompt=1))
+        plan_comparison(config(student, images_per_prompt=1))
