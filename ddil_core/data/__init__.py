@@ -1,1 +1,1 @@
-"""Captioned pictures by reference, one file a kind, and the pool that they are encoded into."""
+"""Data sets of images with captions, one file for each kind, and the pool that they are encoded into."""

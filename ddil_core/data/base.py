@@ -1,4 +1,4 @@
-"""Captioned pictures by reference, as streams whose batches depend on their index alone."""
+"""What every data set offers: training batches that depend on their index alone, and an evaluation split."""
 
 from __future__ import annotations
 
@@ -11,40 +11,50 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the evaluation split, with the name that its noise is drawn from."""
+    """A prompt of the evaluation split. Its noise is drawn from ``id``."""
 
     id: str
     text: str
 
 
 class DataSet(Protocol):
-    """Captioned pictures: those to train on, and an evaluation split, both in a fixed order."""
+    """Images with captions: a training split and an evaluation split, each in a fixed order.
+
+    Attributes:
+        reference: The data set's reference, as the user wrote it.
+        side: The side of the training images in pixels; None where ``training`` resizes the images.
+    """
 
     reference: str
     side: int | None
-    """The side of its pictures in pixels; None where they are prepared to the side that is asked for."""
 
     def identity(self) -> str:
-        """What the training pictures are, as far as it is known without reading them; other pictures, another identity."""
+        """Return a text that changes when the training images change. This method does not read the images."""
         ...
 
     def require(self, count: int, side: int) -> None:
-        """Look at the first ``count`` training pictures, as far as that is quick. Raises DdilError where they cannot be used."""
+        """Check the first ``count`` training images, if that is quick. Raises DdilError where training would fail."""
         ...
 
     def training(
         self, count: int, side: int, batch_size: int = 64, first: int = 0
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """The first ``count`` training pictures, uint8 [B, side, side, 3] with their captions, from the ``first`` batch on.
+        """Yield the first ``count`` training images, uint8 [B, side, side, 3], with their captions.
 
-        A batch depends on its index and ``batch_size`` alone: never on which batches were asked for before it.
+        A batch depends on its index and on ``batch_size`` alone, and not on the batches that were read before it.
+
+        Args:
+            count: The number of training images in all batches together.
+            side: The side in pixels to which the images are resized.
+            batch_size: The number of images in a batch; the last batch may be smaller.
+            first: The index of the first batch that is yielded.
         """
         ...
 
     def prompts(self, count: int) -> list[Prompt]:
-        """The first ``count`` prompts of the evaluation split."""
+        """Return the first ``count`` prompts of the evaluation split."""
         ...
 
     def images(self, count: int, batch_size: int = 64) -> Iterator[np.ndarray]:
-        """The first ``count`` pictures of the evaluation split, in batches uint8 [B, H, W, 3]."""
+        """Yield the first ``count`` images of the evaluation split, in batches uint8 [B, H, W, 3]."""
         ...

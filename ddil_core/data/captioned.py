@@ -1,4 +1,4 @@
-"""Pictures with captions, wherever they lie: reading them, saying which are bad, and making them training pictures."""
+"""Images with captions, in files or in shards: read them, name the bad ones, and prepare them for training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _NAMED = 5
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Some names for a message, with the number of those left out."""
+    """Return the first names for a message, and the number of the others."""
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture in a file, by the ``id`` that its noise and its rows go by; ``caption`` is None where it has none."""
+    """An image in a file. Its noise is drawn from ``id``; ``caption`` is None where the image has none."""
 
     id: str
     path: Path
@@ -50,7 +50,7 @@ class ImageFile:
 
 
 class CaptionedImage(Protocol):
-    """A picture that can be read, wherever it lies: what ``ImageFile`` has."""
+    """An image that can be read, in a file (``ImageFile``) or elsewhere."""
 
     @property
     def name(self) -> str: ...
@@ -64,34 +64,39 @@ class CaptionedImage(Protocol):
 
 
 def read_image(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture file, read as ``read_rgb`` says.
+    """Read an image file as uint8 [H, W, 3], as ``read_rgb`` does.
 
     Raises:
-        DdilError: the file is missing or damaged, or its pixels have no known range.
+        DdilError: the file is missing or damaged, or it is not known which of its numbers is white.
     """
     if not path.is_file():
-        raise DdilError(f"the picture {path} is missing")
+        raise DdilError(f"the image {path} is missing")
     return read_rgb(path, str(path))
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the heads of ``count`` pictures of ``what`` say.
+    """What the heads of images say.
 
-    ``converted`` are those that are not RGB of 8 bits, ``silent`` those without a caption, ``sizes`` [(W, H)] one picture of
-    each; ``changed`` counts the pictures by what reading them changes, in words.
+    Attributes:
+        what: The name of the images' data set in messages.
+        count: The number of images.
+        converted: The names of images that are not 8-bit RGB.
+        uncaptioned: The names of images without a caption.
+        sizes: One image's name for each size (W, H).
+        changed: The number of images for each change that reading makes, by its description.
     """
 
     what: str
     count: int
     converted: list[str]
-    silent: list[str]
+    uncaptioned: list[str]
     sizes: dict[tuple[int, int], str]
     changed: Counter[str]
 
     def warn_of_changes(self) -> None:
-        """Warn in one sentence of all that reading the pictures changes; silent where nothing is changed."""
-        of = f"of {self.count:,} pictures of {self.what}"
+        """Warn in one sentence of the changes that reading makes; print nothing where it makes none."""
+        of = f"of {self.count:,} images of {self.what}"
         parts = [f"{number:,} {change}" for change, number in sorted(self.changed.items())]
         if self.converted:
             parts.insert(0, f"{len(self.converted):,} {of} are not RGB and are converted: {name_some(self.converted)}")
@@ -101,92 +106,104 @@ class Survey:
             warn("; ".join(parts))
 
 
-def survey(pictures: Iterable[CaptionedImage], what: str) -> Survey:
-    """Look at the heads of pictures; the pixels are not decoded.
+def survey(images: Iterable[CaptionedImage], what: str) -> Survey:
+    """Read the heads of images, and no pixels. ``what`` names their data set in messages.
 
     Raises:
-        DdilError: some are missing, no pictures, or of no known range; the message names them and says how many.
+        DdilError: images are missing, damaged or of an unknown range; the message counts them and names some.
     """
-    count, missing, damaged, unscaled, found = 0, [], [], [], Survey(what, 0, [], [], {}, Counter())
-    for picture in pictures:
+    count, missing, damaged, unscaled = 0, list[str](), list[str](), list[str]()
+    result = Survey(what, 0, [], [], {}, Counter())
+    for image in images:
         count += 1
-        if not picture.caption:
-            found.silent.append(picture.name)
+        if not image.caption:
+            result.uncaptioned.append(image.name)
         try:
-            head = picture.head()
+            head = image.head()
         except FileNotFoundError:
-            missing.append(picture.name)
+            missing.append(image.name)
         except BAD_IMAGE:
-            damaged.append(picture.name)
+            damaged.append(image.name)
         else:
-            found.sizes.setdefault(head.size, picture.name)
-            found.changed.update(words for words, holds in _changes(head).items() if holds)
+            result.sizes.setdefault(head.size, image.name)
+            result.changed.update(change for change, holds in _changes(head).items() if holds)
             if not head.range_known:
-                unscaled.append(picture.name)
+                unscaled.append(image.name)
             elif not head.rgb:
-                found.converted.append(picture.name)
+                result.converted.append(image.name)
     refuse_bad(missing, "missing", count, what)
     refuse_bad(damaged, "damaged", count, what)
-    refuse_bad(unscaled, "of 32-bit or 12-bit grey, of which it is not known which number is white", count, what)
-    return replace(found, count=count)
+    refuse_bad(unscaled, "32-bit or 12-bit grey, in which it is not known which number is white", count, what)
+    return replace(result, count=count)
 
 
 def _changes(head: Head) -> dict[str, bool]:
-    """What reading a picture may change beside its mode, in words, and whether it does."""
+    """Return the changes that reading an image may make, other than conversion to RGB, and whether it makes each."""
     return {
         "of 16-bit grey, scaled to 8 bits": head.grey16,
         "of 16-bit colour, cut to the upper 8 bits": head.deep_colour,
-        "with transparency, which is left out": head.alpha,
+        "with transparency, which is dropped": head.alpha,
         "with several frames, of which the first is read": head.animated,
     }
 
 
-def refuse_bad(names: Sequence[str], fault: str, count: int, what: str, kind: str = "pictures") -> None:
-    """Raises DdilError where there are ``names``, of ``count`` pictures in all; the message holds the first few."""
+def refuse_bad(names: Sequence[str], fault: str, count: int, what: str, kind: str = "images") -> None:
+    """Refuse to go on where there are bad images.
+
+    Args:
+        names: The names of the bad images.
+        fault: What is wrong with them.
+        count: The number of all images.
+        what: The name of their data set in messages.
+        kind: A word for the images in messages.
+
+    Raises:
+        DdilError: ``names`` is not empty; the message holds the first names.
+    """
     if names:
         raise DdilError(
             f"{len(names):,} of {count:,} {kind} of {what} are {fault}: {name_some(names)}; fetch or make them again"
         )
 
 
-def require_training(pictures: Iterable[CaptionedImage], side: int, what: str, cure: str) -> int:
-    """Look at pictures that are to be trained on at ``side`` pixels, and warn of what changes them; returns how many there are.
+def require_training(images: Iterable[CaptionedImage], side: int, what: str, cure: str) -> int:
+    """Check images for training at ``side`` pixels, warn of the changes to them, and return their number.
 
-    ``cure`` says how a picture is given a caption.
+    ``what`` names their data set in messages, and ``cure`` says how the user gives an image a caption.
 
     Raises:
-        WrongCommand: some have no caption.
-        DdilError: some are missing or damaged.
+        WrongCommand: images have no caption.
+        DdilError: images are missing or damaged.
     """
-    found = survey(pictures, what)
-    if found.silent:
+    result = survey(images, what)
+    if result.uncaptioned:
         raise WrongCommand(
-            f"{len(found.silent):,} of {found.count:,} pictures of {what} have no caption: {name_some(found.silent)}; "
-            f"{cure}, or leave them out"
+            f"{len(result.uncaptioned):,} of {result.count:,} images of {what} have no caption: "
+            f"{name_some(result.uncaptioned)}; {cure}, or leave them out"
         )
-    found.warn_of_changes()
-    small = [name for size, name in found.sizes.items() if min(size) < side]
+    result.warn_of_changes()
+    small = [name for size, name in result.sizes.items() if min(size) < side]
     if small:
-        warn(f"pictures of {what} are smaller than {side} x {side} and are enlarged, such as {small[0]}")
-    return found.count
+        warn(f"images of {what} are smaller than {side} x {side} and are enlarged, such as {small[0]}")
+    return result.count
 
 
-def refuse_fewer(there: int, count: int, what: str) -> None:
-    """Raises WrongCommand where fewer pictures are there than the ``count`` that are to be encoded."""
-    if there == 0:
-        raise WrongCommand(f"{what} holds no pictures to train on")
-    if there < count:
+def refuse_fewer(available: int, count: int, what: str) -> None:
+    """Raise WrongCommand where the data set ``what`` has fewer training images than the pool's ``count``."""
+    if available == 0:
+        raise WrongCommand(f"{what} holds no images to train on")
+    if available < count:
         raise WrongCommand(
-            f"{what} has {there:,} pictures to train on, fewer than the pool of {count:,}; add others, or say --set pool={there}"
+            f"{what} has {available:,} images to train on, fewer than the pool of {count:,}; "
+            f"add others, or say --set pool={available}"
         )
 
 
 def prepare_image(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [H, W, 3] → uint8 [side, side, 3]: centre crop to the short edge, then Pillow's Lanczos, which antialiases.
+    """uint8 [H, W, 3] → uint8 [side, side, 3]: crop the centre to the short edge, then resize with Pillow's Lanczos.
 
-    This is the preparation of the recipe ``gigagan``, so that what is trained on and what is compared with are made alike. A
-    picture that is smaller is enlarged; one of this very size stays as it is. An odd rest of the crop is split as torchvision's
-    ``center_crop`` splits it.
+    The recipe ``gigagan`` prepares images in the same way, so training and evaluation images match. Smaller images are
+    enlarged; an image of this size stays as it is. An odd border is split as torchvision's ``center_crop`` splits it.
     """
     short = min(image.shape[:2])
     top, left = (round((length - short) / 2) for length in image.shape[:2])
@@ -195,30 +212,37 @@ def prepare_image(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def prepare_batches(
-    pictures: Iterable[CaptionedImage], side: int, batch_size: int, count: int, what: str
+    images: Iterable[CaptionedImage], side: int, batch_size: int, count: int, what: str
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Pictures read and prepared, in batches uint8 [B, side, side, 3] with their captions.
+    """Read and prepare images, and yield batches uint8 [B, side, side, 3] with their captions.
+
+    Args:
+        images: The images, in the order of training.
+        side: The side in pixels of the prepared images.
+        batch_size: The number of images in a batch; the last batch may be smaller.
+        count: The number of images that a message states.
+        what: The name of their data set in messages.
 
     Raises:
-        DdilError: some are damaged. No batch comes after the first of them, and the others are read so that all are named.
+        DdilError: images are damaged. The first of them ends the batches; the others are read so that all are named.
     """
-    pictures, damaged = iter(pictures), list[str]()
-    while part := list(islice(pictures, batch_size)):
-        images = []
-        for picture in part:
+    remaining, damaged = iter(images), list[str]()
+    while part := list(islice(remaining, batch_size)):
+        prepared = []
+        for image in part:
             try:
-                images.append(prepare_image(picture.read(), side))
+                prepared.append(prepare_image(image.read(), side))
             except DdilError:
-                damaged.append(picture.name)
+                damaged.append(image.name)
         if not damaged:
-            yield np.stack(images), [str(picture.caption) for picture in part]
+            yield np.stack(prepared), [str(image.caption) for image in part]
     refuse_bad(damaged, "damaged", count, what)
 
 
-def files_sha256(pictures: Sequence[ImageFile]) -> str:
-    """A hash of picture files' bytes, in their order."""
+def files_sha256(images: Sequence[ImageFile]) -> str:
+    """Return a hash of image files' bytes, in their order."""
     content = hashlib.sha256()
-    for picture in pictures:
-        with picture.path.open("rb") as file:
+    for image in images:
+        with image.path.open("rb") as file:
             content.update(hashlib.file_digest(file, "sha256").digest())
     return content.hexdigest()

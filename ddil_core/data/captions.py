@@ -1,4 +1,4 @@
-"""Captions: one reader and one set of rules for every kind of file that holds them. ``docs/data.md`` states the rules."""
+"""Read captions. Every kind of caption file follows the same rules, which ``docs/data.md`` states."""
 
 from __future__ import annotations
 
@@ -19,50 +19,49 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.text import require_text
 
 CAPTION_KEYS = ("prompt", "caption", "text")
-"""The keys of a row that may hold its caption; the first that holds one is taken."""
+"""The keys that may hold a row's caption. The first key with a caption counts."""
 
 _QUOTES = "put quotes around a field that holds a comma"
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _BOM = "\ufeff"
-_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE begins as UTF-16-LE does
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts as UTF-16-LE
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
-"""Unicode's categories of characters that show nothing: controls, format characters, separators."""
+"""Unicode's categories of invisible characters: controls, format characters and separators."""
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
-"""Letters of Hangul and a sign of Braille that show nothing."""
+"""Invisible letters of Hangul and an empty Braille sign."""
 _KINDS = ((bool, "true or false"), (int | float, "a number"), (list, "a list"), (dict, "an object"))
 
 
 def clean_caption(text: str) -> str:
-    """The one way in which captions are cleaned: white space at the ends goes, any other run of it becomes one space.
+    """Clean a caption: remove white space and byte-order marks at its ends, and join the rest by single spaces.
 
-    A byte-order mark at the ends goes too. Case, punctuation and spelling stay. COCO has captions with line ends and with
-    spaces after the full stop.
+    Case, punctuation and spelling stay. COCO's captions contain line ends, and spaces after the full stop.
     """
     return " ".join(text.split()).strip(_BOM + " ")
 
 
 def caption_of(value: object, where: str) -> str | None:
-    """A cleaned caption; None where there is none, or a blank one, which shows no character.
+    """Return the cleaned caption, or None where there is no caption or only a blank one (see ``is_blank``).
 
     Args:
-        value: what a caption file holds at the place of a caption; None where it holds nothing.
-        where: the name of that place in messages.
+        value: What the file holds in the caption's place; None where it holds nothing.
+        where: The name of that place in messages.
 
     Raises:
-        WrongCommand: it is no text, or a text that cannot be a caption.
+        WrongCommand: the value is not a text, or the text cannot be a caption.
     """
     if value is None:
         return None
     if not isinstance(value, str):
-        raise WrongCommand(f"{where} is {_kind(value)}, and a caption is one text; write it as one text")
+        raise WrongCommand(f"{where} is {_kind(value)}, but a caption is one text; write it as one text")
     require_text(value, where)
     text = clean_caption(value)
     return None if is_blank(text) else text
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows no character: it is empty, or holds white space and zero-width characters alone."""
+    """Whether a text shows nothing: it is empty, or has only white space and invisible characters."""
     return all(unicodedata.category(character) in _INVISIBLE or character in _FILLERS for character in text)
 
 
@@ -71,71 +70,71 @@ def _kind(value: object) -> str:
 
 
 def decode(content: bytes) -> str:
-    """The text of a file in UTF-8, with or without a byte-order mark.
+    """Decode a file in UTF-8.
 
-    A mark at the beginning of a later line, which joining files leaves, is dropped as well.
+    A byte-order mark at the start of the file or of a line is dropped. Joining files leaves marks at later lines.
 
     Raises:
-        ValueError: it is in another encoding; the message says why, without naming the file.
+        ValueError: the encoding is another; the message says why and does not name the file.
     """
     if content.startswith(_OTHER_MARKS):
-        raise ValueError("it begins as UTF-16 and UTF-32 do")
+        raise ValueError("it starts with the mark of UTF-16 or UTF-32")
     text = content.decode("utf-8")
     if "\0" in text:
-        raise ValueError("it holds a NUL, as UTF-16 read as UTF-8 does")
+        raise ValueError("it contains a NUL character, so it may be UTF-16")
     return re.sub(rf"(\A|[\r\n]){_BOM}", r"\1", text)
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text. They end at LF, CR LF or CR alone: ``str.splitlines`` also splits at U+2028, form feeds and others."""
-    found = _LINE_END.split(text)
-    return found if found[-1] else found[:-1]
+    """Split a text at LF, CR LF and CR. ``str.splitlines`` would also split at U+2028, form feeds and others."""
+    parts = _LINE_END.split(text)
+    return parts if parts[-1] else parts[:-1]
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON, is nested too deeply, or an object in it has a key twice, so that one value would be lost.
+        ValueError: the text is not JSON, is nested too deeply, or has an object with a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_each_once)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("its objects are nested too deeply") from error
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"the key {_twice([key for key, _ in pairs])!r} stands twice in one object")
-    return found
+    """Make an object of its pairs, and refuse a key that occurs twice: ``json`` would drop one of the two values."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"one object has the key {_most_frequent([key for key, _ in pairs])!r} twice")
+    return values
 
 
-def _twice(names: Sequence[str]) -> str:
-    """The name that stands most often."""
+def _most_frequent(names: Sequence[str]) -> str:
     return Counter(names).most_common(1)[0][0]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of an index or a list: its values by key, and ``where`` it stands, for messages."""
+    """A row of an index or of a list of prompts: its ``values`` by key, and its place (``where``) for messages."""
 
     values: dict[str, Any]
     where: str
 
     def caption(self) -> str | None:
-        """The row's caption, None where it has none. Raises WrongCommand as ``caption_of``."""
+        """Return the row's caption, or None. Raises WrongCommand as ``caption_of`` does."""
         for key in CAPTION_KEYS:
-            found = caption_of(self.values.get(key), f"the {key!r} of {self.where}")
-            if found is not None:
-                return found
+            caption = caption_of(self.values.get(key), f"the {key!r} of {self.where}")
+            if caption is not None:
+                return caption
         return None
 
     def name(self, *keys: str) -> str | None:
-        """The first of these keys that the row has a name for, such as an id or a file: a text, or a number as text.
+        """Return the row's first value under these keys, such as an id or a file name; a number becomes its text.
 
         Raises:
-            WrongCommand: it is neither, or cannot be a name.
+            WrongCommand: the value is neither a text nor a number, or the text cannot be a name.
         """
         for key in keys:
             value, where = self.values.get(key), f"the {key!r} of {self.where}"
@@ -143,32 +142,32 @@ class Row:
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not (number or isinstance(value, str)):
-                kind = "no finite number" if isinstance(value, float) else _kind(value)
-                raise WrongCommand(f"{where} is {kind}, and it names a picture or a prompt; write a text or a number")
+                kind = "not a finite number" if isinstance(value, float) else _kind(value)
+                raise WrongCommand(f"{where} is {kind}, but it names an image or a prompt; write a text or a number")
             require_text(str(value), where)
             return str(value)
         return None
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl`` file, or of a ``.csv`` file with a header. Blank lines are no rows.
+    """Read the rows of a ``.jsonl`` file, or of a ``.csv`` file with a header. Blank lines are skipped.
 
     Raises:
-        WrongCommand: it is not such a file, or a row of a ``.csv`` file has more or fewer fields than the header.
+        WrongCommand: the file cannot be read, or a row of a ``.csv`` file has more or fewer fields than the header.
     """
     kind = path.suffix[1:]
     try:
         text = decode(path.read_bytes())
-        found = list(_table(text) if kind == "csv" else _objects(text))
+        rows = list(_csv_rows(text) if kind == "csv" else _json_lines(text))
     except (ValueError, OSError) as error:
         raise WrongCommand(f"{path} cannot be read as {kind} in UTF-8: {error}") from error
-    if not all(isinstance(values, dict) for values in found):
-        raise WrongCommand(f'{path} holds a line that is no JSON object; each line is one, such as {{"file": "a.png"}}')
-    return [Row(values, f"row {number} of {path}") for number, values in enumerate(found, 1)]
+    if not all(isinstance(values, dict) for values in rows):
+        raise WrongCommand(f'{path} has a line that is not a JSON object; write each line like {{"file": "a.png"}}')
+    return [Row(values, f"row {number} of {path}") for number, values in enumerate(rows, 1)]
 
 
-def _objects(text: str) -> Iterator[Any]:
-    """What each line of a ``.jsonl`` file holds. Raises ValueError."""
+def _json_lines(text: str) -> Iterator[Any]:
+    """Yield the value of each line of a ``.jsonl`` file. Raises ValueError."""
     for number, line in enumerate(lines(text), 1):
         if line.strip():
             try:
@@ -177,10 +176,10 @@ def _objects(text: str) -> Iterator[Any]:
                 raise ValueError(f"line {number}: {error}") from error
 
 
-def _table(text: str) -> Iterator[dict[str, str]]:
-    """The rows of a ``.csv`` file by the names of its header. Raises ValueError.
+def _csv_rows(text: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of a ``.csv`` file as {column: field}. Raises ValueError.
 
-    ``csv.DictReader`` is not used, since it keeps the surplus fields of a row apart, so that an unquoted comma cuts a caption.
+    ``csv.DictReader`` puts the surplus fields of a row aside, so an unquoted comma would cut a caption without a word.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
@@ -193,34 +192,34 @@ def _table(text: str) -> Iterator[dict[str, str]]:
                 _require_names(header, fields, begins)
                 yield dict(zip(header, fields, strict=True))
             elif len(fields) > 1 or "".join(fields).strip():
-                cure = _QUOTES if len(fields) > len(header) else "give it a comma for each field that it leaves empty"
+                cure = _QUOTES if len(fields) > len(header) else "write a comma for each empty field"
                 raise ValueError(
-                    f"the row in line {begins} has {len(fields)} fields, and the header {len(header)}; {cure}"
+                    f"the row in line {begins} has {len(fields)} fields, but the header has {len(header)}; {cure}"
                 )
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"the row that begins in line {begins} is no row ({error}); is a quote left open?") from error
+        raise ValueError(f"the row in line {begins} cannot be read ({error}); close every quote") from error
 
 
 def _header(fields: Sequence[str]) -> list[str]:
-    """The names of the columns; none where the line is blank. Raises ValueError."""
+    """Return the column names; an empty list for a blank line. Raises ValueError."""
     names = [name.strip() for name in fields]
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        raise ValueError(f"its header {names[0]!r} is one column; put commas between the columns")
+        raise ValueError(f"its header {names[0]!r} has one column; put commas between the columns")
     known = [name for name in names if name]
     if len(set(known)) < len(known):
-        raise ValueError(f"its header has the column {_twice(known)!r} twice")
+        raise ValueError(f"its header has the column {_most_frequent(known)!r} twice")
     return names if known else []
 
 
 def _require_names(header: Sequence[str], fields: Sequence[str], line: int) -> None:
-    """Whether all values of a row have a name; the first column may have none, as that of a data frame's index.
+    """Refuse a value in a column without a name. The first column is exempt, as it may be a data frame's index.
 
     Raises:
-        ValueError: a later value has none, such as the rest of a caption with a comma where the header ends in one.
+        ValueError: a later column has a value but no name.
     """
     for place, (name, field) in enumerate(zip(header, fields, strict=True), 1):
         if place > 1 and not name and field.strip():
             raise ValueError(
-                f"the row in line {line} has a value in column {place}, which has no name in the header; {_QUOTES}"
+                f"the row in line {line} has a value in column {place}, for which the header has no name; {_QUOTES}"
             )

@@ -1,9 +1,8 @@
-"""COCO's captioned pictures in its own folders and annotation files: ``coco2014:DIR`` and ``coco2017:DIR``.
+"""COCO's captioned images in COCO's own folders and annotation files: ``coco2014:DIR`` and ``coco2017:DIR``.
 
-DIR holds ``val2014/`` or ``val2017/`` and ``annotations/captions_val20XX.json``, as COCO's archives unpack, and for training
-``train20XX/`` and ``annotations/captions_train20XX.json``. Evaluated with are the validation pictures, trained on the others.
-Pictures and prompts are in the order of the annotation file's list of images; a picture's prompt is the first of its captions in
-the order of the list of annotations.
+DIR is laid out as COCO's archives unpack. Evaluation reads ``val20XX/`` and ``annotations/captions_val20XX.json``.
+Training reads ``train20XX/`` and ``annotations/captions_train20XX.json``. Images and prompts keep the order of the
+annotation file's list ``images``. An image's prompt is its first caption in the order of the list ``annotations``.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
 
 
 class Coco(ImageFiles):
-    """The validation pictures of one year, with the annotation file that their captions are from, and its training pictures."""
+    """The validation images of one year with their annotation file, and the training images of the same year."""
 
     def __init__(self, reference: str, folder: Path) -> None:
         self.split = f"val{_year(reference)}"
         self.folder, self.annotations = folder, _annotations(reference, folder, self.split)
-        super().__init__(reference, _pictures(reference, folder, self.split, self.annotations))
+        super().__init__(reference, _images(reference, folder, self.split, self.annotations))
 
     def training_files(self) -> list[ImageFile]:
-        """The training pictures, read when they are first asked for.
+        """Return the training images. The first call reads their annotation file.
 
         Raises:
-            WrongCommand: no folder of them, no annotation file, or one that is damaged; the message says what to fetch.
+            WrongCommand: their folder or annotation file is missing or damaged; the message says what to do.
         """
         return self._training
 
@@ -47,14 +46,14 @@ class Coco(ImageFiles):
             raise WrongCommand(
                 f"the data set {self.reference!r} has no {split}/ to train on; {FETCH.format(zip=f'zips/{split}.zip')}"
             )
-        return _pictures(self.reference, self.folder, split, annotations)
+        return _images(self.reference, self.folder, split, annotations)
 
 
 def open_coco(reference: str) -> Coco:
-    """A COCO data set by reference, ``coco2014:DIR`` or ``coco2017:DIR``.
+    """Open a COCO data set by its reference, ``coco2014:DIR`` or ``coco2017:DIR``.
 
     Raises:
-        WrongCommand: no such folder, no annotation file, or one that is damaged; the message says what to fetch.
+        WrongCommand: the folder or the annotation file is missing, or the file is damaged; the message says what to do.
     """
     folder, year = user_path(reference.partition(":")[2], "the data set's folder"), _year(reference)
     if not folder.is_dir():
@@ -80,19 +79,19 @@ def _annotations(reference: str, folder: Path, split: str) -> Path:
     )
 
 
-def _pictures(reference: str, folder: Path, split: str, annotations: Path) -> list[ImageFile]:
+def _images(reference: str, folder: Path, split: str, annotations: Path) -> list[ImageFile]:
     kind, captions = reference.partition(":")[0], read_annotations(annotations)
     return [ImageFile(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()]
 
 
 def read_annotations(path: Path) -> dict[str, list[str]]:
-    """Each picture's file name with its cleaned captions, in the orders of the lists ``images`` and ``annotations``.
+    """Return each image's file name with its cleaned captions, in the orders of the annotation file's two lists.
 
-    A blank caption is none: of an image's others the first is then its prompt.
+    A blank caption is skipped, so the next caption becomes the image's prompt.
 
     Raises:
-        WrongCommand: the file is damaged or no caption file, an image or its file stands twice, an image has no caption, or a
-            caption or a file name is no text.
+        WrongCommand: the file is damaged or holds no captions, an image or a file name occurs twice, an image has no
+            caption, or a caption or a file name is not a text.
     """
     try:
         content: dict[str, list[dict[str, Any]]] = parse_json(decode(path.read_bytes()))
@@ -104,11 +103,12 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
                 captions[annotation["image_id"]].append(text)
         for place, (_, file) in enumerate(files, 1):
             if not isinstance(file, str):
-                raise TypeError(f"the file name of image {place} is no text")
+                raise TypeError(f"the file name of image {place} is not a text")
             require_text(file, f"the 'file_name' of image {place} of {path}")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WrongCommand(
-            f"the annotation file {path} is damaged or holds no captions ({type(error).__name__}: {error}); fetch it again"
+            f"the annotation file {path} is damaged or holds no captions ({type(error).__name__}: {error}); "
+            "fetch it again"
         ) from error
     if len(captions) < len(files):
         twice = Counter(key for key, _ in files).most_common(1)[0][0]
@@ -116,7 +116,7 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
     if len({file for _, file in files}) < len(files):
         twice = Counter(file for _, file in files).most_common(1)[0][0]
         raise WrongCommand(f"the annotation file {path} has the file {twice} twice; fetch it again")
-    silent = [file for key, file in files if not captions[key]]
-    if silent:
-        raise WrongCommand(f"the annotation file {path} has no caption for {name_some(silent)}; fetch it again")
+    uncaptioned = [file for key, file in files if not captions[key]]
+    if uncaptioned:
+        raise WrongCommand(f"the annotation file {path} has no caption for {name_some(uncaptioned)}; fetch it again")
     return {file: captions[key] for key, file in files}

@@ -71,7 +71,7 @@ def _coco(year: int, train: str, validation: str) -> DataSetKind:
         name=f"coco{year}",
         form=f"coco{year}:DIR",
         use="training, evaluation",
-        description=f"COCO {year} with captions: train ({train} images) for training, val ({validation}) for evaluation",
+        description=f"COCO {year} with captions: train ({train} images) to train on, val ({validation}) for evaluation",
         source="images.cocodataset.org",
         needs=f"for training DIR/train{year}/ and DIR/annotations/captions_train{year}.json, for evaluation "
         f"DIR/val{year}/, and for both DIR/annotations/captions_val{year}.json",
@@ -88,7 +88,7 @@ DATASETS = Registry(
             name="shapes",
             form="shapes",
             use="training, evaluation",
-            description="captioned images of one or two objects, 64 px, drawn on the fly; held-out pairs for evaluation",
+            description="captioned images of one or two objects, 64 px, drawn on the fly; evaluation on held-out pairs",
             source="drawn by the package",
             needs="",
             open=_open_shapes,

@@ -1,4 +1,4 @@
-"""A data set's training pictures, encoded once: what distillation draws its data from."""
+"""The pool: training images and captions that are encoded once. Distillation draws its batches from the pool."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ from ddil_core.support.progress import progress, warn
 
 @dataclass(frozen=True, eq=False)
 class LatentPool:
-    """Encoded training pictures: the posterior's ``mean`` and ``std`` float16 [N, C, H, W] in scaled latents, and what the network
-    is told of their captions: every tensor of a condition, float16 [N, …], by name."""
+    """Encoded training images and captions.
+
+    Attributes:
+        mean: The posterior's mean, float16 [N, C, H, W], in scaled latents.
+        std: The posterior's standard deviation, float16 [N, C, H, W], in scaled latents.
+        condition: The encoded captions: each tensor of the network's condition, float16 [N, …], by its name.
+    """
 
     mean: Tensor
     std: Tensor
@@ -36,42 +41,51 @@ class LatentPool:
         return len(self.mean)
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """x₀ float32 [B, C, H, W], drawn from the posterior, and rows int64 [B]. All of it on the CPU."""
+        """Draw x₀, float32 [B, C, H, W], from the posteriors of random rows; return x₀ and the rows, int64 [B]."""
         rows = torch.randint(len(self), (size,), generator=generator)
         noise = torch.randn((size, *self.mean.shape[1:]), generator=generator)
         return self.mean[rows].float() + self.std[rows].float() * noise, rows
 
 
-_TOLD = "condition."
+_CONDITION = "condition."
+"""The prefix of the condition's tensors in a pool's file."""
 
 PART = 16
-"""Batches that are kept in one file while a pool is being encoded: 1,024 pictures, at most which an interruption costs."""
+"""Batches in one part file. With 64 images a batch, an interruption loses at most 1,024 images."""
 
 
 def image_side(model: Model) -> int:
-    """The side in pixels of the pictures that a model was made for.
+    """Return the side in pixels of the images that a model draws.
 
     Raises:
-        DdilError: they are no squares, to which pictures are prepared.
+        DdilError: the images are not square.
     """
     _, *size = model.latent_shape
     height, width = (side * 2 ** (len(model.pipeline.vae.config.block_out_channels) - 1) for side in size)
     if height != width:
         raise DdilError(
-            f"the model {model.reference!r} draws pictures of {height} x {width} pixels (height x width), and pictures of a data "
-            "set are prepared as squares; name a model of square pictures"
+            f"the model {model.reference!r} draws images of {height} x {width} pixels (height x width), but data are "
+            "prepared as squares; name a model of square images"
         )
     return height
 
 
 @torch.no_grad()
 def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: int = 64) -> LatentPool:
-    """Encode the first ``size`` training pictures once and keep them at ``path``; read them back where that is done.
+    """Encode the first ``size`` training images and store them, or read the file where it exists.
 
-    Interrupted, it goes on after the parts that are done, which lie beside ``path`` until it is whole.
+    The work is stored in parts, so that an interrupted call goes on where it stopped. The parts lie in a folder beside
+    ``path`` until all images are encoded.
+
+    Args:
+        model: The model that encodes.
+        data: The data set.
+        size: The number of images.
+        path: The pool's file.
+        batch_size: The number of images that are read at once.
 
     Raises:
-        DdilError: the file at ``path`` is damaged, or pictures are.
+        DdilError: the file at ``path`` or an image is damaged, or encoded values are too large for float16.
     """
     folder = path.with_suffix(".parts")
     if not path.is_file():
@@ -81,11 +95,11 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
 
 
 def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_size: int) -> list[Path]:
-    """Files of ``PART`` batches each, after those that are in the folder already."""
+    """Encode the parts that the folder lacks, of ``PART`` batches each, and return the files of all parts in order."""
     folder.mkdir(parents=True, exist_ok=True)
     side = image_side(model)
-    made = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
-    parts = _kept(folder, made)
+    metadata = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
+    parts = _valid_parts(folder, metadata)
     done, cut = min(len(parts) * PART * batch_size, size), 0
     with progress("encode the data", total=size, done=done) as advance, on_device(model.text_encoders(), model.device):
         batches = data.training(size, side, batch_size, first=len(parts) * PART)
@@ -93,7 +107,7 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
             cut += sum(longer for _, longer in part)
             tensors = {name: torch.cat([encoded[name] for encoded, _ in part]) for name in part[0][0]}
             parts.append(folder / f"{len(parts):05d}.safetensors")
-            write_tensors(parts[-1], tensors, made)
+            write_tensors(parts[-1], tensors, metadata)
     if cut:
         warn(f"{cut} of {size - done} captions are longer than the text encoder takes; the rest of each is not read")
     return parts
@@ -102,43 +116,42 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
 def _encode(
     model: Model, images: np.ndarray, captions: list[str], advance: Callable[[int], None]
 ) -> tuple[dict[str, Tensor], int]:
-    """A batch of the pool, and how many of its captions are cut."""
+    """Encode a batch; return its tensors by their names in the file, and how many of its captions are cut."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    at_once = decode_batch(
-        model.pipeline.vae, *model.latent_shape[1:], model.device
-    )  # encoding takes less than decoding
-    posterior = [model.encode_images(some) for some in pixels.split(max(at_once, 1))]
-    told = model.encode(captions).tensors
+    # Encoding needs less memory than decoding.
+    at_once = decode_batch(model.pipeline.vae, *model.latent_shape[1:], model.device)
+    posteriors = [model.encode_images(part) for part in pixels.split(max(at_once, 1))]
+    condition = model.encode(captions).tensors
     advance(len(images))
-    tensors = {name: torch.cat(some) for name, some in zip(("mean", "std"), zip(*posterior, strict=True), strict=True)}
-    tensors |= {_TOLD + name: tensor for name, tensor in told.items()}
+    mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+    tensors = {"mean": mean, "std": std} | {_CONDITION + name: tensor for name, tensor in condition.items()}
     halves = {name: tensor.half() for name, tensor in tensors.items()}
     if not all_finite(halves.values()):
         raise DdilError(
-            f"what the model {model.reference!r} encodes pictures or captions to is too large for float16, in which it is kept "
+            f"the encoded images or captions of the model {model.reference!r} are too large for float16 "
             "(above 65,504); check its autoencoder's scaling_factor"
         )
     return {name: tensor.cpu().contiguous() for name, tensor in halves.items()}, model.cut(captions)
 
 
-def _kept(folder: Path, made: dict[str, str]) -> list[Path]:
-    """The parts that an interrupted run left, in their order; what was made of other data, or is damaged, is deleted."""
-    kept = list[Path]()
+def _valid_parts(folder: Path, metadata: dict[str, str]) -> list[Path]:
+    """Return the parts that an interrupted call left, in order. Delete damaged parts and those of other data."""
+    parts = list[Path]()
     for path in sorted(folder.iterdir()):
         try:
             with safe_open(path, "pt") as part:
-                fits = part.metadata() == made and path.name == f"{len(kept):05d}.safetensors"
+                fits = part.metadata() == metadata and path.name == f"{len(parts):05d}.safetensors"
         except SafetensorError:
             fits = False
         if fits:
-            kept.append(path)
+            parts.append(path)
         else:
             path.unlink()
-    return kept
+    return parts
 
 
 def _joined(parts: list[Path], size: int) -> dict[str, Tensor]:
-    """The tensors of all parts, one after another, in memory once."""
+    """Join the tensors of all parts. Memory holds all images once, and one part beside them."""
     joined, start = dict[str, Tensor](), 0
     for path in parts:
         part = load_file(path)
@@ -152,12 +165,13 @@ def _joined(parts: list[Path], size: int) -> dict[str, Tensor]:
 def _read_pool(path: Path) -> LatentPool:
     try:
         tensors = load_file(path)
-        told = {name.removeprefix(_TOLD): tensors.pop(name) for name in list(tensors) if name.startswith(_TOLD)}
-        pool = LatentPool(**tensors, condition=told)
+        names = [name for name in tensors if name.startswith(_CONDITION)]
+        condition = {name.removeprefix(_CONDITION): tensors.pop(name) for name in names}
+        pool = LatentPool(**tensors, condition=condition)
     except (SafetensorError, TypeError, OSError) as error:
         raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
     if not all_finite(part for tensor in (pool.mean, pool.std) for part in tensor.split(1024)):
         raise DdilError(
-            f"the encoded data {path} hold values that are not finite; delete the file to encode them again"
+            f"the encoded data {path} has values that are not finite; delete the file to encode the data again"
         )
     return pool

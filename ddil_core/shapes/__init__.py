@@ -1,0 +1,1 @@
+"""The shapes world: scenes, their renderer, a reader of images, a scorer, and the shipped weights."""

@@ -13,14 +13,13 @@ from ddil_core.shapes.scene import Scene, draw_scene
 
 SPLIT_KEY = {"train": 0, "validation": 1}
 
-
 TRAIN_SEED = 2
-"""The stream that distillation trains on; the shipped networks were trained on others."""
+"""The seed of the images for distillation. The shipped networks were trained on images of other seeds."""
 
 
 @dataclass(frozen=True)
 class ShapesBatch:
-    """``images`` uint8 [B, H, W, 3] with the ``scenes`` that they show."""
+    """``images``, uint8 [B, H, W, 3], and the ``scenes`` that they show."""
 
     images: np.ndarray
     scenes: list[Scene]
@@ -30,7 +29,7 @@ class ShapesBatch:
         return [scene.meaning.caption for scene in self.scenes]
 
     def pixels(self) -> Tensor:
-        """float32 [B, 3, H, W] in [-1, 1]."""
+        """Return the images as float32 [B, 3, H, W] in [-1, 1]."""
         return to_pixels(self.images)
 
 
@@ -40,7 +39,7 @@ def to_pixels(images: np.ndarray) -> Tensor:
 
 
 def draw_batch(size: int, index: int, *, split: str = "train", seed: int = 0) -> ShapesBatch:
-    """The ``index``-th batch of a split's endless stream."""
+    """Draw the batch of this index in a split, "train" or "validation"."""
     rng = np.random.default_rng([SPLIT_KEY[split], seed, index])
     scenes = [draw_scene(rng, split) for _ in range(size)]
     return ShapesBatch(np.stack([render(scene) for scene in scenes]), scenes)

@@ -1,8 +1,8 @@
-"""The reader: a picture of the shapes world back to what it shows, by analysis and synthesis.
+"""Read what an image of the shapes world shows, by analysis and synthesis.
 
-It sees only the picture. It fits the shaded background, takes what stands out of it apart into objects, and for each finds
-the colour, shape, size and place whose rendering is nearest. What it cannot explain (a colour between two, a blurred or
-broken outline, a ghost, a third object) it does not guess: the picture is unreadable, and counts as wrong.
+The reader uses the image alone. It fits the shaded background and separates the objects from it. For each object it
+finds the colour, shape, size and place with the nearest rendering. It does not guess: an image with a mixed colour, a
+blurred or broken outline, a ghost or a third object is unreadable and counts as wrong.
 """
 
 from __future__ import annotations
@@ -32,28 +32,45 @@ Point = tuple[float, float]
 BACKGROUND_TOLERANCE = 26.0
 """Largest distance of a background pixel from its colour's brightness line (of 255, Euclidean)."""
 CONTRAST = 44.0
-"""Distance from the background (of 255, Euclidean) from which a pixel belongs to an object."""
+"""Smallest distance of an object's pixel from the background (of 255, Euclidean)."""
 COLOUR_TOLERANCE = 45.0
-"""Largest distance of an object's median colour from its palette colour (of 255, Euclidean): under half of what lies between the
-two nearest, blue and purple, and less than from purple to the middle between red and blue."""
+"""Largest distance of an object's median colour from its palette colour (of 255, Euclidean).
+
+It is less than half the distance of the two nearest colours, blue and purple. It is also less than the distance of
+purple from the middle between red and blue.
+"""
 OUTLINE_TOLERANCE = 4.0
-"""Largest error of coverage, Σ|α − α̂| over √(area), which grows like an outline's length, in pixels. On 384 autoencoder round
-trips its median was 1.5, and 3.0 was the 99th percentile."""
+"""Largest error of coverage, Σ|α − α̂| / √area, in pixels; √area grows as the outline's length does.
+
+On 384 autoencoder round trips the median was 1.5 and the 99th percentile 3.0.
+"""
 DAMAGE_TOLERANCE = 12.0
-"""Largest Σ|α − α̂| in a window of 5 × 5 pixels, so that a bite does not hide in a long outline: about half of the window. On 384
-autoencoder round trips the 99th percentile was 5.9; a bite of 4 × 4 pixels gives 16."""
+"""Largest Σ|α − α̂| in a window of 5 × 5 pixels, about half the window: a long outline must not hide a bite.
+
+On 384 autoencoder round trips the 99th percentile was 5.9. A bite of 4 × 4 pixels gives 16.
+"""
 DOUBT = 1.5
-"""Outline error from which other shapes are tried at sizes that no object has: a square of between the two sizes covers nearly
-what a small circle does. On 100 autoencoder round trips no other shape was nearer than 0.95 of the error."""
+"""Outline error above which the reader also tries other shapes at sizes that no object has.
+
+A square between the two sizes covers nearly the same pixels as a small circle. On 100 autoencoder round trips the
+error of every other shape was at least 0.95 of this error.
+"""
 GHOST_AREA = 4.0
-"""Pixels that may stand out without belonging to an object."""
+"""Number of pixels outside the objects that may differ from the background."""
 
 ATTRIBUTES = ("count", "shape", "colour", "size", "relation", "background")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows: its objects with their centres, its background; or why it cannot be read."""
+    """What an image shows.
+
+    Attributes:
+        things: The objects.
+        centres: The objects' centres (x, y) in pixels, y down.
+        background: The background's colour; None where no colour fits.
+        unreadable: The attribute at which reading failed; None where the image is readable.
+    """
 
     things: tuple[Thing, ...] = ()
     centres: tuple[tuple[float, float], ...] = ()
@@ -62,7 +79,7 @@ class Reading:
 
 
 def read(image: np.ndarray) -> Reading:
-    """Read one picture, uint8 [64, 64, 3]."""
+    """Read one image, uint8 [64, 64, 3]."""
     pixels = image.astype(np.float64)
     name, empty = _fit_background(pixels)
     if name is None:
@@ -70,12 +87,12 @@ def read(image: np.ndarray) -> Reading:
     difference = pixels - empty
     labels, count = ndimage.label(np.sqrt((difference**2).sum(-1)) > CONTRAST, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    found = [label + 1 for label in range(count) if areas[label] > GHOST_AREA]
-    if len(found) not in (1, 2) or areas.sum() - areas[[label - 1 for label in found]].sum() > GHOST_AREA:
+    objects = [label + 1 for label in range(count) if areas[label] > GHOST_AREA]
+    if len(objects) not in (1, 2) or areas.sum() - areas[[label - 1 for label in objects]].sum() > GHOST_AREA:
         return Reading(background=name, unreadable="count")
-    owner = _nearest_label(labels, found)
+    owner = _nearest_label(labels, objects)
     things, centres = [], []
-    for label in found:
+    for label in objects:
         colour, alpha = _fit_colour(pixels, empty, labels == label, owner == label)
         if colour is None:
             return Reading(background=name, unreadable="colour")
@@ -88,10 +105,10 @@ def read(image: np.ndarray) -> Reading:
 
 
 def drawn_right(reading: Reading, meaning: Meaning) -> dict[str, bool]:
-    """Attribute by attribute, and under ``exact`` all together, whether a picture shows what a caption states.
+    """Return for each attribute whether an image shows what a caption says; ``exact`` is True where all are right.
 
-    Objects are matched in the order that gets most attributes right; an unreadable picture has none right but perhaps
-    its background.
+    Objects are matched in the order that gets most attributes right. In an unreadable image only the background can be
+    right.
     """
     right = dict.fromkeys(ATTRIBUTES, False)
     right["background"] = reading.background == meaning.background
@@ -122,7 +139,7 @@ _PLANE = np.stack(
 
 
 def _fit_background(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
-    """The background colour that explains most pixels, with its shading fitted to them; None where it is under half."""
+    """Return the background colour that fits most pixels, and its shaded image; None where it fits less than half."""
     best, best_name, best_mask = 0.5, None, None
     for name, rgb in BACKGROUNDS.items():
         colour = np.array(rgb, dtype=np.float64)
@@ -140,34 +157,37 @@ def _fit_background(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
     return best_name, plane[0] * background(best_name, (plane[1] / plane[0], plane[2] / plane[0]))
 
 
-def _nearest_label(labels: np.ndarray, found: list[int]) -> np.ndarray:
-    """For each pixel the object that it is nearest to."""
-    if len(found) == 1:
-        return np.full_like(labels, found[0])
-    nearest = ndimage.distance_transform_edt(~np.isin(labels, found), return_distances=False, return_indices=True)
+def _nearest_label(labels: np.ndarray, objects: list[int]) -> np.ndarray:
+    """Return the label of the nearest object for each pixel."""
+    if len(objects) == 1:
+        return np.full_like(labels, objects[0])
+    nearest = ndimage.distance_transform_edt(~np.isin(labels, objects), return_distances=False, return_indices=True)
     return labels[tuple(nearest)]
 
 
 def _fit_colour(
-    pixels: np.ndarray, empty: np.ndarray, mask: np.ndarray, own: np.ndarray
+    pixels: np.ndarray, empty: np.ndarray, mask: np.ndarray, nearest: np.ndarray
 ) -> tuple[str | None, np.ndarray]:
-    """An object's palette colour, from its inner pixels, and the share α of each pixel that it covers."""
+    """Return an object's palette colour, from its inner pixels, and its coverage α of each pixel.
+
+    ``empty`` is the background alone, ``mask`` the object's pixels, and ``nearest`` the pixels nearest to the object.
+    """
     depth = ndimage.distance_transform_edt(mask)
     inner = depth >= min(2.0, depth.max())
-    seen = np.median(pixels[inner], axis=0)
+    median = np.median(pixels[inner], axis=0)
     name, distance = min(
-        ((n, float(np.linalg.norm(seen - rgb))) for n, rgb in COLOURS.items()), key=lambda pair: pair[1]
+        ((n, float(np.linalg.norm(median - rgb))) for n, rgb in COLOURS.items()), key=lambda pair: pair[1]
     )
     if distance > COLOUR_TOLERANCE:
         return None, np.zeros(mask.shape)
-    contrast = seen - empty
+    contrast = median - empty
     alpha = ((pixels - empty) * contrast).sum(-1) / (contrast**2).sum(-1)
-    return name, np.where(own, np.clip(alpha, 0.0, 1.0), 0.0) * ndimage.binary_dilation(mask, iterations=2)
+    return name, np.where(nearest, np.clip(alpha, 0.0, 1.0), 0.0) * ndimage.binary_dilation(mask, iterations=2)
 
 
 @cache
 def _moments(shape: str, radius: float) -> tuple[float, float, float]:
-    """Area, and the centroid's offset from the centre, of a shape's rendering."""
+    """Return the area of a shape's rendering, and the offset (x, y) of the centroid from the centre."""
     middle = IMAGE_SIZE / 2
     rows, columns, alpha = coverage(shape, radius, (middle, middle))
     area = float(alpha.sum())
@@ -177,7 +197,7 @@ def _moments(shape: str, radius: float) -> tuple[float, float, float]:
 
 
 def _fit_shape(alpha: np.ndarray) -> tuple[str, str, Point, float]:
-    """The shape, size and centre whose coverage is nearest to ``alpha``, with the error that remains."""
+    """Return the shape, size and centre with the coverage nearest to ``alpha``, and the remaining outline error."""
     area, x, y = _centroid(alpha)
     candidates = []
     for shape in SHAPES:
@@ -199,14 +219,14 @@ def _fit_shape(alpha: np.ndarray) -> tuple[str, str, Point, float]:
 
 
 def _centroid(alpha: np.ndarray) -> tuple[float, float, float]:
-    """Area, x, y."""
+    """Return the area and the centroid (x, y)."""
     area = float(alpha.sum())
     places = np.arange(IMAGE_SIZE) + 0.5
     return area, float(alpha.sum(0) @ places) / area, float(alpha.sum(1) @ places) / area
 
 
 def _is_another(alpha: np.ndarray, shape: str, uncovered: float) -> bool:
-    """Whether another shape, at the size that ``alpha``'s area gives it, leaves less than half of Σ|α − α̂|."""
+    """Whether another shape with the area of ``alpha`` has less than half the error ``uncovered``, Σ|α − α̂|."""
     area, x, y = _centroid(alpha)
     radius = SIZES["large"]
     for other in SHAPES:
@@ -219,7 +239,7 @@ def _is_another(alpha: np.ndarray, shape: str, uncovered: float) -> bool:
 
 
 def _refine(alpha: np.ndarray, shape: str, radius: float, centre: Point, error: float) -> tuple[float, Point]:
-    """Pattern search over the centre, halving its step."""
+    """Improve the centre by a pattern search with a halving step; return the error and the centre."""
     step = 0.6
     for _ in range(4):
         for dx, dy in ((-step, 0.0), (step, 0.0), (0.0, -step), (0.0, step)):
@@ -236,7 +256,7 @@ def _outline_error(alpha: np.ndarray, shape: str, radius: float, centre: Point) 
 
 
 def _damage(alpha: np.ndarray, shape: str, radius: float, centre: Point) -> float:
-    """The largest Σ|α − α̂| in a window of 5 × 5 pixels."""
+    """Return the largest Σ|α − α̂| in a window of 5 × 5 pixels."""
     rows, columns, expected = coverage(shape, radius, centre)
     remaining = alpha.copy()
     remaining[rows, columns] -= expected
@@ -244,7 +264,7 @@ def _damage(alpha: np.ndarray, shape: str, radius: float, centre: Point) -> floa
 
 
 def _uncovered(alpha: np.ndarray, shape: str, radius: float, centre: Point) -> float:
-    """Σ|α − α̂| over the picture."""
+    """Return Σ|α − α̂| over the image."""
     rows, columns, expected = coverage(shape, radius, centre)
-    seen = alpha[rows, columns]
-    return float(np.abs(seen - expected).sum() + alpha.sum() - seen.sum())
+    box = alpha[rows, columns]
+    return float(np.abs(box - expected).sum() + alpha.sum() - box.sum())

@@ -1,4 +1,4 @@
-"""The renderer: scenes to antialiased pictures, from signed distances. More than 500 pictures a second on one core."""
+"""Render scenes as antialiased images from signed distances: more than 500 images a second on one core."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddil_core.shapes.scene import BACKGROUNDS, COLOURS, IMAGE_SIZE, SIZES, Scen
 
 
 def polygon(shape: str) -> np.ndarray | None:
-    """Vertices [n, 2] in units of the circumscribed radius (y down), or None where the outline is round."""
+    """Return the vertices [n, 2] of a shape with circumscribed radius 1 (y down); None for a round shape."""
     if shape == "square":
         return _regular(4, np.pi / 4)
     if shape == "triangle":
@@ -40,7 +40,7 @@ def _edges(shape: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance (negative inside) to a shape of circumscribed radius 1 at points (x, y)."""
+    """Return the signed distance, negative inside, of points (x, y) from a shape with circumscribed radius 1."""
     edges = _edges(shape)
     if edges is not None:
         return _polygon_distance(x, y, *edges)
@@ -59,7 +59,7 @@ def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray, edges:
     ex, ey = edges[:, :1], edges[:, 1:]
     along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0.0, 1.0)
     squared = ((px - along * ex) ** 2 + (py - along * ey) ** 2).min(axis=0)
-    # An edge is crossed by the ray to the right of a point: an odd count means inside.
+    # A point is inside where the ray to its right crosses an odd number of edges.
     side = ex * py - ey * px
     crossed = ((py >= 0) & (py < ey) & (side > 0)) | ((py < 0) & (py >= ey) & (side < 0))
     inside = crossed.sum(axis=0) % 2 == 1
@@ -67,7 +67,7 @@ def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray, edges:
 
 
 def coverage(shape: str, radius: float, centre: tuple[float, float]) -> tuple[slice, slice, np.ndarray]:
-    """The share of each pixel that an object covers: (rows, columns, alpha [h, w] in [0, 1]) of its bounding box."""
+    """Return an object's bounding box (rows, columns) and the covered share of each pixel in it, [h, w] in [0, 1]."""
     low = [max(0, int(c - radius - 1)) for c in centre]
     high = [min(IMAGE_SIZE, int(c + radius + 2)) for c in centre]
     x, y = np.meshgrid(*((np.arange(a, b) + 0.5 - c) / radius for a, b, c in zip(low, high, centre, strict=True)))
@@ -79,13 +79,13 @@ _CENTRED = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
 
 
 def background(name: str, shading: tuple[float, float]) -> np.ndarray:
-    """A shaded background, float [H, W, 3] in [0, 255]."""
+    """Return a shaded background, float [H, W, 3] in [0, 255]."""
     brightness = 1.0 + shading[0] * _CENTRED + shading[1] * _CENTRED[:, None]
     return brightness[..., None] * np.array(BACKGROUNDS[name], dtype=np.float64)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene, uint8 [H, W, 3]."""
+    """Draw a scene as uint8 [H, W, 3]."""
     image = background(scene.meaning.background, scene.shading)
     for thing, centre in zip(scene.meaning.things, scene.centres, strict=True):
         rows, columns, alpha = coverage(thing.shape, SIZES[thing.size], centre)

@@ -1,8 +1,7 @@
-"""Scenes of the shapes world: what a picture holds, what its caption says, and which scenes are held out.
+"""Scenes of the shapes world: what an image shows, what its caption says, and which scenes only validation has.
 
-A scene has one or two objects on a shaded background. What the caption states (shape, colour, size, relation,
-background) is the scene's *meaning*; where an object lies and how the background is shaded are free, so that one caption
-has many pictures and a sampler has something to decide.
+A scene has one or two objects on a shaded background. Its *meaning* is what the caption says: shape, colour, size,
+relation and background. The places of the objects and the shading are free, so one caption has many images.
 """
 
 from __future__ import annotations
@@ -36,19 +35,22 @@ BACKGROUNDS = {
 SIZES = {"small": 9.0, "large": 14.0}
 """Circumscribed radius in pixels."""
 RELATIONS = ("left of", "right of", "above", "below")
-"""The first object's place as seen from the second."""
+"""The place of the first object relative to the second."""
 LATTICE = 8.0
-"""Objects' centres lie on multiples of this, in pixels."""
+"""The coordinates of objects' centres are multiples of this, in pixels."""
 MARGIN = 1.5
+"""The smallest distance of an object from the image's border, in pixels."""
 OFFSET = IMAGE_SIZE / 2
-"""The least distance of two objects' centres along their relation's axis, in pixels."""
+"""The smallest distance of two objects' centres along the axis of their relation, in pixels."""
 DRIFT = LATTICE
-"""The largest distance of each of the two from the picture's middle across that axis. Even where one drifts up and the other
-down, no pair lies so nearly on a diagonal that its relation is in doubt."""
+"""The largest distance of an object's centre from the image's middle across that axis, in pixels.
+
+Even where one object drifts up and the other down, their relation stays clear.
+"""
 SHADING = 0.10
 """The largest relative change of the background's brightness from the centre to a border."""
 HELD_OUT_SHARE = 8
-"""One in this many pairs of (shape, colour) objects is kept for validation."""
+"""One in this many pairs of (shape, colour) objects belongs to validation."""
 
 _OBJECT = rf"an? ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _CAPTION = re.compile(
@@ -58,7 +60,7 @@ _CAPTION = re.compile(
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as its caption states it."""
+    """One object as the caption describes it."""
 
     size: str
     colour: str
@@ -70,7 +72,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption states. ``relation`` is None exactly when there is one object."""
+    """What a caption says. ``relation`` is None exactly where there is one object."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -84,10 +86,12 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Scene:
-    """A meaning with all that a picture needs beside it.
+    """A meaning, and all else that an image needs.
 
-    ``centres`` are (x, y) in pixels, y down; ``shading`` is the brightness gradient
-    (horizontal, vertical) relative to the background, each in [-SHADING, SHADING].
+    Attributes:
+        meaning: What the caption says.
+        centres: The objects' centres (x, y) in pixels, y down.
+        shading: The brightness gradient (horizontal, vertical) relative to the background, each in [-SHADING, SHADING].
     """
 
     meaning: Meaning
@@ -96,15 +100,15 @@ class Scene:
 
 
 def parse_caption(caption: str) -> Meaning:
-    """The meaning of a caption of this world.
+    """Return the meaning of a caption.
 
     Raises:
-        ValueError: the caption is not one that this world writes.
+        ValueError: the shapes world does not write such a caption.
     """
     match = _CAPTION.match(caption.strip().lower())
     if match is None:
         raise ValueError(
-            f"the caption {caption!r} is not of the shapes world; it would read like "
+            f"the caption {caption!r} is not of the shapes world; write it like "
             "'a small red circle left of a large blue star on a grey background'"
         )
     *objects, background = match.groups()
@@ -115,7 +119,7 @@ def parse_caption(caption: str) -> Meaning:
 
 
 def is_held_out(meaning: Meaning) -> bool:
-    """Whether the unordered pair of (shape, colour) belongs to validation. A single object never does."""
+    """Whether the unordered pair of (shape, colour) objects belongs to validation. A single object never does."""
     if len(meaning.things) < 2:
         return False
     key = "|".join(sorted(f"{thing.colour} {thing.shape}" for thing in meaning.things))
@@ -123,7 +127,7 @@ def is_held_out(meaning: Meaning) -> bool:
 
 
 def relation_of(first: tuple[float, float], second: tuple[float, float]) -> str:
-    """Where the first centre lies as seen from the second: the larger of the two offsets decides."""
+    """Return the place of the first centre relative to the second. The larger of the two offsets decides."""
     dx, dy = first[0] - second[0], first[1] - second[1]
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -131,7 +135,7 @@ def relation_of(first: tuple[float, float], second: tuple[float, float]) -> str:
 
 
 def nearly(meaning: Meaning, rng: np.random.Generator) -> Meaning:
-    """A meaning that differs in one attribute: of an object, the relation or the background."""
+    """Return a meaning that differs in one attribute of an object, in the relation or in the background."""
     choices = ["shape", "colour", "size", "background"] + (["relation"] if meaning.relation else [])
     attribute = str(rng.choice(choices))
     values = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "background": BACKGROUNDS, "relation": RELATIONS}[
@@ -152,10 +156,13 @@ def _another(values: Iterable[str], value: str, rng: np.random.Generator) -> str
 
 
 def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
-    """A random scene of a split.
+    """Draw a random scene of a split.
 
-    ``train``: one object in a quarter of the scenes, else two whose pair is not held out; ``validation``: always two
-    whose pair is held out; so the splits share no combination of two objects.
+    A scene of ``train`` has one object with probability 1/4, or else a pair that does not belong to validation.
+    A scene of ``validation`` always has a pair that belongs to validation. So the splits share no pair of objects.
+
+    Raises:
+        ValueError: there is no such split.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"unknown split {split!r} of the shapes world; it has 'train' and 'validation'")
@@ -175,8 +182,10 @@ def draw_scene(rng: np.random.Generator, split: str = "train") -> Scene:
 
 
 def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
-    """Free parameters for a meaning: objects on the lattice, inside the picture, apart from each other, with the stated
-    relation unmistakable."""
+    """Draw the free parameters of a meaning: the objects' places and the shading.
+
+    Centres lie on the lattice. Objects lie inside the image and apart from each other, and their relation is clear.
+    """
     choices = _placements(tuple(SIZES[thing.size] for thing in meaning.things), meaning.relation)
     centres = choices[rng.integers(len(choices))]
     return Scene(meaning, centres, tuple(rng.uniform(-SHADING, SHADING, 2).tolist()))
@@ -184,13 +193,13 @@ def place(meaning: Meaning, rng: np.random.Generator) -> Scene:
 
 @cache
 def _placements(radii: tuple[float, ...], relation: str | None) -> list[tuple[tuple[float, float], ...]]:
-    """All the centres that objects of these radii can have."""
-    every = product(*([(x, y) for x in _places(radius) for y in _places(radius)] for radius in radii))
-    return [centres for centres in every if relation is None or _clearly(relation, centres)]
+    """Return all centres that objects of these radii can have together."""
+    candidates = product(*([(x, y) for x in _places(radius) for y in _places(radius)] for radius in radii))
+    return [centres for centres in candidates if relation is None or _clearly(relation, centres)]
 
 
 def _places(radius: float) -> list[float]:
-    """The lattice's coordinates at which an object of this radius lies inside the picture."""
+    """Return the coordinates on the lattice at which an object of this radius lies inside the image."""
     lattice = np.arange(0.0, IMAGE_SIZE, LATTICE)
     return lattice[(lattice >= radius + MARGIN) & (lattice <= IMAGE_SIZE - radius - MARGIN)].tolist()
 

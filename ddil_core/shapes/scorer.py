@@ -1,8 +1,8 @@
-"""The shapes world's two-tower scorer, in open_clip's layout: pictures and captions to unit vectors of 64 numbers.
+"""The shapes world's two-tower scorer in open_clip's layout: images and captions become unit vectors of 64 numbers.
 
-A folder holds ``open_clip_config.json``, ``open_clip_model.safetensors`` and a Hugging Face tokenizer;
-``open_clip.create_model("local-dir:FOLDER")`` and ``open_clip.get_tokenizer("local-dir:FOLDER")`` load it
-anywhere, without this project and without a network.
+A folder holds ``open_clip_config.json``, ``open_clip_model.safetensors`` and a Hugging Face tokenizer.
+``open_clip.create_model("local-dir:FOLDER")`` and ``open_clip.get_tokenizer("local-dir:FOLDER")`` load the folder
+without this project and without a network.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILES = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer_conf
 
 
 def scorer_config() -> dict[str, Any]:
-    """What ``open_clip_config.json`` holds: 1.5 M parameters, half of them in each tower."""
+    """Return the content of ``open_clip_config.json``. Each tower has half of the 1.5 M parameters."""
     return {
         "model_cfg": {
             "embed_dim": 64,
@@ -41,7 +41,7 @@ def scorer_config() -> dict[str, Any]:
                 "width": 128,
                 "heads": 4,
                 "layers": 3,
-                # open_clip reads the tokenizer from the folder itself whenever a folder is given, whatever this says.
+                # open_clip ignores this name where it loads a folder, and reads the folder's tokenizer.
                 "hf_tokenizer_name": "local",
             },
         },
@@ -50,7 +50,7 @@ def scorer_config() -> dict[str, Any]:
 
 
 def build_scorer() -> CLIP:
-    """An untrained scorer, float32, in training mode; seed torch before for repeatable weights."""
+    """Return an untrained scorer in float32 and training mode. Seed torch first for repeatable weights."""
     require_torchvision()
     from open_clip import CLIP
 
@@ -58,7 +58,7 @@ def build_scorer() -> CLIP:
 
 
 def save_scorer(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a scorer and its tokenizer, whole or not at all, as a folder that open_clip loads; one that is there is replaced."""
+    """Write a scorer and its tokenizer as a folder that open_clip loads. An old folder is replaced at the end."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(folder) as temporary:
         tokenizer.save_pretrained(temporary)
@@ -68,7 +68,7 @@ def save_scorer(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def missing(folder: Path) -> str | None:
-    """What a scorer's folder or open_clip lacks on this machine, with the cure; opens nothing."""
+    """Return what the folder lacks, or that open_clip is missing, with what to do; None where all is here."""
     absent = [name for name in FILES if not (folder / name).is_file()]
     if absent:
         names = ", ".join(absent)
@@ -81,13 +81,13 @@ def missing(folder: Path) -> str | None:
 def load_scorer(
     folder: Path, device: str = "cpu"
 ) -> tuple[CLIP, Callable[[np.ndarray], Tensor], Callable[[list[str]], Tensor]]:
-    """The model (eval mode, float32, no gradients), and what turns its input into tensors on its device.
+    """Load the scorer (eval mode, float32, no gradients) with two functions that prepare its input on its device.
 
-    The first function takes pictures uint8 [B, 64, 64, 3] to float32 [B, 3, 64, 64] in [-1, 1], the second takes
-    B captions to token ids [B, 20].
+    The first function turns images uint8 [B, 64, 64, 3] into float32 [B, 3, 64, 64] in [-1, 1]. The second function
+    turns B captions into token ids [B, 20].
 
     Raises:
-        DdilError: files are absent or damaged, or open_clip or torchvision is missing or does not fit.
+        DdilError: files are missing or damaged, or open_clip or torchvision is missing or does not fit.
     """
     problem = missing(folder)
     if problem is not None:
@@ -109,7 +109,7 @@ def load_scorer(
 
 
 def cosine(model: CLIP, pixels: Tensor, tokens: Tensor) -> np.ndarray:
-    """The cosine of each picture [B, 3, 64, 64] with its own caption [B, 20], float32 [B, 1] in [-1, 1]."""
+    """Return the cosine of each image [B, 3, 64, 64] and its caption [B, 20], float32 [B, 1] in [-1, 1]."""
     import torch
 
     with torch.inference_mode(), full_precision():

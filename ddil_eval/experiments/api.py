@@ -1,7 +1,7 @@
 """The experiments as functions with plain arguments: ``compare``, ``covariate_shift`` and ``score`` of ``ddil_eval``.
 
-Each function starts from a configuration, which may be left out. Arguments that are not None replace its settings. Records
-are returned, and saved below ``out`` for ``ddil report``.
+Each function starts from a configuration, which may be left out. Arguments that are not None replace its settings.
+Records are returned, and saved below ``out`` for ``ddil report``.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def compare(
     """Measure systems side by side on the same prompts and seeds, as ``ddil eval systems`` does.
 
     Args:
-        models: References of models, each one a row. Later rows are compared with the first. Without them the systems of
-            ``config`` are measured.
+        models: References of models, each one a row. Later rows are compared with the first. Without them the systems
+            of ``config`` are measured.
         data: The reference of the data set. Defaults to "shapes".
         out: The results folder. The same call with the same folder goes on where a stopped call was.
         config: The whole comparison.
@@ -75,9 +75,7 @@ def compare(
         settings["systems"] = system_rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)
         settings["differences"] = differences_from_first(models)
     elif (steps, solver, guidance_scale) != (None, None, None):
-        raise WrongCommand(
-            "steps, solver and guidance_scale need models; the systems of a configuration have their own"
-        )
+        raise WrongCommand("steps, solver and guidance_scale need models; each system of a configuration has its own")
     complete = _configuration(SystemsConfig, config, settings)
     return compare_systems(complete, output_folder(out, "out"), device, save_images=save_images)
 
@@ -161,7 +159,8 @@ def score(
         config: The whole measurement; it gives ``folders`` and ``reference`` where these are left out.
         recipe: The name of the recipe. Defaults to the recipe of the reference.
         num_images: The number of images of each folder. Defaults to all images.
-        num_reference_images: The number of images of the reference. Defaults to all images of a folder, or the recipe's.
+        num_reference_images: The number of images of the reference. Defaults to all images of a folder, or the
+            recipe's.
         images_per_prompt: The number of images that each prompt has; they follow one another. Defaults to 1.
         metrics: The names of the metrics. Defaults to the recipe's.
         seed: The seed of the jackknife's groups. Defaults to the seed of the images, where their folder says it.

@@ -1,4 +1,4 @@
-"""How much of a shapes caption an inverted prompt recovers. Words are counted, because such a prompt is not a sentence."""
+"""How much of a shapes caption an inverted prompt recovers. Words count, because such a prompt is not a sentence."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ CONVERSE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def caption_recall(caption: str, prompt: str) -> dict[str, float]:
-    """Return the share of the caption's words that the prompt holds, in [0, 1], for each of ``ATTRIBUTES`` and for "all".
+    """Return the share of a caption's words that a prompt holds, in [0, 1], for each of ``ATTRIBUTES`` and for "all".
 
-    A word that stands twice in the caption counts twice only if the prompt holds it twice. A prompt that is a caption may
-    state the relation the other way round ("b below a" for "a above b"). A caption without a relation has no share for it.
+    A word that stands twice in the caption counts twice only if the prompt holds it twice. A prompt that is a caption
+    may state the relation the other way round ("b below a" for "a above b"). A caption without a relation has no share
+    for it.
 
     Raises:
         ValueError: the caption does not belong to the shapes world.

@@ -1,7 +1,7 @@
 """The covariate-shift analysis: Tables 2, 3 and 4, the two pure runs, Figure 2, and the factorial of all strings.
 
-Each run assigns a teacher/student string to each prompt. All runs share one tree of rollouts: each distinct (prompt, string)
-gives one image, and every metric takes each image once.
+Each run assigns a teacher/student string to each prompt. All runs share one tree of rollouts: each distinct (prompt,
+string) gives one image, and every metric takes each image once.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
 
 EXPERIMENT = "covariate-shift"
-FREE = frozenset({"teacher", "student"})
-"""Keys of the configuration that the protocol's hash leaves out: records name the models with the hashes of their weights."""
+NOT_HASHED = frozenset({"teacher", "student"})
+"""Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 Dtype = Literal["float32", "bfloat16"]
 
@@ -156,7 +156,7 @@ class ShiftPlan:
     def work_key(self) -> str:
         """Hash all that finished chunks depend on, apart from their prompts and strings."""
         content = {
-            "protocol": without(self.protocol, FREE),
+            "protocol": without(self.protocol, NOT_HASHED),
             "data": self.described_data,
             "networks": self.extractors.identity(),
             "weights": [model.weights_sha256() for model in (self.pair.teacher, self.pair.student)],
@@ -198,8 +198,8 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
 def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
     """Measure every run, save its record below ``out``, and draw Figure 2 and the curves of Tables 2 to 4.
 
-    A stopped analysis goes on at the next chunk of prompts. Of several processes each rolls out its share of the chunks. The
-    main process alone measures, saves and returns the records.
+    A stopped analysis goes on at the next chunk of prompts. Of several processes each rolls out its share of the
+    chunks. The main process alone measures, saves and returns the records.
 
     Raises:
         DdilError: something is missing, does not fit, or another command uses the folder.
@@ -257,7 +257,7 @@ def _save(
         out,
         experiment=EXPERIMENT,
         protocol=plan.protocol,
-        free=FREE,
+        not_hashed=NOT_HASHED,
         data=plan.described_data,
         recipe=plan.recipe.label(count, plan.num_reference_images),
         count=count,

@@ -36,9 +36,9 @@ def measure_systems(
 ) -> list[Record]:
     """Measure every system and every difference, and save their records below ``out``.
 
-    The features of the reference come first, so that a missing file stops the run early. A stopped run goes on at the next
-    batch, and uses the rows that an earlier run drew. Of several processes each draws its share. The main process alone
-    measures, saves and returns the records.
+    The features of the reference come first, so that a missing file stops the run early. A stopped run goes on at the
+    next batch, and uses the rows that an earlier run drew. Of several processes each draws its share. The main process
+    alone measures, saves and returns the records.
 
     Args:
         systems: The rows.
@@ -62,7 +62,7 @@ def measure_systems(
         out,
         experiment=EXPERIMENT,
         protocol=setting.protocol,
-        free=setting.free,
+        not_hashed=setting.not_hashed,
         data=setting.data,
         recipe=setting.label,
         count=setting.count,

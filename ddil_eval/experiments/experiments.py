@@ -1,4 +1,4 @@
-"""The experiments: a table. An addition is one file with a configuration and a function, and one row of ``EXPERIMENTS``."""
+"""The table of experiments. An addition is one file with a configuration and a function, and one row of the table."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ class Experiment:
     Attributes:
         name: The name in protocols, commands and records.
         title: What the experiment measures, in a few words.
-        config: The class of its configuration. It has a field ``experiment``, which holds the name, and a field ``seed``.
+        config: The class of its configuration. It has a field ``experiment``, which holds the name, and a field
+            ``seed``.
         run: ``run(config, out, device)`` measures, saves the records below the folder ``out`` and returns them. With
             ``keeps_images`` it also takes the keyword ``save_images``.
         models: ``models(config)`` returns the references of the models that the experiment loads, for ``--download``.
-        protocol: The shipped protocol that its command starts from, below the folder ``protocols``; None: there is none.
+        protocol: The shipped protocol that its command starts from, below the folder ``protocols``; None: there is
+            none.
         keeps_images: Whether it can keep the images that it generates.
         contents: What lies in the results folder afterwards, for a message.
     """

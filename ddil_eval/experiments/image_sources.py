@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
-from ddil_core.data.folder import INDEXES, ImageFile, read_folder, read_image, survey
+from ddil_core.data.captioned import ImageFile, read_image, survey
+from ddil_core.data.folder import INDEXES, read_folder
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model
@@ -212,8 +213,8 @@ _ORIGIN_TYPE = TypeAdapter(ImageOrigin)
 class ImageWriter:
     """Keeps generated images as PNG files in a folder.
 
-    ``close`` writes the index, one line of ``id, file, prompt, seed`` for each image. Where a prompt has several images, the
-    id of an image is the prompt's id and the sample index.
+    ``close`` writes the index, one line of ``id, file, prompt, seed`` for each image. Where a prompt has several
+    images, the id of an image is the prompt's id and the sample index.
 
     Raises:
         WrongCommand: the folder holds something else.
@@ -239,8 +240,8 @@ class ImageWriter:
                 ImageOrigin.read(folder)
             except DdilError as error:
                 raise DdilError(
-                    f"the file {path} is damaged, and it alone says how the images beside it were made; delete the folder "
-                    "to generate them again"
+                    f"the file {path} is damaged, and it alone says how the images beside it were made; delete the "
+                    "folder to generate them again"
                 ) from error
             raise WrongCommand(
                 f"the folder {folder} holds images of another model, sampling or seed; choose another --out"

@@ -22,15 +22,18 @@ class InversionConfig(Strict):
     Attributes:
         teacher: The reference of the model on which images are inverted.
         data: The reference of the data set.
-        towers: The folder of the CLIP that chooses prompts and compares images. Defaults to the one of the shapes world.
-        vocabulary: The words that prompts may hold. Defaults to whole words; in the shapes world, to those of its captions.
+        towers: The folder of the CLIP that chooses prompts and compares images. Defaults to the one of the shapes
+            world.
+        vocabulary: The words that prompts may hold. Defaults to whole words; in the shapes world, to those of its
+            captions.
         inverter: The inverter whose prompts the systems draw from.
         inverters: The inverters to run, with their settings.
         systems: The rows.
         differences: Pairs of names; the second is subtracted from the first.
         num_images: The number of images to invert.
         images_per_prompt: The number of images that each system draws from a prompt.
-        choosing_steps: The number of the teacher's steps for the images by which a prompt is chosen. Defaults to its own.
+        choosing_steps: The number of the teacher's steps for the images by which a prompt is chosen. Defaults to its
+            own.
         choosing_images: The number of those images for each candidate.
         lpips: The metric between images. Defaults to LPIPS' own network where its weights are here.
         batch_size: The number of images that are inverted at a time.

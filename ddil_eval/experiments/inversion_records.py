@@ -23,7 +23,7 @@ from ddil_eval.report.records import Record, RecordedMetric, digest
 from ddil_eval.statistics import estimate_mean
 
 EXPERIMENT = "prompt-inversion"
-FREE = frozenset({"systems", "differences", "batch_size", "draw_batch_size", "figures"})
+NOT_HASHED = frozenset({"systems", "differences", "batch_size", "draw_batch_size", "figures"})
 """Keys of the configuration that no row's numbers depend on."""
 RECALL = "recovered"
 """The metric that says how much of the true captions an inverter recovers; a part of captions has a suffix."""
@@ -60,7 +60,7 @@ def inversion_writer(
         out,
         experiment=EXPERIMENT,
         protocol=config.model_dump(mode="json") | {"lpips": config.distance, "inverters": inverters},
-        free=FREE,
+        not_hashed=NOT_HASHED,
         data={
             "reference": data.reference,
             "split": split_of(data),

@@ -1,8 +1,8 @@
 """Prompt inversion (Table 5): did distillation keep the map from noise to data?
 
-An inverter finds a prompt for each image of the data set, on the teacher. Every system then draws from those prompts. Table 5
-reports how different the images of one prompt are (LPIPS diversity). The distance to the inverted image is measured beside it
-and, where the true captions are known, how much of them each inverter recovers.
+An inverter finds a prompt for each image of the data set, on the teacher. Every system then draws from those prompts.
+Table 5 reports how different the images of one prompt are (LPIPS diversity). The distance to the inverted image is
+measured beside it and, where the true captions are known, how much of them each inverter recovers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import survey
 from ddil_core.data.datasets import open_data
-from ddil_core.data.folder import ImageFiles, survey
+from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
 from ddil_core.inversion import InversionProblem, SelectionSettings, get_inverter
 from ddil_core.inversion.towers import load_inversion_towers, missing_towers
@@ -81,7 +82,7 @@ def plan_inversion(config: InversionConfig) -> InversionPlan:
     try:
         data = open_data(config.data)
         if isinstance(data, ImageFiles):
-            survey(data.take(config.num_images, "pictures"), data.reference).warn_of_changes()
+            survey(data.take(config.num_images, "images"), data.reference).warn_of_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
     for name, problem in (("CLIP", missing_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):

@@ -47,16 +47,19 @@ def choose_prompts(data: DataSet, count: int, path: Path | None) -> Prompts:
     prompts = read_prompts(path)
     if len(prompts) < count:
         raise WrongCommand(
-            f"the list {path} has {len(prompts):,} prompts, fewer than the {count:,} asked for; add prompts, or ask for fewer"
+            f"the list {path} has {len(prompts):,} prompts, fewer than the {count:,} asked for; add prompts, or ask "
+            "for fewer"
         )
     return Prompts(prompts[:count], {"prompts": path.name, "prompts_sha256": file_sha256(path)})
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read a list of prompts: ``.txt`` with a prompt a line, or ``.jsonl`` or ``.csv`` with ``prompt`` and, optionally, ``id``.
+    """Read a list of prompts: ``.txt`` with a prompt a line, or ``.jsonl`` or ``.csv`` with ``prompt`` and perhaps
+    ``id``.
 
-    Captions are cleaned (``clean_caption``). Blank lines are skipped, as DMD2's reader of ``captions_coco14_test.txt`` does,
-    and a warning counts those of a ``.txt``. A prompt without an id gets the name of the list and its place in the list.
+    Captions are cleaned (``clean_caption``). Blank lines are skipped, as DMD2's reader of ``captions_coco14_test.txt``
+    does, and a warning counts those of a ``.txt``. A prompt without an id gets the name of the list and its place in
+    the list.
 
     Raises:
         WrongCommand: there is no such list, it holds no prompts, a row has no prompt, or an id stands twice.
@@ -87,8 +90,8 @@ def _rows(path: Path) -> list[tuple[str | None, str]]:
     silent = [str(number) for number, (_, text) in enumerate(rows, 1) if text is None]
     if captioned and silent:
         raise WrongCommand(
-            f"{len(silent):,} of {len(rows):,} rows of the list {path} have no prompt: {name_some(silent)}; give each a 'prompt', "
-            "'caption' or 'text', or leave them out"
+            f"{len(silent):,} of {len(rows):,} rows of the list {path} have no prompt: {name_some(silent)}; give each "
+            "a 'prompt', 'caption' or 'text', or leave them out"
         )
     return captioned
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import survey
 from ddil_core.data.datasets import open_data
-from ddil_core.data.folder import ImageFiles, survey
+from ddil_core.data.folder import ImageFiles
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.features.reference_features import content_sha256
@@ -34,7 +35,7 @@ def split_of(data: DataSet) -> str:
 
 
 def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dict[str, Any]:
-    """Return what a record says of the data set; the hash of ``count`` images is there if a metric compares with them."""
+    """Return what a record says of the data set: the hash of ``count`` images too, if a metric compares with them."""
     described = {"reference": data.reference, "split": split_of(data)}
     if any(METRICS[name].kind == "set" for name in metrics):
         described["reference_sha256"] = content_sha256(data, count)
@@ -44,7 +45,7 @@ def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dic
 def check_reference(data: DataSet, count: int) -> None:
     """Check the reference's files before any image is made, and warn of what reading them changes."""
     if isinstance(data, ImageFiles):
-        survey(data.take(count, "pictures"), data.reference).warn_of_changes()
+        survey(data.take(count, "images"), data.reference).warn_of_changes()
 
 
 def open_reference(reference: str, recipe: str | None, num_images: int | None) -> tuple[Recipe, DataSet, int]:

@@ -40,7 +40,7 @@ class RecordWriter:
         *,
         experiment: str,
         protocol: Mapping[str, Any],
-        free: Iterable[str],
+        not_hashed: Iterable[str],
         data: Mapping[str, Any],
         recipe: str,
         count: int,
@@ -53,7 +53,7 @@ class RecordWriter:
             out: The results folder.
             experiment: The name of the experiment.
             protocol: The resolved configuration.
-            free: Keys of the protocol that no number of a cell depends on; the protocol's hash leaves them out.
+            not_hashed: Keys of the protocol that no number of a cell depends on; the protocol's hash leaves them out.
             data: What the record says of the data set.
             recipe: The label of the recipe.
             count: The number of prompts or images that were measured.
@@ -63,7 +63,7 @@ class RecordWriter:
         shared = {
             "experiment": experiment,
             "protocol": protocol,
-            "protocol_hash": content_hash(without(protocol, free)),
+            "protocol_hash": content_hash(without(protocol, not_hashed)),
             "data": data,
             "recipe": recipe,
             "n_asked": count,

@@ -1,4 +1,4 @@
-"""The rollouts of the covariate-shift analysis: one tree for all runs, so that strings with the same prefix share its states."""
+"""The rollouts of the covariate-shift analysis, as one tree: strings with the same prefix share its states."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load_pair(
 
 @dataclass
 class RolloutTree:
-    """Rolls all runs out, chunk by chunk: latents → images → features. A finished chunk lies in a file, and is not redone.
+    """Rolls all runs out, chunk by chunk: latents → images → features. A finished chunk is kept in a file.
 
     Attributes:
         pair: Teacher and student.

@@ -1,8 +1,8 @@
 """The rows of a comparison, from images to features. All processes draw together, and each row is drawn once.
 
-The features of a row lie in ``out/features``, in a folder named by a hash of all that they depend on: one file for each network,
-and ``key.json``, which describes the row. Each batch lies in ``out/partial`` until all batches of its row are done. Both folders
-can be deleted safely.
+The features of a row lie in ``out/features``, in a folder named by a hash of all that they depend on: one file for each
+network, and ``key.json``, which describes the row. Each batch lies in ``out/partial`` until all batches of its row are
+done. Both folders can be deleted safely.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Setting:
 
     Attributes:
         protocol: The resolved configuration.
-        free: Keys of the protocol that no row's numbers depend on.
+        not_hashed: Keys of the protocol that no row's numbers depend on.
         recipe: How images are prepared.
         reference: The data set that images are compared with.
         num_reference_images: How many of its images.
@@ -62,7 +62,7 @@ class Setting:
     """
 
     protocol: dict[str, Any]
-    free: frozenset[str]
+    not_hashed: frozenset[str]
     recipe: Recipe
     reference: DataSet
     num_reference_images: int
@@ -153,8 +153,8 @@ def collect(row: SystemFeatures, count: int) -> Features:
         absent = [path for path in row.batches if not path.is_file()]
         if absent:
             raise DdilError(
-                f"{len(absent)} of {len(row.batches)} batches of {row.name!r} are not in {absent[0].parent}; --out must be one "
-                "folder for all processes"
+                f"{len(absent)} of {len(row.batches)} batches of {row.name!r} are not in {absent[0].parent}; --out "
+                "must be one folder for all processes"
             )
         gather_features(
             (cached_arrays(path, dict) for path in row.batches),

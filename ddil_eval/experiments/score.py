@@ -1,4 +1,4 @@
-"""Folders of images, made by this program or another, against one reference: the same recipes and metrics, without a model."""
+"""Folders of images, made by any program, against one reference. The recipes and metrics are those of systems."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.captioned import ImageFile, files_sha256, name_some
 from ddil_core.data.datasets import DATASETS, open_data
-from ddil_core.data.folder import ImageFile, ImageFiles, files_sha256, name_some
+from ddil_core.data.folder import ImageFiles
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
@@ -26,7 +27,7 @@ from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, digest
 
-FREE = frozenset({"experiment", "folders", "batch_size"})
+NOT_HASHED = frozenset({"experiment", "folders", "batch_size"})
 """Keys of the configuration that no row's numbers depend on."""
 
 
@@ -39,11 +40,12 @@ class ScoreConfig(Strict):
         recipe: The name of the recipe. Defaults to the recipe of the reference.
         num_images: The number of images of each folder. Defaults to all images.
         images_per_prompt: The number of images that each prompt has; they follow one another.
-        reference_images: The number of images of the reference. Defaults to all images of a folder, or the recipe's number.
+        reference_images: The number of images of the reference. Defaults to all images of a folder, or the recipe's
+            number.
         metrics: The names of the metrics.
         batch_size: The number of images in a batch.
-        seed: The seed of the jackknife's groups. Defaults to the seed that the images were made with, where the folder says
-            it: the intervals are then those of the first measurement.
+        seed: The seed of the jackknife's groups. Defaults to the seed that the images were made with, where the folder
+            says it: the intervals are then those of the first measurement.
     """
 
     experiment: Literal["score"] = "score"
@@ -102,7 +104,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
 
 
 def _open_reference(config: ScoreConfig) -> _Reference:
-    """Open the reference: all images of a folder, or as many of a data set as the recipe says, unless a number is given."""
+    """Open the reference. Its number of images defaults to all images of a folder, or to the recipe's number."""
     place = config.reference if config.reference.partition(":")[0] in DATASETS else f"folder:{config.reference}"
     recipe = load_recipe(config.recipe or recipe_for(place))
     refuse_other_reference(recipe, place)
@@ -147,7 +149,8 @@ def _require_groups(folder: str, files: Sequence[ImageFile], number: int) -> Non
         if other is not None:
             raise WrongCommand(
                 f"{first.path.name} and {other.path.name} of {folder} have two captions, {first.caption!r} and "
-                f"{other.caption!r}; each {number} images that follow one another must have one prompt: put them in that order"
+                f"{other.caption!r}; each {number} images that follow one another must have one prompt: put them "
+                "in that order"
             )
 
 
@@ -176,7 +179,7 @@ def _setting(config: ScoreConfig, reference: _Reference, files: Sequence[ImageFi
     }
     return Setting(
         protocol=protocol,
-        free=FREE,
+        not_hashed=NOT_HASHED,
         recipe=recipe,
         reference=reference.data,
         num_reference_images=images,

@@ -1,4 +1,4 @@
-"""The runs of the covariate-shift analysis: a teacher/student string for each prompt, their cost, and the factorial's effects."""
+"""The runs of the covariate-shift analysis: a string for each prompt, the cost, and the effects of the factorial."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def shift_runs(
     count, length = draws.shape
     if factorial and length > MOST_TRANSITIONS:
         raise WrongCommand(
-            f"the factorial of a student of {length} steps has 2^{length} strings, and at most 2^{MOST_TRANSITIONS} can be "
-            "run; leave --factorial out, or take a student of fewer steps"
+            f"the factorial of a student of {length} steps has 2^{length} strings, and at most 2^{MOST_TRANSITIONS} "
+            "can be run; leave --factorial out, or take a student of fewer steps"
         )
     runs = [
         ShiftRun({"kind": "pure", "model": "teacher"}, [TEACHER * length] * count),
@@ -106,8 +106,8 @@ def tree_cost(evaluations: Mapping[str, int], nfe: Mapping[str, float], count: i
 def effect_contrasts(runs: Sequence[ShiftRun], length: int) -> dict[str, np.ndarray]:
     """Return the weights over the runs for every main effect and pairwise interaction of a 2^K factorial.
 
-    Let x be 1 where the student acts and −1 where the teacher does. The effect of a set of transitions is the mean of the
-    strings in which the product of x is 1, less the mean of the others.
+    Let x be 1 where the student acts and −1 where the teacher does. The effect of a set of transitions is the mean of
+    the strings in which the product of x is 1, less the mean of the others.
 
     Args:
         runs: All runs of the analysis; those without a string of the factorial get the weight 0.

@@ -1,7 +1,7 @@
 """Systems side by side on the same prompts and seeds, with their paired differences: the form of the paper's Table 1.
 
-A comparison is data: prompts, systems and a recipe. Each system is sampled as its model was made for, unless its row says
-otherwise. What is missing is named before any image is made, and the rest can still be measured.
+A comparison is data: prompts, systems and a recipe. Each system is sampled as its model was made for, unless its row
+says otherwise. What is missing is named before any image is made, and the rest can still be measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ddil_eval.report.records import Record
 
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
-FREE = frozenset({"systems", "differences", "batch_size", "experiment"})
+NOT_HASHED = frozenset({"systems", "differences", "batch_size", "experiment"})
 """Keys of the configuration that no row's numbers depend on."""
 
 
@@ -57,8 +57,8 @@ class SystemsConfig(Strict):
         systems: The rows.
         differences: Pairs of names; the second is subtracted from the first.
         num_prompts: The number of prompts.
-        images_per_prompt: The number of images of each prompt. Metrics that compare the images of a prompt take all of
-            them; other metrics take the first.
+        images_per_prompt: The number of images of each prompt. Metrics that compare the images of a prompt take all
+            of them; other metrics take the first.
         reference_images: The number of images of the data set that generated ones are compared with.
         metrics: The names of the metrics.
         batch_size: The number of images in a batch.
@@ -219,7 +219,7 @@ def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str)
     }
     return Setting(
         protocol=protocol,
-        free=FREE,
+        not_hashed=NOT_HASHED,
         recipe=recipe,
         reference=data,
         num_reference_images=images,

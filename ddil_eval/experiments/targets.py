@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddil_core.data.base import DataSet
-from ddil_core.data.folder import ImageFiles, read_image
+from ddil_core.data.captioned import read_image
+from ddil_core.data.folder import ImageFiles
 from ddil_core.inversion.towers import SHAPES
 from ddil_core.inversion.words import Vocabulary
 from ddil_eval.experiments.inversion_config import InversionConfig
@@ -37,7 +38,7 @@ def read_targets(data: DataSet, count: int, size: int) -> TargetImages:
     """
     prepare = Preparation(crop=True, size=size, filter="lanczos")
     if isinstance(data, ImageFiles):
-        files = data.take(count, "pictures")
+        files = data.take(count, "images")
         images = np.stack([prepare(read_image(file.path)) for file in files])
         return TargetImages(tuple(file.id for file in files), images, None)
     images = np.stack(

@@ -183,7 +183,7 @@ def require_several(names: Sequence[str], images_per_prompt: int) -> None:
     if group and images_per_prompt < 2:
         raise WrongCommand(
             f"the metric {group[0]!r} needs several images of each prompt, and each prompt has one; with 'ddil eval "
-            "coco', 'run' and 'score', add --set images_per_prompt=10"
+            "systems', 'run' and 'score', add --set images_per_prompt=10"
         )
 
 

@@ -63,12 +63,12 @@ class _Row:
 
 
 _SHARED = {
-    "covariate-shift": set(SETTING),
     # The rows of a comparison are different systems with their own grids; columns name them.
     "systems": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
+    "covariate-shift": set(SETTING),
     "prompt-inversion": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
 }
-"""For each experiment with tables: the fields that all rows of one table share."""
+"""For each experiment with tables, in the order of the tables: the fields that all rows of one table share."""
 
 
 _SYSTEMS = f"Systems on the same prompts and seeds. {BOLD}"
@@ -124,7 +124,9 @@ def groups(records: Iterable[Record]) -> list[Group]:
     for record in kept:
         split.setdefault(_group_name(record), []).append(record)
     old = [_group_name(record) for record in replaced]
-    return [Group(name, split[name][0].experiment, tuple(split[name]), old.count(name)) for name in sorted(split)]
+    order = list(_SHARED)
+    grouped = [Group(name, rows[0].experiment, tuple(rows), old.count(name)) for name, rows in split.items()]
+    return sorted(grouped, key=lambda group: (order.index(group.experiment), group.name))
 
 
 def build(records: Iterable[Record]) -> list[Table]:

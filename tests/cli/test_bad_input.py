@@ -88,12 +88,12 @@ def test_data_that_cannot_be_trained_on(distill: Cli, tmp_path: Path) -> None:
     shard = "webdataset:http://127.0.0.1:9/a.tar"
     without = "say --download, or fetch it by hand and name the file"
     for arguments, sentence, status in (
-        ((f"folder:{photos}",), f"8 of 8 pictures of folder:{photos} have no caption: 0.png, 1.png, 2.png, 3.png, 4.png and 3 "
+        ((f"folder:{photos}",), f"8 of 8 images of folder:{photos} have no caption: 0.png, 1.png, 2.png, 3.png, 4.png and 3 "
          "more; put a .txt beside each, or leave them out", 2),
         ((f"folder:{photos}", "--set", "pool=9"),
-         f"folder:{photos} has 8 pictures to train on, fewer than the pool of 9; add others, or say --set pool=8", 2),
-        (("webdataset:pipe:id",), "the shard 'pipe:id' is refused: shards are files or URLs of http and https, and no command "
-         "is ever run", 2),
+         f"folder:{photos} has 8 images to train on, fewer than the pool of 9; add others, or say --set pool=8", 2),
+        (("webdataset:pipe:id",), "the shard 'pipe:id' is refused: name a file or a URL of http or https; "
+         "commands are never run", 2),
         ((shard,), f"the shard {shard[11:]} is not here, and nothing is fetched without consent; {without}", 2),
         ((shard, "--download"), f"the shard {shard[11:]} could not be fetched ([Errno 111] Connection refused); check the URL "
          "and run the command again", 1),

@@ -54,20 +54,20 @@ def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teache
     prompts = photos.parent / "prompts.csv"
     prompts.write_text("id,prompt\n1,a cat\n2,a cat, sitting\n3,b\n4,c\n")
     sentence = (
-        f"{prompts} cannot be read as csv in UTF-8: the row in line 3 has 3 fields, and the header 2; put quotes around a field "
-        "that holds a comma"
+        f"{prompts} cannot be read as csv in UTF-8: the row in line 3 has 3 fields, but the header has 2; put quotes around a "
+        "field that holds a comma"
     )
     refused(cli(*systems, "--prompts", prompts), sentence, out)
     (photos / "1.txt").write_text(" \u00a0\u200b\n")
-    sentence = f"1 of 4 pictures of {data} have no caption: 1.png; put a .txt beside each, or name a list of prompts"
+    sentence = f"1 of 4 images of {data} have no caption: 1.png; put a .txt beside each, or name a list of prompts"
     refused(cli(*systems), sentence, out)
-    sentence = f"1 of 8 pictures of {data} have no caption: 1.png; put a .txt beside each, or leave them out"
+    sentence = f"1 of 8 images of {data} have no caption: 1.png; put a .txt beside each, or leave them out"
     distil = ("distill", "--teacher", teacher, "--device", "cpu", "--set", "pool=8", "--out", out)
     refused(cli(*distil, "--data", data), sentence, out)
     rows = [{"file_name": f"{place}.png", "text": ["a cat", "a dog"]} for place in range(8)]
     (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sentence = (
-        f"the 'text' of row 1 of {photos / 'metadata.jsonl'} is a list, and a caption is one text; write it as one text"
+        f"the 'text' of row 1 of {photos / 'metadata.jsonl'} is a list, but a caption is one text; write it as one text"
     )
     score = ("eval", "score", photos, "--reference", photos, *FEW, "--out", out)
     invert = ("eval", "prompt-inversion", "--teacher", teacher, "--data", data, "--device", "cpu", "--out", out)
@@ -76,7 +76,7 @@ def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teache
     result = cli(*invert)
     assert f"not here: data {data}: {sentence}" in result.stderr and result.exit_code != 0
     shard = save_shard(photos.parent / "a.tar", [{"png": picture(0), "json": b'{"caption": ["a"]}'}])
-    sentence = "the caption a.tar/0000.json is a list, and a caption is one text; write it as one text"
+    sentence = "the caption a.tar/0000.json is a list, but a caption is one text; write it as one text"
     refused(cli(*distil, "--data", f"webdataset:{shard}"), sentence, out)
 
 

@@ -1,4 +1,4 @@
-"""``ddil eval coco``, ``run`` and ``score``: from a COCO folder, or a folder of pictures, to records and tables."""
+"""``ddil eval systems``, ``run`` and ``score``: from a COCO folder, or a folder of images, to records and tables."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_an_index_with_an_id_twice(score: Cli, kept: Path) -> None:
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = rows[1]["id"]
     refused(
-        score(), f"the id {name!r} stands twice, in rows 2 and 4 of {index}; each picture needs an id of its own", 2
+        score(), f"the id {name!r} occurs twice, in rows 2 and 4 of {index}; give each row its own id", 2
     )
     rows[3] = rows[1] | {"prompt": "another"}
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -186,8 +186,8 @@ def test_fewer_pictures_than_asked(
         2,
     )
     (kept / "000002.png").unlink()
-    refused(score(), f"1 of 6 pictures of {kept} are missing: 000002.png; fetch or make them again", 1)
-    few = f"coco2014:{folder} has 12 pictures, fewer than the 13 prompts asked for; add the others, or ask for fewer"
+    refused(score(), f"1 of 6 images of {kept} are missing: 000002.png; fetch or make them again", 1)
+    few = f"coco2014:{folder} has 12 images, fewer than the 13 prompts asked for; add the others, or ask for fewer"
     refused(cli(*arguments(student, folder, tmp_path / "out"), "--num-images", 13), few, 2)
     assert not (tmp_path / "out").exists()
 
@@ -217,7 +217,7 @@ def test_pictures_that_are_not_rgb_are_named(score: Cli, kept: Path, folder: Pat
     Image.open(grey / "val2014" / name).convert("L").save(grey / "val2014" / name)
     result = score("--reference", f"coco2014:{grey}")
     assert result.exit_code == 0
-    sentence = f"warning: 1 of 12 pictures of coco2014:{grey} are not RGB and are converted: {name}"
+    sentence = f"warning: 1 of 12 images of coco2014:{grey} are not RGB and are converted: {name}"
     assert sentence in result.stderr.splitlines()
 
 
@@ -285,7 +285,7 @@ def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, s
     folder = save_coco(tmp_path / "coco", count=6, year=2017)
     result = cli("eval", "covariate-shift", "--student", student, "--data", f"coco2017:{folder}", "--set",
                  "metrics=[fd_efflite0]", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
-    few = f"coco2017:{folder} has 6 pictures, fewer than the 5,000 pictures asked for; add the others, or ask for fewer"
+    few = f"coco2017:{folder} has 6 images, fewer than the 5,000 images asked for; add the others, or ask for fewer"
     refused(result, few, 2)
 
 
@@ -374,7 +374,7 @@ def test_a_table_without_its_reference_is_not_begun(cli: Cli, student: Path, fol
     result = cli("eval", "run", protocol, "--out", tmp_path / "out", "--device", "cpu")
     refused(result, "nothing can be measured: provide what is named above, and run the same command again", 1)
     assert result.stderr.splitlines()[0] == (
-        f"not here: data coco2014:{broken}: 1 of 12 pictures of coco2014:{broken} are missing: {name}; "
+        f"not here: data coco2014:{broken}: 1 of 12 images of coco2014:{broken} are missing: {name}; "
         "fetch or make them again"
     )
     shutil.rmtree(broken / "val2014")  # scores of pictures by themselves ask for none of the reference's

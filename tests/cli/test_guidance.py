@@ -26,7 +26,7 @@ Cli = Callable[..., Result]
 
 
 @pytest.mark.parametrize("told", [*WRONG, "seven"])
-@pytest.mark.parametrize("command", ["sample", "eval coco"])
+@pytest.mark.parametrize("command", ["sample", "eval systems"])
 def test_commands_take_no_other(cli: Cli, student: Path, tmp_path: Path, command: str, told: str) -> None:
     more = ("--prompt", "a ring") if command == "sample" else ("--data", "shapes", "--num-images", 4)
     result = cli(*command.split(), "--model", student, *more, "--guidance", told, "--out", tmp_path / "out")

@@ -1,0 +1,1 @@
+"""The training of the shapes world's networks: ``python -m ddil_core.shapes.training``."""

@@ -1,4 +1,4 @@
-"""``python -m ddil_core.shapes.training`` trains the networks of the shapes world."""
+"""Run the training of the shapes world's networks: ``python -m ddil_core.shapes.training``."""
 
 from __future__ import annotations
 

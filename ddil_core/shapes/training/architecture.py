@@ -1,4 +1,4 @@
-"""The networks of the shapes world, in Stable Diffusion's layout, small enough for two CPU cores."""
+"""The networks of the shapes world in Stable Diffusion's layout, small enough for two CPU cores."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LATENT_CHANNELS = 8
 LATENT_SIZE = IMAGE_SIZE // 8
 TEXT_WIDTH = 128
 MAX_TOKENS = 20
-"""Start, at most eleven words and the article of each, end; captions of two objects have 13 words."""
+"""The length of a token sequence, with its start and end. Captions of two objects have 13 words."""
 
 
 def autoencoder() -> AutoencoderKL:
-    """64 × 64 pictures to 8 × 8 × 8 latents."""
+    """Return an untrained autoencoder: 64 × 64 images become 8 × 8 × 8 latents."""
     return AutoencoderKL(
         block_out_channels=(24, 48, 96, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -36,7 +36,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """A v-predicting U-Net that reads the caption at both of its levels, 8 × 8 and 4 × 4."""
+    """Return an untrained U-Net that predicts v. It reads the caption at both levels, 8 × 8 and 4 × 4."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
@@ -52,6 +52,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained text encoder for the tokenizer's vocabulary."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -69,8 +70,10 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 class LayoutHead(nn.Module):
-    """What a caption alone says of its picture: text states [B, L, TEXT_WIDTH] to the mean latents [B, 16, C] of the 4 × 4
-    places. It only teaches the text encoder; no picture is drawn with it."""
+    """Predicts an image's coarse latents from the caption alone. Only the text encoder's training uses this head.
+
+    Text states [B, L, TEXT_WIDTH] become the mean latents [B, 16, LATENT_CHANNELS] of the image's 4 × 4 places.
+    """
 
     places = 16
 
@@ -90,8 +93,10 @@ class LayoutHead(nn.Module):
 
 
 def use_plain_attention(*networks: nn.Module) -> None:
-    """Attention written out, in place of torch's fused one, which takes longer on a CPU in bfloat16 (a whole update of the
-    U-Net 0.21 s against 0.11 s, batch 32, two cores)."""
+    """Replace torch's fused attention by plain attention, which is faster on a CPU in bfloat16.
+
+    An update of the U-Net takes 0.11 s instead of 0.21 s (batch 32, two cores).
+    """
     for network in networks:
         if isinstance(network, CLIPTextModel):
             network.set_attn_implementation("eager")
@@ -101,20 +106,20 @@ def use_plain_attention(*networks: nn.Module) -> None:
 
 
 def caption_words() -> list[str]:
-    """Every word that a caption can hold, each once."""
+    """Return all words of captions, each once."""
     phrases = (*SIZES, *COLOURS, *SHAPES, *RELATIONS, *BACKGROUNDS, "a on background")
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer in which each word of this world is one token; other words fall apart into letters."""
+    """Write and return a CLIP tokenizer. Each word of captions is one token; other words become letters."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = letters + [letter + "</w>" for letter in letters]
     merges: list[str] = []
     for word in caption_words():
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            # Join from the right, so that no merge of one word can start inside another: each word ends in its own </w>.
+            # Join from the right: each word ends in </w>, so no merge of one word starts inside another word.
             merge = f"{pieces[-2]} {pieces[-1]}"
             pieces[-2:] = [pieces[-2] + pieces[-1]]
             if merge not in merges:

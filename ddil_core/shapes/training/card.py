@@ -1,4 +1,4 @@
-"""The shapes world measured: what the model card says, by the reader that sees only pictures."""
+"""Measure the shapes world's networks, and write their model card."""
 
 from __future__ import annotations
 
@@ -20,66 +20,68 @@ from ddil_core.support.files import write_text
 
 
 def shares(images: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
-    """The share of pictures uint8 [N, 64, 64, 3] that show each attribute, and all of it (``exact``), as stated."""
+    """Return the share of images uint8 [N, 64, 64, 3] with each attribute right, and with all right (``exact``)."""
     rows = [drawn_right(read(image), scene.meaning) for image, scene in zip(images, scenes, strict=True)]
     return {name: float(np.mean([row[name] for row in rows])) for name in (*ATTRIBUTES, "exact")}
 
 
 def measure_card(model: Model, count: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """The card's figures on the first ``count`` held-out scenes."""
+    """Measure a teacher on the first ``count`` held-out scenes, and return the card's figures."""
     data = ShapesData()
     scenes = [data.scene(index) for index in range(count)]
     started = time.perf_counter()
-    pictures = np.stack([render(scene) for scene in scenes])
+    images = np.stack([render(scene) for scene in scenes])
     rate = count / (time.perf_counter() - started)
-    mean, _ = model.encode_images(to_pixels(pictures))
+    mean, _ = model.encode_images(to_pixels(images))
     round_trips = model.decode(mean)
-    errors = np.square(round_trips.astype(np.float64) - pictures).mean(axis=(1, 2, 3))
-    found: dict[str, Any] = {
+    errors = np.square(round_trips.astype(np.float64) - images).mean(axis=(1, 2, 3))
+    measured: dict[str, Any] = {
         "captions": count,
         "seed": seed,
         "guidance_scale": model.sampling.guidance_scale,
         "rendered_per_second": rate,
         "autoencoder_psnr_db": float(10 * np.log10(255**2 / errors.mean())),
-        "rendered": shares(pictures, scenes),
+        "rendered": shares(images, scenes),
         "round_trips": shares(round_trips, scenes),
     }
     captions = [scene.meaning.caption for scene in scenes]
     for steps in (32, 16, 8, 4):
         drawn = sample(model, captions, steps=steps, seed=seed)[:, 0]
-        found[f"teacher_{steps}_steps"] = shares(drawn, scenes)
-    return found
+        measured[f"teacher_{steps}_steps"] = shares(drawn, scenes)
+    return measured
 
 
-def write_card(folder: Path, found: dict[str, Any], training: dict[str, Any]) -> None:
-    """``card.json`` and the model card ``README.md`` in the folder of the weights."""
-    write_text(folder / "card.json", json.dumps({"measured": found, "training": training}, indent=2) + "\n")
+def write_card(folder: Path, measured: dict[str, Any], training: dict[str, Any]) -> None:
+    """Write ``card.json`` and the model card ``README.md`` into the folder of the weights."""
+    write_text(folder / "card.json", json.dumps({"measured": measured, "training": training}, indent=2) + "\n")
     columns = (*ATTRIBUTES, "exact")
     rows = {
-        "rendered pictures": "rendered",
+        "rendered images": "rendered",
         "autoencoder round trips": "round_trips",
         **{f"teacher, {steps} DDIM steps": f"teacher_{steps}_steps" for steps in (32, 16, 8, 4)},
     }
     lines = [
         "# The shapes world's networks",
         "",
-        "Small networks in Stable Diffusion's layout (`teacher/`, loads with `DiffusionPipeline.from_pretrained`) and a two-tower",
-        "scorer in open_clip's layout (`scorer/`). They draw captions such as *a small red circle left of a large blue star on a",
-        "grey background*, 64 × 64. `python -m ddil_core.shapes.training` trains such networks; how these came about stands last.",
+        "`teacher/` is a small pipeline in Stable Diffusion's layout; `DiffusionPipeline.from_pretrained` loads it.",
+        "`scorer/` is a two-tower scorer in open_clip's layout. The teacher draws captions such as *a small red circle",
+        "left of a large blue star on a grey background*, 64 × 64. `python -m ddil_core.shapes.training` trains such",
+        "networks; the last paragraph says how these were trained.",
         "",
-        f"Measured by `python -m ddil_core.shapes.training --measure` on {found['captions']} held-out captions, each of two",
-        f"objects whose combination training never showed; guidance {found['guidance_scale']:g}, seed {found['seed']}.",
-        "A picture that the reader cannot read counts as wrong.",
+        f"`python -m ddil_core.shapes.training --measure` measured them on {measured['captions']} held-out captions.",
+        "Training never showed these combinations of two objects. "
+        f"Guidance {measured['guidance_scale']:g}, seed {measured['seed']}.",
+        "An image that the reader cannot read counts as wrong.",
         "",
         "| share read right | " + " | ".join(columns) + " |",
         "|---|" + "---:|" * len(columns),
         *(
-            f"| {title} | " + " | ".join(f"{found[key][column]:.1%}" for column in columns) + " |"
+            f"| {title} | " + " | ".join(f"{measured[key][column]:.1%}" for column in columns) + " |"
             for title, key in rows.items()
         ),
         "",
-        f"Autoencoder round trip: {found['autoencoder_psnr_db']:.1f} dB. "
-        f"Renderer: {found['rendered_per_second']:,.0f} pictures a second on one core.",
+        f"Autoencoder round trip: {measured['autoencoder_psnr_db']:.1f} dB. "
+        f"Renderer: {measured['rendered_per_second']:,.0f} images a second on one core.",
         "",
         "Training: " + "; ".join(f"{key} {value}" for key, value in training.items()) + ".",
         "",

@@ -1,8 +1,8 @@
-"""Train the whole shapes world from nothing: ``python -m ddil_core.shapes.training --out DIR``.
+"""Train the shapes world's networks from nothing: ``python -m ddil_core.shapes.training --out DIR``.
 
-Four stages, each resumable at any update: the autoencoder, the two-tower scorer, the text encoder (on what a caption alone
-says of its picture), and the teacher (U-Net and text encoder, v-prediction with caption dropout for guidance). What is
-finished is kept; what was interrupted goes on.
+The four stages are the autoencoder, the two-tower scorer, the text encoder, and the teacher. The text encoder learns the
+image's layout from the caption. The teacher is a U-Net with that text encoder; it predicts v, and dropped captions allow
+guidance. An interrupted stage goes on at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -33,25 +30,25 @@ from ddil_core.shapes.scene import nearly
 from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.shapes.training import architecture
 from ddil_core.shapes.training.card import measure_card, write_card
+from ddil_core.shapes.training.latents import SEED, TrainingPool, encode_training_pool
 from ddil_core.support import ending
-from ddil_core.support.errors import DdilError
-from ddil_core.support.files import replacing, write_tensors, write_text
+from ddil_core.support.files import replacing, write_text
 from ddil_core.support.lock import held
-from ddil_core.support.progress import progress
 
 M = TypeVar("M", bound=nn.Module)
 
-SEED = 0
 WEIGHTS = Path(__file__).parents[1] / "weights"
 GUIDANCE_SCALE = 2.6
 CAPTION_DROPOUT = 0.1
 HIGH_NOISE = 700
-"""The teacher's first eighth sees only t from here on, where nothing but the caption says what lies where. With lower noise
-among it from the start, the U-Net binds captions to what it sees and has learned no relation after 2,500 updates."""
+"""The lowest t in the first eighth of the teacher's training. At such t only the caption says what lies where.
+
+With lower noise from the start, the U-Net finds the objects in its input and learned no relation in 2,500 updates.
+"""
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
-    """A learning rate that rises over ``warmup`` steps and falls to 0 along a half cosine."""
+    """Return a learning rate that rises over ``warmup`` steps to ``peak`` and falls to 0 along a half cosine."""
     rise = min(1.0, (step + 1) / warmup)
     return peak * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
 
@@ -68,20 +65,32 @@ def run_stage(
     weight_decay: float = 1e-3,
     ema: Ema[Any] | None = None,
 ) -> None:
-    """Fit ``model`` to ``losses(step)["loss"]``: AdamW, a cosine learning rate, gradients clipped to 1. Resumable."""
+    """Train a network with AdamW, a cosine learning rate and gradients clipped to 1. An interrupted stage is resumed.
+
+    Args:
+        title: The stage's name, in the log and in its checkpoint's name.
+        model: The network.
+        losses: Returns the losses of an update by its number; the network learns to reduce "loss".
+        out: The folder of the training.
+        steps: The number of updates.
+        lr: The peak of the learning rate.
+        beta2: AdamW's β₂.
+        weight_decay: AdamW's weight decay.
+        ema: The average of the network's weights that each update moves on; None for no average.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
 
     def update(step: int) -> Logs:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr)
-        found = losses(step)
+        values = losses(step)
         optimizer.zero_grad()
-        found["loss"].backward()
+        values["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if ema is not None:
             ema.update(model)
-        return {name: value.detach() for name, value in found.items()}
+        return {name: value.detach() for name, value in values.items()}
 
     stateful: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
     fit(
@@ -98,7 +107,15 @@ def run_stage(
 def train_autoencoder(
     out: Path, device: torch.device, steps: int, batch_size: int = 16, lr: float = 2e-3
 ) -> AutoencoderKL:
-    """Reconstruction (L1 and squared error) with a light KL term."""
+    """Train the autoencoder on reconstruction (L1 and squared error) with a light KL term.
+
+    Args:
+        out: The folder of the training.
+        device: The device of the training.
+        steps: The number of updates.
+        batch_size: The number of images in an update.
+        lr: The peak of the learning rate.
+    """
     torch.manual_seed(SEED)
     vae = architecture.autoencoder().to(device)
 
@@ -117,58 +134,6 @@ def train_autoencoder(
     return vae.eval()
 
 
-@dataclass
-class TrainingPool:
-    """Encoded pictures of the training split: posterior ``mean`` and ``std`` float16 [N, C, H, W] (unscaled), caption
-    ``tokens`` int64 [N, L]; the ``scaling_factor`` of a new teacher is the one that gives the latents unit variance."""
-
-    mean: Tensor
-    std: Tensor
-    tokens: Tensor
-    scaling_factor: float = field(default=0.0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        self.scaling_factor = self.scaling_factor or float(1 / self.mean[:4096].float().std())
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Scaled latents float32 [B, C, H, W], sampled from the posterior, and their tokens [B, L]."""
-        rows = torch.randint(len(self.mean), (size,), generator=generator)
-        mean, std = self.mean[rows].float(), self.std[rows].float()
-        return (mean + std * torch.randn(mean.shape, generator=generator)) * self.scaling_factor, self.tokens[rows]
-
-
-@torch.no_grad()
-def encode_training_pool(
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    out: Path,
-    device: torch.device,
-    size: int = 49152,
-    scaling_factor: float = 0.0,
-) -> TrainingPool:
-    """Encode ``size`` training pictures once; read them back where that is done already."""
-    path = out / "checkpoints" / "latents.safetensors"
-    if path.exists():
-        try:
-            return TrainingPool(**load_file(path), scaling_factor=scaling_factor)
-        except (SafetensorError, TypeError, OSError) as error:
-            raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
-    batch_size = 128
-    means, stds, tokens = [], [], []
-    with progress("latents", total=size // batch_size) as advance:
-        for index in range(size // batch_size):
-            batch = draw_batch(batch_size, index, seed=SEED + 1)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                posterior = vae.encode(batch.pixels().to(device)).latent_dist
-            means.append(posterior.mean.half().cpu().contiguous())
-            stds.append(posterior.std.half().cpu().contiguous())
-            tokens.append(tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids)
-            advance()
-    pool = {"mean": torch.cat(means), "std": torch.cat(stds), "tokens": torch.cat(tokens)}
-    write_tensors(path, pool)
-    return TrainingPool(**pool, scaling_factor=scaling_factor)
-
-
 def train_text_encoder(
     pool: TrainingPool,
     tokenizer: CLIPTokenizer,
@@ -178,10 +143,18 @@ def train_text_encoder(
     batch_size: int = 128,
     lr: float = 1e-3,
 ) -> CLIPTextModel:
-    """Regress the picture's coarse latents on its caption.
+    """Train a text encoder to predict an image's coarse latents from the caption, which takes under 500 updates.
 
-    Its states then say from the U-Net's first update on which object lies where; a new encoder learns that here in under 500
-    updates.
+    From the first update of the U-Net, the text states then say which object lies where.
+
+    Args:
+        pool: The encoded images.
+        tokenizer: The tokenizer of the captions.
+        out: The folder of the training.
+        device: The device of the training.
+        steps: The number of updates.
+        batch_size: The number of images in an update.
+        lr: The peak of the learning rate.
     """
     torch.manual_seed(SEED)
     text_encoder = architecture.text_encoder(tokenizer)
@@ -213,8 +186,19 @@ def train_teacher(
     text_encoder: CLIPTextModel,
     unet: UNet2DConditionModel | None = None,
 ) -> nn.ModuleDict:
-    """A U-Net, new where none is given, and its text encoder together, on the squared error of v; returns the averaged
-    weights."""
+    """Train a U-Net and its text encoder together on the squared error of v; return the averaged weights.
+
+    Args:
+        pool: The encoded images.
+        tokenizer: The tokenizer of the captions.
+        out: The folder of the training.
+        device: The device of the training.
+        steps: The number of updates.
+        batch_size: The number of images in an update.
+        lr: The peak of the learning rate.
+        text_encoder: The text encoder to train further.
+        unet: The U-Net to train further; None for a new one.
+    """
     torch.manual_seed(SEED)
     model = nn.ModuleDict({"unet": unet or architecture.unet(), "text_encoder": text_encoder}).to(device).train()
     architecture.use_plain_attention(*model.values())
@@ -246,7 +230,18 @@ def train_teacher(
 def train_scorer(
     tokenizer: CLIPTokenizer, out: Path, device: torch.device, steps: int, batch_size: int = 96, lr: float = 1e-3
 ) -> nn.Module:
-    """Two towers by contrast (CLIP's loss), each caption beside a copy with one word changed, so that attributes count."""
+    """Train the two towers by CLIP's contrastive loss.
+
+    Each caption stands beside a copy with one word changed, so that the towers learn every attribute.
+
+    Args:
+        tokenizer: The tokenizer of the captions.
+        out: The folder of the training.
+        device: The device of the training.
+        steps: The number of updates.
+        batch_size: The number of images in an update.
+        lr: The peak of the learning rate.
+    """
     torch.manual_seed(SEED)
     model = build_scorer().to(device)
 
@@ -256,12 +251,12 @@ def train_scorer(
         captions = batch.captions + [nearly(scene.meaning, rng).caption for scene in batch.scenes]
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            pictures = model.encode_image(batch.pixels().to(device), normalize=True)
+            images = model.encode_image(batch.pixels().to(device), normalize=True)
             texts = model.encode_text(tokens, normalize=True)
-        logits = model.logit_scale.exp().clamp(max=100) * pictures.float() @ texts.float().T
-        own = torch.arange(batch_size, device=device)
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :batch_size].T, own)) / 2
-        return {"loss": loss, "accuracy": (logits.argmax(1) == own).float().mean()}
+        logits = model.logit_scale.exp().clamp(max=100) * images.float() @ texts.float().T
+        matching = torch.arange(batch_size, device=device)
+        loss = (F.cross_entropy(logits, matching) + F.cross_entropy(logits[:, :batch_size].T, matching)) / 2
+        return {"loss": loss, "accuracy": (logits.argmax(1) == matching).float().mean()}
 
     run_stage("scorer", model, losses, out=out, steps=steps, lr=lr, beta2=0.98, weight_decay=0.05)
     return model
@@ -270,10 +265,17 @@ def train_scorer(
 def export_teacher(
     vae: AutoencoderKL, model: nn.ModuleDict, tokenizer: CLIPTokenizer, scale: float, folder: Path
 ) -> None:
-    """The pipeline in Stable Diffusion's layout, with how it is meant to be sampled beside it.
+    """Write the teacher as a pipeline in Stable Diffusion's layout, with the settings for sampling it.
 
-    The U-Net and the autoencoder are half precision on disk. The text encoder is not: diffusers loads its own networks as
-    float32, transformers as they are stored, and a plain ``from_pretrained`` must give one dtype.
+    The U-Net and the autoencoder are stored in half precision, the text encoder in float32: diffusers loads its networks
+    as float32, but transformers keeps the stored dtype, and a plain ``from_pretrained`` must give one dtype.
+
+    Args:
+        vae: The autoencoder.
+        model: The "unet" and the "text_encoder".
+        tokenizer: The tokenizer.
+        scale: The factor that scales latents.
+        folder: The pipeline's folder.
     """
     vae.register_to_config(scaling_factor=scale)
     scheduler = DDIMScheduler(
@@ -283,7 +285,7 @@ def export_teacher(
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=1,  # diffusers insists on it; trailing spacing does not use it
+        steps_offset=1,  # diffusers requires it; trailing spacing does not use it
         timestep_spacing="trailing",
     )
     pipeline = StableDiffusionPipeline(
@@ -311,21 +313,25 @@ def export_teacher(
 @click.option("--teacher-steps", default=16000, show_default=True)
 @click.option("--teacher-lr", default=1e-3, show_default=True, help="The peak of the teacher's learning rate.")
 @click.option("--scorer-steps", default=2500, show_default=True)
-@click.option("--pool", "pool_size", default=49152, show_default=True, help="Pictures that the teacher is trained on.")
-@click.option("--captions", default=1000, show_default=True, help="Held-out captions that the card is measured on.")
+@click.option(
+    "--pool", "pool_size", default=49152, show_default=True, help="The number of images for the teacher's training."
+)
+@click.option("--captions", default=1000, show_default=True, help="The number of held-out captions for the card.")
 @click.option(
     "--measure",
     "measure_only",
     is_flag=True,
-    help="Only measure the weights shipped with the package, and write their card.",
+    help="Only measure the weights of the package, and write their card.",
 )
 @click.option(
     "--init",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=None,
-    help="A weights folder whose autoencoder and scorer are kept; then only text encoder and U-Net are trained.",
+    help="A folder of weights. Its autoencoder and scorer are kept; only text encoder and U-Net are trained.",
 )
-@click.option("--further", is_flag=True, help="Train the text encoder and the U-Net of --init further, not new ones.")
+@click.option(
+    "--further", is_flag=True, help="Train the text encoder and the U-Net of --init further, in place of new ones."
+)
 def main(
     out: Path,
     device: str | None,
@@ -340,9 +346,9 @@ def main(
     init: Path | None,
     further: bool,
 ) -> None:
-    """Train the shapes world from nothing into OUT/weights, measure it, and write its card.
+    """Train the shapes world's networks from nothing into OUT/weights, measure them, and write their card.
 
-    Some hours on two CPU cores. The same command again goes on where it was interrupted.
+    This takes some hours on two CPU cores. Run the same command again to go on after an interruption.
     """
     if further and init is None:
         raise click.UsageError("--further needs --init with the weights to train further")
@@ -383,8 +389,7 @@ def main(
 
 
 def copied(source: nn.Module, target: M) -> M:
-    """``target`` with the weights of a network that was read from a folder, in float32 and without the folder's name in its
-    configuration."""
+    """Copy the weights of a loaded network into ``target``, which has float32 and a clean configuration; return it."""
     target.load_state_dict(source.state_dict())
     return target
 

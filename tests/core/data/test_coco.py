@@ -78,7 +78,7 @@ def test_missing_pictures_are_named_before_any_is_read(folder: Path) -> None:
     with pytest.raises(DdilError) as error:
         next(coco(folder).images(5))
     assert str(error.value) == (
-        f"2 of 5 pictures of coco2014:{folder} are missing: {NAMES[0]}, {NAMES[1]}; fetch or make them again"
+        f"2 of 5 images of coco2014:{folder} are missing: {NAMES[0]}, {NAMES[1]}; fetch or make them again"
     )
 
 
@@ -91,7 +91,7 @@ def test_pictures_cut_short_are_named_all_of_them(folder: Path) -> None:
         seen.extend(coco(folder).images(5))
     assert len(seen) == 3
     assert str(error.value) == (
-        f"2 of 5 pictures of coco2014:{folder} are damaged: {NAMES[1]}, {NAMES[2]}; fetch or make them again"
+        f"2 of 5 images of coco2014:{folder} are damaged: {NAMES[1]}, {NAMES[2]}; fetch or make them again"
     )
 
 
@@ -101,7 +101,7 @@ def test_many_bad_pictures_are_counted(tmp_path: Path) -> None:
         path.write_bytes(b"no picture")
     with pytest.raises(DdilError) as error:
         next(coco(folder).images(8))
-    assert str(error.value).startswith(f"8 of 8 pictures of coco2014:{folder} are damaged: {NAMES[0]}, ")
+    assert str(error.value).startswith(f"8 of 8 images of coco2014:{folder} are damaged: {NAMES[0]}, ")
     assert str(error.value).endswith(" and 3 more; fetch or make them again")
 
 
@@ -110,7 +110,7 @@ def test_pictures_that_are_not_rgb_are_converted_and_named(folder: Path) -> None
     grey.save(folder / "val2014" / NAMES[1])
     Image.fromarray(photograph(0)).convert("CMYK").save(folder / "val2014" / NAMES[2])
     data = coco(folder)
-    assert survey(data.take(5, "pictures"), data.reference).converted == NAMES[1:]
+    assert survey(data.take(5, "images"), data.reference).converted == NAMES[1:]
     picture = list(data.images(2))[1][0]
     with Image.open(folder / "val2014" / NAMES[1]) as image:
         assert np.array_equal(picture, np.asarray(image.convert("RGB")))
@@ -118,11 +118,11 @@ def test_pictures_that_are_not_rgb_are_converted_and_named(folder: Path) -> None
 
 
 def test_fewer_than_asked(folder: Path) -> None:
-    for what, ask in (("prompts", coco(folder).prompts), ("pictures", lambda n: list(coco(folder).images(n)))):
+    for what, ask in (("prompts", coco(folder).prompts), ("images", lambda n: list(coco(folder).images(n)))):
         with pytest.raises(WrongCommand) as error:
             ask(6)
         assert str(error.value) == (
-            f"coco2014:{folder} has 5 pictures, fewer than the 6 {what} asked for; add the others, or ask for fewer"
+            f"coco2014:{folder} has 5 images, fewer than the 6 {what} asked for; add the others, or ask for fewer"
         )
 
 
@@ -191,6 +191,6 @@ def test_training_pictures_that_are_not_there(folder: Path) -> None:
         "fetch annotations/annotations_trainval2014.zip from images.cocodataset.org and unpack it there",
         f"the data set 'coco2014:{folder}' has no train2014/ to train on; "
         "fetch zips/train2014.zip from images.cocodataset.org and unpack it there",
-        f"5 of 5 pictures of coco2014:{folder} are missing: COCO_val2014_000000001000.jpg, COCO_val2014_000000000993.jpg, "
+        f"5 of 5 images of coco2014:{folder} are missing: COCO_val2014_000000001000.jpg, COCO_val2014_000000000993.jpg, "
         "COCO_val2014_000000000986.jpg, COCO_val2014_000000000979.jpg, COCO_val2014_000000000972.jpg; fetch or make them again",
     ]

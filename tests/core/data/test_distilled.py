@@ -100,6 +100,6 @@ def test_a_pool_that_is_too_large_is_refused_before_a_folder_is_made(folder: Pat
     with pytest.raises(WrongCommand) as error:
         distill(str(folder), data, CONFIG, tmp_path / "run", device="cpu")
     assert str(error.value) == (
-        f"{data} has 4 pictures to train on, fewer than the pool of 6; add others, or say --set pool=4"
+        f"{data} has 4 images to train on, fewer than the pool of 6; add others, or say --set pool=4"
     )
     assert not (tmp_path / "run").exists()

@@ -76,11 +76,11 @@ def test_a_caption_in_another_encoding(folder: Path) -> None:
 
 def test_an_id_twice(folder: Path) -> None:
     path = index(folder, {"id": "1", "file": "a.JPG", "prompt": "x"}, {"id": "1", "file": "b.png", "prompt": "x"})
-    assert refused(folder) == f"the id '1' stands twice, in rows 1 and 2 of {path}; each picture needs an id of its own"
+    assert refused(folder) == f"the id '1' occurs twice, in rows 1 and 2 of {path}; give each row its own id"
     path.unlink()
     Image.fromarray(photograph(0)).save(folder / "a.png")
     assert (
-        refused(folder) == f"the id 'a' stands twice, in rows 1 and 2 of {folder}; each picture needs an id of its own"
+        refused(folder) == f"the id 'a' occurs twice, in rows 1 and 2 of {folder}; give each row its own id"
     )
 
 
@@ -94,14 +94,14 @@ def test_an_index_that_is_none(folder: Path) -> None:
     assert refused(folder) == f"row 1 of {path} names no file; give it a 'file' or 'file_name'"
     path = index(folder, [1])
     assert refused(folder) == (
-        f'{path} holds a line that is no JSON object; each line is one, such as {{"file": "a.png"}}'
+        f'{path} has a line that is not a JSON object; write each line like {{"file": "a.png"}}'
     )
     path.write_text("{")
     assert refused(folder).startswith(f"{path} cannot be read as jsonl in UTF-8: ")
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    assert refused(tmp_path) == f"the folder {tmp_path} holds no pictures (.png, .jpg, .jpeg, .webp, .bmp)"
+    assert refused(tmp_path) == f"the folder {tmp_path} holds no images (.png, .jpg, .jpeg, .webp, .bmp)"
     with pytest.raises(WrongCommand) as error:
         open_data(f"folder:{tmp_path}/none")
     assert str(error.value) == f"the data set 'folder:{tmp_path}/none' names no folder: there is no {tmp_path}/none"
@@ -112,7 +112,7 @@ def test_pictures_without_captions_have_no_prompts(folder: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         open_data(f"folder:{folder}").prompts(3)
     assert str(error.value) == (
-        f"2 of 3 pictures of folder:{folder} have no caption: b.png, c.webp; put a .txt beside each, or name a list of prompts"
+        f"2 of 3 images of folder:{folder} have no caption: b.png, c.webp; put a .txt beside each, or name a list of prompts"
     )
 
 
@@ -185,7 +185,7 @@ def test_other_pictures_are_another_identity(captioned: Path) -> None:
 
 def test_too_few_pictures_to_train_on(captioned: Path) -> None:
     assert not_trained_on(captioned, 11) == (
-        f"folder:{captioned} has 10 pictures to train on, fewer than the pool of 11; add others, or say --set pool=10"
+        f"folder:{captioned} has 10 images to train on, fewer than the pool of 11; add others, or say --set pool=10"
     )
 
 
@@ -193,18 +193,18 @@ def test_training_pictures_without_captions_are_named(captioned: Path) -> None:
     (captioned / "7.txt").unlink()
     (captioned / "4.txt").write_text(" \n")
     assert not_trained_on(captioned) == (
-        f"2 of 10 pictures of folder:{captioned} have no caption: 4.png, 7.png; put a .txt beside each, or leave them out"
+        f"2 of 10 images of folder:{captioned} have no caption: 4.png, 7.png; put a .txt beside each, or leave them out"
     )
 
 
 def test_training_pictures_that_are_missing_or_no_pictures_are_named(captioned: Path) -> None:
     index(captioned, *({"file": f"{place}.png", "text": "x"} for place in range(11)))
     assert not_trained_on(captioned, 11, DdilError) == (
-        f"1 of 11 pictures of folder:{captioned} are missing: 10.png; fetch or make them again"
+        f"1 of 11 images of folder:{captioned} are missing: 10.png; fetch or make them again"
     )
     (captioned / "10.png").write_bytes(b"no picture")
     assert not_trained_on(captioned, 11, DdilError) == (
-        f"1 of 11 pictures of folder:{captioned} are damaged: 10.png; fetch or make them again"
+        f"1 of 11 images of folder:{captioned} are damaged: 10.png; fetch or make them again"
     )
 
 
@@ -219,7 +219,7 @@ def test_pictures_cut_short_end_training_and_are_all_named(captioned: Path) -> N
         seen.extend(captions for _, captions in data.training(10, 32, batch_size=2))
     assert len(seen) == 2
     assert str(error.value) == (
-        f"2 of 10 pictures of folder:{captioned} are damaged: {order[5]}.png, {order[8]}.png; fetch or make them again"
+        f"2 of 10 images of folder:{captioned} are damaged: {order[5]}.png, {order[8]}.png; fetch or make them again"
     )
 
 
@@ -227,7 +227,7 @@ def test_a_picture_too_large_to_open_is_damaged(captioned: Path, monkeypatch: py
     Image.new("1", (500, 500)).save(captioned / "3.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     assert not_trained_on(captioned, kind=DdilError) == (
-        f"1 of 10 pictures of folder:{captioned} are damaged: 3.png; fetch or make them again"
+        f"1 of 10 images of folder:{captioned} are damaged: 3.png; fetch or make them again"
     )
     with pytest.raises(DdilError, match=r"3\.png is damaged \(Image size \(250000 pixels\) exceeds limit"):
         read_image(captioned / "3.png")
@@ -239,10 +239,10 @@ def test_what_preparation_changes_is_said(captioned: Path, capsys: pytest.Captur
     (captioned / "5.png").unlink()
     data = open_data(f"folder:{captioned}")
     data.require(10, 60)
-    converted = f"warning: 2 of 10 pictures of folder:{captioned} are not RGB and are converted: 2.png, 5.jpg"
+    converted = f"warning: 2 of 10 images of folder:{captioned} are not RGB and are converted: 2.png, 5.jpg"
     assert capsys.readouterr().err.splitlines() == [converted]
     data.require(10, 61)
-    small = f"warning: pictures of folder:{captioned} are smaller than 61 x 61 and are enlarged, such as 0.png"
+    small = f"warning: images of folder:{captioned} are smaller than 61 x 61 and are enlarged, such as 0.png"
     assert capsys.readouterr().err.splitlines() == [converted, small]
     shown = {c: i for images, captions in data.training(10, 32) for i, c in zip(images, captions, strict=True)}
     assert (shown["picture 2"][..., 0] == shown["picture 2"][..., 2]).all()

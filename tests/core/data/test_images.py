@@ -131,13 +131,13 @@ def test_grey_of_no_known_range_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DdilError) as error:
         data.require(1, 32)
     assert str(error.value) == (
-        f"1 of 1 pictures of folder:{tmp_path} are of 32-bit or 12-bit grey, of which it is not known which number is white: "
+        f"1 of 1 images of folder:{tmp_path} are 32-bit or 12-bit grey, in which it is not known which number is white: "
         "a.tif; fetch or make them again"
     )
     with pytest.raises(DdilError) as error:
         read_image(tmp_path / "a.tif")
     assert str(error.value) == (
-        f"the picture {tmp_path / 'a.tif'} has numbers of Pillow's mode {kind!r}, and which of them is white is not known; "
+        f"the image {tmp_path / 'a.tif'} has Pillow's mode {kind!r}, in which it is not known which number is white; "
         "save it with 8 or 16 bits"
     )
 
@@ -206,13 +206,13 @@ def mixed(folder: Path) -> Path:
 
 CHANGES = (
     "are not RGB and are converted: 1.png, 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 bits; 1 of 16-bit grey, scaled "
-    "to 8 bits; 1 with several frames, of which the first is read; 1 with transparency, which is left out"
+    "to 8 bits; 1 with several frames, of which the first is read; 1 with transparency, which is dropped"
 )
 
 
 def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = open_data(f"folder:{mixed(tmp_path / 'mixed')}")
-    sentence = f"warning: 3 of 5 pictures of {data.reference} {CHANGES}\n"
+    sentence = f"warning: 3 of 5 images of {data.reference} {CHANGES}\n"
     data.require(5, 8)
     assert capsys.readouterr().err == sentence
     check_reference(data, 5)
@@ -221,7 +221,7 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
     survey(data.files[4:], "these").warn_of_changes()
     assert (
         capsys.readouterr().err
-        == "warning: of 1 pictures of these: 1 with several frames, of which the first is read\n"
+        == "warning: of 1 images of these: 1 with several frames, of which the first is read\n"
     )
     survey(data.files[:1], "these").warn_of_changes()
     assert capsys.readouterr().err == ""
@@ -233,8 +233,8 @@ def test_a_folder_to_be_scored_says_them_too(tmp_path: Path, capsys: pytest.Capt
         (folder / name).unlink()
     open_image_folder(folder, None)
     assert capsys.readouterr().err == (
-        f"warning: 2 of 4 pictures of {folder} are not RGB and are converted: 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 "
-        "bits; 1 with several frames, of which the first is read; 1 with transparency, which is left out\n"
+        f"warning: 2 of 4 images of {folder} are not RGB and are converted: 2.png, 3.png; 1 of 16-bit colour, cut to the upper 8 "
+        "bits; 1 with several frames, of which the first is read; 1 with transparency, which is dropped\n"
     )
 
 
@@ -251,15 +251,15 @@ def test_what_a_folder_holds_and_is_not_read_is_counted(tmp_path: Path, capsys: 
     assert [(one.id, one.caption) for one in read_folder(tmp_path)] == [("img_1.5", "a name with a dot")]
     read_folder(tmp_path)  # said once
     assert capsys.readouterr().err == (
-        f"warning: in the folder {tmp_path} these are not read: .gif files (2), .tif files (1), .txt files beside no picture (1), "
-        "hidden files (2), subfolders with pictures (1)\n"
+        f"warning: in the folder {tmp_path} these are not read: .gif files (2), .tif files (1), .txt files without an image (1), "
+        "hidden files (2), subfolders with images (1)\n"
     )
     (tmp_path / "index.jsonl").write_text('{"file": "img_1.5.png"}\n{"file": "more/deep/x.png"}\n')
     (tmp_path / "metadata.csv").write_text("file_name\n")
     assert [one.id for one in read_folder(tmp_path)] == ["img_1.5", "x"]
     assert capsys.readouterr().err == (
-        f"warning: in the folder {tmp_path}, whose pictures index.jsonl names, these are not read: .txt files beside pictures "
-        "that it names (1), hidden files (2), indexes beside it (1), pictures that it does not name (3)\n"
+        f"warning: in the folder {tmp_path} with the index index.jsonl these are not read: .txt files beside images of the index "
+        "(1), hidden files (2), images that the index does not name (3), other indexes (1)\n"
     )
 
 
@@ -273,10 +273,10 @@ def test_what_a_shard_holds_and_is_not_read_is_counted(tmp_path: Path, capsys: p
     data = open_data(f"webdataset:{shard}")
     with pytest.raises(DdilError):  # so that all of the shard is looked at
         data.require(2, 32)
-    assert f"warning: 3 pictures of webdataset:{shard} are not read: " in (said := capsys.readouterr().err)
+    assert f"warning: 3 images of webdataset:{shard} are not read: " in (said := capsys.readouterr().err)
     assert all(f"a.tar/{name}" in said for name in ("0000.png", "img_1.5.png", "b.gif"))
     assert (
-        "a sample has one picture, of the endings jpg, jpeg, png, webp, and no dot in its name but that before" in said
+        "a sample has one image with an ending of jpg, jpeg, png, webp, and its name has no other dot" in said
     )
 
 

@@ -133,7 +133,7 @@ def test_a_damaged_picture_keeps_what_was_encoded_before_it(model: Model, tmp_pa
     bad = tmp_path / f"{order[6]}.png"
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DdilError, match=f"1 of 9 pictures of {reference} are damaged: {bad.name}; "):
+    with pytest.raises(DdilError, match=f"1 of 9 images of {reference} are damaged: {bad.name}; "):
         encode(model, Stopping(reference), path)
     bad.write_bytes(whole)
     data = Stopping(reference)

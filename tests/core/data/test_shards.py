@@ -114,7 +114,7 @@ def test_a_picture_that_pillow_would_hand_to_another_program_is_none(tmp_path: P
         Image.new("RGB", (64, 64)).save(file, format="EPS")
         save_shard(tmp_path / "a.tar", [{"jpg": file.getvalue(), "txt": b"a"}])
     assert refused(f"webdataset:{tmp_path}/a.tar", 1) == (
-        f"1 of 1 pictures of webdataset:{tmp_path}/a.tar are damaged: a.tar/0000.jpg; fetch or make them again"
+        f"1 of 1 images of webdataset:{tmp_path}/a.tar are damaged: a.tar/0000.jpg; fetch or make them again"
     )
 
 
@@ -128,7 +128,7 @@ def test_links_and_sparse_files_are_not_followed(tmp_path: Path) -> None:
         caption = tarfile.TarInfo("0.txt")
         caption.size = 1
         tar.addfile(caption, io.BytesIO(b"a"))
-    assert refused(f"webdataset:{tmp_path}/a.tar", 1) == f"webdataset:{tmp_path}/a.tar holds no pictures to train on"
+    assert refused(f"webdataset:{tmp_path}/a.tar", 1) == f"webdataset:{tmp_path}/a.tar holds no images to train on"
 
 
 # Patterns
@@ -169,7 +169,7 @@ def test_missing_shards_are_named(shards: str, tmp_path: Path) -> None:
 def test_commands_and_other_places_are_refused(shard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(f"webdataset:{shard}", kind=WrongCommand, download=True) == (
-        f"the shard {shard!r} is refused: shards are files or URLs of http and https, and no command is ever run"
+        f"the shard {shard!r} is refused: name a file or a URL of http or https; commands are never run"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -179,7 +179,7 @@ def test_commands_and_other_places_are_refused(shard: str, tmp_path: Path, monke
 
 def test_too_few_pictures(shards: str) -> None:
     assert refused(shards, 13, WrongCommand) == (
-        f"{shards} has 12 pictures to train on, fewer than the pool of 13; add others, or say --set pool=12"
+        f"{shards} has 12 images to train on, fewer than the pool of 13; add others, or say --set pool=12"
     )
 
 
@@ -195,8 +195,8 @@ def test_pictures_without_captions_are_named(tmp_path: Path) -> None:
     save_shard(tmp_path / "a.tar", [{"png": picture(0), "txt": b"a"}, *({"png": picture(1)} | more for more in silent)])
     reference = f"webdataset:{tmp_path}/a.tar"
     assert refused(reference, 7, WrongCommand) == (
-        f"6 of 7 pictures of {reference} have no caption: a.tar/0001.png, a.tar/0002.png, a.tar/0003.png, a.tar/0004.png, "
-        "a.tar/0005.png and 1 more; put a .txt of its name beside each in its shard, or leave them out"
+        f"6 of 7 images of {reference} have no caption: a.tar/0001.png, a.tar/0002.png, a.tar/0003.png, a.tar/0004.png, "
+        "a.tar/0005.png and 1 more; add a .txt of the same name to the shard for each, or leave them out"
     )
 
 
@@ -211,12 +211,12 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     )
     reference = f"webdataset:{tmp_path}/a.tar"
     assert refused(reference, 4) == (
-        f"1 of 4 pictures of {reference} are damaged: a.tar/0001.png; fetch or make them again"
+        f"1 of 4 images of {reference} are damaged: a.tar/0001.png; fetch or make them again"
     )
     with pytest.raises(DdilError) as error:
         list(open_data(reference).training(4, 32))
     assert str(error.value) == (
-        f"2 of 4 pictures of {reference} are damaged: a.tar/0001.png, a.tar/0003.png; fetch or make them again"
+        f"2 of 4 images of {reference} are damaged: a.tar/0001.png, a.tar/0003.png; fetch or make them again"
     )
 
 
@@ -332,7 +332,7 @@ def test_shards_that_cannot_be_fetched(shards: str, web: str, tmp_path: Path) ->
     size = (tmp_path / "short-0.tar").stat().st_size
     for name, reason in (
         ("none.tar", "File not found"),
-        ("short-0.tar", f"it broke off after {size:,} of {size + 1:,} bytes"),
+        ("short-0.tar", f"the download broke off after {size:,} of {size + 1:,} bytes"),
     ):
         assert refused(f"webdataset:{web}/{name}", download=True) == (
             f"the shard {web}/{name} could not be fetched ({reason}); check the URL and run the command again"

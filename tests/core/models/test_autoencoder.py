@@ -202,8 +202,8 @@ def test_a_wide_model_is_no_teacher(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DdilError) as error:
         distill(str(wide), "shapes", config, tmp_path / "run", device="cpu")
     assert str(error.value) == (
-        f"the model {str(wide)!r} draws pictures of 64 x 96 pixels (height x width), and pictures of a data set are prepared as "
-        "squares; name a model of square pictures"
+        f"the model {str(wide)!r} draws images of 64 x 96 pixels (height x width), but data are prepared as squares; "
+        "name a model of square images"
     )
     assert not (tmp_path / "run").exists()
     assert image_side(load_model(str(folder))) == 64

@@ -72,7 +72,7 @@ def test_a_caption_reads_as_documented() -> None:
     ],
 )
 def test_a_caption_of_another_world_is_refused(caption: str) -> None:
-    with pytest.raises(ValueError, match="is not of the shapes world; it would read like"):
+    with pytest.raises(ValueError, match="is not of the shapes world; write it like"):
         parse_caption(caption)
 
 

@@ -1,4 +1,4 @@
-"""The covariate-shift analysis on tiny pipelines, against sampling written out by itself; its contrasts in closed form."""
+"""The covariate-shift analysis on tiny pipelines, against sampling written out here; its contrasts in closed form."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_intervals_contain_their_points(records: list[Record]) -> None:
 
 
 def plain_leaf(teacher: Any, student: Any, prompt: Prompt, string: str) -> Tensor:
-    """The picture at a string's end, one row at a time, without the rollout engine."""
+    """Return the image at the end of a string, one row at a time, without the rollout engine."""
     z = initial_noise([Sample(prompt.id)], (8, 8, 8), CONFIG.seed)
     ends = [*GRID[1:], None]
     for actor, t, s in zip(string, GRID, ends, strict=True):
@@ -140,7 +140,7 @@ def plain_leaf(teacher: Any, student: Any, prompt: Prompt, string: str) -> Tenso
     return plain_picture(teacher, z)
 
 
-def test_the_pure_runs_are_each_model_by_itself(records: list[Record], teacher: Path, student: Path) -> None:
+def test_the_pure_runs_are_those_of_each_model_alone(records: list[Record], teacher: Path, student: Path) -> None:
     pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
     prompts = open_data("shapes").prompts(CONFIG.num_prompts)
     for record, string in zip(records, (TEACHER * 4, STUDENT * 4), strict=False):
@@ -152,7 +152,7 @@ def test_the_pure_runs_are_each_model_by_itself(records: list[Record], teacher: 
 def grow(
     teacher: Path, student: Path, config: CovariateShiftConfig, work: Path
 ) -> tuple[dict[tuple[int, str], dict[str, np.ndarray]], dict[str, int]]:
-    """Features of every (prompt, string) of a configuration, and the network evaluations."""
+    """Return the features of every (prompt, string) of a configuration, and the network evaluations."""
     pair = load_pair(str(teacher), str(student), teacher_steps=config.teacher_steps)
     prompts = open_data("shapes").prompts(config.num_prompts)
     wanted = runs(config, pair.grid, [Sample(prompt.id) for prompt in prompts])
@@ -164,7 +164,7 @@ def grow(
     return rows, evaluations
 
 
-def test_every_string_is_that_string_by_itself(teacher: Path, student: Path, tmp_path: Path) -> None:
+def test_every_string_has_the_features_of_that_string_alone(teacher: Path, student: Path, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"num_prompts": 4, "factorial": True})
     rows, _ = grow(teacher, student, config, tmp_path)
     pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
@@ -179,7 +179,7 @@ def test_every_string_is_that_string_by_itself(teacher: Path, student: Path, tmp
 
 
 LEVEL = {"brightness": 1 / 255 / (64 * 64 * 3), "fd_mosaic": 1 / 255 / (16 * 16)}
-"""What one pixel's next level changes a feature by."""
+"""How much a feature changes if one pixel changes by one level."""
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_results_do_not_depend_on_chunks_and_batches(
     student: Path,
     tmp_path: Path,
 ) -> None:
-    """Features to a few pixels that round to the next level; 1e-5 of a latent is 1e-3 of a level."""
+    """Features agree up to a few pixels that round to the next level: 1e-5 of a latent is 1e-3 of a level."""
     kept, evaluations = grown
     other = CONFIG.model_copy(update={"chunk": chunk, "batch_size": batch_size})
     again, evaluations_again = grow(teacher, student, other, tmp_path / "again")
@@ -249,7 +249,7 @@ def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) 
 
 
 def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the pictures that are measured are, on a GPU too: no TF32."""
+    """No TF32 on a GPU, as for the images that are measured."""
     convolution, seen = torch.backends.cudnn.conv, list[str]()
     before = convolution.fp32_precision
 
@@ -265,7 +265,7 @@ def test_figure_2_is_drawn_in_full_precision(teacher: Path, student: Path, monke
 # Going on
 
 
-def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
+def test_an_interrupted_analysis_continues_at_the_next_chunk(
     out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=1))
@@ -281,10 +281,10 @@ def test_an_interrupted_analysis_goes_on_at_the_next_chunk(
     assert list(tmp_path.rglob("*.npz")) == []
 
 
-def test_two_processes_grow_half_each_and_the_first_measures(
+def test_two_processes_share_the_chunks_and_the_first_measures(
     out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One after the other here, the second first; ``tests/cli/test_processes.py`` has two at once."""
+    """Here one process runs after the other, the second first; ``tests/cli/test_processes.py`` runs two at once."""
     monkeypatch.setattr(ranks, "barrier", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     shares = []
@@ -300,7 +300,7 @@ def test_two_processes_grow_half_each_and_the_first_measures(
     assert {record.device for record in read_records(tmp_path)} == {"2 × cpu"}
 
 
-def test_another_configuration_takes_up_nothing(
+def test_another_configuration_ignores_finished_chunks(
     teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=1))
@@ -312,13 +312,13 @@ def test_another_configuration_takes_up_nothing(
     assert counted.chunks == 3
 
 
-def test_a_finished_analysis_made_again_adds_nothing(out: Path, teacher: Path, student: Path) -> None:
+def test_a_finished_analysis_adds_nothing_when_repeated(out: Path, teacher: Path, student: Path) -> None:
     before = sorted((out / "records").iterdir())
     analyse(teacher, student, CONFIG, out)
     assert sorted((out / "records").iterdir()) == before
 
 
-def test_a_damaged_chunk_is_one_sentence(
+def test_a_damaged_chunk_is_reported_in_one_sentence(
     teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout_tree, "rollout_latents", Counted(allowed=1))
@@ -337,7 +337,7 @@ def test_a_damaged_chunk_is_one_sentence(
 
 
 class Nothing:
-    """A denoiser whose x̂ is 0: the engine without a network."""
+    """A denoiser that always gives x̂ = 0: the engine without a network."""
 
     def __init__(self, nfe: int) -> None:
         self.schedule, self.nfe = Schedule.stable_diffusion(), nfe
@@ -353,7 +353,7 @@ def paper_actors() -> dict[str, Actor]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_papers_runs_need_less_than_half_in_one_tree(seed: int) -> None:
-    """Twelve runs of 240 prompts, by the engine's own count, by counting prefixes, and as each run alone."""
+    """Twelve runs of 240 prompts: counted by the engine, by prefixes, and as each run alone."""
     actors, samples = paper_actors(), samples_of(240)
     wanted = runs(CovariateShiftConfig(seed=seed), GRID, samples)
     strings = [{run.strings[index] for run in wanted} for index in range(len(samples))]
@@ -411,7 +411,7 @@ def test_every_multiple_of_the_students_steps_nests(steps: int) -> None:
         assert actors[TEACHER].nfe == [2 * multiple] * steps
 
 
-def test_switches_hand_over_where_they_say() -> None:
+def test_a_switch_hands_over_at_its_time() -> None:
     named = {json.dumps(run.cell): set(run.strings) for run in runs(CONFIG, GRID, samples_of(4))}
     for kind, strings in {
         "teacher_then_student": ("TSSS", "TTSS", "TTTS"),
@@ -436,7 +436,7 @@ def test_a_switch_off_the_grid_is_refused() -> None:
         )
 
 
-def test_models_that_share_no_frame_cannot_take_turns(teacher: Path, tmp_path: Path) -> None:
+def test_models_of_other_encoders_cannot_take_turns(teacher: Path, tmp_path: Path) -> None:
     stranger = save_pipeline(tmp_path, STUDENT_SAMPLING, seed=2, frame_seed=3)
     with pytest.raises(WrongCommand) as error:
         analyse(teacher, stranger, CONFIG, tmp_path / "out")
@@ -446,7 +446,7 @@ def test_models_that_share_no_frame_cannot_take_turns(teacher: Path, tmp_path: P
     )
 
 
-def test_a_solver_with_a_memory_is_refused(teacher: Path, student: Path, tmp_path: Path) -> None:
+def test_a_solver_that_carries_state_is_refused(teacher: Path, student: Path, tmp_path: Path) -> None:
     for solver in ("dpmpp_2m", "lcm"):
         with pytest.raises(WrongCommand, match=f"the solver '{solver}' carries state or noise from step to step"):
             analyse(teacher, student, CONFIG.model_copy(update={"solver": solver}), tmp_path)
@@ -484,7 +484,7 @@ def test_an_interaction_is_found_where_it_is() -> None:
 
 
 def test_effects_of_noisy_prompts_keep_their_intervals() -> None:
-    """Per-prompt scores that add up over transitions: a main effect's interval holds the true one, and its point."""
+    """Scores of prompts add up over transitions: the interval of a main effect holds its value and the true value."""
     wanted, weights, count = factorial_runs(), (0.4, 0.1, 0.0, -0.2), 300
     cells = [run for run in wanted if "string" in run.cell]
     rng = np.random.default_rng(0)
@@ -520,7 +520,7 @@ def test_the_factorial_of_an_analysis_agrees_with_its_strings(teacher: Path, stu
             assert values(record)[name][0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_brightness_is_what_it_says() -> None:
+def test_brightness_is_the_mean_of_the_pixels() -> None:
     images = np.zeros((2, 64, 64, 3), np.uint8)
     images[1] = 255
     assert brightness(images).ravel().tolist() == [0.0, 1.0]

@@ -33,7 +33,7 @@ def key(
     return gallery._work_key(origin, sampling, prompts)
 
 
-def test_the_same_work_is_taken_up_wherever_and_on_whatever_it_is_done(gallery: Gallery) -> None:
+def test_the_work_key_ignores_folder_and_device(gallery: Gallery) -> None:
     assert key(gallery) == key(replace(gallery, work=Path("elsewhere"), device="cuda"))
     assert key(gallery, replace(ORIGIN, reference="./runs/a")) == key(gallery)
 
@@ -48,11 +48,11 @@ def test_the_same_work_is_taken_up_wherever_and_on_whatever_it_is_done(gallery: 
         {"prompts": PROMPTS[::-1]},
     ],
 )
-def test_pictures_that_are_made_otherwise_are_other_work(change: dict[str, Any], gallery: Gallery) -> None:
+def test_other_sampling_or_prompts_are_other_work(change: dict[str, Any], gallery: Gallery) -> None:
     assert key(gallery, **change) != key(gallery)
 
 
-def test_a_gallery_that_differs_in_anything_is_other_work(gallery: Gallery) -> None:
+def test_a_gallery_of_other_settings_is_other_work(gallery: Gallery) -> None:
     brighter = gallery.references.copy()
     brighter[0, 0, 0, 0] ^= 1
     others = [

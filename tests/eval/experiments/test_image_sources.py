@@ -38,13 +38,13 @@ def generated(student: Path) -> GeneratedImages:
     return GeneratedImages(load_model(str(student)), open_data("shapes").prompts(5), SAMPLING, seed=3, batch_size=2)
 
 
-def test_batches_are_the_prompts_in_their_order(generated: GeneratedImages) -> None:
+def test_batches_follow_the_order_of_the_prompts(generated: GeneratedImages) -> None:
     assert len(generated) == 3
     assert [(batch.start, len(batch.images)) for batch in generated] == [(0, 2), (2, 2), (4, 1)]
     assert [text for batch in generated for text in batch.captions] == [p.text for p in generated.prompts]
 
 
-def test_a_batch_by_itself_is_what_one_draw_of_all_gives(generated: GeneratedImages) -> None:
+def test_a_batch_alone_has_the_images_of_one_draw_of_all(generated: GeneratedImages) -> None:
     prompts = generated.prompts
     whole = sample_images(generated.model, [Sample(p.id) for p in prompts], [p.text for p in prompts], SAMPLING, 3)
     assert np.abs(generated[1].images.astype(int) - whole[2:4]).max() <= 1
@@ -56,7 +56,7 @@ def test_there_is_no_batch_beyond_the_last(generated: GeneratedImages) -> None:
         generated[3]
 
 
-def test_kept_pictures_come_back_as_they_were(generated: GeneratedImages, tmp_path: Path) -> None:
+def test_kept_images_are_read_back_unchanged(generated: GeneratedImages, tmp_path: Path) -> None:
     keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
     batches = list(generated)
     for batch in batches:
@@ -76,7 +76,7 @@ def test_kept_pictures_come_back_as_they_were(generated: GeneratedImages, tmp_pa
     assert ImageOrigin.read(tmp_path / "kept") == MADE_BY
 
 
-def test_a_folder_of_other_pictures_is_left_alone(generated: GeneratedImages, tmp_path: Path) -> None:
+def test_a_folder_of_other_images_is_left_alone(generated: GeneratedImages, tmp_path: Path) -> None:
     ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
     ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)  # the same again goes on
     with pytest.raises(WrongCommand) as error:
@@ -99,7 +99,7 @@ def test_a_folder_of_other_pictures_is_left_alone(generated: GeneratedImages, tm
     )
 
 
-def test_pictures_of_another_program_go_by_their_folder(tmp_path: Path) -> None:
+def test_images_of_another_program_are_named_by_their_folder(tmp_path: Path) -> None:
     for place in range(3):
         Image.fromarray(photograph(2 * place)[:60, :60]).save(tmp_path / f"{place}.png")
     assert ImageOrigin.read(tmp_path) == ImageOrigin(str(tmp_path))
@@ -129,7 +129,7 @@ def test_folders_that_cannot_be_scored(tmp_path: Path) -> None:
     )
 
 
-def test_a_name_is_a_folders() -> None:
+def test_a_name_becomes_the_name_of_a_folder() -> None:
     assert [slug(name) for name in ("PD + DDIL (4-step)", "runs/a", "…")] == ["PD-DDIL-4-step", "runs-a", "pictures"]
 
 
@@ -138,8 +138,8 @@ DAMAGE = (b"\xff\x00", b"", b"[]", b"3", b"[" * 9999, b'{"reference": 3, "grid":
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_a_damaged_note_is_one_sentence(generated: GeneratedImages, tmp_path: Path, content: bytes) -> None:
-    """To those who score the pictures, and to those who would draw more of them."""
+def test_a_damaged_origin_file_is_reported_in_one_sentence(generated: GeneratedImages, tmp_path: Path, content: bytes) -> None:
+    """The reader of the images says it, and so does the writer of more images."""
     path = tmp_path / ORIGIN
     path.write_bytes(content)
     with pytest.raises(DdilError) as error:
@@ -153,7 +153,7 @@ def test_a_damaged_note_is_one_sentence(generated: GeneratedImages, tmp_path: Pa
     )
 
 
-def test_what_a_kill_left_is_no_reason_to_refuse_a_folder(generated: GeneratedImages, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_do_not_block_a_folder(generated: GeneratedImages, tmp_path: Path) -> None:
     with replacing(tmp_path / ORIGIN) as temporary:
         temporary.write_text("half")
         left = temporary.name

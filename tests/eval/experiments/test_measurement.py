@@ -29,7 +29,7 @@ def metrics(pixel_metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def cells() -> Cells:
-    """Two cells on the same prompts, so that what makes a prompt hard is common to both; the second is a little better."""
+    """Two cells on the same prompts: hard prompts are hard for both, and the second cell is a little better."""
     rng = np.random.default_rng(0)
     common = rng.normal(size=(PROMPTS, 1))
     scores = np.concatenate([common, common + 0.3 + 0.1 * rng.normal(size=(PROMPTS, 1))])
@@ -81,7 +81,7 @@ def test_a_difference_is_the_difference_of_the_values(cells: Cells) -> None:
 
 
 def test_a_distance_may_fall_below_the_other(cells: Cells) -> None:
-    """Only a cell's own distance is bounded by 0; a difference's interval is not cut there."""
+    """The distance of a cell is at least 0; the interval of a difference is not cut there."""
     single = cells.single()
     turned = cells.estimates({"a − b": single["a"] - single["b"], "b − a": single["b"] - single["a"]})
     one, other = (turned[name]["fd_mosaic"] for name in ("a − b", "b − a"))
@@ -91,7 +91,7 @@ def test_a_distance_may_fall_below_the_other(cells: Cells) -> None:
 
 
 def test_pairing_by_prompt_narrows_a_difference(cells: Cells) -> None:
-    """The same numbers with the second cell's prompts out of order: same values, an interval several times as wide."""
+    """With the prompts of the second cell out of order the values stay, and the interval is several times as wide."""
     shuffled = np.random.default_rng(1).permutation(PROMPTS) + PROMPTS
     unpaired = replace(cells, rows={"a": cells.rows["a"], "b": shuffled})
     contrast = {"difference": np.array([-1.0, 1.0])}
@@ -101,8 +101,8 @@ def test_pairing_by_prompt_narrows_a_difference(cells: Cells) -> None:
         assert apart.high - apart.low > 2 * (paired.high - paired.low)
 
 
-def test_cells_may_share_pictures(cells: Cells) -> None:
-    """A cell that takes half of its pictures from another one is measured on those pictures."""
+def test_cells_may_share_images(cells: Cells) -> None:
+    """A cell that takes half of its images from another cell is measured on those images."""
     half = np.where(np.arange(PROMPTS) < PROMPTS // 2, cells.rows["a"], cells.rows["b"])
     mixed = replace(cells, rows={**cells.rows, "mixed": half})
     found = mixed.estimates(mixed.single())
@@ -113,20 +113,20 @@ def test_cells_may_share_pictures(cells: Cells) -> None:
 
 
 class Pictures(ShapesData):
-    """The shapes world's pictures in batches of five."""
+    """The images of the shapes world in batches of five."""
 
     def images(self, count: int, batch_size: int = 5) -> Iterator[np.ndarray]:
         return super().images(count, batch_size)
 
 
-def test_a_reference_is_made_for_set_metrics_alone(metrics: tuple[str, ...]) -> None:
+def test_only_set_metrics_need_a_reference(metrics: tuple[str, ...]) -> None:
     found = Extractors(metrics, "cpu").reference(Pictures(), 12)
     assert list(found) == ["fd_mosaic"]
     np.testing.assert_array_equal(found["fd_mosaic"], mosaic(np.concatenate(list(ShapesData().images(12)))))
     assert Extractors(["brightness"], "cpu").reference(Pictures(), 12) == {}
 
 
-def test_extractors_give_every_metric_a_row_for_each_picture(metrics: tuple[str, ...]) -> None:
+def test_extractors_give_every_metric_a_row_for_each_image(metrics: tuple[str, ...]) -> None:
     (images,) = ShapesData().images(3)
     features = Extractors(metrics, "cpu")(images, [prompt.text for prompt in ShapesData().prompts(3)])
     assert {name: values.shape for name, values in features.items()} == {"brightness": (3, 1), "fd_mosaic": (3, 48)}
@@ -141,7 +141,7 @@ def test_an_unknown_metric_is_refused() -> None:
     )
 
 
-def test_a_metric_that_lacks_something_says_so_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_names_missing_files_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = "the weights are not here; fetch them"
     network = replace(METRICS["brightness"].network, lacks=lambda: sentence)
     lacking = replace(METRICS["brightness"], name="lacking", network=network)

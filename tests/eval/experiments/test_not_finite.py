@@ -1,4 +1,4 @@
-"""What is no number is never measured: a damaged network wins no table, and neither do damaged features that are kept."""
+"""NaN and infinity are never measured: not from a damaged network, and not from damaged stored features."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Cli = Callable[..., Result]
 def test_a_damaged_system_has_no_row(
     cli: Cli, pixel_metrics: tuple[str, ...], student: Path, tmp_path: Path, component: str
 ) -> None:
-    """It gave black pictures, which have a Fréchet distance, and can have the best."""
+    """Its images would be black, and black images can have the best Fréchet distance."""
     broken = spoilt(student, tmp_path / "broken", component)
-    result = cli("eval", "coco", "--model", student, "--model", broken, "--data", "shapes", "--num-images", 8, "--metrics",
+    result = cli("eval", "systems", "--model", student, "--model", broken, "--data", "shapes", "--num-images", 8, "--metrics",
                  "fd_mosaic,brightness", "--set", "reference_images=16", "--device", "cpu", "--save-images",
                  "--out", tmp_path / "out")  # fmt: skip
     assert (result.exit_code, result.stdout) == (1, "")
@@ -54,7 +54,7 @@ def test_a_student_that_is_damaged_takes_no_turns(
 
 
 def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
-    """A metric whose network gives ``value`` for one picture of each batch."""
+    """Return a metric with a network that gives ``value`` for one image of each batch."""
 
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         found = np.ones((len(images), 1), np.float32)
@@ -67,7 +67,7 @@ def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", ["mean", "set", "group"])
-def test_a_network_that_gives_no_number_stops_the_work(
+def test_features_that_are_not_finite_stop_the_work(
     monkeypatch: pytest.MonkeyPatch, value: float, kind: str
 ) -> None:
     add_metric(monkeypatch, metric(value, kind=kind))
@@ -95,7 +95,7 @@ def test_a_network_that_gives_no_number_stops_the_work(
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_features_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> None:
+def test_stored_features_are_checked(tmp_path: Path, value: float) -> None:
     features = np.ones((9000, 2), np.float32)
     np.save(tmp_path / "sound.npy", features)
     assert len(read_features(tmp_path / "sound.npy", 9000, "features")) == 9000
@@ -108,7 +108,7 @@ def test_features_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> N
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_chunks_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> None:
+def test_stored_chunks_are_checked(tmp_path: Path, value: float) -> None:
     path = tmp_path / "chunk.npz"
     arrays = {"efflite0": np.array([[1.0, value]]), "string": np.array(["TTSS"]), "sample": np.array([3])}
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_chunks_that_are_kept_are_looked_at(tmp_path: Path, value: float) -> Non
     assert set(cached_arrays(path, dict)) == set(arrays)
 
 
-def test_no_estimate_is_not_finite() -> None:
+def test_an_estimate_that_is_not_finite_is_refused() -> None:
     for told in (NAN, INF, -INF):
         with pytest.raises(DdilError, match="^a metric is .*, which is not finite and cannot be compared"):
             Estimate(told, told, told, n=4)

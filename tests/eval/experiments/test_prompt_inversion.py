@@ -1,4 +1,4 @@
-"""Prompt inversion from a protocol to Table 5: measured on tiny pipelines, resumed picture by picture, refused where it must be."""
+"""Prompt inversion from a protocol to Table 5 on tiny pipelines: measured, stopped and continued, refused."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def test_every_system_inverter_and_difference_has_its_record(records: dict[tuple
     assert {"recovered", "recovered_shapes", "recovered_relation"} <= set(records["inverter", "ph2p"].metrics)
 
 
-def test_a_systems_numbers_are_those_of_its_pictures(
+def test_a_systems_numbers_are_those_of_its_images(
     records: dict[tuple[str, str], Record], out: Path, student: Path, config: InversionConfig
 ) -> None:
-    """Drawn and measured by itself, prompt by prompt."""
+    """The images are drawn and measured here, prompt by prompt."""
     model, towers = load_model(str(student)), load_inversion_towers("shapes")
     distance = Extractors(["lpips_efflite0"], "cpu")
     references = next(open_data("shapes").images(IMAGES))
@@ -131,7 +131,7 @@ def test_a_difference_is_the_first_less_the_second(records: dict[tuple[str, str]
             assert metric.estimate.p_value is not None
 
 
-def test_what_was_recovered_is_counted_in_the_kept_prompts(records: dict[tuple[str, str], Record], out: Path) -> None:
+def test_caption_recall_is_counted_in_the_kept_prompts(records: dict[tuple[str, str], Record], out: Path) -> None:
     captions = {prompt.id: prompt.text for prompt in open_data("shapes").prompts(IMAGES)}
     for name in ("ph2p", "random"):
         shares = [caption_recall(captions[one], prompt)["all"] for one, prompt in kept(out, name).items()]
@@ -139,14 +139,14 @@ def test_what_was_recovered_is_counted_in_the_kept_prompts(records: dict[tuple[s
         assert records["inverter", name].metrics["recovered"].estimate.value == pytest.approx(np.mean(shares))
 
 
-def test_there_is_a_figure_for_each_picture_asked_for(out: Path) -> None:
+def test_there_is_a_figure_of_each_image_asked_for(out: Path) -> None:
     files = sorted(path.name for path in (out / "inverted").iterdir())
     assert files == ["0000-shapes-validation-00000.png", "0001-shapes-validation-00001.png"]
     with Image.open(out / "inverted" / files[0]) as picture:
         assert picture.width > 3 * 128
 
 
-def test_table_5_has_the_papers_numbers_beside_and_names_what_is_missing(
+def test_table_5_has_the_papers_numbers_and_names_missing_rows(
     records: dict[tuple[str, str], Record],
 ) -> None:
     tables = {table.name: table for table in build(records.values())}
@@ -161,7 +161,7 @@ def test_table_5_has_the_papers_numbers_beside_and_names_what_is_missing(
     assert [row[0] for row in tables["inverters"].rows] == ["ph2p", "random"]
 
 
-def test_a_stopped_inversion_goes_on_at_the_next_picture(
+def test_a_stopped_inversion_continues_at_the_next_image(
     config: InversionConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
@@ -189,16 +189,16 @@ def test_a_stopped_inversion_goes_on_at_the_next_picture(
     }
 
 
-def test_made_again_it_adds_nothing(config: InversionConfig, out: Path) -> None:
+def test_a_finished_run_adds_nothing_when_repeated(config: InversionConfig, out: Path) -> None:
     before = sorted(path for path in out.rglob("*") if path.suffix == ".json")
     measure_inversion(plan_inversion(config), out)
     assert sorted(path for path in out.rglob("*") if path.suffix == ".json") == before
 
 
-def test_a_record_says_the_settings_that_its_protocol_left_out(
+def test_a_record_holds_the_defaults_of_its_settings(
     config: InversionConfig, out: Path, records: dict[tuple[str, str], Record], tmp_path: Path
 ) -> None:
-    """So that a record from before a setting was there, or of another default, is not of the same measurement."""
+    """A record of another default, or from before a setting existed, is then another measurement."""
     told = records["inverter", "ph2p"].protocol["inverters"]
     assert told["ph2p"] == PH2PSettings(**config.inverters["ph2p"]).model_dump()  # type: ignore[call-overload, index]
     assert told["ph2p"]["judging"] == 8  # type: ignore[call-overload, index]
@@ -212,7 +212,7 @@ def test_a_record_says_the_settings_that_its_protocol_left_out(
     assert again["inverter", "ph2p"].identity() == records["inverter", "ph2p"].identity()
 
 
-def test_prompts_kept_by_other_settings_are_not_read_back(config: InversionConfig, out: Path, tmp_path: Path) -> None:
+def test_prompts_of_other_settings_are_not_read_back(config: InversionConfig, out: Path, tmp_path: Path) -> None:
     shutil.copytree(out / "inversions", tmp_path / "inversions")
     other = {"ph2p": config.inverters["ph2p"] | {"judging": 3}}
     change = {"inverters": other, "systems": config.systems[:1], "differences": (), "num_images": 2, "figures": 0}
@@ -220,8 +220,8 @@ def test_prompts_kept_by_other_settings_are_not_read_back(config: InversionConfi
     assert len([one for one in (tmp_path / "inversions").iterdir() if one.name.startswith("ph2p-")]) == 2
 
 
-def test_pictures_of_a_folder_need_no_captions(config: InversionConfig, tmp_path: Path) -> None:
-    """Of any size: they are cropped to their middle and brought to the teacher's."""
+def test_images_of_a_folder_need_no_captions(config: InversionConfig, tmp_path: Path) -> None:
+    """Images of any size are cropped to their middle square and resized to the teacher's size."""
     (tmp_path / "in").mkdir()
     for number, image in enumerate(next(open_data("shapes").images(2))):
         Image.fromarray(image).resize((96, 80)).save(tmp_path / "in" / f"{number}.png")
@@ -240,7 +240,7 @@ def test_pictures_of_a_folder_need_no_captions(config: InversionConfig, tmp_path
     assert set(kept(tmp_path / "out", "random")) == {"0", "1"}
 
 
-def test_the_mean_distance_to_one_more_follows_from_the_two_means() -> None:
+def test_the_mean_distance_to_one_more_image_follows_from_two_means() -> None:
     distances = np.random.default_rng(0).random((6, 6))
     distances = distances + distances.T
     together = np.mean([distances[a, b] for a, b in itertools.combinations(range(6), 2)])
@@ -263,7 +263,7 @@ CAPTION = "a small red circle left of a large red star on a grey background"
         ("", (0, 0, 0, 0, 0)),
     ],
 )
-def test_recovered_words_are_counted_as_often_as_they_are_stated(prompt: str, shares: tuple[float, ...]) -> None:
+def test_recalled_words_count_as_often_as_the_caption_states_them(prompt: str, shares: tuple[float, ...]) -> None:
     found = caption_recall(CAPTION, prompt)
     names = ("shapes", "colours", "sizes", "relation", "background")
     assert tuple(found[name] for name in names) == shares
@@ -277,7 +277,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(ddil, [str(one) for one in arguments], catch_exceptions=False)
 
 
-def test_the_papers_table_names_what_is_not_here_row_by_row(root: Path, tmp_path: Path) -> None:
+def test_the_papers_table_names_missing_parts_row_by_row(root: Path, tmp_path: Path) -> None:
     result = run("eval", "run", root / "protocols" / "paper" / "table5.yaml", "--out", tmp_path)
     assert result.exit_code == 1
     named = [line.split(": ")[1] for line in result.stderr.splitlines() if line.startswith("not here: ")]
@@ -322,7 +322,7 @@ def test_the_command_measures_the_models_named(teacher: Path, student: Path, tmp
     assert "invert: random" in result.stderr
 
 
-def test_unreadable_pictures_are_named_before_anything_is_inverted(teacher: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_before_the_inversion(teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number, image in enumerate(next(open_data("shapes").images(2))):
         Image.fromarray(image).save(tmp_path / "in" / f"{number}.png")
@@ -334,7 +334,7 @@ def test_unreadable_pictures_are_named_before_anything_is_inverted(teacher: Path
     assert result.exit_code == 1
     place = f"folder:{tmp_path / 'in'}"
     assert (
-        f"not here: data {place}: 1 of 2 pictures of {place} are damaged: 1.png; fetch or make them again"
+        f"not here: data {place}: 1 of 2 images of {place} are damaged: 1.png; fetch or make them again"
         in result.stderr
     )
     assert not (tmp_path / "out").exists()
@@ -352,7 +352,7 @@ def test_a_system_without_a_text_encoder_is_named(teacher: Path, config: Inversi
     assert [system.name for system in found.systems] == ["teacher"]
 
 
-def test_more_tokens_than_the_encoder_takes_are_one_sentence(teacher: Path, tmp_path: Path) -> None:
+def test_too_many_tokens_for_the_encoder_are_refused(teacher: Path, tmp_path: Path) -> None:
     result = run(
         "eval", "prompt-inversion", "--teacher", teacher, "--device", "cpu", "--num-images", 2, "--out", tmp_path / "out",
         "--set", "inverters={ph2p: {tokens: 30}}",
@@ -382,7 +382,7 @@ def test_more_tokens_than_the_encoder_takes_are_one_sentence(teacher: Path, tmp_
         ({"sytems": []}, "x.yaml has the unknown key 'sytems'; did you mean 'systems'?"),
     ],
 )
-def test_an_analysis_that_cannot_be_meant_is_refused(change: dict[str, Any], message: str) -> None:
+def test_an_impossible_analysis_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(WrongCommand) as error:
         validate(InversionConfig, {"systems": [{"name": "shapes", "model": "shapes"}]} | change, "x.yaml")
     assert str(error.value) == message

@@ -40,7 +40,7 @@ def test_tables_have_ids(tmp_path: Path) -> None:
     assert read_prompts(path) == [Prompt("a.jpg", "a cat"), Prompt("b.jpg", "a dog")]
 
 
-def test_a_list_is_pinned_by_its_hash(tmp_path: Path) -> None:
+def test_a_record_holds_the_hash_of_the_list(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("a cat\na dog\na hat\n")
     chosen = choose_prompts(open_data("shapes"), 2, path)
@@ -52,7 +52,7 @@ def test_a_list_is_pinned_by_its_hash(tmp_path: Path) -> None:
     }
 
 
-def test_cocos_own_prompts_are_pinned_by_the_annotation_file(tmp_path: Path) -> None:
+def test_a_record_holds_the_hash_of_cocos_annotation_file(tmp_path: Path) -> None:
     folder = save_coco(tmp_path / "coco", count=4, year=2017)
     described = choose_prompts(open_data(f"coco2017:{folder}"), 4, None).described()
     annotations = folder / "annotations" / "captions_val2017.json"
@@ -66,7 +66,7 @@ def test_fewer_prompts_than_asked(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         choose_prompts(open_data("shapes"), 2, path)
     assert str(error.value) == (
-        f"the list {path} has 1 prompts, fewer than the 2 asked for; add the others, or ask for fewer"
+        f"the list {path} has 1 prompts, fewer than the 2 asked for; add prompts, or ask for fewer"
     )
 
 
@@ -74,7 +74,7 @@ def test_bad_lists(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     assert refused(path) == f"there is no list of prompts {path}"
     path.write_text("id,prompt\n1,a cat\n1,a cat\n")
-    assert refused(path) == f"the id '1' stands twice, in rows 1 and 2 of {path}; each picture needs an id of its own"
+    assert refused(path) == f"the id '1' occurs twice, in rows 1 and 2 of {path}; give each row its own id"
     path.write_text("id,prompt\n1,a cat\n2,a\n1,a dog\n")
     assert refused(path) == f"the id '1' has two captions, 'a cat' and 'a dog', in rows 1 and 3 of {path}; keep one"
     path.write_text("a,b\n1,2\n")

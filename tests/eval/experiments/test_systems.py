@@ -102,10 +102,10 @@ def test_a_row_says_how_it_reflects(student: Path, tmp_path: Path) -> None:
     assert image_origin(model, resolve_sampling(model), 0).reflection == "none"
 
 
-def test_a_record_says_which_reference_pictures_it_was_compared_with(
+def test_a_record_holds_the_hash_of_its_reference_images(
     records: dict[str, Record], config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where they are drawn by the package: rows that were compared with others are in another table."""
+    """The data set draws other images here; the row goes to another table."""
     assert {r.data["reference_sha256"] for r in records.values()} == {content_sha256(ShapesData(), 60)}
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
     alone = config.model_copy(update={"systems": one.systems, "differences": (), "metrics": ("brightness",)})
@@ -118,8 +118,8 @@ def test_a_record_says_which_reference_pictures_it_was_compared_with(
     assert [table.name for table in build([records["student"], other])].count("systems") == 2
 
 
-def test_what_is_best_can_be_compared_with_the_next(records: dict[str, Record]) -> None:
-    """For each metric the two best have their paired difference, asked for or not."""
+def test_the_two_best_systems_have_their_difference(records: dict[str, Record]) -> None:
+    """Each metric has the paired difference of its two best systems, asked for or not."""
     systems = {name: record for name, record in records.items() if record.kind == "system"}
     differences = [frozenset(map(str, r.cell["of"])) for r in records.values() if r.kind != "system"]  # type: ignore[arg-type]
     for metric, sign in (("brightness", -1), ("fd_mosaic", 1)):
@@ -139,7 +139,7 @@ def test_leaders_follow_the_direction() -> None:
 
 
 @pytest.mark.parametrize(("name", "steps", "scale"), [("teacher, 6 steps", 6, 3.0), ("student", 4, 1.0)])
-def test_a_system_is_that_model_by_itself(
+def test_a_system_has_the_numbers_of_its_model_alone(
     name: str, steps: int, scale: float, records: dict[str, Record], teacher: Path, student: Path
 ) -> None:
     pipeline: Any = load_model(str(student if name == "student" else teacher)).pipeline
@@ -162,13 +162,13 @@ def test_a_difference_is_the_first_less_the_second(records: dict[str, Record]) -
         assert difference.metrics[name].direction == records["student"].metrics[name].direction
 
 
-def test_it_makes_a_table_of_systems_and_one_of_differences(records: dict[str, Record]) -> None:
+def test_records_become_a_table_of_systems_and_one_of_differences(records: dict[str, Record]) -> None:
     tables = {table.name: table for table in build(records.values())}
     assert [row[0] for row in tables["systems"].rows] == ["teacher, 6 steps", "teacher, 4 steps", "student"]
     assert [row[0] for row in tables["differences"].rows] == ["student − teacher, 6 steps"]
 
 
-def test_made_again_it_adds_nothing(out: Path, config: SystemsConfig) -> None:
+def test_a_finished_run_adds_nothing_when_repeated(out: Path, config: SystemsConfig) -> None:
     before = sorted((out / "records").iterdir())
     compare_systems(config, out)
     assert sorted((out / "records").iterdir()) == before
@@ -201,14 +201,14 @@ def test_made_again_it_adds_nothing(out: Path, config: SystemsConfig) -> None:
         ({"sytems": []}, "x.yaml has the unknown key 'sytems'; did you mean 'systems'?"),
     ],
 )
-def test_a_comparison_that_cannot_be_meant_is_refused(change: dict[str, Any], sentence: str) -> None:
+def test_an_impossible_comparison_is_refused(change: dict[str, Any], sentence: str) -> None:
     content: dict[str, Any] = {"systems": [{"name": "student", "model": "shapes", "steps": 4}]}
     with pytest.raises(WrongCommand) as error:
         validate(SystemsConfig, content | change, "x.yaml")
     assert str(error.value) == sentence
 
 
-def test_an_interrupted_comparison_goes_on_at_the_next_batch(
+def test_an_interrupted_comparison_continues_at_the_next_batch(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=3, of=sample_images))
@@ -225,10 +225,10 @@ def test_an_interrupted_comparison_goes_on_at_the_next_batch(
     assert list(tmp_path.rglob("*.npz")) == []
 
 
-def test_an_interrupted_comparison_takes_up_nothing_that_was_made_otherwise(
+def test_an_interrupted_comparison_ignores_batches_of_other_settings(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of another size, or of other captions under the same ids, are other files."""
+    """Batches of another size, or with other captions under the same ids, are other files."""
     prompts = tmp_path / "mine.jsonl"
     rows = [json.dumps({"id": p.id, "prompt": "a large blue square"}) for p in open_data("shapes").prompts(PROMPTS)]
     prompts.write_text("\n".join(rows))
@@ -262,10 +262,10 @@ BATCHES = 2
 """Seven prompts, four at a time."""
 
 
-def test_a_table_with_one_more_system_draws_that_one_alone(
+def test_an_added_system_is_the_only_one_drawn(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its paired differences from the others are those of a table that was measured at once."""
+    """Its paired differences equal those of a table that was measured in one run."""
     compare_systems(config.model_copy(update={"systems": config.systems[:2], "differences": ()}), tmp_path)
     before = read_records(tmp_path)
     counted = counted_draws(monkeypatch)
@@ -276,7 +276,7 @@ def test_a_table_with_one_more_system_draws_that_one_alone(
     assert not (tmp_path / "partial").exists() or list((tmp_path / "partial").iterdir()) == []
 
 
-def test_a_row_that_other_code_drew_is_drawn_again(
+def test_a_row_of_other_code_is_drawn_again(
     config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
@@ -291,7 +291,7 @@ def test_a_row_that_other_code_drew_is_drawn_again(
     assert [key["name"] for key in keys] == ["student"] * 2 and keys[0]["made"] == keys[1]["made"]
 
 
-def test_a_row_is_drawn_again_for_its_pictures(
+def test_a_row_is_drawn_again_when_its_images_are_missing(
     config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
@@ -307,7 +307,7 @@ def test_a_row_is_drawn_again_for_its_pictures(
     assert (tmp_path / "images" / "student" / "000005.png").is_file()
 
 
-def test_damaged_features_are_one_sentence(config: SystemsConfig, tmp_path: Path) -> None:
+def test_damaged_features_are_reported_in_one_sentence(config: SystemsConfig, tmp_path: Path) -> None:
     one = config.model_copy(update={"systems": config.systems[2:], "differences": ()})
     compare_systems(one, tmp_path)
     file = next(tmp_path.rglob("fd_mosaic.npy"))
@@ -319,10 +319,10 @@ def test_damaged_features_are_one_sentence(config: SystemsConfig, tmp_path: Path
     )
 
 
-def test_a_batch_that_did_not_arrive_is_named(
+def test_a_missing_batch_is_named(
     config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second process writes to a folder of its own machine."""
+    """The second process writes to a folder on another machine."""
     monkeypatch.setattr(ranks, "barrier", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
@@ -334,7 +334,7 @@ def test_a_batch_that_did_not_arrive_is_named(
     )
 
 
-def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
+def test_a_row_takes_its_models_sampling_unless_it_sets_its_own(
     teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     own = {"name": "own", "model": str(student)}
@@ -348,7 +348,7 @@ def test_a_row_is_sampled_as_its_model_was_made_for_unless_it_says_otherwise(
     ]  # fmt: skip
 
 
-def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_named_and_the_rest_is_measured(student: Path, tmp_path: Path) -> None:
     rows = [
         {"name": "here", "model": str(student)},
         {"name": "distilled", "model": str(tmp_path / "run"), "provide": "distil it with: ddil distill …"},
@@ -371,8 +371,8 @@ def test_what_is_not_here_is_named_and_the_rest_is_measured(student: Path, tmp_p
     assert [row[0] for row in table.rows] == ["here", "distilled", "named"]
 
 
-def test_a_protocol_gone_on_with_more_rows_is_one_table(student: Path, teacher: Path, tmp_path: Path) -> None:
-    """A row's numbers do not depend on the others', so rows measured one by one are in one table."""
+def test_a_protocol_continued_with_more_rows_is_one_table(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """The numbers of a row do not depend on other rows, so rows measured one by one make one table."""
     shared = {"num_prompts": 4, "reference_images": 8, "metrics": ["brightness"]}
     for model in (student, teacher):
         row = {"name": model.parent.name, "model": str(model), "steps": 2}

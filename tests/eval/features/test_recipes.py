@@ -260,7 +260,7 @@ def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
         ),
         (
             "lpips_diversity",
-            "needs several images of each prompt, and each prompt has one; with 'ddil eval coco', 'run' and 'score', "
+            "needs several images of each prompt, and each prompt has one; with 'ddil eval systems', 'run' and 'score', "
             "add --set images_per_prompt=10",
         ),
     ],

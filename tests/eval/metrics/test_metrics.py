@@ -133,7 +133,7 @@ def test_captions_and_pictures_of_another_world_are_refused(
     with pytest.raises(DdilError) as error:
         extract(batch.images[:1], OUTSIDE)
     assert str(error.value) == (
-        f"{metric} cannot be measured: the caption 'a photo of a dog' is not of the shapes world; it would read like "
+        f"{metric} cannot be measured: the caption 'a photo of a dog' is not of the shapes world; write it like "
         "'a small red circle left of a large blue star on a grey background'"
     )
     with pytest.raises(DdilError, match=rf"{metric} measures images of the shapes world, .* leave the metric out"):

@@ -92,7 +92,7 @@ def test_kept_pictures_are_scored_to_the_same_numbers(measured: tuple[Path, Reco
         (
             1,
             "the metric 'lpips_efflite0' needs several images of each prompt, and each prompt has one; with 'ddil eval "
-            "coco', 'run' and 'score', add --set images_per_prompt=10",
+            "systems', 'run' and 'score', add --set images_per_prompt=10",
         ),
         (
             4,

@@ -18,7 +18,7 @@ from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.loop import fit
 from ddil_core.models.model import load_model
 from ddil_core.shapes.scene import draw_scene
-from ddil_core.shapes.training import architecture, train
+from ddil_core.shapes.training import architecture, latents, train
 from ddil_core.shapes.training.card import measure_card, write_card
 
 CPU = torch.device("cpu")
@@ -34,11 +34,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return architecture.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def pool_of(tokenizer: CLIPTokenizer, count: int = 12) -> train.TrainingPool:
+def pool_of(tokenizer: CLIPTokenizer, count: int = 12) -> latents.TrainingPool:
     generator = torch.Generator().manual_seed(0)
     shape = (count, architecture.LATENT_CHANNELS, architecture.LATENT_SIZE, architecture.LATENT_SIZE)
     captions = [draw_scene(np.random.default_rng(i)).meaning.caption for i in range(count)]
-    return train.TrainingPool(
+    return latents.TrainingPool(
         mean=(2.5 * torch.randn(shape, generator=generator)).half(),
         std=torch.full(shape, 0.1).half(),
         tokens=tokenizer(captions, padding="max_length", return_tensors="pt").input_ids,
@@ -175,7 +175,7 @@ def test_the_export_is_a_pipeline_and_its_card_is_measured(tokenizer: CLIPTokeni
     write_card(tmp_path, found, {"teacher steps": 3})
     assert json.loads((tmp_path / "card.json").read_text()) == {"measured": found, "training": {"teacher steps": 3}}
     card = (tmp_path / "README.md").read_text()
-    assert card.count("\n| ") == 7 and "| rendered pictures | 100.0% |" in card and "Training: teacher steps 3." in card
+    assert card.count("\n| ") == 7 and "| rendered images | 100.0% |" in card and "Training: teacher steps 3." in card
 
 
 def test_the_command_trains_from_nothing_and_then_further(cli: Callable[..., Result], tmp_path: Path) -> None:
