@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddil_core.support.environment import full_precision
-from ddil_eval.metrics.clip_towers import lacks_open_clip, load_clip_towers
+from ddil_eval.metrics.clip_towers import load_clip_towers, missing_open_clip
 from ddil_eval.metrics.metric import Extractor, Network
 from ddil_eval.metrics.weights_file import WeightsFile
 
@@ -57,5 +57,5 @@ CLIP_EMBEDDING = Network(
     needs="OpenAI's CLIP ViT-L/14 at 336 px in open_clip's layout (1.7 GB), open_clip and torchvision",
     open_on=open_embeddings,
     weights=(WEIGHTS,),
-    lacks=lacks_open_clip,
+    lacks=missing_open_clip,
 )

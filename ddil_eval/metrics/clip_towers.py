@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +12,14 @@ import numpy as np
 from ddil_core.shapes.scorer import cosine
 from ddil_core.support.environment import require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
     from open_clip import CLIP
     from torch import Tensor
 
-
-def lacks_open_clip() -> str | None:
-    """Return None where open_clip is installed, else what to do."""
-    if find_spec("open_clip") is None:
-        return "open_clip is not installed; install it with: pip install open_clip_torch"
-    return None
+missing_open_clip = partial(missing_package, "open_clip", "open_clip_torch")
 
 
 def load_clip_towers(
@@ -95,7 +90,7 @@ def cosine_network(
         needs=f"open_clip's {architecture} ({size}), open_clip and torchvision",
         open_on=open_cosine(architecture, weights, resize_mode),
         weights=(weights,),
-        lacks=lacks_open_clip,
+        lacks=missing_open_clip,
         prefixed=prefixed,
         reads_captions=True,
     )

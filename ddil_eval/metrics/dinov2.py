@@ -8,7 +8,7 @@ antialiases.)
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ WEIGHTS = WeightsFile(
     file="vit_large_patch14_dinov2.lvd142m.safetensors",
     url="https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m/resolve/main/model.safetensors",
 )
-
-
-def lacks_timm() -> str | None:
-    """Return None where timm is installed, else what to do."""
-    if find_spec("timm") is None:
-        return "timm, which has DINOv2's architecture, is not installed; install it with: pip install timm"
-    return None
 
 
 def interpolate(embeddings: Tensor, side: int) -> Tensor:
@@ -105,5 +98,5 @@ DINOV2 = Network(
     needs="DINOv2 ViT-L/14 in timm's layout (1.2 GB), timm and torchvision",
     open_on=open_dinov2,
     weights=(WEIGHTS,),
-    lacks=lacks_timm,
+    lacks=partial(missing_package, "timm", "timm"),
 )

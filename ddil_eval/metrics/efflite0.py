@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
@@ -59,19 +60,12 @@ WEIGHTS = WeightsFile(
 )
 
 
-def weights_file() -> Path:
+def installed_weights() -> Path:
     """Return the file of the package's weights. Raises DdilError where the package is not installed."""
     problem = WEIGHTS.missing()
     if problem is not None:
         raise DdilError(problem)
     return WEIGHTS.path()
-
-
-def lacks_timm() -> str | None:
-    """Return None where timm is installed, else what to do."""
-    if find_spec("timm") is None:
-        return "timm, which has EfficientNet-Lite0's architecture, is not installed; install it with: pip install timm"
-    return None
 
 
 def timm_name(name: str) -> str:
@@ -122,7 +116,7 @@ def open_efflite0(device: str) -> Extractor:
     """Load EfficientNet-Lite0. Its pooled features are float32 [B, 1280]; captions are ignored."""
     import torch
 
-    model = load_efflite0(weights_file(), device)
+    model = load_efflite0(installed_weights(), device)
 
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
@@ -138,5 +132,5 @@ EFFLITE0 = Network(
     needs=f"weights from the package {PACKAGE} (18 MB), timm and torchvision",
     open_on=open_efflite0,
     weights=(WEIGHTS,),
-    lacks=lacks_timm,
+    lacks=partial(missing_package, "timm", "timm"),
 )

@@ -9,15 +9,14 @@ statistics, because clean-fid downloads into a shared temporary folder without a
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from importlib.util import find_spec
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
@@ -27,13 +26,7 @@ WEIGHTS = WeightsFile(
     file="inception-2015-12-05.pt",  # the name that clean-fid looks for
     url="https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
 )
-
-
-def lacks_cleanfid() -> str | None:
-    """Return None where clean-fid is installed, else what to do."""
-    if find_spec("cleanfid") is None:
-        return "clean-fid, which resizes images for FID, is not installed; install it with: pip install clean-fid"
-    return None
+missing_cleanfid = partial(missing_package, "cleanfid", "clean-fid")
 
 
 @cache
@@ -57,7 +50,7 @@ def open_inception(device: str) -> Extractor:
     Raises:
         DdilError: clean-fid or the weights are missing, or the file is not Inception's TorchScript.
     """
-    problem = lacks_cleanfid()
+    problem = missing_cleanfid()
     if problem is not None:
         raise DdilError(problem)
     path = WEIGHTS.checked()
@@ -86,7 +79,7 @@ INCEPTION = Network(
     needs="NVIDIA's TorchScript of Inception v3 (96 MB) and clean-fid",
     open_on=open_inception,
     weights=(WEIGHTS,),
-    lacks=lacks_cleanfid,
+    lacks=missing_cleanfid,
 )
 """The network of FID."""
 INCEPTION_PATCH = replace(INCEPTION, name="inception_patch")

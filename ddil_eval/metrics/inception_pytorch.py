@@ -14,7 +14,7 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.inception import lacks_cleanfid
+from ddil_eval.metrics.inception import missing_cleanfid
 from ddil_eval.metrics.metric import Extractor, Network
 from ddil_eval.metrics.weights_file import WeightsFile
 
@@ -83,7 +83,7 @@ def open_pytorch_inception(device: str) -> Extractor:
     Raises:
         DdilError: clean-fid or the weights are missing, or the file holds something else.
     """
-    problem = lacks_cleanfid()
+    problem = missing_cleanfid()
     if problem is not None:
         raise DdilError(problem)
     path = WEIGHTS.checked()
@@ -113,5 +113,5 @@ INCEPTION_PYTORCH = Network(
     needs="pytorch-fid's Inception v3 (95 MB), clean-fid and torchvision",
     open_on=open_pytorch_inception,
     weights=(WEIGHTS,),
-    lacks=lacks_cleanfid,
+    lacks=missing_cleanfid,
 )

@@ -7,7 +7,7 @@ LPIPS v0.1 (Zhang et al., 2018) on AlexNet's five layers with the linear heads o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
@@ -54,13 +54,7 @@ WEIGHTS = WeightsFile(
     sha256="7be5be79",  # the first eight characters, from the name of torchvision's file
     convert=convert_lpips_weights,
 )
-
-
-def lacks_lpips() -> str | None:
-    """Return None where the package lpips is installed, else what to do."""
-    if find_spec("lpips") is None:
-        return "lpips, which has the heads of LPIPS, is not installed; install it with: pip install lpips"
-    return None
+missing_lpips = partial(missing_package, "lpips", "lpips")
 
 
 def load_lpips(path: Path, device: str = "cpu") -> Any:
@@ -69,7 +63,7 @@ def load_lpips(path: Path, device: str = "cpu") -> Any:
     Raises:
         DdilError: the package lpips is not installed, or the file is damaged or holds another network.
     """
-    problem = lacks_lpips()
+    problem = missing_lpips()
     if problem is not None:
         raise DdilError(problem)
     require_torchvision()
@@ -108,7 +102,7 @@ def mean_distance(layers: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
     return total / (n * (n - 1) / 2)
 
 
-def open_diversity(device: str) -> Extractor:
+def open_lpips_alexnet(device: str) -> Extractor:
     """Load LPIPS. The extractor returns the mean distance [1, 1] between the images of one prompt."""
     import torch
 
@@ -128,7 +122,7 @@ def open_diversity(device: str) -> Extractor:
 LPIPS_ALEXNET = Network(
     name="lpips_alexnet",
     needs="AlexNet's five convolutions (10 MB), the package lpips and torchvision",
-    open_on=open_diversity,
+    open_on=open_lpips_alexnet,
     weights=(WEIGHTS,),
-    lacks=lacks_lpips,
+    lacks=missing_lpips,
 )

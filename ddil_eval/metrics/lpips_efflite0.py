@@ -12,16 +12,16 @@ from dataclasses import replace
 import numpy as np
 
 from ddil_core.support.environment import full_precision
-from ddil_eval.metrics.efflite0 import EFFLITE0, load_efflite0, prepare_efflite0, weights_file
+from ddil_eval.metrics.efflite0 import EFFLITE0, installed_weights, load_efflite0, prepare_efflite0
 from ddil_eval.metrics.lpips_alexnet import mean_distance
 from ddil_eval.metrics.metric import Extractor
 
 
-def open_diversity(device: str) -> Extractor:
+def open_lpips_efflite0(device: str) -> Extractor:
     """Load the network. The extractor returns the mean distance [1, 1] between the images of one prompt."""
     import torch
 
-    model = load_efflite0(weights_file(), device)
+    model = load_efflite0(installed_weights(), device)
 
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
@@ -33,4 +33,4 @@ def open_diversity(device: str) -> Extractor:
     return extract
 
 
-LPIPS_EFFLITE0 = replace(EFFLITE0, name="lpips_efflite0", open_on=open_diversity)
+LPIPS_EFFLITE0 = replace(EFFLITE0, name="lpips_efflite0", open_on=open_lpips_efflite0)

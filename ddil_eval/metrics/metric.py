@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -40,8 +41,10 @@ class Extractor(Protocol):
         ...
 
 
-def nothing_missing() -> str | None:
-    """Return None: the network needs nothing outside this package."""
+def missing_package(module: str, package: str) -> str | None:
+    """Return None where ``module`` is installed, else how to install ``package``, in one sentence."""
+    if find_spec(module) is None:
+        return f"the Python package {package} is not installed; install it with: pip install {package}"
     return None
 
 
@@ -54,7 +57,7 @@ class Network:
         needs: What the network needs, in words.
         open_on: Loads the network onto a device ("cpu" …). Raises DdilError where a file is missing or damaged.
         weights: Files of weights from outside the package.
-        lacks: Returns what else is missing and how to get it, or None.
+        lacks: Returns what else is missing and how to get it, or None. Most often ``missing_package``.
         version: Raise it when the same weights start to give other features. The version and the SHA-256 of the weights
             identify stored reference features.
         prefixed: The network reads the recipe's prefix before each caption ("A photo depicts ").
@@ -66,7 +69,7 @@ class Network:
     needs: str
     open_on: Callable[[str], Extractor]
     weights: tuple[WeightsFile, ...] = ()
-    lacks: Callable[[], str | None] = nothing_missing
+    lacks: Callable[[], str | None] = lambda: None
     version: int = 1
     prefixed: bool = False
     reads_captions: bool = False

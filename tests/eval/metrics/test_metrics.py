@@ -206,7 +206,9 @@ def test_efflite0_recognises_a_photograph(extract_efflite0: Extractor) -> None:
     """Names, padding, ε and normalisation together: the photograph of an officer is class 652, "military uniform"."""
     photograph = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     image = np.asarray(Image.open(photograph).convert("RGB"))[None]
-    probabilities = efflite0.load_efflite0(efflite0.weights_file())(efflite0.prepare_efflite0(image)).softmax(-1)[0]
+    probabilities = efflite0.load_efflite0(efflite0.installed_weights())(efflite0.prepare_efflite0(image)).softmax(-1)[
+        0
+    ]
     assert probabilities.argmax() == 652
     assert probabilities.max() == pytest.approx(0.463, abs=0.01)
 
@@ -214,7 +216,7 @@ def test_efflite0_recognises_a_photograph(extract_efflite0: Extractor) -> None:
 def test_efflite0_names_are_those_of_timm(extract_efflite0: Extractor) -> None:
     import timm
 
-    state = torch.load(efflite0.weights_file(), map_location="cpu", weights_only=True)
+    state = torch.load(efflite0.installed_weights(), map_location="cpu", weights_only=True)
     names = [efflite0.timm_name(name) for name in state]
     assert names == list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
 
