@@ -1,8 +1,8 @@
 """Train the shapes world's networks from nothing: ``python -m ddil_core.shapes.training --out DIR``.
 
-The four stages are the autoencoder, the two-tower scorer, the text encoder, and the teacher. The text encoder learns the
-image's layout from the caption. The teacher is a U-Net with that text encoder; it predicts v, and dropped captions allow
-guidance. An interrupted stage goes on at its last checkpoint.
+The four stages are the autoencoder, the two-tower scorer, the text encoder, and the teacher. The text encoder learns
+the image's layout from the caption. The teacher is a U-Net with that text encoder; it predicts v, and dropped captions
+allow guidance. An interrupted stage goes on at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CAPTION_DROPOUT = 0.1
 HIGH_NOISE = 700
 """The lowest t in the first eighth of the teacher's training. At such t only the caption says what lies where.
 
-With lower noise from the start, the U-Net finds the objects in its input and learned no relation in 2,500 updates.
+With lower noise from the start, the U-Net relies on its input; it had learned no relation after 2,500 updates.
 """
 
 
@@ -268,8 +268,8 @@ def export_teacher(
 ) -> None:
     """Write the teacher as a pipeline in Stable Diffusion's layout, with the settings for sampling it.
 
-    The U-Net and the autoencoder are stored in half precision, the text encoder in float32: diffusers loads its networks
-    as float32, but transformers keeps the stored dtype, and a plain ``from_pretrained`` must give one dtype.
+    The U-Net and the autoencoder are stored in half precision, the text encoder in float32: diffusers loads its
+    networks as float32, transformers keeps the stored dtype, and a plain ``from_pretrained`` must give one dtype.
 
     Args:
         vae: The autoencoder.
