@@ -184,15 +184,14 @@ def fit(
         while step < steps:
             window.append(update(step))
             step += 1
-            means = None
             writes, saves = (step % every == 0 or step == steps for every in (log_every, save_every))
             stopped = agreed(signal(), accelerator)
             if writes or saves or stopped:
                 window_log = window_means(window, accelerator)
                 check(step)
                 require_finite(window_log, title, step)  # so weights that are not finite are never saved
-            if writes:
-                means = window_log
+            means = window_log if writes else None
+            if means is not None:
                 window.clear()
                 if main:
                     append_line(log, json.dumps({"stage": title, "step": step, **means}))
