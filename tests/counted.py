@@ -1,4 +1,4 @@
-"""An engine under observation."""
+"""A function that counts its calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ddil_core.diffusion.rollout import rollout_latents
 
 
 class Counted:
-    """A function (the rollout engine), counting its calls, and interrupted where it would begin one more than allowed."""
+    """Counts the calls of a function (the rollout engine), and raises KeyboardInterrupt after ``allowed`` calls."""
 
     def __init__(self, allowed: int | None = None, of: Callable[..., Any] = rollout_latents) -> None:
         self.allowed, self.of, self.chunks = allowed, of, 0

@@ -53,7 +53,7 @@ class Condition:
         return self._map(lambda tensor: tensor.to(device))
 
     def where(self, rows: Tensor, other: Condition) -> Condition:
-        """Replace what the network reads by ``other``, a single row, where bool ``rows`` [B] is true."""
+        """Replace ``tensors`` by those of ``other``, a single row, where bool ``rows`` [B] is true."""
         tensors = {
             name: torch.where(rows.view(-1, *(1,) * (tensor.dim() - 1)), other.tensors[name].to(tensor.dtype), tensor)
             for name, tensor in self.tensors.items()
@@ -62,7 +62,7 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Join what the network reads, row after row. ``guidance`` and ``noise`` are left out."""
+        """Join the rows of several conditions. ``guidance`` and ``noise`` are left out."""
         return Condition({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
 
 
@@ -118,8 +118,11 @@ class NetworkDenoiser(nn.Module, ABC):
 
 
 class UNetDenoiser(NetworkDenoiser):
-    """``UNet2DConditionModel``. Inputs: ``encoder_hidden_states`` [B, L, D], for SDXL also ``text_embeds`` [B, D'] and
-    ``time_ids`` [B, 6], and for LCM ``timestep_cond`` [B, W], the guidance embedding."""
+    """``UNet2DConditionModel``.
+
+    Inputs: ``encoder_hidden_states`` [B, L, D]; for SDXL also ``text_embeds`` [B, D'] and ``time_ids`` [B, 6]; for LCM
+    also ``timestep_cond`` [B, W], the guidance embedding.
+    """
 
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         added = {name: inputs.pop(name) for name in ("text_embeds", "time_ids") if name in inputs}

@@ -63,11 +63,10 @@ def to_v(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def boundary_scalings(t: Tensor, like: Tensor, scaling: float = 10.0) -> tuple[Tensor, Tensor]:
-    """Return (c_skip, c_out) of LCM's consistency function c_skip z + c_out x̂ at times [B], shaped to multiply
-    ``like`` [B, …].
+    """Return (c_skip, c_out) of LCM's consistency function c_skip z + c_out x̂ at times [B].
 
-    With s = ``scaling`` · t (``Schedule.timestep_scaling``, 10 in LCM) and σ_data = 0.5: c_skip = 0.25/(s² + 0.25) and
-    c_out = s/√(s² + 0.25). At t = 0 the function returns z.
+    Both are shaped to multiply ``like`` [B, …]. With s = ``scaling`` · t (``Schedule.timestep_scaling``, 10 in LCM) and
+    σ_data = 0.5: c_skip = 0.25/(s² + 0.25) and c_out = s/√(s² + 0.25). At t = 0 the function returns z.
     """
     s = scaling * t.to(torch.float64).clamp(min=0).view(-1, *(1,) * (like.dim() - 1))
     return (0.25 / (s**2 + 0.25)).to(like.dtype), (s / (s**2 + 0.25).sqrt()).to(like.dtype)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +108,9 @@ def all_strings(length: int) -> list[str]:
 
 
 def strings_at(p_teacher: float, draws: Tensor) -> list[str]:
-    """Return the string of each sample.
+    """Return the string of each sample: the teacher acts at the transitions with u < p_teacher.
 
-    The teacher acts where the sample's decision u < p_teacher; ``draws`` are u [B, K].
+    ``draws`` are the decisions u [B, K] of ``noise.decisions``.
 
     Raises:
         WrongCommand: p_teacher is outside [0, 1].
@@ -197,8 +196,7 @@ def rollout_latents(
 
 def _not_finite(actor: Actor, name: str, transition: int) -> DdilError:
     """Return the error for states of an actor that are not finite after a transition."""
-    denoiser: Any = actor.denoiser
-    network = getattr(denoiser, "network", denoiser)
+    network = getattr(actor.denoiser, "network", actor.denoiser)
     times = ", ".join(f"t = {t:g}" for t, _ in actor.steps[transition])
     place = f"after transition {transition + 1} of {len(actor.steps)}, with steps at {times}"
     return not_finite("the latents", place, name, [network] if isinstance(network, nn.Module) else [])

@@ -198,8 +198,7 @@ def has_betas(config: Mapping[str, Any]) -> bool:
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration describes a rectified flow. diffusers' FlowMatch schedulers have a
-    ``shift``."""
+    """Whether a scheduler's configuration describes a rectified flow: one with a ``shift`` and without β."""
     return "shift" in config and not has_betas(config)
 
 
@@ -281,12 +280,12 @@ def rows_at(time: Time, like: Tensor) -> Tensor:
     return torch.full((len(like),), time, dtype=dtype, device=like.device)
 
 
-def transitions(timesteps: Sequence[Time], end: Time = CLEAN) -> list[tuple[Time, Time]]:
+def transitions(timesteps: Sequence[Time], end: Time = CLEAN) -> list[Transition]:
     """Return the consecutive pairs (t, s) of a grid. The last s is ``end``."""
     return list(zip(timesteps, [*timesteps[1:], end], strict=True))
 
 
-def segments(fine: Sequence[Time], coarse: Sequence[Time]) -> list[list[tuple[Time, Time]]]:
+def segments(fine: Sequence[Time], coarse: Sequence[Time]) -> list[list[Transition]]:
     """Group the transitions of the fine grid by the coarse transition in which they lie.
 
     Raises:
@@ -308,7 +307,7 @@ LCM_STEPS = 50
 
 
 def lcm_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:
-    """Choose the ``steps`` times of sampling from a training grid of ``points`` times. Both grids start at T − 1.
+    """Choose the ``steps`` times of sampling from a training grid of ``points`` times. Both start at the same time.
 
     Raises:
         WrongCommand: the training grid has fewer times than steps, or more times than the schedule.

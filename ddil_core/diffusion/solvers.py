@@ -1,26 +1,16 @@
-"""Solvers: each takes one step t → s and is a pure function. To add one, write the function and a row of ``SOLVERS``.
+"""Solvers: each takes one step t → s and is a pure function. To add one, write a ``Step`` and a row of ``SOLVERS``.
 
-``step(schedule, z, t, s, x0, carry, noise) -> (z_s, carry)``:
-
-- ``z`` and ``x0`` [B, …]: the latents at t and the denoiser's x̂ there.
-- ``t`` and ``s`` [B]: a time for each row, int64, or float32 where times are fractions. ``s`` may be ``CLEAN``.
-- ``carry``: what the solver remembers of earlier steps, None at first.
-- ``noise``: fresh N(0, I) in the shape of ``z``. Only stochastic solvers read it.
-
-``corrector(schedule, z, t, s, x0, z_s, x0_s) -> z_s`` improves a step with a second evaluation, x̂ at (z_s, s). A step
-to a time without noise is not corrected.
-
-DDIM, Euler and flow Euler are the same map, z_s = α_s x̂ + σ_s ε̂. In x = z/α and σ' = σ/α, Euler's step along d = (x −
-x̂)/σ' is x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s. On a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s too, because
-α = 1 − σ. The samplers of these names differ in the grid, the end, and the noise at the start
+DDIM, Euler and flow Euler are the same map, z_s = α_s x̂ + σ_s ε̂. In x = z/α and σ' = σ/α, Euler steps along
+d = (x − x̂)/σ' to x + d (σ'_s − σ'_t) = x̂ + σ'_s ε̂, which is z_s/α_s. On a flow, z + (σ_s − σ_t)(ε̂ − x̂) is z_s too,
+because α = 1 − σ. The samplers of these names differ in the grid, the end, and the noise at the start
 (``Solver.scaled_start``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,8 +22,46 @@ from ddil_core.support.registry import Registry
 
 Carry = Any
 """What a solver remembers of earlier steps. Only the solver itself reads it."""
-Step = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Carry, Tensor | None], tuple[Tensor, Carry]]
-Corrector = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Step(Protocol):
+    """One step t → s of a solver."""
+
+    def __call__(
+        self, schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry, noise: Tensor | None, /
+    ) -> tuple[Tensor, Carry]:
+        """Return z_s, in the shape of z, and what the solver remembers for the next step.
+
+        Args:
+            schedule: The forward process.
+            z: The latents at t, [B, …].
+            t: A time for each row, [B], int64, or float32 where times are fractions.
+            s: A time for each row, likewise. It may be ``CLEAN``.
+            x0: The denoiser's x̂ at (z, t), [B, …].
+            carry: What the solver remembers of the step before. None at the first step.
+            noise: Fresh N(0, I) in the shape of z. Only stochastic solvers read it.
+        """
+        ...
+
+
+class Corrector(Protocol):
+    """Improves a step t → s by a second evaluation."""
+
+    def __call__(
+        self, schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, z_s: Tensor, x0_s: Tensor, /
+    ) -> Tensor:
+        """Return the improved z_s. A step to a time without noise is not corrected.
+
+        Args:
+            schedule: The forward process.
+            z: The latents at t, [B, …].
+            t: A time for each row, [B].
+            s: A time for each row, [B].
+            x0: The denoiser's x̂ at (z, t), [B, …].
+            z_s: The latents after the step, [B, …].
+            x0_s: The denoiser's x̂ at (z_s, s), [B, …].
+        """
+        ...
 
 
 def ddim(
@@ -73,8 +101,7 @@ def dpmpp_2m(
 def lcm(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, carry: Carry = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Carry]:
-    """Multistep consistency sampling (Luo et al., 2310.04378): add fresh noise of level s to the consistency function's
-    value.
+    """Multistep consistency sampling (Luo et al., 2310.04378): the consistency function's value plus noise of level s.
 
     The value is c_skip z + c_out x̂ (``boundary_scalings``).
 

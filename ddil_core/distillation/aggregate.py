@@ -39,6 +39,7 @@ class States:
         return len(self.z)
 
     def columns(self) -> list[Tensor]:
+        """Return the fields in their order, without a missing guidance."""
         columns = [self.z, self.target, self.transition, self.row]
         return columns if self.guidance is None else [*columns, self.guidance]
 
@@ -48,10 +49,12 @@ class States:
         return [States(*parts) for parts in zip(*columns, strict=True)]
 
     def part(self, rows: slice) -> States:
+        """Return the given rows."""
         return States(*(column[rows] for column in self.columns()))
 
     @staticmethod
     def cat(a: States, b: States) -> States:
+        """Join two batches."""
         return States(*(torch.cat(pair) for pair in zip(a.columns(), b.columns(), strict=True)))
 
 
@@ -145,6 +148,7 @@ class AggregatedDataset:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the content for a checkpoint."""
         names = ["z", "target", "transition", "row", "remaining"] + ["guidance"] * (self.guidance is not None)
         kept = torch.tensor(sorted(set(range(self.capacity)) - set(self.free)), dtype=torch.long)
         tensors = {name: getattr(self, name)[kept.to(getattr(self, name).device)].cpu() for name in names}

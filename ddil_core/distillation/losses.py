@@ -9,11 +9,10 @@ from ddil_core.diffusion.schedule import Schedule
 
 
 def pd_target(schedule: Schedule, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return the x̃ with which one DDIM step t → s ends where the teacher's two steps end (Salimans & Ho, 2202.00512,
-    eq. 8-9).
+    """Return the x̃ with which one DDIM step t → s ends where the teacher's two steps end.
 
-    x̃ = (z_s − (σ_s/σ_t) z_t) / (α_s − (σ_s/σ_t) α_t). At s = ``CLEAN`` this is z_s, the x̂ of the teacher's second
-    evaluation.
+    Salimans & Ho, 2202.00512, eq. 8-9: x̃ = (z_s − (σ_s/σ_t) z_t) / (α_s − (σ_s/σ_t) α_t). At s = ``CLEAN`` this is
+    z_s, the x̂ of the teacher's second evaluation.
 
     Args:
         schedule: The forward process.
@@ -29,10 +28,10 @@ def pd_target(schedule: Schedule, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor
 
 
 def pd_loss(x0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
-    """Return equation 1, max(1, SNR_t) ‖x̂ − x̃‖²: the norm is a mean over a row's entries, the loss a mean over the
-    batch.
+    """Return equation 1, max(1, SNR_t) ‖x̂ − x̃‖².
 
-    ``x0`` and ``target`` are [B, …], ``snr`` is [B].
+    The norm is a mean over the entries of a row, and the loss is a mean over the batch. ``x0`` and
+    ``target`` are [B, …], ``snr`` is [B].
     """
     errors = (x0 - target).square().flatten(1).mean(1)
     return (snr.to(errors.dtype).clamp(min=1.0) * errors).mean()

@@ -96,7 +96,16 @@ def _read(path: Path) -> Pairs:
 
 
 class RegressionStage(Stage):
-    """‖x̂(noise, t) − x₀‖² at the generator's first timestep."""
+    """Trains the generator with the loss ‖x̂(noise, t) − x₀‖² at its first timestep.
+
+    Args:
+        teacher: The guided teacher.
+        pool: Gives the captions.
+        config: Gives the number of updates and the batch size.
+        accelerator: Its processes share each batch.
+        pairs: The teacher's pairs.
+        start: The network from which the generator starts. None: the teacher's network.
+    """
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class ConsistencySampler(Actor):
     """
 
     def act(self, transition: int, z: Tensor, condition: Condition) -> Tensor:
+        """Take the transition's step with the noise of ``condition.noise``."""
+
         def noise(step: int) -> Tensor:
             assert condition.noise is not None, "the noise is drawn before, by with_noise"
             return condition.noise[:, transition]

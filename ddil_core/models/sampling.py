@@ -205,8 +205,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     "LCMScheduler": ("lcm", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
 }
-"""For each scheduler of diffusers: the solver, and the spacing here for each spacing there. "" stands for any
-spacing."""
+"""For each scheduler of diffusers: its solver, and the name here of each spacing. "" stands for any spacing."""
 USUAL = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -96,7 +96,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
                 raise
         return self._added
 
-    def _load(self, point: Any) -> Row:
+    def _load(self, point: EntryPoint) -> Row:
         where = f"the entry point {point.name!r} ({point.value}) of the group {self.group!r}"
         try:
             row = point.load()

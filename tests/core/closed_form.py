@@ -1,4 +1,4 @@
-"""Denoisers whose trajectories are known exactly, and how distances between latents are measured."""
+"""A denoiser with known trajectories, and the distance between latents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddil_core.diffusion.schedule import Schedule
 
 
 class Gaussian:
-    """The exact denoiser of x₀ ~ N(m, s²): x̂ = m + α s²/(α² s² + σ²) (z − α m), with m added to by the condition's ``shift``.
+    """The exact denoiser of x₀ ~ N(m, s²): x̂ = m + α s²/(α² s² + σ²) (z − α m). The condition's ``shift`` adds to m.
 
     On its probability flow (z_t − α_t m)/√(α_t² s² + σ_t²) is constant.
     """

@@ -1,4 +1,7 @@
-"""Every grid lies inside its schedule and falls, or is refused in one sentence; and where diffusers' own trajectories differ."""
+"""Every grid lies inside its schedule and falls, or is refused in one sentence.
+
+Comparison with diffusers' trajectories.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def test_every_grid_lies_inside_its_schedule_and_falls(spacing: str) -> None:
 
 
 def test_dpm_solver_leading_with_999_steps_is_refused() -> None:
-    """diffusers starts at t = 1000, which no network was trained at, takes σ there for that of 999, and divides by λ₁ − λ₀ = 0."""
+    """diffusers starts at t = 1000, for which no network is trained, uses the σ of 999, and divides by λ₁ − λ₀ = 0."""
     scheduler = DPMSolverMultistepScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(999)
     assert int(scheduler.timesteps[0]) == 1000
@@ -57,7 +60,8 @@ def test_dpm_solver_leading_with_999_steps_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         Sampling(solver="dpmpp_2m", steps=999, spacing="leading_inner", offset=1).transitions(SD)
     assert str(error.value) == (
-        "the grid of 999 steps with the spacing 'leading_inner' and the offset 1 has the time 1000, and this model's times go "
+        "the grid of 999 steps with the spacing 'leading_inner' and the offset 1 has the time 1000, and this "
+        "model's times go "
         "from 0 to 999; ask for another number of steps, or for other times"
     )
 
@@ -104,15 +108,17 @@ def test_ddim_trailing_is_that_of_diffusers_where_the_steps_divide_the_timesteps
 
 @pytest.mark.parametrize("steps", [3, 6, 7, 9, 11, 12, 15, 30, 60])
 def test_ddim_trailing_is_deliberately_another_elsewhere(steps: int) -> None:
-    """diffusers steps from t to t − ⌊1000/N⌋ and asks the network next at another time than that of its state; here both are one.
+    """diffusers steps from t to t − ⌊1000/N⌋, and evaluates the network next at another time.
 
-    docs/systems.md states the range.
+    Here the two times are equal.
+
+    docs/systems.md gives the range.
     """
     assert 5e-4 < ddim(steps, "trailing") < 0.04
 
 
 def test_ddim_trailing_converges_to_the_probability_flow_for_any_number_of_steps() -> None:
-    """Where diffusers' own, at 600 steps, ends a fifth of the way off: each of its steps is of 1 timestep and not of 5/3."""
+    """With 600 steps, diffusers ends a fifth of the way off: each of its steps is 1 timestep long and not 5/3."""
     denoiser, z = Gaussian(SD), normal(2, 4, 8, 8)
     truth = denoiser.flow(z, 999, CLEAN)
     states = {"ours": z, "theirs": z}
@@ -133,6 +139,6 @@ def test_ddim_leading_is_that_of_diffusers_for_any_number_of_steps(steps: int, c
 
 
 def test_beyond_the_last_timestep_lies_the_clean_end() -> None:
-    """Why a grid may not leave its schedule: index T is ``CLEAN``, α = 1."""
+    """The reason why a grid must not leave its schedule: index T is ``CLEAN``, with α = 1."""
     alpha, sigma = SD.levels(torch.tensor([1000, CLEAN]))
     assert alpha.tolist() == [1, 1] and sigma.tolist() == [0, 0]

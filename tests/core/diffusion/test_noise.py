@@ -1,4 +1,4 @@
-"""A sample's randomness belongs to it alone."""
+"""The random numbers of a sample depend on the sample and the seed alone."""
 
 from __future__ import annotations
 

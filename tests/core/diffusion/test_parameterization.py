@@ -109,7 +109,7 @@ def test_reflection_never_lets_anything_outside(mode: ReflectionMode) -> None:
 
 
 def bounce(x: float, c: float) -> float:
-    """A ball between walls at ±c, reflected as often as it takes."""
+    """Reflect a ball between walls at ±c until it stays inside."""
     while not -c <= x <= c:
         x = 2 * c - x if x > c else -2 * c - x
     return x
@@ -156,7 +156,7 @@ def test_calibration_at_quantile_one_holds_everything() -> None:
 
 
 def sorted_ends(latents: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
-    """The centre and the bound from a whole sort."""
+    """Compute the centre and the bound with a full sort."""
     ordered = latents.float().transpose(0, 1).flatten(1).sort(dim=1).values
     last = ordered.shape[1] - 1
     edge = min(int((1 - quantile) * (last + 1)), last // 2)
@@ -168,7 +168,7 @@ def sorted_ends(latents: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 3, 1, 2), (7, 1, 3, 1), (40, 4, 8, 8), (3, 2, 5)])
 def test_a_partition_gives_the_bits_of_a_sort(shape: tuple[int, ...], dtype: torch.dtype, quantile: float) -> None:
-    """Of distinct values, and of many that are equal; and the latents stay as they are."""
+    """For distinct values and for many equal values. The latents stay unchanged."""
     for latents in (normal(*shape).to(dtype), (2 * normal(*shape)).round().to(dtype), torch.zeros(shape, dtype=dtype)):
         before = latents.clone()
         held = calibrate_reflection(latents, "clamp", quantile)
@@ -179,7 +179,7 @@ def test_a_partition_gives_the_bits_of_a_sort(shape: tuple[int, ...], dtype: tor
 
 
 def test_calibration_needs_the_memory_of_one_channel() -> None:
-    """In float32, and nothing else of the pool's size: no copy of all channels, no index."""
+    """One channel in float32, and no copy or index of the size of the pool."""
     latents = normal(200, 4, 16, 16).half()
     made = list[int]()
 

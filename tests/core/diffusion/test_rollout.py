@@ -1,4 +1,4 @@
-"""The rollout engine against a loop that shares nothing; who acts when; what it costs."""
+"""The rollout engine against a plain loop, the strings, and the cost of rollouts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def walk(denoiser: Denoiser, z: Tensor, steps: list[tuple[int, int]], condition:
 
 
 def naive(actors: dict[str, Actor], z: Tensor, condition: Condition, sample: int, string: str) -> Tensor:
-    """One sample along one string, by itself."""
+    """Roll out one sample along one string, alone."""
     state, told = z[sample : sample + 1], condition.rows(torch.tensor([sample]))
     for transition, name in enumerate(string):
         state = walk(actors[name].denoiser, state, actors[name].steps[transition], told)
@@ -97,7 +97,7 @@ def test_a_rate_outside_zero_to_one_is_refused(p: float) -> None:
 def network_rollout(
     model: Model, names: list[int], strings: list[set[str]], batch_size: int
 ) -> dict[tuple[int, str], Tensor]:
-    """A real guided U-Net as teacher, the same without guidance as student, over the named samples."""
+    """Roll samples out with a guided U-Net as the teacher, and the same U-Net without guidance as the student."""
     captions = [f"a small {colour} circle" for colour in ("red", "blue", "green", "yellow", "purple")]
     actors = pair_actors(model.guided(3.0), model.guided(1.0), timestep_grid(8), timestep_grid(4))
     z = initial_noise([Sample(f"n{i}") for i in names], model.latent_shape, seed=0)
@@ -146,7 +146,7 @@ def test_every_acted_row_is_observed_once() -> None:
 
 
 def paper_runs(count: int) -> list[list[str]]:
-    """The twelve runs of Tables 2, 3 and 4 with the two pure ones: a string for each sample."""
+    """The runs of Tables 2, 3 and 4, with the two pure runs: a string for each sample."""
     draws = decisions([Sample(f"coco-{i}") for i in range(count)], 4, seed=0)
     fixed = ["TTTT", "SSSS", "TSSS", "TTSS", "TTTS", "STTT", "SSTT", "SSST"]
     return [strings_at(p, draws) for p in RATES] + [[string] * count for string in fixed]
@@ -196,7 +196,8 @@ def test_solvers_that_remember_or_draw_are_refused(name: str) -> None:
     with pytest.raises(WrongCommand) as error:
         require_stateless(SOLVERS[name])
     assert str(error.value) == (
-        f"the solver '{name}' carries state or noise from step to step, so that teacher and student cannot take turns with it; "
+        f"the solver '{name}' carries state or noise from step to step, so that teacher and student cannot take "
+        "turns with it; "
         "use 'ddim'"
     )
     require_stateless(SOLVERS["ddim"])

@@ -41,7 +41,7 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 
 def finer(times: int) -> Schedule:
-    """Stable Diffusion's process with ``times`` as many timesteps, so that the rounding of grids does not show."""
+    """Stable Diffusion's process with ``times`` as many timesteps, so that the rounding of grids is small."""
     count = 1000 * times
     return Schedule.from_betas(np.linspace(0.00085**0.5, 0.012**0.5, count) ** 2 / times)
 
@@ -68,7 +68,7 @@ def test_ddim_converges_to_the_probability_flow_with_order_one() -> None:
 
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("heun", 2)])
 def test_orders_on_a_fine_schedule_up_to_an_inner_time(name: str, order: int) -> None:
-    # Up to CLEAN the last step of 2M is of first order (λ is infinite there), so that its own order shows before it.
+    # The last step to CLEAN is of first order, so that order 2 shows only at an earlier end.
     denoiser = Gaussian(finer(16))
     z = normal(64, 1, 1, 1, dtype=torch.float64)
     start, end = 15999, 4000
@@ -78,7 +78,7 @@ def test_orders_on_a_fine_schedule_up_to_an_inner_time(name: str, order: int) ->
 
 
 def output(z: Tensor, t: float) -> Tensor:
-    """A network's output that depends on z and t in no simple way."""
+    """The output of a toy network."""
     return torch.tanh(1.3 * z.roll(1, -1) - 0.4 * z) * (0.5 + t / 1000) + 0.1 * z
 
 
@@ -133,11 +133,11 @@ def prepared(kind: Callable[..., Any], steps: int, **options: Any) -> Any:
     ("steps", "spacing", "clean"), [(4, "trailing", True), (20, "trailing", True), (50, "leading", False)]
 )
 def test_ddim_equals_diffusers(prediction: Prediction, steps: int, spacing: str, clean: bool) -> None:
-    # Numbers of steps that divide 1000: diffusers goes from t to t − 1000 // steps, which is its own grid only for those.
+    # The numbers of steps divide 1000: only then does diffusers' step from t to t − 1000 // steps stay on its grid.
     z = normal(2, 4, 8, 8)
     scheduler = prepared(
-        DDIMScheduler, steps, prediction_type=prediction, timestep_spacing=spacing, set_alpha_to_one=clean, steps_offset=1,
-        clip_sample=False,
+        DDIMScheduler, steps, prediction_type=prediction, timestep_spacing=spacing, set_alpha_to_one=clean,
+        steps_offset=1, clip_sample=False,
     )  # fmt: skip
     times, states = theirs(scheduler, z)
     assert timesteps(SD, spacing, steps, offset=1) == times
@@ -150,7 +150,7 @@ def test_ddim_equals_diffusers(prediction: Prediction, steps: int, spacing: str,
     [(50, "linspace", "even"), (32, "linspace", "even"), (4, "trailing", "trailing"), (20, "leading", "leading_inner")],
 )
 def test_dpmpp_2m_equals_diffusers(prediction: Prediction, steps: int, theirs_is: str, ours_is: str) -> None:
-    # final_sigmas_type "zero" ends at σ = 0 and takes the last step with first order, as λ is infinite there: our CLEAN.
+    # final_sigmas_type "zero" ends at σ = 0, as our CLEAN does. The last step is of first order, as λ is infinite there.
     z = normal(2, 4, 8, 8)
     scheduler = prepared(
         DPMSolverMultistepScheduler, steps, prediction_type=prediction, timestep_spacing=theirs_is, steps_offset=1,
@@ -184,7 +184,7 @@ def test_lcm_grids_are_those_of_its_paper() -> None:
     ("steps", "spacing"), [(1, "trailing"), (4, "trailing"), (50, "leading"), (7, "leading"), (30, "linspace")]
 )
 def test_euler_equals_diffusers(prediction: Prediction, steps: int, spacing: str) -> None:
-    """diffusers steps in x = z/α from σ_T/α_T or √(1 + σ_T²/α_T²) times the noise; here z itself is stepped."""
+    """diffusers steps x = z/α, from σ_T/α_T or √(1 + σ_T²/α_T²) times the noise. Here z is stepped."""
     noise = normal(2, 4, 8, 8)
     scheduler = prepared(
         EulerDiscreteScheduler, steps, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
@@ -232,7 +232,7 @@ def test_one_step_of_heun_to_the_clean_end_is_one_of_euler() -> None:
 
 
 def test_a_corrected_step_in_closed_form() -> None:
-    """From x' = x in log σ': Heun's step in x = z/α has the trapezoid's value, for x̂ = 0, where d = x/σ'."""
+    """For x̂ = 0 the slope is d = x/σ', so that x is proportional to σ'. Neither Euler nor Heun errs there."""
     t, s, z = torch.tensor([749]), torch.tensor([500]), normal(1, 1, 2, 2, dtype=torch.float64)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = SD.at(t, z), SD.at(s, z)
     ratio = (sigma_s / alpha_s) / (sigma_t / alpha_t)
@@ -240,7 +240,7 @@ def test_a_corrected_step_in_closed_form() -> None:
     euler = alpha_s * (x + (ratio - 1) * x)
     zero = torch.zeros_like(z)
     corrected = heun_corrector(SD, z, t, s, zero, euler, zero)
-    torch.testing.assert_close(corrected, alpha_s * ratio * x)  # the ODE is linear in σ', so that no step errs
+    torch.testing.assert_close(corrected, alpha_s * ratio * x)
 
 
 def test_times_of_a_corrected_step_differ_from_row_to_row() -> None:
@@ -264,8 +264,8 @@ def test_solvers_that_divide_by_alpha_cannot_start_a_flow(name: str) -> None:
     require_start(SOLVERS["flow_euler"], FlowSchedule.straight())
 
 
-def test_a_solver_of_another_package_is_a_row() -> None:
-    """A solver with a corrector that a package adds: the midpoint of two x̂ instead of Heun's."""
+def test_any_corrector_fits() -> None:
+    """A corrector that takes DDIM's step again with the mean of the two x̂."""
 
     def average(schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, z_s: Tensor, x0_s: Tensor) -> Tensor:
         return SOLVERS["ddim"].step(schedule, z, t, s, (x0 + x0_s) / 2, None, None)[0]
@@ -295,8 +295,8 @@ def test_flow_euler_equals_diffusers(shift: float, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_instaflow_is_a_walk_along_its_velocity(steps: int) -> None:
-    """The velocity points from noise to data; its clock, from 1000 down, is told to the network. Written out by itself."""
+def test_instaflow_follows_its_velocity(steps: int) -> None:
+    """The velocity points from noise to data. The loop is written out, and the network reads times from 1000 down."""
     z = z_own = normal(2, 4, 8, 8)
     states = []
     for i in range(steps):
@@ -342,7 +342,7 @@ def test_times_of_a_flow_differ_from_row_to_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [8, 64])
-def test_a_flow_of_gaussians_is_walked_with_order_one(steps: int) -> None:
+def test_euler_on_a_flow_of_gaussians_has_order_one(steps: int) -> None:
     denoiser = Gaussian(FlowSchedule.straight(3.0))
     z = normal(64, 1, 1, 1, dtype=torch.float64)
     truth = denoiser.mean + denoiser.std * z  # at s = 0 the flow has turned N(0, 1) into N(m, s²)
@@ -356,5 +356,6 @@ def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         SOLVERS.find("huen")
     assert str(error.value) == (
-        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; did you mean 'heun'?"
+        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; "
+        "did you mean 'heun'?"
     )

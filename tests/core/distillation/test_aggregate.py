@@ -1,4 +1,4 @@
-"""The aggregated dataset: a queue in which each state is used as often as was set, and then makes room."""
+"""The aggregated dataset: each state is used a set number of times and then makes room."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPE = (2, 3, 3)
 
 
 def filled(uses: int = 1, states: int = 6, capacity: int = 16, seed: int = 0) -> AggregatedDataset:
-    """A dataset whose states are told apart by their row."""
+    """A dataset with a different row for each state."""
     dataset = AggregatedDataset(capacity, uses, SHAPE)
     store(dataset, range(states), seed)
     return dataset

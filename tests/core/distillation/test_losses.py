@@ -25,7 +25,7 @@ def test_one_step_with_the_target_lands_where_two_steps_do(first: tuple[int, int
     second_estimate = teacher(ddim(SD, z, t, middle, teacher(z, t, told))[0], middle, told)
     landed, _ = ddim(SD, ddim(SD, z, t, middle, teacher(z, t, told))[0], middle, s, second_estimate)
     assert distance(ddim(SD, z, t, s, target)[0], landed) < 1e-10
-    # In z/α over σ/α a DDIM step is a straight line whose slope is ε̂; x̃ is where the line through both ends meets σ = 0.
+    # In z/α over σ/α, a DDIM step is a straight line with the slope ε̂. x̃ is where the line through both ends meets σ = 0.
     (scaled_t, ratio_t), (scaled_s, ratio_s) = (
         (state / SD.at(time, z)[0], SD.at(time, z)[1] / SD.at(time, z)[0]) for state, time in ((z, t), (landed, s))
     )

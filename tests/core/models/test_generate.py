@@ -1,6 +1,8 @@
-"""Pictures of prompts: the same whatever they are made together with."""
+"""Images of prompts: the same in every batch."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.schedule import timestep_grid, transitions
-from ddil_core.diffusion.solvers import ddim
+from ddil_core.diffusion.solvers import SOLVERS, ddim
 from ddil_core.models.generate import sample
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
@@ -33,8 +35,8 @@ def test_ddim_sampling_equals_its_own_loop(model: Model) -> None:
     assert apart(made[0, 1], model.decode(z)[0]) <= 1
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "lcm"])
-def test_a_picture_depends_on_its_prompt_number_and_seed_alone(model: Model, solver: str) -> None:
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "lcm", "heun"])
+def test_an_image_depends_on_its_prompt_number_and_seed_alone(model: Model, solver: str) -> None:
     together = sample(model, PROMPTS, num_images=2, steps=4, solver=solver, batch_size=4)
     alone = sample(model, PROMPTS[1:2], num_images=2, steps=4, solver=solver, batch_size=1)
     assert apart(together[1], alone[0]) <= 1
@@ -43,14 +45,14 @@ def test_a_picture_depends_on_its_prompt_number_and_seed_alone(model: Model, sol
     assert apart(alone[0, 0], alone[0, 1]) > 1
 
 
-def test_solvers_and_guidance_change_the_picture(model: Model) -> None:
+def test_solvers_and_guidance_change_the_image(model: Model) -> None:
     base = sample(model, PROMPTS[:1], steps=4)
     assert apart(base, sample(model, PROMPTS[:1], steps=4, guidance_scale=3.0)) == 0  # the model's own scale
     for options in ({"solver": "lcm"}, {"solver": "dpmpp_2m"}, {"steps": 8}, {"guidance_scale": 9.0}):
         assert apart(base, sample(model, PROMPTS[:1], **({"steps": 4} | options))) > 1
 
 
-def test_pictures_are_drawn_without_tf32_and_nothing_is_encoded_once(model: Model) -> None:
+def test_images_are_drawn_without_tf32_and_the_empty_prompt_is_encoded_once(model: Model) -> None:
     precision, before = list[str](), torch.backends.cuda.matmul.fp32_precision
     hook = model.denoiser.net.register_forward_pre_hook(
         lambda *_: precision.append(torch.backends.cuda.matmul.fp32_precision)
@@ -59,6 +61,22 @@ def test_pictures_are_drawn_without_tf32_and_nothing_is_encoded_once(model: Mode
     hook.remove()
     assert set(precision) == {"ieee"} and torch.backends.cuda.matmul.fp32_precision == before
     assert model.guided(3.0).unconditional is model.nothing()
+
+
+def test_a_solver_of_another_package_samples(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file outside of this project adds Heun under another name, as an entry point."""
+    info = tmp_path / "toy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ddil.solvers]\ntoy = toy_solver:SOLVER\n")
+    (tmp_path / "toy_solver.py").write_text(
+        "from ddil_core.diffusion.solvers import Solver, ddim, heun_corrector\n"
+        "SOLVER = Solver('toy', ddim, False, False, 'this test', heun_corrector)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(SOLVERS, "_added", None)
+    assert apart(*(sample(model, PROMPTS[:1], steps=4, solver=solver) for solver in ("toy", "heun"))) == 0
+    assert list(SOLVERS)[-1] == "toy"
 
 
 def test_an_unknown_solver_is_refused(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""A scheduler's configuration: what changes numbers is applied, refused, or said."""
+"""A scheduler's configuration: every setting that changes numbers is applied, refused, or reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_a_scheduler_without_betas_that_is_no_flow_is_refused(kind: str, folder:
     with pytest.raises(DdilError) as error:
         load_model(str(broken))
     assert str(error.value) == (
-        f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is not known here; take a "
+        f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is "
+        "not known here; take a "
         "model with a scheduler such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
     )
 

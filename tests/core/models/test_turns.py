@@ -1,4 +1,4 @@
-"""The rollout of the Python API: its pure strings are sampling, its mixed strings hand over, and wrong strings are refused."""
+"""The rollout of the Python API: pure strings equal sampling, mixed strings differ, and wrong strings are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_image_depends_on_its_prompt_and_string_alone(model: Model, student: 
 
 
 def test_a_solver_with_a_second_evaluation_takes_turns(model: Model, student: Model) -> None:
-    """The records of a rollout name the solver and count its evaluations: guided for the teacher, one less at the clean end."""
+    """The guided teacher evaluates its network twice as often. The step to the clean end takes one evaluation less."""
     actors, _ = take_turns(model, student, 8, None, "heun")
     assert {name: actor.nfe for name, actor in actors.items()} == {"T": [8, 8, 8, 6], "S": [2, 2, 2, 1]}
     plain, _ = take_turns(model, student, 8)

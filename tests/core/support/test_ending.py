@@ -1,4 +1,4 @@
-"""Signals: the first stops the work when it can be kept, the second at once."""
+"""Signals: the first stops the work as soon as it can be kept, the second at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_what_a_terminal_and_a_launcher_send_together_is_one_signal() -> None:
-    """A process of several gets both; the main one alone speaks."""
+    """One of several processes receives both. Only the main process prints."""
     for rank, sentence in (
         ("0", "stopped by Ctrl-C: update 7 is saved; run the same command again to go on\n"),
         ("1", ""),

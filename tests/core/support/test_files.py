@@ -1,4 +1,7 @@
-"""Files are written whole or not at all, and a disk that does not take them is one sentence. The disk is a real one: a limit."""
+"""Files are written whole or not at all, and a full disk gives one sentence.
+
+A limit on the file size makes the disk full.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ for name, write in WRITERS.items():
     except DdilError as error:
         print(name, "|", error)
 """
-"""The system refuses to write past the limit, as it does where a disk is full, with "File too large" for its reason."""
+"""The system refuses to write past the limit, as on a full disk, with the reason "File too large"."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")

@@ -1,4 +1,4 @@
-"""Numbers that are not finite stop the work wherever they would become a picture, training data or a choice."""
+"""Numbers that are not finite stop the work before they become images, training data or a choice."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_later_step_is_named(model: Model, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_numbers_above_those_of_float16_are_told_as_such(folder: Path, tmp_path: Path) -> None:
-    """Weights that are finite in float16, and products that are not."""
+    """The weights are finite in float16, and their products are not."""
     model = load_model(str(spoilt(folder, tmp_path / "large", "unet", 60000.0)), dtype=torch.float16)
     with pytest.raises(DdilError, match=r"computed in float16, are not finite .* float16 has no number above 65,504"):
         sample(model, [PROMPT], steps=2)
@@ -135,7 +135,7 @@ def test_a_reflection_hides_no_infinity(mode: Any) -> None:
 
 
 class Broken(Gaussian):
-    """A denoiser that gives no number from ``at`` on."""
+    """A denoiser that returns NaN from the time ``at`` on."""
 
     def __init__(self, schedule: Schedule, at: int) -> None:
         super().__init__(schedule)
@@ -154,7 +154,8 @@ def test_a_rollout_names_the_actor_and_the_transition() -> None:
     with pytest.raises(DdilError) as error:
         rollout_latents(actors, z, condition, [{"SSTT", "STST"}] * 2, batch_size=2, names=told)
     assert str(error.value).startswith(
-        "the latents of the student 'y', computed in float32, are not finite (NaN or infinity) after transition 3 of 4, with "
+        "the latents of the student 'y', computed in float32, are not finite (NaN or infinity) after transition 3 of "
+        "4, with "
         "steps at t = 500: "
     )
 
@@ -200,7 +201,7 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("value", [NAN, 3e38])
 @pytest.mark.parametrize("name", RUNS)
 def test_no_student_comes_of_a_damaged_teacher(folder: Path, tmp_path: Path, name: str, value: float) -> None:
-    """Weights that are no numbers, and weights whose products are none. A student starts as its teacher is."""
+    """Weights that are NaN, and finite weights with infinite products. The student starts as a copy of its teacher."""
     told = RUNS[name] | {"batch_size": 4, "pool": 8, "save_every": 1, "watch": None}
     config = METHODS[name.split()[0]].config.model_validate(told)
     teacher = spoilt(folder, tmp_path / "teacher", "unet", value)
@@ -208,8 +209,10 @@ def test_no_student_comes_of_a_damaged_teacher(folder: Path, tmp_path: Path, nam
         distill(str(teacher), "shapes", config, tmp_path / "run", device="cpu")
     reference = repr(str(teacher))
     sentences = {
-        "weights": f"the teacher {reference} holds weights that are not finite, first in conv_out.weight; fetch or make it again",
-        "pd": f"the targets of the teacher of the stage '4 → 2 steps', from {reference}, computed in float32, are not finite",
+        "weights": f"the teacher {reference} holds weights that are not finite, first in conv_out.weight; "
+        "fetch or make it again",
+        "pd": f"the targets of the teacher of the stage '4 → 2 steps', from {reference}, computed in float32, "
+        "are not finite",
         "lcm": f"the targets of the teacher of the stage 'LCM', from {reference}, computed in float32, are not finite",
         "dmd2": "the loss of the stage 'DMD2, 2 steps' is not finite at update 1",
         "dmd2 regression": "the latents of the teacher's pairs for the regression, computed in float32, are not finite",
@@ -221,7 +224,10 @@ def test_no_student_comes_of_a_damaged_teacher(folder: Path, tmp_path: Path, nam
 
 
 def test_a_real_score_that_is_no_number_is_seen() -> None:
-    """Its gradient is taken for 0, so that a loss does not tell; what the generator broke itself, its loss tells."""
+    """The gradient becomes 0 and the loss stays finite, so that only the check finds it.
+
+    The loss shows what the generator broke.
+    """
     schedule, x, eps, t = (
         Schedule.stable_diffusion(),
         normal(2, 1, 2, 2),
@@ -258,7 +264,7 @@ def test_prompts_are_not_chosen_by_what_is_no_number() -> None:
 
 
 def test_one_broken_picture_of_a_batch_is_enough(model: Model) -> None:
-    """Conditions of two rows, one of them damaged."""
+    """A condition with two rows, one of them damaged."""
     condition = model.encode([PROMPT, "a large blue star"])
     condition.tensors["encoder_hidden_states"][1, 0, 0] = NAN
     student = replace(model)

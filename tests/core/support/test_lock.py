@@ -1,4 +1,4 @@
-"""A folder has one holder at a time, who is named; the lock ends with its process."""
+"""One process holds a folder at a time, and messages name it. The lock ends with its process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with held(Path(sys.argv[1])):
 
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds ``tmp_path / "out"``."""
+    """Another process, which holds ``tmp_path / "out"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "out")],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Paths that a user names: those that can be used come back, the others are one sentence, and nothing is left behind."""
+"""Paths that a user names: good ones are returned, bad ones give one sentence, and no file is left behind."""
 
 from __future__ import annotations
 
@@ -35,22 +35,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("", "--out is empty; name a file or a folder"),
         ("a\0b", "--out 'a\\x00b' holds a NUL character, which no name can; leave it out"),
         ("x" * 256, f"--out '{'x' * 200}'… (256 characters) cannot be used: File name too long; name another"),
-        ("new/" + "x" * 256, f"--out 'new/{'x' * 196}'… (260 characters) has a name of more than 255 bytes; name another"),
+        ("new/" + "x" * 256, f"--out 'new/{'x' * 196}'… (260 characters) has a name of more than 255 bytes; "
+         "name another"),
         ("new/" + "é" * 128, f"--out 'new/{'é' * 128}' has a name of more than 255 bytes; name another"),
         ("loop", "--out 'loop' cannot be used: Too many levels of symbolic links; name another"),
         ("loop/x", "--out 'loop/x' cannot be used: Too many levels of symbolic links; name another"),
         ("\ud800", "--out '\\ud800' is no text that can be a name; use other characters"),
         ("~\ud800", "--out '~\\ud800' is no text that can be a name; use other characters"),
         ("~nobody-1/x",
-         "--out '~nobody-1/x' starts with '~nobody-1', and a user 'nobody-1' has no home folder here; write the path out"),
+         "--out '~nobody-1/x' starts with '~nobody-1', and a user 'nobody-1' has no home folder here; "
+         "write the path out"),
         ("file", "--out 'file' is no folder; name another"),
         ("pipe", "--out 'pipe' is no folder; name another"),
         ("/dev/null", "--out '/dev/null' is no folder; name another"),
         ("file/x", "--out 'file/x' lies under {here}/file, which is no folder; name another"),
         ("file/x/y", "--out 'file/x/y' lies under {here}/file, which is no folder; name another"),
         ("dangling", "--out 'dangling' leads over the link {here}/dangling, whose target does not exist; name another"),
-        ("dangling/x", "--out 'dangling/x' leads over the link {here}/dangling, whose target does not exist; name another"),
-        ("/".join(["y" * 200] * 19), f"--out '{'y' * 200}'… (3,818 characters) is too long to hold files; name another"),
+        ("dangling/x", "--out 'dangling/x' leads over the link {here}/dangling, whose target does not exist; "
+         "name another"),
+        ("/".join(["y" * 200] * 19), f"--out '{'y' * 200}'… (3,818 characters) is too long to hold files; "
+         "name another"),
     ],
 )  # fmt: skip
 def test_folders_that_cannot_be_written(text: str, sentence: str, here: Path) -> None:
@@ -61,7 +65,7 @@ def test_folders_that_cannot_be_written(text: str, sentence: str, here: Path) ->
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
 def test_a_folder_that_cannot_be_made() -> None:
-    """Not even by root, whom permissions do not bind."""
+    """Not even root, which ignores permissions, can make this folder."""
     with pytest.raises(
         WrongCommand, match=r"^--out '/proc/x/y' cannot be written, as /proc takes no files: .+; name anot"
     ):

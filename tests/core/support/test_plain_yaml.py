@@ -1,4 +1,4 @@
-"""YAML of plain values: what is written comes back, and everything else is one sentence with its line."""
+"""Plain YAML: values are read back as they were written, and everything else gives one sentence with its line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_is_written_comes_back(content: dict[str, Any]) -> None:
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text(st.sampled_from("ab1:-?&*!<>=[]{},#|%@`'\"\\ \n\t.~0") | st.characters(), max_size=24))
 def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
-    """As a protocol's value: nothing but a sentence is ever raised."""
+    """A value of a protocol raises nothing but a sentence."""
     try:
         override({"systems": [{"steps": 1}]}, [f"x={text}"])
     except WrongCommand as error:
@@ -81,7 +81,7 @@ def test_what_is_not_plain(text: str, sentence: str) -> None:
     ("first", "after"), [("[x, x]", "&a{0} [{1}]"), ("{x: 1}", "&a{0} {{<<: [{1}]}}"), ("[x]", "&a{0} {{b: [{1}]}}")]
 )
 def test_aliases_do_not_grow_without_bound(first: str, after: str) -> None:
-    """Each line stands for ten of the line before: 10^12 values in 600 characters."""
+    """Each line repeats the line before ten times: 10^12 values in 600 characters."""
     lines = [f"a0: &a0 {first}"]
     lines += [f"a{n}: " + after.format(n, ", ".join([f"*a{n - 1}"] * 10)) for n in range(1, 13)]
     start = time.process_time()

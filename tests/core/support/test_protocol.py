@@ -1,4 +1,4 @@
-"""Configuration: options over a file, and one sentence for everything that cannot be meant."""
+"""Configuration: options over a file, and one sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -70,11 +70,12 @@ def test_settings_that_cannot_be_meant(setting: str, message: str) -> None:
         ),
         (
             "stages.1.steps=3",
-            "pd.yaml has a value that does not fit: each stage has half the steps of the one before, which [8, 3] do not",
+            "pd.yaml has a value that does not fit: each stage has half the steps of the one before, "
+            "which [8, 3] do not",
         ),
         (
             "ddil.phases.1.until=0.5",
-            "pd.yaml has a value that does not fit at 'ddil.phases': the phases' 'until' must rise and end at 1",
+            "pd.yaml has a value that does not fit at 'ddil.phases': the 'until' of the phases must rise and end at 1",
         ),
     ],
 )

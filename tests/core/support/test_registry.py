@@ -1,4 +1,4 @@
-"""Tables by name, and the rows that other packages add to them. Paths serve as rows: a path has a name."""
+"""Tables of rows by name, and rows that other packages add. Paths serve as rows, because a path has a name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def paths() -> Registry[PurePosixPath]:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package; a test gives it its module and its entry point."""
+    """An installed package. ``install`` writes its module and its entry point."""
     info = tmp_path / "toy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
