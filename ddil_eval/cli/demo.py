@@ -33,7 +33,7 @@ def demo(out: Path, device: str | None) -> None:
 
 
 def _demonstrate(out: Path, device: str) -> None:
-    """The whole path, from two students to the tables."""
+    """Train both students, measure them, and write the tables and figures."""
     from ddil_core.distillation.config import ProgressiveConfig
     from ddil_core.distillation.distill import distill
     from ddil_core.support.progress import console

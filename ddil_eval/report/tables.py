@@ -133,7 +133,7 @@ def build(records: Iterable[Record]) -> list[Table]:
     """Return all tables of the records. Experiments without tables are left out."""
     makers: dict[str, Callable[[Group], list[Table]]] = {
         "covariate-shift": shift_tables,
-        "systems": compare_tables,
+        "systems": system_tables,
         "prompt-inversion": inversion_tables,
     }
     return [table for group in groups(records) for table in makers[group.experiment](group)]
@@ -147,17 +147,17 @@ def shift_tables(group: Group) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def compare_tables(group: Group) -> list[Table]:
+def system_tables(group: Group) -> list[Table]:
     """Return the systems side by side, in the order of the newest protocol, and their paired differences, if any."""
     source, label, title, text, column, note = _COMPARED[group.experiment]
     newest = max(group.records, key=lambda r: r.age_key()).protocol
     wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
     order = {name: place for place, name in enumerate(wanted)}
     systems = sorted(group.of_kind("system"), key=lambda r: (_name(r).casefold(), -_number(r.cell.get("steps"))))
-    held = {_name(r) for r in systems}
+    measured = {_name(r) for r in systems}
     numbers = paper_rows(source)
     rows = [_system_row(_name(r), r, r.cell, numbers) for r in systems]
-    rows += [_system_row(name, None, row, numbers) for name, row in wanted.items() if name not in held]
+    rows += [_system_row(name, None, row, numbers) for name, row in wanted.items() if name not in measured]
     rows.sort(key=lambda row: order.get(row.wanted, len(order)))
     columns = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
     columns.append(Column("recipe", "Recipe", in_caption=True))
@@ -166,16 +166,16 @@ def compare_tables(group: Group) -> list[Table]:
     elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
     note += ", which is another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
-    made = [replace(table, best=_best(group, table, rows))]
-    made.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
-    return [table for table in made if table.rows]
+    tables = [replace(table, best=_best(group, table, rows))]
+    tables.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
+    return [table for table in tables if table.rows]
 
 
 def inversion_tables(group: Group) -> list[Table]:
     """Return Table 5 and its differences, and the inverters side by side with their differences."""
     text = "Inverters on the same images: measures of the teacher's images from their prompts, and the caption recall."
     paired = "Paired differences between inverters on the same images."
-    made = [
+    inverters = [
         _named(group, "inverter", "inverters", "Inverters", text, "Inverter"),
         _named(
             group,
@@ -187,7 +187,7 @@ def inversion_tables(group: Group) -> list[Table]:
             tested=True,
         ),
     ]
-    return compare_tables(group) + [table for table in made if table.rows]
+    return system_tables(group) + [table for table in inverters if table.rows]
 
 
 def _named(group: Group, kind: str, name: str, title: str, text: str, header: str, *, tested: bool = False) -> Table:
@@ -215,14 +215,14 @@ def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[i
     p_values = {}
     for place, column in enumerate(table.columns):
         metric = column.key if column.source == "measured" else ""
-        held = [
+        measured = [
             (i, row.wanted, row.record.metrics[metric])
             for i, row in enumerate(rows)
             if row.record and metric in row.record.metrics
         ]
-        leader = best_and_p_value([(name, value) for _, name, value in held], metric, group.records)
+        leader = best_and_p_value([(name, value) for _, name, value in measured], metric, group.records)
         if leader is not None:
-            p_values[held[leader[0]][0], place] = leader[1]
+            p_values[measured[leader[0]][0], place] = leader[1]
     return frozenset(cell for cell, corrected in holm(p_values).items() if corrected < LEVEL)
 
 
@@ -254,8 +254,8 @@ def _factorial(group: Group, transitions: int) -> list[Table]:
     for size, name, title, text in _EFFECTS:
         which = list(itertools.combinations(range(transitions), size))
         names = [" × ".join(_transition(group, i) for i in indices) for indices in which]
-        found = [group.find(kind="effect", transitions=list(indices)) for indices in which]
-        rows = [_Row((n,), f"effect of {n}", r) for n, r in zip(names, found, strict=True)]
+        effects = [group.find(kind="effect", transitions=list(indices)) for indices in which]
+        rows = [_Row((n,), f"effect of {n}", r) for n, r in zip(names, effects, strict=True)]
         columns = [Column("transition", "Transition")]
         tables.append(_table(group, name, title, text, columns, rows, tested=True))
     return tables
@@ -276,7 +276,7 @@ def _table(
     cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
     corrected = corrected_p_values(cells) if tested else {}
     marked = [MARKED.format(len(corrected))] if corrected else []
-    explained = dict.fromkeys(f"{DOUBT} {note}" for found in doubts.values() for note in found)
+    explained = dict.fromkeys(f"{DOUBT} {note}" for metric_notes in doubts.values() for note in metric_notes)
     return Table(
         group.name, name, title, " ".join([text, *marked, _setting(group)]), tuple(columns), tuple(cells),
         notes=(*notes, *explained, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
@@ -286,8 +286,8 @@ def _table(
 
 def _doubts(rows: Sequence[_Row], metric: str) -> list[str]:
     """Return the notes on unreliable values of a metric."""
-    held = [row.record.metrics[metric].estimate.note for row in rows if row.record and metric in row.record.metrics]
-    return [note for note in held if note is not None]
+    notes = [row.record.metrics[metric].estimate.note for row in rows if row.record and metric in row.record.metrics]
+    return [note for note in notes if note is not None]
 
 
 def _measured(record: Record | None, metrics: Sequence[str], has_nfe: bool) -> list[Cell]:
@@ -298,14 +298,14 @@ def _measured(record: Record | None, metrics: Sequence[str], has_nfe: bool) -> l
 
 
 def _missing(rows: Sequence[_Row], metrics: Sequence[str]) -> list[str]:
-    gone = [f"{row.wanted}: no record" for row in rows if row.record is None]
-    held = [(row.wanted, row.record) for row in rows if row.record]
-    return gone + [f"{name}: its record has no {m}" for name, r in held for m in metrics if m not in r.metrics]
+    absent = [f"{row.wanted}: no record" for row in rows if row.record is None]
+    present = [(row.wanted, row.record) for row in rows if row.record]
+    return absent + [f"{name}: its record has no {m}" for name, r in present for m in metrics if m not in r.metrics]
 
 
 def _remarks(group: Group, rows: Sequence[_Row]) -> list[str]:
-    held = [(row.wanted, row.record) for row in rows if row.record]
-    short = [f"{name} ({r.n_done} of {r.n_asked})" for name, r in held if r.n_done < r.n_asked]
+    present = [(row.wanted, row.record) for row in rows if row.record]
+    short = [f"{name} ({r.n_done} of {r.n_asked})" for name, r in present if r.n_done < r.n_asked]
     remarks = [f"Fewer samples than requested: {'; '.join(short)}."] if short else []
     if group.replaced:
         remarks.append(

@@ -1,4 +1,4 @@
-"""A user's mistakes: one sentence each on what is wrong, where, and what to do; no traceback."""
+"""A user's mistake gives one sentence that says what is wrong, where, and what to do, and no traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = [
 
 
 def refused(result: Result, sentence: str, status: int) -> None:
-    """The sentence is the last thing that is said, and all of the message; stdout stays empty."""
+    """Check that stderr ends with this sentence, as the whole message, and that stdout is empty."""
     *before, last = result.stderr.splitlines()
     assert (last, result.exit_code, result.stdout) == (f"error: {sentence}", status, "")
     assert not any("error" in line.lower() or "Traceback" in line for line in before)
@@ -38,7 +38,7 @@ def refused(result: Result, sentence: str, status: int) -> None:
 
 @pytest.fixture
 def shift(cli: Cli, teacher: Path, student: Path, tmp_path: Path) -> Cli:
-    """``eval covariate-shift`` of the tiny pair; options given again take the place of these."""
+    """``eval covariate-shift`` of the tiny pair. A test may give any option again."""
     models = ("--teacher", teacher, "--student", student, "--device", "cpu", "--out", tmp_path / "out")
     quick = ("--set", "metrics=[drawn_right]", "--set", "num_prompts=4")
     return lambda *more: cli("eval", "covariate-shift", *models, *quick, *more)
@@ -318,7 +318,7 @@ def test_a_damaged_record(shift: Cli, cli: Cli, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint(name: str, sentence: str, distill: Cli, tmp_path: Path) -> None:
-    """What a finished run leaves, cut in half, and its student gone."""
+    """Cut the files of a finished run in half, and delete its student."""
     assert distill().exit_code == 0
     run = tmp_path / "run"
     shutil.rmtree(run / "student")

@@ -1,4 +1,4 @@
-"""Captions and pictures that cannot be meant, at the commands that read them: one sentence, status 2, nothing written."""
+"""Unusable captions and images, at the commands that read them: one sentence, status 2, and no files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eight pictures of one size, captioned."""
+    """Eight images of one size with captions."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for place in range(8):
@@ -81,7 +81,7 @@ def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teache
 
 
 def test_16_bit_grey_measures_as_8_bit_grey_does(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    """The same pictures in 16 bits and in 8 have a distance of 0."""
+    """The same images with 16 bits and with 8 bits have a distance of 0."""
     deep = tmp_path / "deep"
     deep.mkdir()
     for path in photos.glob("*.png"):

@@ -101,7 +101,7 @@ def test_pictures_of_another_program_are_scored_in_file_order(cli: Cli, tmp_path
 
 
 def test_folders_of_the_same_ids_have_their_paired_difference(cli: Cli, tmp_path: Path) -> None:
-    """Each later one's from the first; here the second is a little brighter."""
+    """Each later folder is compared with the first. Here the second folder is a little brighter."""
     for name, shade in (("one", 0), ("two", 2)):
         (tmp_path / name).mkdir()
         for place in range(6):
@@ -309,7 +309,7 @@ def test_metrics_of_the_shapes_world_are_refused_on_photographs_before_anything_
 def test_a_tables_protocol_serves_for_models_of_ones_own(
     cli: Cli, student: Path, folder: Path, root: Path, tmp_path: Path
 ) -> None:
-    """Its differences are of its own rows, and go with them."""
+    """The differences of the protocol name its rows. Other rows replace both."""
     protocol = ("--protocol", root / "protocols" / "paper" / "table1.yaml")
     result = cli(*arguments(student, folder, tmp_path / "out"), *protocol, "--steps", 1, "--json")
     assert result.exit_code == 0, result.stderr

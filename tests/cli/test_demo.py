@@ -1,4 +1,4 @@
-"""``ddil demo``: its protocol is valid and keeps what the demonstration promises."""
+"""``ddil demo``: its protocol is valid, and does what the demonstration promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ddil distill``: a student that diffusers loads, from one command that goes on where it was."""
+"""``ddil distill``: one command makes a student that diffusers loads, and continues after an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command reference: generated from the commands, and current."""
+"""The command reference is generated from the commands, and up to date."""
 
 from __future__ import annotations
 

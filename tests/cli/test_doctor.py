@@ -1,4 +1,4 @@
-"""``ddil doctor``: what it finds, what it misses, and what it says to do."""
+"""``ddil doctor``: what it finds, what is missing, and its advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame of the command line: lazy commands, errors to one sentence, exit statuses."""
+"""The frame of the command line: lazy imports of commands, one sentence for an error, exit statuses."""
 
 from __future__ import annotations
 

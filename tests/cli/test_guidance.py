@@ -1,4 +1,4 @@
-"""A guidance scale is a finite number from 0 to 1000, wherever it is said."""
+"""A guidance scale is a finite number from 0 to 1000, in options and in protocols."""
 
 from __future__ import annotations
 

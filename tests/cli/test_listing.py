@@ -1,4 +1,4 @@
-"""``ddil models``, ``ddil data``, ``ddil metrics``: what there is, and what to do where it is not here."""
+"""``ddil models``, ``ddil data`` and ``ddil metrics``: the lists, and what to do about missing files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ddil models``: the list, fetching and converting, as a user meets them."""
+"""``ddil models``: the list, downloads and conversions, as a user sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutated command lines: each does its work or is refused in one sentence, and what is refused leaves nothing behind."""
+"""Mutated command lines either work or are refused in one sentence. A refused command leaves no files."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ OPTIONS: dict[str, st.SearchStrategy[str]] = {
 
 
 def known(command: tuple[str, ...]) -> list[str]:
-    """The options of a command that are mutated."""
+    """Return the options of a command that are mutated."""
     found: Any = ddil
     with click.Context(ddil) as ctx:
         for word in command:
@@ -131,7 +131,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with files of every kind that do not fit."""
+    """A working folder with unusable files of every kind."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dir").mkdir()
     for name, content in (

@@ -1,4 +1,4 @@
-"""``ddil eval`` in several processes, as torchrun starts them: the numbers of one."""
+"""``ddil eval`` in several processes, as torchrun starts them, gives the numbers of one process."""
 
 from __future__ import annotations
 

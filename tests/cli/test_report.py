@@ -1,4 +1,4 @@
-"""``ddil report``: tables on stdout, messages on stderr, files where it says, no torch."""
+"""``ddil report``: tables on stdout, messages on stderr, files in the named folder, and no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ddil sample``: pictures that depend on prompt, number and seed alone."""
+"""``ddil sample``: images depend only on the prompt, the number and the seed."""
 
 from __future__ import annotations
 

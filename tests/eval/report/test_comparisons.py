@@ -1,4 +1,4 @@
-"""Marks in tables: corrected for their number, and never given to what cannot be compared."""
+"""Marks in tables are corrected for the number of tests, and mark only values that can be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged records: each is named, none hides the others, and no table or figure fails on what a record may hold."""
+"""Each damaged record is named, and hides no others. No table or figure fails on a valid record."""
 
 from __future__ import annotations
 

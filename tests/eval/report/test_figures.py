@@ -1,4 +1,4 @@
-"""Figures: pixels as they were, captions inside the picture, the same bytes each time."""
+"""Figures keep the pixels and show whole captions. The same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def holds(canvas: np.ndarray, picture: np.ndarray) -> bool:
-    """Whether the picture is somewhere in the canvas, pixel for pixel."""
+    """Whether the canvas contains the image, pixel for pixel."""
     windows = np.lib.stride_tricks.sliding_window_view(canvas, picture.shape)[:, :, 0]
     corner = (windows[:, :, 0, 0] == picture[0, 0]).all(-1)
     return any((windows[y, x] == picture).all() for y, x in np.argwhere(corner))

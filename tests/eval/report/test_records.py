@@ -1,4 +1,4 @@
-"""Records: whole or absent, never overwritten, refused when damaged."""
+"""Records are written whole or not at all, never overwritten, and refused if damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records → tables: every measured cell in its place, nothing filled in, nothing mixed."""
+"""Records → tables: each measured cell has its place, missing cells stay empty, and settings do not mix."""
 
 from __future__ import annotations
 
