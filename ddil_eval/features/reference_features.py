@@ -71,8 +71,13 @@ def cached_reference_features(
 
 def _key(content: str, count: int, recipe: str, network: Network) -> dict[str, Any]:
     """Return all that the features depend on. Its hash names their folder."""
-    key = {"pictures_sha256": content, "count": count, "recipe": recipe, "network": network.identity()}
-    return key | {"reader": READER}
+    return {
+        "pictures_sha256": content,
+        "count": count,
+        "recipe": recipe,
+        "network": network.identity(),
+        "reader": READER,
+    }
 
 
 def _extracted(names: Sequence[str], extract: Extract, count: int, folders: Mapping[str, Path]) -> Features:
@@ -100,11 +105,11 @@ def content_sha256(data: DataSet, count: int) -> str:
     images_sha256 = getattr(data, "images_sha256", None)
     if images_sha256 is not None:
         return str(images_sha256(count))
-    digest = hashlib.sha256()
+    pixels = hashlib.sha256()
     for images in data.images(count):
         for image in images:
-            digest.update(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
+            pixels.update(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes())
+    return pixels.hexdigest()
 
 
 def references_folder() -> Path:
