@@ -42,7 +42,7 @@ def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
 @click.option("--draws", default=16, show_default=True, help="Timesteps and noises of each image.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
-    data, teacher = open_data("shapes"), load_model("shapes")
+    data, teacher = open_data("shapes"), load_model("shapes", "cpu")
     prompts, images = data.prompts(pictures), np.concatenate(list(data.images(pictures)))
     problem = InversionProblem(
         teacher, model_words(teacher, tuple(caption_words())), images, tuple(p.id for p in prompts), 0

@@ -51,7 +51,7 @@ def subjects(first: int, count: int) -> tuple[tuple[str, ...], list[str], np.nda
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) -> None:
     quiet_libraries()
-    teacher, towers = load_model("shapes"), load_inversion_towers("shapes")
+    teacher, towers = load_model("shapes", "cpu"), load_inversion_towers("shapes")
     ids, captions, images = subjects(first, pictures)
     problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0, towers)
     told = read_yaml(protocols() / "shapes" / "table5.yaml")

@@ -58,7 +58,7 @@ def trained(model: Model, pool: LatentPool, updates: int, parts: int) -> tuple[l
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(updates: int, parts: str, csv_path: Path | None) -> None:
     """Measure the drift between a run in one part and a run in several."""
-    model = load_model("shapes")
+    model = load_model("shapes", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         pool = encode_pool(model, open_data("shapes"), 64, Path(folder) / "data.safetensors")
         (one, whole), (other, divided) = (trained(model, pool, updates, count) for count in (1, int(parts)))

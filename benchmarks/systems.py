@@ -124,7 +124,7 @@ def flow_row(folder: Path) -> dict[str, Any]:
 
     layout = "StableDiffusion3Pipeline"
     saved = [save_pipeline(folder / str(seed), None, seed=seed, layout=layout) for seed in (1, 2)]
-    teacher, student = (load_model(str(path)) for path in saved)
+    teacher, student = (load_model(str(path), "cpu") for path in saved)
     pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(saved[0], text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     z = initial_noise(SAMPLES, teacher.latent_shape, 0)

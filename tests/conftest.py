@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -54,6 +54,17 @@ def shared() -> Path:
     if "DDIL_SHARED" not in os.environ or not folder.is_dir():
         pytest.skip("DDIL_SHARED names no folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_on_the_cpu() -> Iterator[None]:
+    """Let ``load_model`` choose the CPU by default on a machine with a GPU too, so that tests compute the same."""
+    from ddil_core.models import model
+    from ddil_core.support.devices import choose_device
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "choose_device", lambda name: choose_device(name or "cpu"))
+        yield
 
 
 @pytest.fixture

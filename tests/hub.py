@@ -1,4 +1,4 @@
-"""A hub of our own on 127.0.0.1: the few endpoints that ``huggingface_hub`` asks, over a folder of repositories."""
+"""A hub on 127.0.0.1 for tests: the few endpoints that ``huggingface_hub`` calls, over folders of repositories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".ckpt")
-"""What the hub keeps by its SHA-256 (LFS); the rest is kept by its git hash."""
+"""Endings of the files that the hub stores by SHA-256 (LFS). It stores other files by their git hash."""
 
 
 def git_hash(content: bytes) -> str:
@@ -23,27 +23,30 @@ def git_hash(content: bytes) -> str:
 
 @dataclass
 class Hub:
-    """``repositories`` maps org/name to {revision: commit} and a folder. ``asked`` logs each file's path, Range and bytes sent."""
+    """Repositories by org/name: ``folders`` with the files, and ``revisions`` with {revision: commit}.
+
+    ``asked`` logs (path, Range, bytes sent) of each request for a file.
+    """
 
     url: str = ""
     folders: dict[str, Path] = field(default_factory=dict)
     revisions: dict[str, dict[str, str]] = field(default_factory=dict)
     asked: list[tuple[str, str | None, int]] = field(default_factory=list)
     lies: dict[str, bytes] = field(default_factory=dict)
-    """Paths whose content is sent as something else than the listing says."""
+    """Paths, and false content that is sent for them."""
 
     drops: dict[str, int] = field(default_factory=dict)
-    """Paths after whose first bytes, as many, the connection drops once."""
+    """Paths, and the number of bytes after which the connection drops once."""
 
     def add(self, name: str, folder: Path) -> str:
-        """Publish a folder; returns the commit."""
+        """Publish a folder. Return the commit."""
         self.folders[name] = folder
         commit = hashlib.sha1(name.encode()).hexdigest()
         self.revisions[name] = {"main": commit, "v1": commit, commit: commit}
         return commit
 
     def sent(self, suffix: str) -> list[tuple[str, str | None, int]]:
-        return [one for one in self.asked if one[0].endswith(suffix)]
+        return [request for request in self.asked if request[0].endswith(suffix)]
 
     def tree(self, name: str) -> list[dict[str, object]]:
         folder = self.folders[name]
@@ -124,7 +127,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """A hub on a free port, stopped at the end."""
+    """Run a hub on a free port inside the context."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.url = f"http://127.0.0.1:{server.server_port}"

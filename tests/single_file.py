@@ -72,7 +72,7 @@ def single_file(pipeline: Any, version: str = "1") -> dict[str, Tensor]:
 
 
 def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A text encoder of transformers under the names of ``open_clip``, which keeps query, key and value in one."""
+    """A text encoder of transformers with the names of ``open_clip``, which joins query, key and value."""
     named = {}
     for long_name, weight in state.items():
         name = long_name.removeprefix("text_model.")

@@ -1,6 +1,6 @@
-"""Single-file checkpoints: what a file says of itself, and whether it holds every weight that its configuration asks for.
+"""Single-file checkpoints: the prediction that a file records, and a check that no weight is missing.
 
-All of it is read from the file's header, before a weight is.
+Both read only the file's header.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ddil_core.diffusion.parameterization import Prediction
 
 V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
-"""Tensors that are only there to be named: trainers mark a model that predicts v, or that has zero terminal SNR, with them."""
+"""Names of marker tensors. Trainers add them to mark a model that predicts v, or a model with zero terminal SNR."""
 
 _EDM_KEYS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _PREDICTIONS: dict[str, Prediction] = {
@@ -28,12 +28,12 @@ _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "epsilon",
     "eps": "epsilon",
 }
-"""The values of ``modelspec.prediction_type`` that are known."""
+"""The known values of ``modelspec.prediction_type``."""
 
 _ARCHITECTURES: dict[str, Prediction] = {"768-v": "v_prediction", "v2-512": "epsilon"}
-"""What a ``modelspec.architecture`` ends with that tells the prediction, as in ``stable-diffusion-v2-768-v``."""
+"""Last words of a ``modelspec.architecture`` that imply a prediction, as in ``stable-diffusion-v2-768-v``."""
 
-_CALLED = {
+_NOUNS = {
     "unet": "U-Net",
     "vae": "autoencoder",
     "text_encoder": "text encoder",
@@ -43,94 +43,92 @@ _UNET, _AUTOENCODERS = "model.diffusion_model.", ("first_stage_model.", "vae.")
 _TEXT, _OPEN_CLIP = "text_model.", "model."
 
 
-def said_prediction(path: Path) -> Prediction | None:
-    """What a single file says that its network predicts: by a marker among its tensors, or in its metadata. None if it does not.
+def recorded_prediction(path: Path) -> Prediction | None:
+    """Return the prediction that a single file records in a marker tensor or in its metadata. None: it records none.
 
     Raises:
-        WrongCommand: it says that it was trained with zero terminal SNR or with EDM's preconditioning, that it predicts
-            something that is not known here, or two different things.
+        WrongCommand: the file records zero terminal SNR, EDM's preconditioning, an unknown prediction or two
+            predictions.
     """
-    header, told = read_header(path), read_metadata(path)
-    if ZERO_SNR_KEY in header or told.get("ss_zero_terminal_snr", "").lower() == "true":
+    header, metadata = read_header(path), read_metadata(path)
+    if ZERO_SNR_KEY in header or metadata.get("ss_zero_terminal_snr", "").lower() == "true":
         raise WrongCommand(
-            f"the file {path} says that its model was trained with zero terminal SNR ({ZERO_SNR_KEY}), which is not known here; "
-            "use a model trained without it"
+            f"the file {path} says that its model was trained with zero terminal SNR ({ZERO_SNR_KEY}), which is not "
+            "supported; use a model trained without it"
         )
     edm = next((key for key in _EDM_KEYS if key in header), None)
     if edm is not None:
         raise WrongCommand(
-            f"the file {path} says that its model was trained with EDM's preconditioning ({edm}), which is not known here; "
-            "use a model trained without it"
+            f"the file {path} says that its model was trained with EDM's preconditioning ({edm}), which is not "
+            "supported; use a model trained without it"
         )
-    said: dict[str, Prediction] = {V_KEY: "v_prediction"} if V_KEY in header else {}
-    kind = told.get("modelspec.prediction_type")
+    recorded: dict[str, Prediction] = {V_KEY: "v_prediction"} if V_KEY in header else {}
+    kind = metadata.get("modelspec.prediction_type")
     if kind:
         if kind.lower() not in _PREDICTIONS:
             raise WrongCommand(
-                f"the file {path} says that its model predicts {kind!r} (modelspec.prediction_type), which is not known here; "
-                "use one that predicts epsilon or v"
+                f"the file {path} says that its model predicts {kind!r} (modelspec.prediction_type), which is not "
+                "supported; use a model that predicts epsilon or v"
             )
-        said["modelspec.prediction_type"] = _PREDICTIONS[kind.lower()]
-    architecture = told.get("modelspec.architecture", "").partition("/")[0]
-    for end, one in _ARCHITECTURES.items():
-        if architecture.endswith(end):
-            said["modelspec.architecture"] = one
-    if len(set(said.values())) > 1:
-        words = " and ".join(f"{one} ({place})" for place, one in said.items())
+        recorded["modelspec.prediction_type"] = _PREDICTIONS[kind.lower()]
+    architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
+    for ending, prediction in _ARCHITECTURES.items():
+        if architecture.endswith(ending):
+            recorded["modelspec.architecture"] = prediction
+    if len(set(recorded.values())) > 1:
+        words = " and ".join(f"{prediction} ({place})" for place, prediction in recorded.items())
         raise WrongCommand(f"the file {path} says that its model predicts {words}; use a copy that says one of them")
-    return next(iter(said.values()), None)
+    return next(iter(recorded.values()), None)
 
 
 def check_checkpoint(path: Path, folder: Path) -> None:
-    """Whether a single file holds the weights of the networks that a pipeline's configuration describes, by its header.
+    """Check by the header that a single file holds all weights of a pipeline's configuration.
 
     Raises:
-        DdilError: it lacks weights, or has some of another shape, or more layers of the U-Net or the autoencoder than
-            the configuration has a place for; the message names the part and the first of them.
+        DdilError: the file lacks weights, has weights of another shape, or has weights of the U-Net or the autoencoder
+            that the configuration lacks. The message names the network and the first such weight.
     """
-    header = read_header(path)
+    header, file = read_header(path), f"the file {path}"
     for name, wanted in wanted_weights(folder, header).items():
-        part = f"the file {path}"
+        noun = _NOUNS.get(name, name)
         missing = [key for key in wanted if key not in header]
         if len(missing) == len(wanted):
-            raise DdilError(
-                f"{part} holds no {_CALLED.get(name, name)}: {missing[0]}{more(missing)} are not in it; {_WHOLE}"
-            )
+            raise DdilError(f"{file} holds no {noun}: {missing[0]}{more(missing)} are not in it; {_WHOLE}")
         if missing:
-            raise DdilError(
-                f"{part} lacks weights of the {_CALLED.get(name, name)}: {missing[0]} is not in it{more(missing)}; {_WHOLE}"
-            )
+            raise DdilError(f"{file} lacks weights of the {noun}: {missing[0]} is not in it{more(missing)}; {_WHOLE}")
         wrong = [key for key, shape in wanted.items() if not _same_shape(key, header[key].shape, shape)]
         if wrong:
             raise DdilError(
-                f"{part} has weights of another model than {folder}: {wrong[0]} has the shape {list(header[wrong[0]].shape)}, and "
-                f"{list(wanted[wrong[0]])} by the configuration of the {_CALLED.get(name, name)}{more(wrong)}; {_CONFIGURED}"
+                f"{file} has weights of another model than {folder}: {wrong[0]} has the shape "
+                f"{list(header[wrong[0]].shape)}, and {list(wanted[wrong[0]])} by the configuration of the "
+                f"{noun}{more(wrong)}; {_CONFIGURED}"
             )
         surplus = _surplus(name, header, wanted)
         if surplus:
             raise DdilError(
-                f"{part} has weights that the {_CALLED.get(name, name)} configured in {folder} has no place for: {surplus[0]}"
-                f"{more(surplus)}; {_CONFIGURED}"
+                f"{file} has weights that the {noun} configured in {folder} has no place for: "
+                f"{surplus[0]}{more(surplus)}; {_CONFIGURED}"
             )
 
 
 def wanted_weights(folder: Path, header: Iterable[str]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The weights of each network of a pipeline's configuration, by their names in a single file, and their shapes today.
+    """Return each network's weights by a pipeline's configuration: names in a single file, and diffusers' shapes.
 
-    The names in ``header`` tell which of Stable Diffusion's versions it is, and so what a text encoder is called.
+    The names in ``header`` tell the version of Stable Diffusion, and so the names of its text encoders.
     """
     prefixes, wanted = _prefixes(header), {}
-    for name, kind in components(read_index(folder)).items():
-        if has_weights(kind[1]):
+    for name, (library, class_name) in components(read_index(folder)).items():
+        if has_weights(class_name):
             config, prefix = read_json(folder / name / "config.json"), prefixes.get(name, f"{name}.")
-            shapes = expected_shapes(folder / name, *kind, whose=f"the component {name} of {folder}")
+            shapes = expected_shapes(folder / name, library, class_name, f"the component {name} of {folder}")
             wanted[name] = {prefix + _original(weight, prefix, config): shape for weight, shape in shapes.items()}
     return wanted
 
 
 def _prefixes(header: Iterable[str]) -> dict[str, str]:
-    """How the names of each component's weights begin in a single file of Stable Diffusion 1, 2 or XL."""
+    """Return the prefix of each component's weights in a single file of Stable Diffusion 1, 2 or XL."""
     starts = {".".join(key.split(".")[:2]) + "." for key in header}
+    short = "vae.decoder." in starts and not any(start.startswith(_AUTOENCODERS[0]) for start in starts)
     text = f"cond_stage_model.transformer.{_TEXT}"
     if "conditioner.embedders." in starts:
         text = f"conditioner.embedders.0.transformer.{_TEXT}"
@@ -138,20 +136,18 @@ def _prefixes(header: Iterable[str]) -> dict[str, str]:
         text = f"cond_stage_model.{_OPEN_CLIP}"
     return {
         "unet": _UNET,
-        "vae": _AUTOENCODERS[
-            not any(start.startswith(_AUTOENCODERS[0]) for start in starts) and "vae.decoder." in starts
-        ],
+        "vae": _AUTOENCODERS[1 if short else 0],
         "text_encoder": text,
         "text_encoder_2": f"conditioner.embedders.1.{_OPEN_CLIP}",
     }
 
 
-_CONFIGURED = "name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
+_CONFIGURED = "name a system or a pipeline folder of the same layout, as in FOLDER:FILE"
 _WHOLE = f"{AGAIN}, or {_CONFIGURED}"
 
 
 def _original(weight: str, prefix: str, config: Mapping[str, Any]) -> str:
-    """What a weight, which is called ``weight`` today, is called in a single file behind its prefix."""
+    """Return the name after the prefix, in a single file, of a weight that diffusers calls ``weight``."""
     if prefix == _UNET:
         layer, _, end = weight.rpartition(".")
         original = unet_layer(layer, config)
@@ -161,15 +157,18 @@ def _original(weight: str, prefix: str, config: Mapping[str, Any]) -> str:
     return open_clip_weight(weight) if prefix.endswith(f".{_OPEN_CLIP}") else weight
 
 
-def _same_shape(key: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """The autoencoder's attention is kept as convolutions of one pixel. ``open_clip`` turns and joins its matrices."""
-    if f".{_OPEN_CLIP}" in key:
+def _same_shape(key: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Compare shapes. Single files store an autoencoder's attention as convolutions of one pixel."""
+    if f".{_OPEN_CLIP}" in key:  # open_clip transposes and joins matrices
         return True
-    return found == wanted or (key.startswith(_AUTOENCODERS) and found == (*wanted, 1, 1))
+    return shape == wanted or (key.startswith(_AUTOENCODERS) and shape == (*wanted, 1, 1))
 
 
-def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, Any]) -> list[str]:
-    """Layers of the U-Net or the autoencoder that nobody asks for; a text encoder may have a last layer that is not used."""
+def _surplus(component: str, header: Iterable[str], wanted: Mapping[str, object]) -> list[str]:
+    """Return weights of the U-Net or the autoencoder that the configuration lacks.
+
+    A text encoder may have an unused last layer, so its weights are not compared.
+    """
     coders = tuple(f"{prefix}{half}coder." for prefix in _AUTOENCODERS for half in ("en", "de"))
     prefixes = {"unet": (_UNET,), "vae": coders}.get(component)
     return [key for key in header if key.startswith(prefixes) and key not in wanted] if prefixes else []

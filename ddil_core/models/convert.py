@@ -1,4 +1,4 @@
-"""Published pickles to safetensors: asked for by name, read with ``weights_only``, written whole or not at all."""
+"""Convert pickles of weights to safetensors. Read them with ``weights_only``, and write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COPIED = (".json", ".txt", ".safetensors", ".model")
-"""What is taken along from a folder as it is. The rest (code, other frameworks' weights) is left behind."""
+"""Endings of the files that are copied from a folder. The rest (code, other frameworks' weights) is left out."""
 
 _NESTED = ("state_dict", "model", "module", "params", "ema")
-"""Where training programs put the weights, beside their own notes."""
+"""Keys under which training programs store the weights, beside notes of their own."""
 
 TOP = "."
-"""What ``part`` calls the tensors that lie in no dictionary of their own."""
+"""The name of the part with the tensors at the top of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A file that was read and the one that was written, with their SHA-256. ``dropped`` names what was left out."""
+    """A converted file.
+
+    Attributes:
+        source: The pickle.
+        source_sha256: The SHA-256 of the pickle.
+        out: The safetensors file.
+        out_sha256: The SHA-256 of the safetensors file.
+        tensors: The number of tensors.
+        dropped: Names of what was left out.
+    """
 
     source: str
     source_sha256: str
@@ -42,31 +51,31 @@ class Converted:
 
 
 def convert_weights(source: Path, out: Path, part: str | None = None) -> list[Converted]:
-    """Convert a pickle to one safetensors file, or a folder with pickles in it to a folder with safetensors in their place.
+    """Convert a pickle to a safetensors file, or a folder with pickles to a folder with safetensors.
 
     Args:
-        source: the pickle, or the folder.
-        out: the file or folder to write.
-        part: which set of weights to take of a pickle that holds several, such as ``ema`` or ``state_dict.model``.
+        source: The pickle or the folder.
+        out: The file or folder to write.
+        part: The set of weights to take from a pickle that holds several, such as ``ema`` or ``state_dict.model``.
 
     Raises:
-        WrongCommand: nothing to convert, or ``out`` is there already or has the wrong ending; or the pickle holds several
+        WrongCommand: there is nothing to convert, ``out`` exists or has the wrong ending, or the pickle holds several
             sets of weights and ``part`` names none of them.
-        DdilError: a pickle asks for more than tensors, or is damaged; nothing is left behind.
+        DdilError: a pickle needs more than tensors or is damaged. Nothing is written then.
     """
     if out.exists():
-        raise WrongCommand(f"{out} is there already and is not overwritten; name another")
+        raise WrongCommand(f"{out} exists and is not overwritten; name another")
     if source.is_dir():
         if part is not None:
             raise WrongCommand(
-                f"{source} is a folder, and a part is chosen of one file; convert the file {part!r} is in by itself"
+                f"{source} is a folder, and --part belongs to one file; convert the file that holds {part!r} by itself"
             )
         return _convert_folder(source, out)
     if not source.is_file():
         raise WrongCommand(f"there is no file or folder {source}")
     if source.suffix not in PICKLES:
         raise WrongCommand(
-            f"{source} is none of the files that are converted: {', '.join(PICKLES)}, or a folder of them"
+            f"{source} cannot be converted; name a file that ends in {', '.join(PICKLES)}, or a folder of such files"
         )
     if out.suffix != ".safetensors":
         raise WrongCommand(f"the file to write, {out}, must end in .safetensors")
@@ -77,18 +86,14 @@ def convert_weights(source: Path, out: Path, part: str | None = None) -> list[Co
 
 def _convert_folder(source: Path, out: Path) -> list[Converted]:
     files = sorted(path for path in source.rglob("*") if path.is_file() and not _hidden(path.relative_to(source)))
-    if (
-        source / "model_index.json"
-    ).is_file():  # what a pipeline does not name, as a whole checkpoint beside it, is none of it
-        named = {name for name, value in read_index(source).items() if isinstance(value, list)}
-        files = [path for path in files if _belongs(path.relative_to(source), named)]
+    if (source / "model_index.json").is_file():  # leave out what the pipeline does not name, such as a whole checkpoint
+        components = {name for name, value in read_index(source).items() if isinstance(value, list)}
+        files = [path for path in files if _belongs(path.relative_to(source), components)]
     pickles = [path for path in files if path.suffix in PICKLES and renamed(path) not in files]
     if not pickles:
-        raise WrongCommand(
-            f"the folder {source} holds no {', '.join(PICKLES)} that has no safetensors beside it already"
-        )
+        raise WrongCommand(f"the folder {source} holds no {', '.join(PICKLES)} without a safetensors file beside it")
     if out.resolve().is_relative_to(source.resolve()):
-        raise WrongCommand(f"{out} lies in {source}, which is what is converted; name a folder outside of it")
+        raise WrongCommand(f"{out} lies in {source}, the folder to convert; name a folder outside of it")
     done = []
     with replacing(out) as temporary:
         for path in files:
@@ -98,7 +103,7 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
                 place = renamed(place)
                 done.append(_named(_convert_file(path, place), path, out / place.relative_to(temporary)))
             elif path.name.endswith(".bin.index.json"):
-                if (index := renamed(place)).name not in {one.name for one in files if one.parent == path.parent}:
+                if (index := renamed(place)).name not in {file.name for file in files if file.parent == path.parent}:
                     write_text(index, _converted_index(path))
             elif path.suffix in COPIED:
                 shutil.copyfile(path, place)
@@ -114,7 +119,7 @@ def _hidden(path: Path) -> bool:
 
 
 def renamed(path: Path) -> Path:
-    """Where diffusers and transformers look for the safetensors of a pickle, or of a pickle's index of shards."""
+    """Return the path where diffusers and transformers expect the safetensors of a pickle or of an index of shards."""
     name = re.sub(r"^pytorch_model(?=[.-])", "model", path.name)
     if name.endswith(".bin.index.json"):
         return path.with_name(name.removesuffix(".bin.index.json") + ".safetensors.index.json")
@@ -141,26 +146,26 @@ def _named(done: Converted, source: Path, out: Path) -> Converted:
 
 
 def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a pickled checkpoint by name, and the names of what else it holds; no code of the file is run.
+    """Return the tensors of a pickled checkpoint by name, and the names of what else it holds. Run no code of the file.
 
-    ``part`` is as in :func:`convert`.
+    ``part`` is as in :func:`convert_weights`.
 
     Raises:
-        WrongCommand: it holds several sets of weights and ``part`` names none of them.
-        DdilError: the pickle asks for a Python object other than tensors and plain containers, holds no tensors by name, or
-            is damaged.
+        WrongCommand: the pickle holds several sets of weights and ``part`` names none of them.
+        DdilError: the pickle needs a Python object other than tensors and plain containers, holds no tensors by name,
+            or is damaged.
     """
     import torch
 
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked is None:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if needed is None:
             raise DdilError(f"{path} is damaged, or no checkpoint of PyTorch; get it again") from error
         raise DdilError(
-            f"{path} asks for the Python object {asked[1]}, which could run code, and weights need none; nothing was run or "
-            "written: get a copy in safetensors, or one that its author saved as weights alone"
+            f"{path} asks for the Python object {needed[1]}, which could run code, and weights need none; nothing was "
+            "run or written: get a copy in safetensors, or a copy that its author saved with weights only"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise DdilError(
@@ -170,64 +175,64 @@ def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor],
 
 
 def _tensors(content: Any, path: Path, part: str | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of the part that is asked for, or of the only one that can be meant, and the names of the rest."""
-    found = _parts(content)
-    if not found:
+    """Return the tensors of the part, or of the only set of weights, and the names of the rest."""
+    parts = _parts(content)
+    if not parts:
         raise DdilError(f"{path} holds no tensors by name, so there are no weights to convert")
-    place = next((place for place in found if _called(place) == part), None) if part is not None else _meant(content)
+    place = _only_set(content) if part is None else next((place for place in parts if _name(place) == part), None)
     if place is None:
-        counts = ", ".join(f"{_called(place)} ({len(_at(tensors))})" for place, tensors in found.items())
-        what = f"has no part {part!r}" if part is not None else "does not say which of its weights are meant"
+        counts = ", ".join(f"{_name(place)} ({len(_own_tensors(tensors))})" for place, tensors in parts.items())
+        problem = f"has no part {part!r}" if part is not None else "does not say which tensors are the weights"
         raise WrongCommand(
-            f"{path} {what}; choose a part, as in --part {_called(next(iter(found)))}, of those that it has (with their number of "
-            f"tensors): {counts}"
+            f"{path} {problem}; choose a part, as in --part {_name(next(iter(parts)))}, of these (with their numbers "
+            f"of tensors): {counts}"
         )
-    left, inner = [], content
+    dropped, inner = [], content
     for name in place:
-        left += [str(other) for other in inner if other != name]
+        dropped += [str(other) for other in inner if other != name]
         inner = inner[name]
-    tensors = _at(inner)
-    return tensors, (*left, *(str(name) for name in inner if str(name) not in tensors))
+    tensors = _own_tensors(inner)
+    return tensors, (*dropped, *(str(name) for name in inner if str(name) not in tensors))
 
 
-def _meant(content: Any) -> tuple[str, ...] | None:
-    """The place of the weights where no part is asked for; None where there are several sets, or under names that are not known."""
+def _only_set(content: Any) -> tuple[str, ...] | None:
+    """Return the keys that lead to the only set of weights. None: there are several sets, or the keys are unknown."""
     place: tuple[str, ...] = ()
     while True:
-        tensors = _at(content)
+        tensors = _own_tensors(content)
         inner = [name for name in _NESTED if _parts(content.get(name))]
         if not inner:
             return place if tensors else None
-        # Beside nested weights one number is a note, such as a step, and bytes are the state of a generator.
+        # A single number beside nested weights is a note such as a step. Bytes are the state of a random generator.
         if len(inner) > 1 or any(tensor.numel() > 1 and tensor.is_floating_point() for tensor in tensors.values()):
             return None
         place, content = (*place, inner[0]), content[inner[0]]
 
 
 def _parts(content: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Mapping[Any, Any]]:
-    """Every dictionary of a checkpoint that holds tensors by name, by its place; an optimizer's, by number, are none."""
+    """Return every dictionary of a checkpoint that holds tensors by name, by the keys that lead to it."""
     if not isinstance(content, Mapping):
         return {}
-    found = {place: content} if _at(content) else {}
+    parts = {place: content} if _own_tensors(content) else {}
     for name, value in content.items():
-        if isinstance(name, str):
-            found |= _parts(value, (*place, name))
-    return found
+        if isinstance(name, str):  # an optimiser numbers its tensors
+            parts |= _parts(value, (*place, name))
+    return parts
 
 
-def _at(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors that lie in a dictionary itself."""
+def _own_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a dictionary, without those of the dictionaries in it."""
     import torch
 
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
-def _called(place: tuple[str, ...]) -> str:
+def _name(place: tuple[str, ...]) -> str:
     return ".".join(place) or TOP
 
 
 def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, each contiguous and in memory of its own, as safetensors takes them: what is shared is written twice."""
+    """Return the tensors, each contiguous and in memory of its own, as safetensors needs them."""
     taken: set[int] = set()
     own = {}
     for name, tensor in tensors.items():

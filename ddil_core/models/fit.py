@@ -1,4 +1,4 @@
-"""Whether the parts of a model fit one another: components, weights and configurations."""
+"""Check that the components, weights and configurations of a model fit each other."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ddil_core.models.weights import (
 from ddil_core.support.errors import DdilError
 
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
-"""What diffusers called an attention block's weights before, as the autoencoders of 2022 still do."""
+"""diffusers' old and new names of an attention block's weights. Autoencoders of 2022 have the old names."""
 
 _TIED = {"shared.weight": "encoder.embed_tokens.weight"}
-"""A weight of a text encoder that has two names, of which a file may have either: T5's words."""
+"""A weight of T5 that has two names. A file may have either name."""
 
 
 def check_pipeline(files: PipelineFiles, reference: str) -> None:
-    """Whether a pipeline's components are of one model and their weights are those of their configurations.
+    """Check that a pipeline's components belong to one model, and that the weights fit the configurations.
 
     Raises:
-        DdilError: they are not; the message names the component.
+        DdilError: they do not. The message names the component.
     """
     check_sizes(files.folder, reference)
     kinds = components(read_index(files.folder))
@@ -39,14 +39,15 @@ def check_pipeline(files: PipelineFiles, reference: str) -> None:
 
 
 def check_sizes(folder: Path, reference: str) -> None:
-    """Whether the components of a pipeline are of one model, by the sizes in their configurations.
+    """Check by the sizes in the configurations that the components of a pipeline belong to one model.
 
     Raises:
-        DdilError: the text encoders give embeddings of another width than the denoiser takes, the autoencoder gives latents
-            of another number of channels, or a tokenizer has more words than its text encoder.
+        DdilError: the width of the text embeddings, the number of channels of the latents, or the size of a vocabulary
+            differs between two components.
     """
     parts = components(read_index(folder))
-    configs = {name: read_json(folder / name / "config.json") for name, (_, kind) in parts.items() if has_weights(kind)}
+    networks = [name for name, (_, class_name) in parts.items() if has_weights(class_name)]
+    configs = {name: read_json(folder / name / "config.json") for name in networks}
     unet, vae = configs.get("unet"), configs.get("vae", {})
     texts = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
     widths = [text.get("hidden_size", 0) for text in texts]
@@ -69,7 +70,7 @@ def check_sizes(folder: Path, reference: str) -> None:
 
 
 def _words(tokenizer: Path) -> int:
-    """The size of a tokenizer's vocabulary; 0 where it is kept in a form that is not read here."""
+    """Return the size of a tokenizer's vocabulary, or 0 for a file format that is not supported."""
     if (tokenizer / "vocab.json").is_file():
         return len(read_json(tokenizer / "vocab.json"))
     if (tokenizer / "tokenizer.json").is_file():
@@ -79,46 +80,53 @@ def _words(tokenizer: Path) -> int:
 
 def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
     return DdilError(
-        f"the component {component} of the model {reference!r} {has}, but its {other}: it is of another model; "
-        f"put back the {component} that belongs to it, or {AGAIN}"
+        f"the component {component} of the model {reference!r} {has}, but its {other}: the {component} is of another "
+        f"model; put back the {component} that belongs to this model, or {AGAIN}"
     )
 
 
-def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], whose: str) -> None:
-    """Whether safetensors hold the weights of the network that ``folder/config.json`` describes, by their headers.
+def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], owner: str) -> None:
+    """Check by the headers that safetensors hold all weights of the network that ``folder/config.json`` describes.
 
-    Every weight must be there: the libraries fill in what is missing with random numbers, and say so only in a log.
+    diffusers and transformers fill a missing weight with random numbers and only log it, so a missing weight is refused
+    here.
+
+    Args:
+        folder: The folder with the network's ``config.json``.
+        kind: The library and the class of the network.
+        paths: The files of weights.
+        owner: What messages call the network.
 
     Raises:
         DdilError: a weight has another shape, or is missing.
     """
-    found = {_today(name): (entry, path) for path in paths for name, entry in read_header(path).items()}
-    wanted = expected_shapes(folder, *kind, whose=whose)
-    shared = [name for name in wanted if name in found]
-    wrong = [name for name in shared if found[name][0].shape != wanted[name]]
-    missing = [name for name in wanted if name not in found and _TIED.get(name) not in found]
+    stored = {_today(name): (entry, path) for path in paths for name, entry in read_header(path).items()}
+    wanted = expected_shapes(folder, *kind, owner=owner)
+    shared = [name for name in wanted if name in stored]
+    wrong = [name for name in shared if stored[name][0].shape != wanted[name]]
+    missing = [name for name in wanted if name not in stored and _TIED.get(name) not in stored]
     if wrong:
-        entry, path = found[wrong[0]]
+        entry, path = stored[wrong[0]]
         what = f"{wrong[0]} has the shape {list(entry.shape)} in {path} and {list(wanted[wrong[0]])} by its config.json"
-        raise DdilError(f"{whose} has weights of another model: {what}{more(wrong)}; put back its own, or {AGAIN}")
+        raise DdilError(f"{owner} has weights of another model: {what}{more(wrong)}; put back its own, or {AGAIN}")
     if missing:
-        names = ", ".join(sorted({str(path) for _, path in found.values()})) or str(folder)
+        names = ", ".join(sorted({str(path) for _, path in stored.values()})) or str(folder)
         raise DdilError(
-            f"{whose} lacks weights: {missing[0]} is not in {names}{more(missing)}; put back its own, or {AGAIN}"
+            f"{owner} lacks weights: {missing[0]} is not in {names}{more(missing)}; put back its own, or {AGAIN}"
         )
 
 
-def expected_shapes(folder: Path, library: str, kind: str, whose: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a network's parameters by its ``config.json`` alone; nothing is allocated.
+def expected_shapes(folder: Path, library: str, class_name: str, owner: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of the network that ``folder/config.json`` describes. Allocate no weights.
 
     Raises:
-        DdilError: no such class, or a configuration that it does not take.
+        DdilError: there is no such class, or the class refuses the configuration.
     """
     import torch
 
-    network = getattr(importlib.import_module(library), kind, None) if library in LIBRARIES else None
+    network = getattr(importlib.import_module(library), class_name, None) if library in LIBRARIES else None
     if network is None:
-        raise DdilError(f"{whose} is of the class {library}.{kind}, which is not known here")
+        raise DdilError(f"{owner} is of the class {library}.{class_name}, which is not supported")
     try:
         with torch.device("meta"):
             if library == "diffusers":
@@ -127,21 +135,21 @@ def expected_shapes(folder: Path, library: str, kind: str, whose: str) -> dict[s
                 module = network(network.config_class.from_dict(read_json(folder / "config.json")))
     except DdilError:
         raise
-    except Exception as error:  # each class has its own complaints about a configuration
+    except Exception as error:  # each class raises errors of its own
         reason = " ".join(str(error).split())[:200]
         raise DdilError(
-            f"{whose} has a configuration that does not fit, {folder / 'config.json'}: {reason}; {AGAIN}"
+            f"{owner} has a configuration that does not fit, {folder / 'config.json'}: {reason}; {AGAIN}"
         ) from error
     return {_today(name): tuple(weight.shape) for name, weight in module.named_parameters()}
 
 
 def _today(name: str) -> str:
-    """A weight's name as it is called in today's libraries."""
+    """Return a weight's name in today's libraries."""
     for old, new in _RENAMED:
         name = name.replace(old, new)
     return name.removeprefix("text_model.")
 
 
 def more(names: list[str]) -> str:
-    """What a sentence says of the rest of a list whose first it names."""
+    """Return ", and N more" for a list if a message names only the first."""
     return f", and {len(names) - 1} more" if len(names) > 1 else ""

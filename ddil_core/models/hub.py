@@ -1,40 +1,48 @@
-"""Files of hub repositories: what is cached here, what is missing and how large it is, and fetching it when asked to.
+"""Hub repositories: the files in the local cache, the plan of a download, and the download.
 
-Nothing is fetched but through :func:`download`. Weights come to the name under which the hub's cache keeps them, bit by bit
-into ``NAME.incomplete``, so that an interrupted download goes on where it stopped; they are checked against the hub's SHA-256
-before they get their name. All else (links, small files, the cache's layout) is ``huggingface_hub``'s work.
+Only :func:`download_files` fetches weights. It keeps the bytes of an interrupted download and compares each file of
+weights with the hub's SHA-256. ``huggingface_hub`` does the rest (small files, links, layout of the cache).
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddil_core.models.systems import PIPELINE_FILES
 from ddil_core.models.weights import PICKLES, components, has_weights, read_json, sets_of_weights
 from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.lock import waiting_for
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""``bar(title, total)`` is a context manager that yields ``advance(n)``. Both numbers are bytes."""
+
 FETCHED = (".safetensors", ".json", ".txt")
-"""The only kinds of file that are fetched: no pickle and no code."""
+"""Endings of the only files that are fetched: no pickles and no code."""
 
 INDEX = "model_index.json"
-LONGEST = 96
-"""Characters of a repository's name, by the hub's own rule, and of a revision's here."""
+MAX_LENGTH = 96
+"""Most characters of a repository's name (the hub's own limit) and of a revision (our limit)."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A hub repository at a revision (a commit, branch or tag; None: its main branch)."""
+    """A hub repository at a revision: a commit, a branch or a tag. None is the main branch."""
 
     name: str
     revision: str | None = None
@@ -44,38 +52,72 @@ class Repository:
 
     @classmethod
     def parse(cls, reference: str) -> Repository | None:
-        """``org/name`` or ``org/name@revision``; None for what is no such id."""
+        """Parse ``org/name`` or ``org/name@revision``. Return None if the text is no such id."""
         name, at, revision = reference.partition("@")
         fits = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and not re.search(r"--|\.\.|^[.-]|/[.-]|[.-]$", name)
-        if not fits or len(name) > LONGEST or bool(at) != bool(revision):
+        if not fits or len(name) > MAX_LENGTH or bool(at) != bool(revision):
             return None
-        # a revision is part of a path in the cache, which it must not lead out of
-        if at and (len(revision) > LONGEST or not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", revision, re.ASCII)):
+        # The revision becomes part of a path in the cache. The path must stay inside the cache.
+        if at and (len(revision) > MAX_LENGTH or not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", revision, re.ASCII)):
             return None
         return cls(name, revision or None)
 
     @property
     def storage(self) -> Path:
-        """Where the cache keeps it: ``blobs``, ``refs`` and ``snapshots``."""
+        """The repository's folder in the local cache. It holds ``blobs``, ``refs`` and ``snapshots``."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}"
 
     def snapshot(self) -> Path | None:
-        """The folder of its files in the cache, which may lack some; None where it was never fetched."""
+        """Return the revision's folder in the cache, which may lack files. None: nothing was fetched."""
         ref = self.storage / "refs" / (self.revision or "main")
         commit = ref.read_text(errors="replace").strip() if ref.is_file() else (self.revision or "")
         folder = self.storage / "snapshots" / commit
         return folder if commit and folder.is_dir() else None
 
-    def half_fetched(self) -> int:
-        """Bytes of files whose download was interrupted."""
+    def interrupted_bytes(self) -> int:
+        """Return the number of bytes that interrupted downloads left."""
         return sum(path.stat().st_size for path in self.storage.glob("blobs/*.incomplete"))
 
 
 @dataclass(frozen=True)
+class HubPart:
+    """What a model needs from one repository: one file, or the files of a whole pipeline that fit the patterns.
+
+    Attributes:
+        repository: The repository.
+        file: The path of the one file. None: a whole pipeline.
+        patterns: The files of the pipeline.
+    """
+
+    repository: Repository
+    file: str | None = None
+    patterns: tuple[str, ...] = PIPELINE_FILES
+
+    def path(self) -> Path | None:
+        """Return the file, or the pipeline's folder, in the local cache. None: it is not here."""
+        folder = self.repository.snapshot()
+        path = folder / (self.file or INDEX) if folder else None
+        if path is None or not path.is_file():
+            return None
+        return path if self.file else folder
+
+    def plan(self, variant: str | None, weights: bool = True) -> DownloadPlan:
+        """Plan the download of this part. See :func:`plan_download`."""
+        return plan_download(self.repository, self.file or self.patterns, variant, weights)
+
+
+@dataclass(frozen=True)
 class DownloadPlan:
-    """What a download would bring: ``files`` are all that are needed, ``missing`` those that are not here whole."""
+    """What a download would fetch.
+
+    Attributes:
+        repository: The repository.
+        commit: The commit that the revision names now.
+        files: All files that the model needs.
+        missing: The files that are not in the cache, or not in full length.
+    """
 
     repository: Repository
     commit: str
@@ -84,17 +126,19 @@ class DownloadPlan:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the missing files."""
         return sum(file.size for file in self.missing)
 
     def __str__(self) -> str:
         total = size_text(sum(file.size for file in self.files))
-        here = f"{len(self.files)} files, {total}, are here"
-        need = f"{len(self.missing)} of {len(self.files)} files to fetch, {size_text(self.nbytes)} of {total}"
-        return f"{self.repository} at {self.commit[:12]}: {need if self.missing else here}"
+        state = f"{len(self.files)} files, {total}, are here"
+        if self.missing:
+            state = f"{len(self.missing)} of {len(self.files)} files to fetch, {size_text(self.nbytes)} of {total}"
+        return f"{self.repository} at {self.commit[:12]}: {state}"
 
 
 def size_text(nbytes: float) -> str:
-    """Bytes in words, with three digits: 998 B, 12.3 MiB, 4.27 GiB."""
+    """Write a number of bytes with three digits and a unit: 998 B, 12.3 MiB, 4.27 GiB."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = 0
     while nbytes >= 1000 and power < len(units) - 1:
@@ -103,56 +147,67 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.{digits}f} {units[power]}"
 
 
-def needed(
+def pipeline_files_on_hub(
     names: Sequence[str], index: dict[str, Any], repository: object, variant: str | None = None, weights: bool = True
 ) -> list[str]:
-    """The files of a repository that a pipeline needs, by the components of its ``model_index.json``.
+    """List the files that a pipeline needs: for each component its configuration and one set of weights.
 
-    Of each component the configuration and one set of weights: of the variant where there is one, else the plain one, else
-    the only variant that there is. Without ``weights`` the configuration alone.
+    Args:
+        names: All files of the repository.
+        index: The content of the repository's ``model_index.json``. It names the components.
+        repository: The repository, for messages.
+        variant: The preferred set of weights. A component without this variant takes its plain weights, or else its
+            only variant.
+        weights: False to list only the configuration.
 
     Raises:
         WrongCommand: no component has the variant.
         DdilError: a component has no weights in safetensors.
     """
-    wanted, found = [INDEX], False
-    for component, (_, kind) in components(index).items():
+    needed, variant_exists = [INDEX], False
+    for component, (_, class_name) in components(index).items():
         inside = [name.split("/")[1] for name in names if name.startswith(f"{component}/") and name.count("/") == 1]
-        texts = [name for name in inside if name.endswith((".json", ".txt")) and ".index." not in name]
-        if weights and has_weights(kind):
+        chosen = [name for name in inside if name.endswith((".json", ".txt")) and ".index." not in name]
+        if weights and has_weights(class_name):
             sets = sets_of_weights(inside)
-            found = found or variant in sets
+            variant_exists = variant_exists or variant in sets
             if variant not in sets and None not in sets and len(sets) != 1:
                 raise DdilError(_no_weights(component, inside, sets, repository))
-            texts += sets.get(variant) or sets.get(None) or next(iter(sets.values()))
-        wanted += [f"{component}/{name}" for name in texts]
-    if weights and variant is not None and not found:
+            chosen += sets.get(variant) or sets.get(None) or next(iter(sets.values()))
+        needed += [f"{component}/{name}" for name in chosen]
+    if weights and variant is not None and not variant_exists:
         raise WrongCommand(f"the hub model {repository} has no weights of the variant {variant!r}")
-    return wanted
+    return needed
 
 
 def _no_weights(component: str, names: Sequence[str], sets: dict[str | None, list[str]], repository: object) -> str:
     if sets:
-        kinds = ", ".join(map(str, sets))
-        return f"the component {component} of the hub model {repository} comes as {kinds}; choose with --variant"
+        variants = ", ".join(map(str, sets))
+        return f"the component {component} of the hub model {repository} comes as {variants}; choose with --variant"
     pickle = next((name for name in names if name.endswith(PICKLES)), None)
     if pickle is None:
         return f"the hub model {repository} has no weights for its component {component}"
     return (
-        f"the hub model {repository} has the weights of its component {component} as a pickle alone ({pickle}), which is not "
-        "fetched, as it can run code; get a copy by hand and turn it into safetensors with: ddil models convert FOLDER OUT"
+        f"the hub model {repository} has the weights of its component {component} only as a pickle ({pickle}), which "
+        "is not fetched because it can run code; get a copy by hand and turn it into safetensors with: "
+        "ddil models convert FOLDER OUT"
     )
 
 
 def plan_download(
     repository: Repository, files: str | Sequence[str], variant: str | None = None, weights: bool = True
 ) -> DownloadPlan:
-    """Ask the hub for one file, or for what a pipeline needs and fits the patterns ``files``; compare with what is here.
+    """Ask the hub which files a model needs, and compare them with the files in the cache.
 
-    ``variant`` and ``weights`` are as in :func:`needed`.
+    Args:
+        repository: The repository.
+        files: The path of one file, or patterns. With patterns, the model is a whole pipeline, and the plan holds the
+            files of the pipeline that fit a pattern.
+        variant: See :func:`pipeline_files_on_hub`.
+        weights: See :func:`pipeline_files_on_hub`.
 
     Raises:
-        WrongCommand: no such repository or revision, or it is no pipeline.
+        WrongCommand: there is no such repository or revision, or the repository is no pipeline.
         DdilError: the hub cannot be reached, or has no safetensors.
     """
     from huggingface_hub import HfApi, hf_hub_download
@@ -166,130 +221,121 @@ def plan_download(
         tree = api.list_repo_tree(repository.name, recursive=True, revision=commit)
         listed = {file.path: file for file in tree if isinstance(file, RepoFile)}
         if isinstance(files, str):
-            wanted = [files]
+            needed = [files]
         else:
             if INDEX not in listed:
                 raise WrongCommand(
                     f"the hub model {repository} is no pipeline in diffusers' layout, as it has no {INDEX}"
                 )
             index = read_json(Path(hf_hub_download(repository.name, INDEX, revision=commit)))
-            names = needed(list(listed), index, repository, variant, weights)
-            wanted = [name for name in names if any(fnmatchcase(name, pattern) for pattern in files)]
-    for name in wanted:
+            names = pipeline_files_on_hub(list(listed), index, repository, variant, weights)
+            needed = [name for name in names if any(fnmatchcase(name, pattern) for pattern in files)]
+    for name in needed:
         if name not in listed:
             raise DdilError(f"the hub model {repository} has no file {name}")
         if not name.endswith(FETCHED):
-            raise DdilError(
-                f"the file {name} of the hub model {repository} is not fetched: only {', '.join(FETCHED)} are"
-            )
-    chosen = tuple(listed[name] for name in wanted)
+            endings = ", ".join(FETCHED)
+            raise DdilError(f"the file {name} of the hub model {repository} is not fetched: only {endings} files are")
+    chosen = tuple(listed[name] for name in needed)
     snapshot = repository.storage / "snapshots" / commit
-    missing = tuple(file for file in chosen if not _whole(snapshot / file.path, file))
+    missing = tuple(file for file in chosen if not _is_whole(snapshot / file.path, file))
     return DownloadPlan(repository, commit, chosen, missing)
 
 
-def _whole(path: Path, file: RepoFile) -> bool:
+def _is_whole(path: Path, file: RepoFile) -> bool:
     return path.is_file() and path.stat().st_size == file.size
 
 
-def download_files(plan: DownloadPlan, bar: Callable[..., Any]) -> Path:
-    """Fetch what a plan misses; returns the snapshot's folder.
-
-    ``bar(title, total)`` is a context manager that yields ``advance(n)``, in bytes.
+def download_files(plan: DownloadPlan, bar: ProgressBar) -> None:
+    """Fetch the missing files of a plan into the hub's cache.
 
     Raises:
-        DdilError: the disk is too small, the hub fails, or a file is not what the hub says it is.
+        DdilError: the disk is too small, the hub fails, or a file has another SHA-256 than the hub says.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import tqdm
 
     repository, storage = plan.repository, plan.repository.storage
+    _require_disk(plan)
+    weights = [file for file in plan.missing if file.lfs is not None]
+    with bar("fetch", sum(file.size for file in weights)) as advance, _one_sentence(repository), waiting_for(storage):
+        for file in plan.missing:
+            pointer = storage / "snapshots" / plan.commit / file.path
+            if not _is_whole(pointer, file):  # the library keeps a damaged file
+                pointer.resolve().unlink(missing_ok=True)
+                pointer.unlink(missing_ok=True)
+        for file in weights:
+            _fetch_weights(plan, file, advance)
+        # The library fetches the small files and links all files into the snapshot.
+        snapshot_download(  # type: ignore[call-overload]  # the class of the bar may be any callable
+            repository.name,
+            revision=repository.revision or "main",
+            allow_patterns=[glob.escape(file.path) for file in plan.files],
+            tqdm_class=partial(tqdm, disable=True),
+        )
+
+
+def _require_disk(plan: DownloadPlan) -> None:
+    storage = plan.repository.storage
     try:
         storage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _not_kept(storage, error) from error
+        raise _not_writable(storage, error.strerror) from error
+    if not os.access(storage, os.W_OK):
+        raise _not_writable(storage, os.strerror(errno.EACCES))
     if (free := shutil.disk_usage(storage).free) < plan.nbytes:
         raise DdilError(f"{plan}, and {storage} has {size_text(free)} free; make room, or set HF_HOME to a larger disk")
-    for file in plan.missing:  # one that is here in another length is damaged, and the library would keep it
-        pointer = storage / "snapshots" / plan.commit / file.path
-        pointer.resolve().unlink(missing_ok=True)
-        pointer.unlink(missing_ok=True)
-    heavy = sum(file.size for file in plan.missing if file.lfs is not None)
-    with bar("fetch", heavy) as advance, _one_sentence(repository):
-        for file in plan.missing:
-            if file.lfs is not None:
-                _fetch(file, plan, advance)
-        disable_progress_bars()
-        try:
-            # From the library: links to the files that are here, the small files, and the cache's own notes.
-            names = [re.sub(r"([\[?*])", r"[\1]", file.path) for file in plan.files]
-            revision = repository.revision or "main"
-            return Path(snapshot_download(repository.name, revision=revision, allow_patterns=names))
-        finally:
-            enable_progress_bars()
 
 
-def _fetch(file: RepoFile, plan: DownloadPlan, advance: Callable[[int], None]) -> None:
-    """One file of weights to its place among the cache's blobs, going on from ``.incomplete``."""
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+def _fetch_weights(plan: DownloadPlan, file: RepoFile, advance: Callable[[int], None]) -> None:
+    """Fetch one file of weights into the cache's blobs, starting after the bytes of an interrupted download.
+
+    ``huggingface_hub`` 2.4 deletes the bytes of an interrupted file and compares no SHA-256, so this function does
+    both.
+    """
+    from huggingface_hub import HfFileSystem, constants
 
     assert file.lfs is not None
-    storage, sha256 = plan.repository.storage, file.lfs.sha256
-    blob, partial = storage / "blobs" / sha256, storage / "blobs" / f"{sha256}.incomplete"
-    lock = Path(constants.HF_HUB_CACHE) / ".locks" / storage.name / f"{sha256}.lock"
-    for folder in (blob.parent, lock.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if partial.is_file() and partial.stat().st_size > file.size:
-            partial.unlink()
-        with partial.open("ab") as out:
-            start = out.tell()
-            if start == file.size:
-                advance(start)
-            http_get(
-                hf_hub_url(plan.repository.name, file.path, revision=plan.commit),
-                out,
-                resume_size=start,
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                tqdm_class=lambda **settings: _Bar(advance, settings["initial"]),  # type: ignore[arg-type]
-            )
-        with partial.open("rb") as read:
-            got = hashlib.file_digest(read, "sha256").hexdigest()
-        if got != sha256:
-            partial.unlink()
-            raise DdilError(
-                f"the file {file.path} of the hub model {plan.repository} came with the SHA-256 {got[:12]}…, and the hub says "
-                f"{sha256[:12]}…; the copy was deleted, so run the command again"
-            )
-        partial.replace(blob)
+    repository, sha256 = plan.repository, file.lfs.sha256
+    blob = repository.storage / "blobs" / sha256
+    unfinished = blob.with_name(f"{sha256}.incomplete")
+    if _is_whole(blob, file):  # another process fetched the file while this one waited
+        return advance(file.size)
+    blob.parent.mkdir(exist_ok=True)
+    if unfinished.is_file() and unfinished.stat().st_size > file.size:
+        unfinished.unlink()
+    source = f"{repository.name}/{file.path}"
+    hub = HfFileSystem(endpoint=constants.ENDPOINT)
+    with unfinished.open("ab") as out, hub.open(source, "rb", revision=plan.commit, block_size=0) as stream:
+        stream.loc = out.tell()  # the stream's first request asks for the bytes from here on
+        advance(stream.loc)
+        while out.tell() < file.size:
+            piece = stream.read(constants.DOWNLOAD_CHUNK_SIZE)
+            if not piece:
+                raise OSError(f"{file.path} ended after {out.tell()} of {file.size} bytes")
+            out.write(piece)
+            advance(len(piece))
+    with unfinished.open("rb") as read:
+        received = hashlib.file_digest(read, "sha256").hexdigest()
+    if received != sha256:
+        unfinished.unlink()
+        raise DdilError(
+            f"the file {file.path} of the hub model {repository} came with the SHA-256 {received[:12]}…, and the hub "
+            f"says {sha256[:12]}…; the copy was deleted, so run the command again"
+        )
+    unfinished.replace(blob)
 
 
-class _Bar:
-    """What ``huggingface_hub`` takes for a bar: bytes go to ``advance``, those that were here before at once."""
-
-    def __init__(self, advance: Callable[[int], None], initial: int) -> None:
-        self.update = advance
-        advance(initial)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _not_kept(path: Path, error: OSError) -> DdilError:
+def _not_writable(path: object, reason: str | None) -> DdilError:
     return DdilError(
-        f"files of the hub cannot be kept in {path} ({error.strerror}); make room and make it writable, or set HF_HOME to another "
-        "folder"
+        f"files of the hub cannot be written to {path} ({reason}); make room and make the folder writable, or set "
+        "HF_HOME to another folder"
     )
 
 
 @contextmanager
 def _one_sentence(repository: Repository) -> Iterator[None]:
+    """Turn the errors of ``huggingface_hub`` and its HTTP client into messages of one sentence."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -303,19 +349,21 @@ def _one_sentence(repository: Repository) -> Iterator[None]:
     except DdilError:
         raise
     except OfflineModeIsEnabled as error:
-        raise DdilError("HF_HUB_OFFLINE is set, so nothing is fetched; unset it to download") from error
+        raise DdilError("HF_HUB_OFFLINE is set, so nothing is fetched; unset HF_HUB_OFFLINE to download") from error
     except GatedRepoError as error:
         raise DdilError(
-            f"the hub gives {repository} only to those who accepted its terms: do so on its page, then sign in with 'hf auth login'"
+            f"the hub gives {repository} only to users who accepted its terms: accept the terms on the model's page, "
+            "then sign in with 'hf auth login'"
         ) from error
     except RepositoryNotFoundError as error:
         raise WrongCommand(f"the hub at {constants.ENDPOINT} has no public model {repository.name}") from error
     except RevisionNotFoundError as error:
         raise WrongCommand(f"the hub model {repository.name} has no revision {repository.revision!r}") from error
-    except Exception as error:  # the client's own kinds, and those of the HTTP library below it, which changes
-        if isinstance(error, OSError) and error.filename is not None:  # of the disk
-            raise _not_kept(Path(str(error.filename)), error) from error
+    except Exception as error:  # each version of the client raises other errors of its HTTP library
+        if isinstance(error, OSError) and error.filename is not None:  # an error of the disk
+            raise _not_writable(error.filename, error.strerror) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DdilError(
-            f"{repository} could not be fetched from {constants.ENDPOINT}: {reason}; what came is kept, so run the command again"
+            f"{repository} could not be fetched from {constants.ENDPOINT}: {reason}; the fetched bytes are kept, so "
+            "run the command again"
         ) from error

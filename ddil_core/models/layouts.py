@@ -1,6 +1,7 @@
-"""The layouts of diffusers' pipelines: how each turns prompts into a network's condition, and which denoiser its network is.
+"""The layouts of diffusers' pipelines: how prompts become a condition, and which denoiser wraps the network.
 
-An addition is one function and one row of ``LAYOUTS``. Texts are encoded by diffusers' own pipelines, which know their encoders.
+To add a layout, write one function and one row of ``LAYOUTS``. The functions call diffusers' pipelines, which encode
+the text.
 """
 
 from __future__ import annotations
@@ -15,32 +16,40 @@ from torch import Tensor
 from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
 from ddil_core.models.memory import latent_size
 from ddil_core.support.errors import DdilError
+from ddil_core.support.registry import Registry
 
 Tensors = dict[str, Tensor]
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 UNLIMITED = 10**9
-"""transformers gives a tokenizer without ``model_max_length`` a number far above this one."""
+"""Smaller than the ``model_max_length`` that transformers gives a tokenizer without a limit."""
 MAX_SEQUENCE = 256
-"""The tokens that SD3's pipeline gives its T5 encoder."""
+"""The number of tokens that SD3's pipeline gives its T5 encoder."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A row: diffusers' pipeline class, the name of its network there, the denoiser that this is, diffusers' default guidance.
+    """A row of the table of layouts.
 
-    ``encode(pipeline, prompts)`` gives the condition's tensors [B, …], ``silent(pipeline)`` those [1, …] where there is no prompt
-    (None: the empty prompt's)."""
+    Attributes:
+        pipeline: The name of diffusers' pipeline class.
+        network: The name of the denoising network in the pipeline.
+        denoiser: The class that wraps the network.
+        guidance_scale: diffusers' default guidance scale.
+        encode: ``encode(pipeline, prompts)`` returns the tensors [B, …] of the condition.
+        unconditional: ``unconditional(pipeline)`` returns the tensors [1, …] of the condition without a prompt. None:
+            the condition of the empty prompt.
+    """
 
     pipeline: str
     network: str
     denoiser: type[NetworkDenoiser]
     guidance_scale: float
     encode: Callable[[Any, list[str]], Tensors]
-    silent: Callable[[Any], Tensors] | None = None
+    unconditional: Callable[[Any], Tensors] | None = None
 
     def nothing(self, pipeline: Any) -> Tensors:
-        """What the network is told, one row, where there is no prompt."""
-        return self.encode(pipeline, [""]) if self.silent is None else self.silent(pipeline)
+        """Return the tensors [1, …] of the condition without a prompt."""
+        return self.encode(pipeline, [""]) if self.unconditional is None else self.unconditional(pipeline)
 
 
 def _stable_diffusion(pipeline: Any, prompts: list[str]) -> Tensors:
@@ -53,15 +62,14 @@ def _sdxl(pipeline: Any, prompts: list[str]) -> Tensors:
     return _sized(pipeline, text, pooled)
 
 
-def _sdxl_silent(pipeline: Any) -> Tensors:
-    """Zeros, or the empty prompt, as the pipeline's ``force_zeros_for_empty_prompt`` says."""
+def _sdxl_unconditional(pipeline: Any) -> Tensors:
+    """Return zeros or the empty prompt's embedding, by the pipeline's ``force_zeros_for_empty_prompt``."""
     _, text, _, pooled = pipeline.encode_prompt([""], device=pipeline.device, do_classifier_free_guidance=True)
     return _sized(pipeline, text, pooled)
 
 
 def _sized(pipeline: Any, text: Tensor, pooled: Tensor) -> Tensors:
-    """SDXL's ids of the size before cropping, the crop's corner and the size asked for: a whole picture of the model's own size,
-    height before width."""
+    """Add SDXL's size ids of an uncropped image: original size, crop corner, target size, each (height, width)."""
     size = [side * pipeline.vae_scale_factor for side in latent_size(pipeline.unet.config, type(pipeline).__name__)]
     ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device)
     return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(text), 1)}
@@ -74,28 +82,30 @@ def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
 
-LAYOUTS = {
-    layout.pipeline: layout
-    for layout in (
+LAYOUTS = Registry(
+    "layout",
+    "ddil.layouts",
+    Layout,
+    (
         Layout("StableDiffusionPipeline", "unet", UNetDenoiser, 7.5, _stable_diffusion),
-        Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_silent),
+        Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_unconditional),
         Layout("LatentConsistencyModelPipeline", "unet", UNetDenoiser, 8.5, _stable_diffusion),
         Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3),
-    )
-}
+    ),
+    key=lambda layout: layout.pipeline,
+)
+"""The layouts by the name of diffusers' pipeline class."""
 
 
 def bound_tokenizers(pipeline: Any, reference: str) -> None:
-    """Let no tokenizer give more tokens than its text encoder has positions, where its files name no length or a longer one.
+    """Limit each tokenizer to the number of positions of its text encoder.
 
     Raises:
-        DdilError: neither the tokenizer nor the text encoder says how long a prompt may be.
+        DdilError: neither the tokenizer nor the text encoder has a limit.
     """
-    for name in TEXT_ENCODERS[:2]:  # T5, the third, has no positions, and is told its length by ``MAX_SEQUENCE``
-        tokenizer, encoder = (
-            getattr(pipeline, name.replace("text_encoder", "tokenizer"), None),
-            getattr(pipeline, name, None),
-        )
+    for name in TEXT_ENCODERS[:2]:  # the third is T5, which has no positions; ``MAX_SEQUENCE`` limits it
+        tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"), None)
+        encoder = getattr(pipeline, name, None)
         if tokenizer is None or encoder is None:
             continue
         limit = getattr(encoder.config, "max_position_embeddings", None)
@@ -103,18 +113,18 @@ def bound_tokenizers(pipeline: Any, reference: str) -> None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
         elif tokenizer.model_max_length > UNLIMITED:
             raise DdilError(
-                f"the tokenizer of the model {reference!r} has no model_max_length, and its {name} does not say how many tokens it "
-                "takes; set model_max_length in tokenizer_config.json"
+                f"the tokenizer of the model {reference!r} has no model_max_length, and its {name} has no limit of "
+                "tokens; set model_max_length in tokenizer_config.json"
             )
 
 
 def count_truncated(pipeline: Any, prompts: Sequence[str]) -> int:
-    """How many of the prompts are longer than a text encoder of the pipeline takes."""
-    distinct, long = list(dict.fromkeys(prompts)), set()
+    """Count the prompts that are too long for a text encoder of the pipeline."""
+    distinct, too_long = list(dict.fromkeys(prompts)), set()
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name, None)
         if tokenizer is not None:
             limit = MAX_SEQUENCE if name == "tokenizer_3" else tokenizer.model_max_length
             tokens = tokenizer(distinct).input_ids
-            long |= {prompt for prompt, ids in zip(distinct, tokens, strict=True) if len(ids) > limit}
-    return sum(prompt in long for prompt in prompts)
+            too_long |= {prompt for prompt, ids in zip(distinct, tokens, strict=True) if len(ids) > limit}
+    return sum(prompt in too_long for prompt in prompts)

@@ -1,4 +1,4 @@
-"""Memory of the device: what a model needs by its files' headers, what is free, and how to do with little."""
+"""Memory of the device: what a model needs (by the headers of its files), what is free, and how to use less."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 MOST_DECODED = 64
-"""Pictures that are decoded at once where memory allows it."""
+"""The most images that are decoded at once."""
 
 _SPARE = 0.8
-"""The share of the free memory that decoding may take; the rest is for what the libraries keep for themselves."""
-
+"""The share of the free memory that decoding may take. Libraries keep some of the rest for themselves."""
 
 _DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on the device for drawing one picture, and for distilling without the activations: without a critic, with one, and with
-    one and moments of 8 bits."""
+    """Bytes on the device. The numbers for distilling leave out the activations.
+
+    Attributes:
+        sampling: To sample one image.
+        training: To distil without a critic.
+        matching: To distil with a critic (DMD2).
+        matching_8bit: To distil with a critic, with an optimiser that keeps its moments in 8 bits.
+    """
 
     sampling: int
     training: int
@@ -38,7 +43,7 @@ class Need:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken: of a GPU, what the driver and torch's own pool have free; else of the machine."""
+    """Return the free bytes: for a GPU those of the driver and of torch's pool, or else those of the machine."""
     import psutil
     import torch
 
@@ -49,34 +54,34 @@ def free_bytes(device: torch.device) -> int:
 
 
 def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
-    """(height, width) of a model's latents by its network's ``sample_size``: one number for both, or a pair, as in diffusers.
+    """Return (height, width) of a model's latents: the ``sample_size`` of its network, one number or a pair.
 
     Raises:
-        DdilError: it is neither.
+        DdilError: ``sample_size`` is neither.
     """
-    told = config.get("sample_size")
-    size = (told, told) if isinstance(told, int) else told
+    sample_size = config.get("sample_size")
+    size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise DdilError(
-            f"the network of the model {reference!r} has the sample_size {told!r} in its configuration, so that the size of its "
-            "latents is not known; set it to a number, or to a list of height and width"
+            f"the network of the model {reference!r} has the sample_size {sample_size!r} in its configuration, so the "
+            "size of its latents is not known; set sample_size to a number, or to a list of height and width"
         )
     return size[0], size[1]
 
 
 def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
-    """Bytes that decoding one picture of ``pixels`` pixels takes at its peak, for numbers of ``width`` bytes.
+    """Return the peak bytes to decode one image of ``pixels`` pixels with numbers of ``width`` bytes.
 
-    The peak is in the decoder's last block, at full resolution: four maps (input, normalised, activated, convolved) of as many
-    channels as the block before it gives, ``block_out_channels[1]``: 4 · C₁ · H · W · width. For Stable Diffusion's decoder
-    (C₁ = 256) in float32 that is 1 GiB at 512² and 4 GiB at 1024².
+    The peak is in the decoder's last block, at full resolution. It holds four maps (input, normalised, activated,
+    convolved) with the C₁ = ``block_out_channels[1]`` channels of the block before: 4 · C₁ · H · W · width bytes.
+    Stable Diffusion's decoder (C₁ = 256) needs 1 GiB at 512² and 4 GiB at 1024² in float32.
     """
     channels = list(config.get("block_out_channels", (128,)))
     return 4 * channels[min(1, len(channels) - 1)] * pixels * width
 
 
 def decode_batch(vae: Any, latent_height: int, latent_width: int, device: torch.device) -> int:
-    """How many pictures to decode at once: as many as fit the free memory, at most 64; 0 where not even one fits."""
+    """Return how many images fit the free memory when they are decoded at once: 0 to ``MOST_DECODED``."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     pixels = latent_height * latent_width * scale**2
     fit = int(_SPARE * free_bytes(device)) // decode_bytes(vae.config, pixels, vae.dtype.itemsize)
@@ -85,10 +90,11 @@ def decode_batch(vae: Any, latent_height: int, latent_width: int, device: torch.
 
 @contextmanager
 def tiles(vae: Any, latent_side: int) -> Iterator[None]:
-    """Inside, pictures are decoded in tiles of half their side, a quarter of the memory; afterwards whole again.
+    """Decode in tiles inside the context. A tile has half the side of the image and needs a quarter of the memory.
 
-    It changes a picture where its tiles are blended, and is for a picture that could not be decoded otherwise. By itself the
-    autoencoder has tiles of its own full size. A tile's side is a multiple of 4 latents, so that its overlap, a quarter, is whole.
+    Tiles change an image where they are blended, so this is only for images that do not fit otherwise. The
+    autoencoder's default tile is as large as its training images. A tile's side is a multiple of 4 latents, so its
+    overlap, a quarter, is whole.
     """
     names = ("tile_latent_min_size", "tile_sample_min_size", "use_tiling")
     before = {name: getattr(vae, name) for name in names}
@@ -104,32 +110,30 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
 
 @contextmanager
 def on_device(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[None]:
-    """Inside, the modules are on the device; afterwards they wait in the machine's memory and leave the GPU's to others.
-
-    Those that are there already, on a visit around this one, stay.
-    """
+    """Move modules to the device inside the context, and off the GPU afterwards. Nested calls keep them there."""
     present = [module for module in modules if module is not None]
-    guests = [m for m in present if any(p.device.type != device.type for p in m.parameters())]
-    for module in guests:
+    moved = [m for m in present if any(p.device.type != device.type for p in m.parameters())]
+    for module in moved:
         module.to(device)
     try:
         yield
     finally:
-        for module in guests if device.type == "cuda" else ():
+        for module in moved if device.type == "cuda" else ():
             module.to("cpu")
 
 
 def estimate_memory(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
-    """What a pipeline needs, from its components' numbers of parameters and the configurations in ``folder``; nothing is loaded.
+    """Estimate the memory that a pipeline needs from its numbers of parameters and the configurations in ``folder``.
 
     With P parameters and ``width`` bytes a number:
 
     - sampling: the larger of width · (P_text + P_denoiser + P_decoder), while prompts are encoded, and
-      width · (P_denoiser + P_decoder) + one picture's decoding (:func:`decode_bytes`), after the text encoders left;
-    - training: width · P_denoiser for the frozen teacher, and for the student in float32 20 bytes a parameter: weights 4,
-      gradients 4, Adam's two moments 8, their moving average 4. Activations come on top and grow with the batch;
-    - matching (DMD2, without an average): width · P_denoiser, and for generator and critic 16 bytes a parameter each; 10 each with
-      moments of 8 bits (``optimizer: 8bit``).
+      width · (P_denoiser + P_decoder) + the decoding of one image (:func:`decode_bytes`), after the text encoders have
+      left;
+    - training: width · P_denoiser for the frozen teacher, and 20 bytes a parameter for the student in float32: weights
+      4, gradients 4, Adam's two moments 8, moving average 4. Activations come on top and grow with the batch;
+    - matching (DMD2, without an average): width · P_denoiser, and 16 bytes a parameter for the generator and for the
+      critic, or 10 with moments of 8 bits (``optimizer: 8bit``).
     """
     denoiser = sum(parameters.get(name, 0) for name in _DENOISERS)
     text = sum(number for name, number in parameters.items() if name.startswith("text_encoder"))

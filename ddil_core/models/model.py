@@ -1,4 +1,4 @@
-"""Models: what a reference names, loaded with its denoiser, text encoders and decoder."""
+"""Models: load a reference with its denoiser, text encoders and autoencoder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ddil_core.diffusion.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.diffusion.schedule import FlowSchedule, Schedule, is_flow
 from ddil_core.models import layouts
 from ddil_core.models.autoencoder import latent_scaling, require_decoder, require_encoder
+from ddil_core.models.fetch import fetch_missing
 from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.memory import decode_batch, latent_size, on_device, tiles
@@ -25,6 +26,7 @@ from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
 from ddil_core.models.systems import Files
 from ddil_core.models.weights import components, read_index, read_json
+from ddil_core.support.devices import choose_device, torch_dtype
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import Finite, all_finite, not_finite
 from ddil_core.support.protocol import require_guidance
@@ -32,7 +34,18 @@ from ddil_core.support.protocol import require_guidance
 
 @dataclass(eq=False)
 class Model:
-    """A text-to-image model in its parts: tokenizers and text encoders, denoiser, decoder."""
+    """A text-to-image model.
+
+    Attributes:
+        reference: The name of the model in messages and records.
+        files: The files of the model.
+        pipeline: diffusers' pipeline, with the tokenizers, text encoders and autoencoder.
+        layout: The layout of the pipeline.
+        denoiser: The pipeline's network with its noise schedule.
+        sampling: How the model is meant to be sampled.
+        device: Where the model computes.
+        variant: The set of weights that the user asked for, such as ``fp16``.
+    """
 
     reference: str
     files: Files
@@ -45,15 +58,15 @@ class Model:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a latent at the model's own resolution."""
+        """Shape (C, H, W) of a latent at the model's own resolution."""
         config: Any = self.denoiser.net.config
         return config.in_channels, *latent_size(config, self.reference)
 
     def guided(self, guidance_scale: float | None = None, reflection: Reflection | None = None) -> GuidedDenoiser:
-        """The denoiser with guidance (the model's own scale where None is given) and reflection.
+        """Return the denoiser with guidance and reflection. None takes the model's own guidance scale.
 
         Raises:
-            WrongCommand: the guidance scale is none.
+            WrongCommand: the number is no guidance scale.
         """
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         require_guidance(scale)
@@ -61,7 +74,7 @@ class Model:
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
 
     def nothing(self) -> Condition:
-        """What the network is told where there is no prompt, one row; encoded once."""
+        """Return the condition without a prompt, one row. It is encoded once."""
         return self._nothing
 
     @cached_property
@@ -72,58 +85,66 @@ class Model:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
-        """What the network is told of prompts, each distinct prompt encoded once."""
+        """Return the condition of the prompts, one row a prompt. Encode each distinct prompt once."""
         distinct = list(dict.fromkeys(prompts))
         parts = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
         with on_device(self.text_encoders(), self.device):
             encoded = [Condition(self.layout.encode(self.pipeline, part)) for part in parts]
-        place = {prompt: index for index, prompt in enumerate(distinct)}
-        rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
+        row_of = {prompt: index for index, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.device)
         return self._checked(Condition.cat(encoded)).rows(rows)
 
     def _checked(self, condition: Condition) -> Condition:
-        """Raises DdilError: what the text encoders give is not finite."""
+        """Return the condition if all its numbers are finite.
+
+        Raises:
+            DdilError: an embedding is not finite.
+        """
         if not all_finite(condition.tensors.values()):
-            whose = f"the model {self.reference!r}"
-            raise not_finite("the embeddings", "after its text encoders", whose, self.text_encoders())
+            owner = f"the model {self.reference!r}"
+            raise not_finite("the embeddings", "after its text encoders", owner, self.text_encoders())
         return condition
 
     def text_encoders(self) -> list[nn.Module | None]:
-        """Its text encoders, None where the layout has one and the model has not."""
+        """Return the text encoders. None stands for one that the model lacks."""
         return [getattr(self.pipeline, name, None) for name in TEXT_ENCODERS]
 
     def cut(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts are longer than a text encoder takes, so that their rest is not read."""
+        """Count the prompts that are too long for a text encoder. The encoder ignores the rest of such a prompt."""
         return layouts.count_truncated(self.pipeline, prompts)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The autoencoder's posterior (mean, std) in scaled latents, for pixels float32 [B, 3, H, W] in [-1, 1].
+        """Encode images: return (mean, std) of the autoencoder's posterior, in scaled latents [B, C, h, w].
+
+        ``pixels`` are float32 [B, 3, H, W] in [-1, 1].
 
         Raises:
-            DdilError: the autoencoder gives no posterior, or one that is not finite.
+            DdilError: the autoencoder has no posterior, or the posterior is not finite.
         """
         vae = self.pipeline.vae
         require_encoder(vae, self.reference)
         posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
         scale, shift = latent_scaling(vae, self.reference, self.device)
-        found = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
-        if not all_finite(found):
-            whose = f"the model {self.reference!r}"
-            raise not_finite("the latents of pictures", "after its autoencoder encoded them", whose, [vae])
-        return found
+        latents = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        if not all_finite(latents):
+            owner = f"the model {self.reference!r}"
+            raise not_finite("the latents of images", "after its autoencoder encoded them", owner, [vae])
+        return latents
 
     @torch.no_grad()
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
-        """Pictures uint8 [B, H, W, 3] of scaled latents [B, C, h, w], as many at once as memory allows where None is
-        given, and in tiles where it does not allow one.
+        """Decode scaled latents [B, C, h, w] to images uint8 [B, H, W, 3].
+
+        Without ``batch_size``, decode as many images at once as the memory allows, and in tiles if it does not allow
+        one.
 
         Raises:
-            DdilError: the latents or the pictures are not finite.
+            DdilError: the latents or the images are not finite.
         """
-        vae, whose = self.pipeline.vae, f"the model {self.reference!r}"
+        vae, owner = self.pipeline.vae, f"the model {self.reference!r}"
         if not all_finite([z]):
-            raise not_finite("the latents", "before they are decoded", whose, [self.denoiser.net])
+            raise not_finite("the latents", "before they are decoded", owner, [self.denoiser.net])
         scale, shift = latent_scaling(vae, self.reference, z.device)
         batch_size = batch_size or decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         images, finite = [], Finite[str]()
@@ -133,18 +154,18 @@ class Model:
                 finite.see("after its autoencoder decoded them", pixels)
                 images.append((pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu())
         if (place := finite.first_broken()) is not None:
-            raise not_finite("the pictures", place, whose, [vae])
+            raise not_finite("the images", place, owner, [vae])
         return torch.cat(images).numpy()
 
     def weights_sha256(self) -> str:
-        """A hash of the weights that are loaded, file by file in the order of their names, its own U-Net, LoRA or file last."""
-        found = dict(check_files(self.files, self.reference, self.variant).components)
+        """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""
+        files = dict(check_files(self.files, self.reference, self.variant).components)
         if self.files.unet is not None:
-            found.pop("unet")  # another is in its place
-        files = {str(path.relative_to(self.files.folder)): path for paths in found.values() for path in paths}
+            files.pop("unet")  # the system's own U-Net replaces it
+        by_name = {str(path.relative_to(self.files.folder)): path for paths in files.values() for path in paths}
         own = (self.files.unet, self.files.lora, self.files.checkpoint)
         digest = hashlib.sha256()
-        for name, path in [*sorted(files.items()), *((path.name, path) for path in own if path is not None)]:
+        for name, path in [*sorted(by_name.items()), *((path.name, path) for path in own if path is not None)]:
             digest.update(name.encode())
             with path.open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
@@ -153,20 +174,33 @@ class Model:
 
 def load_model(
     reference: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "float32",
     variant: str | None = None,
     *,
+    download: bool = False,
     fuse_lora: bool = True,
 ) -> Model:
-    """A model by reference, in evaluation mode. ``variant`` chooses among its files, ``dtype`` what it computes in.
+    """Load a model by reference, in evaluation mode.
 
-    A LoRA is merged into the weights, or kept beside them (``fuse_lora`` False).
+    Args:
+        reference: The model, as in :mod:`ddil_core.models.references`: ``shapes``, a named system, a folder, a hub id …
+        device: Where the model computes. None: CUDA if this machine has it, or else the CPU.
+        dtype: What the model computes in: float32, bfloat16 or float16, as a name or as torch's dtype.
+        variant: Which of several sets of weights to read, such as ``fp16``. None: the plain files, or the only variant.
+        download: Fetch the files that are not here from the hub. Without it nothing is fetched.
+        fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights.
 
     Raises:
-        WrongCommand: the reference fits nothing; the message names the nearest that would.
-        DdilError: its files are damaged, do not fit each other, or are of a layout that is not known.
+        WrongCommand: the reference fits nothing (the message names the nearest that does), or there is no such device.
+        DdilError: the files are damaged, do not fit each other, or have an unknown layout.
     """
+    if device is None or isinstance(device, str):
+        device = choose_device(device)
+    if isinstance(dtype, str):
+        dtype = torch_dtype(dtype)
+    if download:
+        fetch_missing([reference], variant)
     return assemble(reference, resolve(reference), device, dtype, variant, fuse_lora=fuse_lora)
 
 
@@ -179,7 +213,19 @@ def assemble(
     *,
     fuse_lora: bool = True,
 ) -> Model:
-    """A model from its files; ``reference`` is what messages and records call it. The rest is as in ``load_model``."""
+    """Load a model from its files. ``reference`` is the model's name in messages and records.
+
+    Args:
+        reference: The name of the model in messages and records.
+        files: The files of the model.
+        device: Where the model computes.
+        dtype: What the model computes in.
+        variant: See :func:`load_model`.
+        fuse_lora: See :func:`load_model`.
+
+    Raises:
+        DdilError: see :func:`load_model`.
+    """
     layout = _layout(files, reference)
     if (vae := components(read_index(files.folder)).get("vae")) is not None:
         require_decoder(vae[1], reference)
@@ -188,22 +234,22 @@ def assemble(
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
-            if name not in TEXT_ENCODERS:  # they come to the device when they are asked
+            if name not in TEXT_ENCODERS:  # ``Model.encode`` moves the text encoders to the device
                 part.to(device)
     if dtype == torch.float16 and pipeline.vae.config.force_upcast:
         pipeline.vae.float()  # SDXL's autoencoder overflows in float16
-    told = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
+    own_sampling = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
     config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
-    schedule, prediction = _process(files, told, config, reference)
-    latent_scaling(pipeline.vae, reference)  # what cannot be used is told now
+    schedule, prediction = _process(files, own_sampling, config, reference)
+    latent_scaling(pipeline.vae, reference)  # refuse unusable configurations now
     latent_size(getattr(pipeline, layout.network).config, reference)
     layouts.bound_tokenizers(pipeline, reference)
     denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
     if files.system is not None:
         _require_embedding(denoiser.guidance_width, files.system.w_embedding, reference)
         sampling = Sampling.from_system(files.system, layout.guidance_scale)
-    elif told:
-        sampling = Sampling.from_file(told, f"the file {files.folder / SYSTEM_FILE}")
+    elif own_sampling:
+        sampling = Sampling.from_file(own_sampling, f"the file {files.folder / SYSTEM_FILE}")
     else:
         sampling = Sampling.from_scheduler(config, layout.guidance_scale)
     return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant)
@@ -211,38 +257,43 @@ def assemble(
 
 def _layout(files: Files, reference: str) -> Layout:
     name = read_index(files.folder).get("_class_name")
-    if files.system is not None:  # whose repository may name a class of its own, as InstaFlow's does
+    if files.system is not None:  # the repository may name a class of its own, as InstaFlow's does
         name = files.system.layout
-    if not isinstance(name, str) or name not in LAYOUTS:  # a repository's own class is a list
+    if not isinstance(name, str) or name not in LAYOUTS:  # a list names a class of the repository
         raise DdilError(f"the model {reference!r} has the layout {name}; known here are {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 
 def _require_embedding(width: int | None, wanted: int | None, reference: str) -> None:
-    """Whether a network is told its guidance as its row says.
+    """Refuse a network with another guidance embedding than its row in ``systems.yaml`` says.
 
     Raises:
-        DdilError: it is not, so that these are the files of another system.
+        DdilError: the widths differ, so these are the files of another system.
     """
     if width != wanted:
         says = "none" if wanted is None else f"one of width {wanted}"
         has = "without a guidance embedding" if width is None else f"with a guidance embedding of width {width}"
         raise DdilError(
-            f"the model {reference!r} has a U-Net {has}, and its row in systems.yaml says {says}; name the files of that system"
+            f"the model {reference!r} has a U-Net {has}, and its row in systems.yaml says {says}; "
+            "name the files of that system"
         )
 
 
-def _process(files: Files, told: dict[str, Any], config: dict[str, Any], reference: str) -> tuple[Schedule, Prediction]:
-    """The noise schedule, and what the network predicts: as a single file says, or the row, or ``ddil.json``, or the scheduler.
+def _process(
+    files: Files, own_sampling: dict[str, Any], config: dict[str, Any], reference: str
+) -> tuple[Schedule, Prediction]:
+    """Return the noise schedule and what the network predicts.
+
+    The first of these that names a prediction decides: the single file, the row or ``ddil.json``, the scheduler's
+    ``config``.
 
     Raises:
-        WrongCommand: the scheduler's process is not known here.
-        DdilError: ``ddil.json`` and the scheduler name different predictions, so that one of them was exchanged, or the prediction
-            is not known here.
+        WrongCommand: the scheduler's process is not supported.
+        DdilError: ``ddil.json`` and the scheduler name different predictions, or the prediction is not supported.
     """
-    flow = "flow" if is_flow(config) else "epsilon"  # diffusers' own where a scheduler names none
+    flow = "flow" if is_flow(config) else "epsilon"  # diffusers' default
     scheduled: Any = config.get("prediction_type") or flow
-    named: Any = files.system.prediction if files.system is not None else told.get("prediction")
+    named: Any = files.system.prediction if files.system is not None else own_sampling.get("prediction")
     prediction: Prediction = files.prediction or named or scheduled
     if files.system is None and files.prediction is None and named not in (None, "rectified_flow", scheduled):
         raise DdilError(
@@ -251,10 +302,11 @@ def _process(files: Files, told: dict[str, Any], config: dict[str, Any], referen
         )
     if prediction not in get_args(Prediction):
         raise DdilError(
-            f"the model {reference!r} predicts {prediction}, which is not known here; it may be {', '.join(get_args(Prediction))}"
+            f"the model {reference!r} predicts {prediction}, which is not supported; the prediction may be "
+            f"{', '.join(get_args(Prediction))}"
         )
     if config.get("variance_type") in ("learned", "learned_range"):
-        raise DdilError(f"the model {reference!r} predicts a variance too, which is not known here; take another model")
+        raise DdilError(f"the model {reference!r} also predicts a variance, which is not supported; take another model")
     if prediction not in FLOWS:
         return Schedule.from_config(config), prediction
     return FlowSchedule.straight() if prediction == "rectified_flow" else FlowSchedule.from_config(config), prediction

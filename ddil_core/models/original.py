@@ -1,6 +1,6 @@
-"""The names that Stable Diffusion's first authors gave the layers of its networks, which diffusers and transformers renamed.
+"""The original names of layers in Stable Diffusion's networks, before diffusers and transformers renamed the layers.
 
-Single-file checkpoints use them with dots, kohya's LoRA files for SDXL with underscores.
+Single-file checkpoints use the original names with dots. kohya's LoRA files for SDXL use them with underscores.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ _MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 
 
 def unet_layer(name: str, config: Any) -> str | None:
-    """The original name of a U-Net's layer.
+    """Return the original name of a U-Net's layer.
 
     Args:
-        name: the layer as diffusers calls it, such as ``down_blocks.0.resnets.1.conv1``.
-        config: the U-Net's configuration. It needs ``layers_per_block`` and ``up_block_types``.
+        name: diffusers' name of the layer, such as ``down_blocks.0.resnets.1.conv1``.
+        config: The U-Net's configuration, with ``layers_per_block`` and ``up_block_types``.
 
     Returns:
-        The name, such as ``input_blocks.2.0.in_layers.2``; None for a layer that the original layout does not have.
+        The name, such as ``input_blocks.2.0.in_layers.2``. None: the original network has no such layer.
     """
     if name in _OUTSIDE:
         return _OUTSIDE[name]
@@ -78,7 +78,7 @@ def unet_layer(name: str, config: Any) -> str | None:
     if match is None:
         return None
     side, level, kind, rest = match[1], int(match[2]), match[3], match[5]
-    first = (layers + 1) * level + int(match[4])  # a level has one block more than layers_per_block
+    first = (layers + 1) * level + int(match[4])  # a level has layers_per_block + 1 blocks
     if kind in ("resnets", "attentions"):
         block = f"input_blocks.{first + 1}" if side == "down" else f"output_blocks.{first}"
         return _inside(f"{block}.{0 if kind == 'resnets' else 1}", kind, rest)
@@ -96,16 +96,15 @@ def _inside(block: str, kind: str, rest: str) -> str | None:
 
 
 def autoencoder_weight(name: str, levels: int) -> str:
-    """The original name of an autoencoder's weight, such as ``decoder.up.3.block.0.conv1.weight``; it has ``levels`` of width."""
+    """Return the original name of an autoencoder's weight. The autoencoder has ``levels`` resolutions."""
     for today, original in _AUTOENCODER.items():
         name = name.replace(today, original)
-    return re.sub(
-        r"up_blocks\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name
-    )  # counted from the picture
+    # The original names count the decoder's levels from the image, and diffusers counts them from the latent.
+    return re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
 
 
 def open_clip_weight(name: str) -> str:
-    """The name in ``open_clip`` of a text encoder's weight (without ``text_model.``); it keeps query, key and value in one."""
+    """Return ``open_clip``'s name of a text encoder's weight. Query, key and value share one name there."""
     for today, original in _OPEN_CLIP.items():
         name = name.replace(today, original)
     return re.sub(r"self_attn\.[qkv]_proj\.", "attn.in_proj_", name)

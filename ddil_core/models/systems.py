@@ -1,4 +1,4 @@
-"""The systems that have a name: one row each of ``protocols/systems.yaml``, with how its authors sample it."""
+"""The named systems: the rows of ``protocols/systems.yaml``, with the sampling that their authors use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ddil_core.diffusion.parameterization import Prediction
 
 PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
-"""What of a hub repository a pipeline is made of; weights as safetensors alone."""
+"""Patterns for the files of a pipeline in a hub repository. The only weights are safetensors."""
 
 
 class HubFiles(Strict):
-    """One file of weights in a hub repository, in place of a pipeline's U-Net or to adapt it."""
+    """One file of weights in a hub repository. It replaces a pipeline's U-Net or adapts it."""
 
     source: str
     file: str
@@ -29,13 +29,30 @@ class HubFiles(Strict):
 
 
 class SystemSpec(Strict):
-    """A row. What was not read at its source is None and prints "unverified"; nothing is guessed.
+    """A row. A fact that nobody read at its source is None and prints "unverified".
 
-    ``source`` is the hub id of a whole pipeline (None: a user's own folder), or ``base`` names the system whose pipeline is taken,
-    with ``unet`` in place of its U-Net or ``lora`` on it. ``guidance_scale`` is g of ε_∅ + g (ε_c − ε_∅), 1 for none, None for the
-    default of diffusers' pipeline. ``timesteps`` are given outright, or come from ``steps`` and ``spacing``
-    (``ddil_core.diffusion.schedule.SPACINGS``). ``distilled`` systems were made for exactly this sampling, or for any
-    number of steps in ``step_range``.
+    Attributes:
+        title: The name in tables.
+        source: The hub id of a whole pipeline. None: a user's own folder, or the pipeline of ``base``.
+        revision: The hub's revision of ``source``.
+        files: Patterns for the files of ``source`` that are needed.
+        licence: The licence of the weights.
+        base: The system that lends its pipeline.
+        unet: Weights that replace the U-Net of ``base``.
+        lora: A LoRA for the pipeline of ``base``.
+        layout: The name of diffusers' pipeline class.
+        prediction: What the network predicts. None: the scheduler says it.
+        solver: The solver.
+        spacing: How ``steps`` timesteps are spaced (``ddil_core.diffusion.schedule.SPACINGS``).
+        offset: Added to each timestep of the spacing.
+        timesteps: The timesteps themselves, in place of ``spacing``.
+        steps: The number of steps.
+        step_range: A distilled system's smallest and largest number of steps. None: exactly ``steps``.
+        guidance_scale: g of ε_∅ + g (ε_c − ε_∅). 1 is no guidance. None: the default of diffusers' pipeline.
+        guidance_convention: How the authors write their guidance scale.
+        distilled: Whether the system was distilled for this sampling.
+        w_embedding: Width of the embedding of the guidance scale. None: the network has none.
+        resolution: Side of the images in pixels.
     """
 
     title: str
@@ -63,7 +80,7 @@ class SystemSpec(Strict):
     @model_validator(mode="after")
     def _parts_fit(self) -> SystemSpec:
         if (self.unet or self.lora) and self.base is None:
-            raise ValueError("a system with its own 'unet' or 'lora' names the 'base' whose pipeline they go into")
+            raise ValueError("a system with its own 'unet' or 'lora' must name the 'base' with the pipeline for them")
         if self.timesteps is not None and self.steps != len(self.timesteps):
             raise ValueError(f"'steps' is {self.steps}, and there are {len(self.timesteps)} 'timesteps'")
         return self
@@ -71,12 +88,16 @@ class SystemSpec(Strict):
 
 @dataclass(frozen=True)
 class Files:
-    """Where the files of a reference lie.
+    """The local files of a reference.
 
-    ``folder`` is a whole pipeline in diffusers' layout; ``unet`` and ``lora`` are safetensors that replace its U-Net or adapt it;
-    ``system`` is the row that says how it is sampled (None: the folder says it itself). Where ``checkpoint`` is given, that one
-    file has the weights of the whole pipeline, in its first authors' names, and ``folder`` only the configuration; ``prediction``
-    is what that file says that its network predicts (None: it does not say).
+    Attributes:
+        folder: A pipeline in diffusers' layout. With ``checkpoint``, only its configuration is read.
+        unet: Weights (safetensors) that replace the pipeline's U-Net.
+        lora: A LoRA (safetensors) for the pipeline.
+        system: The row that says how the model is sampled. None: the folder says it.
+        checkpoint: A single file with the weights of the whole pipeline, in the names of Stable Diffusion's first
+            authors.
+        prediction: What the network predicts, as ``checkpoint`` says. None: the file does not say it.
     """
 
     folder: Path
@@ -89,15 +110,15 @@ class Files:
 
 @cache
 def load_systems() -> dict[str, SystemSpec]:
-    """Every row of the shipped ``systems.yaml``, by name, in the file's order.
+    """Return all rows of the shipped ``systems.yaml`` by name, in the order of the file.
 
     Raises:
-        WrongCommand: a row has an unknown key or a value that does not fit.
-        DdilError: a row's ``base`` is no row.
+        WrongCommand: a row has an unknown key or a bad value.
+        DdilError: a row names a ``base`` that is no row.
     """
     path = protocols() / "systems.yaml"
     systems = {name: validate(SystemSpec, row, f"{path}, row {name!r},") for name, row in read_yaml(path).items()}
     for name, system in systems.items():
         if system.base is not None and system.base not in systems:
-            raise DdilError(f"{path}, row {name!r}, has the base {system.base!r}, which is none of its rows")
+            raise DdilError(f"{path}, row {name!r}, has the base {system.base!r}, which is no row of the file")
     return systems

@@ -1,6 +1,6 @@
-"""Weights on disk: what a safetensors file holds by its header, which files a pipeline needs, and whether they are whole.
+"""Weights on disk: the headers of safetensors files, and the files that a pipeline needs.
 
-Nothing here loads a weight or imports torch, so that a damaged pipeline is told by name before a library sees it.
+This file loads no weight and does not import torch. So a damaged file is named before a library reads it.
 """
 
 from __future__ import annotations
@@ -16,39 +16,47 @@ from typing import Any
 from ddil_core.support.errors import DdilError, WrongCommand
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components that nothing here uses: they are neither asked for, nor fetched, nor loaded."""
+"""Components that are not used, and so neither fetched nor loaded."""
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-"""Files that hold a pickle, which can run code when it is read; only ``ddil models convert`` opens them."""
+"""Endings of pickles. Reading a pickle can run code, so only ``ddil models convert`` opens one."""
 
 LIBRARIES = ("diffusers", "transformers")
-"""Whose classes a pipeline may be made of."""
+"""The libraries that a pipeline's classes may come from."""
 
 _WITHOUT_WEIGHTS = ("Scheduler", "Tokenizer", "Processor", "FeatureExtractor")
 AGAIN = "fetch or make the model again"
-"""How a sentence about damage ends."""
+"""The end of a message about damage."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor as the header describes it: its safetensors dtype (``F32``, ``BF16`` …) and shape."""
+    """A tensor in a header: its safetensors dtype (``F32``, ``BF16`` …) and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def numel(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        bits = re.search(r"\d+", self.dtype)  # BOOL alone has no number, and takes a byte
+        """The number of bytes."""
+        bits = re.search(r"\d+", self.dtype)  # only BOOL has no number; an element takes a byte
         return self.numel * (int(bits.group()) if bits else 8) // 8
 
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """A pipeline's weights: the variant that was chosen (None: the plain files), and each component's files."""
+    """The files of a pipeline's weights.
+
+    Attributes:
+        folder: The pipeline's folder.
+        variant: The chosen variant. None: the plain files.
+        components: The files of each component.
+    """
 
     folder: Path
     variant: str | None
@@ -56,15 +64,15 @@ class PipelineFiles:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the files on disk, through the links of a hub's cache."""
+        """Bytes of the files on disk."""
         return sum(path.stat().st_size for files in self.components.values() for path in files)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Names, dtypes and shapes of a safetensors file's tensors, from its header; the file's length is checked against it.
+    """Return dtype and shape of each tensor of a safetensors file. Check the file's length.
 
     Raises:
-        DdilError: there is no such file, or it is cut short or otherwise damaged.
+        DdilError: there is no such file, or the file is cut short or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -72,7 +80,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise DdilError(f"the weights {path} are not there; {AGAIN}")
     try:
         with safe_open(path, framework="np") as file:
-            slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 (the file is no mapping)
+            slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
             return {name: Entry(part.get_dtype(), tuple(part.get_shape())) for name, part in slices}
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -80,7 +88,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The notes in a safetensors file's header; the file was read with :func:`read_header` before."""
+    """Return the metadata in the header of a safetensors file that :func:`read_header` has checked."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
@@ -88,15 +96,15 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """``model_index.json``: each component's name to [library, class], and the pipeline's own keys."""
+    """Read ``model_index.json``. It maps each component to [library, class] and holds the pipeline's own keys."""
     return read_json(folder / "model_index.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that belongs to a model.
+    """Read a JSON object of a model.
 
     Raises:
-        DdilError: it is not there or damaged.
+        DdilError: the file is missing or damaged.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -107,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The components of a pipeline that are used here, to (library, class)."""
+    """Return (library, class) of each component of a pipeline that is used here."""
     return {
         name: (value[0], value[1])
         for name, value in index.items()
@@ -115,48 +123,52 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
-def has_weights(kind: str) -> bool:
-    """Whether a component of the class ``kind`` is a network: schedulers, tokenizers and processors are none."""
-    return not any(word in kind for word in _WITHOUT_WEIGHTS)
+def has_weights(class_name: str) -> bool:
+    """Return whether a component of this class is a network, not a scheduler, tokenizer or processor."""
+    return not any(word in class_name for word in _WITHOUT_WEIGHTS)
 
 
 def count(paths: Iterable[Path]) -> int:
-    """The number of parameters in safetensors files."""
+    """Count the parameters in safetensors files."""
     return sum(entry.numel for path in paths for entry in read_header(path).values())
 
 
 def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, weights: bool = True) -> PipelineFiles:
-    """The weights that a pipeline loads, each one found and whole; without ``weights``, only whether its components are there.
+    """Choose the files of weights that a pipeline loads, and check that each is here and whole.
 
-    ``variant`` (such as ``fp16``) is taken where a component has it, and the plain files where it has not, as diffusers
-    does. Without one the plain files are taken; where they are not here and one variant is, that variant.
+    Args:
+        folder: The pipeline's folder.
+        reference: The name of the model in messages.
+        variant: The preferred set of weights, such as ``fp16``. A component without it takes its plain files, as in
+            diffusers. None: the plain files, or the only variant if a component has no plain files.
+        weights: False to check only that the folders of the components are here.
 
     Raises:
-        WrongCommand: no component has the variant that was asked for.
-        DdilError: a component, a shard or a file is missing, cut short or damaged, or only pickles are there.
+        WrongCommand: no component has the variant.
+        DdilError: a component, a shard or a file is missing, cut short or damaged, or only pickles are here.
     """
     networks = {}
-    for name, (library, kind) in components(read_index(folder)).items():
+    for name, (library, class_name) in components(read_index(folder)).items():
         if library not in LIBRARIES:
             raise DdilError(
-                f"the component {name} of the model {reference!r} is of the class {library}.{kind}, and only those of "
-                f"{' and '.join(LIBRARIES)} are loaded, so that no code of a model is run"
+                f"the component {name} of the model {reference!r} is of the class {library}.{class_name}, and only "
+                f"classes of {' and '.join(LIBRARIES)} are loaded, so that no code of a model runs"
             )
         if not (folder / name).is_dir():
             raise DdilError(
-                f"the model {reference!r} names the component {name} ({kind}), whose folder {folder / name} is not there; "
-                f"{AGAIN}"
+                f"the model {reference!r} names the component {name} ({class_name}), and there is no folder "
+                f"{folder / name}; {AGAIN}"
             )
-        if has_weights(kind) and weights:
+        if has_weights(class_name) and weights:
             networks[name] = folder / name
     if not weights:
         return PipelineFiles(folder, None, {})
     here = {name: sets_of_weights([path.name for path in folder.iterdir()]) for name, folder in networks.items()}
-    known = sorted({one for found in here.values() for one in found if one is not None})
+    known = sorted({name for sets in here.values() for name in sets if name is not None})
     if variant is not None and variant not in known:
-        have = f"it has {', '.join(known)}" if known else "it has the plain files alone"
-        raise WrongCommand(f"the model {reference!r} has no weights of the variant {variant!r} here; {have}")
-    if variant is None and len(known) == 1 and any(None not in found for found in here.values()):
+        choice = f"it has {', '.join(known)}" if known else "it has only the plain files"
+        raise WrongCommand(f"the model {reference!r} has no weights of the variant {variant!r} here; {choice}")
+    if variant is None and len(known) == 1 and any(None not in sets for sets in here.values()):
         variant = known[0]
     files = {}
     for name, path in networks.items():
@@ -171,9 +183,10 @@ def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, 
 
 
 def sets_of_weights(names: Iterable[str]) -> dict[str | None, list[str]]:
-    """The weights in a component's folder by variant (None: the plain one): one whole file, or an index and its shards.
+    """Sort the names of files in a component's folder by variant. None is the plain variant.
 
-    Names are those that diffusers and transformers give: ``model.fp16.safetensors``, ``model-00001-of-00002.safetensors`` …
+    A variant has one whole file, or an index and its shards, named as diffusers and transformers name them:
+    ``model.fp16.safetensors``, ``model-00001-of-00002.safetensors`` …
     """
     whole: dict[str | None, list[str]] = {}
     parts: dict[str | None, list[str]] = {}
@@ -185,11 +198,12 @@ def sets_of_weights(names: Iterable[str]) -> dict[str | None, list[str]]:
             parts.setdefault(match[1] or match[2], []).append(name)
         elif match := re.fullmatch(rf"{stem}\.safetensors\.index(?:\.(\w+))?\.json", name):
             parts.setdefault(match[1], []).append(name)
-    return {variant: found for variant, found in parts.items() if any(".index." in name for name in found)} | whole
+    sharded = {variant: files for variant, files in parts.items() if any(".index." in file for file in files)}
+    return sharded | whole
 
 
 def _shards(folder: Path, names: list[str]) -> tuple[Path, ...]:
-    """A set's safetensors; where there is an index, those that it names, whether they are here or not."""
+    """Return the safetensors of a set. If there is an index, return all shards that it names, here or not."""
     index = next((folder / name for name in names if name.endswith(".json")), None)
     if index is None:
         return tuple(folder / name for name in names)
@@ -199,13 +213,14 @@ def _shards(folder: Path, names: list[str]) -> tuple[Path, ...]:
     return tuple(folder / name for name in sorted(set(shards.values())))
 
 
-def _no_weights(folder: Path, whose: str, variants: list[str]) -> str:
+def _no_weights(folder: Path, owner: str, variants: list[str]) -> str:
     if variants:
-        return f"{whose} has no plain weights in {folder}, and the variants here are {', '.join(variants)}; choose with --variant"
+        choice = ", ".join(variants)
+        return f"{owner} has no plain weights in {folder}, and the variants here are {choice}; choose with --variant"
     pickle = next((path for path in sorted(folder.iterdir()) if path.suffix in PICKLES), None)
     if pickle is None:
-        return f"{whose} has no weights in {folder}; {AGAIN}"
+        return f"{owner} has no weights in {folder}; {AGAIN}"
     return (
-        f"{whose} has its weights as a pickle alone ({pickle}), and a pickle can run code; make a copy in safetensors with: "
-        "ddil models convert FOLDER OUT"
+        f"{owner} has its weights only as a pickle ({pickle}), and a pickle can run code; make a copy in safetensors "
+        "with: ddil models convert FOLDER OUT"
     )

@@ -208,9 +208,9 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     """Check whether a model fits into the free memory, for sampling and for distilling."""
     import torch
 
+    from ddil_core.models.catalogue import parameters
     from ddil_core.models.hub import size_text
     from ddil_core.models.memory import estimate_memory, free_bytes
-    from ddil_core.models.references import parameters
 
     free = free_bytes(torch.device(device))
     estimate = estimate_memory(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)

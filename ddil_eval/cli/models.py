@@ -22,8 +22,8 @@ def models(ctx: click.Context, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
+    from ddil_core.models.catalogue import list_models
     from ddil_core.models.hub import size_text
-    from ddil_core.models.references import list_models
 
     rows = list_models()
     if not as_json:
@@ -45,8 +45,10 @@ def download(references: tuple[str, ...], variant: str | None, config_only: bool
     The command prints the size first. It continues an interrupted download, and checks weights against the hub's
     SHA-256. It downloads only safetensors, JSON and text files of the components that it uses.
     """
+    from ddil_core.models.fetch import fetch_model
+
     for reference in references:
-        options.fetch(reference, variant, weights=not config_only)
+        fetch_model(reference, variant, weights=not config_only)
 
 
 @models.command()

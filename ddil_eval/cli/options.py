@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 
 import click
 
-from ddil_core.support import paths, ranks
+from ddil_core.support import paths
+from ddil_core.support.devices import DTYPES
+from ddil_core.support.devices import choose_device as choose_device
+from ddil_core.support.devices import torch_dtype as torch_dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,70 +146,19 @@ def reflection_option(command: F) -> F:
     return click.option("--reflection", type=modes, default=None, help=text)(command)
 
 
-DTYPES = ("fp32", "bf16", "fp16")
-
-
 def dtype_option(command: F) -> F:
     """Add ``--dtype``."""
     text = "The number format that the model computes in."
-    return click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help=text)(command)
-
-
-def torch_dtype(name: str) -> Any:
-    """Return the torch dtype of a value of ``--dtype``."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    kinds = click.Choice(tuple(DTYPES))
+    return click.option("--dtype", type=kinds, default="fp32", show_default=True, help=text)(command)
 
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
     """With ``--download``, download the missing files of models on the hub. Complete models cause no request."""
-    if not download:
-        return
-    from ddil_core.models.references import hub_parts, is_here
+    if download:
+        from ddil_core.models.fetch import fetch_missing as fetch
 
-    with ranks.main_first():
-        for reference in references:
-            if hub_parts(reference) and not is_here(reference, variant):
-                fetch(reference, variant)
-
-
-def fetch(reference: str, variant: str | None, weights: bool = True) -> None:
-    """Download a model's files. Their size and a progress bar go to stderr."""
-    from ddil_core.models import references
-    from ddil_core.support.progress import transfer
-
-    references.fetch_model(reference, variant, lambda text: click.echo(text, err=True), transfer, weights=weights)
-
-
-def choose_device(name: str | None) -> str:
-    """Return the named device, or the best one without a name. Several processes of one machine get one GPU each.
-
-    Raises:
-        WrongCommand: The machine has no such device, or fewer GPUs than processes.
-    """
-    import torch
-
-    from ddil_core.support.errors import WrongCommand
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", *(["cuda"] if torch.cuda.is_available() else []), *_gpus()):
-        raise WrongCommand(f"this machine has no device {paths.shown(name)}; leave out --device to take the best one")
-    if name == "cuda" and ranks.world() > 1:
-        if ranks.local_rank() >= torch.cuda.device_count():
-            raise WrongCommand(
-                f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU, since the machine has "
-                f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
-            )
-        return f"cuda:{ranks.local_rank()}"
-    return name
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        fetch(references, variant)
 
 
 def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:

@@ -46,7 +46,7 @@ def test_convert_tells_what_it_made(cli: Cli, tmp_path: Path) -> None:
     assert (done["tensors"], done["dropped"], done["out"]) == (1, ["note"], str(out))
     again = cli("models", "convert", source, out)
     assert (again.exit_code, again.stdout) == (2, "")
-    assert again.stderr == f"error: {out} is there already and is not overwritten; name another\n"
+    assert again.stderr == f"error: {out} exists and is not overwritten; name another\n"
     out.unlink()
     assert cli("models", "convert", source, out).stdout == (
         f"{source}: 1 tensors\n  SHA-256 {done['source_sha256']}\n  left out: note\n"
@@ -60,8 +60,8 @@ def test_a_part_of_a_checkpoint_is_chosen(cli: Cli, tmp_path: Path) -> None:
     asked = cli("models", "convert", tmp_path / "w.pt", tmp_path / "w.safetensors")
     assert (asked.exit_code, asked.stdout) == (2, "")
     assert asked.stderr == (
-        f"error: {tmp_path / 'w.pt'} does not say which of its weights are meant; choose a part, as in --part model, of those that "
-        "it has (with their number of tensors): model (1), ema (1)\n"
+        f"error: {tmp_path / 'w.pt'} does not say which tensors are the weights; choose a part, as in --part model, of "
+        "these (with their numbers of tensors): model (1), ema (1)\n"
     )
     done = cli("models", "convert", tmp_path / "w.pt", tmp_path / "w.safetensors", "--part", "ema")
     assert done.exit_code == 0 and "\n  left out: model\n" in done.stdout
@@ -104,7 +104,9 @@ def test_download_on_a_command_says_the_size_and_fetches(
     draw = ("sample", "--model", "org/tiny", "--prompt", "a", "--steps", 1, "--device", "cpu")
     refused = cli(*draw, "--out", tmp_path / "a")
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert refused.stderr.endswith("get it with: ddil models download org/tiny, or add --download\n")
+    assert refused.stderr.endswith(
+        "get it with: ddil models download org/tiny, or add --download (in Python: download=True)\n"
+    )
     with serve() as hub:
         hub.add("org/tiny", teacher)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -123,7 +125,7 @@ def test_sampling_in_another_dtype_and_variant(cli: Cli, teacher: Path, tmp_path
     result = cli(*draw, "--out", tmp_path / "b", "--variant", "fp16")
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (
         2,
-        f"error: the model '{teacher}' has no weights of the variant 'fp16' here; it has the plain files alone",
+        f"error: the model '{teacher}' has no weights of the variant 'fp16' here; it has only the plain files",
     )
 
 

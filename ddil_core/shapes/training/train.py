@@ -361,7 +361,7 @@ def main(
         weights = out / "weights"
         tokenizer = architecture.write_tokenizer(out / "tokenizer")
         training: dict[str, Any] = {"teacher steps": teacher_steps}
-        start: Any = None if init is None else load_model(str(init / "teacher")).pipeline
+        start: Any = None if init is None else load_model(str(init / "teacher"), "cpu").pipeline
         if init is None:
             vae = train_autoencoder(out, chosen, autoencoder_steps)
             save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")

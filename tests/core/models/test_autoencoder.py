@@ -1,4 +1,4 @@
-"""Autoencoders that centre and scale their latents, against diffusers; those that cannot be used; sizes and tokenizers."""
+"""Scaling of latents against diffusers, unusable autoencoders, sizes of latents, and lengths of tokenizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VAE = "vae/config.json"
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL's layout with latents of 4 channels, as diffusers' pipeline wants them where they have a mean and a deviation."""
+    """SDXL's layout with latents of 4 channels, which diffusers' pipeline needs with ``latents_mean``."""
     folder = tmp_path_factory.mktemp("sdxl")
     pipeline = build("StableDiffusionXLPipeline", folder / "words", seed=1)
     sized = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "use_linear_projection": True}
@@ -47,7 +47,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def theirs(folder: Path, model: Model, steps: int, guidance: float) -> np.ndarray:
-    """What diffusers' pipeline draws from the same noise."""
+    """Return the images of diffusers' pipeline from the same noise."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     z = initial_noise([Sample(prompt, 0) for prompt in PROMPTS], model.latent_shape, 0)
@@ -73,11 +73,11 @@ def test_encoding_is_that_of_diffusers_and_undoes_decoding(sdxl: Path) -> None:
     assert distance(mean, (posterior.mean - centre) * 0.4 / deviation) < 1e-6
     assert distance(std, posterior.std * 0.4 / deviation) < 1e-6
     image_to_image = diffusers.StableDiffusionXLImg2ImgPipeline(**model.pipeline.components)
-    own = image_to_image.prepare_latents(
+    theirs = image_to_image.prepare_latents(
         pixels, torch.tensor([0]), 3, 1, torch.float32, "cpu", torch.Generator().manual_seed(0), add_noise=False
     )
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    assert distance(mean + std * noise, own) < 1e-5
+    assert distance(mean + std * noise, theirs) < 1e-5
     decoded = model.pipeline.vae.decode(posterior.mean).sample
     expected = (decoded * 127.5 + 127.5).clamp(0, 255).permute(0, 2, 3, 1)
     assert np.abs(model.decode(mean) - expected.detach().numpy()).max() <= 0.51
@@ -129,7 +129,7 @@ def test_a_scaling_that_cannot_be_meant_is_refused(sdxl: Path, tmp_path: Path, k
 
 
 def with_autoencoder(folder: Path, to: Path, autoencoder: Any) -> Path:
-    """The pipeline with another autoencoder."""
+    """Copy a pipeline and replace its autoencoder."""
     import shutil
 
     index = edited(folder, to, "model_index.json", vae=["diffusers", type(autoencoder).__name__])
@@ -154,8 +154,8 @@ def test_a_tiny_autoencoder_draws_and_teaches_nothing(tiny: Path, tmp_path: Path
     with pytest.raises(DdilError) as error:
         distill(str(tiny), "shapes", config, tmp_path / "run", device="cpu")
     assert str(error.value) == (
-        f"the model {str(tiny)!r} has an autoencoder of the class AutoencoderTiny, which gives no distribution of latents, so that "
-        "pictures cannot be encoded with it; put the model's own AutoencoderKL in its place"
+        f"the model {str(tiny)!r} has an autoencoder of the class AutoencoderTiny, which gives no distribution of "
+        "latents, so it cannot encode images; put the model's own AutoencoderKL in its place"
     )
     assert not (tmp_path / "run").exists()
 
@@ -165,8 +165,8 @@ def test_another_autoencoder_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DdilError) as error:
         load_model(str(other))
     assert str(error.value) == (
-        f"the model {str(other)!r} has an autoencoder of the class VQModel, which is not known here; it may be AutoencoderKL or "
-        "AsymmetricAutoencoderKL or AutoencoderTiny"
+        f"the model {str(other)!r} has an autoencoder of the class VQModel, which is not supported; the class may be "
+        "AutoencoderKL or AsymmetricAutoencoderKL or AutoencoderTiny"
     )
 
 
@@ -209,12 +209,12 @@ def test_a_wide_model_is_no_teacher(folder: Path, tmp_path: Path) -> None:
     assert image_side(load_model(str(folder))) == 64
 
 
-@pytest.mark.parametrize("told", [None, [], [8], [8, 8, 8], [8, 0], "8", 0, -8, 8.5, [8, "8"], True])
-def test_a_size_that_is_none_is_refused(folder: Path, tmp_path: Path, told: Any) -> None:
-    broken = edited(folder, tmp_path / "broken", "unet/config.json", sample_size=told)
+@pytest.mark.parametrize("value", [None, [], [8], [8, 8, 8], [8, 0], "8", 0, -8, 8.5, [8, "8"], True])
+def test_a_size_that_is_none_is_refused(folder: Path, tmp_path: Path, value: Any) -> None:
+    broken = edited(folder, tmp_path / "broken", "unet/config.json", sample_size=value)
     with pytest.raises(DdilError) as error:
         load_model(str(broken))
-    assert f"has the sample_size {told!r} in its configuration" in str(error.value) and "\n" not in str(error.value)
+    assert f"has the sample_size {value!r} in its configuration" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_memory_is_estimated_for_any_size(folder: Path, tmp_path: Path) -> None:
@@ -228,17 +228,17 @@ def test_memory_is_estimated_for_any_size(folder: Path, tmp_path: Path) -> None:
 # Tokenizers
 
 
-@pytest.mark.parametrize("told", [..., 10**30, 512])
+@pytest.mark.parametrize("value", [..., 10**30, 512])
 @pytest.mark.parametrize("layout", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
-def test_a_tokenizer_without_a_length_has_that_of_its_encoder(layout: str, told: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_length_has_that_of_its_encoder(layout: str, value: Any, tmp_path: Path) -> None:
     folder = save_pipeline(tmp_path / "model", STUDENT, seed=1, layout=layout)
-    long = edited(folder, tmp_path / "long", "tokenizer/tokenizer_config.json", model_max_length=told)
+    long = edited(folder, tmp_path / "long", "tokenizer/tokenizer_config.json", model_max_length=value)
     if layout == "StableDiffusionXLPipeline":
         path = long / "tokenizer_2" / "tokenizer_config.json"
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "model_max_length"}))
-    plain, found = load_model(str(folder)), load_model(str(long))
-    assert found.cut(["red " * 60]) == plain.cut(["red " * 60]) == 1
-    for name, tensor in found.encode(PROMPTS).tensors.items():
+    plain, limited = load_model(str(folder)), load_model(str(long))
+    assert limited.cut(["red " * 60]) == plain.cut(["red " * 60]) == 1
+    for name, tensor in limited.encode(PROMPTS).tensors.items():
         torch.testing.assert_close(tensor, plain.encode(PROMPTS).tensors[name], rtol=0, atol=0)
 
 
@@ -248,7 +248,7 @@ def test_a_shorter_length_stays(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_picture_on_disk_is_the_one_drawn(sdxl: Path, tmp_path: Path, cli: Any) -> None:
-    """The same through the command."""
+    """The command draws the same images."""
     out = tmp_path / "out"
     result = cli("sample", "--model", sdxl, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--steps", 4, "--guidance", 3,
                  "--device", "cpu", "--out", out)  # fmt: skip

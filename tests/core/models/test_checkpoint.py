@@ -1,4 +1,4 @@
-"""Single-file checkpoints: what a file says that it predicts, and weights that it lacks or has too many of."""
+"""Single-file checkpoints: recorded predictions, missing weights and surplus weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddil_core.models.checkpoint import check_checkpoint, said_prediction, wanted_weights
+from ddil_core.models.checkpoint import check_checkpoint, recorded_prediction, wanted_weights
 from ddil_core.models.model import load_model
 from ddil_core.models.original import unet_layer
 from ddil_core.models.references import resolve
@@ -25,14 +25,14 @@ Files = dict[str, tuple[Path, dict[str, Tensor]]]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Of each version the configuration, as a pipeline folder, and the tensors of its single file."""
+    """For each version: the configuration as a pipeline folder, and the tensors of a single file."""
     made = {}
     for version in ("1", "2", "xl"):
         folder = tmp_path_factory.mktemp(f"version-{version}")
         pipeline = build(
             "StableDiffusionXLPipeline" if version == "xl" else "StableDiffusionPipeline", folder / "words"
         )
-        if version == "xl":  # the two encoders are told apart by their width, 768 and 1280 in the real ones
+        if version == "xl":  # diffusers tells the two encoders apart by their width, 768 and 1280 in the real ones
             wide = copy.deepcopy(pipeline.text_encoder_2.config)
             wide.hidden_size = 24
             unet = tiny_unet(
@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told", "prediction"),
+    ("keys", "metadata", "prediction"),
     [
         ((), {}, None),
         (("v_pred",), {}, "v_prediction"),
@@ -62,26 +62,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     ],
 )
 def test_markers_and_metadata_say_what_is_predicted(
-    tmp_path: Path, keys: tuple[str, ...], told: dict[str, str], prediction: str | None
+    tmp_path: Path, keys: tuple[str, ...], metadata: dict[str, str], prediction: str | None
 ) -> None:
     path = tmp_path / "one.safetensors"
-    save_file({"weight": torch.ones(1)} | {key: torch.tensor([]) for key in keys}, path, metadata=told)
-    assert said_prediction(path) == prediction
+    save_file({"weight": torch.ones(1)} | {key: torch.tensor([]) for key in keys}, path, metadata=metadata)
+    assert recorded_prediction(path) == prediction
 
 
 @pytest.mark.parametrize(
-    ("keys", "told", "sentence"),
+    ("keys", "metadata", "sentence"),
     [
         (
             ("ztsnr",),
             {},
-            "was trained with zero terminal SNR (ztsnr), which is not known here; use a model trained without it",
+            "was trained with zero terminal SNR (ztsnr), which is not supported; use a model trained without it",
         ),
         (("v_pred", "ztsnr"), {}, "was trained with zero terminal SNR (ztsnr)"),
         ((), {"ss_zero_terminal_snr": "True"}, "was trained with zero terminal SNR"),
-        (("edm_mean", "edm_std"), {}, "was trained with EDM's preconditioning (edm_mean), which is not known here"),
+        (("edm_mean", "edm_std"), {}, "was trained with EDM's preconditioning (edm_mean), which is not supported"),
         (("edm_vpred.sigma_max",), {}, "was trained with EDM's preconditioning (edm_vpred.sigma_max)"),
-        ((), {"modelspec.prediction_type": "x0"}, "predicts 'x0' (modelspec.prediction_type), which is not known here"),
+        ((), {"modelspec.prediction_type": "x0"}, "predicts 'x0' (modelspec.prediction_type), which is not supported"),
         (
             ("v_pred",),
             {"modelspec.prediction_type": "epsilon"},
@@ -90,11 +90,11 @@ def test_markers_and_metadata_say_what_is_predicted(
     ],
 )
 def test_what_a_file_says_and_is_not_known_is_refused(
-    files: Files, tmp_path: Path, keys: tuple[str, ...], told: dict[str, str], sentence: str
+    files: Files, tmp_path: Path, keys: tuple[str, ...], metadata: dict[str, str], sentence: str
 ) -> None:
     folder, state = files["xl"]
     path = tmp_path / "one.safetensors"
-    save_file(state | {key: torch.tensor([1.0]) for key in keys}, path, metadata=told)
+    save_file(state | {key: torch.tensor([1.0]) for key in keys}, path, metadata=metadata)
     with pytest.raises(WrongCommand) as error:
         load_model(f"{folder}:{path}")
     assert str(error.value).startswith(f"the file {path} says that its model {sentence}")
@@ -102,7 +102,7 @@ def test_what_a_file_says_and_is_not_known_is_refused(
 
 @pytest.mark.parametrize("version", ["1", "2", "xl"])
 def test_a_file_that_predicts_v_is_read_so(files: Files, tmp_path: Path, version: str) -> None:
-    """The folder's scheduler says epsilon, and the file knows better: x̂ is α z − σ v."""
+    """The folder's scheduler says epsilon, and the file says v. The file counts: x̂ is α z − σ v."""
     folder, state = files[version]
     path = tmp_path / "one.safetensors"
     save_file(state, path)
@@ -117,8 +117,8 @@ def test_a_file_that_predicts_v_is_read_so(files: Files, tmp_path: Path, version
     torch.testing.assert_close(marked.denoiser.x0(out, z, t), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_named_system_is_told_by_the_file_too(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of systems.yaml says epsilon for SDXL; Stable Diffusion 2 needs no name where the file says v."""
+def test_the_file_counts_more_than_the_system(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of systems.yaml says epsilon for SDXL. Stable Diffusion 2 needs no name if the file says v."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     for name, version in (
@@ -159,7 +159,7 @@ GROUPS: list[tuple[str, str, str]] = [
 ]
 
 
-def told(path: Path, folder: Path) -> str:
+def sentence_about(path: Path, folder: Path) -> str:
     with pytest.raises(DdilError) as error:
         check_checkpoint(path, folder)
     assert "\n" not in str(error.value)
@@ -171,9 +171,10 @@ def test_a_file_without_a_network(files: Files, tmp_path: Path, version: str, pr
     folder, state = files[version]
     path = tmp_path / "one.safetensors"
     save_file({key: tensor for key, tensor in state.items() if not key.startswith(prefix)}, path)
-    sentence = told(path, folder)
+    sentence = sentence_about(path, folder)
     assert sentence.startswith(f"holds no {name}: {prefix}") and sentence.endswith(
-        "are not in it; fetch or make the model again, or name the system or pipeline folder whose layout it has, as in FOLDER:FILE"
+        "are not in it; fetch or make the model again, or name a system or a pipeline folder of the same layout, as in "
+        "FOLDER:FILE"
     )
     with pytest.raises(DdilError, match=f"holds no {name}"):
         load_model(f"{folder}:{path}")
@@ -187,12 +188,12 @@ def test_every_weight_is_looked_for_by_its_name_in_the_file(files: Files, tmp_pa
     path = tmp_path / "one.safetensors"
     for key in sorted(state)[::60]:
         save_file({name: tensor for name, tensor in state.items() if name != key}, path)
-        assert f": {key} is not in it;" in told(path, folder)
+        assert f": {key} is not in it;" in sentence_about(path, folder)
 
 
 @pytest.mark.parametrize(("layout", "tensors"), [("sd", 686), ("sdxl", 1680)])
 def test_the_names_of_the_real_sizes_are_those_that_diffusers_reads(layout: str, tensors: int) -> None:
-    """On no device: the U-Nets of Stable Diffusion 1 and SDXL, named here and named back by diffusers."""
+    """The U-Nets of Stable Diffusion 1 and SDXL on the meta device: our names, and diffusers' names from them."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     large = {
@@ -225,8 +226,8 @@ def test_an_autoencoder_under_its_other_prefix(files: Files, tmp_path: Path) -> 
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
-def test_one_missing_weight_is_told_where_a_model_is_loaded(files: Files, tmp_path: Path) -> None:
-    """A text encoder's was left without memory, and told by a traceback of the first prompt."""
+def test_one_missing_weight_is_refused_when_a_model_loads(files: Files, tmp_path: Path) -> None:
+    """A missing weight of a text encoder once stayed on the meta device and failed only with the first prompt."""
     folder, state = files["xl"]
     key = "conditioner.embedders.1.model.ln_final.bias"
     path = tmp_path / "one.safetensors"
@@ -240,13 +241,14 @@ def test_layers_without_a_place_and_other_shapes(files: Files, tmp_path: Path) -
     path = tmp_path / "one.safetensors"
     extra = "model.diffusion_model.input_blocks.3.1.transformer_blocks.1.attn1.to_q.weight"
     save_file(state | {extra: torch.ones(16, 16)}, path)
-    assert told(path, folder).startswith(
+    assert sentence_about(path, folder).startswith(
         f"has weights that the U-Net configured in {folder} has no place for: {extra};"
     )
     nine = "model.diffusion_model.input_blocks.0.0.weight"
     save_file(state | {nine: torch.ones(16, 9, 3, 3)}, path)
-    assert told(path, folder).startswith(
-        f"has weights of another model than {folder}: {nine} has the shape [16, 9, 3, 3], and [16, 8, 3, 3] by the configuration"
+    assert sentence_about(path, folder).startswith(
+        f"has weights of another model than {folder}: {nine} has the shape [16, 9, 3, 3], and [16, 8, 3, 3] by the "
+        "configuration"
     )
 
 
@@ -259,4 +261,4 @@ def test_averages_and_notes_beside_the_weights_are_left_alone(files: Files, tmp_
     check_checkpoint(path, folder)
     averages = {key.replace("model.diffusion_model.", "model_ema."): tensor for key, tensor in state.items()}
     save_file(averages, path)
-    assert told(path, folder).startswith("holds no U-Net: model.diffusion_model.")
+    assert sentence_about(path, folder).startswith("holds no U-Net: model.diffusion_model.")

@@ -19,7 +19,7 @@ from ddil_core.support.errors import DdilError, WrongCommand
 
 
 class Malicious:
-    """An object whose unpickling would create a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ def sha256(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def test_a_file_keeps_its_tensors_and_both_hashes_are_told(tmp_path: Path) -> None:
+def test_a_file_keeps_its_tensors_and_the_result_has_both_hashes(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4), "b": torch.randn(2).bfloat16(), "c": torch.arange(3)}
     torch.save(weights, tmp_path / "w.bin")
     (done,) = convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
@@ -81,8 +81,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, l
     with pytest.raises(DdilError) as error:
         convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
     assert str(error.value) == (
-        f"{tmp_path / 'w.bin'} asks for the Python object {os.mkdir.__module__}.mkdir, which could run code, and weights need "
-        "none; nothing was run or written: get a copy in safetensors, or one that its author saved as weights alone"
+        f"{tmp_path / 'w.bin'} asks for the Python object {os.mkdir.__module__}.mkdir, which could run code, and "
+        "weights need none; nothing was run or written: get a copy in safetensors, or a copy that its author saved "
+        "with weights only"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["w.bin"]
     pickle.loads(pickle.dumps(Malicious(trap)))  # the trap is a real one
@@ -133,11 +134,11 @@ def test_one_of_several_sets_of_weights_is_chosen_by_name(
     source = tmp_path / "w.pt"
     torch.save(content, source)
     listed = ", ".join(f"{part} (1)" for part in parts)
-    for wrong, asked in ((None, "does not say which of its weights are meant"), ("other", "has no part 'other'")):
+    for wrong, asked in ((None, "does not say which tensors are the weights"), ("other", "has no part 'other'")):
         with pytest.raises(WrongCommand) as error:
             convert_weights(source, tmp_path / "w.safetensors", wrong)
         assert str(error.value) == (
-            f"{source} {asked}; choose a part, as in --part {next(iter(parts))}, of those that it has (with their number of "
+            f"{source} {asked}; choose a part, as in --part {next(iter(parts))}, of these (with their numbers of "
             f"tensors): {listed}"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
@@ -153,7 +154,7 @@ def test_a_part_may_be_named_where_only_one_can_be_meant(tmp_path: Path) -> None
     for part in (None, "state_dict"):
         (done,) = convert_weights(tmp_path / "w.pt", tmp_path / f"{part}.safetensors", part)
         assert (done.tensors, done.dropped) == (1, ("optimizer",))
-    with pytest.raises(WrongCommand, match="a part is chosen of one file"):
+    with pytest.raises(WrongCommand, match="--part belongs to one file"):
         convert_weights(tmp_path, tmp_path.parent / "out", "ema")
 
 
@@ -163,9 +164,9 @@ def test_wrong_names(tmp_path: Path) -> None:
     cases = {
         ("none.bin", "o.safetensors"): "there is no file or folder HERE/none.bin",
         ("w.bin", "o.bin"): "the file to write, HERE/o.bin, must end in .safetensors",
-        ("there.safetensors", "o.safetensors"): "HERE/there.safetensors is none of the files that are converted: "
-        ".bin, .ckpt, .pt, .pth, or a folder of them",
-        ("w.bin", "there.safetensors"): "HERE/there.safetensors is there already and is not overwritten; name another",
+        ("there.safetensors", "o.safetensors"): "HERE/there.safetensors cannot be converted; name a file that "
+        "ends in .bin, .ckpt, .pt, .pth, or a folder of such files",
+        ("w.bin", "there.safetensors"): "HERE/there.safetensors exists and is not overwritten; name another",
     }
     for (source, out), sentence in cases.items():
         with pytest.raises(WrongCommand) as error:
@@ -175,7 +176,7 @@ def test_wrong_names(tmp_path: Path) -> None:
 
 
 def pickled(folder: Path, out: Path) -> Path:
-    """A pipeline as many were published: every network a pickle, the U-Net's in two shards, and code beside it."""
+    """A pipeline of pickles as many were published: the U-Net in two shards, and code in the folder."""
     shutil.copytree(folder, out)
     for path in sorted(out.rglob("*.safetensors")):
         stem = "pytorch_model" if path.name == "model.safetensors" else "diffusion_pytorch_model"
@@ -224,9 +225,7 @@ def test_a_folder_with_one_bad_pickle_leaves_nothing(folder: Path, tmp_path: Pat
 
 
 def test_a_folder_without_pickles_and_one_inside_itself(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        WrongCommand, match=r"holds no .bin, .ckpt, .pt, .pth that has no safetensors beside it already$"
-    ):
+    with pytest.raises(WrongCommand, match=r"holds no .bin, .ckpt, .pt, .pth without a safetensors file beside it$"):
         convert_weights(folder, tmp_path / "out")
     source = pickled(folder, tmp_path / "source")
     with pytest.raises(WrongCommand, match="name a folder outside of it$"):

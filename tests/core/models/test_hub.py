@@ -1,4 +1,4 @@
-"""Hub models through ``huggingface_hub`` itself, against a hub on 127.0.0.1: what is fetched, resumed, checked and said."""
+"""Hub models through the real ``huggingface_hub``, against a hub on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ddil_core.models.hub import Repository, download_files, needed, plan_download, size_text
+from ddil_core.models.catalogue import list_models
+from ddil_core.models.fetch import fetch_model
+from ddil_core.models.hub import Repository, download_files, pipeline_files_on_hub, plan_download, size_text
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import fetch_model, hub_parts, is_here, list_models, resolve
+from ddil_core.models.references import hub_parts, is_here, resolve
 from ddil_core.models.systems import PIPELINE_FILES
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.hub import Hub, serve
@@ -31,7 +33,7 @@ def no_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def get(reference: str = NAME, variant: str | None = None) -> list[str]:
-    """Fetch a reference; returns what was said before."""
+    """Fetch a reference. Return the lines that announced the download."""
     said: list[str] = []
     fetch_model(reference, variant, said.append, no_bar)
     return said
@@ -39,7 +41,7 @@ def get(reference: str = NAME, variant: str | None = None) -> list[str]:
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with the tiny pipeline among what else such repositories hold, and an empty cache."""
+    """A hub with the tiny pipeline and the other files that such repositories hold, and an empty cache."""
     published = tmp_path / "published"
     shutil.copytree(folder, published)
     half = {name: weight.half() for name, weight in load_file(published / UNET).items()}
@@ -82,8 +84,8 @@ def test_a_hub_model_is_fetched_once_asked_for_and_loads_offline(
     with pytest.raises(WrongCommand) as error:
         load_model(NAME)
     assert str(error.value) == (
-        f"the model {NAME!r} is no folder, and as a model of the hub it is not here; get it with: ddil models download {NAME}, "
-        "or add --download"
+        f"the model {NAME!r} is no folder, and as a model of the hub it is not here; get it with: ddil models download "
+        f"{NAME}, or add --download (in Python: download=True)"
     )
     assert hub.asked == []
     said = get()
@@ -94,6 +96,15 @@ def test_a_hub_model_is_fetched_once_asked_for_and_loads_offline(
     for name, weight in ours.pipeline.unet.state_dict().items():
         assert torch.equal(weight, theirs.pipeline.unet.state_dict()[name])
     assert is_here(NAME) and not blobs("*.incomplete")
+
+
+def test_python_loads_a_hub_model_in_one_call(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(NAME, "cpu", download=True)
+    assert model.reference == NAME and is_here(NAME)
+    assert " files to fetch, " in capsys.readouterr().err
+    hub.asked.clear()
+    load_model(NAME, "cpu", download=True)
+    assert hub.asked == []
 
 
 def test_only_what_the_pipeline_uses_is_asked_for(hub: Hub) -> None:
@@ -152,6 +163,15 @@ def test_an_interrupted_file_goes_on_where_it_stopped(hub: Hub) -> None:
     assert is_here(NAME)
 
 
+def test_an_interrupted_file_that_is_too_long_starts_again(hub: Hub) -> None:
+    blob = blob_of(hub, UNET)
+    blob.parent.mkdir(parents=True)
+    blob.with_name(f"{blob.name}.incomplete").write_bytes((hub.folders[NAME] / UNET).read_bytes() + b"more")
+    get()
+    assert [span for _, span, _ in hub.sent(UNET)] == [None]
+    assert is_here(NAME) and not blobs("*.incomplete")
+
+
 def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub: Hub) -> None:
     content = (hub.folders[NAME] / UNET).read_bytes()
     hub.lies[UNET] = content[:-1] + bytes([content[-1] ^ 1])
@@ -165,7 +185,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub: 
     assert is_here(NAME)
 
 
-def test_a_file_cut_short_in_the_cache_is_told_and_mended(hub: Hub) -> None:
+def test_a_file_cut_short_in_the_cache_is_refused_and_fetched_again(hub: Hub) -> None:
     get()
     blob = blob_of(hub, UNET)
     blob.write_bytes(blob.read_bytes()[:5000])
@@ -211,15 +231,16 @@ def test_a_model_of_pickles_alone_is_not_fetched(hub: Hub) -> None:
     with pytest.raises(DdilError) as error:
         get()
     assert str(error.value) == (
-        "the hub model org/tiny has the weights of its component vae as a pickle alone (diffusion_pytorch_model.bin), which is not "
-        "fetched, as it can run code; get a copy by hand and turn it into safetensors with: ddil models convert FOLDER OUT"
+        "the hub model org/tiny has the weights of its component vae only as a pickle (diffusion_pytorch_model.bin), "
+        "which is not fetched because it can run code; get a copy by hand and turn it into safetensors with: ddil "
+        "models convert FOLDER OUT"
     )
     assert {path for path, _, _ in hub.asked} == {"model_index.json"}
 
 
 def test_offline_nothing_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DdilError, match="^HF_HUB_OFFLINE is set, so nothing is fetched; unset it to download$"):
+    with pytest.raises(DdilError, match="^HF_HUB_OFFLINE is set, so nothing is fetched; unset HF_HUB_OFFLINE to"):
         get()
     assert hub.asked == []
 
@@ -258,7 +279,8 @@ def test_a_system_fetches_its_base_and_its_own_file(hub: Hub, tmp_path: Path) ->
     assert rows["lcm-lora"]["here"] is False and rows["lcm-lora"]["bytes"] == 0
     assert rows["lcm-lora"]["needs"] == (
         "is not here: it needs stable-diffusion-v1-5/stable-diffusion-v1-5 and pytorch_lora_weights.safetensors of "
-        "latent-consistency/lcm-lora-sdv1-5 of the hub; get it with: ddil models download lcm-lora, or add --download"
+        "latent-consistency/lcm-lora-sdv1-5 of the hub; get it with: ddil models download lcm-lora, or add --download "
+        "(in Python: download=True)"
     )
     get("lcm-lora")
     files = resolve("lcm-lora")
@@ -294,9 +316,10 @@ def test_a_system_that_is_published_as_a_pickle_is_got_by_hand(hub: Hub) -> None
         get("dmd2")
     assert is_here("sdxl")
     assert str(error.value) == (
-        "the model 'dmd2' is published as a pickle, dmd2_sdxl_4step_unet.bin of tianweiy/DMD2, which is never fetched, as it can "
-        "run code; get it by hand, turn it into safetensors with: ddil models convert dmd2_sdxl_4step_unet.bin "
-        "dmd2_sdxl_4step_unet.safetensors, and name the model dmd2:dmd2_sdxl_4step_unet.safetensors"
+        "the model 'dmd2' is published as a pickle, dmd2_sdxl_4step_unet.bin of tianweiy/DMD2, which is never fetched "
+        "because it can run code; get it by hand, turn it into safetensors with: ddil models convert "
+        "dmd2_sdxl_4step_unet.bin dmd2_sdxl_4step_unet.safetensors, and name the model "
+        "dmd2:dmd2_sdxl_4step_unet.safetensors"
     )
     own = hub.folders[NAME] / UNET
     files = resolve(f"dmd2:{own}")
@@ -340,12 +363,13 @@ def test_the_files_of_sharded_weights_and_variants() -> None:
         plain,
         other,
     ]
-    wanted = set(needed(names, index, NAME))
+    wanted = set(pipeline_files_on_hub(names, index, NAME))
     assert wanted == {*frame, "scheduler/scheduler_config.json", *shards, plain}
-    assert set(needed(names, index, NAME, "fp16")) == {*frame, "scheduler/scheduler_config.json", *half, other}
-    assert set(needed(names, index, NAME, weights=False)) == {*frame, "scheduler/scheduler_config.json"}
+    wanted = set(pipeline_files_on_hub(names, index, NAME, "fp16"))
+    assert wanted == {*frame, "scheduler/scheduler_config.json", *half, other}
+    assert set(pipeline_files_on_hub(names, index, NAME, weights=False)) == {*frame, "scheduler/scheduler_config.json"}
     with pytest.raises(DdilError, match="^the hub model org/tiny has no weights for its component unet$"):
-        needed(frame, index, NAME)
+        pipeline_files_on_hub(frame, index, NAME)
 
 
 @pytest.mark.parametrize("reference", ["a", "a/b/c", "a b/c", "../b", "a/b@", "a//b", "", "a/-b", "a--b/c", "@v1"])
@@ -372,17 +396,17 @@ def test_the_listing_is_json(hub: Hub) -> None:
 
 
 def test_a_download_that_is_stopped_goes_on_from_its_last_byte(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the middle of the U-Net: the command again asks for the rest alone."""
+    """Ctrl-C in the middle of the U-Net: the next run asks only for the rest."""
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
 
     @contextmanager
     def stopping(title: str, total: int) -> Iterator[Callable[[int], None]]:
-        seen = 0
+        received = 0
 
         def advance(n: int) -> None:
-            nonlocal seen
-            seen += n
-            if seen > 100_000:
+            nonlocal received
+            received += n
+            if received > 100_000:
                 raise KeyboardInterrupt
 
         yield advance

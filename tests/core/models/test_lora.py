@@ -1,4 +1,4 @@
-"""LoRA files of every format: each weight afterwards is W + alpha / rank · up @ down of the raw tensors, or the file is refused."""
+"""LoRA files of every format: a merged weight is W + alpha / rank · up @ down, or the file is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.single_file import _of_unet
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 Name = Callable[[str, str, Any], tuple[str, str, str]]
-"""From a component, a layer and the pipeline to the names of its down, up and alpha in a file."""
+"""For each format: from a component, a layer and the pipeline to the names of down, up and alpha in a file."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def peft(component: str, layer: str, pipeline: Any) -> tuple[str, str, str]:
 
 
 def old(component: str, layer: str, pipeline: Any) -> tuple[str, str, str]:
-    """As diffusers saved attention processors and text encoders before PEFT."""
+    """The names that diffusers used for attention processors and text encoders before PEFT."""
     stem = f"{component}.{layer}"
     if component == "unet":
         if match := re.fullmatch(r"(.+)\.(to_q|to_k|to_v|to_out)(\.0)?", stem):
@@ -122,8 +122,8 @@ def random_file(
 
 
 def assert_changed(made: Any, base: Any, after: dict[tuple[str, str], Tensor], tolerance: float = 1e-6) -> None:
-    """Each layer's weight is what it should be, and every other weight what it was."""
-    seen = set()
+    """Check that each adapted weight has the expected value and every other weight the old value."""
+    compared = set()
     for component in ("unet", "text_encoder", "text_encoder_2", "vae"):
         if component not in base.components:
             continue
@@ -132,11 +132,11 @@ def assert_changed(made: Any, base: Any, after: dict[tuple[str, str], Tensor], t
         for name, weight in ours.items():
             place = component, name.removesuffix(".weight")
             if place in after:
-                seen.add(place)
+                compared.add(place)
                 assert float((weight.double() - after[place]).abs().max()) < tolerance, place
             else:
                 assert torch.equal(weight, theirs[name]), place
-    assert seen == set(after) and len(seen) > 10
+    assert compared == set(after) and len(compared) > 10
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_the_settings_of_peft_give_the_scales_that_peft_gives(
             **patterns,
         )
     )
-    told = LoraConfig(r=3, lora_alpha=4, target_modules=["q_proj", "fc1"], init_lora_weights=False)
-    inject_adapter_in_model(told, trained.text_encoder)
+    config = LoraConfig(r=3, lora_alpha=4, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+    inject_adapter_in_model(config, trained.text_encoder)
 
     type(trained).save_lora_weights(
         tmp_path,
@@ -256,8 +256,8 @@ def test_the_settings_of_peft_give_the_scales_that_peft_gives(
 
 
 def metadata(**settings: Any) -> dict[str, str]:
-    told = {"r": 2, "lora_alpha": 2} | settings
-    return {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in told.items()})}
+    values = {"r": 2, "lora_alpha": 2} | settings
+    return {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in values.items()})}
 
 
 def test_settings_that_are_not_read_are_refused(pipelines: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_settings_that_are_not_read_are_refused(pipelines: dict[str, tuple[Path,
     query = f"unet.{QUERY}"
     state = {f"{query}.lora_A.weight": torch.randn(2, 16), f"{query}.lora_B.weight": torch.randn(16, 2)}
     for settings, sentence in (
-        ({"use_dora": True}, "was trained with use_dora = True for its unet, which is not read here"),
+        ({"use_dora": True}, "was trained with use_dora = True for its unet, which is not supported"),
         ({"init_lora_weights": "pissa"}, "was trained with init_lora_weights = 'pissa' for its unet"),
         ({"bias": "lora_only"}, "was trained with bias = 'lora_only' for its unet"),
         ({"option_of_tomorrow": 1}, "was trained with option_of_tomorrow = 1 for its unet"),
@@ -295,7 +295,7 @@ STEM = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 
 def whole(value: float = 0.1) -> dict[str, Tensor]:
-    """A sound file of one layer."""
+    """A correct file for one layer."""
     down, up = torch.full((2, 16), value), torch.full((16, 2), value)
     return {f"{STEM}.lora_down.weight": down, f"{STEM}.lora_up.weight": up, f"{STEM}.alpha": torch.tensor(2.0)}
 
@@ -330,8 +330,8 @@ def test_what_is_not_read_is_named(
     save_file(whole() | {extra: torch.ones(16)}, path)
     named = extra if kind is None else f"{extra} ({kind})"
     assert refused(base, path) == (
-        f"holds {named}, which is not read here, and without which it would be another model; "
-        "name a LoRA of up and down matrices alone"
+        f"holds {named}, which is not supported; without such tensors the LoRA would give another model; "
+        "name a LoRA of only up and down matrices"
     )
     save_file({extra: torch.ones(16)}, path)
     assert refused(base, path) == (f"adapts nothing of a unet; it holds {named}; name a LoRA of up and down matrices")
@@ -346,16 +346,19 @@ ABSENT = ENCODER.replace("layers_0", "layers_7")
     ("changes", "sentence"),
     [
         # layers that are not there
-        ({f"{ABSENT}.alpha": torch.ones(())}, f"it has no layer {ABSENT} of 2"),
-        ({"lora_te2_text_projection.alpha": torch.ones(())}, "it has no layer lora_te2_text_projection of 2"),
+        ({f"{ABSENT}.alpha": torch.ones(())}, f"the base has no layer {ABSENT} of 2"),
+        ({"lora_te2_text_projection.alpha": torch.ones(())}, "the base has no layer lora_te2_text_projection of 2"),
         (
             {"text_encoder_2.text_projection.lora_A.weight": torch.ones(1, 16)},
-            "it has no layer text_encoder_2.text_projection",
+            "the base has no layer text_encoder_2.text_projection",
         ),
-        ({"lora_unet_input_blocks_9_0_op.alpha": torch.ones(())}, "it has no layer lora_unet_input_blocks_9_0_op of 2"),
+        (
+            {"lora_unet_input_blocks_9_0_op.alpha": torch.ones(())},
+            "the base has no layer lora_unet_input_blocks_9_0_op of 2",
+        ),
         (
             {"lora_unet_mid_block_resnets_0_norm1.alpha": torch.ones(())},
-            "it has no layer lora_unet_mid_block_resnets_0_norm1",
+            "the base has no layer lora_unet_mid_block_resnets_0_norm1",
         ),
         # layers without a part
         ({f"{STEM}.lora_up.weight": None}, f"has for the layer unet.{QUERY} alpha and down without up"),
@@ -365,24 +368,24 @@ ABSENT = ENCODER.replace("layers_0", "layers_7")
         # one layer twice, under two names
         (
             {f"{ORIGINAL}.lora_up.weight": torch.ones(16, 2)},
-            "says twice what the up of unet.mid_block",
+            "holds the up of unet.mid_block",
         ),
         (
             {f"unet.{QUERY}.lora_A.weight": torch.ones(2, 16)},
-            "says twice what the down of",
+            "holds the down of",
         ),
         # shapes
-        ({f"{STEM}.lora_down.weight": torch.ones(2, 17)}, f"its layer {QUERY} is of another width"),
+        ({f"{STEM}.lora_down.weight": torch.ones(2, 17)}, f"its layer {QUERY} has another width"),
         (
             {f"{STEM}.lora_up.weight": torch.ones(17, 2)},
             "with down [2, 16] and up [17, 2] for unet's weight [16, 16]",
         ),
-        ({f"{STEM}.lora_up.weight": torch.ones(16, 3)}, "is of another width"),
-        ({f"{STEM}.lora_down.weight": torch.ones(2, 16, 3, 3)}, "is of another width"),
-        ({f"{STEM}.lora_up.weight": torch.ones(16)}, "is of another width"),
+        ({f"{STEM}.lora_up.weight": torch.ones(16, 3)}, "has another width"),
+        ({f"{STEM}.lora_down.weight": torch.ones(2, 16, 3, 3)}, "has another width"),
+        ({f"{STEM}.lora_up.weight": torch.ones(16)}, "has another width"),
         (
             {f"{STEM}.lora_down.weight": torch.ones(0, 16), f"{STEM}.lora_up.weight": torch.ones(16, 0)},
-            "is of another width",
+            "has another width",
         ),
         # numbers
         (
@@ -415,8 +418,8 @@ def test_a_lora_for_another_base(pipelines: dict[str, tuple[Path, Any]], tmp_pat
     for layout, other in ((SD, SDXL), (SDXL, SD)):
         save_file(random_file(pipelines[other][1], kohya, True)[0], tmp_path / "lora.safetensors")
         sentence = refused(pipelines[layout][1], tmp_path / "lora.safetensors")
-        assert sentence.startswith("was made for another base than 'base': it")
-        assert sentence.endswith("take the base that its page names")
+        assert sentence.startswith("was made for another base than 'base': ")
+        assert sentence.endswith("take the base that the LoRA's page names")
 
 
 def test_a_file_that_is_cut_short_or_empty(pipelines: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
@@ -452,14 +455,14 @@ def test_adapters_beside_the_weights_add_what_the_file_says(
     made = loaded(folder, layout, tmp_path / "lora.safetensors", fuse_lora=False)
     for (component, layer), wanted in after.items():
         module = getattr(made, component).get_submodule(layer)
-        found = (module.base_layer.weight + module.get_delta_weight("default_0")).detach()
-        assert float((found.double() - wanted).abs().max()) < 1e-6, (component, layer)
+        total = (module.base_layer.weight + module.get_delta_weight("default_0")).detach()
+        assert float((total.double() - wanted).abs().max()) < 1e-6, (component, layer)
 
 
 def test_the_adapters_that_the_libraries_save_load_as_they_merge(
     pipelines: dict[str, tuple[Path, Any]], tmp_path: Path
 ) -> None:
-    """The helper of the other tests against this reader."""
+    """Compare the helper of the other tests with this reader."""
     from tests.pipelines import save_lora
 
     folder, base = pipelines[SD]

@@ -1,4 +1,4 @@
-"""What a model needs of the device's memory, and what is done where there is little."""
+"""The memory that a model needs, and decoding with little memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ddil_core.models import memory
+from ddil_core.models.catalogue import parameters
 from ddil_core.models.memory import MOST_DECODED, decode_batch, decode_bytes, estimate_memory, free_bytes, on_device
 from ddil_core.models.model import Model
-from ddil_core.models.references import parameters
 from tests.core.closed_form import normal
 
 GIB = 2**30
@@ -34,13 +34,13 @@ def test_what_sampling_and_training_need(folder: Path) -> None:
     assert estimate_memory(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
 
 
-@pytest.mark.parametrize(("pictures", "batch"), [(0.5, 0), (1.3, 1), (10, 8), (1e4, 64)])
+@pytest.mark.parametrize(("images", "batch"), [(0.5, 0), (1.3, 1), (10, 8), (1e4, 64)])
 def test_decoding_takes_what_memory_there_is(
-    model: Model, monkeypatch: pytest.MonkeyPatch, pictures: float, batch: int
+    model: Model, monkeypatch: pytest.MonkeyPatch, images: float, batch: int
 ) -> None:
     vae = model.pipeline.vae
     one = decode_bytes(vae.config, 64**2, 4)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: int(pictures * one))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(images * one))
     assert decode_batch(vae, 8, 8, torch.device("cpu")) == batch
 
 
@@ -48,11 +48,11 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles(model: Model, monkeypat
     vae, z = model.pipeline.vae, normal(2, *model.latent_shape)
     whole, tiled, sides = model.decode(z), vae.tiled_decode, list[int]()
 
-    def seen(part: torch.Tensor, **more: object) -> object:
-        assert len(part) == 1  # one picture at a time
+    def decode_tiles(part: torch.Tensor, **more: object) -> object:
+        assert len(part) == 1  # one image at a time
         return tiled(part, **more)
 
-    monkeypatch.setattr(vae, "tiled_decode", seen)
+    monkeypatch.setattr(vae, "tiled_decode", decode_tiles)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
     hook = vae.decoder.register_forward_pre_hook(lambda _, args: sides.append(max(args[0].shape[-2:])))
     images = model.decode(z)
@@ -101,7 +101,7 @@ def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
 
 @pytest.mark.gpu
 def test_the_decoders_peak_is_near_the_estimate() -> None:
-    """Stable Diffusion's own autoencoder, untrained: the estimate is what one picture more takes, within a factor of two."""
+    """Stable Diffusion's autoencoder, untrained: the estimate for one more image is right within a factor of two."""
     from diffusers import AutoencoderKL
 
     channels = (128, 256, 512, 512)

@@ -1,4 +1,4 @@
-"""Models and data by reference: what is accepted, what is refused and how; and encoding against diffusers."""
+"""Models and data by reference: good and bad references, and encoding against diffusers."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def test_how_a_model_is_sampled_stands_beside_it(model: Model, folder: Path, tmp
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / SYSTEM_FILE).unlink()
-    told = Sampling("ddim", None, None, 7.5, spacing="trailing", offset=1)  # by its scheduler's configuration
-    assert load_model(str(bare)).sampling == told
+    expected = Sampling("ddim", None, None, 7.5, spacing="trailing", offset=1)  # by its scheduler's configuration
+    assert load_model(str(bare)).sampling == expected
 
 
 def test_text_is_encoded_as_diffusers_does(model: Model) -> None:
@@ -151,9 +151,9 @@ def test_the_pool_is_the_posterior_of_the_training_pictures(model: Model, pool: 
     scale = model.pipeline.vae.config.scaling_factor
     assert distance(pool.mean, posterior.mean * scale) < 1e-3  # float16
     assert distance(pool.std, posterior.std * scale) < 1e-3
-    told = model.encode(captions).tensors
-    assert pool.condition.keys() == told.keys()
-    assert all(distance(pool.condition[name], told[name]) < 1e-3 for name in told)
+    tensors = model.encode(captions).tensors
+    assert pool.condition.keys() == tensors.keys()
+    assert all(distance(pool.condition[name], tensors[name]) < 1e-3 for name in tensors)
     x0, row = pool.draw(4000, torch.Generator().manual_seed(0))
     spread = (x0 - pool.mean[row].float()) / pool.std[row].float()
     assert abs(float(spread.mean())) < 0.01
@@ -174,3 +174,16 @@ def test_the_pool_is_made_once_and_a_damaged_one_is_said(model: Model, tmp_path:
     with pytest.raises(DdilError) as error:
         encode_pool(model, open_data("shapes"), 5, path)
     assert str(error.value) == f"the encoded data {path} is damaged; delete the file to encode the data again"
+
+
+def test_a_model_loads_with_a_device_and_a_dtype_by_name(folder: Path) -> None:
+    model = load_model(str(folder))
+    assert (model.device, model.denoiser.net.dtype) == (torch.device("cpu"), torch.float32)
+    for dtype in ("bfloat16", "bf16", torch.bfloat16):
+        assert load_model(str(folder), "cpu", dtype).denoiser.net.dtype == torch.bfloat16
+    with pytest.raises(WrongCommand, match=r"^this machine has no device 'tpu'; leave out --device to take the best one$"):
+        load_model(str(folder), "tpu")
+    with pytest.raises(
+        WrongCommand, match=r"^the dtype 'int8' is not known; it may be one of float32, bfloat16, float16"
+    ):
+        load_model(str(folder), dtype="int8")

@@ -1,4 +1,4 @@
-"""References to models and data of any text: files that are here, or one sentence."""
+"""Any text as a reference to a model or a data set: it gives local files, or a message of one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reference names: systems, folders, single files, a user's own files as a system; and what is refused."""
+"""References to systems, folders, single files and a user's own files as a system; and refused references."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from ddil_core.models.catalogue import list_models, parameters
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.references import SHIPPED, hub_parts, list_models, parameters, resolve
+from ddil_core.models.references import SHIPPED, hub_parts, resolve
 from ddil_core.models.systems import load_systems
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import build, tiny_unet
@@ -33,8 +34,8 @@ def refused(reference: str) -> str:
 
 
 ACCEPTED = (
-    "it may be a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of 'ddil distill', a "
-    "single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
+    "it may be a name that 'ddil models' lists, a folder in diffusers' pipeline layout, a run folder of 'ddil "
+    "distill', a single-file checkpoint (.safetensors), or a hub id, as in org/name or org/name@revision"
 )
 
 
@@ -54,7 +55,7 @@ def test_a_reference_that_fits_nothing(name: str, hint: str) -> None:
 def test_a_hub_id_that_is_not_cached_says_how_to_get_it() -> None:
     assert refused("nobody/nothing@abc") == (
         "the model 'nobody/nothing@abc' is no folder, and as a model of the hub it is not here; get it with: "
-        "ddil models download nobody/nothing@abc, or add --download"
+        "ddil models download nobody/nothing@abc, or add --download (in Python: download=True)"
     )
 
 
@@ -69,7 +70,8 @@ def test_every_system_resolves_or_says_how_to_get_it() -> None:
         elif row.unet is not None and row.unet.file.endswith(".bin"):
             assert "is published as a pickle" in sentence and f"name the model {name}:" in sentence
         else:
-            assert sentence.endswith(f"get it with: ddil models download {name}, or add --download")
+            cure = f"ddil models download {name}, or add --download (in Python: download=True)"
+            assert sentence.endswith(f"; get it with: {cure}")
 
 
 def test_the_shipped_model_and_folders_need_nothing_of_a_hub(folder: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_run_folder_is_its_student(folder: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def checkpoint(model: Model, tmp_path: Path) -> Path:
-    """The tiny pipeline as one file, in the names of Stable Diffusion's first release."""
+    """The tiny pipeline as one file, with the names of Stable Diffusion's first release."""
     path = tmp_path / "tiny.safetensors"
     save_file(single_file(model.pipeline), path)
     return path
@@ -104,7 +106,7 @@ def checkpoint(model: Model, tmp_path: Path) -> Path:
 def test_a_single_file_loads_as_its_pipeline_does(tmp_path: Path, version: str) -> None:
     layout = "StableDiffusionXLPipeline" if version == "xl" else "StableDiffusionPipeline"
     pipeline = build(layout, tmp_path / "words")
-    if version == "xl":  # the two encoders are told apart by their width, 768 and 1280 in the real ones
+    if version == "xl":  # diffusers tells the two encoders apart by their width, 768 and 1280 in the real ones
         wide = copy.deepcopy(pipeline.text_encoder_2.config)
         wide.hidden_size = 24
         pipeline.register_modules(
@@ -138,8 +140,9 @@ def test_a_single_file_in_another_dtype(checkpoint: Path, folder: Path) -> None:
 
 def test_a_single_file_needs_a_configuration(checkpoint: Path) -> None:
     assert refused(str(checkpoint)) == (
-        f"the file {checkpoint} holds weights alone, and the configuration of sd15 that it needs is not here; get it with: "
-        f"ddil models download sd15 --config-only, or name a pipeline of the same layout, as in FOLDER:{checkpoint}"
+        f"the file {checkpoint} holds only weights, and the configuration of sd15 that it needs is not here; get it "
+        f"with: ddil models download sd15 --config-only, or name a pipeline of the same layout, as in "
+        f"FOLDER:{checkpoint}"
     )
 
 
@@ -148,8 +151,8 @@ def test_a_single_file_of_stable_diffusion_2_needs_its_system_named(tmp_path: Pa
     path = tmp_path / "two.safetensors"
     save_file(single_file(build("StableDiffusionPipeline", tmp_path / "words"), "2"), path)
     assert refused(str(path)) == (
-        f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system whose "
-        f"settings it has, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
+        f"the file {path} is one of Stable Diffusion 2, and does not say whether it predicts v or ε; name the system "
+        f"with the same settings, as in sd21:{path} for v at 768 pixels, or a pipeline folder, as in FOLDER:{path}"
     )
 
 
@@ -161,8 +164,8 @@ def test_a_single_file_that_is_cut_short(checkpoint: Path, folder: Path) -> None
 
 def test_files_that_are_no_whole_model(folder: Path, tmp_path: Path) -> None:
     assert refused(str(folder / UNET)) == (
-        f"the file {folder / UNET} holds no text encoder as Stable Diffusion's single files do, so it is no whole model; "
-        "a U-Net or a LoRA goes onto a system, as in dmd2:FILE or lcm-lora:FILE"
+        f"the file {folder / UNET} holds no text encoder as Stable Diffusion's single files do, so it is no whole "
+        "model; a U-Net or a LoRA goes onto a system, as in dmd2:FILE or lcm-lora:FILE"
     )
     for name in ("x.ckpt", "x.txt"):
         (tmp_path / name).write_text("x")

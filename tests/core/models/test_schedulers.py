@@ -82,7 +82,7 @@ def test_a_process_that_is_not_known_is_refused(keys: dict[str, Any], message: s
 @pytest.mark.parametrize(
     "keys", [{"shift": 0}, {"shift": "large"}, {"shift": float("nan")}, {"num_train_timesteps": 0}]
 )
-def test_a_flow_whose_clock_is_none_is_refused(keys: dict[str, Any]) -> None:
+def test_a_flow_with_a_bad_clock_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(WrongCommand, match="^the scheduler's"):
         FlowSchedule.from_config({"shift": 3.0} | keys)
 
@@ -152,7 +152,7 @@ def test_a_network_that_predicts_something_else_is_refused(keys: dict[str, str],
         json.dumps(described(diffusers.DPMSolverMultistepScheduler(**BETAS, **keys)), default=float)
     )
     (broken / "ddil.json").unlink()
-    with pytest.raises(DdilError, match="^the model .* which is not known here"):
+    with pytest.raises(DdilError, match="^the model .* which is not supported"):
         load_model(str(broken))
 
 
@@ -165,18 +165,18 @@ def test_lcm_samples_with_its_own_scaling_of_timesteps(scaling: float) -> None:
     scheduler.set_timesteps(4)
     z, schedule = normal(2, 4, 8, 8), Schedule.from_config(described(scheduler))
     times, states = theirs(scheduler, z, generator=torch.Generator().manual_seed(5))
-    found = ours("lcm", times, z, "epsilon", schedule, noise=torch.Generator().manual_seed(5))
-    assert all(distance(a, b) < 1e-5 for a, b in zip(found, states, strict=True))
+    result = ours("lcm", times, z, "epsilon", schedule, noise=torch.Generator().manual_seed(5))
+    assert all(distance(a, b) < 1e-5 for a, b in zip(result, states, strict=True))
     usual = ours("lcm", times, z, "epsilon", SD, noise=torch.Generator().manual_seed(5))
-    assert (distance(found[-1], usual[-1]) > 0.01) == (scaling == 0.001)
+    assert (distance(result[-1], usual[-1]) > 0.01) == (scaling == 0.001)
 
 
 def test_the_boundary_is_that_of_diffusers() -> None:
     scheduler = diffusers.LCMScheduler(timestep_scaling=0.3)
     for t in (0, 1, 19, 999):
-        found = boundary_scalings(torch.tensor([t]), torch.zeros(1, 1, dtype=torch.float64), 0.3)
+        result = boundary_scalings(torch.tensor([t]), torch.zeros(1, 1, dtype=torch.float64), 0.3)
         expected = scheduler.get_scalings_for_boundary_condition_discrete(t)
-        assert [float(c) for c in found] == pytest.approx([float(c) for c in expected])
+        assert [float(c) for c in result] == pytest.approx([float(c) for c in expected])
 
 
 def test_a_student_keeps_its_teachers_scaling_of_timesteps(tmp_path: Path) -> None:
@@ -188,14 +188,14 @@ def test_a_student_keeps_its_teachers_scaling_of_timesteps(tmp_path: Path) -> No
     index = json.loads((teacher / "model_index.json").read_text())
     (teacher / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "LCMScheduler"]}))
     assert load_model(str(teacher)).denoiser.schedule.timestep_scaling == 0.02
-    told = {"updates": 1, "batch_size": 2, "pool": 4, "w_embedding": 16}
+    settings = {"updates": 1, "batch_size": 2, "pool": 4, "w_embedding": 16}
     student = distill(
-        str(teacher), "shapes", METHODS["lcm"].config.model_validate(told), tmp_path / "run", device="cpu"
+        str(teacher), "shapes", METHODS["lcm"].config.model_validate(settings), tmp_path / "run", device="cpu"
     )
     assert json.loads((student / SCHEDULER).read_text())["timestep_scaling"] == 0.02
-    found = load_model(str(student))
-    assert found.denoiser.schedule.timestep_scaling == 0.02 and found.sampling.solver == "lcm"
-    assert transitions(found.sampling.times(found.denoiser.schedule))[0] == (999, 759)
+    result = load_model(str(student))
+    assert result.denoiser.schedule.timestep_scaling == 0.02 and result.sampling.solver == "lcm"
+    assert transitions(result.sampling.times(result.denoiser.schedule))[0] == (999, 759)
     pool = encode_pool(
         load_model(str(teacher)), open_data("shapes"), 4, tmp_path / "run" / "checkpoints" / "data.safetensors"
     )

@@ -33,13 +33,13 @@ def generators() -> list[torch.Generator]:
 
 
 def assert_the_same(model: Model, sampling: Sampling, theirs: tuple[torch.Tensor, Any]) -> None:
-    """Latents to 1e-5 in norm, pictures to a level on average."""
+    """Compare latents to 1e-5 in norm, and images to one level on average."""
     ours = sample_latents(model, SAMPLES, PROMPTS, sampling, SEED)
     assert distance(ours, theirs[0]) < 1e-5
-    pictures = model.decode(ours)
-    assert pictures.shape == theirs[1].shape == (2, 64, 64, 3)
-    assert np.abs(pictures / 255 - theirs[1]).mean() <= 1 / 255
-    assert np.abs(theirs[1][0] - theirs[1][1]).max() > 0.01  # two prompts, two pictures
+    images = model.decode(ours)
+    assert images.shape == theirs[1].shape == (2, 64, 64, 3)
+    assert np.abs(images / 255 - theirs[1]).mean() <= 1 / 255
+    assert np.abs(theirs[1][0] - theirs[1][1]).max() > 0.01  # two prompts, two images
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -77,7 +77,7 @@ def test_a_folder_is_sampled_as_its_own_scheduler_says(layout: str, t5: bool, tm
     assert_the_same(model, resolve_sampling(model, steps=call["num_inference_steps"]), theirs)
 
 
-# What the network is told
+# Conditions
 
 
 def test_sdxl_is_guided_away_from_zeros_or_from_the_empty_prompt(tmp_path: Path) -> None:
@@ -91,15 +91,15 @@ def test_sdxl_is_guided_away_from_zeros_or_from_the_empty_prompt(tmp_path: Path)
         torch.testing.assert_close(tensor, empty[name])
 
 
-def test_lcm_is_told_its_guidance_and_asked_once(tmp_path: Path) -> None:
+def test_lcm_takes_its_guidance_as_an_embedding_in_one_evaluation(tmp_path: Path) -> None:
     model = load_model(str(save_pipeline(tmp_path, None, seed=1, layout="LatentConsistencyModelPipeline")))
     z, t = initial_noise(SAMPLES, model.latent_shape, SEED), torch.tensor([999, 259])
     condition = model.encode(PROMPTS)
     weak, strong = model.guided(1.0), model.guided(8.0)
     assert (weak.nfe, strong.nfe) == (1, 1)
-    told = model.pipeline.get_guidance_scale_embedding(torch.tensor([7.0, 7.0]), embedding_dim=256)
+    embedding = model.pipeline.get_guidance_scale_embedding(torch.tensor([7.0, 7.0]), embedding_dim=256)
     with torch.no_grad():
-        eps = model.pipeline.unet(z, t, condition.tensors["encoder_hidden_states"], timestep_cond=told).sample
+        eps = model.pipeline.unet(z, t, condition.tensors["encoder_hidden_states"], timestep_cond=embedding).sample
         expected = model.denoiser.x0(eps, z, t)
         assert distance(strong(z, t, condition), expected) < 1e-6
         assert distance(weak(z, t, condition), expected) > 1e-4
@@ -143,12 +143,12 @@ def test_a_row_of_guidance_by_embedding_needs_a_unet_that_takes_it(tmp_path: Pat
     with pytest.raises(DdilError) as error:
         assemble("lcm:folder", dataclasses.replace(plain, system=SYSTEMS["lcm"]))
     assert str(error.value) == (
-        "the model 'lcm:folder' has a U-Net without a guidance embedding, and its row in systems.yaml says one of width 256; "
-        "name the files of that system"
+        "the model 'lcm:folder' has a U-Net without a guidance embedding, and its row in systems.yaml says one of "
+        "width 256; name the files of that system"
     )
 
 
-def test_a_student_whose_scheduler_names_another_prediction_is_refused(tmp_path: Path) -> None:
+def test_a_student_with_a_scheduler_of_another_prediction_is_refused(tmp_path: Path) -> None:
     folder = save_pipeline(tmp_path, STUDENT | {"prediction": "v_prediction"}, seed=2)
     assert load_model(str(folder)).denoiser.prediction == "v_prediction"
     path = folder / "scheduler" / "scheduler_config.json"
@@ -156,8 +156,8 @@ def test_a_student_whose_scheduler_names_another_prediction_is_refused(tmp_path:
     with pytest.raises(DdilError) as error:
         load_model(str(folder))
     assert str(error.value) == (
-        f"the model '{folder}' was trained to predict v_prediction, and its scheduler/scheduler_config.json says epsilon; "
-        "set its prediction_type to v_prediction"
+        f"the model '{folder}' was trained to predict v_prediction, and its scheduler/scheduler_config.json says "
+        "epsilon; set its prediction_type to v_prediction"
     )
 
 
@@ -169,7 +169,7 @@ def test_a_multistep_solver_cannot_start_where_a_flow_does(tmp_path: Path) -> No
         resolve_sampling(model, solver="dpmpp_2m")
 
 
-# What a user is told
+# Warnings
 
 
 def test_a_student_sampled_as_it_was_not_made_for_is_said(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_rows_of_solvers_spacings_and_layouts_exist() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"title": "x", "unet": {"source": "a/b", "file": "c"}}, "names the 'base' whose pipeline they go into"),
+        ({"title": "x", "unet": {"source": "a/b", "file": "c"}}, "must name the 'base' with the pipeline for them"),
         ({"title": "x", "steps": 2, "timesteps": [999]}, "'steps' is 2, and there are 1 'timesteps'"),
     ],
 )

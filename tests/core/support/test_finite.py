@@ -68,8 +68,8 @@ def test_the_cause_is_sought_in_the_weights_and_in_the_dtype() -> None:
         ("unet", NAN, "the latents", "after step 1 of 4, at t = 999"),
         ("unet", INF, "the latents", "after step 1 of 4, at t = 999"),
         ("unet", 3e38, "the latents", "after step 1 of 4, at t = 999"),
-        ("vae", NAN, "the pictures", "after its autoencoder decoded them"),
-        ("vae", INF, "the pictures", "after its autoencoder decoded them"),
+        ("vae", NAN, "the images", "after its autoencoder decoded them"),
+        ("vae", INF, "the images", "after its autoencoder decoded them"),
         ("text_encoder", NAN, "the embeddings", "after its text encoders"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_rollout_names_the_actor_and_the_transition() -> None:
 def test_data_of_a_damaged_autoencoder_are_not_kept(folder: Path, tmp_path: Path) -> None:
     model = load_model(str(folder))
     model.pipeline.vae.encoder.conv_out.weight.data.fill_(NAN)
-    with pytest.raises(DdilError, match=r"^the latents of pictures of the model .* after its autoencoder encoded them"):
+    with pytest.raises(DdilError, match=r"^the latents of images of the model .* after its autoencoder encoded them"):
         encode_pool(model, open_data("shapes"), 4, tmp_path / "data.safetensors")
     assert not (tmp_path / "data.safetensors").exists()
 

@@ -1,0 +1,56 @@
+"""The device that a model computes on, and the torch dtype that it computes in, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddil_core.support import ranks
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Short names of the dtypes that a model computes in, and torch's names."""
+
+
+def choose_device(name: str | None = None) -> str:
+    """Return the device of this name, or the best device of this machine for None.
+
+    With several processes on a machine, ``cuda`` gives each process a GPU of its own.
+
+    Raises:
+        WrongCommand: the machine has no such device, or fewer GPUs than processes.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is None:
+        name = "cuda" if gpus else "cpu"
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+    if name not in known:
+        raise WrongCommand(f"this machine has no device {shown(name)}; leave out --device to take the best one")
+    if name == "cuda" and ranks.world() > 1:
+        if ranks.local_rank() >= gpus:
+            raise WrongCommand(
+                f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU, since the machine has {gpus}; "
+                "start as many processes as there are GPUs"
+            )
+        return f"cuda:{ranks.local_rank()}"
+    return name
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype of a name in ``DTYPES``, short or torch's own.
+
+    Raises:
+        WrongCommand: a model cannot compute in this dtype.
+    """
+    import torch
+
+    full = DTYPES.get(name, name)
+    if full not in DTYPES.values():
+        raise WrongCommand(f"the dtype {shown(name)} is not known; it may be one of {', '.join(DTYPES.values())}")
+    dtype: torch.dtype = getattr(torch, full)
+    return dtype
