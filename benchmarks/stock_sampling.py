@@ -24,7 +24,7 @@ from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.parameterization import ReflectionMode, calibrate_reflection
-from ddil_core.distillation.watch import look
+from ddil_core.distillation.watch import measure_latents
 from ddil_core.models.generate import sample_latents
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds
@@ -92,7 +92,7 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
     rows = []
     for name, latent in drawn.items():
         apart = float((latent - drawn["ours"]).norm() / drawn["ours"].norm())
-        row = {"sampler": name, "from ours": apart, **look(latent.float().cpu(), pool, reflection, images)}
+        row = {"sampler": name, "from ours": apart, **measure_latents(latent.float().cpu(), pool, reflection, images)}
         if told["data"] == "shapes":
             row["drawn right"] = float(attributes_right(model.decode(latent), texts)[:, -1].mean())
         rows.append(row)

@@ -1,1 +1,1 @@
-"""Distillers: one file for each method, on a shared training loop and shared sources of states."""
+"""Distillation of few-step students: a run, its stages, their sources of states, and one file for each method."""

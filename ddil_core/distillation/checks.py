@@ -20,14 +20,15 @@ def require_teacher(model: Model) -> None:
     """Refuse a teacher that no method can distil. Each method's own ``require`` refuses more.
 
     Raises:
-        DdilError: the teacher cannot encode images, draws images that are not square, or takes its guidance as an embedding.
+        DdilError: the teacher cannot encode images, draws images that are not square, or takes its guidance as an
+            embedding.
     """
     require_encoder(model.pipeline.vae, model.reference)
     image_side(model)
     if model.denoiser.guidance_width is not None:
         raise DdilError(
-            f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student itself; "
-            "distil its own teacher"
+            f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student "
+            "itself; distil its own teacher"
         )
 
 
@@ -39,8 +40,8 @@ def require_unet(model: Model, method: str) -> None:
     """
     if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
         raise DdilError(
-            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and {method} "
-            "needs a U-Net that predicts ε, v or x₀; distil another teacher"
+            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and "
+            f"{method} needs a U-Net that predicts ε, v or x₀; distil another teacher"
         )
 
 
@@ -70,14 +71,16 @@ def require_batch(config: MethodConfig, accelerator: Accelerator) -> None:
     if config.batch_size % (processes * parts):
         raise WrongCommand(
             f"batch_size is the whole batch, and {config.batch_size} is not divisible by {processes} processes"
-            f"{f' with {parts} parts each (gradient_accumulation)' * (parts > 1)}; choose another batch_size or number of processes"
+            f"{f' with {parts} parts each (gradient_accumulation)' * (parts > 1)}; choose another batch_size or "
+            "number of processes"
         )
 
 
 def require_capacity(config: MethodConfig) -> None:
     """Refuse an aggregated dataset that is too small for a phase of the run.
 
-    A collection gives the states that the coming updates use. They must fit beside the states that are still to be used.
+    A collection gives the states that the coming updates use. They must fit beside the states that are still to be
+    used.
 
     Raises:
         WrongCommand: ``ddil.capacity`` is too small; the message names settings that work.
@@ -92,9 +95,9 @@ def require_capacity(config: MethodConfig) -> None:
     fewer = _collect_every(config, ddil)
     other = "" if fewer is None else f", or --set ddil.collect_every={fewer}"
     raise WrongCommand(
-        f"the aggregated dataset is too small for the stage {worst!r}: with batch_size {config.batch_size} and ddil.collect_every "
-        f"{ddil.collect_every} it may hold {needs[worst]:,} states, and ddil.capacity is {ddil.capacity:,}; say --set "
-        f"ddil.capacity={needs[worst]}{other}"
+        f"the aggregated dataset is too small for the stage {worst!r}: with batch_size {config.batch_size} and "
+        f"ddil.collect_every {ddil.collect_every} it may hold {needs[worst]:,} states, and ddil.capacity is "
+        f"{ddil.capacity:,}; say --set ddil.capacity={needs[worst]}{other}"
     )
 
 
@@ -106,8 +109,8 @@ def most_states(ddil: DdilConfig, stage: Collection, batch_size: int) -> int:
         updates = min(ddil.collect_every, end - first)
         count = math.ceil(round(phase.aggregated * batch_size, 6))  # the most of a batch; 0.1 · 30 is above 3
         if updates > 0 and count > 0:
-            # Before a collection fewer uses are pending than a batch takes. Each may be of another state. With ``period``
-            # more pending uses there are at least as many states, so that the largest numbers decide.
+            # Before a collection fewer uses are pending than a batch takes. Each may be of another state. With
+            # ``period`` more pending uses there are at least as many states, so that the largest numbers decide.
             period = ddil.uses * max(stage.lengths)
             pending = range(max(0, count - period), count)
             most = max(most, *(held + collected(updates * count - held, ddil.uses, stage, phase) for held in pending))
@@ -116,7 +119,7 @@ def most_states(ddil: DdilConfig, stage: Collection, batch_size: int) -> int:
 
 
 def collected(wanted: int, uses: int, stage: Collection, phase: PhaseConfig) -> int:
-    """Return the most states that a collection adds for ``wanted`` uses: whole trajectories, at most one too many of each kind."""
+    """Return the most states that a collection adds for ``wanted`` uses. It adds whole trajectories."""
     states = math.ceil(wanted / uses)
     if len(stage.lengths) == 1:
         return math.ceil(states / stage.lengths[0]) * stage.lengths[0]

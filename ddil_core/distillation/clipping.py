@@ -16,10 +16,12 @@ class ClippedFraction:
     """Measures the fraction in one update. The device is not waited for until the log is written."""
 
     def __init__(self, reflection: Reflection | None, timesteps: int, name: str = "clipped_fraction") -> None:
-        """Args:
-        reflection: The bounds of the data; None measures nothing.
-        timesteps: The number of timesteps of the schedule.
-        name: The key of the fraction in the log.
+        """Start without a measurement.
+
+        Args:
+            reflection: The bounds of the data; None measures nothing.
+            timesteps: The number of timesteps of the schedule.
+            name: The key of the fraction in the log.
         """
         self.reflection, self.timesteps, self.name = reflection, timesteps, name
         self._measured: list[tuple[Tensor, Tensor]] = []

@@ -56,7 +56,10 @@ class Labeler:
         return z.new_empty(len(z), 0)
 
     def label_transitions(self, batch: TransitionBatch) -> Tensor:
-        """Return the targets of the states ``z_t``. In some methods the teacher's own transition already gives the target."""
+        """Return the targets of the states ``z_t``.
+
+        In some methods the teacher's own transition already gives the target.
+        """
         return self.label(batch.z_t, batch.transition, batch.row, batch.guidance)
 
     def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor | None:
@@ -71,10 +74,12 @@ class Collector(ABC):
     """
 
     def __init__(self, context: StageContext, labeler: Labeler, student: nn.Module) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        labeler: Gives the states their targets.
-        student: The network in training, which is switched to evaluation mode during rollouts.
+        """Connect the collector with its stage.
+
+        Args:
+            context: The surroundings of the stage.
+            labeler: Gives the states their targets.
+            student: The network in training, which is switched to evaluation mode during rollouts.
         """
         self.context, self.labeler, self.student = context, labeler, student
 
@@ -164,7 +169,8 @@ class SoleActor:
     Attributes:
         actor: What acts.
         transitions: The index in the stage's times of each of its transitions.
-        condition: Returns the actor's condition for rows [B] of the pool and their guidance [B]; None for the captions alone.
+        condition: Returns the actor's condition for rows [B] of the pool and their guidance [B]; None for the captions
+            alone.
     """
 
     actor: Actor
@@ -175,8 +181,8 @@ class SoleActor:
 class SeparateCollector(Collector):
     """Every trajectory has one actor, the teacher or the student.
 
-    Trajectories of the two differ in length. Their numbers are chosen so that the teacher visits the share ``p_teacher``
-    of all states.
+    Trajectories of the two differ in length. Their numbers are chosen so that the teacher visits the share
+    ``p_teacher`` of all states.
     """
 
     def __init__(
@@ -208,9 +214,10 @@ class SeparateCollector(Collector):
 def trajectories(
     states: int, p_teacher: float, lengths: Mapping[str, int], generator: torch.Generator
 ) -> dict[str, int]:
-    """Return how many trajectories of each actor visit at least ``states`` states, the share ``p_teacher`` by the teacher.
+    """Return the number of trajectories of each actor.
 
-    A number that is not whole is rounded up or down at random, with the probability that keeps the mean.
+    Together they visit at least ``states`` states. The teacher visits the share ``p_teacher`` of them on the
+    mean: a number that is not whole is rounded up or down at random, with the probability that keeps the mean.
     """
     counts = dict.fromkeys(lengths, 0)
     while (missing := states - sum(counts[actor] * length for actor, length in lengths.items())) > 0:

@@ -1,4 +1,4 @@
-"""What a distillation run is told, as data (``protocols/*/{pd,lcm,dmd2}.yaml``): one model for each method, on a shared base."""
+"""Configurations of distillation runs: one class for each method, with a shared base."""
 
 from __future__ import annotations
 
@@ -12,33 +12,46 @@ from ddil_core.support.protocol import GuidanceScale, Strict
 
 
 class StageConfig(Strict):
-    """One stage: the student's steps (its teacher takes twice as many) and how many updates it is trained for."""
+    """One stage: the student's steps, half of its teacher's, and the number of updates."""
 
     steps: int = Field(ge=1)
     updates: int = Field(ge=1)
 
 
 class ConvertConfig(Strict):
-    """How a teacher that predicts ε is first made to predict v: how many updates, and the share of rows that are told nothing.
-    Not used where the teacher predicts v already."""
+    """Conversion of a teacher that predicts ε into one that predicts v. A teacher that predicts v needs none.
+
+    Attributes:
+        updates: The number of updates.
+        unconditional: The share of rows without a caption.
+    """
 
     updates: int = Field(ge=1)
     unconditional: float = Field(default=0.1, ge=0, le=1)
 
 
 class ReflectionConfig(Strict):
-    """How the teacher's x̂ is kept inside the data's range; the bound is calibrated on the encoded data."""
+    """Reflection of the teacher's x̂ into the data's range.
+
+    Attributes:
+        mode: How x̂ is reflected.
+        quantile: The quantile of the encoded data that is the bound.
+    """
 
     mode: ReflectionMode = "clamp"
     quantile: float = Field(default=0.9995, gt=0.5, le=1)
 
 
 class PhaseConfig(Strict):
-    """A part of a stage (Algorithm 2), up to the share ``until`` of its updates: which share of a batch is aggregated states,
-    on the mean over updates, and with which probability the teacher acts in the rollouts that are collected.
+    """A phase of a stage (Algorithm 2).
 
-    Where a rollout has one actor (LCM, DMD2), a state comes from data with probability 1 − ``aggregated``, from a teacher's rollout
-    with ``aggregated`` · ``p_teacher``, and from a student's with the rest.
+    Where a rollout has one actor (LCM, DMD2), a state comes from data with probability 1 − ``aggregated``, from a
+    rollout of the teacher with ``aggregated`` · ``p_teacher``, and otherwise from a rollout of the student.
+
+    Attributes:
+        until: The share of the stage's updates at which the phase ends.
+        aggregated: The share of aggregated states in a batch, as a mean over updates.
+        p_teacher: The probability that the teacher acts in the rollouts of the phase.
     """
 
     until: float = Field(gt=0, le=1)
@@ -47,7 +60,14 @@ class PhaseConfig(Strict):
 
 
 class DdilConfig(Strict):
-    """The aggregated dataset: how often a state is used, how many updates one collection serves, the most states kept."""
+    """The aggregated dataset.
+
+    Attributes:
+        uses: How often a state is used.
+        collect_every: How many batches one collection serves.
+        capacity: The most states that the dataset holds.
+        phases: The phases of every stage, in order.
+    """
 
     uses: int = Field(default=1, ge=1)
     collect_every: int = Field(default=50, ge=1)
@@ -59,16 +79,24 @@ class DdilConfig(Strict):
     def _phases_end_at_one(cls, phases: tuple[PhaseConfig, ...]) -> tuple[PhaseConfig, ...]:
         ends = [phase.until for phase in phases]
         if not ends or ends[-1] != 1 or ends != sorted(set(ends)):
-            raise ValueError("the phases' 'until' must rise and end at 1")
+            raise ValueError("the 'until' of the phases must rise and end at 1")
         return phases
 
 
 class WatchConfig(Strict):
-    """What is looked at every ``every`` updates, on a fixed set of prompts with fixed noise, and from where on it is an alarm.
+    """Measurements of the student during training, on fixed prompts with fixed noise.
 
-    All of it is relative to the encoded data: ``mean_shift`` in their deviations, ``deviation`` as a ratio, ``diversity`` as the
-    distance between pictures of one prompt over that between two pictures of the data, ``clipped`` as the share of a latent outside
-    the reflection's bound. ``gradient`` is the most that a gradient's norm may be, in medians of the norms before it.
+    A value past its bound is an alarm.
+
+    Attributes:
+        every: Updates between two measurements.
+        prompts: The number of prompts.
+        images: The number of images for each prompt.
+        mean_shift: The largest distance between the means of latents and data, in standard deviations of the data.
+        deviation: The smallest and the largest ratio of the standard deviations of latents and data.
+        clipped: The largest share of the latents' numbers outside the reflection's bound.
+        diversity: The smallest distance between images of one prompt, in distances between images of the data.
+        gradient: The largest norm of a gradient, in medians of the earlier norms.
     """
 
     every: int = Field(default=500, ge=1)
@@ -82,19 +110,33 @@ class WatchConfig(Strict):
 
 
 class MethodConfig(Strict):
-    """What every method is told. ``ddil`` None trains without the aggregated dataset.
+    """The settings that all methods share. A method's class sets a default for ``method``.
 
-    ``batch_size`` is the whole batch, of all processes together. ``teacher_batch_size`` is the most states that a process
-    takes at once where no gradients are needed: in rollouts, labels of data for some updates ahead, targets and backward
-    simulation. A guided teacher evaluates two rows of each state. ``gradient_accumulation`` is into how many parts a process
-    takes its rows of a batch, one after another, and ``gradient_checkpointing`` computes activations twice: both for memory.
-    Parts change a gradient by rounding alone, which Adam amplifies over many updates. ``learning_rate_decay`` brings the
-    learning rate to zero at a stage's end. ``teacher_dtype`` and ``student_dtype`` are those of the denoising networks. The
-    weights that the optimiser moves and their average are float32, and so are the autoencoder and the text encoders.
-    ``mixed_precision`` is that of the arithmetic.
+    The weights that the optimiser changes, their average, the autoencoder and the text encoders are float32 in every
+    run.
 
-    ``CHANGEABLE`` names the keys on which what is learnt does not depend, up to the rounding of sums that are taken in another
-    order: they are no part of a run's identity, and may be changed when it is resumed.
+    Attributes:
+        CHANGEABLE: The keys that change a student by rounding alone. They are no part of a run's identity, and a
+            resumed run may have other values.
+        reflection: How the teacher's x̂ is kept inside the data's range.
+        batch_size: Rows of a batch, of all processes together.
+        teacher_batch_size: The most states that a process evaluates at once without gradients. A guided teacher
+            evaluates two rows for each state.
+        gradient_accumulation: The number of parts of a process's rows, which follow one another to save memory.
+        gradient_checkpointing: Save memory by computing activations twice.
+        optimizer: AdamW: plain, fused, or with moments of 8 bits.
+        learning_rate_decay: Bring the learning rate to zero at the end of a stage.
+        warmup: Updates in which the learning rate rises.
+        gradient_clip: The largest norm of a gradient.
+        ema_decay: The decay of the average of the student's weights; 0 for none.
+        pool: The number of training images.
+        mixed_precision: The precision of the arithmetic.
+        teacher_dtype: The dtype of the teacher's network.
+        student_dtype: The dtype of the student's network.
+        save_every: Updates between two checkpoints.
+        watch: Measurements during training; None for none.
+        ddil: The aggregated dataset; None trains on data alone.
+        method: The name of the method.
     """
 
     CHANGEABLE: ClassVar[tuple[str, ...]] = (
@@ -141,13 +183,18 @@ class MethodConfig(Strict):
         return self
 
     def collections(self) -> tuple[Collection, ...]:
-        """Where the aggregated dataset is filled, stage by stage."""
+        """Return the stages that fill the aggregated dataset, so that its capacity can be checked before the run."""
         return ()
 
 
 class Collection(NamedTuple):
-    """A stage that fills the aggregated dataset: its title, how many batches it draws, and how many states a trajectory has, in
-    which both act, or one that is the teacher's and one that is the student's."""
+    """A stage that fills the aggregated dataset.
+
+    Attributes:
+        title: What messages call the stage.
+        draws: How many batches the stage draws.
+        lengths: The number of states of a trajectory. Two numbers stand for a teacher's trajectory and a student's.
+    """
 
     title: str
     draws: int
@@ -155,7 +202,13 @@ class Collection(NamedTuple):
 
 
 class ProgressiveConfig(MethodConfig):
-    """A run of progressive distillation: ``stages`` that halve the steps, the first from the guided teacher."""
+    """Progressive distillation.
+
+    Attributes:
+        guidance_scale: The guidance of the first teacher; None for the teacher's own.
+        convert: The conversion of a teacher that predicts ε.
+        stages: The stages, each with half the steps of the one before.
+    """
 
     method: Literal["pd"] = "pd"
     guidance_scale: GuidanceScale | None = None
@@ -178,20 +231,28 @@ class ProgressiveConfig(MethodConfig):
 
 
 class LoraConfig(Strict):
-    """Low-rank adapters in place of a student of its own: α/rank scales what they add."""
+    """Low-rank adapters, which are trained in place of a whole student. Their output is scaled by alpha/rank."""
 
     rank: int = Field(default=64, ge=1)
     alpha: int = Field(default=64, ge=1)
 
 
 class ConsistencyConfig(MethodConfig):
-    """A run of consistency distillation (LCM). Guidance is drawn from ``guidance_range``, as g = w + 1; the student is told it
-    through an embedding of ``w_embedding`` numbers, or, in the form with ``lora``, not at all. It is sampled at ``guidance_scale``.
+    """Consistency distillation (LCM).
 
-    ``teacher_steps`` is the number of the teacher's DDIM steps from noise to data, 50 in LCM, each of 20 timesteps: with fewer,
-    what is known near the data reaches the noise in fewer updates. ``weighting`` v divides the loss at t by σ_t, so that an error
-    counts for what it is in v; LCM has none, and then a network that learns fast is hardly held to what it gives near the data.
-    ``ema_decay`` is that of the target network, without a warm-up; the form with ``lora`` has none.
+    Attributes:
+        updates: The number of updates.
+        teacher_steps: The teacher's DDIM steps from noise to data; 50 in LCM. With fewer steps, what the student knows
+            near the data reaches the noise in fewer updates.
+        student_steps: The steps in which the student is sampled.
+        guidance_range: The range of the guidance scale g = w + 1, which is drawn for every state.
+        guidance_scale: The guidance scale at which the student is sampled.
+        loss: Pseudo-Huber with the constant ``huber_c``, or squared.
+        weighting: "v" divides the loss at t by σ_t, so that an error counts as it does in v. LCM has "none"; a network
+            that learns fast then forgets what it should give near the data.
+        ema_decay: The decay of the target network, without a warm-up. With a LoRA there is no average.
+        w_embedding: The width of the embedding that gives the guidance to the student; None with a LoRA.
+        lora: Adapters to train in place of a whole student.
     """
 
     method: Literal["lcm"] = "lcm"
@@ -219,7 +280,7 @@ class ConsistencyConfig(MethodConfig):
         if self.lora is not None and self.w_embedding is not None:
             raise ValueError("a LoRA has no embedding of its guidance; set w_embedding to null")
         if self.lora is None and self.w_embedding is None:
-            raise ValueError("a student without a LoRA is told its guidance by w_embedding (256 in LCM)")
+            raise ValueError("a student without a LoRA takes its guidance through w_embedding; set it (256 in LCM)")
         return self
 
     def collections(self) -> tuple[Collection, ...]:
@@ -227,14 +288,20 @@ class ConsistencyConfig(MethodConfig):
 
 
 class GanConfig(Strict):
-    """The discriminator on the critic's mid-block, and the weights of its loss for the generator and for the critic."""
+    """The discriminator on the critic's mid-block: the weights of its loss for the generator and for the critic."""
 
     generator_weight: float = Field(default=5e-3, ge=0)
     critic_weight: float = Field(default=1e-2, ge=0)
 
 
 class RegressionConfig(Strict):
-    """A generator's pre-training: ``pairs`` of noise and what the guided teacher makes of it in ``teacher_steps`` of DDIM."""
+    """Pre-training of the generator on pairs of noise and the teacher's latents.
+
+    Attributes:
+        pairs: The number of pairs.
+        teacher_steps: The DDIM steps in which the guided teacher makes the latents.
+        updates: The number of updates.
+    """
 
     pairs: int = Field(ge=1)
     teacher_steps: int = Field(ge=1)
@@ -242,11 +309,20 @@ class RegressionConfig(Strict):
 
 
 class MatchingConfig(MethodConfig):
-    """A run of distribution matching (DMD2). An update is one of the generator and ``critic_updates`` of its critic.
+    """Distribution matching (DMD2). An update of the run is one of the generator and ``critic_updates`` of the critic.
 
-    ``guidance_scale`` is that of the real score. ``teacher_steps``, for the teacher's rollouts of ``ddil``, is a multiple of the
-    number of ``timesteps``. With ``ddil``, ``collect_every`` counts batches, of which an update has 1 + ``critic_updates``. The
-    generator's EMA is the output; with ``ema_decay`` 0 it is the generator itself.
+    An update draws 1 + ``critic_updates`` batches, and ``ddil.collect_every`` counts batches.
+
+    Attributes:
+        updates: The number of updates.
+        timesteps: The timesteps of the generator, from noise to data.
+        guidance_scale: The guidance of the real score; None for the teacher's own.
+        critic_updates: Updates of the critic for each one of the generator.
+        critic_learning_rate: None for ``learning_rate``.
+        matching_range: The timesteps at which the scores are compared.
+        gan: The discriminator; None for none.
+        regression: Pre-training of the generator; None for none.
+        teacher_steps: The steps of the teacher's rollouts with ``ddil``, a multiple of the number of ``timesteps``.
     """
 
     method: Literal["dmd2"] = "dmd2"
@@ -276,7 +352,7 @@ class MatchingConfig(MethodConfig):
             raise ValueError(f"matching_range is a range of timesteps, and {low} to {high} is none")
         if self.ddil is not None and len(times) == 1:
             raise ValueError(
-                "a one-step generator only ever sees noise, so that there is nothing to aggregate: say --no-ddil"
+                "a one-step generator starts at noise alone, so there is nothing to aggregate; say --no-ddil"
             )
         if self.ddil is not None and self.teacher_steps % len(times):
             raise ValueError(

@@ -1,8 +1,8 @@
 """Consistency distillation (LCM: Luo et al., 2310.04378; LCM-LoRA: 2311.05556), and DDIL on it.
 
-On the grid 19, 39, …, 999 the guided teacher takes one DDIM step t → t − 20. The student's consistency function must have the same
-value at both ends of the step. Without DDIL every step starts at forward-diffused data. With DDIL some steps start at states that
-rollouts of the teacher or of the student visited.
+On the grid 19, 39, …, 999 the guided teacher takes one DDIM step t → t − 20. The student's consistency function
+must have the same value at both ends of the step. Without DDIL every step starts at forward-diffused data. With DDIL
+some steps start at states that rollouts of the teacher or of the student visited.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def require_consistency(model: Model, config: ConsistencyConfig) -> None:
     size = len(model.denoiser.schedule)
     if size % config.teacher_steps:
         raise WrongCommand(
-            f"teacher_steps must divide the teacher's {size} timesteps, and {config.teacher_steps} does not; choose another"
+            f"teacher_steps must divide the teacher's {size} timesteps, and {config.teacher_steps} does not; choose "
+            "another"
         )
 
 
@@ -77,7 +78,10 @@ def train_consistency(run: Run[ConsistencyConfig]) -> Student:
 
 
 def lcm_sampling(config: ConsistencyConfig, schedule: Schedule) -> Sampling:
-    """Return how the student is sampled. LCM's own grid of 50 points needs no timesteps; every other grid lists them."""
+    """Return how the student is sampled.
+
+    LCM's own grid of 50 points needs no timesteps; every other grid lists them.
+    """
     guidance = 1.0 if config.lora is not None else config.guidance_scale
     lcm_own = config.teacher_steps == LCM_STEPS
     times = None if lcm_own else tuple(lcm_grid(schedule, config.teacher_steps, config.student_steps))
@@ -90,7 +94,10 @@ def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:
 
 
 def with_embedding(net: Any, width: int) -> nn.Module:
-    """Return a copy of a U-Net with ``time_cond_proj_dim``. The new weights are zero, so that its output stays the same."""
+    """Return a copy of a U-Net with ``time_cond_proj_dim``.
+
+    The new weights are zero, so that its output stays the same.
+    """
     wider = type(net).from_config(dict(net.config) | {"time_cond_proj_dim": width})
     weights = net.state_dict() | {
         "time_embedding.cond_proj.weight": torch.zeros_like(wider.time_embedding.cond_proj.weight)
@@ -111,7 +118,10 @@ def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
 
 
 class ConsistencyLabeler(Labeler):
-    """The target of z_t is z_s: the end of the guided teacher's DDIM step from t to s. Every state has its own guidance."""
+    """The target of z_t is z_s: the end of the guided teacher's DDIM step from t to s.
+
+    Every state has its own guidance.
+    """
 
     has_targets = True
     guided = True
@@ -221,7 +231,7 @@ class ConsistencyStage(Stage):
 
 @dataclass(frozen=True)
 class StudentCondition:
-    """Makes the student's condition: the captions and, unless ``width`` is None, an embedding of the guidance of that width."""
+    """Makes the student's condition: the captions and an embedding of the guidance, unless its ``width`` is None."""
 
     context: StageContext
     width: int | None
@@ -236,12 +246,18 @@ class StudentCondition:
 
 
 def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:
-    """Return LCM's steps t → s on its falling grid. The last step ends at timestep 0, where σ is not 0, and not clean."""
+    """Return LCM's steps t → s on its falling grid.
+
+    The last step ends at timestep 0, where σ is not 0, and not clean.
+    """
     return [(int(t), int(s)) for t, s in transitions(grid, end=0)]
 
 
 def boundary(x0: Tensor, z: Tensor, t: Tensor, scaling: float) -> Tensor:
-    """Return the consistency function c_skip z + c_out x̂, which is z at t = 0; for ``scaling`` see ``boundary_scalings``."""
+    """Return the consistency function c_skip z + c_out x̂, which is z at t = 0;
+
+    for ``scaling`` see ``boundary_scalings``.
+    """
     c_skip, c_out = boundary_scalings(t, z, scaling)
     return c_skip * z + c_out * x0
 

@@ -1,7 +1,7 @@
 """Conversion of a teacher that predicts ε into one that predicts v, before progressive distillation.
 
-At t = 999 the x̂ of an ε-model is a division by α ≈ 0.07. A few-step student cannot learn through it. The loss of the conversion is
-‖v̂ − v‖² against the teacher, over all timesteps and without guidance.
+At t = 999 the x̂ of an ε-model is a division by α ≈ 0.07. A few-step student cannot learn through it. The loss of
+the conversion is ‖v̂ − v‖² against the teacher, over all timesteps and without guidance.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def require_convertible(model: Model, config: ProgressiveConfig) -> None:
     prediction = model.denoiser.prediction
     if prediction == "v_prediction" or (prediction == "epsilon" and config.convert is not None):
         return
-    why = f"the teacher {model.reference!r} predicts {prediction}, and progressive distillation needs a network that predicts v"
+    needs = "progressive distillation needs a network that predicts v"
+    why = f"the teacher {model.reference!r} predicts {prediction}, and {needs}"
     if prediction == "epsilon":
         raise DdilError(
-            f"{why}: at t = 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or "
-            "--set convert.updates=N"
+            f"{why}: at t = 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the "
+            "protocol, or --set convert.updates=N"
         )
     raise DdilError(f"{why} or ε; distil another teacher")
 
@@ -74,9 +75,11 @@ class ConversionStage(Stage):
         accelerator: Accelerator,
         start: nn.Module | None = None,
     ) -> None:
-        """Args:
-        nothing: The condition of the empty caption, one row.
-        convert: The section ``convert`` of ``config``.
+        """Start the student that predicts v.
+
+        Args:
+            nothing: The condition of the empty caption, one row.
+            convert: The section ``convert`` of ``config``.
 
         For the other arguments see ``Stage``.
         """
@@ -105,7 +108,10 @@ class ConversionStage(Stage):
 
     @torch.no_grad()
     def target(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return the v that the teacher's x̂ implies, float32. The teacher takes at most ``teacher_batch_size`` states at once."""
+        """Return the v that the teacher's x̂ implies, float32.
+
+        The teacher takes at most ``teacher_batch_size`` states at once.
+        """
         parts = torch.arange(len(z), device=z.device).split(self.config.teacher_batch_size)
         with self.accelerator.autocast():
             x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition.rows(rows)) for rows in parts])

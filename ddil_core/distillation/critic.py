@@ -12,7 +12,7 @@ from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
 
 
 class Critic(nn.Module):
-    """A denoising network, and a discriminator between data and generated latents that reads its mid-block's features."""
+    """A denoising network, and a discriminator of data and generated latents on its mid-block's features."""
 
     def __init__(self, denoiser: NetworkDenoiser, side: int | None, seed: int = 0) -> None:
         """``side`` is the height and width of the mid-block; None leaves the discriminator out."""
@@ -38,9 +38,12 @@ class Critic(nn.Module):
 
 
 def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
-    """Return a network from features [B, C, side, side] to logits [B, 1, 1, 1]. Its first weights depend on the seed alone.
+    """Return a network from features [B, C, side, side] to logits [B, 1, 1, 1].
 
-    Convolutions of stride 2 reduce the side to at most 4. One convolution covers that whole side, and one gives the logit.
+    Its first weights depend on the seed alone.
+
+    Convolutions of stride 2 reduce the side to at most 4. One convolution covers that whole side, and one gives the
+    logit.
     """
     groups = math.gcd(32, channels)
     if groups == channels:

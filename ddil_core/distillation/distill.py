@@ -12,10 +12,10 @@ from ddil_core.data.pool import encode_pool
 from ddil_core.distillation.checks import require_batch, require_capacity, require_data, require_teacher
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS, read_config
+from ddil_core.distillation.processes import make_accelerator
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.run_folder import open_run, require_run_folder, require_same_run
 from ddil_core.distillation.student import save_student
-from ddil_core.distillation.watch import track
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Bounds
 from ddil_core.support.lock import held
@@ -39,8 +39,8 @@ def distill(
     Args:
         teacher: The reference of the teacher: a name, a folder or a hub id.
         data: The reference of the data set.
-        config: A configuration, its content as a mapping, the path of a protocol, or the name of a method. A name stands for
-            the method's protocol in ``protocols/shapes``.
+        config: A configuration, its content as a mapping, the path of a protocol, or the name of a method. A name
+            stands for the method's protocol in ``protocols/shapes``.
         out: The run folder. The same call again goes on with the run in it.
         resume: Refuse to begin a new run.
         device: "cpu" or "cuda"; None for the accelerator that is there.
@@ -50,8 +50,8 @@ def distill(
         The folder of the student, a pipeline that diffusers loads. ``load_model`` takes this folder or ``out``.
 
     Raises:
-        WrongCommand: the configuration does not fit, ``out`` holds another run, there is nothing to resume, the data cannot be
-            trained on, or the aggregated dataset is too small for a phase.
+        WrongCommand: the configuration does not fit, ``out`` holds another run, there is nothing to resume, the data
+            cannot be trained on, or the aggregated dataset is too small for a phase.
         DdilError: the teacher or a checkpoint cannot be used, the disk is full, or another command works in ``out``.
         Interrupted: a signal stopped the run. Its checkpoint is saved.
     """
@@ -60,7 +60,7 @@ def distill(
     student_folder, encoded = out / "student", out / "checkpoints" / "data.safetensors"
     if not student_folder.is_dir():
         require_capacity(config)
-    accelerator = track(config, out, device)
+    accelerator = make_accelerator(config, out, device)
     model = load_model(teacher, accelerator.device)
     require_teacher(model)
     method.require(model, config)

@@ -1,4 +1,4 @@
-"""The training loop: updates, checkpoints, exact resume, EMA. What an update does is the caller's."""
+"""The training loop: updates, checkpoints, exact resume, average. The caller says what an update does."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ddil_core.support.progress import progress, warn
 from ddil_core.support.ranks import PATIENCE
 
 Logs = dict[str, Tensor | float]
-"""What an update reports: numbers, or pairs [2] of a sum and its weight where an update may have nothing to tell."""
+"""The log of an update: numbers, or pairs [2] of a sum and its weight. The weight may be 0."""
 Callback = Callable[[int, "dict[str, float] | None"], None]
-"""Called after every update with its number, from 1 on, and with the log's means where a line was written."""
+"""The loop calls it after every update with the number of updates done, and with the means of a log line or None."""
 
 
 class Stateful(Protocol):
@@ -35,11 +35,11 @@ class Stateful(Protocol):
 
 
 class CheckpointError(DdilError):
-    """A checkpoint that cannot be read; the message says which and what to do."""
+    """A checkpoint cannot be read. The message says which one, and what to do."""
 
 
 class Weights(Protocol):
-    """What has trained weights: a module, or the float32 weights of one that is rounded."""
+    """Something with trained weights: a module, or ``TrainedWeights``."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -50,8 +50,8 @@ M = TypeVar("M", bound=nn.Module)
 class Ema(Generic[M]):
     """An exponential moving average of a module's weights, θ̄ ← μ θ̄ + (1 − μ) θ.
 
-    μ starts small and grows to ``decay`` as min(decay, (1 + n)/(10 + n)) at update n, so that short runs average too; without
-    ``warms_up`` it is ``decay`` from the first, as LCM's target network has it.
+    With ``warms_up``, μ is min(decay, (1 + n)/(10 + n)) at update n, so that the average of a short run forgets its
+    start. Otherwise μ is ``decay`` from the first update on, as for LCM's target network.
     """
 
     def __init__(self, module: M, decay: float, *, warms_up: bool = True) -> None:
@@ -76,12 +76,16 @@ class Ema(Generic[M]):
 
 
 def save_checkpoint(path: Path, step: int, stateful: Mapping[str, Stateful]) -> None:
-    """Write a checkpoint whole or not at all: a kill or a full disk leaves the previous one. Raises DdilError for the disk."""
+    """Write a checkpoint whole or not at all. A kill or a full disk leaves the checkpoint before it.
+
+    Raises:
+        DdilError: the disk does not take the file.
+    """
     write_torch(path, {"step": step, **{name: item.state_dict() for name, item in stateful.items()}})
 
 
 def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
-    """Load a checkpoint into ``stateful``; returns its step, 0 where there is none.
+    """Load a checkpoint into ``stateful``. Return its step, or 0 where there is no checkpoint.
 
     Raises:
         CheckpointError: the file is damaged or belongs to other models.
@@ -102,9 +106,9 @@ def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
 
 
 def forget_after(step: int, title: str, log: Path) -> None:
-    """Take the lines of a stage that are past its checkpoint out of the log: those updates are done again.
+    """Remove the lines of a stage after update ``step`` from the log, because these updates are done again.
 
-    Damaged lines go too, with a warning: a log says how a run went, and the run does not depend on it.
+    Damaged lines go too, with a warning. The run does not depend on its log.
 
     Raises:
         DdilError: the log cannot be read or written.
@@ -118,17 +122,17 @@ def forget_after(step: int, title: str, log: Path) -> None:
     entries = [(line, _entry(line)) for line in lines[:-1]]
     damaged = sum(entry is None for _, entry in entries)
     if damaged:
-        warn(f"{damaged} of {len(entries)} lines of the log {log} are damaged and were taken out")
+        warn(f"{damaged} of {len(entries)} lines of the log {log} are damaged and were removed")
     kept = [line for line, entry in entries if entry is not None and (entry[0] != title or entry[1] <= step)]
     if kept != lines[:-1] or lines[-1]:  # a kill can leave half a line at the end
         write_text(log, "".join(line.decode() + "\n" for line in kept))
 
 
 def _entry(line: bytes) -> tuple[str, int] | None:
-    """The stage and the step of a line of the log; None where it is damaged."""
+    """Return the stage and the step of a line of the log; None for a damaged line."""
     try:
-        told = json.loads(line)
-        return str(told["stage"]), int(told["step"])
+        entry = json.loads(line)
+        return str(entry["stage"]), int(entry["step"])
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -147,17 +151,27 @@ def fit(
     accelerator: Accelerator | None = None,
     check: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Call ``update(step)`` for every step that the checkpoint does not hold yet, saving and logging as it goes.
+    """Call ``update(step)`` for every step after the checkpoint's. Save and log on the way.
 
-    The same run, killed anywhere and started again, ends with the same weights as long as ``update`` draws its randomness
-    from the step and from ``stateful`` alone. Logged values are means since the last line, and over the processes of
-    ``accelerator``, of which the main one alone writes. ``check`` is called before anything is written or saved, with the number
-    of updates done, and raises where the work must stop.
+    A run that is killed and started again ends with the same weights, if the random numbers of ``update`` depend on the
+    step and on ``stateful`` alone. A signal that ends the command is handled between updates: the checkpoint is saved
+    first, at the same update in all processes.
 
-    A signal that ends the command is taken between updates: what was done is saved first, at the same update in all processes.
+    Args:
+        update: Does one update and returns its log.
+        stateful: What a checkpoint holds, by name.
+        steps: The number of updates.
+        checkpoint: The file of the checkpoint.
+        log: The file of the log, one JSON line for every ``log_every`` updates. The main process writes it.
+        title: What the log and messages call the stage.
+        save_every: Updates between two checkpoints.
+        log_every: Updates between two lines of the log, which hold means over these updates and over all processes.
+        callbacks: Called after every update.
+        accelerator: The processes; None for one process.
+        check: Called with the number of updates done before anything is written. It raises where the work must stop.
 
     Raises:
-        DdilError: a loss or a gradient's norm is not finite; the checkpoint before it is kept.
+        DdilError: a loss or a gradient's norm is not finite. The checkpoint before it is kept.
         Interrupted: a signal came, and the checkpoint is saved.
     """
     step = load_checkpoint(checkpoint, stateful)
@@ -174,11 +188,11 @@ def fit(
             stopped = agreed(signal(), accelerator)
             saves = saves or stopped > 0
             if saves or writes:
-                found = window_means(window, accelerator)
+                window_log = window_means(window, accelerator)
                 check(step)
-                require_finite(found, title, step)  # what is not finite is never saved
+                require_finite(window_log, title, step)  # so weights that are not finite are never saved
             if writes:
-                means = found
+                means = window_log
                 window.clear()
                 note = f"loss {means['loss']:.4f}" if "loss" in means else None
                 if main:
@@ -187,7 +201,7 @@ def fit(
                 save_checkpoint(checkpoint, step, stateful)
             if stopped:
                 if accelerator is not None:
-                    accelerator.wait_for_everyone()  # else those that end first would have the others ended too
+                    accelerator.wait_for_everyone()  # a process that ends early would end the others
                 raise Interrupted(stopped, f"update {step} of {steps} of the stage {title!r} is saved in {checkpoint}")
             for callback in callbacks:
                 callback(step, means)
@@ -195,7 +209,7 @@ def fit(
 
 
 def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None) -> dict[str, float]:
-    """The means of what some updates reported, in every process; a pair of a sum and a weight of 0 is left out."""
+    """Return the means of the logs of some updates, over all processes. A key with the weight 0 is left out."""
     sums = []
     for key in window[0]:
         values = torch.stack([torch.as_tensor(logs[key], dtype=torch.float64).cpu() for logs in window])
@@ -208,7 +222,7 @@ def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None)
 
 
 def agreed(number: int, accelerator: Accelerator | None) -> int:
-    """The largest of all processes' numbers, in each of them. It goes over the CPU, so that no GPU is waited for."""
+    """Return the largest of all processes' numbers. It is exchanged over the CPU, so that no GPU is waited for."""
     if accelerator is None or accelerator.num_processes == 1:
         return number
     largest = torch.tensor([number])
@@ -222,10 +236,14 @@ def _cpu_group() -> Any:
 
 
 def require_finite(means: Mapping[str, float], title: str, step: int) -> None:
-    """Raises DdilError: a loss or a gradient's norm, whose keys end so, is NaN or infinite."""
+    """Refuse to go on where a loss or a gradient's norm is not finite. The keys end with "loss" or "gradient_norm".
+
+    Raises:
+        DdilError: one is NaN or infinite.
+    """
     for key, mean in means.items():
         if key.endswith(("loss", "gradient_norm")) and not math.isfinite(mean):
             raise DdilError(
-                f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower learning_rate or "
-                "gradient_clip; the checkpoint before is kept"
+                f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower "
+                "learning_rate or gradient_clip; the checkpoint before is kept"
             )

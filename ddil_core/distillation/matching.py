@@ -1,8 +1,9 @@
 """Distribution matching distillation (DMD2: Yin et al., 2405.14867), and DDIL on it.
 
-A generator of one or a few steps follows the difference of two scores: the guided teacher's, and that of a critic. The critic
-learns what the generator draws. Without DDIL the generator's input comes from backward simulation, its own rollout to a random
-step. With DDIL the input comes from forward-diffused data, from rollouts of the teacher and from rollouts of the generator.
+A generator of one or a few steps follows the difference of two scores: the guided teacher's, and that of a critic. The
+critic learns what the generator draws. Without DDIL the generator's input comes from backward simulation, its own
+rollout to a random step. With DDIL the input comes from forward-diffused data, from rollouts of the teacher and from
+rollouts of the generator.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from ddil_core.distillation.checks import require_unet
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
 from ddil_core.distillation.config import MatchingConfig
-from ddil_core.distillation.context import DATA, LOSS, StageContext
+from ddil_core.distillation.context import LOSS
 from ddil_core.distillation.critic import Critic, mid_side
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.processes import gather_rows, own_rows, slices
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.regression import RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
-from ddil_core.distillation.sampler import ConsistencySampler, with_noise
-from ddil_core.distillation.sources import MixedSource, StateSource
+from ddil_core.distillation.sampler import ConsistencySampler
+from ddil_core.distillation.sources import BackwardSimulation, MixedSource, StateSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
@@ -55,7 +56,8 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
     require_unet(model, "distribution matching")
     if config.gan is not None and getattr(model.denoiser.net, "mid_block", None) is None:
         raise DdilError(
-            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say --set gan=null"
+            f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say "
+            "--set gan=null"
         )
     last = len(model.denoiser.schedule) - 1
     if config.timesteps[0] > last or config.matching_range[1] > last:
@@ -86,42 +88,9 @@ def matching_sampling(config: MatchingConfig) -> Sampling:
     return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=config.timesteps, distilled=True)
 
 
-class BackwardSimulation(StateSource):
-    """Rolls every row out from noise, as the generator samples, to a random step of its own."""
-
-    def __init__(self, context: StageContext, times: Tensor, sampler: ConsistencySampler, student: nn.Module) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        times: [K], the generator's timesteps.
-        sampler: Takes the generator's steps.
-        student: The network of the generator, which is switched to evaluation mode during rollouts.
-        """
-        self.context, self.times, self.sampler, self.student = context, times, sampler, student
-
-    @torch.no_grad()
-    def draw(self, step: int) -> tuple[States, int]:
-        context, size = self.context, self.context.config.batch_size
-        generator = context.generator(step, DATA)
-        row = torch.randint(len(context.pool), (size,), generator=generator)
-        exits = torch.randint(len(self.times), (size,), generator=generator)
-        z = context.noise(size, generator)
-        steps = torch.arange(len(self.times) - 1)
-        condition = with_noise(context.condition(row), z, exits > steps[:, None], generator)
-        rows = own_rows(context.accelerator, size)
-        own = torch.arange(size)[rows]
-        with context.accelerator.autocast(), evaluating(self.student):
-            for place in steps.tolist():
-                moving = own[exits[own] > place].to(context.device)
-                for part in moving.split(context.config.teacher_batch_size):
-                    if len(part):
-                        z[part] = self.sampler.act(place, z[part], condition.rows(part))
-        z = gather_rows(context.accelerator, z[rows], rows, size)
-        return States(z, z.new_empty(size, 0), exits, row), 0
-
-
 @dataclass(frozen=True)
 class DiffuseFromNoise:
-    """Diffuses data to t, and takes pure noise at the first of the generator's timesteps, where sampling starts from pure noise.
+    """Diffuses data to t. At the generator's first timestep it gives pure noise, as in sampling.
 
     The authors' code does the same: α of the last timestep is not 0, and would show the data to the generator.
     """
@@ -147,8 +116,9 @@ class MatchingStage(Stage):
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
     ) -> None:
-        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network. For the other
-        arguments see ``Stage``."""
+        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network.
+
+        For the other arguments see ``Stage``."""
         super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
         self.settings = config
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
@@ -208,7 +178,10 @@ class MatchingStage(Stage):
         return logs | self.source.logs(aggregated)
 
     def generate(self, states: States) -> Tensor:
-        """Return the generator's x̂ from its input states, float32, with its gradient. Reflection would stop the gradient."""
+        """Return the generator's x̂ from its input states, float32, with its gradient.
+
+        Reflection would stop the gradient.
+        """
         t = self.times[states.transition.to(self.device)]
         with self.accelerator.autocast():
             return self.student(states.z, t, self.condition(states.row)).float()
@@ -225,7 +198,7 @@ class MatchingStage(Stage):
             loss = matching_loss(x, torch.nan_to_num(gradient))
             clipped["generator"].add(x, self.times[part.transition.to(self.device)])
             if gan is not None and gan.generator_weight:
-                critic = self.own(self.critic)  # it has no gradient here that processes would have to join
+                critic = self.unwrapped(self.critic)  # it has no gradient here that processes would have to join
                 _, logits, _ = self._judge(critic, x, part.row, *(column[rows] for column in judged_at))
                 loss = loss + gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
@@ -245,7 +218,7 @@ class MatchingStage(Stage):
 
     def fake(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the critic's x̂, not reflected."""
-        return self.teacher.network.x0(self.own(self.critic)(z, t, condition)[0], z, t)
+        return self.teacher.network.x0(self.unwrapped(self.critic)(z, t, condition)[0], z, t)
 
     def _times_and_noise(
         self, count: int, generator: torch.Generator, bounds: tuple[int, int] | None = None
@@ -265,7 +238,7 @@ class MatchingStage(Stage):
         return output, x.new_empty(0) if logits is None else logits, z
 
     def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
-        """Yield the critic's loss for each part of a batch: denoising of what the generator draws, and discrimination."""
+        """Yield the critic's loss, of denoising and discrimination, for each part of a batch."""
         generator, size = self.generator(draw, LOSS), len(states)
         times, noise = self._times_and_noise(size, generator)
         if self.settings.gan is not None:
@@ -330,7 +303,10 @@ def score_difference(
 
 
 def teacher_segments(times: tuple[int, ...], steps: int) -> list[list[tuple[Time, Time]]]:
-    """Return the teacher's DDIM steps in each interval of a student's ``times``, in equal parts. The last interval ends clean."""
+    """Return the teacher's DDIM steps in each interval of a student's ``times``, in equal parts.
+
+    The last interval ends clean.
+    """
     parts, segments = steps // len(times), list[list[tuple[Time, Time]]]()
     for t, s in zip(times, [*times[1:], CLEAN], strict=True):
         end = 0 if s == CLEAN else s

@@ -1,7 +1,7 @@
 """The table of distillers.
 
-To add a method, write one file with a configuration, a stage class and a ``Method``. Here the method is a row of ``METHODS``.
-Another package names its row in an entry point of the group ``ddil.methods``.
+To add a method, write one file with a configuration, a stage class and a ``Method``. Here the method is a row of
+``METHODS``. Another package names its row in an entry point of the group ``ddil.methods``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 from ddil_core.distillation import consistency, conversion, matching, progressive
 from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.run import Run
 from ddil_core.distillation.student import Student
+from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import read_yaml, validate
@@ -38,8 +40,8 @@ class Method:
     title: str
     source: str
     config: type[MethodConfig]
-    require: Callable[[Any, Any], None]
-    train: Callable[[Any], Student]
+    require: Callable[[Model, Any], None]
+    train: Callable[[Run[Any]], Student]
 
 
 METHODS = Registry(
@@ -106,8 +108,8 @@ def read_config(config: MethodConfig | Mapping[str, Any] | str | Path) -> Method
     """Return the configuration of a distillation.
 
     Args:
-        config: The configuration itself, its content as a mapping, the path of a protocol, or the name of a method. A name
-            stands for the method's protocol in ``protocols/shapes``.
+        config: The configuration itself, its content as a mapping, the path of a protocol, or the name of a method. A
+            name stands for the method's protocol in ``protocols/shapes``.
 
     Raises:
         WrongCommand: there is no such method or protocol, or the content does not fit the method.

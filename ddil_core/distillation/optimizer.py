@@ -1,4 +1,4 @@
-"""Optimisers of the distillers, and the weights that they train: float32, whatever the dtype of the network is."""
+"""Optimisers of the distillers, and the trained weights, which are float32 whatever the dtype of the network is."""
 
 from __future__ import annotations
 
@@ -13,46 +13,53 @@ from ddil_core.distillation.config import MethodConfig
 from ddil_core.support.errors import WrongCommand
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig) -> Any:
-    """AdamW, plain, fused, or with moments of 8 bits, on the parameters that want a gradient.
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig
+) -> torch.optim.Optimizer:
+    """Return AdamW on the parameters that require a gradient: plain, fused, or with moments of 8 bits.
 
     Raises:
         WrongCommand: the optimiser's package is not installed.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    told: dict[str, Any] = {"lr": learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {"lr": learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "8bit":
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
             raise WrongCommand(
-                "optimizer '8bit' needs the package bitsandbytes, which is not installed: pip install bitsandbytes, or say "
-                "--set optimizer=fused"
+                "optimizer '8bit' needs the package bitsandbytes, which is not installed: pip install bitsandbytes, "
+                "or say --set optimizer=fused"
             ) from error
-        return AdamW8bit(trained, **told)
-    return torch.optim.AdamW(trained, **told, fused=True if config.optimizer == "fused" else None)
+        optimizer: torch.optim.Optimizer = AdamW8bit(trained, **options)
+        return optimizer
+    return torch.optim.AdamW(trained, **options, fused=True if config.optimizer == "fused" else None)
 
 
 class TrainedWeights:
-    """The trained weights of a network, float32: the optimiser moves them, the average follows them, a checkpoint holds them.
+    """The trained weights of a network, float32.
 
-    A step of 1e-6 is smaller than half the spacing of bfloat16 at almost every weight (2⁻⁹ of it), so that a weight in
-    bfloat16 would stay where it is. A network in bfloat16 therefore has its weights twice: these, and its own, which are
-    these rounded. The weights of a float32 network are these themselves, and nothing is copied.
+    The optimiser changes them, the average follows them, checkpoints hold them.
+
+    A step of 1e-6 is smaller than half the spacing of bfloat16 at almost every weight (2⁻⁹ of the weight). A weight
+    in bfloat16 would never change. So a network in bfloat16 has its weights twice: these, and its own, which are these
+    rounded. A float32 network has these weights alone, and nothing is copied.
     """
 
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
-        """Args:
-        net: a float32 network, whose parameters that want a gradient are trained; it is converted in place.
-        dtype: of the network afterwards.
+        """Take over the trained weights of a network.
+
+        Args:
+            net: A float32 network, which is converted in place. Its parameters that require a gradient are trained.
+            dtype: The dtype of the network afterwards.
         """
         self.net = net
-        self.own = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+        self.trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
         self.rounded = dtype != torch.float32
-        self.weights = self.own
+        self.weights = self.trained
         if self.rounded:
-            self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.own.items()}
+            self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.trained.items()}
             net.to(dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -60,36 +67,36 @@ class TrainedWeights:
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Add the network's gradients to those of the weights, and clear them."""
+        """Add the network's gradients to the gradients of the weights, and clear the network's."""
         if self.rounded:
             for name, weight in self.weights.items():
-                gradient = self.own[name].grad
+                gradient = self.trained[name].grad
                 if gradient is not None:
                     weight.grad = gradient.float() if weight.grad is None else weight.grad.add_(gradient)
-                    self.own[name].grad = None
+                    self.trained[name].grad = None
 
     @torch.no_grad()
     def give_weights(self) -> None:
         """Round the weights into the network."""
         if self.rounded:
-            torch._foreach_copy_(list(self.own.values()), list(self.weights.values()))
+            torch._foreach_copy_(list(self.trained.values()), list(self.weights.values()))
 
     def network(self) -> nn.Module:
-        """A float32 copy of the network with these weights, not rounded."""
+        """Return a float32 copy of the network with these weights, not rounded."""
         copied = copy.deepcopy(self.net).float()
-        copied.load_state_dict(self.state_dict(), strict=False)  # it holds no frozen weights
+        copied.load_state_dict(self.state_dict(), strict=False)  # the state holds no frozen weights
         return copied
 
     def state_dict(self) -> dict[str, Any]:
-        """All of the network but what is frozen."""
-        held = {name: tensor for name, tensor in self.net.state_dict().items() if name not in self.frozen}
-        return held | {name: weight.detach() for name, weight in self.weights.items()}
+        """Return the state of the network without its frozen weights."""
+        state = {name: tensor for name, tensor in self.net.state_dict().items() if name not in self.frozen}
+        return state | {name: weight.detach() for name, weight in self.weights.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        own = self.state_dict()
-        if own.keys() != state_dict.keys():
+        current = self.state_dict()
+        if current.keys() != state_dict.keys():
             raise ValueError("the weights are those of another network")
-        for name, tensor in own.items():
+        for name, tensor in current.items():
             tensor.copy_(state_dict[name])
         self.give_weights()

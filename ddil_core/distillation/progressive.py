@@ -1,7 +1,8 @@
 """Progressive distillation (Salimans & Ho, 2202.00512), and DDIL on it (Algorithms 1 and 2 of the appendix).
 
-A stage teaches a student to do in N steps what its teacher does in 2N. Without DDIL all states are forward-diffused data. With
-DDIL a part of every batch comes from the aggregated dataset. Teacher and student take turns in the rollouts that fill it.
+A stage teaches a student to do in N steps what its teacher does in 2N. Without DDIL all states are forward-diffused
+data. With DDIL a part of every batch comes from the aggregated dataset. Teacher and student take turns in the rollouts
+that fill it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ from ddil_core.models.sampling import Sampling
 
 
 def train_progressive(run: Run[ProgressiveConfig]) -> Student:
-    """Train all stages in order. A finished stage leaves ``checkpoints/stage-I-of-N.safetensors`` and is not trained again."""
+    """Train all stages in order.
+
+    A finished stage leaves ``checkpoints/stage-I-of-N.safetensors`` and is not trained again.
+    """
     convert_to_v(run)
     guided = run.model.guided(run.config.guidance_scale, run.reflection)
     net: nn.Module = run.model.denoiser.net
@@ -122,7 +126,7 @@ class ProgressiveStage(Stage):
 
 
 def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: Tensor, condition: Condition) -> Tensor:
-    """Return PD's target x̃ for z [B, …] at t: the teacher takes two DDIM steps t → middle → s, times int64 [B]."""
+    """Return PD's target x̃ for z [B, …]: the teacher takes two DDIM steps t → middle → s, int64 [B]."""
     z_middle, _ = ddim(teacher.schedule, z, t, middle, teacher(z, t, condition))
     z_s, _ = ddim(teacher.schedule, z_middle, middle, s, teacher(z_middle, middle, condition))
     return pd_target(teacher.schedule, z, z_s, t, s)

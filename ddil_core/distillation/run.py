@@ -50,14 +50,17 @@ class Run(Generic[C]):
         return calibrate_reflection(self.pool.mean, settings.mode, settings.quantile).to(self.accelerator.device)
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
-        """Return a network as a frozen teacher in ``teacher_dtype``. ``net`` keeps its own dtype, as the start of a student.
+        """Return a network as a frozen teacher in ``teacher_dtype``.
+
+        ``net`` keeps its own dtype, as the start of a student.
 
         Raises:
             DdilError: the network holds weights that are not finite.
         """
         if (broken := broken_weight(net)) is not None:
             raise DdilError(
-                f"the teacher {self.model.reference!r} holds weights that are not finite, first in {broken}; fetch or make it again"
+                f"the teacher {self.model.reference!r} holds weights that are not finite, first in {broken}; fetch "
+                "or make it again"
             )
         dtype, teacher = getattr(torch, self.config.teacher_dtype), net
         if dtype != torch.float32:

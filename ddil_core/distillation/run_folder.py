@@ -1,8 +1,8 @@
-"""What a run folder is: the files that a run keeps in it, and ``run.yaml``, which says which run it is.
+"""The folder of a run. Its file ``run.yaml`` says which run it holds.
 
-A run's identity is what its student depends on: the teacher, the data, and the configuration without ``MethodConfig.CHANGEABLE``.
-A command with another identity is refused. One that differs only in what is changeable goes on with the run, and ``run.yaml`` keeps
-what was changed.
+The identity of a run is all that its student depends on: the teacher, the data, and the configuration without the keys
+in ``MethodConfig.CHANGEABLE``. A command with another identity is refused. A command that differs in changeable keys
+alone goes on with the run, and ``run.yaml`` lists the changes.
 """
 
 from __future__ import annotations
@@ -24,52 +24,55 @@ from ddil_core.support.lock import LOCK
 RUN = "run.yaml"
 
 _OLD_TEMPORARIES = ("run.partial", "log.partial", "student.partial")
-"""What a killed run of an earlier version may have left in the folder."""
+"""Temporary files that a killed run of an earlier version may have left in the folder."""
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """What a ``run.yaml`` says.
+    """Return the content of a ``run.yaml``.
 
     Raises:
-        DdilError: it is damaged; the sentence says how to go on with the run.
+        DdilError: the file is damaged; the message says how to go on with the run.
     """
     try:
-        told = yaml.safe_load(path.read_bytes())
-        if isinstance(told, dict) and {"teacher", "data", "config"} <= told.keys():
-            return told
+        content = yaml.safe_load(path.read_bytes())
+        if isinstance(content, dict) and {"teacher", "data", "config"} <= content.keys():
+            return content
         why = "it does not say what the run is"
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         why = " ".join(str(error).split())[:120]
     raise DdilError(
-        f"the file {path} is damaged ({why}); delete it and repeat the command that began the run, with --resume, which writes it "
-        "again"
+        f"the file {path} is damaged ({why}); delete it and repeat the command that began the run, with --resume, "
+        "which writes it again"
     )
 
 
 def require_run_folder(out: Path, resume: bool) -> None:
-    """Whether a run can begin or go on in a folder, which is not touched.
+    """Refuse a folder in which a run can neither begin nor go on. Nothing is written.
 
     Raises:
-        WrongCommand: it holds other files, or ``resume`` was asked for and there is no run.
+        WrongCommand: the folder holds other files, or ``resume`` is set and there is no run.
     """
     if (out / RUN).is_file():
         return
     if resume and not (out / "checkpoints").is_dir():
         raise WrongCommand(f"there is no run to resume in {out}: it has no {RUN}")
-    if not resume and out.exists() and not all(_is_left(path) for path in out.iterdir()):
+    if not resume and out.exists() and not all(_is_leftover(path) for path in out.iterdir()):
         raise WrongCommand(f"the folder {out} is not empty and holds no run; choose another --out")
 
 
-def _is_left(path: Path) -> bool:
-    """Whether a file is one that a process killed before it wrote ``run.yaml`` leaves."""
+def _is_leftover(path: Path) -> bool:
+    """Whether a process that was killed before it wrote ``run.yaml`` may have left this file."""
     return path.name == LOCK or is_temporary(path) or path.name in _OLD_TEMPORARIES
 
 
 def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any], config: type[MethodConfig]) -> None:
-    """Begin a run in a folder that this process holds, or take one up again, and delete what killed processes left.
+    """Begin a run in a folder, or go on with the run there. Delete what killed processes left.
 
-    ``identity`` has the keys teacher, teacher_sha256, data and config, the whole configuration. ``provenance`` is written beside
-    it.
+    Args:
+        out: The run folder. This process must hold its lock.
+        identity: The keys teacher, teacher_sha256, data and config. The configuration is whole.
+        provenance: What a new ``run.yaml`` says beside the identity.
+        config: The class of the configuration.
 
     Raises:
         WrongCommand: the folder holds another run.
@@ -77,17 +80,17 @@ def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any],
     """
     path, now = out / RUN, datetime.now(UTC).isoformat(timespec="seconds")
     if path.is_file():
-        told = read_run(path)
+        content = read_run(path)
         before = require_same_run(out, identity, config)
         changed = _differences(before, identity["config"])
         if changed:
-            told["config"] = identity["config"]
+            content["config"] = identity["config"]
             change = {"at": now, **{key: new for key, (_, new) in changed.items()}}
-            told["changes"] = [*(told.get("changes") or []), change]
-            _write(path, told)
+            content["changes"] = [*(content.get("changes") or []), change]
+            _write(path, content)
     else:
-        told = identity | {"changeable": list(config.CHANGEABLE)} | dict(provenance) | {"started": now}
-        _write(path, told)
+        changeable = {"changeable": list(config.CHANGEABLE)}
+        _write(path, identity | changeable | dict(provenance) | {"started": now})
     checkpoints = out / "checkpoints"
     delete_temporaries(out, checkpoints, checkpoints / "data.parts", out / "grids")
     old = [out / name for name in _OLD_TEMPORARIES]
@@ -96,26 +99,26 @@ def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any],
 
 
 def require_same_run(out: Path, identity: Mapping[str, Any], config: type[MethodConfig]) -> dict[str, Any]:
-    """Whether the run in a folder is the one that is asked for; returns its configuration.
+    """Refuse a folder that holds a run with another identity. Return the configuration of the run.
 
     Raises:
-        WrongCommand: it is another; the sentence names what differs.
+        WrongCommand: it does; the message names what differs.
         DdilError: ``run.yaml`` is damaged.
     """
-    told = read_run(out / RUN)
-    held = told | {"config": _with_defaults(told["config"], config)}  # of a run begun before a key was known
+    content = read_run(out / RUN)
+    existing = content | {"config": _with_defaults(content["config"], config)}  # an older run may lack a newer key
     different = _differences(
-        {key: _fixed(held.get(key), key, config) for key in identity},
+        {key: _fixed(existing.get(key), key, config) for key in identity},
         {key: _fixed(identity[key], key, config) for key in identity},
     )
     if different:
         named = ", ".join(f"{key.removeprefix('config.')} is {a!r} there" for key, (a, _) in different.items())
         raise WrongCommand(f"the folder {out} holds another run ({named}); choose another --out")
-    return dict(held["config"])
+    return dict(existing["config"])
 
 
 def _fixed(value: Any, key: str, config: type[MethodConfig]) -> Any:
-    """A part of a run's identity: of its configuration what is not changeable."""
+    """Return a value of ``run.yaml`` without the changeable keys of the configuration."""
     if key != "config" or not isinstance(value, dict):
         return value
     value = copy.deepcopy(value)
@@ -130,24 +133,24 @@ def _fixed(value: Any, key: str, config: type[MethodConfig]) -> Any:
 
 
 def _differences(a: Any, b: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Where two nested values differ, with dots in the keys."""
+    """Return where two nested mappings differ, with dots in the keys."""
     if a == b:
         return {}
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return {key: (a, b)}
-    found: dict[str, tuple[Any, Any]] = {}
+    differences: dict[str, tuple[Any, Any]] = {}
     for name in dict.fromkeys([*a, *b]):
-        found |= _differences(a.get(name), b.get(name), f"{key}.{name}" if key else str(name))
-    return found
+        differences |= _differences(a.get(name), b.get(name), f"{key}.{name}" if key else str(name))
+    return differences
 
 
-def _with_defaults(told: Any, config: type[MethodConfig]) -> Any:
-    """A configuration as it was written down, with the defaults of the keys that it lacks; as it is where it does not fit."""
+def _with_defaults(written: Any, config: type[MethodConfig]) -> Any:
+    """Return a written configuration with defaults for missing keys. Return it unchanged where it does not fit."""
     try:
-        return config.model_validate(told).model_dump(mode="json")
+        return config.model_validate(written).model_dump(mode="json")
     except ValueError:
-        return told
+        return written
 
 
-def _write(path: Path, told: Mapping[str, Any]) -> None:
-    write_text(path, yaml.safe_dump(dict(told), sort_keys=False, allow_unicode=True))
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))

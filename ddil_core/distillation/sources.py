@@ -1,4 +1,8 @@
-"""Sources of training states: forward-diffused data and, with DDIL, states that rollouts of teacher and student visited."""
+"""Sources of training states.
+
+The states are forward-diffused data and, with DDIL, states that rollouts visited. Or they are the ends of the student's
+own rollouts.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddil_core.distillation.aggregate import AggregatedDataset, States
 from ddil_core.distillation.collectors import Collector, Labeler
 from ddil_core.distillation.config import PhaseConfig
 from ddil_core.distillation.context import COLLECTION, DATA, ROUNDING, StageContext
+from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.processes import gather_rows, own_rows, slices
+from ddil_core.distillation.sampler import ConsistencySampler, with_noise
 
 Diffuse = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``diffuse(x0, eps, t)`` returns z_t [B, C, H, W]."""
@@ -51,13 +57,15 @@ class MixedSource(StateSource):
         diffuse: Diffuse,
         collector: Collector | None = None,
     ) -> None:
-        """Args:
-        context: The surroundings of the stage.
-        times: [K], the timesteps at which transitions start.
-        draws: How many batches the stage draws in all. Phases are shares of this number.
-        labeler: Gives the data their targets.
-        diffuse: Diffuses data forward.
-        collector: Fills the aggregated dataset. Without a collector or a ``ddil`` section, all states are data.
+        """Set the source up, with an empty aggregated dataset.
+
+        Args:
+            context: The surroundings of the stage.
+            times: [K], the timesteps at which transitions start.
+            draws: How many batches the stage draws in all. Phases are shares of this number.
+            labeler: Gives the data their targets.
+            diffuse: Diffuses data forward.
+            collector: Fills the aggregated dataset. Without a collector or a ``ddil`` section, all states are data.
         """
         self.context, self.times, self.draws = context, times, draws
         self.labeler, self.diffuse, self.collector = labeler, diffuse, collector
@@ -116,7 +124,8 @@ class MixedSource(StateSource):
     def _data(self, step: int, first: int, end: int, share: float) -> States:
         """Return the forward-diffused states of a batch, in a phase from batch ``first`` to ``end``.
 
-        Which batches the teacher labels together depends on ``step`` alone. A resumed run labels the same batches together.
+        Which batches the teacher labels together depends on ``step`` alone. A resumed run labels the same batches
+        together.
         """
         size = self.context.config.batch_size
         most = size - whole_numbers(share * size)[0]
@@ -153,8 +162,46 @@ class MixedSource(StateSource):
         return States(z, gather_rows(accelerator, target, own, len(z)), transition, row, guidance)
 
 
+class BackwardSimulation(StateSource):
+    """Rolls every row out from noise, as the generator samples, to a random step of its own."""
+
+    def __init__(self, context: StageContext, times: Tensor, sampler: ConsistencySampler, student: nn.Module) -> None:
+        """Set the simulation up.
+
+        Args:
+            context: The surroundings of the stage.
+            times: [K], the generator's timesteps.
+            sampler: Takes the generator's steps.
+            student: The network of the generator, which is switched to evaluation mode during rollouts.
+        """
+        self.context, self.times, self.sampler, self.student = context, times, sampler, student
+
+    @torch.no_grad()
+    def draw(self, step: int) -> tuple[States, int]:
+        context, size = self.context, self.context.config.batch_size
+        generator = context.generator(step, DATA)
+        row = torch.randint(len(context.pool), (size,), generator=generator)
+        exits = torch.randint(len(self.times), (size,), generator=generator)
+        z = context.noise(size, generator)
+        steps = torch.arange(len(self.times) - 1)
+        condition = with_noise(context.condition(row), z, exits > steps[:, None], generator)
+        rows = own_rows(context.accelerator, size)
+        own = torch.arange(size)[rows]
+        with context.accelerator.autocast(), evaluating(self.student):
+            for place in steps.tolist():
+                moving = own[exits[own] > place].to(context.device)
+                for part in moving.split(context.config.teacher_batch_size):
+                    if len(part):
+                        z[part] = self.sampler.act(place, z[part], condition.rows(part))
+        z = gather_rows(context.accelerator, z[rows], rows, size)
+        return States(z, z.new_empty(size, 0), exits, row), 0
+
+
 def whole_numbers(number: float) -> tuple[int, int]:
-    """Return the whole numbers below and above ``number``; the same one twice where ``number`` is whole within rounding."""
+    """Return the whole numbers below and above ``number``;
+
+    the same one twice where ``number`` is whole within rounding.
+    """
     nearest = round(number)
     if math.isclose(number, nearest, rel_tol=1e-9, abs_tol=1e-9):
         return nearest, nearest

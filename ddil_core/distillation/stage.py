@@ -26,17 +26,20 @@ from ddil_core.support.finite import not_finite
 
 
 class Stage(ABC):
-    """Trains a student, update by update. A method extends this class with ``_update`` and, mostly, with a state source.
+    """Trains a student, update by update.
 
-    The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the trained
-    weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA trains the LoRA
-    alone, without an average.
+    A method extends this class with ``_update`` and, mostly, with a state source.
 
-    Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from the
-    same seed, with other masks in each process. A network is in training mode only while it is trained.
+    The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the
+    trained weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA
+    trains the LoRA alone, without an average.
 
-    Each process takes its own rows of every batch (``parts``). The mean of the processes' gradients is the gradient of the
-    batch within rounding. Adam amplifies rounding, so that the weights of two such runs drift apart over many updates.
+    Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from
+    the same seed, with other masks in each process. A network is in training mode only while it is trained.
+
+    Each process takes its own rows of every batch (``parts``). The mean of the processes' gradients is the gradient of
+    the batch within rounding. Adam amplifies rounding, so that the weights of two such runs drift apart over many
+    updates.
 
     Attributes:
         source: Gives the states of each batch; None for a method that draws its own batches.
@@ -59,15 +62,17 @@ class Stage(ABC):
         start: nn.Module | None = None,
         prediction: Prediction | None = None,
     ) -> None:
-        """Args:
-        teacher: The frozen teacher. The student is called as the teacher's network is.
-        pool: The encoded training data.
-        updates: How many updates the stage has.
-        config: The configuration of the method.
-        accelerator: The device and the processes of the run.
-        index: The number or name of the stage. It is part of every random seed.
-        start: The network that the student starts as a copy of; None for the teacher's network.
-        prediction: What the student predicts; None for what the teacher predicts.
+        """Start the student, its average and its optimiser.
+
+        Args:
+            teacher: The frozen teacher. The student is called as the teacher's network is.
+            pool: The encoded training data.
+            updates: How many updates the stage has.
+            config: The configuration of the method.
+            accelerator: The device and the processes of the run.
+            index: The number or name of the stage. It is part of every random seed.
+            start: The network that the student starts as a copy of; None for the teacher's network.
+            prediction: What the student predicts; None for what the teacher predicts.
         """
         self.context = StageContext(pool, config, accelerator, index)
         self.teacher, self.pool, self.config, self.accelerator = teacher, pool, config, accelerator
@@ -81,18 +86,20 @@ class Stage(ABC):
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not adapted or "lora_" in name)
         averaged = config.ema_decay > 0 and not adapted
-        self.ema: Any = Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
+        self.ema: Ema[nn.Module] | None = (
+            Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
+        )
         self.weights: dict[nn.Module, TrainedWeights] = {}
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
-    def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, Any]:
+    def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return a float32 network, on the device and in the student's dtype, and the optimiser of its ``weights``."""
         weights = TrainedWeights(net.to(self.device), getattr(torch, self.config.student_dtype))
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
-        optimizer: Any = make_optimizer(weights.parameters(), learning_rate, self.config)
+        optimizer = make_optimizer(weights.parameters(), learning_rate, self.config)
         prepared, optimizer = self.accelerator.prepare(net, optimizer)
         self.weights[prepared] = weights
         return prepared, optimizer
@@ -113,7 +120,9 @@ class Stage(ABC):
         return {"net": self.weights[self.net], **average, "optimizer": self.optimizer, **source}
 
     def require_finite(self, teacher: str, step: int) -> None:
-        """Refuse to go on where an output of the teacher since the last call is not finite. This waits for the device, once.
+        """Refuse to go on where an output of the teacher since the last call is not finite.
+
+        This waits for the device, once.
 
         Args:
             teacher: What the message calls the teacher.
@@ -125,7 +134,7 @@ class Stage(ABC):
         if (place := self.finite.first_broken()) is not None:
             raise not_finite("the targets", f"by update {step}, {place}", teacher, [self.teacher.network])
 
-    def own(self, net: nn.Module) -> Any:
+    def unwrapped(self, net: nn.Module) -> Any:
         """Return a prepared network without the wrapper that joins its gradients over processes."""
         return self.accelerator.unwrap_model(net)
 
@@ -138,7 +147,7 @@ class Stage(ABC):
         return self.context.condition(row)
 
     def parts(self, size: int) -> Iterator[tuple[slice, float]]:
-        """Yield the parts of this process's rows of a batch (``gradient_accumulation``), and each part's share of the loss."""
+        """Yield each part (``gradient_accumulation``) of this process's rows of a batch, and its share of the loss."""
         first, stride = self.accelerator.process_index, self.accelerator.num_processes
         parts = self.config.gradient_accumulation
         for part in range(parts):
@@ -158,7 +167,7 @@ class Stage(ABC):
         return {"loss": loss, "gradient_norm": norm}
 
     def step(
-        self, net: nn.Module, optimizer: Any, losses: Iterator[Tensor], learning_rate: float
+        self, net: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterator[Tensor], learning_rate: float
     ) -> tuple[Tensor, Tensor]:
         """Do one optimiser step of a network, with clipped gradients.
 
@@ -176,7 +185,7 @@ class Stage(ABC):
         total = torch.zeros((), device=self.device)
         weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined by itself.
+            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined alone.
             joined_later = part < last and not weights.rounded
             with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)
@@ -197,5 +206,5 @@ class Stage(ABC):
 
     def denoiser(self) -> NetworkDenoiser:
         """Return the student as it is now. Without an average it has the student's dtype, not float32."""
-        net = self.own(self.net) if self.ema is None else self.ema.module
+        net = self.unwrapped(self.net) if self.ema is None else self.ema.module
         return type(self.student)(net, self.schedule, self.student.prediction)

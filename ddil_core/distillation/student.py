@@ -1,4 +1,4 @@
-"""What a distillation ends with, written as a pipeline that diffusers loads without this project."""
+"""The result of a distillation, and how it is saved as a pipeline that diffusers loads without this project."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
 from ddil_core.support.files import replacing, write_text
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""diffusers' own name for it, which ``load_lora_weights(folder)`` looks for."""
+"""The name that diffusers' ``load_lora_weights(folder)`` looks for."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """The network, what it predicts and how it is sampled. With ``lora`` the network is the teacher's with adapters in it.
+    """A trained student.
 
-    ``points`` is the size of the grid from which diffusers' LCMScheduler takes its timesteps.
+    Attributes:
+        net: The network.
+        prediction: What the network predicts.
+        sampling: How the student is meant to be sampled.
+        lora: Whether the network is the teacher's with adapters in it.
+        points: The size of the grid from which diffusers' LCMScheduler takes its timesteps.
     """
 
     net: nn.Module
@@ -35,28 +40,32 @@ class Student:
 
 
 def save_student(model: Model, student: Student, bounds: Bounds, folder: Path) -> None:
-    """Write the student as a pipeline that diffusers loads without this project, under its final name only when whole.
+    """Write the student as a diffusers pipeline to ``folder``, whole or not at all.
 
-    The file ``ddil.json`` beside it names the exact sampling, and the bounds at which x̂ can be reflected. A LoRA is written twice:
-    merged into the pipeline, and alone, as the file that ``load_lora_weights`` takes on the teacher's own pipeline.
+    The file ``ddil.json`` in the folder holds the exact sampling, and the ``bounds`` at which x̂ can be reflected. A
+    LoRA is written twice: merged into the pipeline, and alone, as a file that ``load_lora_weights`` takes on the
+    teacher's pipeline.
     """
     net: Any = merged(student.net) if student.lora else student.net
     pipeline = copy.copy(model.pipeline)
     pipeline.register_modules(**{model.layout.network: net, "scheduler": _scheduler(model, student)})
     if net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline":
-        pipeline = _told_its_guidance(pipeline)
-    told = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
-    told["grid"] = student.sampling.times(model.denoiser.schedule)
+        pipeline = _with_guidance_embedding(pipeline)
+    content = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
+    content["grid"] = student.sampling.times(model.denoiser.schedule)
     with replacing(folder) as temporary:
         if student.lora:
             save_lora(type(model.pipeline), student.net, temporary)
         pipeline.save_pretrained(temporary, safe_serialization=True)
-        write_text(temporary / SYSTEM_FILE, json.dumps(told, indent=2) + "\n")
+        write_text(temporary / SYSTEM_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def _scheduler(model: Model, student: Student) -> Any:
-    """diffusers' scheduler for it. Its DDIM spaces ``trailing`` (999, 749, 499, 249 at four steps, the nearest that diffusers has
-    to the grid trained on); its LCM takes other timesteps than its own by ``timesteps=`` alone."""
+    """Return diffusers' scheduler for the student.
+
+    DDIM has the spacing ``trailing`` (999, 749, 499, 249 at four steps), diffusers' nearest to the grid of the
+    training. LCM takes timesteps of another grid only through the pipeline's argument ``timesteps``.
+    """
     from diffusers import DDIMScheduler, LCMScheduler
 
     config = model.pipeline.scheduler.config
@@ -65,18 +74,18 @@ def _scheduler(model: Model, student: Student) -> Any:
     shared = {"prediction_type": student.prediction, "set_alpha_to_one": True} | unclipped
     if student.sampling.solver == "lcm":
         scaling = model.denoiser.schedule.timestep_scaling
-        own = {"original_inference_steps": student.points, "timestep_scaling": scaling, "steps_offset": 1}
-        return LCMScheduler.from_config(config, **shared, **own)
+        grid = {"original_inference_steps": student.points, "timestep_scaling": scaling, "steps_offset": 1}
+        return LCMScheduler.from_config(config, **shared, **grid)
     return DDIMScheduler.from_config(
         config,
         **shared,
         timestep_spacing="trailing",
-        steps_offset=1,  # of no effect here; diffusers warns of any other value
+        steps_offset=1,  # without effect; diffusers warns of any other value
     )
 
 
-def _told_its_guidance(pipeline: Any) -> Any:
-    """The same parts as the pipeline that embeds its guidance."""
+def _with_guidance_embedding(pipeline: Any) -> Any:
+    """Return the parts of a pipeline as diffusers' pipeline for networks with a guidance embedding."""
     from diffusers import LatentConsistencyModelPipeline
 
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -85,18 +94,22 @@ def _told_its_guidance(pipeline: Any) -> Any:
 
 
 def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
-    """The adapters alone, under the names that ``load_lora_weights`` knows."""
+    """Write the adapters alone, under the names that ``load_lora_weights`` knows."""
     from peft.utils import get_peft_model_state_dict
 
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(net).items()}
-    told = net.peft_config["default"].to_dict()
+    metadata = net.peft_config["default"].to_dict()
     pipeline_class.save_lora_weights(
-        folder, unet_lora_layers=layers, unet_lora_adapter_metadata=told, safe_serialization=True, weight_name=LORA_FILE
+        folder,
+        unet_lora_layers=layers,
+        unet_lora_adapter_metadata=metadata,
+        safe_serialization=True,
+        weight_name=LORA_FILE,
     )
 
 
 def merged(net: nn.Module) -> nn.Module:
-    """A copy of a network with its adapters merged into its weights."""
+    """Return a copy of a network with its adapters merged into its weights."""
     whole: Any = copy.deepcopy(net)
     whole.fuse_lora()
     whole.unload_lora()

@@ -1,4 +1,4 @@
-"""LCM: its grid and scalings are diffusers', an update's loss is NumPy's, its target and its rollouts are what they should be."""
+"""LCM: the grid and the scalings equal diffusers'. An update's loss equals NumPy's. Target and rollouts are right."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def test_loss_is_pseudo_huber_or_squared() -> None:
 
 @pytest.mark.parametrize(("reflection", "weighting"), [("none", "none"), ("clamp", "none"), ("clamp", "v")])
 def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflection: str, weighting: str) -> None:
-    """Guidance as LCM writes it, ε_c + w (ε_c − ε_∅) with w = g − 1; only the networks' outputs are taken from torch."""
+    """Guidance as LCM writes it, ε_c + w (ε_c − ε_∅) with w = g − 1;
+
+    only the networks' outputs are taken from torch.
+    """
     trainer = stage(model, pool, reflection, weighting=weighting)
     states, _ = trainer.source.draw(0)
     g = states.guidance
@@ -180,7 +183,9 @@ def test_a_collected_pair_is_the_teachers_step_at_the_states_own_guidance(model:
     assert actors.count(TEACHER) % 50 == 0 and actors.count(STUDENT) % 4 == 0
     places = torch.tensor(sorted(dataset.queue))
     assert dataset.guidance is not None
-    fresh = trainer.labeler.label(dataset.z[places], dataset.transition[places], dataset.row[places], dataset.guidance[places])
+    fresh = trainer.labeler.label(
+        dataset.z[places], dataset.transition[places], dataset.row[places], dataset.guidance[places]
+    )
     assert distance(dataset.target[places], fresh) < 1e-5
     assert {999, 759, 499, 259} <= set(trainer.times[dataset.transition[places]].tolist())
     assert float(dataset.guidance[places].min()) >= 6

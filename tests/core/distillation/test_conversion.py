@@ -1,4 +1,4 @@
-"""ε → v: the target is the teacher's own estimate, the converted model is the teacher, and it can still be guided."""
+"""ε → v: the target is the teacher's estimate. The converted model equals the teacher and can be guided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that are not being trained: without dropout, and never asked for more states than ``teacher_batch_size`` at once."""
+"""Networks that are not trained have no dropout, and evaluate at most ``teacher_batch_size`` states at once."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_no_evaluation_without_gradient_takes_more_states(
     """A guided teacher evaluates two rows of a state."""
     trainer = make(kind, model, pool, ddil, teacher_batch_size=SIZE, gradient_accumulation=parts)
     others = [trainer.net] if trainer.ema is None else [trainer.net, trainer.ema.module]
-    others += [trainer.own(trainer.critic).denoiser.net] if kind == "dmd2" else []
+    others += [trainer.unwrapped(trainer.critic).denoiser.net] if kind == "dmd2" else []
     with rows_seen(trainer.teacher.network.net, with_gradient=True) as teacher, rows_seen(*others) as untrained:
         for step in range(2):
             trainer.update(step)

@@ -1,4 +1,4 @@
-"""No work and no memory is lost: stages are freed, needs are seen at the start, settings change, signals and damage cost little."""
+"""No work and no memory is lost: stages are freed, needs are checked first, signals and damage cost little."""
 
 from __future__ import annotations
 
@@ -60,8 +60,11 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_finished_stage_leaves_only_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """No optimiser, no average and no critic outlives a stage: of PD the ε-teacher, the v-teacher and the last stage's student do,
-    of DMD2 the teacher and the generator that the regression gave."""
+    """No optimiser, no average and no critic outlives a stage.
+
+    In PD the ε-teacher, the v-teacher and the last stage's student do. In DMD2 the teacher and the regression's
+    generator do.
+    """
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
     before, counted = alive(), list[tuple[int, int]]()
 
@@ -191,8 +194,8 @@ def stopped(teacher: Path, out: Path, at: int) -> None:
         ending._received.number, ending._received.listening = None, False
     checkpoint = out / "checkpoints" / "stage-1-of-1.pt"
     assert str(error.value) == (
-        f"stopped by SIGTERM: update {at + 1} of 6 of the stage '4 → 2 steps' is saved in {checkpoint}; run the same command again "
-        "to go on"
+        f"stopped by SIGTERM: update {at + 1} of 6 of the stage '4 → 2 steps' is saved in {checkpoint}; run the "
+        "same command again to go on"
     )
     assert torch.load(checkpoint, weights_only=True)["step"] == at + 1
     assert error.value.exit_status == 143
@@ -211,7 +214,7 @@ def environment() -> dict[str, str]:
 
 def until_logged(log: Path) -> None:
     """Wait until a log has a line."""
-    for _ in range(1200):
+    for _ in range(4800):  # a busy machine takes its time to import torch
         if log.is_file() and log.read_text().endswith("\n"):
             return
         time.sleep(0.05)
@@ -307,6 +310,6 @@ def test_a_run_goes_on_without_its_description_and_with_a_damaged_log(
     with pytest.raises(WrongCommand, match="is not empty and holds no run"):
         distill(str(folder), "shapes", told, out, device="cpu")
     distill(str(folder), "shapes", told, out, device="cpu", resume=True)
-    assert f"5 of 6 lines of the log {log} are damaged and were taken out" in capsys.readouterr().err
+    assert f"5 of 6 lines of the log {log} are damaged and were removed" in capsys.readouterr().err
     assert [json.loads(line)["step"] for line in log.read_bytes().splitlines()] == [2, 6]
     assert (out / "student").is_dir() and (out / "run.yaml").is_file()

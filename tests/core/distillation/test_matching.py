@@ -1,4 +1,4 @@
-"""DMD2: its gradient is the formula's, it leads to the real distribution, and each network learns in its own turn alone."""
+"""DMD2: the gradient equals the formula and leads to the real distribution. Each network learns in its own turn."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_reflection_leaves_the_generators_gradient_alive(model: Model, pool: Lat
 
 
 def test_data_are_pure_noise_where_the_generator_starts(model: Model, pool: LatentPool) -> None:
-    """The regression of z on its own x₀ is α_t at the later timesteps, and 0 at the first, as in the authors' code."""
+    """The regression of z on x₀ is α_t at the later timesteps, and 0 at the first, as in the authors' code."""
     phases = [{"until": 1, "aggregated": 0, "p_teacher": 0.5}]
     pool = LatentPool(normal(*pool.mean.shape).half(), pool.std, pool.condition)
     for first in (999, 899):
@@ -250,7 +250,7 @@ def test_discriminator_reads_a_mid_block(model: Model) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"timesteps": [399], "ddil": {"phases": PHASES}}, "a one-step generator only ever sees noise"),
+        ({"timesteps": [399], "ddil": {"phases": PHASES}}, "a one-step generator starts at noise alone"),
         ({"timesteps": [249, 999]}, "timesteps fall and stay above 0"),
         (
             {"teacher_steps": 6, "ddil": {"phases": PHASES}},

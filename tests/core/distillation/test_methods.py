@@ -208,7 +208,7 @@ def test_a_flow_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddil_core.distillation.watch.find_spec", lambda name: None)
+    monkeypatch.setattr("ddil_core.distillation.processes.find_spec", lambda name: None)
     with pytest.raises(
         WrongCommand, match="the tracker 'wandb' needs a package that is not installed: pip install wandb"
     ):

@@ -1,4 +1,4 @@
-"""Two real processes (gloo) against one: the same students, and stopped runs taken up again by as many or fewer processes."""
+"""Two processes (gloo) give the student of one, and a stopped run can be resumed with as many or fewer processes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def moved(out: Path, start: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("name", list(RUNS))
 def test_two_processes_give_the_student_of_one(teacher: Path, together: Path, tmp_path: Path, name: str) -> None:
-    """Adam divides rounding by itself where a gradient is nearly zero: hence a tolerance of 0.5 % of what was learnt."""
+    """Adam amplifies rounding where a gradient is nearly zero, so the tolerance is 0.5 % of the change."""
     with rows_evaluated() as rows:
         distill(str(teacher), "shapes", config(name), tmp_path / name, device="cpu")
     distill(str(teacher), "shapes", config(name), together / name, device="cpu")  # finishes what was stopped
@@ -179,6 +179,6 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         require_batch(config("pd").model_copy(update={"batch_size": 6}), two)
     assert str(error.value) == (
-        "batch_size is the whole batch, and 6 is not divisible by 2 processes with 2 parts each (gradient_accumulation); "
-        "choose another batch_size or number of processes"
+        "batch_size is the whole batch, and 6 is not divisible by 2 processes with 2 parts each "
+        "(gradient_accumulation); choose another batch_size or number of processes"
     )

@@ -1,4 +1,4 @@
-"""PD and DDIL on a tiny network: what is a target, who computes it how often, what a batch is made of, what is learnt."""
+"""PD and DDIL on a tiny network: targets and their cost, the parts of a batch, and learning."""
 
 from __future__ import annotations
 
@@ -185,7 +185,10 @@ def test_a_batch_is_trained_on_its_own_targets(
 
 @pytest.mark.parametrize("reflected", [False, True])
 def test_an_updates_loss_is_numpys(model: Model, pool: LatentPool, reflected: bool) -> None:
-    """The guided teacher's two steps, its x̂ clipped or not, and the student's, which never is; networks alone are torch's."""
+    """The guided teacher's two steps, its x̂ clipped or not, and the student's, which never is;
+
+    networks alone are torch's.
+    """
     trainer = stage(model, pool, phases=None)
     bound = trainer.teacher.reflection
     assert bound is not None

@@ -15,7 +15,10 @@ from tests.core.distillation.test_dropout import make
 def test_a_gradient_is_that_of_its_parts_and_an_update_repeats_bit_for_bit(
     model: Model, pool: LatentPool, kind: str
 ) -> None:
-    """The first gradients agree within rounding. How far the weights are apart later ``benchmarks.rounding`` measures."""
+    """The first gradients agree within rounding.
+
+    How far the weights are apart later ``benchmarks.rounding`` measures.
+    """
     moved, norms = list[torch.Tensor](), list[float]()
     for parts in (1, 4, 1):
         trainer = make(kind, model, pool, gradient_accumulation=parts, learning_rate=5e-4)

@@ -98,7 +98,11 @@ KILLS: dict[str, tuple[Any, str, Callable[..., bool]]] = {
     "after a collection": (MixedSource, "collect", lambda source, *args: (source.context.index, args[-1]) == (0, 6)),
     "between the stages": (training, "_save_weights", lambda unet, path: path.name == "stage-1-of-2.safetensors"),
     "in the second stage": (ProgressiveStage, "update", lambda stage, step: (stage.index, step) == (1, 5)),
-    "before the student is written": (training, "_save_weights", lambda unet, path: path.name == "stage-2-of-2.safetensors"),
+    "before the student is written": (
+        training,
+        "_save_weights",
+        lambda unet, path: path.name == "stage-2-of-2.safetensors",
+    ),
 }
 
 
@@ -235,8 +239,8 @@ def test_reflection_without_bounds_is_refused(folder: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         resolve_sampling(load_model(str(folder)), reflection="clamp")
     assert str(error.value) == (
-        f"the model '{folder}' cannot be sampled with reflection: it brings no ddil.json with the bounds of its data, as the "
-        "students of 'ddil distill' do; leave reflection out"
+        f"the model '{folder}' cannot be sampled with reflection: it brings no ddil.json with the bounds of its data, "
+        "as the students of 'ddil distill' do; leave reflection out"
     )
 
 
@@ -314,8 +318,9 @@ def test_a_teacher_that_predicts_eps_is_refused_without_a_conversion(tmp_path: P
     other = save_pipeline(tmp_path, TEACHER, seed=1, prediction="epsilon")
     message = refused(DdilError, other, tmp_path / "out")
     assert message == (
-        f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v: at t = 999 an ε "
-        "divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or --set convert.updates=N"
+        f"the teacher '{other}' predicts epsilon, and progressive distillation needs a network that predicts v: at t "
+        "= 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the protocol, or --set "
+        "convert.updates=N"
     )
     assert not (tmp_path / "out").exists()
 
@@ -393,7 +398,10 @@ def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkey
     ],
 )
 def test_an_eps_teacher_of_any_layout_gives_a_v_student(layout: str, dtypes: tuple[str, str], tmp_path: Path) -> None:
-    """ε → v, then 8 → 4 → 2, killed once in between; the student is a float32 pipeline that stock diffusers samples."""
+    """ε → v, then 8 → 4 → 2, killed once in between;
+
+    the student is a float32 pipeline that stock diffusers samples.
+    """
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, layout=layout, prediction="epsilon")
     config = ProgressiveConfig.model_validate(
         CONFIG.model_dump() | {"convert": {"updates": 4}, "teacher_dtype": dtypes[0], "student_dtype": dtypes[1]}

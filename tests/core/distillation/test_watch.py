@@ -17,7 +17,7 @@ from ddil_core.distillation.config import WatchConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.loop import require_finite, window_means
 from ddil_core.distillation.methods import METHODS
-from ddil_core.distillation.watch import alarms, look, save_image_grid
+from ddil_core.distillation.watch import alarms, measure_latents, save_image_grid
 from ddil_core.support.errors import DdilError
 from tests.core.closed_form import normal
 
@@ -30,7 +30,7 @@ def data(count: int = 400) -> LatentPool:
 
 
 def figures(z: torch.Tensor) -> dict[str, float]:
-    return look(z, data(), BOUND, images=4)
+    return measure_latents(z, data(), BOUND, images=4)
 
 
 def test_latents_like_the_data_raise_no_alarm() -> None:
@@ -41,13 +41,16 @@ def test_latents_like_the_data_raise_no_alarm() -> None:
 
 
 def test_few_prompts_are_off_by_chance_without_an_alarm() -> None:
-    """Pictures whose mean is their prompt's own: four prompts are 0.8 of the data's deviations off here, which is no fault."""
+    """Every prompt has its own mean here.
+
+    The mean of four prompts is 0.8 deviations from the data's, which is no fault.
+    """
     own = 2 * normal(400, 2, 1, 1, seed=4).expand(-1, -1, 4, 4) + 0.5 * normal(400, 2, 4, 4)
     pool = LatentPool(own.half(), torch.zeros_like(own).half(), {})
     four = own[:4].repeat_interleave(4, 0)
     assert float(((four.mean((0, 2, 3)) - own.mean((0, 2, 3))) / own.std((0, 2, 3))).abs().max()) > 0.8
-    assert look(four, pool, BOUND, images=4)["mean_shift"] == 0
-    assert look(four + 6, pool, BOUND, images=4)["mean_shift"] > 1
+    assert measure_latents(four, pool, BOUND, images=4)["mean_shift"] == 0
+    assert measure_latents(four + 6, pool, BOUND, images=4)["mean_shift"] > 1
 
 
 def test_each_failure_has_its_sentence() -> None:
@@ -57,8 +60,8 @@ def test_each_failure_has_its_sentence() -> None:
         "the latents' mean is 1.9": noise + 4,
         "the student saturates: a channel has 3.": 3 * noise - 2,
         "the student collapses: a channel has 0.1": 0.1 * noise + 0.9,
-        "the student collapses: pictures of one prompt differ 0.0": collapsed,
-        "the student draws what is no number": noise * float("nan"),
+        "the student collapses: images of one prompt differ 0.0": collapsed,
+        "the student draws numbers that are not finite": noise * float("nan"),
     }
     for sentence, z in cases.items():
         assert any(said.startswith(sentence) for said in alarms(figures(z), WatchConfig(clipped=1))), sentence
@@ -68,8 +71,8 @@ def test_each_failure_has_its_sentence() -> None:
 
 
 def test_a_grid_has_a_prompt_a_row(tmp_path: Path) -> None:
-    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    save_image_grid(pictures, 3, tmp_path / "grids" / "a.png")
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    save_image_grid(images, 3, tmp_path / "grids" / "a.png")
     assert np.asarray(Image.open(tmp_path / "grids" / "a.png"))[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 

@@ -75,7 +75,7 @@ def test_settings_that_cannot_be_meant(setting: str, message: str) -> None:
         ),
         (
             "ddil.phases.1.until=0.5",
-            "pd.yaml has a value that does not fit at 'ddil.phases': the phases' 'until' must rise and end at 1",
+            "pd.yaml has a value that does not fit at 'ddil.phases': the 'until' of the phases must rise and end at 1",
         ),
     ],
 )
