@@ -103,7 +103,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("its objects are nested too deeply") from error
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Make an object of its pairs, and refuse a key that occurs twice: ``json`` would drop one of the two values."""
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -119,7 +119,7 @@ def _most_frequent(names: Sequence[str]) -> str:
 class Row:
     """A row of an index or of a list of prompts: its ``values`` by key, and its place (``where``) for messages."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
     where: str
 
     def caption(self) -> str | None:

@@ -96,7 +96,7 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
     try:
         content: dict[str, list[dict[str, Any]]] = parse_json(decode(path.read_bytes()))
         files = [(image["id"], image["file_name"]) for image in content["images"]]
-        captions: dict[Any, list[str]] = {key: [] for key, _ in files}
+        captions: dict[object, list[str]] = {key: [] for key, _ in files}
         for number, annotation in enumerate(content["annotations"], 1):
             text = caption_of(annotation["caption"], f"the 'caption' of annotation {number} of {path}")
             if text and annotation["image_id"] in captions:

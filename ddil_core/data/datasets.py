@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ddil_core.data.base import DataSet
 from ddil_core.support.errors import WrongCommand
@@ -134,7 +133,7 @@ def open_data(reference: str, download: bool = False) -> DataSet:
     raise WrongCommand(f"the data set {reference!r} is not known: it may be one of {accepted}{hint}")
 
 
-def list_datasets() -> list[dict[str, Any]]:
+def list_datasets() -> list[dict[str, str | bool | None]]:
     """Return the data sets for ``ddil data``, by their forms. ``here`` is None where it depends on the user's files."""
     return [
         {

@@ -98,6 +98,7 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
     """Encode the parts that the folder lacks, of ``PART`` batches each, and return the files of all parts in order."""
     folder.mkdir(parents=True, exist_ok=True)
     side = image_side(model)
+    # "pictures" stays: parts of earlier versions carry these words.
     metadata = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
     parts = _valid_parts(folder, metadata)
     done, cut = min(len(parts) * PART * batch_size, size), 0

@@ -1,7 +1,7 @@
 """WebDataset shards for training, ``webdataset:PATTERN``: .tar files of images with captions, local or on the web.
 
 A sample is an image (.jpg, .jpeg, .png, .webp) and a caption of the same name: a .txt in UTF-8, or a .json with a
-"caption". A name ends at its first dot, as in the library ``webdataset``, so the image of ``img_1.5.png`` is not read.
+"caption". A name ends at its first dot, as in the library ``webdataset``, so ``img_1.5.png`` is not read.
 Other files of a shard are never read. Pillow decodes the images; pickles, arrays and code are never loaded.
 
 PATTERN is a path or an http(s) URL with braces, which the library expands, or a path with ``*`` and ``?``. Commands

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
+import torch
 
 from ddil_core.data.shapes import ShapesData
 from ddil_core.models.generate import sample
-from ddil_core.models.model import Model
+from ddil_core.models.model import Model, load_model
 from ddil_core.shapes.batches import to_pixels
 from ddil_core.shapes.reader import ATTRIBUTES, drawn_right, read
 from ddil_core.shapes.render import render
@@ -51,7 +53,7 @@ def measure_card(model: Model, count: int = 1000, seed: int = 0) -> dict[str, An
     return measured
 
 
-def write_card(folder: Path, measured: dict[str, Any], training: dict[str, Any]) -> None:
+def write_card(folder: Path, measured: dict[str, Any], training: dict[str, object]) -> None:
     """Write ``card.json`` and the model card ``README.md`` into the folder of the weights."""
     write_text(folder / "card.json", json.dumps({"measured": measured, "training": training}, indent=2) + "\n")
     columns = (*ATTRIBUTES, "exact")
@@ -87,3 +89,9 @@ def write_card(folder: Path, measured: dict[str, Any], training: dict[str, Any])
         "",
     ]
     write_text(folder / "README.md", "\n".join(lines))
+
+
+def measure_weights(weights: Path, device: torch.device, captions: int, training: dict[str, object]) -> None:
+    """Measure a folder of weights and write its card."""
+    write_card(weights, measure_card(load_model(str(weights / "teacher"), device), captions), training)
+    click.echo(f"The weights and their card are in {weights}")

@@ -1,8 +1,8 @@
 """Train the shapes world's networks from nothing: ``python -m ddil_core.shapes.training --out DIR``.
 
-The four stages are the autoencoder, the two-tower scorer, the text encoder, and the teacher. The text encoder learns the
-image's layout from the caption. The teacher is a U-Net with that text encoder; it predicts v, and dropped captions allow
-guidance. An interrupted stage goes on at its last checkpoint.
+The four stages are the autoencoder, the two-tower scorer, the text encoder, and the teacher. The text encoder learns
+the image's layout from the caption. The teacher is a U-Net with that text encoder; it predicts v, and dropped captions
+allow guidance. An interrupted stage goes on at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.loop import Ema, Logs, Stateful, fit
-from ddil_core.models.model import SYSTEM_FILE, load_model
+from ddil_core.models.model import load_model
+from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.shapes.batches import draw_batch
 from ddil_core.shapes.scene import nearly
 from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.shapes.training import architecture
-from ddil_core.shapes.training.card import measure_card, write_card
+from ddil_core.shapes.training.card import measure_weights
 from ddil_core.shapes.training.latents import SEED, TrainingPool, encode_training_pool
 from ddil_core.support import ending
 from ddil_core.support.files import replacing, write_text
@@ -43,7 +44,7 @@ CAPTION_DROPOUT = 0.1
 HIGH_NOISE = 700
 """The lowest t in the first eighth of the teacher's training. At such t only the caption says what lies where.
 
-With lower noise from the start, the U-Net finds the objects in its input and learned no relation in 2,500 updates.
+With lower noise from the start, the U-Net relies on its input; it had learned no relation after 2,500 updates.
 """
 
 
@@ -267,8 +268,8 @@ def export_teacher(
 ) -> None:
     """Write the teacher as a pipeline in Stable Diffusion's layout, with the settings for sampling it.
 
-    The U-Net and the autoencoder are stored in half precision, the text encoder in float32: diffusers loads its networks
-    as float32, but transformers keeps the stored dtype, and a plain ``from_pretrained`` must give one dtype.
+    The U-Net and the autoencoder are stored in half precision, the text encoder in float32: diffusers loads its
+    networks as float32, transformers keeps the stored dtype, and a plain ``from_pretrained`` must give one dtype.
 
     Args:
         vae: The autoencoder.
@@ -360,7 +361,7 @@ def main(
     with ending.in_a_sentence(), held(out):
         weights = out / "weights"
         tokenizer = architecture.write_tokenizer(out / "tokenizer")
-        training: dict[str, Any] = {"teacher steps": teacher_steps}
+        training: dict[str, object] = {"teacher steps": teacher_steps}
         start: Any = None if init is None else load_model(str(init / "teacher"), "cpu").pipeline
         if init is None:
             vae = train_autoencoder(out, chosen, autoencoder_steps)
@@ -392,9 +393,3 @@ def copied(source: nn.Module, target: M) -> M:
     """Copy the weights of a loaded network into ``target``, which has float32 and a clean configuration; return it."""
     target.load_state_dict(source.state_dict())
     return target
-
-
-def measure_weights(weights: Path, device: torch.device, captions: int, training: dict[str, Any]) -> None:
-    """Measure a folder of weights and write its card."""
-    write_card(weights, measure_card(load_model(str(weights / "teacher"), device), captions), training)
-    click.echo(f"The weights and their card are in {weights}")

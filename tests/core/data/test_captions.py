@@ -357,7 +357,7 @@ def test_a_file_that_stands_twice(tmp_path: Path) -> None:
     assert str(error.value) == f"the annotation file {annotations} has the file a.jpg twice; fetch it again"
 
 
-def test_a_picture_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+def test_an_image_whose_name_is_not_utf_8(tmp_path: Path) -> None:
     name = b"\xff.png".decode("utf-8", "surrogateescape")
     Image.new("RGB", (4, 4)).save(tmp_path / name)
     with pytest.raises(WrongCommand) as error:

@@ -1,4 +1,4 @@
-"""COCO's folders: pictures and prompts in the annotation file's order; what is bad is named."""
+"""COCO's folders: images and prompts in the annotation file's order; what is bad is named."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_prompts_are_each_images_first_caption_in_the_order_of_the_images(folder
     ]
 
 
-def test_pictures_come_in_the_same_order_as_they_are_decoded(folder: Path) -> None:
+def test_images_come_in_the_same_order_as_they_are_decoded(folder: Path) -> None:
     pictures = list(coco(folder).images(3))
     for place, (picture, name) in enumerate(zip(pictures, NAMES, strict=True)):
         with Image.open(folder / "val2014" / name) as image:
@@ -72,7 +72,7 @@ def test_the_2017_annotation_file_reads(shared: Path) -> None:
     assert len({prompt.id for prompt in prompts}) == 5_000
 
 
-def test_missing_pictures_are_named_before_any_is_read(folder: Path) -> None:
+def test_missing_images_are_named_before_any_is_read(folder: Path) -> None:
     for name in NAMES[:2]:
         (folder / "val2014" / name).unlink()
     with pytest.raises(DdilError) as error:
@@ -82,7 +82,7 @@ def test_missing_pictures_are_named_before_any_is_read(folder: Path) -> None:
     )
 
 
-def test_pictures_cut_short_are_named_all_of_them(folder: Path) -> None:
+def test_images_cut_short_are_named_all_of_them(folder: Path) -> None:
     for name in NAMES[1:]:
         path = folder / "val2014" / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -95,7 +95,7 @@ def test_pictures_cut_short_are_named_all_of_them(folder: Path) -> None:
     )
 
 
-def test_many_bad_pictures_are_counted(tmp_path: Path) -> None:
+def test_many_bad_images_are_counted(tmp_path: Path) -> None:
     folder = save_coco(tmp_path / "coco", count=8)
     for path in (folder / "val2014").iterdir():
         path.write_bytes(b"no picture")
@@ -105,7 +105,7 @@ def test_many_bad_pictures_are_counted(tmp_path: Path) -> None:
     assert str(error.value).endswith(" and 3 more; fetch or make them again")
 
 
-def test_pictures_that_are_not_rgb_are_converted_and_named(folder: Path) -> None:
+def test_images_that_are_not_rgb_are_converted_and_named(folder: Path) -> None:
     grey = Image.fromarray(photograph(0)).convert("L")
     grey.save(folder / "val2014" / NAMES[1])
     Image.fromarray(photograph(0)).convert("CMYK").save(folder / "val2014" / NAMES[2])
@@ -162,7 +162,7 @@ def test_annotation_files_that_are_damaged(content: str, sentence: str, tmp_path
     assert str(error.value).startswith(f"the annotation file {path} {sentence}")
 
 
-def test_it_is_trained_on_its_training_pictures_and_evaluated_on_the_others(folder: Path) -> None:
+def test_it_is_trained_on_its_training_images_and_evaluated_on_the_others(folder: Path) -> None:
     save_coco(folder, count=6, part="train")
     data = coco(folder)
     data.require(6, 32)
@@ -177,7 +177,7 @@ def test_it_is_trained_on_its_training_pictures_and_evaluated_on_the_others(fold
     assert [prompt.id for prompt in data.prompts(2)] == [f"coco2014-{Path(name).stem}" for name in NAMES[:2]]
 
 
-def test_training_pictures_that_are_not_there(folder: Path) -> None:
+def test_training_images_that_are_not_there(folder: Path) -> None:
     sentences = []
     for made in ((), ("annotations/captions_train2014.json",), ("train2014/a",)):
         for name in made:

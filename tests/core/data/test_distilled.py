@@ -67,7 +67,7 @@ def test_a_student_is_distilled_from(kind: str, folder: Path, tmp_path: Path) ->
     assert picture.size == (64, 64)
 
 
-def test_once_encoded_the_pictures_are_looked_at_no_more(folder: Path, tmp_path: Path) -> None:
+def test_once_encoded_the_images_are_looked_at_no_more(folder: Path, tmp_path: Path) -> None:
     data, out = save_year(tmp_path / "data", 2017), tmp_path / "run"
     student = distill(str(folder), data, PLAIN, out, device="cpu")
     trained = load_file(student / "unet" / "diffusion_pytorch_model.safetensors")
@@ -84,7 +84,7 @@ def test_another_method_takes_the_same_data(folder: Path, tmp_path: Path) -> Non
     assert load_model(str(tmp_path / "run")).sampling.solver == "lcm"
 
 
-def test_pictures_are_prepared_to_the_teachers_size_and_the_shapes_keep_theirs(folder: Path, tmp_path: Path) -> None:
+def test_images_are_prepared_to_the_teachers_size_and_the_shapes_keep_theirs(folder: Path, tmp_path: Path) -> None:
     teacher = shutil.copytree(folder, tmp_path / "teacher")
     config = teacher / "unet" / "config.json"
     config.write_text(config.read_text().replace('"sample_size": 8', '"sample_size": 6'))

@@ -1,4 +1,4 @@
-"""Folders of captioned pictures: by an index or by file names; ids and captions are checked."""
+"""Folders of captioned images: by an index or by file names; ids and captions are checked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refused(folder: Path) -> str:
     return str(error.value)
 
 
-def test_without_an_index_pictures_are_in_file_order_with_the_text_beside_them(folder: Path) -> None:
+def test_without_an_index_images_are_in_file_order_with_the_text_beside_them(folder: Path) -> None:
     (folder / "a.txt").write_text(" a\n cat ")
     assert [(p.id, p.path.name, p.caption) for p in read_folder(folder)] == [
         ("a", "a.JPG", "a cat"), ("b", "b.png", None), ("c", "c.webp", None),
@@ -49,7 +49,7 @@ def test_without_an_index_pictures_are_in_file_order_with_the_text_beside_them(f
     assert np.array_equal(list(data.images(2))[1][0], photograph(0))
 
 
-def test_an_index_says_which_pictures_in_which_order(folder: Path) -> None:
+def test_an_index_says_which_images_in_which_order(folder: Path) -> None:
     index(folder, {"id": 7, "file": "c.webp", "prompt": "x  y", "seed": 0}, {"file_name": "b.png", "text": ""})
     assert [(p.id, p.path.name, p.caption) for p in read_folder(folder)] == [
         ("7", "c.webp", "x y"), ("b", "b.png", None),
@@ -100,14 +100,14 @@ def test_an_index_that_is_none(folder: Path) -> None:
     assert refused(folder).startswith(f"{path} cannot be read as jsonl in UTF-8: ")
 
 
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
+def test_a_folder_without_images(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"the folder {tmp_path} holds no images (.png, .jpg, .jpeg, .webp, .bmp)"
     with pytest.raises(WrongCommand) as error:
         open_data(f"folder:{tmp_path}/none")
     assert str(error.value) == f"the data set 'folder:{tmp_path}/none' names no folder: there is no {tmp_path}/none"
 
 
-def test_pictures_without_captions_have_no_prompts(folder: Path) -> None:
+def test_images_without_captions_have_no_prompts(folder: Path) -> None:
     (folder / "a.txt").write_text("a cat")
     with pytest.raises(WrongCommand) as error:
         open_data(f"folder:{folder}").prompts(3)
@@ -121,7 +121,7 @@ def test_pictures_without_captions_have_no_prompts(folder: Path) -> None:
 
 @pytest.fixture
 def captioned(tmp_path: Path) -> Path:
-    """Ten pictures; the caption of each says which it is."""
+    """Ten images; the caption of each says which it is."""
     for place in range(10):
         Image.fromarray(photograph(place)).save(tmp_path / f"{place}.png")
         (tmp_path / f"{place}.txt").write_text(f"picture {place}")
@@ -147,7 +147,7 @@ def test_preparation_is_pillows_bit_by_bit_and_that_of_the_recipe(height: int, w
         assert np.array_equal(found, image)
 
 
-def test_training_shows_every_picture_once_with_its_caption_in_a_shuffled_order(captioned: Path) -> None:
+def test_training_shows_every_image_once_with_its_caption_in_a_shuffled_order(captioned: Path) -> None:
     batches = list(open_data(f"folder:{captioned}").training(10, 32, batch_size=4))
     assert [images.shape for images, _ in batches] == [(4, 32, 32, 3), (4, 32, 32, 3), (2, 32, 32, 3)]
     places = [int(caption.removeprefix("picture ")) for _, captions in batches for caption in captions]
@@ -174,7 +174,7 @@ def test_a_batch_depends_on_its_index_alone(captioned: Path) -> None:
     assert list(data.training(10, 32, batch_size=4, first=3)) == []
 
 
-def test_other_pictures_are_another_identity(captioned: Path) -> None:
+def test_other_images_are_another_identity(captioned: Path) -> None:
     before = open_data(f"folder:{captioned}").identity()
     assert open_data(f"folder:{captioned}").identity() == before
     (captioned / "3.txt").write_text("a cat")
@@ -183,13 +183,13 @@ def test_other_pictures_are_another_identity(captioned: Path) -> None:
     assert len({before, after, open_data(f"folder:{captioned}").identity()}) == 3
 
 
-def test_too_few_pictures_to_train_on(captioned: Path) -> None:
+def test_too_few_images_to_train_on(captioned: Path) -> None:
     assert not_trained_on(captioned, 11) == (
         f"folder:{captioned} has 10 images to train on, fewer than the pool of 11; add others, or say --set pool=10"
     )
 
 
-def test_training_pictures_without_captions_are_named(captioned: Path) -> None:
+def test_training_images_without_captions_are_named(captioned: Path) -> None:
     (captioned / "7.txt").unlink()
     (captioned / "4.txt").write_text(" \n")
     assert not_trained_on(captioned) == (
@@ -197,7 +197,7 @@ def test_training_pictures_without_captions_are_named(captioned: Path) -> None:
     )
 
 
-def test_training_pictures_that_are_missing_or_no_pictures_are_named(captioned: Path) -> None:
+def test_training_images_that_are_missing_or_no_images_are_named(captioned: Path) -> None:
     index(captioned, *({"file": f"{place}.png", "text": "x"} for place in range(11)))
     assert not_trained_on(captioned, 11, DdilError) == (
         f"1 of 11 images of folder:{captioned} are missing: 10.png; fetch or make them again"
@@ -208,7 +208,7 @@ def test_training_pictures_that_are_missing_or_no_pictures_are_named(captioned: 
     )
 
 
-def test_pictures_cut_short_end_training_and_are_all_named(captioned: Path) -> None:
+def test_images_cut_short_end_training_and_are_all_named(captioned: Path) -> None:
     order = [captions[0][-1] for _, captions in open_data(f"folder:{captioned}").training(10, 32, batch_size=1)]
     for place in (order[5], order[8]):
         path = captioned / f"{place}.png"
@@ -223,7 +223,7 @@ def test_pictures_cut_short_end_training_and_are_all_named(captioned: Path) -> N
     )
 
 
-def test_a_picture_too_large_to_open_is_damaged(captioned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_to_open_is_damaged(captioned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (500, 500)).save(captioned / "3.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     assert not_trained_on(captioned, kind=DdilError) == (

@@ -1,4 +1,4 @@
-"""Pictures from outside as 8-bit RGB: what 16-bit grey, other modes and damage become, and that each change is said once."""
+"""Images from outside as 8-bit RGB: what 16-bit grey, other modes and damage become, and that each change is said once."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_exif_rotation_is_not_applied() -> None:
 
 
 def mixed(folder: Path) -> Path:
-    """Five pictures, of which reading changes four."""
+    """Five images, of which reading changes four."""
     contents = {
         "0.png": encoded(Image.fromarray(COLOURS), "PNG"),
         "1.png": DEEP_GREY["PNG"],
@@ -292,7 +292,7 @@ SEEDS = [
 
 @st.composite
 def damaged(draw: Callable[..., object]) -> bytes:
-    """A picture's file with some bytes changed, and perhaps cut."""
+    """An image's file with some bytes changed, and perhaps cut."""
     content = bytearray(draw(st.sampled_from(SEEDS)))  # type: ignore[call-overload]
     for place, value in draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4)):  # type: ignore[attr-defined]
         content[place % len(content)] = value
@@ -302,7 +302,7 @@ def damaged(draw: Callable[..., object]) -> bytes:
 @pytest.mark.filterwarnings("ignore")
 @few
 @given(content=st.one_of(damaged(), st.binary(max_size=60)))
-def test_any_bytes_are_a_picture_or_one_sentence(content: bytes, tmp_path: Path) -> None:
+def test_any_bytes_are_an_image_or_one_sentence(content: bytes, tmp_path: Path) -> None:
     with contextlib.suppress(*BAD_IMAGE):
         read_head(io.BytesIO(content))
     try:

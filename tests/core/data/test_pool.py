@@ -1,4 +1,4 @@
-"""The pool of encoded pictures: interrupted anywhere, it goes on, and is the pool that nothing interrupted."""
+"""The pool of encoded images: interrupted anywhere, it goes on, and is the pool that nothing interrupted."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_interrupted_pool_goes_on_and_is_the_same(model: Model, shards: str, 
     assert {p.name for p in tmp_path.iterdir() if p.suffix != ".tar"} == {"whole.safetensors", "data.safetensors"}
 
 
-def test_the_pool_is_of_the_pictures_at_the_models_size(model: Model, shards: str, tmp_path: Path) -> None:
+def test_the_pool_is_of_the_images_at_the_models_size(model: Model, shards: str, tmp_path: Path) -> None:
     pool = encode(model, open_data(shards), tmp_path / "data.safetensors")
     assert image_side(model) == 64
     images, captions = next(open_data(shards).training(COUNT, 64, COUNT))
@@ -123,7 +123,7 @@ def test_a_part_that_is_damaged_is_made_again(model: Model, shards: str, tmp_pat
     assert data.given == [2, 3, 4]
 
 
-def test_a_damaged_picture_keeps_what_was_encoded_before_it(model: Model, tmp_path: Path) -> None:
+def test_a_damaged_image_keeps_what_was_encoded_before_it(model: Model, tmp_path: Path) -> None:
     """Mended, encoding goes on after the parts that were whole."""
     for place in range(COUNT):
         (tmp_path / f"{place}.txt").write_text(f"picture {place}")
@@ -142,7 +142,7 @@ def test_a_damaged_picture_keeps_what_was_encoded_before_it(model: Model, tmp_pa
 
 
 @pytest.mark.parametrize("at_once", [0, 1, 3])
-def test_pictures_are_encoded_as_many_at_once_as_fit(
+def test_images_are_encoded_as_many_at_once_as_fit(
     at_once: int, model: Model, shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = encode_pool(model, open_data(shards), COUNT, tmp_path / "whole.safetensors")

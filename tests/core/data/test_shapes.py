@@ -52,7 +52,7 @@ def test_the_data_set_trains_on_one_split_and_evaluates_on_the_other() -> None:
     assert [prompt.id for prompt in prompts[:2]] == ["shapes-validation-00000", "shapes-validation-00001"]
 
 
-def test_prompts_and_pictures_keep_their_order_whatever_is_asked_for() -> None:
+def test_prompts_and_images_keep_their_order_whatever_is_asked_for() -> None:
     data = ShapesData()
     assert data.prompts(3) == data.prompts(7)[:3]
     whole, parts = (np.concatenate(list(data.images(7, size))) for size in (64, 3))

@@ -31,7 +31,7 @@ EXAMPLE = "'webdataset:/data/train-{000000..000099}.tar'"
 
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
-    """Three shards of four pictures."""
+    """Three shards of four images."""
     return save_shards(tmp_path)
 
 
@@ -71,7 +71,7 @@ def test_a_batch_depends_on_its_index_alone(shards: str) -> None:
         assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(found, whole[first:], strict=False))
 
 
-def test_pictures_and_captions_of_every_kind(tmp_path: Path) -> None:
+def test_images_and_captions_of_every_kind(tmp_path: Path) -> None:
     samples = [
         {"jpg": picture(0, "JPEG"), "json": json.dumps({"caption": " a\ncat ", "url": "x"}).encode()},
         {"webp": picture(1, "WEBP"), "txt": "\ufeffa café".encode()},
@@ -98,7 +98,7 @@ class Mine:
         return os.mkdir, (str(self.path),)
 
 
-def test_nothing_but_pictures_and_text_is_decoded(tmp_path: Path) -> None:
+def test_nothing_but_images_and_text_is_decoded(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     bad = pickle.dumps(Mine(proof))
     sample = dict.fromkeys(("pyd", "pkl", "pickle", "pth", "npy", "npz", "cbor", "cls"), bad)
@@ -109,7 +109,7 @@ def test_nothing_but_pictures_and_text_is_decoded(tmp_path: Path) -> None:
     assert proof.is_dir()  # it would have
 
 
-def test_a_picture_that_pillow_would_hand_to_another_program_is_none(tmp_path: Path) -> None:
+def test_an_image_that_pillow_would_hand_to_another_program_is_none(tmp_path: Path) -> None:
     with io.BytesIO() as file:
         Image.new("RGB", (64, 64)).save(file, format="EPS")
         save_shard(tmp_path / "a.tar", [{"jpg": file.getvalue(), "txt": b"a"}])
@@ -177,13 +177,13 @@ def test_commands_and_other_places_are_refused(shard: str, tmp_path: Path, monke
 # Faults
 
 
-def test_too_few_pictures(shards: str) -> None:
+def test_too_few_images(shards: str) -> None:
     assert refused(shards, 13, WrongCommand) == (
         f"{shards} has 12 images to train on, fewer than the pool of 13; add others, or say --set pool=12"
     )
 
 
-def test_pictures_without_captions_are_named(tmp_path: Path) -> None:
+def test_images_without_captions_are_named(tmp_path: Path) -> None:
     silent = [
         {},
         {"txt": b" "},
@@ -200,7 +200,7 @@ def test_pictures_without_captions_are_named(tmp_path: Path) -> None:
     )
 
 
-def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+def test_damaged_images_are_named(tmp_path: Path) -> None:
     whole = picture(2)
     save_shard(
         tmp_path / "a.tar",
