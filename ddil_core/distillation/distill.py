@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
@@ -16,7 +18,7 @@ from ddil_core.distillation.processes import make_accelerator
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.run_folder import open_run, require_run_folder, require_same_run
 from ddil_core.distillation.student import save_student
-from ddil_core.models.model import load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds
 from ddil_core.support.lock import held
 from ddil_core.support.provenance import commit, versions
@@ -69,21 +71,11 @@ def distill(
     with accelerator.main_process_first():  # the main process fetches files that the others then find
         if not encoded.is_file():
             require_data(images, model, config.pool)
-    identity = {
-        "teacher": teacher,
-        "teacher_sha256": model.weights_sha256(),
-        "data": data,
-        "config": config.model_dump(mode="json"),
-    }
+    identity = _identity(teacher, model, data, config)
     if student_folder.is_dir():
         require_same_run(out, identity, type(config))
         return student_folder
-    with ExitStack() as stack:
-        with accelerator.main_process_first():
-            if accelerator.is_main_process:
-                require_run_folder(out, resume)
-                stack.enter_context(held(out))
-                open_run(out, identity, {"versions": versions(), "commit": commit()}, type(config))
+    with _holding(out, accelerator, resume, identity, config):
         with accelerator.main_process_first():
             pool = encode_pool(model, images, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
@@ -92,3 +84,23 @@ def distill(
             save_student(model, student, Bounds.of(run.reflection, config.reflection.quantile), student_folder)
         accelerator.wait_for_everyone()
     return student_folder
+
+
+def _identity(teacher: str, model: Model, data: str, config: MethodConfig) -> dict[str, Any]:
+    """Return all that the student depends on."""
+    weights = model.weights_sha256()
+    return {"teacher": teacher, "teacher_sha256": weights, "data": data, "config": config.model_dump(mode="json")}
+
+
+@contextmanager
+def _holding(
+    out: Path, accelerator: Accelerator, resume: bool, identity: dict[str, Any], config: MethodConfig
+) -> Iterator[None]:
+    """Begin the run in its folder or go on with it, and keep other commands out of the folder."""
+    with ExitStack() as stack:
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                require_run_folder(out, resume)
+                stack.enter_context(held(out))
+                open_run(out, identity, {"versions": versions(), "commit": commit()}, type(config))
+        yield

@@ -1,4 +1,9 @@
-"""The training loop: updates, checkpoints, exact resume, average. The caller says what an update does."""
+"""The training loop: updates, checkpoints, exact resume, average. The caller says what an update does.
+
+A run that is killed and started again ends with the same weights, if the random numbers of its updates depend on the
+step and on the checkpoint alone. A signal that ends the command is handled between updates: the checkpoint is saved
+first, at the same update in all processes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -151,11 +156,7 @@ def fit(
     accelerator: Accelerator | None = None,
     check: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Call ``update(step)`` for every step after the checkpoint's. Save and log on the way.
-
-    A run that is killed and started again ends with the same weights, if the random numbers of ``update`` depend on the
-    step and on ``stateful`` alone. A signal that ends the command is handled between updates: the checkpoint is saved
-    first, at the same update in all processes.
+    """Call ``update(step)`` for every step after the checkpoint's, and save and log on the way.
 
     Args:
         update: Does one update and returns its log.
@@ -183,29 +184,31 @@ def fit(
         while step < steps:
             window.append(update(step))
             step += 1
-            note, means = None, None
             writes, saves = (step % every == 0 or step == steps for every in (log_every, save_every))
             stopped = agreed(signal(), accelerator)
-            saves = saves or stopped > 0
-            if saves or writes:
+            if writes or saves or stopped:
                 window_log = window_means(window, accelerator)
                 check(step)
                 require_finite(window_log, title, step)  # so weights that are not finite are never saved
-            if writes:
-                means = window_log
+            means = window_log if writes else None
+            if means is not None:
                 window.clear()
-                note = f"loss {means['loss']:.4f}" if "loss" in means else None
                 if main:
                     append_line(log, json.dumps({"stage": title, "step": step, **means}))
-            if saves and main:
+            if main and (saves or stopped):
                 save_checkpoint(checkpoint, step, stateful)
             if stopped:
-                if accelerator is not None:
-                    accelerator.wait_for_everyone()  # a process that ends early would end the others
-                raise Interrupted(stopped, f"update {step} of {steps} of the stage {title!r} is saved in {checkpoint}")
+                _stop(stopped, accelerator, f"update {step} of {steps} of the stage {title!r} is saved in {checkpoint}")
             for callback in callbacks:
                 callback(step, means)
-            advance(1, note)
+            advance(1, f"loss {means['loss']:.4f}" if means and "loss" in means else None)
+
+
+def _stop(signal: int, accelerator: Accelerator | None, message: str) -> NoReturn:
+    """Stop all processes together, because a process that ends early ends the others."""
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    raise Interrupted(signal, message)
 
 
 def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None) -> dict[str, float]:

@@ -126,7 +126,16 @@ class ProgressiveStage(Stage):
 
 
 def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: Tensor, condition: Condition) -> Tensor:
-    """Return PD's target x̃ for z [B, …]: the teacher takes two DDIM steps t → middle → s, int64 [B]."""
+    """Return PD's target x̃ for z [B, …]: the teacher takes two DDIM steps t → middle → s, int64 [B].
+
+    Args:
+        teacher: The teacher.
+        z: States at t.
+        t: [B], where the first step starts.
+        middle: [B], where the second step starts.
+        s: [B], where the second step ends.
+        condition: B rows.
+    """
     z_middle, _ = ddim(teacher.schedule, z, t, middle, teacher(z, t, condition))
     z_s, _ = ddim(teacher.schedule, z_middle, middle, s, teacher(z_middle, middle, condition))
     return pd_target(teacher.schedule, z, z_s, t, s)
