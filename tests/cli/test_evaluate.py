@@ -187,4 +187,4 @@ def test_an_experiment_that_keeps_no_images_refuses_to(cli: Callable[..., Result
     path = root / "protocols" / "shapes" / "table5.yaml"
     result = cli("eval", "run", path, "--save-images", "--out", tmp_path / "out", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: the experiment 'prompt-inversion' keeps no images; leave --save-images out\n"
+    assert result.stderr == "error: the experiment 'prompt-inversion' keeps no images; leave out --save-images\n"

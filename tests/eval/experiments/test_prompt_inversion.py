@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.noise import Sample
-from ddil_core.inversion import Inverter, ph2p
+from ddil_core.inversion import INVERTERS, Inverter, ph2p
 from ddil_core.inversion.ph2p import PH2PSettings
 from ddil_core.inversion.towers import load_inversion_towers
 from ddil_core.models.generate import resolve_sampling, sample_images
@@ -175,7 +175,8 @@ def test_a_stopped_inversion_continues_at_the_next_image(
     row = ph2p.PH2P
     stopped = Inverter(row.name, row.title, row.settings, counted, row.evaluations, row.needs_towers, row.source)
     with monkeypatch.context() as patch:
-        table = Registry("inverter", "ddil.inverters", Inverter, [stopped])
+        others = [inverter for inverter in INVERTERS.values() if inverter.name != row.name]
+        table = Registry("inverter", "ddil.inverters", Inverter, [stopped, *others])
         patch.setattr("ddil_core.inversion.inverters.INVERTERS", table)
         with pytest.raises(KeyboardInterrupt):
             measure_inversion(plan_inversion(config), tmp_path)
