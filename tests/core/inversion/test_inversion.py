@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -654,3 +654,9 @@ def test_what_was_inverted_is_plain_data() -> None:
     assert InvertedPrompt("x", "a", ("a", "b"), 0.5) == InvertedPrompt(
         **{"id": "x", "prompt": "a", "candidates": ("a", "b"), "similarity": 0.5}
     )
+
+
+def test_work_folders_keep_the_names_that_earlier_versions_gave(problem: InversionProblem) -> None:
+    """The hash in a folder's name has the former key of the number of images."""
+    sampling = resolve_sampling(problem.model, 2)
+    assert SelectionSettings(sampling, images=3).identity() == {"sampling": asdict(sampling), "pictures": 3}
