@@ -30,6 +30,17 @@ class ExperimentGroup(click.Group):
         return super().get_command(ctx, "systems" if cmd_name == "coco" else cmd_name)
 
 
+class RunCommand(click.Command):
+    """``ddil eval run``, which lists the experiments at the end of its help page."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the name and the title of each experiment."""
+        from ddil_eval.experiments.experiments import EXPERIMENTS
+
+        with formatter.section("Experiments"):
+            formatter.write_dl([(name, row.title) for name, row in EXPERIMENTS.items()])
+
+
 @click.group(name="eval", cls=ExperimentGroup)
 def evaluate() -> None:
     """Measure models and write records to OUT/records, one JSON file for each cell."""
@@ -135,7 +146,7 @@ def systems(
     show(compare_systems(config, out, options.choose_device(device), save_images=save_images), out, as_json)
 
 
-@evaluate.command("run")
+@evaluate.command("run", cls=RunCommand)
 @click.argument("protocol", type=options.INPUT_FILE)
 @click.option(
     "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It replaces the protocol's."

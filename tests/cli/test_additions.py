@@ -77,7 +77,10 @@ def outcomes(site: Path, out: Path, root: Path, teacher: Path) -> dict[str, Outc
     (out / "toy_copy.yaml").write_text("method: toy_copy\npool: 8\nbatch_size: 4\n")
     (out / "toy-sum.yaml").write_text("experiment: toy-sum\nnumbers: [1, 2, 3]\n")
     commands: dict[str, list[object]] = {
-        "help": ["sample", "--help"],
+        "help of sample": ["sample", "--help"],
+        "help of distill": ["distill", "--help"],
+        "help of run": ["eval", "run", "--help"],
+        "help of prompt-inversion": ["eval", "prompt-inversion", "--help"],
         "metrics": ["metrics", "--json"],
         "data": ["data", "--json"],
         "sample": ["sample", "--model", teacher, "--prompt", "red", "--steps", 2, "--solver", "toy_ddim",
@@ -115,7 +118,9 @@ def one_record(outcome: Outcome, folder: Path, **cell: object) -> Record:
 
 
 def test_help_and_lists_show_the_additions(outcomes: dict[str, Outcome]) -> None:
-    assert "toy_ddim" in outcomes["help"].stdout
+    for name, row in (("sample", "toy_ddim"), ("distill", "toy_copy"), ("distill", "toy_reds"), ("run", "toy-sum"),
+                      ("prompt-inversion", "toy_words")):  # fmt: skip
+        assert row in outcomes[f"help of {name}"].stdout
     for name, row in (("metrics", "toy_redness"), ("data", "toy_reds")):
         assert row in [entry["name"] for entry in json.loads(outcomes[name].stdout)]
 
