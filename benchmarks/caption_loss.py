@@ -1,9 +1,11 @@
-"""Is it PH2P's objective that misses a caption, or its search? The objective of the true captions beside that of inverted prompts.
+"""Why does PH2P miss a caption: because of its objective, or because of its search?
 
     python -m benchmarks.caption_loss INVERSIONS [--pictures 64] [--draws 16] [--csv FILE]
 
-INVERSIONS is the folder ``inversions`` that `ddil eval run protocols/shapes/table5.yaml --out OUT` leaves in OUT. The loss is
-PH2P's own, the mean squared error of ε̂ at t = 500 … 899, on noise that no inverter saw, the same for all prompts of a picture.
+The benchmark compares the objective of the true captions with that of inverted prompts. INVERSIONS is the folder
+``inversions`` that ``ddil eval run protocols/shapes/table5.yaml --out OUT`` leaves in OUT. The loss is PH2P's own: the
+mean squared error of ε̂ at t = 500 … 899. The noise is the same for all prompts of an image, and no inverter has used
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from ddil_eval.experiments.caption_recall import caption_recall
 
 
 def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
-    """The prompts that an inverter found, in the order of the pictures."""
+    """Return the prompts that an inverter found, in the order of the images."""
     told = [json.loads(path.read_text()) for path in folder.glob(f"{name}-*/*.json")]
     found = {one["id"]: one["prompt"] for one in told}
     return [found[prompt.id] for prompt in prompts]
@@ -37,7 +39,7 @@ def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
 @click.command(help=__doc__)
 @click.argument("inversions", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--pictures", default=64, show_default=True)
-@click.option("--draws", default=16, show_default=True, help="Timesteps and noises of a picture.")
+@click.option("--draws", default=16, show_default=True, help="Timesteps and noises of each image.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
     data, teacher = open_data("shapes"), load_model("shapes", "cpu")

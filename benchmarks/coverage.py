@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth, by simulation: means, differences of shares, and FID's limit.
+"""How often 95 % intervals contain the truth, by simulation: means, differences of shares, and FID's limit.
 
 Run ``python -m benchmarks.coverage``; it takes a few minutes on one core. Each share has a standard error of about
 √(0.05 · 0.95 / trials).
@@ -36,12 +36,12 @@ SHARES = ((0.5, 0.5), (0.9, 0.9), (0.97, 0.97), (0.99, 0.99), (0.5, 0.6), (0.97,
 
 
 def held(estimates: Iterable[Estimate], truth: float) -> float:
-    """The share of intervals that hold the truth."""
+    """Return the share of intervals that contain the truth."""
     return float(np.mean([found.low - 1e-12 <= truth <= found.high + 1e-12 for found in estimates]))
 
 
 def means(rng: Rng, trials: int = 3000) -> None:
-    """The mean of one cell."""
+    """Return the coverage of means for one cell."""
     numbers = (5, 8, 12, 16, 20, 64, 256)
     print("mean of scores, by the number of prompts:", *numbers)
     for name, (draw, truth) in SCORES.items():
@@ -50,7 +50,7 @@ def means(rng: Rng, trials: int = 3000) -> None:
 
 
 def shares(rng: Rng, trials: int = 2000) -> None:
-    """A difference of two shares of the same prompts, from independent to as alike as the shares allow."""
+    """Return the coverage of a difference of two shares of the same prompts, independent to fully correlated."""
     for n in (16, 64, 256, 1000):
         found = {}
         for a, b in SHARES:
@@ -66,7 +66,7 @@ def shares(rng: Rng, trials: int = 2000) -> None:
 
 
 def limits(rng: Rng, trials: int = 200) -> None:
-    """FID's limit, by the pictures to a dimension, with a flat and a falling spectrum."""
+    """Return the coverage of FID's limit by images for each dimension, with a flat and a falling spectrum."""
     for d in (16, 64):
         for name, spectrum in (("flat", np.ones(d)), ("1/k", 1 / np.arange(1, d + 1))):
             reference = population(np.zeros(d), spectrum)
@@ -84,14 +84,14 @@ def limits(rng: Rng, trials: int = 200) -> None:
 
 
 def limit(infinity: FrechetInfinity, features: np.ndarray, seed: int) -> Estimate:
-    """The limit of features [n, d] with its interval."""
+    """Return the limit of features [n, d] with its interval."""
     labels = group_labels(len(features), seed)
     spread = infinity.spread(features, labels)
     return Jackknife(spread.values, spread.pseudovalues, np.bincount(labels)).estimate(np.ones(1), lowest=0.0)
 
 
 def population(mean: np.ndarray, variances: np.ndarray) -> Moments:
-    """Moments of so many samples that they are the population's."""
+    """Return moments of so many samples that they equal the population's."""
     return Moments(10**12, mean, scatter=np.diag(variances) * (10**12 - 1))
 
 

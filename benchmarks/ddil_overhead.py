@@ -1,11 +1,12 @@
-"""What DDIL costs over plain progressive distillation, in seconds per update, by phase, stage and uses of a state.
+"""The cost of DDIL over plain progressive distillation, in seconds an update, by phase, stage and uses of a state.
 
     python -m benchmarks.ddil_overhead [--teacher shapes] [--updates 50] [--rounds 5] [--threads N] [--csv FILE]
 
-PD and DDIL take turns in one run, a block of updates each, so that drift of the machine falls on both alike; a block holds whole
-collections. On a CPU it is the process's CPU seconds that are compared, which other work on the machine disturbs less; with one
-thread (`--threads 1`) they are free of threads that wait for each other. On a GPU it is wall time. The guided stage spends 4
-teacher forwards on a target, the later ones 2. The paper claims under 5 % more.
+PD and DDIL alternate in one run, a block of updates each, so that drift of the machine affects both. A block holds
+whole collections. On a CPU the benchmark compares the CPU seconds of the process, which other work on the machine
+disturbs less. With one thread (``--threads 1``) no threads wait for each other. On a GPU it compares wall time. A
+target takes 4 forward passes of the teacher in the guided stage, and 2 in the later stages. The paper claims under 5 %
+more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ddil_eval.cli.options import quiet_libraries
 
 @dataclass
 class Contender:
-    """A stage of PD or DDIL with the time its blocks took."""
+    """A stage of PD or DDIL, with the time that its blocks took."""
 
     name: str
     trainer: ProgressiveStage
@@ -69,7 +70,7 @@ def contenders(
     updates: int,
     accelerator: Accelerator,
 ) -> list[Contender]:
-    """Plain PD, then DDIL with one and with two uses of a state, all of them for ever in one phase."""
+    """Return plain PD, then DDIL with one and with two uses of a state. Each stays in one phase."""
     assert config.ddil is not None
     found = []
     for uses in (0, 1, 2):
@@ -95,7 +96,7 @@ STAGES = ("guided (T = 4)", "later (T = 2)")
 @click.option("--teacher", default="shapes", show_default=True)
 @click.option("--updates", default=50, show_default=True, help="Updates in a block; one collection serves a block.")
 @click.option(
-    "--rounds", default=5, show_default=True, help="Blocks of each contender that are counted, after one that is not."
+    "--rounds", default=5, show_default=True, help="Blocks of each contender that are counted, after one warm-up."
 )
 @click.option("--threads", type=int, default=None, help="Threads of a CPU; by default torch's own choice.")
 @click.option("--stage", "stages", type=click.Choice(STAGES), multiple=True, default=STAGES, show_default=True)
@@ -146,7 +147,7 @@ def main(
 
 
 def summarise(frame: pd.DataFrame) -> None:
-    """The mean over a stage's phases in the paper's shares, 6,000 and 4,000 updates.
+    """Average a stage's phases with the paper's shares, 6,000 and 4,000 updates.
 
     An overhead is the median over the rounds of DDIL's block against PD's block beside it.
     """

@@ -1,10 +1,11 @@
-"""Host memory of measuring N pictures with a cheap extractor: pictures → features on disk → values with intervals → record.
+"""The host memory of measuring N images with a cheap extractor: images → features on disk → intervals → record.
 
     python -m benchmarks.feature_memory [--pictures 1000 --pictures 30000] [--csv FILE]
 
-Each N runs in a process of its own; "peak" is that process's largest resident set. Pictures are drawn batch by batch as a model
-would draw them, 256 × 256; the extractor takes means over 4 × 4 fields, 48 numbers. Extraction runs beside the drawing. The row
-"engine" is what `ddil eval` does, with a Fréchet distance alone; "all statistics" adds KID, FID∞ and precision to coverage.
+Each N runs in its own process; "peak" is the largest resident set of this process. Images are generated batch by
+batch, as a model would, 256 × 256. The extractor returns means over 4 × 4 fields, 48 numbers, and runs beside the
+generation. The row "engine" is what ``ddil eval`` does, with a Fréchet distance only. "all statistics" adds KID, FID∞
+and precision to coverage.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ BATCH = 50
 
 @dataclass(frozen=True)
 class Drawn:
-    """Batches (``ddil_eval.experiments.image_sources.Batches``) of pictures uint8 [50, 256, 256, 3], all different."""
+    """Batches of images uint8 [50, 256, 256, 3], all different."""
 
     count: int
     number: int = 1
@@ -68,7 +69,7 @@ FIELDS = Metric("fd_fields", "Fréchet distance of means over fields", "lower", 
 
 
 def engine(count: int, folder: Path) -> None:
-    """One row of a comparison, from batches to its record."""
+    """Measure one row of a comparison, from batches to its record."""
     METRICS.add(FIELDS)
     recipe = load_recipe("shapes")
     data = {"reference": "shapes", "prompt_ids_sha256": "", "captions_sha256": ""}
@@ -78,7 +79,7 @@ def engine(count: int, folder: Path) -> None:
 
 
 def statistics(count: int, folder: Path) -> None:
-    """Every kind of statistic of a set, on features that lie on disk."""
+    """Compute every kind of statistic of a set, on features on disk."""
     parts = ({"fields": features} for features in map_ahead(Drawn(count), lambda batch: extract(batch.images)))
     features = gather_features(parts, count, folder)["fields"]
     reference = np.random.default_rng(1).normal(128, 5, (1000, 48)).astype(np.float32)
@@ -87,7 +88,7 @@ def statistics(count: int, folder: Path) -> None:
 
 
 def measure(what: str, count: int) -> tuple[float, float]:
-    """MiB at the peak, and seconds."""
+    """Return MiB at the peak, and seconds."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         MEASURED[what](count, Path(folder))

@@ -1,4 +1,6 @@
-"""Hash what small runs produce, to show that a change of the code changes no number: ``python -m benchmarks.fingerprints``.
+"""Hash what small runs produce, to show that a change of the code changes no number.
+
+Run ``python -m benchmarks.fingerprints``.
 
 Each command runs on one CPU thread with fixed seeds. The report holds the SHA-256 of every student's weights and of the
 numbers in every record. Run it before and after a change on the same machine, and compare the two files.
@@ -70,12 +72,23 @@ def fingerprints(folder: Path) -> dict[str, Any]:
         found["students"][name] = weights_sha256(folder / name / "student")
         click.echo(f"{name}: {found['students'][name]}", err=True)
     ddil(
-        *("eval", "systems", "--model", "shapes", "--model", str(folder / "pd-ddil"), "--data", "shapes", "--steps", "4"),
-        *("--num-images", "16", "--set", "reference_pictures=32", "--device", "cpu", "--out", str(folder / "systems")),
+        *(
+            "eval",
+            "systems",
+            "--model",
+            "shapes",
+            "--model",
+            str(folder / "pd-ddil"),
+            "--data",
+            "shapes",
+            "--steps",
+            "4",
+        ),
+        *("--num-images", "16", "--set", "reference_images=32", "--device", "cpu", "--out", str(folder / "systems")),
     )
     ddil(
         *("eval", "covariate-shift", "--student", str(folder / "pd-ddil"), "--num-prompts", "8", "--factorial"),
-        *("--set", "reference_pictures=32", "--set", "teacher_steps=8", "--device", "cpu"),
+        *("--set", "reference_images=32", "--set", "teacher_steps=8", "--device", "cpu"),
         *("--out", str(folder / "covariate-shift")),
     )
     found["records"] = {name: numbers(folder / name) for name in ("systems", "covariate-shift")}

@@ -1,10 +1,10 @@
-"""The Fréchet distance against SciPy's ``sqrtm``, seconds on the same features in the same run.
+"""The Fréchet distance against SciPy's ``sqrtm``: seconds on the same features in the same run.
 
     python -m benchmarks.frechet [--dimensions 2048] [--samples 500 --samples 5000] [--csv FILE]
 
-Both take features [N, d] of two sets of N pictures to the distance, covariances included. Features decay like a network's: the
-k-th direction has variance 1/k. "faster" is how many times; "difference" that of the two values, relative; "itself" our
-distance of a set to itself.
+Both compute the distance from features [N, d] of two sets of N images, covariances included. The features decay like
+those of a network: the k-th direction has variance 1/k. "faster" is the ratio of the times, "difference" the relative
+difference of the two values, and "itself" our distance of a set to itself.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ddil_eval.statistics import frechet_distance
 
 
 def by_sqrtm(x: np.ndarray, y: np.ndarray) -> float:
-    """The textbook formula, with the matrix square root of the covariances' product."""
+    """Apply the textbook formula, with the matrix square root of the covariances' product."""
     a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # products of covariances of few samples are singular, which SciPy says
+        warnings.simplefilter("ignore")  # SciPy warns of singular products
         root = scipy.linalg.sqrtm(a @ b)
     return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(a) + np.trace(b) - 2 * np.trace(root).real)
 
 
 def timed(function: Callable[[], float]) -> tuple[float, float]:
-    """The value and the seconds that it took."""
+    """Return the value and the seconds that it took."""
     started = time.perf_counter()
     value = function()
     return value, time.perf_counter() - started

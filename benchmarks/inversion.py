@@ -1,9 +1,10 @@
-"""Pictures inverted a second, one by one and in batches.
+"""Images inverted in a second, one by one and in batches.
 
     python -m benchmarks.inversion [--teacher shapes] [--batch 16] [--rounds 2] [--device cpu] [--csv FILE]
 
-PH2P with the settings of the world's Table 5, for fewer rounds; an evaluation costs the same in each. Each round gives a candidate,
-so that nothing is judged. Both take turns, so that drift of the machine falls on both alike.
+PH2P runs with the settings of the shapes world's Table 5 for fewer rounds; an evaluation costs the same in each round.
+Each round gives a candidate, so that no prompts are compared on common noise. Both ways alternate, so that drift of
+the machine affects both.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ddil_eval.cli.options import quiet_libraries
 
 
 def seconds(problem: InversionProblem, settings: PH2PSettings, size: int) -> float:
-    """Seconds for all pictures of a problem, ``size`` at once."""
+    """Return the seconds for all images of a problem, ``size`` at once."""
     synchronise()
     started = time.perf_counter()
     for start in range(0, len(problem.ids), size):
@@ -47,9 +48,9 @@ def synchronise() -> None:
 
 @click.command()
 @click.option("--teacher", default="shapes", show_default=True)
-@click.option("--batch", default=16, show_default=True, help="Pictures at once.")
+@click.option("--batch", default=16, show_default=True, help="Images at once.")
 @click.option("--rounds", default=2, show_default=True, help="Rounds of PH2P.")
-@click.option("--repeats", default=3, show_default=True, help="Turns that are counted, after one that is not.")
+@click.option("--repeats", default=3, show_default=True, help="Turns that are counted, after one warm-up.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_path: Path | None) -> None:

@@ -1,10 +1,11 @@
-"""Which round of PH2P gives a candidate: the one of the lowest loss on its own noise, or the one of the lowest on common noise?
+"""Which round of PH2P should give a candidate: the one with the lowest loss on its own noise, or on common noise?
 
     python -m benchmarks.ph2p_winners [--pictures 16] [--first 64] [--judging 8] [--csv FILE]
 
-PH2P runs once with the settings of the shapes world's Table 5, and the winners of its stretches of rounds are chosen in each way.
-The pictures are held-out ones, and by default none of those that Table 5 is measured on. `held_out_loss` is that of the winners on
-noise that takes part in nothing else, `recovered` is of the prompts that are chosen among the winners by their pictures.
+PH2P runs once with the settings of the shapes world's Table 5. The best round of each stretch is then chosen in each
+way. The images are held out, and by default none of them is in Table 5. ``held_out_loss`` is the loss of the chosen
+prompts on noise that is used for nothing else. ``recovered`` is the caption recall of the prompts that are finally
+chosen by their images.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ddil_eval.experiments.caption_recall import caption_recall
 
 
 def subjects(first: int, count: int) -> tuple[tuple[str, ...], list[str], np.ndarray]:
-    """Ids, captions and pictures of the held-out pictures ``first`` … ``first + count - 1``."""
+    """Return ids, captions and images of the held-out images ``first`` … ``first + count - 1``."""
     data, last = open_data("shapes"), first + count
     prompts = data.prompts(last)[first:]
     images = np.concatenate(list(data.images(last)))[first:]
@@ -45,8 +46,8 @@ def subjects(first: int, count: int) -> tuple[tuple[str, ...], list[str], np.nda
 
 @click.command(help=__doc__)
 @click.option("--pictures", default=16, show_default=True)
-@click.option("--first", default=64, show_default=True, help="The first picture; Table 5 is of the pictures before 64.")
-@click.option("--judging", default=(8,), show_default=True, multiple=True, help="Timesteps and noises to judge on.")
+@click.option("--first", default=64, show_default=True, help="The first image; Table 5 has the images before 64.")
+@click.option("--judging", default=(8,), show_default=True, multiple=True, help="Draws of the common noise.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
 def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) -> None:
     quiet_libraries()
@@ -63,9 +64,10 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
     mean_t = torch.stack([one.t.double().mean(1) for rounds in stretches for one in rounds])
 
     def losses(purpose: str, count: int) -> Tensor:
-        """The loss of every round's prompt on ``count`` timesteps and noises that all rounds share [rounds, B]."""
+        """Return the loss [rounds, B] of every round's prompt on ``count`` draws that all rounds share."""
         noise = judging_noise(x0, problem, chosen.model_copy(update={"judging": count}), purpose)
-        return torch.stack([judging_losses(problem, denoiser, one.index, noise) for rounds in stretches for one in rounds])
+        rounds = [result for stretch in stretches for result in stretch]
+        return torch.stack([judging_losses(problem, denoiser, result.index, noise) for result in rounds])
 
     own = torch.stack([one.losses for rounds in stretches for one in rounds])
     ways = {"own noise": own} | {f"common noise, {count}": losses("ph2p judging", count) for count in judging}

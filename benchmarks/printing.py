@@ -1,4 +1,4 @@
-"""How every benchmark shows its figures: a table on the terminal, and CSV where a file is named."""
+"""Show the figures of every benchmark: a table on the terminal, and CSV where a file is named."""
 
 from __future__ import annotations
 

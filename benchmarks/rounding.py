@@ -1,10 +1,10 @@
-"""How far two runs drift apart that differ in nothing but the order in which their gradients are added up.
+"""How far two runs drift apart that differ only in the order in which their gradients are added.
 
     python -m benchmarks.rounding [--updates 20] [--parts 4] [--csv FILE]
 
-Progressive distillation of the shapes teacher, batch 8, at 5e-4 without warm-up: each batch in one part, and in several
-(``gradient_accumulation``). "gradient" is the relative difference of the gradients' norms at an update, "weights" the distance of
-the students after it, relative to how far the first one has moved.
+Progressive distillation of the shapes teacher, batch 8, at 5e-4 without warm-up: each batch in one part, and in
+several (``gradient_accumulation``). "gradient" is the relative difference of the gradients' norms at an update.
+"weights" is the distance of the students after it, relative to the distance that the first one has moved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ddil_core.models.model import Model, load_model
 
 
 def trained(model: Model, pool: LatentPool, updates: int, parts: int) -> tuple[list[float], list[Tensor]]:
-    """The gradient's norm at each update, and by how much the weights have moved after it, in one vector."""
+    """Return the gradient norm at each update, and the change of the weights after it as one vector."""
     config = ProgressiveConfig.model_validate(
         {
             "stages": [{"steps": 4, "updates": updates}],
@@ -57,7 +57,7 @@ def trained(model: Model, pool: LatentPool, updates: int, parts: int) -> tuple[l
 @click.option("--parts", type=click.Choice(["2", "4", "8"]), default="4", show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(updates: int, parts: str, csv_path: Path | None) -> None:
-    """Drift between a run in one part and a run in several."""
+    """Measure the drift between a run in one part and a run in several."""
     model = load_model("shapes", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         pool = encode_pool(model, open_data("shapes"), 64, Path(folder) / "data.safetensors")

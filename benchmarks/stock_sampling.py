@@ -1,9 +1,10 @@
-"""What stock diffusers, which reflects nothing, makes of a student, beside what our sampler does with and without reflection.
+"""What stock diffusers, which never reflects, makes of a student, beside our sampler with and without reflection.
 
     python -m benchmarks.stock_sampling RUN [--prompts 64] [--images 4] [--device cpu] [--csv FILE]
 
-RUN is a run folder of ``ddil distill``. All samplers start from the same noise. Figures are against the encoded data that the run
-was trained on (``ddil_core.distillation.config.WatchConfig``); in the shapes world the captions drawn right are counted too.
+RUN is a run folder of ``ddil distill``. All samplers start from the same noise. Figures are relative to the encoded
+data that the run was trained on (``ddil_core.distillation.config.WatchConfig``). In the shapes world the captions
+drawn right are counted too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SEED = 0
 
 
 def stock(folder: Path, model: Model, texts: list[str], z: Tensor) -> Tensor:
-    """Latents of diffusers' own pipeline, at the student's own steps and guidance."""
+    """Return latents of diffusers' own pipeline, at the student's own steps and guidance."""
     pipeline = DiffusionPipeline.from_pretrained(folder).to(model.device)
     pipeline.set_progress_bar_config(disable=True)
     sampling = model.sampling
@@ -62,7 +63,7 @@ def stock(folder: Path, model: Model, texts: list[str], z: Tensor) -> Tensor:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--prompts", default=64, show_default=True)
-@click.option("--images", default=4, show_default=True, help="Pictures of each prompt.")
+@click.option("--images", default=4, show_default=True, help="Images of each prompt.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | None) -> None:
@@ -72,7 +73,7 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
     pool = encode_pool(model, data, told["config"]["pool"], run / "checkpoints" / "data.safetensors")
     quantile = told["config"]["reflection"]["quantile"]
     reflection = calibrate_reflection(pool.mean.float(), "clamp", quantile)
-    bounds = model.sampling.bounds or Bounds.of(reflection, quantile)  # of a student made before they were written down
+    bounds = model.sampling.bounds or Bounds.of(reflection, quantile)  # an older student has no bounds in its file
     chosen = data.prompts(prompts)
     samples = [Sample(prompt.id, image) for prompt in chosen for image in range(images)]
     texts = [prompt.text for prompt in chosen for _ in range(images)]

@@ -1,11 +1,12 @@
-"""What works with every system, on random weights: it loads, it samples as diffusers does, it distils, it is analysed.
+"""What works with every system, on random weights: loading, sampling as diffusers does, distilling, and analysing.
 
     python -m benchmarks.systems [--csv FILE]          tiny networks, in seconds on a CPU
-    python -m benchmarks.systems --full-size           full-size SD 1.5 and SDXL U-Nets on a GPU: images per second, peak memory
+    python -m benchmarks.systems --full-size           full-size SD 1.5 and SDXL U-Nets on a GPU: speed and memory
 
-Run from the checkout's root: the tiny pipelines and diffusers' side are those of the tests. The tolerance is
-‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the pictures in levels of
-255, of which rounding alone makes 0.25. Where a system cannot be distilled or analysed, the reason stands below the table.
+Run it from the root of the checkout: the tiny pipelines and the diffusers side come from the tests. The tolerances are
+‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the images in
+levels of 255; rounding alone makes 0.25. Where a system cannot be distilled or analysed, the reason stands below the
+table.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ REFUSALS: list[str] = []
 
 
 def outcome(name: str, folder: Path, work: Callable[[], str]) -> str:
-    """What the work says; where it is refused the sentence goes below the table."""
+    """Return the result of ``work``. A refusal goes below the table."""
     try:
         return work()
     except DdilError as error:
@@ -71,7 +72,7 @@ def outcome(name: str, folder: Path, work: Callable[[], str]) -> str:
 
 
 def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None = None) -> tuple[float, float]:
-    """(relative norm of latents, mean levels of pictures) between ours and diffusers'."""
+    """Return the relative norm of the latents' difference, and the mean difference of the images in levels."""
     ours = sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model, steps=steps), 0)
     distance = float((ours.double() - theirs[0].double()).norm() / theirs[0].double().norm())
     return distance, float(np.abs(model.decode(ours) - 255 * theirs[1]).mean())
@@ -83,7 +84,7 @@ def distils(folder: Path, out: Path) -> str:
 
 
 def analyses(teacher: Model, student: Model) -> str:
-    """All sixteen strings of the two."""
+    """Roll out all sixteen strings of the two."""
     actors, grid = take_turns(teacher, student, ANALYSIS.teacher_steps, ANALYSIS.guidance_scale)
     z = initial_noise(SAMPLES, teacher.latent_shape, 0)
     strings = [set(all_strings(len(grid)))] * len(PROMPTS)
@@ -110,7 +111,7 @@ def row(name: str, system: SystemSpec, files: Files, folder: Path) -> dict[str, 
 
 
 def whole(model: Model, folder: Path) -> Path:
-    """The system as one pipeline folder with its ``ddil.json``."""
+    """Write the system as one pipeline folder with its ``ddil.json``."""
     model.pipeline.save_pretrained(folder / "whole", safe_serialization=True)
     told = vars(model.sampling) | {"prediction": model.denoiser.prediction}
     (folder / "whole" / SYSTEM_FILE).write_text(json.dumps(told))
@@ -118,7 +119,7 @@ def whole(model: Model, folder: Path) -> Path:
 
 
 def flow_row(folder: Path) -> dict[str, Any]:
-    """SD3's layout, which is no system of the paper: a folder that is sampled as its scheduler says."""
+    """Measure SD3's layout, which is no system of the paper: a folder that is sampled as its scheduler says."""
     import diffusers
 
     layout = "StableDiffusion3Pipeline"
@@ -142,7 +143,7 @@ def flow_row(folder: Path) -> dict[str, Any]:
 
 
 def full_size(device: str, batch_size: int, steps: int) -> pd.DataFrame:
-    """Guided DDIM steps of full-size U-Nets with random weights in bfloat16: pictures' latents a second, peak memory in GiB."""
+    """Measure guided DDIM steps of full-size U-Nets in bfloat16, on random weights: images a second, GiB at the peak."""
     from diffusers import UNet2DConditionModel
 
     rows = []
@@ -153,7 +154,7 @@ def full_size(device: str, batch_size: int, steps: int) -> pd.DataFrame:
         told = Condition({key: torch.randn(1, *shape, device=device) for key, shape in tensors.items()})
         guided = GuidedDenoiser(denoiser, told, 7.5)
         z = torch.randn(batch_size, 4, config["sample_size"], config["sample_size"], device=device)
-        walk(guided, z, told, 2)  # not counted: kernels are chosen
+        walk(guided, z, told, 2)  # warm-up
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
@@ -211,7 +212,7 @@ FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
 @click.command()
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 @click.option("--full-size", "large", is_flag=True, help="Full-size U-Nets with random weights, on a GPU.")
-@click.option("--batch-size", default=4, show_default=True, help="Pictures at once, with --full-size.")
+@click.option("--batch-size", default=4, show_default=True, help="Images at once, with --full-size.")
 @click.option("--steps", default=32, show_default=True, help="Guided DDIM steps, with --full-size.")
 def main(csv_path: Path | None, large: bool, batch_size: int, steps: int) -> None:
     quiet_libraries()

@@ -1,7 +1,7 @@
-"""What the documentation site does to pages before they are rendered.
+"""Adapt the pages for the documentation site, before mkdocs renders them.
 
-The pages are written to be read in the repository too. There, links lead to source files beside the docs. The site has no such
-files, so it shows their names as text. Two pages are the repository's own files: README.md and CONTRIBUTING.md.
+The pages are also read in the repository, where links lead to source files. The site has no source files, and shows
+the text of such links. Two pages of the site are files at the root of the repository: README.md and CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-WHOLE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
-"""Pages that are files at the root of the repository."""
+ROOT_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
+"""The pages of the site that are files at the root of the repository."""
 
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
 _IMAGE = re.compile(r"!\[(?P<text>[^\]]*)\]\((?P<target>docs/[^)\s]*)\)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Return the page's text with links that work on the site."""
+    """Return the text of a page with links that work on the site."""
     source = page.file.src_uri
     base = "docs"
-    if source in WHOLE:
-        markdown, base = (ROOT / WHOLE[source]).read_text(encoding="utf-8"), "."
+    if source in ROOT_PAGES:
+        markdown, base = (ROOT / ROOT_PAGES[source]).read_text(encoding="utf-8"), "."
         markdown = _IMAGE.sub(lambda m: f"![{m['text']}]({m['target'].removeprefix('docs/')})", markdown)
     return _LINK.sub(lambda m: _link(m, base), markdown)
 
@@ -35,7 +35,7 @@ def _link(match: re.Match[str], base: str) -> str:
     if not target or "://" in target or target.startswith("mailto:"):
         return match[0]
     path = posixpath.normpath(posixpath.join(base, target))
-    page = next((name for name, file in WHOLE.items() if file == path), None)
+    page = next((name for name, file in ROOT_PAGES.items() if file == path), None)
     if page is not None:
         return f"[{text}]({page}{anchor})"
     if path.startswith("docs/"):

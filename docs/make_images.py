@@ -1,4 +1,4 @@
-"""Draw the pictures that the docs show: ``python docs/make_images.py``."""
+"""Generate the images of the docs: ``python docs/make_images.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent / "images"
 
 
 def main() -> None:
-    """Seven pictures of the shapes world's training split, with their captions."""
+    """Draw seven images of the shapes world's training split, with their captions."""
     batch = draw_batch(7, 0, seed=7)
     figures.image_grid(batch.images[None], [""], batch.captions, HERE / "shapes.png", cell=128)
 

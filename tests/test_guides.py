@@ -1,16 +1,17 @@
-"""The code of README and docs/python.md runs as doctests, and each script in ``examples`` runs."""
+"""Code in README and docs/python.md runs, each script in ``examples`` runs, and links of all pages lead somewhere."""
 
 from __future__ import annotations
 
 import doctest
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.weights
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -22,6 +23,7 @@ def desk(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize("guide", ["README.md", "docs/python.md"])
 def test_the_code_of_a_guide_runs(guide: str, root: Path, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -39,17 +41,48 @@ def run(script: str, desk: Path, root: Path, *options: str) -> str:
     return result.stdout
 
 
+@pytest.mark.weights
 def test_an_example_compares_a_student(desk: Path, root: Path) -> None:
-    printed = run("compare_a_student.py", desk, root, "--student", "shapes", "--num-prompts", "8", "--out", "out")
+    student = str(root / "ddil_core" / "shapes" / "weights" / "teacher")  # the teacher again, under another name
+    printed = run("compare_a_student.py", desk, root, "--student", student, "--num-prompts", "8", "--out", "out")
     assert len(printed.splitlines()) >= 3 and "drawn_right_low" in printed
     assert (desk / "out" / "student.png").is_file()
 
 
+@pytest.mark.weights
 def test_an_example_rolls_out_a_string(desk: Path, root: Path) -> None:
     assert run("roll_out_a_string.py", desk, root, "--student", "shapes") == "rollouts.png: TTTT | TTSS | SSTT | SSSS\n"
     assert (desk / "rollouts.png").is_file()
 
 
+@pytest.mark.weights
 def test_an_example_adds_a_metric(desk: Path, root: Path) -> None:
     printed = run("add_a_metric.py", desk, root, "--num-prompts", "8")
     assert printed.startswith("standard deviation of an image's values: 0.")
+
+
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+LINK = re.compile(r"\]\((?!\w+://)(?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    without_links = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    headings = re.findall(r"^#+ (.*)$", without_links, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str, root: Path) -> None:
+    text = (root / page).read_text(encoding="utf-8")
+    for link in LINK.finditer(text):
+        target = (root / page).parent / link["target"] if link["target"] else root / page
+        assert target.exists(), link[0]
+        if link["anchor"] and target.suffix == ".md":
+            assert link["anchor"] in anchors(target.read_text(encoding="utf-8")), link[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_pages_end_at_120_columns(page: str, root: Path) -> None:
+    long = [line for line in (root / page).read_text(encoding="utf-8").splitlines() if len(line) > 120]
+    assert long == []

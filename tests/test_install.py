@@ -59,6 +59,7 @@ def test_wheel_has_every_module(package: str, root: Path, names: set[str]) -> No
     modules = relative(root, package, "*.py")
     assert modules
     assert {f"{package}/{module}" for module in modules} <= names
+    assert f"{package}/py.typed" in names
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,6 @@ INVERTER = Inverter(
     settings=ToyWords,
     run=invert,
     evaluations=lambda settings: 1,
-    needs_towers=False,
     source="a toy",
 )
 

@@ -52,6 +52,5 @@ PEZ = Inverter(
     settings=PEZSettings,
     run=pez,
     evaluations=lambda settings: settings.iterations,
-    needs_towers=True,
     source="Wen et al., 2302.03668",
 )

@@ -248,6 +248,5 @@ PH2P = Inverter(
     settings=PH2PSettings,
     run=ph2p,
     evaluations=lambda settings: settings.searches * settings.rounds * settings.evaluations,
-    needs_towers=False,
     source="Mahajan et al., 2312.12416",
 )

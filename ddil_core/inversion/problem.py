@@ -67,7 +67,6 @@ class Inverter:
         run: Takes a problem, the settings and ``advance``. Returns the candidates. Calls ``advance`` after each
             evaluation.
         evaluations: Returns the number of evaluations for these settings, which is the length of the progress bar.
-        needs_towers: Whether the inverter needs CLIP's towers.
         source: The paper.
     """
 
@@ -76,7 +75,6 @@ class Inverter:
     settings: type[Strict]
     run: Callable[[InversionProblem, Any, Callable[[], None]], Candidates]
     evaluations: Callable[[Any], int]
-    needs_towers: bool
     source: str
 
 

@@ -29,6 +29,5 @@ RANDOM = Inverter(
     settings=RandomSettings,
     run=random_words,
     evaluations=lambda settings: 1,
-    needs_towers=False,
     source="the floor",
 )

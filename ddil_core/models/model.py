@@ -184,7 +184,7 @@ def load_model(
     """Load a model by reference, in evaluation mode.
 
     Args:
-        reference: The model, as in :mod:`ddil_core.models.references`: ``shapes``, a named system, a folder, a hub id …
+        reference: The model: ``shapes``, a named system, a folder, a run folder, a file, a hub id …
         device: Where the model computes. None: CUDA if this machine has it, or else the CPU.
         dtype: What the model computes in: float32, bfloat16 or float16, as a name or as torch's dtype.
         variant: Which of several sets of weights to read, such as ``fp16``. None: the plain files, or the only variant.

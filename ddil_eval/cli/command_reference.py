@@ -7,6 +7,8 @@ their layout differs between versions of click.
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from ddil_eval.cli.choices import RowName
 FILE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 PAGE_END = "\f"
 """click ends the help text of a docstring at this character, and so does the reference."""
+
+CODE = re.compile(r"`[^`]*`")
+WIDTH = 116
 
 HEAD = "<!-- Written by `make docs` from the commands; edit their docstrings instead. -->\n\n# Commands\n"
 
@@ -57,7 +62,7 @@ def _command(command: click.Command, ctx: click.Context) -> Iterator[str]:
     yield f"\n{inspect.cleandoc((command.help or '').partition(PAGE_END)[0])}\n"
     rows = [_row(option) for option in command.params if isinstance(option, click.Option) and not option.hidden]
     if rows:
-        yield "\n| option | default | meaning |\n|---|---|---|\n"
+        yield "\n"
         yield from rows
     if isinstance(command, click.Group):
         yield from _members(command, ctx)
@@ -77,11 +82,15 @@ def _argument(argument: click.Argument) -> str:
 
 
 def _row(option: click.Option) -> str:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    """Return an option as an item of a list: its names, its default, and its help."""
     value = "" if option.is_flag or option.count else f" {_value(option)}"
+    names = "`, `".join((*option.opts, *option.secondary_opts))
     more = " May be given several times." if option.multiple else ""
-    meaning = " ".join((option.help or "").replace("|", "\\|").split()) + more
-    return f"| {names}{value} | {_default(option)} | {meaning} |\n"
+    default = f" ({default})" if (default := _default(option)) else ""
+    text = f"- `{names}{value}`{default}: {' '.join((option.help or '').split())}{more}"
+    spaced = CODE.sub(lambda code: code[0].replace(" ", "\0"), text)  # a line does not end inside code
+    lines = textwrap.wrap(spaced, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ") + "\n"
 
 
 VALUES = {
@@ -98,12 +107,12 @@ VALUES = {
 
 def _value(option: click.Option) -> str:
     if option.metavar:
-        return option.metavar.replace("|", "\\|")
+        return option.metavar
     if isinstance(option.type, RowName):
         metavar = option.type.get_metavar(option, click.Context(ddil))
-        return metavar.strip("[]").replace("|", " \\| ")
+        return metavar.strip("[]").replace("|", " | ")
     if isinstance(option.type, click.Choice):
-        return " \\| ".join(str(choice) for choice in option.type.choices)
+        return " | ".join(str(choice) for choice in option.type.choices)
     return VALUES.get(option.type.name, "TEXT")
 
 
@@ -114,8 +123,8 @@ def _default(option: click.Option) -> str:
     if default is None or callable(default) or default is False or default == () or isinstance(default, Path):
         return ""
     if default is True and option.secondary_opts:
-        return f"`{option.opts[0]}`"
-    return f"`{default}`"
+        return f"default `{option.opts[0]}`"
+    return f"default `{default}`"
 
 
 if __name__ == "__main__":

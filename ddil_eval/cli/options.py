@@ -148,8 +148,9 @@ def reflection_option(command: F) -> F:
 
 def dtype_option(command: F) -> F:
     """Add ``--dtype``."""
-    text, kind = "The number format that the model computes in.", click.Choice(tuple(DTYPES))
-    return click.option("--dtype", type=kind, default="fp32", show_default=True, help=text)(command)
+    text = "The number format that the model computes in."
+    kinds = click.Choice(tuple(DTYPES))
+    return click.option("--dtype", type=kinds, default="fp32", show_default=True, help=text)(command)
 
 
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:

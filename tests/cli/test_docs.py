@@ -29,7 +29,7 @@ def test_every_option_says_what_it_is() -> None:
     heading, silent = "", []
     for line in render().splitlines():
         heading = line if line.startswith("## ") else heading
-        silent += [f"{heading}: {line}"] if line.startswith("| `") and line.endswith("|  |") else []
+        silent += [f"{heading}: {line}"] if line.startswith("- `") and line.endswith(":") else []
     assert silent == []
 
 
@@ -53,22 +53,22 @@ def test_a_missing_folder_is_one_sentence(cli: Callable[..., Result], tmp_path: 
 @pytest.mark.parametrize(
     ("option", "row"),
     [
-        (click.Option(["--steps"], type=int, default=4, help="Steps."), "| `--steps` N | `4` | Steps. |\n"),
-        (click.Option(["--out"], type=click.Path(), required=True), "| `--out` PATH | required |  |\n"),
+        (click.Option(["--steps"], type=int, default=4, help="Steps."), "- `--steps N` (default `4`): Steps.\n"),
+        (click.Option(["--out"], type=click.Path(), required=True), "- `--out PATH` (required):\n"),
         (
             click.Option(["--ddil/--no-ddil"], default=True, help="Or | not."),
-            "| `--ddil`, `--no-ddil` | `--ddil` | Or \\| not. |\n",
+            "- `--ddil`, `--no-ddil` (default `--ddil`): Or | not.\n",
         ),
-        (click.Option(["--json"], is_flag=True, help="Print JSON."), "| `--json` |  | Print JSON. |\n"),
+        (click.Option(["--json"], is_flag=True, help="Print JSON."), "- `--json`: Print JSON.\n"),
         (
             click.Option(["--set"], metavar="KEY=VALUE", multiple=True, help="Set."),
-            "| `--set` KEY=VALUE |  | Set. May be given several times. |\n",
+            "- `--set KEY=VALUE`: Set. May be given several times.\n",
         ),
-        (click.Option(["--solver"], type=click.Choice(["ddim", "lcm"])), "| `--solver` ddim \\| lcm |  |  |\n"),
+        (click.Option(["--solver"], type=click.Choice(["ddim", "lcm"])), "- `--solver ddim | lcm`:\n"),
         (click.Option(["--hidden"], hidden=True), ""),
     ],
 )
 def test_an_option_is_one_row(option: click.Option, row: str) -> None:
     command = click.Command("try", params=[option])
     lines = "".join(_command(command, click.Context(command, info_name="try"))).splitlines(keepends=True)
-    assert "".join(line for line in lines if line.startswith("| `")) == row
+    assert "".join(line for line in lines if line.startswith("- `")) == row

@@ -1,10 +1,10 @@
-"""Prompts of pictures: vectors in place of words, L-BFGS row by row, inverters, batches, and what is refused."""
+"""Prompts of images: vectors in place of words, L-BFGS row by row, inverters, batches, and what is refused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def towers() -> Towers:
 
 @pytest.fixture(scope="module")
 def problem(model: Model, towers: Towers) -> InversionProblem:
-    """Three pictures on the tiny pipeline."""
+    """Three images on the tiny pipeline."""
     allowed = tuple(caption_words())
     images = next(open_data("shapes").images(3))
     ids = tuple(prompt.id for prompt in open_data("shapes").prompts(3))
@@ -114,7 +114,7 @@ def test_one_row_is_torchs_lbfgs(function: Callable[[Tensor], Tensor], lr: float
     optimiser.step(closure)
     found = ours(function, start, 12, lr, history)
     assert distance(found[0], parameter.detach()) < 1e-12
-    assert distance(found, start) > 0.1  # it went somewhere
+    assert distance(found, start) > 0.1  # it moved
 
 
 def test_rows_do_not_touch() -> None:
@@ -224,7 +224,7 @@ def test_a_word_has_its_embeddings_in_both_of_sdxls_encoders(tmp_path: Path) -> 
 # PH2P, PEZ and the floor
 
 
-def test_noise_is_each_pictures_own(problem: InversionProblem) -> None:
+def test_each_image_has_its_own_noise(problem: InversionProblem) -> None:
     chosen = PH2PSettings(tokens=4, draws=40)
     x0 = problem.latents()
     z, eps, t = draw_noise(x0, problem, problem.generators("ph2p"), chosen)
@@ -252,7 +252,7 @@ def test_the_loss_is_that_of_the_noise_which_v_implies(problem: InversionProblem
     assert gradient.shape == (3, 13, known.table.shape[1]) and float(gradient.abs().max()) > 0
 
 
-def test_the_beginning_has_the_words_told_and_draws_the_others(problem: InversionProblem) -> None:
+def test_a_prompt_starts_with_the_given_words_and_the_others_are_drawn(problem: InversionProblem) -> None:
     drawn = problem.words.draw(5, problem.generators("ph2p"))
     found = starting_words(drawn, problem.words, "A Red")
     assert problem.words.texts(found[:, :2]) == ["a red"] * 3
@@ -261,7 +261,7 @@ def test_the_beginning_has_the_words_told_and_draws_the_others(problem: Inversio
 
 
 def test_ph2p_takes_no_time_beyond_the_schedule(problem: InversionProblem) -> None:
-    """At T lies the clean end, where there is no noise to be told."""
+    """At T a trajectory ends clean, and there is no noise to predict."""
     for t_high in (1000, 1500):
         told = PH2PSettings(tokens=5, rounds=2, evaluations=1, candidates=1, t_high=t_high)
         with pytest.raises(
@@ -298,7 +298,7 @@ def test_prompts_are_judged_on_timesteps_of_every_part_of_the_range(problem: Inv
     draws = judging_noise(x0, problem, chosen)
     t = torch.stack([draw[2] for draw in draws])
     assert torch.equal((t - 500) // 50, torch.arange(8)[:, None].expand(8, 3))  # 500 … 899 in eight parts
-    assert len(set(t.flatten().tolist())) > 8  # each picture has its own
+    assert len(set(t.flatten().tolist())) > 8  # each image has its own
     for z, eps, times in draws:
         alpha, sigma = problem.model.denoiser.schedule.at(times, z)
         assert distance(z, alpha * x0 + sigma * eps) < 1e-6
@@ -306,8 +306,8 @@ def test_prompts_are_judged_on_timesteps_of_every_part_of_the_range(problem: Inv
     assert {int(one) for draw in narrow for one in draw[2]} == {700, 701}
 
 
-def test_what_a_picture_is_judged_on_is_its_own(problem: InversionProblem) -> None:
-    """It depends neither on the other pictures nor on what was drawn before."""
+def test_the_common_noise_of_an_image_is_its_own(problem: InversionProblem) -> None:
+    """It depends neither on the other images nor on earlier draws."""
     chosen, order = PH2PSettings(judging=3), [2, 0]
     together = judging_noise(problem.latents(), problem, chosen)
     part = replace(problem, images=problem.images[order], ids=tuple(problem.ids[row] for row in order))
@@ -415,7 +415,7 @@ def test_the_spacing_is_the_distance_of_neighbours(model: Model) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_batch_gives_what_each_picture_gives(folder: Path) -> None:
+def test_on_a_gpu_a_batch_gives_what_each_image_gives(folder: Path) -> None:
     teacher, data, allowed = load_model(str(folder), "cuda"), open_data("shapes"), tuple(caption_words())
     towers = load_inversion_towers("shapes", "cuda")
     ids = tuple(prompt.id for prompt in data.prompts(3))
@@ -437,7 +437,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", list(INVERTERS))
-def test_a_batch_gives_what_each_picture_gives_at_an_equally_padded_batch(name: str, problem: InversionProblem) -> None:
+def test_a_batch_gives_what_each_image_gives_at_an_equally_padded_batch(name: str, problem: InversionProblem) -> None:
     choosing = SelectionSettings(resolve_sampling(problem.model, 2))
     (together,) = invert(problem, INVERTERS[name], SMALL[name], 3, choosing)
     alone = []
@@ -456,17 +456,17 @@ def test_another_seed_gives_other_words(problem: InversionProblem) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_the_winner_is_the_candidate_whose_picture_is_most_similar(problem: InversionProblem, towers: Towers) -> None:
+def test_the_winner_is_the_candidate_whose_image_is_most_similar(problem: InversionProblem, towers: Towers) -> None:
     candidates = [["red circle", "large blue star", "a grey moon"]] * 3
     sampling = resolve_sampling(problem.model, 2)
     prompts, similarities = choose(problem, candidates, SelectionSettings(sampling, images=2))
     for row, name in enumerate(problem.ids):
         scores = []
         for text in candidates[row]:
-            pictures = sample_images(
+            images = sample_images(
                 problem.model, [Sample(f"{name}/choosing", n) for n in (0, 1)], [text] * 2, sampling, 0
             )
-            scores.append(towers.similarity(pictures, problem.images[[row, row]]).mean())
+            scores.append(towers.similarity(images, problem.images[[row, row]]).mean())
         assert prompts[row] == candidates[row][int(np.argmax(scores))]
         assert similarities[row] == pytest.approx(max(scores), abs=1e-4)
 
@@ -654,3 +654,9 @@ def test_what_was_inverted_is_plain_data() -> None:
     assert InvertedPrompt("x", "a", ("a", "b"), 0.5) == InvertedPrompt(
         **{"id": "x", "prompt": "a", "candidates": ("a", "b"), "similarity": 0.5}
     )
+
+
+def test_work_folders_keep_the_names_that_earlier_versions_gave(problem: InversionProblem) -> None:
+    """The hash in a folder's name has the former key of the number of images."""
+    sampling = resolve_sampling(problem.model, 2)
+    assert SelectionSettings(sampling, images=3).identity() == {"sampling": asdict(sampling), "pictures": 3}

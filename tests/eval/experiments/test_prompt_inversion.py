@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_a_stopped_inversion_continues_at_the_next_image(
         return ph2p.ph2p(problem, chosen, advance)
 
     row = ph2p.PH2P
-    stopped = Inverter(row.name, row.title, row.settings, counted, row.evaluations, row.needs_towers, row.source)
+    stopped = replace(row, run=counted)
     with monkeypatch.context() as patch:
         others = [inverter for inverter in INVERTERS.values() if inverter.name != row.name]
         table = Registry("inverter", "ddil.inverters", Inverter, [stopped, *others])
