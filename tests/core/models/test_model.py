@@ -181,7 +181,9 @@ def test_a_model_loads_with_a_device_and_a_dtype_by_name(folder: Path) -> None:
     assert (model.device, model.denoiser.net.dtype) == (torch.device("cpu"), torch.float32)
     for dtype in ("bfloat16", "bf16", torch.bfloat16):
         assert load_model(str(folder), "cpu", dtype).denoiser.net.dtype == torch.bfloat16
-    with pytest.raises(WrongCommand, match=r"^this machine has no device 'tpu'; leave out --device to take the best one$"):
+    with pytest.raises(
+        WrongCommand, match=r"^this machine has no device 'tpu'; leave out --device to take the best one$"
+    ):
         load_model(str(folder), "tpu")
     with pytest.raises(
         WrongCommand, match=r"^the dtype 'int8' is not known; it may be one of float32, bfloat16, float16"
