@@ -50,7 +50,10 @@ def test_what_is_wrong_has_a_cure_and_what_is_well_has_none(checks: dict[str, do
 
 def test_the_table_ends_with_a_verdict(cli: Callable[..., Result]) -> None:
     result = cli("doctor")
-    verdict = {0: "All that is required works.", 1: "Something required is missing or does not work: see above."}
+    verdict = {
+        0: "Everything that ddil requires works.",
+        1: "Something that ddil requires is missing or broken: see above.",
+    }
     assert result.stdout.splitlines()[-1] == verdict[result.exit_code]
 
 
