@@ -1,6 +1,6 @@
 """Why does PH2P miss a caption: because of its objective, or because of its search?
 
-    python -m benchmarks.caption_loss INVERSIONS [--pictures 64] [--draws 16] [--csv FILE]
+    python -m benchmarks.caption_loss INVERSIONS [--num-images 64] [--draws 16] [--csv FILE]
 
 The benchmark compares the objective of the true captions with that of inverted prompts. INVERSIONS is the folder
 ``inversions`` that ``ddil eval run protocols/shapes/table5.yaml --out OUT`` leaves in OUT. The loss is PH2P's own: the
@@ -31,19 +31,19 @@ from ddil_eval.experiments.caption_recall import caption_recall
 
 def inverted(folder: Path, name: str, prompts: list[Prompt]) -> list[str]:
     """Return the prompts that an inverter found, in the order of the images."""
-    told = [json.loads(path.read_text()) for path in folder.glob(f"{name}-*/*.json")]
-    found = {one["id"]: one["prompt"] for one in told}
-    return [found[prompt.id] for prompt in prompts]
+    files = [json.loads(path.read_text()) for path in folder.glob(f"{name}-*/*.json")]
+    by_id = {file["id"]: file["prompt"] for file in files}
+    return [by_id[prompt.id] for prompt in prompts]
 
 
 @click.command(help=__doc__)
 @click.argument("inversions", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--pictures", default=64, show_default=True)
+@click.option("--num-images", default=64, show_default=True)
 @click.option("--draws", default=16, show_default=True, help="Timesteps and noises of each image.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
-def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
+def main(inversions: Path, num_images: int, draws: int, csv: Path | None) -> None:
     data, teacher = open_data("shapes"), load_model("shapes", "cpu")
-    prompts, images = data.prompts(pictures), np.concatenate(list(data.images(pictures)))
+    prompts, images = data.prompts(num_images), np.concatenate(list(data.images(num_images)))
     problem = InversionProblem(
         teacher, model_words(teacher, tuple(caption_words())), images, tuple(p.id for p in prompts), 0
     )
@@ -69,7 +69,7 @@ def main(inversions: Path, pictures: int, draws: int, csv: Path | None) -> None:
         }
         for name, texts in of.items()
     ]
-    show(pd.DataFrame(rows), csv, ".3g", title=f"PH2P's loss, {pictures} pictures")
+    show(pd.DataFrame(rows), csv, ".3g", title=f"PH2P's loss, {num_images} images")
 
 
 if __name__ == "__main__":

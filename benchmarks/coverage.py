@@ -78,7 +78,7 @@ def limits(rng: Rng, trials: int = 200) -> None:
                 x = rng.normal(size=(trials, n, d)) * np.sqrt(scale) + mean
                 rows.append(held((limit(infinity, one, seed) for seed, one in enumerate(x)), truth))
             print(
-                f"FID's limit, {d} dimensions, {name} spectrum, 2.4, 4.9, 15 pictures each:",
+                f"FID's limit, {d} dimensions, {name} spectrum, 2.4, 4.9, 15 images each:",
                 *(f"{r:.2f}" for r in rows),
             )
 

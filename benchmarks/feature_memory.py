@@ -1,6 +1,6 @@
 """The host memory of measuring N images with a cheap extractor: images → features on disk → intervals → record.
 
-    python -m benchmarks.feature_memory [--pictures 1000 --pictures 30000] [--csv FILE]
+    python -m benchmarks.feature_memory [--num-images 1000 --num-images 30000] [--csv FILE]
 
 Each N runs in its own process; "peak" is the largest resident set of this process. Images are generated batch by
 batch, as a model would, 256 × 256. The extractor returns means over 4 × 4 fields, 48 numbers, and runs beside the
@@ -100,7 +100,7 @@ MEASURED = {"engine": engine, "all statistics": statistics}
 
 
 @click.command()
-@click.option("--pictures", "counts", multiple=True, type=int, default=(1000, 30000), show_default=True)
+@click.option("--num-images", "counts", multiple=True, type=int, default=(1000, 30000), show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(counts: tuple[int, ...], csv_path: Path | None) -> None:
     rows = []

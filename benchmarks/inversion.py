@@ -56,8 +56,8 @@ def synchronise() -> None:
 def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_path: Path | None) -> None:
     quiet_libraries()
     model, data = load_model(teacher, device), open_data("shapes")
-    told = read_yaml(protocols() / "shapes" / "table5.yaml")["inverters"]["ph2p"]
-    settings = PH2PSettings(**told | {"rounds": rounds, "candidates": rounds})
+    table_settings = read_yaml(protocols() / "shapes" / "table5.yaml")["inverters"]["ph2p"]
+    settings = PH2PSettings(**table_settings | {"rounds": rounds, "candidates": rounds})
     ids = tuple(prompt.id for prompt in data.prompts(batch))
     problem = InversionProblem(model, model_words(model, tuple(caption_words())), next(data.images(batch)), ids, 0)
     turns = [(seconds(problem, settings, 1), seconds(problem, settings, batch)) for _ in range(repeats + 1)][1:]
@@ -66,8 +66,8 @@ def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_p
         times = [turn[column] for turn in turns]
         rows.append(
             {
-                "pictures": name,
-                "pictures_per_second": batch / statistics.median(times),
+                "images": name,
+                "images_per_second": batch / statistics.median(times),
                 "evaluations_per_second": batch * rounds * settings.evaluations / statistics.median(times),
                 "times": statistics.median(turn[0] / turn[column] for turn in turns),
             }

@@ -1,6 +1,6 @@
 """Which round of PH2P should give a candidate: the one with the lowest loss on its own noise, or on common noise?
 
-    python -m benchmarks.ph2p_winners [--pictures 16] [--first 64] [--judging 8] [--csv FILE]
+    python -m benchmarks.ph2p_winners [--num-images 16] [--first 64] [--judging 8] [--csv FILE]
 
 PH2P runs once with the settings of the shapes world's Table 5. The best round of each stretch is then chosen in each
 way. The images are held out, and by default none of them is in Table 5. ``held_out_loss`` is the loss of the chosen
@@ -45,18 +45,18 @@ def subjects(first: int, count: int) -> tuple[tuple[str, ...], list[str], np.nda
 
 
 @click.command(help=__doc__)
-@click.option("--pictures", default=16, show_default=True)
+@click.option("--num-images", default=16, show_default=True)
 @click.option("--first", default=64, show_default=True, help="The first image; Table 5 has the images before 64.")
 @click.option("--judging", default=(8,), show_default=True, multiple=True, help="Draws of the common noise.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
-def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) -> None:
+def main(num_images: int, first: int, judging: tuple[int, ...], csv: Path | None) -> None:
     quiet_libraries()
     teacher, towers = load_model("shapes", "cpu"), load_inversion_towers("shapes")
-    ids, captions, images = subjects(first, pictures)
+    ids, captions, images = subjects(first, num_images)
     problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0, towers)
-    told = read_yaml(protocols() / "shapes" / "table5.yaml")
-    chosen = PH2PSettings(**told["inverters"]["ph2p"])
-    choosing = SelectionSettings(sampled(teacher, told["choosing_steps"]), told["choosing_images"])
+    protocol = read_yaml(protocols() / "shapes" / "table5.yaml")
+    chosen = PH2PSettings(**protocol["inverters"]["ph2p"])
+    choosing = SelectionSettings(sampled(teacher, protocol["choosing_steps"]), protocol["choosing_images"])
     denoiser, x0, generators = teacher.guided(1.0), problem.latents(), problem.generators("ph2p")
 
     searches = [search(problem, denoiser, chosen, x0, generators, lambda: None) for _ in range(chosen.searches)]
@@ -81,7 +81,7 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
         lost = [part.gather(0, place[None])[0] for place, part in zip(won, parts[2], strict=True)]
         found = []
         for place, rounds in zip(won, stretches, strict=True):
-            index = torch.stack([one.index for one in rounds])[place, torch.arange(pictures)]
+            index = torch.stack([one.index for one in rounds])[place, torch.arange(num_images)]
             found.append(problem.words.texts(index))
         prompts, _ = choose(problem, transposed(found), choosing)
         shares = [caption_recall(*pair)["all"] for pair in zip(captions, prompts, strict=True)]
@@ -94,7 +94,7 @@ def main(pictures: int, first: int, judging: tuple[int, ...], csv: Path | None) 
         }
 
     frame = pd.DataFrame([{"winner by": name} | measured(loss) for name, loss in ways.items()])
-    show(frame, csv, ".3f", title=f"PH2P's winners of {len(stretches)} stretches of {pictures} pictures")
+    show(frame, csv, ".3f", title=f"PH2P's winners of {len(stretches)} stretches of {num_images} images")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ def stock(folder: Path, model: Model, texts: list[str], z: Tensor) -> Tensor:
     pipeline = DiffusionPipeline.from_pretrained(folder).to(model.device)
     pipeline.set_progress_bar_config(disable=True)
     sampling = model.sampling
-    told: dict[str, Any] = {"num_inference_steps": sampling.steps}
+    options: dict[str, Any] = {"num_inference_steps": sampling.steps}
     if sampling.timesteps is not None:
-        told = {"timesteps": list(sampling.timesteps)}
+        options = {"timesteps": list(sampling.timesteps)}
     done = []
     for start in range(0, len(texts), BATCH):
         rows = slice(start, start + BATCH)
@@ -54,7 +54,7 @@ def stock(folder: Path, model: Model, texts: list[str], z: Tensor) -> Tensor:
             guidance_scale=sampling.guidance_scale,
             generator=generator,
             output_type="latent",
-            **told,
+            **options,
         )
         done.append(out.images)
     return torch.cat(done)
@@ -68,10 +68,10 @@ def stock(folder: Path, model: Model, texts: list[str], z: Tensor) -> Tensor:
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | None) -> None:
     quiet_libraries()
-    told = read_yaml(run / "run.yaml")
-    model, data = load_model(str(run), device), open_data(told["data"])
-    pool = encode_pool(model, data, told["config"]["pool"], run / "checkpoints" / "data.safetensors")
-    quantile = told["config"]["reflection"]["quantile"]
+    recorded = read_yaml(run / "run.yaml")
+    model, data = load_model(str(run), device), open_data(recorded["data"])
+    pool = encode_pool(model, data, recorded["config"]["pool"], run / "checkpoints" / "data.safetensors")
+    quantile = recorded["config"]["reflection"]["quantile"]
     reflection = calibrate_reflection(pool.mean.float(), "clamp", quantile)
     bounds = model.sampling.bounds or Bounds.of(reflection, quantile)  # an older student has no bounds in its file
     chosen = data.prompts(prompts)
@@ -93,7 +93,7 @@ def main(run: Path, prompts: int, images: int, device: str, csv_path: Path | Non
     for name, latent in drawn.items():
         apart = float((latent - drawn["ours"]).norm() / drawn["ours"].norm())
         row = {"sampler": name, "from ours": apart, **measure_latents(latent.float().cpu(), pool, reflection, images)}
-        if told["data"] == "shapes":
+        if recorded["data"] == "shapes":
             row["drawn right"] = float(attributes_right(model.decode(latent), texts)[:, -1].mean())
         rows.append(row)
     show(pd.DataFrame(rows), csv_path, ".4f")

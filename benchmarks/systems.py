@@ -113,8 +113,8 @@ def row(name: str, system: SystemSpec, files: Files, folder: Path) -> dict[str, 
 def whole(model: Model, folder: Path) -> Path:
     """Write the system as one pipeline folder with its ``ddil.json``."""
     model.pipeline.save_pretrained(folder / "whole", safe_serialization=True)
-    told = vars(model.sampling) | {"prediction": model.denoiser.prediction}
-    (folder / "whole" / SYSTEM_FILE).write_text(json.dumps(told))
+    settings = vars(model.sampling) | {"prediction": model.denoiser.prediction}
+    (folder / "whole" / SYSTEM_FILE).write_text(json.dumps(settings))
     return folder / "whole"
 
 
@@ -151,14 +151,14 @@ def full_size(device: str, batch_size: int, steps: int) -> pd.DataFrame:
         with torch.device(device):
             net = UNet2DConditionModel(**config).to(torch.bfloat16).eval().requires_grad_(False)
         denoiser = UNetDenoiser(net, Schedule.stable_diffusion().to(device), "epsilon")
-        told = Condition({key: torch.randn(1, *shape, device=device) for key, shape in tensors.items()})
-        guided = GuidedDenoiser(denoiser, told, 7.5)
+        condition = Condition({key: torch.randn(1, *shape, device=device) for key, shape in tensors.items()})
+        guided = GuidedDenoiser(denoiser, condition, 7.5)
         z = torch.randn(batch_size, 4, config["sample_size"], config["sample_size"], device=device)
-        walk(guided, z, told, 2)  # warm-up
+        walk(guided, z, condition, 2)  # warm-up
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        walk(guided, z, told, steps)
+        walk(guided, z, condition, steps)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
         rows.append(
@@ -177,9 +177,9 @@ def full_size(device: str, batch_size: int, steps: int) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def walk(denoiser: GuidedDenoiser, z: torch.Tensor, told: Condition, steps: int) -> torch.Tensor:
+def walk(denoiser: GuidedDenoiser, z: torch.Tensor, condition: Condition, steps: int) -> torch.Tensor:
     for t, s in transitions(denoiser.schedule.grid(steps)):
-        x0 = denoiser(z, rows_at(t, z), told.expand(len(z)))
+        x0 = denoiser(z, rows_at(t, z), condition.expand(len(z)))
         z, _ = ddim(denoiser.schedule, z, rows_at(t, z), rows_at(s, z), x0)
     return z
 
@@ -206,7 +206,7 @@ FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
         {"encoder_hidden_states": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
     ),
 }
-"""The published shapes of the two U-Nets, and of what they are told."""
+"""The published shapes of the two U-Nets, and of their conditions."""
 
 
 @click.command()

@@ -1,4 +1,7 @@
-"""Sample from a student, and compare it with its teacher: ``python examples/compare_a_student.py --student runs/ddil``."""
+"""Sample from a student, and compare it with its teacher.
+
+Run ``python examples/compare_a_student.py --student runs/ddil``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Let teacher and student take turns, and look at the images: ``python examples/roll_out_a_string.py --student runs/ddil``."""
+"""Let teacher and student take turns, and look at the images.
+
+Run ``python examples/roll_out_a_string.py --student runs/ddil``.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ PROMPTS = [
 @click.option("--string", "strings", multiple=True, default=("TTTT", "TTSS", "SSTT", "SSSS"), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("rollouts.png"), show_default=True)
 def main(teacher: str, student: str, strings: tuple[str, ...], out: Path) -> None:
-    """Save a grid: one row for each prompt, one column for each string. All images of a row start from the same noise."""
+    """Save a grid: one row for each prompt, one column for each string. Images of a row share their first noise."""
     models = ddil_core.load_model(teacher), ddil_core.load_model(student)
     images = ddil_core.rollout(*models, PROMPTS, strings)
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in images], axis=0)
