@@ -166,9 +166,7 @@ def test_an_index_with_an_id_twice(score: Cli, kept: Path) -> None:
     rows[3] = rows[1]
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = rows[1]["id"]
-    refused(
-        score(), f"the id {name!r} occurs twice, in rows 2 and 4 of {index}; give each row its own id", 2
-    )
+    refused(score(), f"the id {name!r} occurs twice, in rows 2 and 4 of {index}; give each row its own id", 2)
     rows[3] = rows[1] | {"prompt": "another"}
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sentence = (

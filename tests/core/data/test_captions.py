@@ -247,7 +247,9 @@ def test_tables_are_read_back(rows: list[str], quoting: Any, end: str, tmp_path:
     assert [row.name("file_name") for row in found] == [f"{place}.png" for place in range(len(rows))]
 
 
-SURPLUS = "the row in line {line} has {fields} fields, but the header has 2; put quotes around a field that holds a comma"
+SURPLUS = (
+    "the row in line {line} has {fields} fields, but the header has 2; put quotes around a field that holds a comma"
+)
 MISSING = "the row in line 2 has 1 fields, but the header has 2; write a comma for each empty field"
 UNNAMED = (
     "the row in line {line} has a value in column {column}, for which the header has no name; put quotes around a field "

@@ -79,9 +79,7 @@ def test_an_id_twice(folder: Path) -> None:
     assert refused(folder) == f"the id '1' occurs twice, in rows 1 and 2 of {path}; give each row its own id"
     path.unlink()
     Image.fromarray(photograph(0)).save(folder / "a.png")
-    assert (
-        refused(folder) == f"the id 'a' occurs twice, in rows 1 and 2 of {folder}; give each row its own id"
-    )
+    assert refused(folder) == f"the id 'a' occurs twice, in rows 1 and 2 of {folder}; give each row its own id"
 
 
 def test_two_captions_for_one_id(folder: Path) -> None:
@@ -93,9 +91,7 @@ def test_an_index_that_is_none(folder: Path) -> None:
     path = index(folder, {"id": "1"})
     assert refused(folder) == f"row 1 of {path} names no file; give it a 'file' or 'file_name'"
     path = index(folder, [1])
-    assert refused(folder) == (
-        f'{path} has a line that is not a JSON object; write each line like {{"file": "a.png"}}'
-    )
+    assert refused(folder) == (f'{path} has a line that is not a JSON object; write each line like {{"file": "a.png"}}')
     path.write_text("{")
     assert refused(folder).startswith(f"{path} cannot be read as jsonl in UTF-8: ")
 

@@ -220,8 +220,7 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
     assert isinstance(data, ImageFiles)
     survey(data.files[4:], "these").warn_of_changes()
     assert (
-        capsys.readouterr().err
-        == "warning: of 1 images of these: 1 with several frames, of which the first is read\n"
+        capsys.readouterr().err == "warning: of 1 images of these: 1 with several frames, of which the first is read\n"
     )
     survey(data.files[:1], "these").warn_of_changes()
     assert capsys.readouterr().err == ""
@@ -275,9 +274,7 @@ def test_what_a_shard_holds_and_is_not_read_is_counted(tmp_path: Path, capsys: p
         data.require(2, 32)
     assert f"warning: 3 images of webdataset:{shard} are not read: " in (said := capsys.readouterr().err)
     assert all(f"a.tar/{name}" in said for name in ("0000.png", "img_1.5.png", "b.gif"))
-    assert (
-        "a sample has one image with an ending of jpg, jpeg, png, webp, and its name has no other dot" in said
-    )
+    assert "a sample has one image with an ending of jpg, jpeg, png, webp, and its name has no other dot" in said
 
 
 # Damage

@@ -138,7 +138,9 @@ DAMAGE = (b"\xff\x00", b"", b"[]", b"3", b"[" * 9999, b'{"reference": 3, "grid":
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_a_damaged_origin_file_is_reported_in_one_sentence(generated: GeneratedImages, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_origin_file_is_reported_in_one_sentence(
+    generated: GeneratedImages, tmp_path: Path, content: bytes
+) -> None:
     """The reader of the images says it, and so does the writer of more images."""
     path = tmp_path / ORIGIN
     path.write_bytes(content)

@@ -67,9 +67,7 @@ def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("kind", ["mean", "set", "group"])
-def test_features_that_are_not_finite_stop_the_work(
-    monkeypatch: pytest.MonkeyPatch, value: float, kind: str
-) -> None:
+def test_features_that_are_not_finite_stop_the_work(monkeypatch: pytest.MonkeyPatch, value: float, kind: str) -> None:
     add_metric(monkeypatch, metric(value, kind=kind))
     extractors, images = Extractors(["broken"], "cpu"), np.zeros((3, 64, 64, 3), np.uint8)
     sentence = (

@@ -319,9 +319,7 @@ def test_damaged_features_are_reported_in_one_sentence(config: SystemsConfig, tm
     )
 
 
-def test_a_missing_batch_is_named(
-    config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_batch_is_named(config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process writes to a folder on another machine."""
     monkeypatch.setattr(ranks, "barrier", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -334,9 +332,7 @@ def test_a_missing_batch_is_named(
     )
 
 
-def test_a_row_takes_its_models_sampling_unless_it_sets_its_own(
-    teacher: Path, student: Path, tmp_path: Path
-) -> None:
+def test_a_row_takes_its_models_sampling_unless_it_sets_its_own(teacher: Path, student: Path, tmp_path: Path) -> None:
     own = {"name": "own", "model": str(student)}
     other = {"name": "other", "model": str(student), "steps": 2, "solver": "dpmpp_2m", "guidance_scale": 2.0}
     twice = {"name": "twice", "model": str(student), "steps": 2, "solver": "heun"}
