@@ -151,3 +151,14 @@ def test_files_and_functions_stay_short(package: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
     assert {f"{name}: {node.name}" for name, node in functions if (node.end_lineno or 0) - node.lineno >= 60} == set()
+
+
+@pytest.mark.parametrize("package", ["ddil_core", "ddil_eval"])
+def test_lines_end_at_120_columns(package: str) -> None:
+    long = {
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in sources(package)
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 120
+    }
+    assert long == set()

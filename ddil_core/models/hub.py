@@ -253,7 +253,7 @@ def download_files(plan: DownloadPlan, bar: ProgressBar) -> None:
         DdilError: the disk is too small, the hub fails, or a file has another SHA-256 than the hub says.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     repository, storage = plan.repository, plan.repository.storage
     _require_disk(plan)

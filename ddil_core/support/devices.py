@@ -34,7 +34,7 @@ def choose_device(name: str | None = None) -> str:
     if name == "cuda" and ranks.world() > 1:
         if ranks.local_rank() >= gpus:
             raise WrongCommand(
-                f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU, since the machine has {gpus}; "
+                f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU: the machine has {gpus}; "
                 "start as many processes as there are GPUs"
             )
         return f"cuda:{ranks.local_rank()}"

@@ -57,7 +57,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         self.depth += 1
         if self.depth > DEPTH:
-            raise NotPlain(f"is nested more than {DEPTH} levels deep{_line(self.peek_event().start_mark)}")
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise NotPlain(f"is nested more than {DEPTH} levels deep{_line(mark)}")
         node: Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -39,7 +39,7 @@ FORMER_KEYS = {
     "reference_images": "reference_pictures",
     "choosing_images": "choosing_pictures",
 }
-"""Renamed keys of protocols, with their former names. Protocols may use both. Records and hashes keep the former names."""
+"""Renamed keys of protocols, with their former names. Protocols may use both; records and hashes keep the former."""
 
 
 def renamed(key: str, **settings: Any) -> Any:

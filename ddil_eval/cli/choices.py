@@ -13,7 +13,7 @@ import click
 from ddil_core.support.registry import Registry
 
 
-class RowName(click.ParamType):
+class RowName(click.ParamType):  # type: ignore[type-arg]  # generic in recent versions of click only
     """The name of one row of a registry.
 
     Args:

@@ -33,7 +33,7 @@ MODEL_HELP = (
 )
 
 
-class UserPath(click.ParamType):
+class UserPath(click.ParamType):  # type: ignore[type-arg]  # generic in recent versions of click only
     """A path from the command line, checked before any work starts.
 
     Args:
@@ -60,7 +60,7 @@ OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
 OUTPUT = UserPath("path", paths.output_file)
 
 
-class Whole(click.ParamType):
+class Whole(click.ParamType):  # type: ignore[type-arg]  # generic in recent versions of click only
     """A whole number from ``least`` to ``most``; without ``least``, from −``most``."""
 
     name = "integer"
@@ -115,7 +115,7 @@ def download_option(command: F) -> F:
     return click.option("--download", is_flag=True, help=DOWNLOAD_HELP)(command)
 
 
-class GuidanceType(click.ParamType):
+class GuidanceType(click.ParamType):  # type: ignore[type-arg]  # generic in recent versions of click only
     """A guidance scale, a finite number of at least 0."""
 
     name = "float"

@@ -115,7 +115,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(WrongCommand) as error:
         choose_device(None)
     assert str(error.value) == (
-        "process 2 of this machine (counted from 0) has no GPU, since the machine has 2; start as many processes as there "
+        "process 2 of this machine (counted from 0) has no GPU: the machine has 2; start as many processes as there "
         "are GPUs"
     )
 

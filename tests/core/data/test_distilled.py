@@ -91,7 +91,7 @@ def test_images_are_prepared_to_the_teachers_size_and_the_shapes_keep_theirs(fol
     run = tmp_path / "run"
     distill(str(teacher), save_folder(tmp_path / "data"), PLAIN, run, device="cpu")
     assert load_model(str(run)).latent_shape == (8, 6, 6)
-    with pytest.raises(WrongCommand, match="'shapes' have 64 x 64 pixels, and the teacher .* was made for 48 x 48"):
+    with pytest.raises(WrongCommand, match="'shapes' have 64 x 64 pixels, and the teacher .* draws 48 x 48"):
         distill(str(teacher), "shapes", PLAIN, tmp_path / "other", device="cpu")
 
 

@@ -195,7 +195,7 @@ def test_a_discriminator_without_a_mid_block_is_refused(folder: Path, tmp_path: 
     with pytest.raises(DdilError) as error:
         go(teacher, tmp_path / "out", "dmd2")
     assert str(error.value) == (
-        f"the teacher '{teacher}' has a U-Net without a mid-block, which the discriminator reads: say --set gan=null"
+        f"the teacher '{teacher}' has a U-Net without a mid-block, which the discriminator reads; say --set gan=null"
     )
 
 

@@ -172,7 +172,7 @@ def test_weights_are_added_by_the_metric_s_name(cli: Callable[..., Result], cach
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--get", "drawn_right"], 2, "'drawn_right' is no metric with weights of its own; it may be one of fid, "),
+        (["--get", "drawn_right"], 2, "'drawn_right' is not a metric with weights; it may be one of fid, "),
         (["--add", "fid"], 2, "--add takes NAME=FILE with one file of weights for each name, not 'fid'"),
         (["--add", "fid=absent.pt"], 1, "absent.pt is not here; name the file that holds the weights inception"),
     ],
