@@ -32,3 +32,8 @@ def __getattr__(name: str) -> Any:
     if name not in _SOURCES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_SOURCES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public functions too before they are imported, so that a shell completes their names."""
+    return sorted({*globals(), *__all__})

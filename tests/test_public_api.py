@@ -51,6 +51,13 @@ def test_importing_a_package_imports_nothing_heavy(package: str, root: Path) -> 
 
 
 @pytest.mark.parametrize("package", PUBLIC)
+def test_a_shell_completes_the_names_that_are_imported_late(package: str, root: Path) -> None:
+    script = f"import {package}; print(*dir({package}))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert PUBLIC[package] <= set(run.stdout.split())
+
+
+@pytest.mark.parametrize("package", PUBLIC)
 def test_public_functions_are_typed_and_documented(package: str) -> None:
     """Functions with five parameters or more describe each of them."""
     module = importlib.import_module(package)
