@@ -111,9 +111,13 @@ def override(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]
     Dots go deeper, as in ``ddil.uses=2`` and ``stages.0.updates=10``. Values are YAML.
 
     Raises:
-        WrongCommand: a setting has no "=", its key names no place, or its value is no plain YAML.
+        WrongCommand: a setting has no "=", its key names no place, its value is no plain YAML, or the mapping has a
+            renamed key by both names.
     """
     present = {former: key for key, former in FORMER_KEYS.items()}
+    for former, key in present.items():
+        if former in content and key in content:
+            raise WrongCommand(f"the protocol has the key {key!r} and its former name {former!r}; remove {former!r}")
     content = {present.get(key, key): value for key, value in copy.deepcopy(content).items()}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -156,8 +160,9 @@ def validate(model: type[P], content: dict[str, Any], source: str, options: Coll
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = sorted(_keys(model))
-            nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            key, inner = str(first["loc"][-1]), _inner_keys(model)
+            known = sorted(model.model_fields if len(first["loc"]) == 1 else inner)
+            nearest = [] if key in inner else difflib.get_close_matches(key, known, n=1)  # a known key in a wrong place
             hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys are {', '.join(known)}"
             raise WrongCommand(f"{source} has the unknown key {shown(where)}{hint}") from error
         if first["type"] == "missing":
@@ -176,12 +181,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _keys(model: type[BaseModel]) -> set[str]:
-    """Return the keys of a configuration and of the configurations inside it."""
-    keys = set(model.model_fields)
-    for definition in model.model_json_schema().get("$defs", {}).values():
-        keys |= set(definition.get("properties", {}))
-    return keys
+def _inner_keys(model: type[BaseModel]) -> set[str]:
+    """Return the keys of all configurations inside a configuration."""
+    definitions = model.model_json_schema().get("$defs", {}).values()
+    return {key for definition in definitions for key in definition.get("properties", {})}
 
 
 def content_hash(content: Any) -> str:

@@ -85,7 +85,12 @@ def test_values_that_cannot_be_meant(setting: str, message: str) -> None:
 
 def test_an_unknown_key_that_is_near_nothing_lists_what_is_known() -> None:
     message = refused({**CONTENT, "zzz": 1})
-    assert message.startswith("pd.yaml has the unknown key 'zzz'; known keys are aggregated, batch_size, ")
+    assert message.startswith("pd.yaml has the unknown key 'zzz'; known keys are batch_size, betas, ")
+
+
+def test_the_keys_of_a_section_are_not_offered_outside_of_it() -> None:
+    assert "key 'p_teacher'; known keys are batch_size, betas, " in refused({**CONTENT, "p_teacher": 0.5})
+    assert refused({**CONTENT, "ddil": {**CONTENT["ddil"], "uss": 2}}).endswith("key 'ddil.uss'; did you mean 'uses'?")
 
 
 def test_a_missing_key_is_named() -> None:
@@ -138,6 +143,15 @@ def test_a_renamed_key_is_read_by_both_names_and_hashed_by_the_former() -> None:
 @pytest.mark.parametrize("setting", ["pictures_per_prompt=5", "images_per_prompt=5"])
 def test_a_setting_replaces_a_renamed_key_by_either_name(key: str, setting: str) -> None:
     assert override({key: 4}, [setting]) == {"images_per_prompt": 5}
+
+
+def test_a_renamed_key_by_both_names_is_refused() -> None:
+    with pytest.raises(WrongCommand) as error:
+        override({"pictures_per_prompt": 4, "images_per_prompt": 5}, [])
+    assert str(error.value) == (
+        "the protocol has the key 'images_per_prompt' and its former name 'pictures_per_prompt'; "
+        "remove 'pictures_per_prompt'"
+    )
 
 
 def test_messages_name_the_present_key() -> None:
