@@ -65,6 +65,6 @@ def open_reference(reference: str, recipe: str | None, num_images: int | None) -
     """
     chosen = load_recipe(recipe or recipe_for(reference))
     refuse_other_reference(chosen, reference)
-    data, count = open_data(reference), num_images or chosen.reference.pictures
+    data, count = open_data(reference), num_images or chosen.reference.images
     check_reference(data, count)
     return chosen, data, count

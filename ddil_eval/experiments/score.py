@@ -109,7 +109,7 @@ def _open_reference(config: ScoreConfig) -> _Reference:
     recipe = load_recipe(config.recipe or recipe_for(place))
     refuse_other_reference(recipe, place)
     data = open_data(place)
-    everything = len(data.files) if isinstance(data, ImageFiles) else recipe.reference.pictures
+    everything = len(data.files) if isinstance(data, ImageFiles) else recipe.reference.images
     count = config.reference_images or everything
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} image, and a set needs at least 2")

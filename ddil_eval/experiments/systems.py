@@ -114,7 +114,7 @@ class ComparisonPlan:
     @property
     def num_reference_images(self) -> int:
         """How many images of the data set generated ones are compared with."""
-        return self.config.reference_images or self.recipe.reference.pictures
+        return self.config.reference_images or self.recipe.reference.images
 
     def require_all(self) -> None:
         """Refuse to go on where anything is absent.
@@ -152,7 +152,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
         chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
         if any(METRICS[name].kind == "set" for name in wanted):
-            check_reference(opened, config.reference_images or recipe.reference.pictures)
+            check_reference(opened, config.reference_images or recipe.reference.images)
         data, prompts = opened, chosen
     except DdilError as error:
         absent[f"data {config.data}"] = error

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import user_path
@@ -41,10 +41,13 @@ class Clip(Strict):
 
 
 class ReferenceSpec(Strict):
-    """The reference of a recipe: a kind of data set, and the number of its images."""
+    """The reference of a recipe: a kind of data set, and the number of its images.
+
+    ``images`` was ``pictures`` before. Recipes may use both names; records and hashes keep the former.
+    """
 
     data: str
-    pictures: int = Field(ge=2)
+    images: int = Field(ge=2, validation_alias=AliasChoices("images", "pictures"), serialization_alias="pictures")
 
 
 class Recipe(Strict):
@@ -72,7 +75,7 @@ class Recipe(Strict):
 
     def label(self, num_images: int, num_reference_images: int) -> str:
         """Return the name that a table prints: with both numbers where they differ from the recipe's."""
-        if (num_images, num_reference_images) == (self.images, self.reference.pictures):
+        if (num_images, num_reference_images) == (self.images, self.reference.images):
             return self.name
         return f"{self.name} ({num_images:,} → {num_reference_images:,})"
 

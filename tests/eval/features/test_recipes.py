@@ -80,7 +80,7 @@ def test_a_recipes_clip_is_the_one_that_its_metric_reads(name: str) -> None:
 )
 def test_what_a_recipe_counts_and_reads(name: str, counts: tuple[int, str, int], clip: tuple[str, str]) -> None:
     recipe = load_recipe(name)
-    assert (recipe.images, recipe.reference.data, recipe.reference.pictures) == counts
+    assert (recipe.images, recipe.reference.data, recipe.reference.images) == counts
     assert recipe.clip is not None and (recipe.clip.weights, recipe.clip.prefix) == clip
 
 
@@ -226,6 +226,13 @@ def test_a_recipe_of_ones_own_has_no_shipped_name_unless_it_is_that_recipe(tmp_p
     assert str(error.value) == (
         f"{path} calls its recipe 'gigagan', and a different shipped recipe has this name; choose another name"
     )
+
+
+def test_a_recipe_may_call_the_number_of_reference_images_by_its_former_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"gigagan": load_recipe("gigagan").model_dump(mode="json", exclude={"name"})}))
+    assert "pictures: 40504" in path.read_text()  # hashes of earlier records have this name
+    assert load_recipe(str(path)) == load_recipe("gigagan")
 
 
 def test_a_file_holds_one_recipe(tmp_path: Path) -> None:
