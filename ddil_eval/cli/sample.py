@@ -92,4 +92,4 @@ def sample(
     if as_json:
         options.emit({"images": paths, "grid": str(grid)})
     else:
-        click.echo(f"{len(paths)} images and {grid}")
+        click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")

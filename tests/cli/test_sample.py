@@ -106,6 +106,10 @@ def test_what_a_student_was_not_made_for_and_what_is_cut_is_said(sample: Callabl
     assert said[2:] == ["warning: 1 of 2 prompts are longer than the text encoder takes; the rest of each is not read"]
 
 
+def test_one_image_is_singular(sample: Callable[..., Result], tmp_path: Path) -> None:
+    assert sample(tmp_path / "out", PROMPTS[0]).stdout == f"1 image and {tmp_path / 'out' / 'grid.png'}\n"
+
+
 def test_pictures_are_not_overwritten(sample: Callable[..., Result], tmp_path: Path) -> None:
     assert sample(tmp_path, PROMPTS[0]).exit_code == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
