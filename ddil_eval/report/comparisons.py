@@ -14,14 +14,14 @@ LEVEL = 0.05
 """A difference is significant if its corrected p-value is below this level."""
 
 MARKED = (
-    f"A star marks a difference from 0 at the {LEVEL:.0%} level after Holm's correction for the table's {{}} tests. "
+    f"A star marks a difference from 0 at the {LEVEL:.0%} level after Holm's correction for the table's {{}}. "
     "Printed p-values and intervals are uncorrected."
 )
 BOLD = (
     f"Bold marks the best value of a column, if it is better than the second best at the {LEVEL:.0%} level after "
     "Holm's correction for the number of columns."
 )
-"""What captions say about stars (with the number of tests) and about bold."""
+"""What captions say about stars (with the tests, as in "3 tests") and about bold."""
 
 _QUANTILE = 1.959963984540054
 Key = TypeVar("Key")

@@ -275,7 +275,8 @@ def _table(
     columns += [Column("n", "N", "measured"), *([Column("nfe", "NFE", "measured")] if has_nfe else []), *paper]
     cells = [(*row.place, *_measured(row.record, list(metrics), has_nfe), *row.paper[: len(paper)]) for row in rows]
     corrected = corrected_p_values(cells) if tested else {}
-    marked = [MARKED.format(len(corrected))] if corrected else []
+    tests = "1 test" if len(corrected) == 1 else f"{len(corrected)} tests"
+    marked = [MARKED.format(tests)] if corrected else []
     explained = dict.fromkeys(f"{DOUBT} {note}" for metric_notes in doubts.values() for note in metric_notes)
     return Table(
         group.name, name, title, " ".join([text, *marked, _setting(group)]), tuple(columns), tuple(cells),

@@ -72,7 +72,7 @@ def test_stars_are_corrected_for_the_tests_of_the_table(count: int) -> None:
     table = table_of([difference(f"s{i:02d}", "t", estimate(-1.0, p=p)) for i, p in enumerate(found)], "differences")
     assert table.significant == (frozenset({(0, 1)}) if count * 0.02 < 0.05 else frozenset())
     assert table.corrected[0, 1] == pytest.approx(min(1.0, 0.02 * count))
-    assert f"after Holm's correction for the table's {count} tests" in table.caption
+    assert f"after Holm's correction for the table's {count} test{'s' * (count > 1)}. " in table.caption
     for text in (render.to_latex(table), json.dumps(render.to_dict(table))):
         assert "Holm's correction" in text
     assert "fd_efflite0_p_holm" in render.to_csv(table).splitlines()[0]
