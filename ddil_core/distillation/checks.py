@@ -46,7 +46,7 @@ def require_unet(model: Model, method: str) -> None:
 
 
 def require_data(data: DataSet, model: Model, count: int) -> None:
-    """Refuse data of which ``count`` images cannot be trained on, as far as a quick look shows.
+    """Refuse data where a quick look at ``count`` images shows that they cannot be trained on.
 
     Raises:
         WrongCommand: the images have another size than the model's, there are too few, or some have no caption.

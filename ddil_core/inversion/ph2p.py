@@ -150,7 +150,15 @@ def starting_words(drawn: Tensor, words: Words, start: str | None) -> Tensor:
 
 
 def noise_errors(denoiser: GuidedDenoiser, condition: Condition, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Return the mean squared error of ε̂, [B]."""
+    """Return the mean squared error of ε̂, [B].
+
+    Args:
+        denoiser: The model's denoiser at guidance scale 1.
+        condition: The conditions of B rows.
+        z: The states α x₀ + σ ε, [B, C, H, W].
+        eps: The true noise, [B, C, H, W].
+        t: The timesteps, int64 [B].
+    """
     x0 = denoiser(z, t, condition)
     return (to_eps(x0, z, *denoiser.schedule.at(t, z)) - eps).square().flatten(1).mean(1)
 

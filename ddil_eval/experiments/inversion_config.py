@@ -26,7 +26,7 @@ class InversionConfig(Strict):
             world.
         vocabulary: The words that prompts may hold. Defaults to whole words; in the shapes world, to those of its
             captions.
-        inverter: The inverter whose prompts the systems draw from.
+        inverter: The systems draw from the prompts of this inverter.
         inverters: The inverters to run, with their settings.
         systems: The rows.
         differences: Pairs of names; the second is subtracted from the first.
