@@ -63,7 +63,7 @@ class _Bounds(BaseModel):
 class _SystemFile(BaseModel):
     """The content of ``ddil.json``: the fields of ``Sampling``, all optional, and what the model predicts.
 
-    A misspelt key would be a setting that is silently not applied, so unknown keys are refused. ``grid`` is for readers.
+    A misspelt key would be a setting without effect, so unknown keys are refused. ``grid`` is for readers.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
