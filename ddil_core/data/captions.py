@@ -20,11 +20,15 @@ from ddil_core.support.text import require_text
 
 CAPTION_KEYS = ("prompt", "caption", "text")
 """The keys that may hold a row's caption. The first key with a caption counts."""
+NAME_KEYS = ("id", "file", "file_name")
+"""The keys that may hold the name of a row's image or prompt."""
 
 _QUOTES = "put quotes around a field that holds a comma"
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _BOM = "\ufeff"
+_ENDS = _BOM + " \x7f" + "".join(map(chr, range(0x20)))
+"""What is removed at a caption's ends: byte-order marks, spaces and control characters, such as DOS's end of file."""
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts as UTF-16-LE
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
 """Unicode's categories of invisible characters: controls, format characters and separators."""
@@ -34,11 +38,12 @@ _KINDS = ((bool, "true or false"), (int | float, "a number"), (list, "a list"), 
 
 
 def clean_caption(text: str) -> str:
-    """Clean a caption: remove white space and byte-order marks at its ends, and join the rest by single spaces.
+    """Clean a caption: remove white space, byte-order marks and ASCII's controls at its ends, and join the rest by
+    single spaces.
 
     Case, punctuation and spelling stay. COCO's captions contain line ends, and spaces after the full stop.
     """
-    return " ".join(text.split()).strip(_BOM + " ")
+    return " ".join(text.split()).strip(_ENDS)
 
 
 def caption_of(value: object, where: str) -> str | None:
@@ -117,7 +122,10 @@ def _most_frequent(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of an index or of a list of prompts: its ``values`` by key, and its place (``where``) for messages."""
+    """A row of an index or of a list of prompts: its ``values`` by key, and its place (``where``) for messages.
+
+    Keys are in small letters.
+    """
 
     values: dict[str, object]
     where: str
@@ -140,7 +148,8 @@ class Row:
             value, where = self.values.get(key), f"the {key!r} of {self.where}"
             if value is None or (isinstance(value, str) and is_blank(value)):
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, int) and not isinstance(value, bool)
+            number = number or (isinstance(value, float) and math.isfinite(value))
             if not (number or isinstance(value, str)):
                 kind = "not a finite number" if isinstance(value, float) else _kind(value)
                 raise WrongCommand(f"{where} is {kind}, but it names an image or a prompt; write a text or a number")
@@ -163,7 +172,20 @@ def read_rows(path: Path) -> list[Row]:
         raise WrongCommand(f"{path} cannot be read as {kind} in UTF-8: {error}") from error
     if not all(isinstance(values, dict) for values in rows):
         raise WrongCommand(f'{path} has a line that is not a JSON object; write each line like {{"file": "a.png"}}')
-    return [Row(values, f"row {number} of {path}") for number, values in enumerate(rows, 1)]
+    return [_row(values, f"row {number} of {path}") for number, values in enumerate(rows, 1)]
+
+
+def _row(values: dict[str, object], where: str) -> Row:
+    """Return a row whose keys are in small letters and without white space at the ends: ``Prompt`` is ``prompt``.
+
+    Raises:
+        WrongCommand: two keys differ in nothing else, so that one of two values would be lost.
+    """
+    keys = [key.strip().lower() for key in values]
+    for key in (*CAPTION_KEYS, *NAME_KEYS):
+        if keys.count(key) > 1:
+            raise WrongCommand(f"{where} has the key {key!r} twice, in capitals and in small letters; keep one")
+    return Row(dict(zip(keys, values.values(), strict=True)), where)
 
 
 def _json_lines(text: str) -> Iterator[Any]:
@@ -182,14 +204,18 @@ def _csv_rows(text: str) -> Iterator[dict[str, str]]:
     ``csv.DictReader`` puts the surplus fields of a row aside, so an unquoted comma would cut a caption without a word.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # A quote after a space opens no field, and both its quotes would become part of the caption.
+    spaced = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     header: list[str] = []
     begins = 1
     try:
-        for fields in reader:
+        for fields, other in zip(reader, spaced, strict=False):
             if not header:
-                header = _header(fields)
+                header = _header(other)
             elif len(fields) == len(header):
                 _require_names(header, fields, begins)
+                if [field.lstrip(" ") for field in fields] != [field.lstrip(" ") for field in other]:
+                    raise ValueError(f"the row in line {begins} has a space before a quote; leave the space out")
                 yield dict(zip(header, fields, strict=True))
             elif len(fields) > 1 or "".join(fields).strip():
                 cure = _QUOTES if len(fields) > len(header) else "write a comma for each empty field"

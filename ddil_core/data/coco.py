@@ -14,7 +14,7 @@ from typing import Any
 
 from ddil_core.data.captioned import ImageFile, name_some
 from ddil_core.data.captions import caption_of, decode, parse_json
-from ddil_core.data.folder import ImageFiles
+from ddil_core.data.folder import ImageFiles, refuse_twice
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import user_path
 from ddil_core.support.text import require_text
@@ -81,7 +81,11 @@ def _annotations(reference: str, folder: Path, split: str) -> Path:
 
 def _images(reference: str, folder: Path, split: str, annotations: Path) -> list[ImageFile]:
     kind, captions = reference.partition(":")[0], read_annotations(annotations)
-    return [ImageFile(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()]
+    images = [
+        ImageFile(f"{kind}-{Path(file).stem}", folder / split / file, texts[0]) for file, texts in captions.items()
+    ]
+    refuse_twice([(image.id, image.caption) for image in images], str(annotations))
+    return images
 
 
 def read_annotations(path: Path) -> dict[str, list[str]]:

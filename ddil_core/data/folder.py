@@ -219,7 +219,9 @@ def _warn_of_ignored(
     )
     texts = {path.with_suffix(".txt") for path in read}
     if index is None:
-        kinds[".txt files without an image"] = sum(path.suffix == ".txt" and path not in texts for path in files)
+        kinds[".txt files without an image"] = sum(
+            path.suffix.lower() == ".txt" and path not in texts for path in files
+        )
         kinds["subfolders with images"] = sum(map(_holds_images, subfolders))
     else:
         kinds["other indexes"] = sum(path.name in INDEXES and path != index for path in files)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.support.protocol import GuidanceScale, Strict
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""A decay of AdamW's averages."""
 
 
 class StageConfig(Strict):
@@ -125,6 +128,7 @@ class MethodConfig(Strict):
         gradient_accumulation: The number of parts of a process's rows, which follow one another to save memory.
         gradient_checkpointing: Save memory by computing activations twice.
         optimizer: AdamW: plain, fused, or with moments of 8 bits.
+        learning_rate: At most 1; a larger one overflows.
         learning_rate_decay: Bring the learning rate to zero at the end of a stage.
         warmup: Updates in which the learning rate rises.
         gradient_clip: The largest norm of a gradient.
@@ -155,10 +159,10 @@ class MethodConfig(Strict):
     gradient_accumulation: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0, le=1)
     learning_rate_decay: bool = True
     warmup: int = Field(default=50, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
@@ -330,13 +334,13 @@ class MatchingConfig(MethodConfig):
     timesteps: tuple[int, ...] = (999, 749, 499, 249)
     guidance_scale: GuidanceScale | None = None
     critic_updates: int = Field(default=5, ge=1)
-    critic_learning_rate: float | None = Field(default=None, gt=0)
+    critic_learning_rate: float | None = Field(default=None, gt=0, le=1)
     matching_range: tuple[int, int] = (20, 980)
     gan: GanConfig | None = None
     regression: RegressionConfig | None = None
     teacher_steps: int = Field(default=16, ge=1)
     learning_rate_decay: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
     gradient_clip: float = Field(default=10.0, gt=0)
     warmup: int = Field(default=500, ge=0)

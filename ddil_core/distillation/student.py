@@ -14,7 +14,9 @@ from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.diffusion.schedule import LCM_STEPS
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
+from ddil_core.support.errors import DdilError
 from ddil_core.support.files import replacing, write_text
+from ddil_core.support.finite import broken_weight
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The name that diffusers' ``load_lora_weights(folder)`` looks for."""
@@ -45,8 +47,16 @@ def save_student(model: Model, student: Student, bounds: Bounds, folder: Path) -
     The file ``ddil.json`` in the folder holds the exact sampling, and the ``bounds`` at which x̂ can be reflected. A
     LoRA is written twice: merged into the pipeline, and alone, as a file that ``load_lora_weights`` takes on the
     teacher's pipeline.
+
+    Raises:
+        DdilError: a weight of the student is NaN or infinite: the last update is followed by no loss that shows it.
     """
     net: Any = merged(student.net) if student.lora else student.net
+    if (weight := broken_weight(net)) is not None:
+        raise DdilError(
+            f"the student's weights are not finite after training, first in {weight}; train again with a lower "
+            "learning rate"
+        )
     pipeline = copy.copy(model.pipeline)
     pipeline.register_modules(**{model.layout.network: net, "scheduler": _scheduler(model, student)})
     if net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline":

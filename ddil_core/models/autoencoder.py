@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.support.errors import DdilError
+from ddil_core.support.finite import broken_weight
 
 ENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL")
 """Autoencoders that encode an image as a distribution of latents. Training and prompt inversion need them."""
@@ -17,6 +18,11 @@ DECODERS = (*ENCODERS, "AutoencoderTiny")
 """Autoencoders that a model can be sampled with."""
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """The keys of an autoencoder's configuration that say how its latents are scaled."""
+SMALLEST = 1e-6
+"""The smallest scale of latents; the largest is its inverse. Autoencoders have 0.1 to 10.
+
+A scale outside gives latents that are finite and all alike, and so a picture of nothing.
+"""
 
 
 def require_decoder(kind: str, reference: str) -> None:
@@ -43,6 +49,33 @@ def require_encoder(vae: Any, reference: str) -> None:
         raise DdilError(
             f"the model {reference!r} has an autoencoder of the class {kind}, which gives no distribution of "
             f"latents, so it cannot encode images; put the model's own {ENCODERS[0]} in its place"
+        )
+
+
+def require_scaling(vae: Any, reference: str) -> None:
+    """Refuse a scaling of the latents that is unusable, or so small or large that every image is one grey.
+
+    Raises:
+        DdilError: the configuration holds such a value.
+    """
+    scale, _ = latent_scaling(vae, reference)
+    if not all(SMALLEST <= value <= 1 / SMALLEST for value in torch.as_tensor(scale).flatten().tolist()):
+        raise DdilError(
+            f"the autoencoder's configuration of the model {reference!r} has a scale of latents (scaling_factor / "
+            f"latents_std) that is not from {SMALLEST:g} to {1 / SMALLEST:g}; fetch the model again"
+        )
+
+
+def require_finite_tiny(vae: Any, reference: str) -> None:
+    """Refuse an AutoencoderTiny with weights that are not finite. Its ReLUs turn −∞ into 0, so its images stay finite.
+
+    Raises:
+        DdilError: a weight is NaN or infinite.
+    """
+    if type(vae).__name__ == "AutoencoderTiny" and (weight := broken_weight(vae)) is not None:
+        raise DdilError(
+            f"the autoencoder of the model {reference!r} holds weights that are not finite, first in {weight}; fetch "
+            "the model again"
         )
 
 

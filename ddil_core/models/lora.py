@@ -47,6 +47,9 @@ _OF_TRAINING = (
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of PEFT's ``init_lora_weights`` that keep the weights of the base. The other values change the base."""
 
+_ALPHAS = ("ss_network_alpha", "network_alphas", "network_alpha", "lora_alpha", "alpha")
+"""Names in a file's metadata under which programs keep an alpha of the whole file."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -91,13 +94,21 @@ def read_lora(pipeline: Any, path: Path, reference: str) -> list[Change]:
             tensors = parts.setdefault((component, layer), {})
             if part in tensors:
                 raise DdilError(f"the LoRA {path} holds the {part} of {component}.{layer} twice; {_ANOTHER}")
-            tensors[part] = file.get_tensor(key).float()
-    settings = _settings(metadata, path)
+            tensor = file.get_tensor(key)
+            if part != "alpha" and not tensor.is_floating_point():
+                raise DdilError(f"the LoRA {path} holds {key} in {tensor.dtype}, which is no matrix; {_ANOTHER}")
+            tensors[part] = tensor.float()
+    settings = _settings(metadata, network_name(pipeline), path)
+    for (component, layer), tensors in parts.items():
+        if "alpha" not in tensors and component not in settings:
+            _require_no_alpha(metadata, component, layer, tensors.get("down"), path)
     changes = [
         _change(getattr(pipeline, component).get_submodule(layer), component, layer, tensors, settings, path, reference)
         for (component, layer), tensors in parts.items()
     ]
     for component, values in settings.items():
+        if not any(change.component == component for change in changes):
+            raise DdilError(f"the LoRA {path} has settings for {component}, which it does not adapt; {_ANOTHER}")
         unused = _unused_patterns(values, [change.layer for change in changes if change.component == component])
         if unused:
             raise DdilError(
@@ -178,6 +189,23 @@ def _change(
     return Change(component, layer, down.view(rank, *inner), scale * up.view(len(weight), rank))
 
 
+def _require_no_alpha(metadata: Mapping[str, str], component: str, layer: str, down: Tensor | None, path: Path) -> None:
+    """Refuse a layer without an alpha in a file whose metadata name an alpha that is not the layer's rank.
+
+    The scale is 1 without an alpha. Programs that read these metadata would take another.
+
+    Raises:
+        DdilError: the metadata name such an alpha.
+    """
+    rank = len(down) if down is not None and down.ndim else 0
+    for name in _ALPHAS:
+        if name in metadata and metadata[name] not in (str(rank), str(float(rank))):
+            raise DdilError(
+                f"the LoRA {path} has the {name} {metadata[name][:80]} in its metadata, and no alpha with the layer "
+                f"{component}.{layer} of rank {rank}, so that its scale is not known; {_ANOTHER}"
+            )
+
+
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return [in] for [in, 1, 1]: files may store a convolution of one pixel as a linear layer, and the reverse."""
     return (shape[0],) if shape and all(size == 1 for size in shape[1:]) else tuple(shape)
@@ -224,8 +252,10 @@ def _unused_patterns(settings: Mapping[str, Any], layers: list[str]) -> list[str
     return [pattern for pattern in patterns if not any(_matches(pattern, layer) for layer in layers)]
 
 
-def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:
+def _settings(metadata: Mapping[str, str], network: str, path: Path) -> dict[str, dict[str, Any]]:
     """Return PEFT's settings of each component from a file's metadata, where diffusers writes them.
+
+    Settings without a component, as ``save_lora_adapter`` writes them, are those of the ``network``.
 
     Raises:
         DdilError: the settings are damaged, or change a network by more than up and down matrices.
@@ -237,8 +267,8 @@ def _settings(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, An
     settings: dict[str, dict[str, Any]] = {}
     try:
         for name, value in json.loads(metadata["lora_adapter_metadata"]).items():
-            component, _, setting = name.partition(".")
-            settings.setdefault(component, {})[setting] = value
+            component, _, setting = name.rpartition(".")
+            settings.setdefault(component or network, {})[setting] = value
         for values in settings.values():
             values["r"], values["lora_alpha"] = int(values["r"]), float(values["lora_alpha"])
             for name in ("rank_pattern", "alpha_pattern"):

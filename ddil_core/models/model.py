@@ -17,7 +17,13 @@ from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoi
 from ddil_core.diffusion.parameterization import FLOWS, Prediction, Reflection
 from ddil_core.diffusion.schedule import FlowSchedule, Schedule, is_flow
 from ddil_core.models import layouts
-from ddil_core.models.autoencoder import latent_scaling, require_decoder, require_encoder
+from ddil_core.models.autoencoder import (
+    latent_scaling,
+    require_decoder,
+    require_encoder,
+    require_finite_tiny,
+    require_scaling,
+)
 from ddil_core.models.fetch import fetch_missing
 from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.models.loading import load_pipeline
@@ -241,7 +247,8 @@ def assemble(
     own_sampling = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
     config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
     schedule, prediction = _process(files, own_sampling, config, reference)
-    latent_scaling(pipeline.vae, reference)  # refuse unusable configurations now
+    require_scaling(pipeline.vae, reference)
+    require_finite_tiny(pipeline.vae, reference)
     latent_size(getattr(pipeline, layout.network).config, reference)
     layouts.bound_tokenizers(pipeline, reference)
     denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
@@ -252,6 +259,12 @@ def assemble(
         sampling = Sampling.from_file(own_sampling, f"the file {files.folder / SYSTEM_FILE}")
     else:
         sampling = Sampling.from_scheduler(config, layout.guidance_scale)
+    channels = getattr(pipeline, layout.network).config.in_channels
+    if sampling.bounds is not None and len(sampling.bounds.bound) != channels:
+        raise DdilError(
+            f"the file {files.folder / SYSTEM_FILE} has bounds for {len(sampling.bounds.bound)} channels, and the "
+            f"model's latents have {channels}; take the file of this model"
+        )
     return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant)
 
 

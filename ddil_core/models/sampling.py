@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timesteps, transitions
@@ -49,15 +49,24 @@ class Bounds:
 class _Bounds(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
-    centre: tuple[float, ...]
-    bound: tuple[float, ...]
-    quantile: float
+    centre: tuple[float, ...] = Field(min_length=1)
+    bound: tuple[Annotated[float, Field(gt=0)], ...]
+    quantile: float = Field(gt=0.5, le=1)
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> _Bounds:
+        if len(self.centre) != len(self.bound):
+            raise ValueError(f"{len(self.centre)} numbers of centre and {len(self.bound)} of bound are not as many")
+        return self
 
 
 class _SystemFile(BaseModel):
-    """The content of ``ddil.json``: the fields of ``Sampling``, all optional."""
+    """The content of ``ddil.json``: the fields of ``Sampling``, all optional, and what the model predicts.
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    A misspelt key would be a setting without effect, so unknown keys are refused. ``grid`` is for readers.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     solver: str = "ddim"
     steps: int | None = Field(default=None, ge=1)
@@ -71,6 +80,8 @@ class _SystemFile(BaseModel):
     replaces: str | None = None
     reflection: ReflectionMode = "none"
     bounds: _Bounds | None = None
+    prediction: Any = None
+    grid: Any = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class Sampling:
             WrongCommand: a value in the file does not fit.
         """
         file = validate(_SystemFile, dict(content), source)
-        settings = {name: getattr(file, name) for name in file.model_fields_set}
+        settings = {name: getattr(file, name) for name in file.model_fields_set - {"prediction", "grid"}}
         if file.bounds is not None:
             settings["bounds"] = Bounds(file.bounds.centre, file.bounds.bound, file.bounds.quantile)
         return cls(**({"distilled": file.steps is not None} | settings))

@@ -67,6 +67,7 @@ class Extractors:
         self._loaded: dict[str, Extractor] = {name: net.open_on(device) for name, net in self.networks.items()}
         self._first_metric = {row.network.name: row.name for row in reversed(rows)}
         self._group = sorted({row.network.name for row in rows if row.kind == "group"})
+        self._scores = {row.network.name for row in rows if row.kind in ("mean", "group")}
         self._set = list(dict.fromkeys(row.network.name for row in rows if row.kind == "set"))
 
     def identity(self) -> list[dict[str, Any]]:
@@ -117,13 +118,20 @@ class Extractors:
         """Run one network on one batch: [B, d].
 
         Raises:
-            DdilError: the features are not finite.
+            DdilError: the features are not finite, or not one row of real numbers for each image or group.
         """
         network = self.networks[name]
         clip = self._recipe.clip if self._recipe is not None else None
         if network.prefixed and clip is not None and clip.prefix:
             captions = [clip.prefix + caption for caption in captions]
         features = self._loaded[name](images, captions)
+        rows = 1 if name in self._group else len(images)
+        wide = name in self._scores and features.shape[1:] != (1,)
+        if features.ndim != 2 or len(features) != rows or wide or features.dtype.kind not in "biuf":
+            raise DdilError(
+                f"the network {name!r} gives {features.dtype} {list(features.shape)} for {len(images)} images; it must "
+                f"give real numbers of the shape [{rows}, {1 if name in self._scores else 'd'}]"
+            )
         if not np.isfinite(features).all():
             metrics = ", ".join(metric for metric in self.metrics if METRICS[metric].network.name == name)
             raise DdilError(

@@ -17,7 +17,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
-from ddil_eval.metrics.weights_file import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -54,12 +54,11 @@ def load_vit(path: Path, device: str, architecture: str) -> VisionTransformer:
     """
     require_torchvision()
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
     from timm import create_model
 
     model: VisionTransformer = create_model(architecture, pretrained=False, num_classes=0, img_size=INPUT_SIZE)
     try:
-        state = load_file(path)
+        state = read_weights(path)
         state["pos_embed"] = interpolate(state["pos_embed"].float(), INPUT_SIZE // PATCH)
         model.load_state_dict(state, strict=True)
     except (SafetensorError, KeyError, RuntimeError) as error:

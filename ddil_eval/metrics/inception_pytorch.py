@@ -16,7 +16,7 @@ from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.inception import missing_cleanfid
 from ddil_eval.metrics.metric import Extractor, Network
-from ddil_eval.metrics.weights_file import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -89,11 +89,10 @@ def open_pytorch_inception(device: str) -> Extractor:
     path = WEIGHTS.checked()
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     model = architecture()
     try:
-        state = load_file(path)
+        state = read_weights(path)
         model.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
     except (SafetensorError, RuntimeError, OSError) as error:
         raise DdilError(f"{path} does not hold pytorch-fid's Inception; delete it and get it again") from error

@@ -16,7 +16,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
-from ddil_eval.metrics.weights_file import WeightsFile
+from ddil_eval.metrics.weights_file import WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,11 +69,10 @@ def load_lpips(path: Path, device: str = "cpu") -> Any:
     require_torchvision()
     import lpips
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
     try:
-        model.net.load_state_dict(load_file(path), strict=True)
+        model.net.load_state_dict(read_weights(path), strict=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise DdilError(f"{path} does not hold AlexNet's layers for LPIPS; delete it and get it again") from error
     return model.eval().requires_grad_(False).to(device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -22,6 +22,9 @@ from ddil_core.support.errors import DdilError
 from ddil_core.support.files import replacing
 from ddil_core.support.lock import waiting_for
 from ddil_core.support.resources import require_cache, user_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,24 @@ class WeightsFile:
         except (ConnectionError, TimeoutError, HTTPException) as error:
             # Caught here, because ``replacing`` reports every OSError as a fault of the disk.
             raise DdilError(f"the connection to {self.url} broke off ({error}); try again") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of weights for a network.
+
+    A ReLU turns −∞ into 0 and hides it, so the weights are checked here, and not the features alone.
+
+    Raises:
+        DdilError: a weight is NaN or infinite.
+        SafetensorError: the file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = load_file(path)
+    broken = next((name for name, weight in state.items() if not weight.isfinite().all()), None)
+    if broken is not None:
+        raise DdilError(f"{path} holds weights that are not finite, first in {broken}; delete it and get it again")
+    return state
 
 
 @cache

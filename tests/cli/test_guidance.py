@@ -85,6 +85,10 @@ def test_a_model_brings_no_other_and_is_given_no_other(student: Path, tmp_path: 
         ("steps", "four", "steps"),
         ("timesteps", [999, float("nan")], "timesteps.1.int"),
         ("bounds", {"centre": [0.0], "bound": [float("inf")], "quantile": 1.0}, "bounds.bound.0"),
+        ("bounds", {"centre": [0.0] * 8, "bound": [0.0] * 8, "quantile": 1.0}, "bounds.bound.0"),
+        ("bounds", {"centre": [0.0] * 8, "bound": [-1.0] * 8, "quantile": 1.0}, "bounds.bound.0"),
+        ("bounds", {"centre": [0.0], "bound": [1.0] * 8, "quantile": 1.0}, "bounds"),
+        ("bounds", {"centre": [0.0], "bound": [1.0], "quantile": -5}, "bounds.quantile"),
         ("reflection", "mirror", "reflection"),
     ],
 )
@@ -96,6 +100,27 @@ def test_the_rest_of_ddil_json_is_looked_at_too(
         load_model(str(folder))
     assert str(error.value).startswith(f"the file {folder / 'ddil.json'} has a value that does not fit at '{place}': ")
     assert "\n" not in str(error.value)
+
+
+def test_bounds_of_another_width_and_misspelt_keys_are_refused(student: Path, tmp_path: Path) -> None:
+    """One number would hold for all channels, and a misspelt setting for nothing."""
+    bounds = {"centre": [0.0], "bound": [1.0], "quantile": 1.0}
+    folder = edited(student, tmp_path / "one", "ddil.json", bounds=bounds)
+    with pytest.raises(DdilError, match="has bounds for 1 channels, and the model's latents have 8"):
+        load_model(str(folder))
+    folder = edited(student, tmp_path / "misspelt", "ddil.json", guidance=7.0)
+    with pytest.raises(DdilError, match="has the unknown key 'guidance'; did you mean 'guidance_scale'?"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("learning_rate", "1e38"), ("learning_rate", "2"), ("betas.0", "1.5"), ("betas.1", "1.0"), ("betas.0", "-0.1")],
+)
+def test_settings_of_the_optimiser_that_overflow_are_refused(cli: Cli, tmp_path: Path, key: str, value: str) -> None:
+    result = cli("distill", "--set", "betas=[0.9,0.99]", "--set", f"{key}={value}", "--out", tmp_path / "run")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"has a value that does not fit at '{key}': Input should be " in result.stderr
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "gradient_clip", "betas.0", "reflection.quantile"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddil_core.data.captions import clean_caption, decode, is_blank, lines, parse_json, read_rows
-from ddil_core.data.coco import read_annotations
+from ddil_core.data.coco import open_coco, read_annotations
 from ddil_core.data.folder import read_folder
 from ddil_core.data.shards import read_shard
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -305,6 +305,57 @@ def test_rows_of_a_list_without_a_prompt_are_refused(name: str, tmp_path: Path) 
     )
 
 
+def test_a_quote_after_a_space_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text('id, prompt\n1, a "green" cow\n2," ""blue"" dog"\n')
+    assert [prompt.text for prompt in read_prompts(path)] == ['a "green" cow', '"blue" dog']
+    path.write_text('id,prompt\n1,a cow\n2, "a cat"\n')
+    with pytest.raises(WrongCommand, match="the row in line 3 has a space before a quote; leave the space out$"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_keys_in_capitals_are_read(name: str, tmp_path: Path) -> None:
+    """Where capitals count, another column's text becomes the caption, or none."""
+    row = {"File_Name": "a.png", "Prompt ": "a cat", "text": "a remark"}
+    content = json.dumps(row) if name.endswith("jsonl") else "\n".join([",".join(row), ",".join(row.values())])
+    (tmp_path / "a.png").touch()
+    (tmp_path / name).write_text(content)
+    assert [(image.name, image.caption) for image in read_folder(tmp_path)] == [("a.png", "a cat")]
+    twice = content.replace("text", "PROMPT")
+    (tmp_path / name).write_text(twice)
+    with pytest.raises(WrongCommand, match=r"row 1 of .* has the key 'prompt' twice, in capitals and in small letters"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=named)
+def test_controls_at_the_ends_are_no_part_of_a_caption(
+    reader: Callable[[Path, str], str | None], tmp_path: Path
+) -> None:
+    """DOS ends a file with U+001A; a caption that keeps it is another caption."""
+    assert reader(tmp_path, "a cat\x1a") == "a cat"
+    assert reader(tmp_path, "\x1a") is None
+
+
+def test_images_of_one_id_are_refused_in_annotations(tmp_path: Path) -> None:
+    """They would share one noise and one file name."""
+    (tmp_path / "val2017").mkdir()
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.png"}],
+        "annotations": [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}],
+    }
+    (tmp_path / "captions_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(WrongCommand, match=r"^the id 'coco2017-a' has two captions, 'a cat' and 'a dog'"):
+        open_coco(f"coco2017:{tmp_path}")
+
+
+def test_a_caption_file_in_capitals_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.TXT").write_text("a cat")
+    assert read_folder(tmp_path)[0].caption is None
+    assert ".txt files without an image (1)" in capsys.readouterr().err
+
+
 # JSON
 
 
@@ -418,3 +469,9 @@ def test_decoding_gives_text_that_can_be_written_or_a_reason(content: bytes) -> 
 
 def test_json_numbers_stay_what_they_are() -> None:
     assert parse_json('{"a": NaN, "b": 1.0}')["b"] == 1.0  # a score that is NaN is nobody's caption
+
+
+def test_a_number_of_any_length_is_an_id(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"prompt": "a cat", "id": ' + "9" * 400 + "}")
+    assert read_prompts(path)[0].id == "9" * 400

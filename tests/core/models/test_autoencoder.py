@@ -117,6 +117,9 @@ def test_every_layout_and_the_training_data_are_scaled_alike(layout: str, tmp_pa
         {"shift_factor": 0.1},
         {"scaling_factor": 0},
         {"scaling_factor": float("nan")},
+        {"scaling_factor": 1e300},
+        {"scaling_factor": 1e-45},
+        {"latents_std": [1.0, 1.0, 1e-45, 1.0]},
         {"scaling_factor": None},
     ],
 )
@@ -256,3 +259,17 @@ def test_the_picture_on_disk_is_the_one_drawn(sdxl: Path, tmp_path: Path, cli: A
     expected = theirs(sdxl, load_model(str(sdxl)), 4, 3.0)
     drawn = np.stack([np.asarray(Image.open(out / f"{row:03d}-00.png").convert("RGB")) for row in range(2)])
     assert np.abs(drawn - expected).max() <= 1
+
+
+@pytest.mark.parametrize("value", [-float("inf"), float("nan")])
+def test_a_tiny_autoencoder_hides_no_infinity(tiny: Path, tmp_path: Path, value: float) -> None:
+    """Its ReLUs turn −∞ into 0, so that the images are finite and wrong."""
+    from safetensors.torch import load_file, save_file
+
+    broken = edited(tiny, tmp_path / "broken", "vae/config.json")
+    (path,) = (broken / "vae").glob("*.safetensors")
+    weights = load_file(path)
+    weights["decoder.layers.0.bias"][0] = value
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(DdilError, match=r"holds weights that are not finite, first in decoder\.layers\.0\.bias"):
+        load_model(str(broken))

@@ -289,8 +289,47 @@ def test_settings_that_are_not_read_are_refused(pipelines: dict[str, tuple[Path,
     torch.testing.assert_close(loaded(folder, SD, path).unet.get_submodule(query.removeprefix("unet.")).weight, after)
 
 
+def test_settings_without_a_component_are_those_of_the_network(
+    pipelines: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """``save_lora_adapter`` of diffusers names neither tensors nor settings after a component."""
+    folder, base = pipelines[SD]
+    trained = build(SD, tmp_path / "words").unet
+    trained.add_adapter(LoraConfig(r=2, lora_alpha=7, target_modules=["to_q"], init_lora_weights=False), "x")
+    trained.save_lora_adapter(tmp_path, adapter_name="x", weight_name="lora.safetensors")
+    down, up = (trained.get_submodule(f"{QUERY}.lora_{part}.x").weight for part in "AB")
+    made = loaded(folder, SD, tmp_path / "lora.safetensors").unet.get_submodule(QUERY).weight
+    torch.testing.assert_close(made, base.unet.get_submodule(QUERY).weight + 7 / 2 * up @ down)
+
+
+def test_an_alpha_that_is_only_in_the_metadata_is_refused(
+    pipelines: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    base, path = pipelines[SD][1], tmp_path / "lora.safetensors"
+    state = {f"unet.{QUERY}.lora_A.weight": torch.randn(2, 16), f"unet.{QUERY}.lora_B.weight": torch.randn(16, 2)}
+    for name, value in (("ss_network_alpha", "1"), ("network_alphas", '{"unet": 8}'), ("lora_alpha", "4.0")):
+        save_file(state, path, {name: value})
+        assert refused(base, path).startswith(f"has the {name} {value} in its metadata, and no alpha with the layer")
+        save_file(state | {f"unet.{QUERY}.alpha": torch.tensor(1.0)}, path, {name: value})
+        assert len(read_lora(base, path, "base")) == 1
+    save_file(state, path, {"ss_network_alpha": "2.0"})  # as without an alpha
+    assert len(read_lora(base, path, "base")) == 1
+    save_file(state, path, {"lora_adapter_metadata": json.dumps({"text_encoder.r": 2, "text_encoder.lora_alpha": 4})})
+    assert refused(base, path).startswith("has settings for text_encoder, which it does not adapt")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
+def test_matrices_of_no_real_numbers_are_refused(
+    pipelines: dict[str, tuple[Path, Any]], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(whole() | {f"{STEM}.lora_down.weight": torch.ones(2, 16, dtype=dtype)}, path)
+    assert refused(pipelines[SD][1], path) == f"holds {STEM}.lora_down.weight in {dtype}, which is no matrix; {ANOTHER}"
+
+
 # What is refused
 
+ANOTHER = "take another copy of it"
 STEM = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,12 @@ from ddil_core.distillation.distill import distill
 from ddil_core.distillation.loop import require_finite
 from ddil_core.distillation.matching import score_difference
 from ddil_core.distillation.methods import METHODS
+from ddil_core.distillation.student import Student, save_student
 from ddil_core.inversion.problem import Best
 from ddil_core.inversion.towers import Towers
 from ddil_core.models.generate import sample
 from ddil_core.models.model import Model, assemble, load_model
+from ddil_core.models.sampling import Bounds
 from ddil_core.models.systems import Files
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import Finite, all_finite, broken_weight, not_finite
@@ -221,6 +224,19 @@ def test_no_student_comes_of_a_damaged_teacher(folder: Path, tmp_path: Path, nam
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.suffix in (".pt", ".safetensors", ".partial")}
     assert left == {"data.safetensors"}
     assert not (tmp_path / "run" / "student").exists()
+
+
+def test_a_student_broken_by_its_last_update_is_not_saved(model: Model, tmp_path: Path) -> None:
+    """No loss follows the last update, so only the weights show it."""
+    net = copy.deepcopy(model.denoiser.net)
+    next(net.parameters()).data.view(-1)[0] = NAN
+    student = Student(net, "v_prediction", model.sampling)
+    bounds = Bounds((0.0,) * 8, (1.0,) * 8, 1.0)
+    with pytest.raises(
+        DdilError, match=r"^the student's weights are not finite after training, first in .*lower learn"
+    ):
+        save_student(model, student, bounds, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def test_a_real_score_that_is_no_number_is_seen() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics import METRICS, WeightsFile, hps, lpips_alexnet
+from ddil_eval.metrics.weights_file import read_weights
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +195,14 @@ def test_safetensors_are_taken_as_they_are(tmp_path: Path, cache: Path) -> None:
     save_file({"slice1.0.bias": torch.ones(3)}, tmp_path / "given.safetensors")
     place = lpips_alexnet.WEIGHTS.add(tmp_path / "given.safetensors")
     assert place.read_bytes() == (tmp_path / "given.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    """A ReLU turns −∞ into 0: the features are finite, and so is the metric."""
+    path = tmp_path / "it.safetensors"
+    save_file({"a.weight": torch.ones(2), "a.bias": torch.tensor([0.0, value])}, path)
+    with pytest.raises(DdilError, match=r"holds weights that are not finite, first in a\.bias; delete it and get it"):
+        read_weights(path)
+    save_file({"a.weight": torch.ones(2), "places": torch.arange(3)}, path)
+    assert set(read_weights(path)) == {"a.weight", "places"}
