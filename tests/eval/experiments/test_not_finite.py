@@ -57,7 +57,7 @@ def metric(value: float, name: str = "broken", kind: Any = "mean") -> Metric:
     """Return a metric with a network that gives ``value`` for one image of each batch."""
 
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
-        found = np.ones((len(images), 1), np.float32)
+        found = np.ones((1 if kind == "group" else len(images), 1), np.float32)
         found[-1] = value
         return found
 

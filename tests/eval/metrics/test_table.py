@@ -14,7 +14,7 @@ from ddil_eval.metrics import METRICS
 MODULE = """
 from ddil_eval.metrics import Metric, Network
 
-network = Network("toy_network", "nothing", lambda device: lambda images, captions: images.mean((1, 2)) / 255)
+network = Network("toy_network", "nothing", lambda device: lambda images, captions: images.mean((1, 2))[:, :1] / 255)
 METRIC = Metric("toy_metric", "redness", "higher", "mean", network)
 """
 
@@ -30,4 +30,4 @@ def test_a_metric_of_another_package_is_measured(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(METRICS, "_added", None)
     assert list(METRICS)[-1] == "toy_metric"
     features = Extractors(["toy_metric"], "cpu")(np.full((2, 8, 8, 3), 255, np.uint8), ["a", "b"])
-    np.testing.assert_array_equal(features["toy_network"], np.ones((2, 3)))
+    np.testing.assert_array_equal(features["toy_network"], np.ones((2, 1)))
