@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.printing import show
 from ddil_core.data.datasets import open_data
-from ddil_core.inversion.batches import SelectionSettings, choose
+from ddil_core.inversion.invert import SelectionSettings, choose
 from ddil_core.inversion.ph2p import PH2PSettings, judging_losses, judging_noise, search
 from ddil_core.inversion.problem import InversionProblem, transposed
 from ddil_core.inversion.towers import load_inversion_towers

@@ -34,7 +34,7 @@ from ddil_core.distillation.distill import distill
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import Model, assemble, load_model
 from ddil_core.models.sampling import SYSTEM_FILE
-from ddil_core.models.systems import Files, SystemSpec, load_systems
+from ddil_core.models.system_specs import Files, SystemSpec, load_systems
 from ddil_core.models.turns import take_turns
 from ddil_core.support.errors import DdilError
 from ddil_eval.cli.options import quiet_libraries

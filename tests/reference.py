@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddil_core.models.systems import Files, SystemSpec, load_systems
+from ddil_core.models.system_specs import Files, SystemSpec, load_systems
 from tests.pipelines import build, save_lora
 
 Image = Any

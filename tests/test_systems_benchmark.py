@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import systems as benchmark
-from ddil_core.models.systems import load_systems
+from ddil_core.models.system_specs import load_systems
 from tests.reference import random_files
 
 

@@ -1,6 +1,6 @@
 """Find prompts for images: one file for each inverter, a table of inverters, and a loop that runs them in batches."""
 
-from ddil_core.inversion.batches import InvertedPrompt, SelectionSettings, invert
+from ddil_core.inversion.invert import InvertedPrompt, SelectionSettings, invert
 from ddil_core.inversion.inverters import INVERTERS, get_inverter
 from ddil_core.inversion.problem import InversionProblem, Inverter
 

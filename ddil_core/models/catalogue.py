@@ -7,7 +7,7 @@ from typing import Any
 
 from ddil_core.models.hub import HubPart
 from ddil_core.models.references import SHIPPED, check_files, hub_parts, resolve
-from ddil_core.models.systems import load_systems
+from ddil_core.models.system_specs import load_systems
 from ddil_core.models.weights import count, read_header
 from ddil_core.support.errors import DdilError
 

@@ -89,7 +89,7 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
     if (source / "model_index.json").is_file():  # leave out what the pipeline does not name, such as a whole checkpoint
         components = {name for name, value in read_index(source).items() if isinstance(value, list)}
         files = [path for path in files if _belongs(path.relative_to(source), components)]
-    pickles = [path for path in files if path.suffix in PICKLES and renamed(path) not in files]
+    pickles = [path for path in files if path.suffix in PICKLES and safetensors_path(path) not in files]
     if not pickles:
         raise WrongCommand(f"the folder {source} holds no {', '.join(PICKLES)} without a safetensors file beside it")
     if out.resolve().is_relative_to(source.resolve()):
@@ -100,10 +100,12 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
             place = temporary / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             if path in pickles:
-                place = renamed(place)
+                place = safetensors_path(place)
                 done.append(_named(_convert_file(path, place), path, out / place.relative_to(temporary)))
             elif path.name.endswith(".bin.index.json"):
-                if (index := renamed(place)).name not in {file.name for file in files if file.parent == path.parent}:
+                if (index := safetensors_path(place)).name not in {
+                    file.name for file in files if file.parent == path.parent
+                }:
                     write_text(index, _converted_index(path))
             elif path.suffix in COPIED:
                 shutil.copyfile(path, place)
@@ -118,7 +120,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def renamed(path: Path) -> Path:
+def safetensors_path(path: Path) -> Path:
     """Return the path where diffusers and transformers expect the safetensors of a pickle or of an index of shards."""
     name = re.sub(r"^pytorch_model(?=[.-])", "model", path.name)
     if name.endswith(".bin.index.json"):
@@ -129,7 +131,9 @@ def renamed(path: Path) -> Path:
 def _converted_index(path: Path) -> str:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        index["weight_map"] = {weight: renamed(Path(file)).name for weight, file in index["weight_map"].items()}
+        index["weight_map"] = {
+            weight: safetensors_path(Path(file)).name for weight, file in index["weight_map"].items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DdilError(f"the index {path} is damaged; fetch or make the model again") from error
     return json.dumps(index, indent=2)

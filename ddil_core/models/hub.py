@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.models.systems import PIPELINE_FILES
+from ddil_core.models.system_specs import PIPELINE_FILES
 from ddil_core.models.weights import PICKLES, components, has_weights, read_json, sets_of_weights
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.lock import waiting_for

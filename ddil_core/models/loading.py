@@ -9,7 +9,7 @@ from ddil_core.models.checkpoint import check_checkpoint
 from ddil_core.models.fit import check_pipeline, check_weights
 from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check_files
-from ddil_core.models.systems import Files
+from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index
 from ddil_core.support.errors import DdilError
 

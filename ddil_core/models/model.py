@@ -30,7 +30,7 @@ from ddil_core.models.loading import load_pipeline
 from ddil_core.models.memory import decode_batch, latent_size, on_device, tiles
 from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
-from ddil_core.models.systems import Files
+from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.support.devices import choose_device, torch_dtype
 from ddil_core.support.errors import DdilError

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ddil_core.models.hub import INDEX, HubPart, Repository, size_text
 from ddil_core.models.single_file import require_safetensors, resolve_single_file
-from ddil_core.models.systems import Files, SystemSpec, load_systems
+from ddil_core.models.system_specs import Files, SystemSpec, load_systems
 from ddil_core.models.weights import AGAIN, PICKLES, PipelineFiles, pipeline_files, read_header
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.paths import shown, user_path

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timesteps, transitions
 from ddil_core.diffusion.solvers import SOLVERS, require_start
-from ddil_core.models.systems import SystemSpec
+from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import GuidanceScale, require_guidance, validate
 

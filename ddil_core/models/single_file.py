@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ddil_core.models.checkpoint import recorded_prediction
 from ddil_core.models.hub import HubPart, Repository
-from ddil_core.models.systems import Files, SystemSpec, load_systems
+from ddil_core.models.system_specs import Files, SystemSpec, load_systems
 from ddil_core.models.weights import PICKLES, read_header
 from ddil_core.support.errors import WrongCommand
 

@@ -17,7 +17,7 @@ import click
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.cli import options
-from ddil_eval.cli.listing import as_json, show
+from ddil_eval.cli.listing import as_json, print_table
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHAPES_WEIGHTS = CHECKOUT / "ddil_core" / "shapes" / "weights"
@@ -239,7 +239,7 @@ def latex() -> Check:
 
 def _print(checks: list[Check], healthy: bool) -> None:
     rows = [{**asdict(check), "state": _state(check)} for check in checks]
-    show("ddil doctor", ("group", "name", "state", "found"), rows)
+    print_table("ddil doctor", ("group", "name", "state", "found"), rows)
     for check in checks:
         if check.cure:
             click.echo(f"{check.name}: {check.cure}.")

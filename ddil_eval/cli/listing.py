@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of the table.")
 
 
-def show(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
     """Print ``rows`` as a table with a column for each key in ``columns``. True becomes yes, False no, and None –."""
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +42,7 @@ def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as
     if as_json:
         options.emit(rows)
         return
-    show(title, columns, rows)
+    print_table(title, columns, rows)
     for row in rows:
         if not row["here"]:
             click.echo(f"{row['name']}: {row.get('missing') or row['needs']}")

@@ -12,7 +12,7 @@ from ddil_core.support import ranks
 from ddil_eval.cli import options
 
 if TYPE_CHECKING:
-    from ddil_eval.report.table import Table
+    from ddil_eval.report.table_type import Table
 
 
 def show_tables(tables: Sequence[Table]) -> None:

@@ -13,7 +13,7 @@ from ddil_eval.cli.output import show_tables
 
 if TYPE_CHECKING:
     from ddil_eval.report.records import Record
-    from ddil_eval.report.table import Table
+    from ddil_eval.report.table_type import Table
 
 
 @click.command()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from ddil_eval.report.records import Record, RecordedEstimate, RecordedMetric
-from ddil_eval.report.table import Cell
+from ddil_eval.report.table_type import Cell
 
 LEVEL = 0.05
 """A difference is significant if its corrected p-value is below this level."""

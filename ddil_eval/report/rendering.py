@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ddil_eval.report.records import RecordedEstimate
-from ddil_eval.report.table import DOUBT, Cell, Column, Table
+from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -18,7 +18,7 @@ from typing import Any
 from ddil_core.support.resources import paper_results
 from ddil_eval.report.comparisons import BOLD, LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
 from ddil_eval.report.records import SETTING, Direction, Record, latest_records
-from ddil_eval.report.table import DOUBT, Cell, Column, Table
+from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
 
 @dataclass(frozen=True)

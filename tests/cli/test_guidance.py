@@ -14,7 +14,7 @@ from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, Pro
 from ddil_core.models.generate import sample
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
-from ddil_core.models.systems import SystemSpec
+from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import Strict, validate
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig

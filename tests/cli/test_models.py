@@ -15,7 +15,7 @@ from click.testing import Result
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ddil_core.models.systems import load_systems
+from ddil_core.models.system_specs import load_systems
 from tests.hub import serve
 
 Cli = Callable[..., Result]

@@ -23,7 +23,7 @@ from ddil_core.distillation.regression import RegressionStage
 from ddil_core.distillation.stage import Stage
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import load_model
-from ddil_core.models.systems import Files
+from ddil_core.models.system_specs import Files
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal, rows
 from tests.pipelines import TEACHER, save_pipeline

@@ -16,7 +16,7 @@ from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.diffusion.noise import Sample
 from ddil_core.inversion import INVERTERS, InversionProblem, InvertedPrompt, SelectionSettings, get_inverter, invert
-from ddil_core.inversion.batches import choose
+from ddil_core.inversion.invert import choose
 from ddil_core.inversion.lbfgs import BatchedLBFGS
 from ddil_core.inversion.pez import PEZSettings, pez
 from ddil_core.inversion.ph2p import (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddil_core.models.convert import convert_weights, renamed
+from ddil_core.models.convert import convert_weights, safetensors_path
 from ddil_core.models.model import Model, load_model
 from ddil_core.support.errors import DdilError, WrongCommand
 
@@ -245,4 +245,4 @@ def test_a_folder_without_pickles_and_one_inside_itself(folder: Path, tmp_path: 
     ],
 )
 def test_names_after_conversion(name: str, new: str) -> None:
-    assert renamed(Path("a") / name) == Path("a") / new
+    assert safetensors_path(Path("a") / name) == Path("a") / new

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ddil_core.models.fit import expected_shapes
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.systems import Files
+from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import pipeline_files, read_header, sets_of_weights
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import save_pipeline

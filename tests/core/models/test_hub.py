@@ -18,7 +18,7 @@ from ddil_core.models.fetch import fetch_model
 from ddil_core.models.hub import Repository, download_files, pipeline_files_on_hub, plan_download, size_text
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import hub_parts, is_here, resolve
-from ddil_core.models.systems import PIPELINE_FILES
+from ddil_core.models.system_specs import PIPELINE_FILES
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.hub import Hub, serve
 from tests.single_file import single_file

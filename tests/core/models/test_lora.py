@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.lora import merge_lora, read_lora
-from ddil_core.models.systems import Files
+from ddil_core.models.system_specs import Files
 from ddil_core.support.errors import DdilError
 from tests.pipelines import build
 from tests.single_file import _of_unet

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ddil_core.models.catalogue import list_models, parameters
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import SHIPPED, hub_parts, resolve
-from ddil_core.models.systems import load_systems
+from ddil_core.models.system_specs import load_systems
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.pipelines import build, tiny_unet
 from tests.single_file import single_file

@@ -29,7 +29,7 @@ from ddil_core.inversion.towers import Towers
 from ddil_core.models.generate import sample
 from ddil_core.models.model import Model, assemble, load_model
 from ddil_core.models.sampling import Bounds
-from ddil_core.models.systems import Files
+from ddil_core.models.system_specs import Files
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import Finite, all_finite, broken_weight, not_finite
 from tests.core.closed_form import Gaussian, normal, shifts

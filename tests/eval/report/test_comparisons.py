@@ -13,7 +13,7 @@ import scipy.stats
 from ddil_eval.report import rendering as render
 from ddil_eval.report.comparisons import holm, is_sound, p_value, unpaired_p_value
 from ddil_eval.report.records import Record, RecordedEstimate, RecordedMetric
-from ddil_eval.report.table import Table
+from ddil_eval.report.table_type import Table
 from ddil_eval.report.tables import build
 from tests.records import record, system
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ddil_eval.report import rendering as render
 from ddil_eval.report.records import RecordedEstimate
-from ddil_eval.report.table import Column, Table
+from ddil_eval.report.table_type import Column, Table
 from ddil_eval.report.tables import build
 from tests.records import p_teacher, record, system
 

@@ -10,7 +10,7 @@ import pytest
 
 from ddil_core.support import resources
 from ddil_eval.report.records import Record, RecordedEstimate, RecordedMetric
-from ddil_eval.report.table import Table
+from ddil_eval.report.table_type import Table
 from ddil_eval.report.tables import build, groups
 from tests.records import measured, p_teacher, record, system
 

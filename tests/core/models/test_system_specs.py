@@ -17,7 +17,7 @@ from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import resolve_sampling, sample_latents, sampling_warnings
 from ddil_core.models.model import Model, assemble, load_model
 from ddil_core.models.sampling import Sampling, misuse_warnings
-from ddil_core.models.systems import SystemSpec, load_systems
+from ddil_core.models.system_specs import SystemSpec, load_systems
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance
 from tests.pipelines import STUDENT, save_pipeline
