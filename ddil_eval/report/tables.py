@@ -77,12 +77,12 @@ _DIFFERENCES = "Paired differences between systems on the same prompts and seeds
 _COMPARED = {
     "systems": (
         "table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower"),
-        "The paper's FID is for SD 1.5 on COCO 2014; the paper does not say how it prepares images",
+        "The paper's FID is for SD 1.5 on COCO 2014, with an image preparation that the paper does not state",
     ),
     "prompt-inversion": (
         "table5", "table5", "Table 5", f"Each system generates images from prompts that the teacher inverted. {BOLD}",
         Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
-        "The paper's LPIPS_Div is for SD 1.5 on images that it does not name",
+        "The paper's LPIPS_Div is for SD 1.5 on images that the paper does not name",
     ),
 }  # fmt: skip
 """For each comparison: the paper's table; our table, its title and its caption; the paper's column and a note on it."""
@@ -164,7 +164,7 @@ def system_tables(group: Group) -> list[Table]:
     beside = any(cell is not None for row in rows for cell in row.paper)
     paper = [column] if beside else []
     elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
-    note += ", which is another world: compare directions, not values." if elsewhere else "."
+    note += ". That is another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     tables = [replace(table, best=_best(group, table, rows))]
     tables.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
