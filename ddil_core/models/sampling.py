@@ -151,7 +151,7 @@ class Sampling:
         """
         kind = str(config.get("_class_name"))
         solver, spacings = SCHEDULERS.get(kind, ("", {}))
-        spacing = spacings.get(config.get("timestep_spacing", ""), spacings.get("", ""))
+        spacing = spacings.get(str(config.get("timestep_spacing", "")), spacings.get("", ""))
         unusual = [key for key, value in USUAL.items() if config.get(key) not in (None, value)]
         if not spacing or unusual:
             in_place = "flow_euler" if is_flow(config) else "dpmpp_2m"

@@ -200,3 +200,9 @@ def test_a_student_keeps_its_teachers_scaling_of_timesteps(tmp_path: Path) -> No
         load_model(str(teacher)), open_data("shapes"), 4, tmp_path / "run" / "checkpoints" / "data.safetensors"
     )
     assert len(pool) == 4
+
+
+def test_a_spacing_that_is_no_name_is_replaced_and_said() -> None:
+    config = {"_class_name": "DDIMScheduler", "beta_start": 0.0001, "timestep_spacing": ["leading", "trailing"]}
+    sampling = Sampling.from_scheduler(config, 7.5)
+    assert (sampling.solver, sampling.replaces) == ("dpmpp_2m", "DDIMScheduler")
