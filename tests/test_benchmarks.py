@@ -1,14 +1,26 @@
-"""The frame of the benchmarks: alternation, claims, and what is printed and written."""
+"""The frame of the benchmarks: alternation, claims, the table and its runner, and what is printed and written."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from benchmarks import __main__ as runner
 from benchmarks import alternation, printing
 from benchmarks.claims import Claim, table
+from benchmarks.table import BENCHMARKS, LIMIT, Benchmark, Plan
+
+AWAITED = {"sampling", "precision", "grid", "training", "processes", "metrics"}
+"""Rows of the table whose modules are written elsewhere and not merged yet."""
+QUICK = ("--seconds", "0.01", "--size", "64")
+"""Arguments with which ``benchmarks.ceilings`` takes little time."""
 
 
 def test_contenders_alternate_and_the_order_is_reversed_each_round() -> None:
@@ -85,3 +97,93 @@ def test_a_csv_file_names_the_device_and_the_versions_and_can_be_read_again(
     assert first.endswith(", no-such-package (not installed)")
     pd.testing.assert_frame_equal(printing.read(path), frame)
     assert "[bold]a, b # c" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_row_of_the_table_is_a_script_that_writes_a_csv_file(name: str, root: Path) -> None:
+    from importlib import import_module
+
+    if name in AWAITED and not (root / "benchmarks" / f"{name}.py").is_file():
+        pytest.skip("not merged yet")
+    module = import_module(f"benchmarks.{name}")
+    assert isinstance(module.main, click.Command)
+    assert "--csv" in {option for parameter in module.main.params for option in parameter.opts}
+    assert f"python -m benchmarks.{name} " in module.__doc__
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_all_benchmarks_of_a_machine_fit_into_the_limit(kind: str) -> None:
+    plans = [plan for row in BENCHMARKS.values() if (plan := row.plan(kind))]
+    assert plans
+    assert sum(plan.seconds for plan in plans) < LIMIT
+
+
+def in_another_folder(folder: Path, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m benchmarks`` in a folder that has a package ``tests`` and a folder ``benchmarks`` of its own."""
+    (folder / "tests").mkdir()
+    (folder / "tests" / "__init__.py").write_text("raise RuntimeError('the wrong tests')")
+    (folder / "benchmarks").mkdir()
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_list_names_every_benchmark_from_any_folder(root: Path, tmp_path: Path) -> None:
+    run = in_another_folder(tmp_path, root, "--list")
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", *BENCHMARKS]
+    assert all(line.endswith(row.claim) for line, row in zip(lines[1:], BENCHMARKS.values(), strict=True))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_checkouts_tests_are_imported_from_any_folder(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").write_text("raise RuntimeError('the wrong tests')")
+    script = "import benchmarks, tests; print(tests.__file__)"
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(root / "tests" / "__init__.py")
+
+
+def test_an_unknown_benchmark_is_one_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(runner.main, ["--only", "speed", "--out", str(tmp_path / "new")])
+    assert result.exit_code == 2
+    known = ", ".join(map(repr, BENCHMARKS))
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '--only': 'speed' is not one of {known}."
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_benchmark_of_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "kind_of_machine", lambda: "gpu")
+    result = CliRunner().invoke(runner.main, ["--only", "startup", "--out", str(tmp_path / "new")])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "Error: startup: nothing to measure on a machine with a GPU"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_benchmark_runs_and_a_failed_one_does_not_stop_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real runner on the real ``ceilings``, beside a script that exits with an error."""
+    monkeypatch.chdir(tmp_path)
+    quick = Plan(60, *QUICK)
+    rows = (Benchmark("startup", "", Plan(60, "--nonsense"), quick), Benchmark("ceilings", "", quick, quick))
+    monkeypatch.setattr(runner, "BENCHMARKS", {row.name: row for row in rows})
+    result = CliRunner().invoke(runner.main, ["--out", "out"])
+    assert result.exit_code == 1
+    out = tmp_path / "out"
+    (failure,) = [line for line in result.stderr.splitlines() if "failed" in line]
+    assert failure.startswith("startup failed: exit status 2: Error: No such option")
+    assert failure.endswith(f"; see {out / 'startup.log'}")
+    assert "product of matrices, float32" in (out / "ceilings.log").read_text()
+    measured, claimed = printing.read(out / "ceilings.csv"), printing.read(out / "summary.csv")
+    assert measured["rate"].gt(0).all()
+    assert claimed["benchmark"].unique().tolist() == ["ceilings"]
+    assert claimed["ours"].tolist() == pytest.approx(measured["rate"].tolist())
+
+
+def test_a_benchmark_that_hangs_is_stopped_with_its_own_processes(tmp_path: Path) -> None:
+    with pytest.raises(runner.Failed, match=r"^stopped after 0\.1 times its planned 1 s; see .*startup\.log$"):
+        runner.run(Benchmark("startup", ""), Plan(1), tmp_path, patience=0.1)
