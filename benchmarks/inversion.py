@@ -10,7 +10,6 @@ the machine affects both.
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import click
 import pandas as pd
 import torch
 
+from benchmarks.alternation import compare, ratio
 from benchmarks.printing import show
 from ddil_core.data.datasets import open_data
 from ddil_core.inversion import InversionProblem
@@ -30,20 +30,11 @@ from ddil_core.support.resources import protocols
 from ddil_eval.cli.options import quiet_libraries
 
 
-def seconds(problem: InversionProblem, settings: PH2PSettings, size: int) -> float:
-    """Return the seconds for all images of a problem, ``size`` at once."""
-    synchronise()
-    started = time.perf_counter()
+def invert(problem: InversionProblem, settings: PH2PSettings, size: int) -> None:
+    """Invert all images of a problem, ``size`` at once."""
     for start in range(0, len(problem.ids), size):
         part = slice(start, start + size)
         ph2p(replace(problem, ids=problem.ids[part], images=problem.images[part]), settings, lambda: None)
-    synchronise()
-    return time.perf_counter() - started
-
-
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 @click.command()
@@ -60,16 +51,21 @@ def main(teacher: str, batch: int, rounds: int, repeats: int, device: str, csv_p
     settings = PH2PSettings(**table_settings | {"rounds": rounds, "candidates": rounds})
     ids = tuple(prompt.id for prompt in data.prompts(batch))
     problem = InversionProblem(model, model_words(model, tuple(caption_words())), next(data.images(batch)), ids, 0)
-    turns = [(seconds(problem, settings, 1), seconds(problem, settings, batch)) for _ in range(repeats + 1)][1:]
+    one_by_one, together = "one by one", f"batch {batch}"
+    times = compare(
+        {one_by_one: lambda: invert(problem, settings, 1), together: lambda: invert(problem, settings, batch)},
+        rounds=repeats,
+        clock="wall",
+    )
     rows = []
-    for name, column in (("one by one", 0), (f"batch {batch}", 1)):
-        times = [turn[column] for turn in turns]
+    for name, found in times.items():
+        median = statistics.median(found)
         rows.append(
             {
                 "images": name,
-                "images_per_second": batch / statistics.median(times),
-                "evaluations_per_second": batch * rounds * settings.evaluations / statistics.median(times),
-                "times": statistics.median(turn[0] / turn[column] for turn in turns),
+                "images_per_second": batch / median,
+                "evaluations_per_second": batch * rounds * settings.evaluations / median,
+                "times": ratio(times[one_by_one], found),
             }
         )
     frame = pd.DataFrame(rows)

@@ -4,14 +4,16 @@
 
 Sampling goes from prompts to decoded images, with the model's own solver and guidance. Statistics go from features
 [N, 512] on the host to values and their intervals, against a reference of 1,000. The plots are DIR/scale.png and
-DIR/scale.svg; DIR is the folder of the CSV file by default. "peak_MiB" is the largest memory since the point before,
-of the process (Linux) or of the GPU; on a CPU it holds Python, torch and the model too.
+DIR/scale.svg; DIR is the folder of the CSV file by default. "peak_MiB" is the memory that the work takes at its peak,
+beside what is held before it: of the GPU, or of the process on Linux.
 """
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +86,28 @@ def points(model: Model, texts: list[str]) -> Iterator[Point]:
             yield "N", name, count, count, lambda s=statistic, x=x, labels=labels: s.spread(x, labels)
 
 
-def reset_peak() -> None:
-    """Start a new measurement of the largest memory."""
+def reset_peak() -> float:
+    """Start a new measurement of the largest memory, and return the MiB that are held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
+        return torch.cuda.memory_allocated() / 2**20
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory, which would hide what the work takes
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    return _of_the_process("VmRSS")
 
 
 def peak() -> float:
     """Return MiB at the peak since `reset_peak`; NaN where the system does not tell."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _of_the_process("VmHWM")
+
+
+def _of_the_process(entry: str) -> float:
+    """Return MiB of an entry of Linux's status of this process."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), float("nan"))
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(entry)), float("nan"))
 
 
 def seconds_of(work: Work, rounds: int, clock: Clock) -> float:
@@ -122,10 +131,10 @@ def measure(model: Model, rounds: int, clock: Clock) -> pd.DataFrame:
         if what not in warm:
             work()
             warm.add(what)
-        reset_peak()
+        held = reset_peak()
         seconds = seconds_of(work, rounds, clock)
         row = {"axis": axis, "what": what, "at": place, "seconds": seconds, "seconds_per_image": seconds / images}
-        rows.append(row | {"peak_MiB": peak()})
+        rows.append(row | {"peak_MiB": peak() - held})
     return pd.DataFrame(rows)
 
 
@@ -134,8 +143,8 @@ PANELS = (
     ("steps", "seconds_per_image", "steps", "s an image"),
     ("prompts", "seconds", "prompts", "s"),
     ("N", "seconds", "images N", "s"),
-    ("batch", "peak_MiB", "images at once", "MiB at the peak"),
-    ("N", "peak_MiB", "images N", "MiB at the peak"),
+    ("batch", "peak_MiB", "images at once", "MiB that the work takes"),
+    ("N", "peak_MiB", "images N", "MiB that the work takes"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,36 @@ def _demonstrate(out: Path, device: str) -> None:
         console.rule(f"distil a 4-step student: {name}")
         settings = {key: value for key, value in content["distill"].items() if key != "ddil" or name == "DDIL"}
         students[name] = out / name.lower()
-        distill("shapes", "shapes", validate(ProgressiveConfig, settings, str(path)), students[name], device=device)
+        encoded = _share_encoded_data(students["PD"], students[name])
+        config = validate(ProgressiveConfig, settings, str(path))
+        distill("shapes", "shapes", config, students[name], resume=encoded, device=device)
     console.rule("systems side by side")
     systems = _with_students(content["systems"], students)
     if _measured(out, "systems") < len(systems["systems"]) + len(systems["differences"]):
         compare_systems(validate(SystemsConfig, systems, str(path)), out, device)
     console.rule("teacher and student take turns")
     shift = content["covariate_shift"] | {"teacher": "shapes", "student": str(students["DDIL"])}
-    config = validate(CovariateShiftConfig, shift, str(path))
-    if _measured(out, "covariate-shift") < 2 + len(config.p_teacher) + 2 * len(config.switch):
-        analyse_covariate_shift(config, out, device)
+    analysis = validate(CovariateShiftConfig, shift, str(path))
+    if _measured(out, "covariate-shift") < 2 + len(analysis.p_teacher) + 2 * len(analysis.switch):
+        analyse_covariate_shift(analysis, out, device)
     _report(out)
     console.print(NOTICE)
+
+
+def _share_encoded_data(first: Path, student: Path) -> bool:
+    """Give a run the data that the first run encoded: both encode the same images with the same teacher.
+
+    Returns:
+        Whether the run folder of ``student`` has begun, so that a distillation must go on in it.
+    """
+    from ddil_core.support.files import replacing
+
+    theirs, ours = (folder / "checkpoints" / "data.safetensors" for folder in (first, student))
+    if theirs.is_file() and not ours.is_file() and not (student / "student").is_dir():
+        ours.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(ours) as temporary:
+            shutil.copyfile(theirs, temporary)
+    return ours.is_file()
 
 
 def _with_students(systems: dict[str, Any], students: dict[str, Path]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.support import resources
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.resources import protocols
-from ddil_eval.cli.demo import NOTICE, _measured, _with_students
+from ddil_eval.cli.demo import NOTICE, _measured, _share_encoded_data, _with_students
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 from ddil_eval.experiments.systems import SystemsConfig
 from ddil_eval.report import records as store
@@ -33,12 +33,14 @@ def test_the_protocol_is_valid_and_keeps_the_promise(content: dict[str, Any]) ->
     assert set(content) == {"distill", "covariate_shift", "systems"}
     distill = validate(ProgressiveConfig, content["distill"], "demo.yaml")
     assert distill.stages[-1].steps == 4 and distill.ddil is not None
-    assert validate(CovariateShiftConfig, content["covariate_shift"], "demo.yaml").num_prompts >= 256
+    analysis = validate(CovariateShiftConfig, content["covariate_shift"], "demo.yaml")
+    assert analysis.num_prompts is not None and analysis.num_prompts >= 256
     systems = validate(SystemsConfig, content["systems"], "demo.yaml")
     assert systems.num_prompts >= 256
     assert {(s.model, s.steps) for s in systems.systems} == {
-        ("shapes", 32), ("shapes", 4), ("PD", 4), ("DDIL", 4),
+        ("shapes", 16), ("shapes", 4), ("PD", 4), ("DDIL", 4),
     }  # fmt: skip
+    assert analysis.teacher_steps == systems.systems[0].steps
 
 
 @pytest.mark.parametrize("name", ["pd", "covariate-shift"])
@@ -63,6 +65,22 @@ def test_it_counts_what_an_earlier_demo_measured(tmp_path: Path) -> None:
     for record in (system("PD", 4), system("DDIL", 4), p_teacher(0.8)):
         store.save_record(record, tmp_path)
     assert (_measured(tmp_path, "systems"), _measured(tmp_path, "covariate-shift")) == (2, 1)
+
+
+def test_the_second_student_takes_the_data_that_the_first_one_encoded(tmp_path: Path) -> None:
+    first, second = tmp_path / "pd", tmp_path / "ddil"
+    assert not _share_encoded_data(first, second)  # nothing is encoded yet, and nothing is made
+    assert not second.exists()
+    encoded = first / "checkpoints" / "data.safetensors"
+    encoded.parent.mkdir(parents=True)
+    encoded.write_bytes(b"encoded")
+    assert _share_encoded_data(first, first)
+    assert _share_encoded_data(first, second)
+    assert [path.name for path in (second / "checkpoints").iterdir()] == ["data.safetensors"]
+    assert (second / "checkpoints" / "data.safetensors").read_bytes() == b"encoded"
+    encoded.write_bytes(b"other")
+    assert _share_encoded_data(first, second)
+    assert (second / "checkpoints" / "data.safetensors").read_bytes() == b"encoded"  # a run keeps what it trains on
 
 
 def test_it_says_that_it_is_a_demonstration() -> None:
@@ -91,6 +109,8 @@ def test_a_small_demo_runs_from_end_to_end_and_is_not_made_again(
             path.stem for path in (out / "report").rglob("*.csv")
         }
         assert result.stderr.count("This is a demonstration") == 2
+        encoded = [(out / student / "checkpoints" / "data.safetensors").read_bytes() for student in ("pd", "ddil")]
+        assert encoded[0] == encoded[1]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == made
     assert sum(record.kind != "pair" for record in store.read_records(out)) == 5 + 12
 
