@@ -10,7 +10,6 @@ be.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import click
 import pandas as pd
 import torch
 
-from benchmarks.alternation import synchronise
+from benchmarks.alternation import CLOCKS, Clock, synchronise
 from benchmarks.claims import Claim
 from benchmarks.printing import show
 
@@ -29,20 +28,21 @@ COPIED = {"cpu": 2**28, "cuda": 2**30}
 FORMATS = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "tf32", "bfloat16", "float16")}
 
 
-def best(work: Callable[[], object], seconds: float) -> float:
-    """Return the least seconds of the clock of one run, after a warm-up, among the runs of ``seconds``."""
+def best(work: Callable[[], object], seconds: float, clock: Clock = "wall") -> float:
+    """Return the least seconds of one run, after a warm-up, among the runs of ``seconds``."""
+    now = CLOCKS[clock]
     work()
-    found, started = [], time.perf_counter()
-    while not found or time.perf_counter() - started < seconds:
+    found, started = [], now()
+    while not found or now() - started < seconds:
         synchronise()
-        before = time.perf_counter()
+        before = now()
         work()
         synchronise()
-        found.append(time.perf_counter() - before)
+        found.append(now() - before)
     return min(found)
 
 
-def product_rate(name: str, device: str, seconds: float = 1.0, size: int | None = None) -> float:
+def product_rate(name: str, device: str, seconds: float = 1.0, size: int | None = None, clock: Clock = "wall") -> float:
     """Return the operations a second of a product of matrices.
 
     Args:
@@ -50,6 +50,7 @@ def product_rate(name: str, device: str, seconds: float = 1.0, size: int | None 
         device: "cpu" or "cuda".
         seconds: How long to measure.
         size: N of the N × N matrices; None takes the one of ``SIZES``.
+        clock: "wall"; or "cpu" for one thread beside other work on the machine.
     """
     n = size or SIZES[device]
     a, b = (
@@ -59,16 +60,16 @@ def product_rate(name: str, device: str, seconds: float = 1.0, size: int | None 
     switch = torch.backends.cuda.matmul
     before, switch.fp32_precision = switch.fp32_precision, "tf32" if name == "tf32" else "ieee"  # type: ignore[attr-defined]
     try:
-        return 2 * n**3 / best(lambda: torch.mm(a, b, out=out), seconds)
+        return 2 * n**3 / best(lambda: torch.mm(a, b, out=out), seconds, clock)
     finally:
         switch.fp32_precision = before  # type: ignore[attr-defined]
 
 
-def copy_rate(device: str, seconds: float = 1.0, count: int | None = None) -> float:
+def copy_rate(device: str, seconds: float = 1.0, clock: Clock = "wall") -> float:
     """Return the bytes a second that a copy within the memory of a device reads and writes, both counted."""
-    source = torch.ones((count or COPIED[device]) // 4, device=device)
+    source = torch.ones(COPIED[device] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / best(lambda: target.copy_(source), seconds)
+    return 2 * source.nbytes / best(lambda: target.copy_(source), seconds, clock)
 
 
 def transfer_rate(to_device: bool, pinned: bool, seconds: float = 1.0) -> float:

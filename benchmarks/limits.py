@@ -2,6 +2,8 @@
 
     python -m benchmarks.limits [--batch 32] [--rounds 3] [--csv FILE]
 
+On a CPU everything runs on one thread, in CPU seconds, which other work on the machine disturbs less.
+
 torch counts the floating-point operations of a forward pass; a multiplication with its addition is two. "ceiling" is
 what `benchmarks.ceilings` finds for a product of large matrices in the same number format, in the same run. "least_ms"
 is the time of one row at that ceiling, and "weights_ms" the time in which the memory yields the weights once: a pass
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.alternation import compare
+from benchmarks.alternation import Clock, compare
 from benchmarks.ceilings import copy_rate, product_rate
 from benchmarks.claims import Claim
 from benchmarks.printing import show
@@ -77,15 +79,16 @@ def measure(device: str, batch: int, rounds: int) -> pd.DataFrame:
     """Return a row for each network."""
     passes = [*shapes_passes(device, batch), *full_size_passes("cuda" if device == "cuda" else "meta", 4)]
     formats = {number for _, net, _, number, _ in passes if not is_counted_alone(net)}
-    ceilings = {number: product_rate(number, device) for number in formats}
-    bandwidth = copy_rate(device)
+    clock: Clock = "wall" if device == "cuda" else "cpu"
+    ceilings = {number: product_rate(number, device, clock=clock) for number in formats}
+    bandwidth = copy_rate(device, clock=clock)
     rows = []
     for name, net, count, number, work in passes:
         flop = operations(work) / count
         nbytes = sum(parameter.nbytes for parameter in net.parameters())
         row = {"network": name, "format": number, "rows": count, "GFLOP": flop / 1e9, "weights_MiB": nbytes / 2**20}
         if not is_counted_alone(net):
-            seconds = statistics.median(compare({name: work}, rounds=rounds)[name]) / count
+            seconds = statistics.median(compare({name: work}, rounds=rounds, clock=clock)[name]) / count
             rate = flop / seconds
             row |= {
                 "ms": seconds * 1e3,
@@ -107,11 +110,10 @@ def is_counted_alone(net: nn.Module) -> bool:
 @click.command(help=__doc__)
 @click.option("--batch", default=32, show_default=True, help="Rows at once of the shapes networks.")
 @click.option("--rounds", default=3, show_default=True, help="Passes that are counted, after a warm-up.")
-@click.option("--threads", type=int, default=1, show_default=True, help="Threads of a CPU, for both sides.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
-def main(batch: int, rounds: int, threads: int, csv_path: Path | None) -> None:
+def main(batch: int, rounds: int, csv_path: Path | None) -> None:
     quiet_libraries()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     show(measure("cuda" if torch.cuda.is_available() else "cpu", batch, rounds), csv_path)
 
 
