@@ -3,7 +3,7 @@
     python -m benchmarks.systems [--csv FILE]          tiny networks, in seconds on a CPU
     python -m benchmarks.systems --full-size           full-size SD 1.5 and SDXL U-Nets on a GPU: speed and memory
 
-Run it from the root of the checkout: the tiny pipelines and the diffusers side come from the tests. The tolerances are
+The tiny pipelines and the diffusers side come from the checkout's tests, which need pytest. The tolerances are
 ‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the images in
 levels of 255; rounding alone makes 0.25. Where a system cannot be distilled or analysed, the reason stands below the
 table.

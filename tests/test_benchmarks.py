@@ -187,3 +187,43 @@ def test_a_benchmark_runs_and_a_failed_one_does_not_stop_it(
 def test_a_benchmark_that_hangs_is_stopped_with_its_own_processes(tmp_path: Path) -> None:
     with pytest.raises(runner.Failed, match=r"^stopped after 0\.1 times its planned 1 s; see .*startup\.log$"):
         runner.run(Benchmark("startup", ""), Plan(1), tmp_path, patience=0.1)
+
+
+def test_operations_of_a_product_are_counted_with_and_without_numbers() -> None:
+    import torch
+
+    from benchmarks.limits import operations
+
+    for device in ("cpu", "meta"):
+        a, b = torch.zeros(3, 5, device=device), torch.zeros(5, 7, device=device)
+        assert operations(lambda a=a, b=b: a @ b) == 2 * 3 * 5 * 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of the memory")
+def test_the_peak_holds_what_was_freed_again_and_not_what_was_held_before() -> None:
+    import numpy as np
+    import torch
+
+    from benchmarks.scale import peak, reset_peak
+
+    if torch.cuda.is_available():
+        pytest.skip("here the peak is that of the GPU")
+    held = reset_peak()
+    np.ones(2**23)  # 64 MiB, freed at once
+    assert 60 < peak() - held < 100
+    held = reset_peak()
+    assert peak() - held < 10
+
+
+def test_the_plots_of_scale_are_drawn(tmp_path: Path) -> None:
+    from benchmarks.scale import plot
+
+    rows = [
+        {"axis": axis, "what": "work", "at": at, "seconds": at, "seconds_per_image": 1.0, "peak_MiB": 2.0 * at}
+        for axis in ("batch", "steps", "prompts", "N")
+        for at in (1, 2)
+    ]
+    plot(pd.DataFrame(rows), "title", tmp_path / "new")
+    assert (tmp_path / "new" / "scale.png").read_bytes().startswith(b"\x89PNG")
+    svg = (tmp_path / "new" / "scale.svg").read_text(encoding="utf-8")
+    assert svg.count('id="axes_') == 6
