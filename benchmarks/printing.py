@@ -35,11 +35,17 @@ def show(
     header = machine.header(packages)
     table = Table(*map(str, frame.columns), title=title, caption=Text(header), caption_justify="left")
     for row in frame.itertuples(index=False):
-        table.add_row(*(Text(f"{value:z{digits}}" if isinstance(value, float) else str(value)) for value in row))
+        table.add_row(*(Text(_word(value, digits)) for value in row))
     Console(width=max(140, Console().width)).print(table)
     if csv_path is not None:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
         csv_path.write_text(f"# {header}\n{frame.to_csv(index=False)}", encoding="utf-8")
+
+
+def _word(value: object, digits: str) -> str:
+    if value is None or value != value:  # NaN, which differs from itself
+        return "–"
+    return f"{value:z{digits}}" if isinstance(value, float) else str(value)
 
 
 def read(csv_path: Path) -> pd.DataFrame:

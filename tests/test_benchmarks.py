@@ -88,7 +88,7 @@ def test_a_csv_file_names_the_device_and_the_versions_and_can_be_read_again(
 ) -> None:
     import platform
 
-    frame = pd.DataFrame({"what": ["[bold]a, b # c"], "seconds": [1 / 3]})
+    frame = pd.DataFrame({"what": ["[bold]a, b # c", "d"], "seconds": [1 / 3, float("nan")]})
     path = tmp_path / "new" / "figures.csv"
     printing.show(frame, path, packages=["click", "no-such-package"])
     first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -96,7 +96,9 @@ def test_a_csv_file_names_the_device_and_the_versions_and_can_be_read_again(
     assert f"python {platform.python_version()}, ddil " in first
     assert first.endswith(", no-such-package (not installed)")
     pd.testing.assert_frame_equal(printing.read(path), frame)
-    assert "[bold]a, b # c" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "[bold]a, b # c │ 0.3333" in printed
+    assert "d              │ –" in printed
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
