@@ -22,7 +22,7 @@ import click
 
 from benchmarks import ROOT
 from benchmarks.claims import Claim, table
-from benchmarks.printing import read, show
+from benchmarks.printing import read, show, write
 from benchmarks.table import BENCHMARKS, LIMIT, Benchmark, Plan
 
 
@@ -115,9 +115,10 @@ def main(ctx: click.Context, only: tuple[str, ...], out: Path, patience: float, 
             found += [(row.name, claim) for claim in claims(row, out)]
         except Exception as error:  # one benchmark must not stop the others; the failure is named at the end
             failures.append(f"{row.name} failed: {error}")
+        write(table(found), out / "summary.csv")  # each time, as a lease of a machine may end before the last one
         seconds = time.perf_counter() - started
         click.echo(f"{row.name}: {seconds:.0f} s, planned {plan.seconds} s", err=True)
-    show(table(found), out / "summary.csv", title="Claims")
+    show(table(found), None, title="Claims")
     for failure in failures:
         click.echo(failure, err=True)
     ctx.exit(1 if failures else 0)

@@ -32,14 +32,19 @@ def show(
         title: The title on the terminal.
         packages: Packages, such as a peer's, whose versions the header names beside torch's and our own.
     """
-    header = machine.header(packages)
-    table = Table(*map(str, frame.columns), title=title, caption=Text(header), caption_justify="left")
+    caption = Text(machine.header(packages))
+    table = Table(*map(str, frame.columns), title=title, caption=caption, caption_justify="left")
     for row in frame.itertuples(index=False):
         table.add_row(*(Text(_word(value, digits)) for value in row))
     Console(width=max(140, Console().width)).print(table)
     if csv_path is not None:
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
-        csv_path.write_text(f"# {header}\n{frame.to_csv(index=False)}", encoding="utf-8")
+        write(frame, csv_path, packages)
+
+
+def write(frame: pd.DataFrame, csv_path: Path, packages: Iterable[str] = ()) -> None:
+    """Write a frame in full below the line that names device and versions."""
+    csv_path.parent.mkdir(parents=True, exist_ok=True)
+    csv_path.write_text(f"# {machine.header(packages)}\n{frame.to_csv(index=False)}", encoding="utf-8")
 
 
 def _word(value: object, digits: str) -> str:
