@@ -174,9 +174,9 @@ def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def finite(features: Array) -> Array:
-    """Return features as float64. Raises DdilError where they are not finite."""
-    rows = np.asarray(features, dtype=np.float64)
+def finite(features: Array, dtype: type[np.floating] = np.float64) -> Array:
+    """Return features as ``dtype``. Raises DdilError where they are not finite."""
+    rows = np.asarray(features, dtype=dtype)
     if not np.isfinite(rows).all():
         raise DdilError("features hold values that are not finite; check the measured images for broken ones")
     return rows
