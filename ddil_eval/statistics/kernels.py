@@ -199,9 +199,7 @@ def _sums_across(x: Array, chosen: Array, y: Array, of_reference: Array) -> Arra
     if len(x) * len(y) <= (chosen.sum(axis=0) * of_reference.sum(axis=0)).sum():
         return np.asarray(np.diagonal(_across(x, chosen, y, of_reference, polynomial)))
     pairs = zip(chosen.T, of_reference.T, strict=True)
-    return np.array(
-        [polynomial(_rows(x[np.flatnonzero(a)]), _rows(y[np.flatnonzero(b)])).sum() for a, b in pairs]
-    )
+    return np.array([polynomial(_rows(x[np.flatnonzero(a)]), _rows(y[np.flatnonzero(b)])).sum() for a, b in pairs])
 
 
 class GaussianDiscrepancy:

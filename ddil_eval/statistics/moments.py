@@ -159,13 +159,21 @@ class GroupMoments:
 
     def without(self) -> Iterator[Moments]:
         """Yield for each group the moments of all other samples."""
+        return self.leave_one_out()[1]
+
+    def leave_one_out(self) -> tuple[Moments, Iterator[Moments]]:
+        """Return the moments of all samples, and for each group those of all other samples. Groups merge once."""
         parts = self.moments()
         total = Moments.merged(parts)
-        for group, part in enumerate(parts):
-            if total.count - part.count <= len(total.mean):
-                yield Moments.merged(parts[:group] + parts[group + 1 :])
-            else:
-                yield total.less(part)
+
+        def without() -> Iterator[Moments]:
+            for group, part in enumerate(parts):
+                if total.count - part.count <= len(total.mean):
+                    yield Moments.merged(parts[:group] + parts[group + 1 :])
+                else:
+                    yield total.less(part)
+
+        return total, without()
 
 
 def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:

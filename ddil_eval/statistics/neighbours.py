@@ -35,7 +35,7 @@ class Neighbours:
         self.reference = _at_least_two(reference)
         self.k = k
         # Distances do not depend on the origin; rounding errors are smallest near it.
-        self.origin = np.mean(self.reference, axis=0, dtype=np.float64)
+        self.origin = np.asarray(np.mean(self.reference, axis=0, dtype=np.float64))
         self.radii: dict[int, Array] = {}
 
     def values(self, features: Array) -> Array:
