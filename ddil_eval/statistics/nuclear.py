@@ -20,8 +20,6 @@ STEP = 0.34
 """The step in log √t: the error falls as exp(−π² / step), here 2e-13 of the change."""
 LOW, HIGH = 36.0, 5.0
 """The nodes √t lie between e^(−LOW) of the norm and e^HIGH of the largest σ. The rest is below 1e-13 r of the norm."""
-NOISE = 1e-14
-"""Singular values below this share of the largest are 0."""
 
 
 def nuclear_norm(matrix: Array) -> float:
@@ -40,21 +38,13 @@ def nuclear_norms_without(rows: Array, labels: Array) -> tuple[float, Array]:
     if singular[0] == 0:
         return 0.0, np.zeros(groups)
     norm, scale = float(singular.sum()), float(singular[0])
-    shares = np.where(singular < NOISE * scale, 0.0, singular / scale)
     norms = np.empty(groups)
     for group in range(groups):
         removed = vectors[labels == group]
         size = len(removed)
-        change = None
-        if _is_even(shares, size):
-            # e_i − 1/n for the rows i of the group, made orthonormal.
-            basis = removed + (1 / np.sqrt(1 - size / n) - 1) / size * removed.sum(axis=0)
-            change = _change(basis, shares)
-        if change is None:
-            kept = rows[labels != group]
-            norms[group] = nuclear_norm(kept - kept.mean(axis=0))
-        else:
-            norms[group] = norm + scale * change
+        # e_i − 1/n for the rows i of the group, made orthonormal.
+        basis = removed + (1 / np.sqrt(1 - size / n) - 1) / size * removed.sum(axis=0)
+        norms[group] = norm + scale * _change(basis, singular / scale)
     return norm, norms
 
 
@@ -72,14 +62,9 @@ def _decompose(centred: Array) -> tuple[Array, Array]:
     return np.concatenate([np.zeros((1, n - 1)), left]) - np.outer(normal, normal[1:] @ left), singular
 
 
-def _is_even(shares: Array, size: int) -> bool:
-    """Whether the smallest σ are so many or so close that no determinant loses digits by them."""
-    return bool(shares[-min(2 * size, len(shares))] <= 1e5 * shares[-1])
-
-
-def _change(basis: Array, shares: Array) -> float | None:
-    """Return tr √G_kept − tr √G for E in coordinates of singular vectors, [r, n − 1], and σ ≤ 1; None where it fails."""
-    squares = np.square(shares)
+def _change(basis: Array, singular: Array) -> float:
+    """Return tr √G_kept − tr √G for E in coordinates of singular vectors, [r, n − 1], and σ ≤ 1, [n − 1]."""
+    squares = np.square(singular)
     first = (basis * squares) @ basis.T
     lost = float(np.trace(first))
     if lost == 0:
@@ -87,12 +72,21 @@ def _change(basis: Array, shares: Array) -> float | None:
     # For large t the integrand is −lost/t + lost · pole/t² − …, as is −lost/(t + pole), whose integral is known.
     pole = float(np.square(basis * squares).sum() - 0.5 * np.square(first).sum()) / lost
     total = 0.0
-    for root in np.exp(np.arange(np.log(shares.sum()) - LOW, HIGH, STEP)):
+    for root in np.exp(np.arange(np.log(singular.sum()) - LOW, HIGH, STEP)):
         t = root * root
-        scaled = basis * np.sqrt(t / (squares + t))
-        try:
-            diagonal = np.diagonal(np.linalg.cholesky(scaled @ scaled.T))
-        except np.linalg.LinAlgError:
-            return None
-        total += root * (2 * float(np.log(diagonal).sum()) + lost / (t + pole))
+        log_root = np.log(_factor_diagonal(basis * np.sqrt(t / (squares + t)))).sum()
+        total += root * (2 * float(log_root) + lost / (t + pole))
     return STEP * total / np.pi - lost / (2 * np.sqrt(pole))
+
+
+def _factor_diagonal(matrix: Array) -> Array:
+    """Return the diagonal, positive, of a triangular L with L Lᵀ = A Aᵀ for a matrix A [r, k] of full rank."""
+    try:
+        diagonal = np.diagonal(np.linalg.cholesky(matrix @ matrix.T))
+    except np.linalg.LinAlgError:  # not positive definite within rounding
+        diagonal = np.zeros(1)
+    if diagonal.min() <= 1e-4 * diagonal.max():
+        # A Aᵀ loses half of the digits. The orthogonal factorisation keeps them, in eight times the time.
+        triangle = np.linalg.qr(matrix.T, mode="reduced")[1]
+        diagonal = np.maximum(np.abs(np.diagonal(triangle)), np.finfo(np.float64).tiny)
+    return diagonal

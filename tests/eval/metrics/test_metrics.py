@@ -232,7 +232,7 @@ def test_efflite0_features_do_not_depend_on_the_batch(extract_efflite0: Extracto
 def test_efflite0_on_a_cpu_is_the_network_without_folded_batch_norms(
     extract_efflite0: Extractor, batch: ShapesBatch
 ) -> None:
-    """In parts of 8, and all at once with timm's own batch norms: features within 3e-6."""
+    """In parts of 8, and all at once with timm's own batch norms: features within 3e-6 in norm."""
     from timm.models.efficientnet import tf_efficientnet_lite0
 
     state = torch.load(efflite0.installed_weights(), map_location="cpu", weights_only=True)
@@ -243,7 +243,7 @@ def test_efflite0_on_a_cpu_is_the_network_without_folded_batch_norms(
     with torch.inference_mode():
         expected = plain.forward_head(plain.forward_features(efflite0.prepare_efflite0(images)), pre_logits=True)
     found = extract_efflite0(images, [""] * 11)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=3e-6 * float(expected.abs().max()))
+    assert np.linalg.norm(found - expected.numpy()) <= 3e-6 * np.linalg.norm(found)
     folded = efflite0.load_efflite0(efflite0.installed_weights())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
 
