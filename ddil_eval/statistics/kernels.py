@@ -24,7 +24,7 @@ Kernel = Callable[[Array, Array], Array]
 
 
 def polynomial(x: Array, y: Array) -> Array:
-    """Return (x·y / d + 1)³ for the rows of x [n, d] and y [m, d], in float64: KID's kernel (Bińkowski et al., 2018)."""
+    """Return (x·y / d + 1)³ for the rows of x [n, d] and y [m, d]: KID's kernel (Bińkowski et al., 2018), float64."""
     base = (x @ y.T).astype(np.float64, copy=False)
     base /= x.shape[1]
     base += 1.0
