@@ -35,12 +35,16 @@ def _regular(n: int, start: float) -> np.ndarray:
 
 @cache
 def _edges(shape: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the vertices and the edges from them, [n, 2] each; None for a round shape."""
     vertices = polygon(shape)
     return None if vertices is None else (vertices, np.roll(vertices, -1, axis=0) - vertices)
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the signed distance, negative inside, of points (x, y) from a shape with circumscribed radius 1."""
+    """Return the signed distance, negative inside, of points (x, y) from a shape with circumscribed radius 1.
+
+    ``x`` and ``y`` broadcast. A grid of x [1, w] and y [h, 1] costs half of its points x [h, w] and y [h, w].
+    """
     edges = _edges(shape)
     if edges is not None:
         return _polygon_distance(x, y, *edges)
@@ -55,14 +59,17 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    px, py = x - vertices[:, :1], y - vertices[:, 1:]
-    ex, ey = edges[:, :1], edges[:, 1:]
-    along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0.0, 1.0)
-    squared = ((px - along * ex) ** 2 + (py - along * ey) ** 2).min(axis=0)
+    per_edge = (len(vertices), *(1,) * np.ndim(x))
+    (vx, vy), (ex, ey) = ((values.T.reshape(2, *per_edge)) for values in (vertices, edges))
+    px, py = x - vx, y - vy
+    along = px * ex + py * ey
+    along /= ex * ex + ey * ey
+    np.clip(along, 0.0, 1.0, out=along)
+    squared = (np.square(px - along * ex) + np.square(py - along * ey)).min(axis=0)
     # A point is inside where the ray to its right crosses an odd number of edges.
     side = ex * py - ey * px
-    crossed = ((py >= 0) & (py < ey) & (side > 0)) | ((py < 0) & (py >= ey) & (side < 0))
-    inside = crossed.sum(axis=0) % 2 == 1
+    up, down = (py >= 0) & (py < ey), (py < 0) & (py >= ey)
+    inside = np.logical_xor.reduce((up & (side > 0)) | (down & (side < 0)), axis=0)
     return np.where(inside, -1.0, 1.0) * np.sqrt(squared)
 
 
@@ -70,9 +77,9 @@ def coverage(shape: str, radius: float, centre: tuple[float, float]) -> tuple[sl
     """Return an object's bounding box (rows, columns) and the covered share of each pixel in it, [h, w] in [0, 1]."""
     low = [max(0, int(c - radius - 1)) for c in centre]
     high = [min(IMAGE_SIZE, int(c + radius + 2)) for c in centre]
-    x, y = np.meshgrid(*((np.arange(a, b) + 0.5 - c) / radius for a, b, c in zip(low, high, centre, strict=True)))
-    alpha = np.clip(0.5 - radius * signed_distance(shape, x.ravel(), y.ravel()), 0.0, 1.0)
-    return slice(low[1], high[1]), slice(low[0], high[0]), alpha.reshape(high[1] - low[1], high[0] - low[0])
+    x, y = ((np.arange(a, b) + 0.5 - c) / radius for a, b, c in zip(low, high, centre, strict=True))
+    alpha = np.clip(0.5 - radius * signed_distance(shape, x[None], y[:, None]), 0.0, 1.0)
+    return slice(low[1], high[1]), slice(low[0], high[0]), alpha
 
 
 _CENTRED = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1

@@ -21,6 +21,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
+from ddil_eval.metrics.on_cpu import fold_batch_norms, in_parts
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FILE = "efficientnet-lite0-57934424.pth"
 INPUT_SIZE = 224
 MEAN, STD = 127.0, 128.0
+CPU_PART = 8
+"""Images that run at once on a CPU."""
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 _PLACES = [(stage, block) for stage, repeats in enumerate(_REPEATS) for block in range(repeats)]
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -82,6 +85,8 @@ def timm_name(name: str) -> str:
 def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
     """Load EfficientNet-Lite0 with its classifier, in eval mode, float32, without gradients.
 
+    On a CPU its batch norms are folded into the convolutions.
+
     Raises:
         DdilError: the file is not the one that defines ``fd_efflite0``, or torchvision does not fit torch.
     """
@@ -99,6 +104,8 @@ def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
     model = tf_efficientnet_lite0(pretrained=False)
     model.load_state_dict({timm_name(name): value for name, value in state.items()}, strict=True)
     model.eval().requires_grad_(False).to(device)
+    if device == "cpu":
+        fold_batch_norms(model)
     return model
 
 
@@ -118,11 +125,14 @@ def open_efflite0(device: str) -> Extractor:
 
     model = load_efflite0(installed_weights(), device)
 
+    def pooled(pixels: Tensor) -> Tensor:
+        return model.forward_head(model.forward_features(pixels), pre_logits=True)
+
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:
         with full_precision():
-            features = model.forward_head(model.forward_features(prepare_efflite0(images).to(device)), pre_logits=True)
-        return features.cpu().numpy()
+            features: np.ndarray = in_parts(pooled, prepare_efflite0(images).to(device), CPU_PART).cpu().numpy()
+        return features
 
     return extract
 

@@ -16,6 +16,7 @@ from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.inception import missing_cleanfid
 from ddil_eval.metrics.metric import Extractor, Network
+from ddil_eval.metrics.on_cpu import fold_batch_norms
 from ddil_eval.metrics.weights_file import WeightsFile, read_weights
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def open_pytorch_inception(device: str) -> Extractor:
     except (SafetensorError, RuntimeError, OSError) as error:
         raise DdilError(f"{path} does not hold pytorch-fid's Inception; delete it and get it again") from error
     model.to(device)
+    if device == "cpu":
+        fold_batch_norms(model)
 
     @torch.inference_mode()
     def extract(images: np.ndarray, captions: list[str]) -> np.ndarray:

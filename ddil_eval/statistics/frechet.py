@@ -11,11 +11,12 @@ from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, lapack
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.statistics.jackknife import Spread, group_labels, pseudovalues
 from ddil_eval.statistics.moments import GroupMoments, Moments, blocks, finite
+from ddil_eval.statistics.nuclear import nuclear_norm, nuclear_norms_without
 
 Array = np.ndarray
 
@@ -62,59 +63,78 @@ class FrechetReference:
 
     def _root_trace(self, moments: Moments) -> float:
         """Return tr (Σx Σy)^½: where precise, as Σ √λ of the eigenvalues of Σx Σy, in a third of the time."""
-        if moments.scatter is not None and self.moments.scatter is not None:
-            x, y = (part.scatter / (part.count - 1) for part in (moments, self.moments))  # type: ignore[operator]
-            try:
-                # SciPy's default driver ("gvd") takes 1.5 times as long for the same eigenvalues.
-                squares = eigh(x, y, type=2, eigvals_only=True, driver="gv", check_finite=False)
-            except np.linalg.LinAlgError:  # the reference's covariance is not of full rank
-                squares = np.zeros(1)
+        if moments.scatter is not None and self._cholesky is not None:
+            # λ are the eigenvalues of the symmetric Lᵀ Σx L, with L of the reference.
+            similar, failed = lapack.dsygst(moments.scatter / (moments.count - 1), self._cholesky, itype=2, lower=1)
+            squares = eigh(similar, eigvals_only=True, driver="ev", check_finite=False) if failed == 0 else np.zeros(1)
             # The error of λ is about ε λ_max, of its root ε λ_max / 2√λ: too large where a λ is nearly 0.
             if squares[0] > 0:
                 roots = np.sqrt(squares)
                 if np.finfo(np.float64).eps * squares[-1] * (0.5 / roots).sum() < 1e-10 * roots.sum():
                     return float(roots.sum())
-        return _nuclear_norm(moments.factor().T @ self.factor)
+        return nuclear_norm(moments.factor().T @ self.factor)
+
+    @cached_property
+    def _cholesky(self) -> Array | None:
+        """The Cholesky factor of the reference's covariance; None where its rank is not full, or not known to be."""
+        if self.moments.scatter is None:
+            return None
+        try:
+            return np.linalg.cholesky(self.moments.scatter / (self.moments.count - 1))
+        except np.linalg.LinAlgError:
+            return None
 
     def values(self, features: Array) -> Array:
         """Return the distance of features [n, d] as one column."""
         return np.array([self.distance(features)])
 
     def spread(self, features: Array, labels: Array) -> Spread:
-        """Return the distance with its pseudovalues, from each group's moments where n > d."""
+        """Return the distance with its pseudovalues: from each group's moments where n > d, else from ``nuclear``."""
         features = self._fitting(features)
         if len(features) > features.shape[1]:
             return self.spread_of(GroupMoments.of(features, labels), labels)
-        distance = self.subset_distance(features)
-        values = np.array([distance(np.arange(len(features)))])
-        replicates = np.array([[distance(np.flatnonzero(labels != group))] for group in range(labels.max() + 1)])
-        return Spread(values, pseudovalues(values, replicates, labels))
+        features = finite(features)
+        norm, norms = nuclear_norms_without(self._projected(features), labels)
+        means, traces, counts = _means_and_traces(features, labels)
+        distances = np.array(
+            [
+                self._combine(mean, trace, root / np.sqrt(count - 1))
+                for mean, trace, count, root in zip(means, traces, counts, [norm, *norms], strict=True)
+            ]
+        )
+        return Spread(distances[:1], pseudovalues(distances[:1], distances[1:, None], labels))
 
     def spread_of(self, moments: GroupMoments, labels: Array) -> Spread:
         """Return the distance with its pseudovalues from moments alone."""
-        values = np.array([self.distance(moments.total())])
-        replicates = np.array([[self.distance(others)] for others in moments.without()])
+        total, without = moments.leave_one_out()
+        values = np.array([self.distance(total)])
+        replicates = np.array([[self.distance(others)] for others in without])
         return Spread(values, pseudovalues(values, replicates, labels))
 
     def subset_distance(self, features: Array) -> Callable[[Array], float]:
         """Return a function from row indices to the distance of ``features[rows]``.
 
-        The features are multiplied with the reference's factor once. So a jackknife replicate costs one singular value
-        decomposition of at most [rows, min(n, m, d)].
+        The features are multiplied with the reference's factor once. So the distance of a subset costs one singular
+        value decomposition of at most [rows, min(n, m, d)].
         """
         features = finite(self._fitting(features))
-        projected = (features - self.mean) @ self.factor
-        if projected.shape[0] < projected.shape[1]:
-            # P = R'Q' with orthonormal Q': the rows of R' have the same inner products, in n dimensions.
-            projected = np.linalg.qr(projected.T)[1].T
+        projected = self._projected(features)
 
         def distance(rows: Array) -> float:
             chosen, chosen_projected = _checked(features[rows]), projected[rows]
             mean = chosen.mean(axis=0)
-            root_trace = _nuclear_norm(chosen_projected - chosen_projected.mean(axis=0)) / np.sqrt(len(chosen) - 1)
+            root_trace = nuclear_norm(chosen_projected - chosen_projected.mean(axis=0)) / np.sqrt(len(chosen) - 1)
             return self._combine(mean, float(np.square(chosen - mean).sum() / (len(chosen) - 1)), root_trace)
 
         return distance
+
+    def _projected(self, features: Array) -> Array:
+        """Return features [n, d] less the reference's mean, times its factor: [n, min(n, m, d)]."""
+        projected: Array = (features - self.mean) @ self.factor
+        if projected.shape[0] < projected.shape[1]:
+            # P = R'Q' with orthonormal Q': the rows of R' have the same inner products, in n dimensions.
+            projected = np.linalg.qr(projected.T)[1].T
+        return projected
 
     def _fitting(self, features: Array) -> Array:
         features = _checked(features)
@@ -180,6 +200,18 @@ def _labels_by_content(features: Array) -> Array:
     return labels
 
 
+def _means_and_traces(features: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Return mean, trace of the covariance, and number: of all samples, and without each group, [1 + groups, …]."""
+    groups = np.eye(int(labels.max()) + 1)[labels]
+    centre = features.mean(axis=0)
+    centred = features - centre
+    sizes, squares = groups.sum(axis=0), np.square(centred).sum(axis=1)
+    counts = len(features) - np.array([0.0, *sizes])
+    shifts = np.concatenate([np.zeros((1, len(centre))), -groups.T @ centred]) / counts[:, None]
+    scatters = squares.sum() - np.array([0.0, *(groups.T @ squares)]) - counts * np.square(shifts).sum(axis=1)
+    return centre + shifts, scatters / (counts - 1), counts
+
+
 def _mean_of_groups(values: Array, labels: Array) -> Array:
     """Return the mean of values [groups, columns], weighted by the size of the groups."""
     return np.average(values, axis=0, weights=np.bincount(labels))
@@ -192,7 +224,3 @@ def _checked(features: Array | None) -> Array:
             f"a Fréchet distance needs features [n, d] of at least two images, not {shape}; measure more prompts"
         )
     return features
-
-
-def _nuclear_norm(matrix: Array) -> float:
-    return float(np.linalg.svd(matrix, compute_uv=False).sum())

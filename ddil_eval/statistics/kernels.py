@@ -1,7 +1,11 @@
 """Squared maximum mean discrepancies: the kernel distance (KID) and CLIP's (CMMD).
 
-MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y). The jackknife needs the sums of the kernel by group. They are
-added up block by block, so that the features may lie on disk.
+MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y). One pass over all pairs, block by block, so that the features may
+lie on disk, adds up what the value and its jackknife need: the sums of the kernel by group, and those by KID's random
+subsets.
+
+The products x · y of float32 features are float32, at half the cost of float64. Everything else is float64. The
+rounding of the products averages out: KID changes by less than 1e-8 (``tests/eval/statistics/test_kernels.py``).
 """
 
 from __future__ import annotations
@@ -20,15 +24,24 @@ Kernel = Callable[[Array, Array], Array]
 
 
 def polynomial(x: Array, y: Array) -> Array:
-    """Return (x·y / d + 1)³ for the rows of x [n, d] and y [m, d]: KID's kernel (Bińkowski et al., 2018)."""
-    base = x @ y.T / x.shape[1] + 1.0
-    return base * base * base  # a power takes ten times as long
+    """Return (x·y / d + 1)³ for the rows of x [n, d] and y [m, d]: KID's kernel (Bińkowski et al., 2018), float64."""
+    base = (x @ y.T).astype(np.float64, copy=False)
+    base /= x.shape[1]
+    base += 1.0
+    cube = base * base
+    cube *= base  # a power takes ten times as long
+    return cube
 
 
 def gaussian(x: Array, y: Array, sigma: float = 10.0) -> Array:
-    """Return exp(−‖x − y‖² / 2σ²) for the rows of x [n, d] and y [m, d]: CMMD's kernel."""
-    squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
-    return np.exp(-np.maximum(squared, 0.0) / (2 * sigma**2))
+    """Return exp(−‖x − y‖² / 2σ²) for the rows of x [n, d] and y [m, d], in float64: CMMD's kernel."""
+    squared = (x @ y.T).astype(np.float64, copy=False)
+    squared *= -2.0
+    squared += np.square(x, dtype=np.float64).sum(axis=1)[:, None]
+    squared += np.square(y, dtype=np.float64).sum(axis=1)
+    np.maximum(squared, 0.0, out=squared)
+    squared /= -2 * sigma**2
+    return np.exp(squared, out=squared)
 
 
 @dataclass(frozen=True)
@@ -46,20 +59,56 @@ class _Sums:
     across: Array
 
 
-def _sums(features: Array, reference: Array, labels: Array, kernel: Kernel) -> _Sums:
-    member = np.eye(int(labels.max()) + 1)
-    within, across, diagonal = np.zeros_like(member), np.zeros(len(member)), np.zeros(len(member))
+def _within(features: Array, members: Array, kernel: Kernel) -> tuple[Array, Array]:
+    """Return sums of the kernel over pairs of samples of two sets, [sets, sets], and of a sample with itself, [sets].
+
+    ``members`` [n, sets] says which samples belong to each set.
+    """
+    sums, diagonal = np.zeros((members.shape[1],) * 2), np.zeros(members.shape[1])
     for block in blocks(len(features)):
-        rows, in_group = finite(features[block]), member[labels[block]]
-        diagonal += in_group.T @ np.diag(kernel(rows, rows))
+        rows, in_rows = _rows(features[block]), members[block].astype(np.float64)
         for other in blocks(len(features)):
             if other.start < block.start:
                 continue  # k is symmetric: compute each pair of blocks once
-            pairs = in_group.T @ (kernel(rows, finite(features[other])) @ member[labels[other]])
-            within += pairs if other.start == block.start else pairs + pairs.T
-        for other in blocks(len(reference)):
-            across += in_group.T @ kernel(rows, finite(reference[other])).sum(axis=1)
-    return _Sums(within, diagonal, across)
+            if other.start == block.start:
+                values = kernel(rows, rows)
+                diagonal += np.diagonal(values) @ in_rows
+                sums += in_rows.T @ (values @ in_rows)
+            else:
+                pairs = in_rows.T @ (kernel(rows, _rows(features[other])) @ members[other].astype(np.float64))
+                sums += pairs + pairs.T
+    return sums, diagonal
+
+
+def _across(x: Array, members: Array, y: Array, reference_members: Array, kernel: Kernel) -> Array:
+    """Return sums of the kernel over pairs of a sample of a set and a reference sample of a set, [sets, sets]."""
+    sums = np.zeros((members.shape[1], reference_members.shape[1]))
+    for block in blocks(len(x)):
+        rows, in_rows = _rows(x[block]), members[block].astype(np.float64)
+        for other in blocks(len(y)):
+            sums += in_rows.T @ (kernel(rows, _rows(y[other])) @ reference_members[other].astype(np.float64))
+    return sums
+
+
+def _sums(features: Array, reference: Array, labels: Array, kernel: Kernel) -> _Sums:
+    groups = _groups(labels)
+    within, diagonal = _within(features, groups, kernel)
+    return _Sums(within, diagonal, _across(features, groups, reference, _everyone(reference), kernel)[:, 0])
+
+
+def _groups(labels: Array) -> Array:
+    """Return which samples belong to each group, bool [n, groups]."""
+    return np.eye(int(labels.max()) + 1, dtype=bool)[labels]
+
+
+def _everyone(features: Array) -> Array:
+    """Return one set that holds every sample, bool [n, 1]."""
+    return np.ones((len(features), 1), dtype=bool)
+
+
+def _rows(features: Array) -> Array:
+    """Return features as float32 where they are float32 or float16, else as float64. Refuse values not finite."""
+    return finite(features, np.float32 if features.dtype in (np.float16, np.float32) else np.float64)
 
 
 def _discrepancies(sums: _Sums, sizes: Array, m: int, *, unbiased: bool) -> Array:
@@ -85,40 +134,72 @@ class KernelDistance:
     def __init__(self, reference: Array | None, seed: int = 0) -> None:
         self.reference = _at_least_two(reference, "KID")
         self.seed = seed
+        self._reference_sums: dict[int, Array] = {}
 
     def values(self, features: Array) -> Array:
         """Return KID as one column."""
-        return np.array([self._draws(features).mean()])
+        chosen, of_reference = self._chosen(_at_least_two(features, "KID"))
+        within = _sums_within(features, chosen)
+        across = _sums_across(features, chosen, self.reference, of_reference)
+        return np.array([self._draws(within, across, chosen, of_reference).mean()])
 
     def spread(self, features: Array, labels: Array) -> Spread:
-        """Return KID with its pseudovalues and draws."""
-        draws = self._draws(features)
-        sums = _sums(features, self.reference, labels, polynomial)
+        """Return KID with its pseudovalues and draws, from one pass over all pairs."""
+        chosen, of_reference = self._chosen(_at_least_two(features, "KID"))
+        groups = _groups(labels)
+        count, members = groups.shape[1], np.concatenate([groups, chosen], axis=1)
+        within, diagonal = _within(features, members, polynomial)
+        reference_members = np.concatenate([_everyone(self.reference), of_reference], axis=1)
+        across = _across(features, members, self.reference, reference_members, polynomial)
+        sums = _Sums(within[:count, :count], diagonal[:count], across[:count, 0])
         exact = _discrepancies(sums, np.bincount(labels), len(self.reference), unbiased=True)
         pseudo = pseudovalues(exact[:1], exact[1:, None], labels)
+        drawn_within = np.diagonal(within)[count:] - diagonal[count:]
+        draws = self._draws(drawn_within, np.diagonal(across[count:, 1:]), chosen, of_reference)
         value = draws.mean()
         return Spread(np.array([value]), pseudo - exact[0] + value, draws[:, None])
 
-    def _draws(self, features: Array) -> Array:
-        """Return the MMD² of each pair of subsets, [subsets]; [1] where the subsets hold all samples."""
-        features = _at_least_two(features, "KID")
+    def _chosen(self, features: Array) -> tuple[Array, Array]:
+        """Return which samples, and which reference samples, each subset holds: bool [n, subsets], [m, subsets].
+
+        There is one subset where it holds all samples of both sides.
+        """
         n, m = len(features), len(self.reference)
         size = min(self.size, n, m)
-        rng = np.random.default_rng([self.seed, n, m])
         count = 1 if n == m == size else self.subsets
-        return np.array(
-            [self._discrepancy(_subset(features, size, rng), _subset(self.reference, size, rng)) for _ in range(count)]
-        )
+        chosen, of_reference = np.zeros((n, count), dtype=bool), np.zeros((m, count), dtype=bool)
+        rng = np.random.default_rng([self.seed, n, m])
+        for subset in range(count):
+            chosen[rng.choice(n, size, replace=False), subset] = True
+            of_reference[rng.choice(m, size, replace=False), subset] = True
+        return chosen, of_reference
 
-    @staticmethod
-    def _discrepancy(x: Array, y: Array) -> float:
-        size = len(x)
-        within = sum(float(k.sum() - np.trace(k)) for k in (polynomial(x, x), polynomial(y, y)))
-        return within / (size * (size - 1)) - 2 * float(polynomial(x, y).mean())
+    def _draws(self, within: Array, across: Array, chosen: Array, of_reference: Array) -> Array:
+        """Return the MMD² of each pair of subsets, [subsets], from sums of the kernel over their pairs."""
+        n, size = len(chosen), int(chosen[:, 0].sum())
+        if n not in self._reference_sums:
+            self._reference_sums[n] = _sums_within(self.reference, of_reference)
+        return (within + self._reference_sums[n]) / (size * (size - 1)) - 2 * across / size**2
 
 
-def _subset(features: Array, size: int, rng: np.random.Generator) -> Array:
-    return finite(features[np.sort(rng.choice(len(features), size, replace=False))])
+def _sums_within(features: Array, chosen: Array) -> Array:
+    """Return KID's sums over pairs of different samples of each subset: by one pass or by subsets, what is less work.
+
+    ``chosen`` [n, subsets] says which samples each subset holds.
+    """
+    if len(features) ** 2 <= np.square(chosen.sum(axis=0)).sum():
+        within, diagonal = _within(features, chosen, polynomial)
+        return np.asarray(np.diagonal(within) - diagonal)
+    kernels = (polynomial(rows, rows) for rows in (_rows(features[np.flatnonzero(subset)]) for subset in chosen.T))
+    return np.array([values.sum() - np.trace(values) for values in kernels])
+
+
+def _sums_across(x: Array, chosen: Array, y: Array, of_reference: Array) -> Array:
+    """Return KID's sums over pairs of a sample and a reference sample of each subset, by whichever is less work."""
+    if len(x) * len(y) <= (chosen.sum(axis=0) * of_reference.sum(axis=0)).sum():
+        return np.asarray(np.diagonal(_across(x, chosen, y, of_reference, polynomial)))
+    pairs = zip(chosen.T, of_reference.T, strict=True)
+    return np.array([polynomial(_rows(x[np.flatnonzero(a)]), _rows(y[np.flatnonzero(b)])).sum() for a, b in pairs])
 
 
 class GaussianDiscrepancy:

@@ -159,13 +159,21 @@ class GroupMoments:
 
     def without(self) -> Iterator[Moments]:
         """Yield for each group the moments of all other samples."""
+        return self.leave_one_out()[1]
+
+    def leave_one_out(self) -> tuple[Moments, Iterator[Moments]]:
+        """Return the moments of all samples, and for each group those of all other samples. Groups merge once."""
         parts = self.moments()
         total = Moments.merged(parts)
-        for group, part in enumerate(parts):
-            if total.count - part.count <= len(total.mean):
-                yield Moments.merged(parts[:group] + parts[group + 1 :])
-            else:
-                yield total.less(part)
+
+        def without() -> Iterator[Moments]:
+            for group, part in enumerate(parts):
+                if total.count - part.count <= len(total.mean):
+                    yield Moments.merged(parts[:group] + parts[group + 1 :])
+                else:
+                    yield total.less(part)
+
+        return total, without()
 
 
 def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
@@ -174,9 +182,9 @@ def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def finite(features: Array) -> Array:
-    """Return features as float64. Raises DdilError where they are not finite."""
-    rows = np.asarray(features, dtype=np.float64)
+def finite(features: Array, dtype: type[np.floating] = np.float64) -> Array:
+    """Return features as ``dtype``. Raises DdilError where they are not finite."""
+    rows = np.asarray(features, dtype=dtype)
     if not np.isfinite(rows).all():
         raise DdilError("features hold values that are not finite; check the measured images for broken ones")
     return rows

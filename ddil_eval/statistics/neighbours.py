@@ -11,6 +11,8 @@ distance < radius.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ddil_core.support.errors import DdilError
@@ -33,7 +35,7 @@ class Neighbours:
         self.reference = _at_least_two(reference)
         self.k = k
         # Distances do not depend on the origin; rounding errors are smallest near it.
-        self.origin = np.mean(self.reference, axis=0, dtype=np.float64)
+        self.origin = np.asarray(np.mean(self.reference, axis=0, dtype=np.float64))
         self.radii: dict[int, Array] = {}
 
     def values(self, features: Array) -> Array:
@@ -48,76 +50,137 @@ class Neighbours:
     def _replicates(self, features: Array, labels: Array) -> Array:
         """Return the values of all samples and, with several groups, without each group: [1 (+ groups), 4]."""
         features = _at_least_two(features)
-        groups = int(labels.max()) + 1
-        left_out = np.array([-1, *range(groups)]) if groups > 1 else np.array([-1])
-        k = max(1, min(self.k, len(features) - 1 - -(-len(features) // GROUPS), len(self.reference) - 1))
-        sample_radii = self._radii(features, labels, k)
+        n, groups = len(features), int(labels.max()) + 1
+        k = max(1, min(self.k, n - 1 - -(-n // GROUPS), len(self.reference) - 1))
         if k not in self.radii:
-            self.radii[k] = self._radii(self.reference, np.zeros(len(self.reference), dtype=np.int64), k)[0]
-        reference_radii = self.radii[k]
-        is_inside, num_balls = np.zeros(len(features)), np.zeros(len(features))
-        nearest = np.full((groups, len(self.reference)), np.inf)
-        recalled = np.zeros((len(left_out), len(self.reference)), dtype=bool)
-        for rows in blocks(len(features)):
-            x = finite(features[rows]) - self.origin
-            for columns in blocks(len(self.reference)):
-                distances = _squared(x, finite(self.reference[columns]) - self.origin)
-                inside = distances < reference_radii[columns]
-                num_balls[rows] += inside.sum(axis=1)
-                is_inside[rows] = np.maximum(is_inside[rows], inside.any(axis=1))
-                for group in np.unique(labels[rows]):
-                    closest = distances[labels[rows] == group].min(axis=0)
-                    nearest[group, columns] = np.minimum(nearest[group, columns], closest)
-                for i, group in enumerate(left_out):
-                    radii = np.where(labels[rows] == group, -1.0, sample_radii[i, rows])
-                    recalled[i, columns] |= (distances < radii[:, None]).any(axis=0)
+            one_group = np.zeros(len(self.reference), dtype=np.int64)
+            self.radii[k] = _radii(self.reference, self.origin, one_group, k)[0]
+        balls = self._balls(features, labels, _radii(features, self.origin, labels, k), self.radii[k])
         values = []
-        for i, left in enumerate(left_out):
-            kept, groups_kept = labels != left, np.arange(groups) != left
-            covered = nearest[groups_kept].min(axis=0) < reference_radii
-            density = (num_balls / k)[kept].mean()
-            values.append([is_inside[kept].mean(), recalled[i].mean(), density, covered.mean()])
+        for i, left in enumerate([-1, *range(groups)] if groups > 1 else [-1]):
+            kept, covered = labels != left, balls.covered[np.arange(groups) != left].any(axis=0)
+            precision, density = (balls.around[kept] > 0).mean(), (balls.around / k)[kept].mean()
+            values.append([precision, balls.recalled[i].mean(), density, covered.mean()])
         return np.array(values)
 
-    def _radii(self, features: Array, labels: Array, k: int) -> Array:
-        """Return squared distances to the k-th nearest other sample: of all samples, and without each group, [1 (+
-        groups), n].
+    def _balls(self, features: Array, labels: Array, radii: Array, reference_radii: Array) -> _Balls:
+        """Compare all pairs of a sample and a reference sample with squared ``radii`` [1 (+ groups), n] and [m]."""
+        m, groups = len(self.reference), int(labels.max()) + 1
+        balls = _Balls(np.zeros(len(features)), np.zeros((groups, m), dtype=bool), np.zeros((len(radii), m), bool))
+        left_out = np.arange(len(radii)) - 1
+        for rows in blocks(len(features), 4 * BLOCK):
+            x, of_rows, widest = centred(features[rows], self.origin), labels[rows], radii[:, rows].max(axis=0)
+            by_group = np.argsort(of_rows, kind="stable")
+            present, starts = np.unique(of_rows[by_group], return_index=True)
+            for columns in blocks(m):
+                distances = squared_distances(x, centred(self.reference[columns], self.origin))
+                inside = distances < reference_radii[columns]
+                balls.around[rows] += inside.sum(axis=1)
+                balls.covered[present, columns] |= np.logical_or.reduceat(inside[by_group], starts, axis=0)
+                # Few pairs remain: those of a reference sample that is not yet recalled without every group.
+                open_columns = columns.start + np.flatnonzero(~balls.recalled[:, columns].all(axis=0))
+                if len(open_columns) < len(inside[0]):
+                    distances = distances[:, open_columns - columns.start]
+                row, column = np.nonzero(distances < widest[:, None])
+                near, column = distances[row, column], open_columns[column]
+                for i, group in enumerate(left_out):
+                    recalled = (near < radii[i, rows][row]) & (of_rows[row] != group)
+                    balls.recalled[i, column[recalled]] = True
+        return balls
 
-        Each sample's few nearest samples are enough for most samples. Where nearly all of them are in one group, the
-        radius comes from all distances.
-        """
-        n, groups = len(features), int(labels.max()) + 1
-        few = min(n, 2 * k + 12) if groups > 1 else min(n, k + 1)
-        radii = np.empty((groups + 1 if groups > 1 else 1, n))
-        for rows in blocks(n, BLOCK // 16):
-            distances = np.concatenate(
-                [
-                    _squared(finite(features[rows]) - self.origin, finite(features[columns]) - self.origin)
-                    for columns in blocks(n, 4 * BLOCK)
-                ],
-                axis=1,
-            )
-            here = np.arange(rows.start, rows.stop)
-            distances[here - rows.start, here] = np.inf
-            radii[0, rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
-            if groups == 1:
+
+@dataclass(frozen=True)
+class _Balls:
+    """What lies in whose ball.
+
+    Attributes:
+        around: The number of reference balls around each sample, [n].
+        covered: Whether a sample of a group is inside the ball of a reference sample, [groups, m].
+        recalled: Whether a reference sample is inside the ball of a sample: of all samples, and without each group, [1
+            (+ groups), m].
+    """
+
+    around: Array
+    covered: Array
+    recalled: Array
+
+
+def _radii(features: Array, origin: Array, labels: Array, k: int) -> Array:
+    """Return squared distances to the k-th nearest other sample: of all samples, and without each group, [1 (+
+    groups), n].
+
+    Each sample's few nearest samples are enough for most samples. Where nearly all of them are in one group, the
+    radius comes from the distances to all samples outside the group.
+    """
+    n, groups = len(features), int(labels.max()) + 1
+    few = 2 * k + 12 if groups > 1 else k
+    nearest, owners = _nearest(features, origin, labels, few)
+    radii = np.empty((groups + 1 if groups > 1 else 1, n))
+    radii[0] = nearest[:, k - 1]
+    for group in range(len(radii) - 1):
+        outside = np.cumsum((owners != group) & np.isfinite(nearest), axis=1)
+        place = (outside < k).sum(axis=1)  # of the k-th nearest sample outside the group
+        radii[group + 1] = nearest[np.arange(n), np.minimum(place, few - 1)]
+        short = np.flatnonzero(place == few)
+        for some in np.split(short, range(BLOCK, len(short), BLOCK)):
+            radii[group + 1, some] = _radii_among(features, origin, some, np.flatnonzero(labels != group), k)
+    return radii
+
+
+def _radii_among(features: Array, origin: Array, some: Array, others: Array, k: int) -> Array:
+    """Return squared distances of ``some`` samples to the k-th nearest of ``others``; both are indices. [some]."""
+    rows, closest = centred(features[some], origin), np.empty((len(some), 0))
+    for block in blocks(len(others)):
+        distances = squared_distances(rows, centred(features[others[block]], origin))
+        distances[some[:, None] == others[block]] = np.inf
+        closest = np.concatenate([closest, distances], axis=1)
+        closest = np.partition(closest, min(k, closest.shape[1]) - 1, axis=1)[:, :k]
+    return closest.max(axis=1)
+
+
+def _nearest(features: Array, origin: Array, labels: Array, few: int) -> tuple[Array, Array]:
+    """Return the squared distances to the ``few`` nearest other samples in rising order, and their groups, [n, few].
+
+    Where there are fewer samples, the rows end with infinity. Each pair of blocks is computed once, for both sides.
+    """
+    n = len(features)
+    nearest, owners = np.full((n, few), np.inf), np.full((n, few), -1)
+
+    def add(rows: slice, columns: slice, distances: Array) -> None:
+        known = np.concatenate([nearest[rows], distances], axis=1)
+        groups = np.concatenate([owners[rows], np.broadcast_to(labels[columns], distances.shape)], axis=1)
+        order = np.argpartition(known, few - 1, axis=1)[:, :few]
+        nearest[rows], owners[rows] = (np.take_along_axis(values, order, axis=1) for values in (known, groups))
+
+    for rows in blocks(n):
+        x = centred(features[rows], origin)
+        for columns in blocks(n):
+            if columns.start < rows.start:
                 continue
-            order = np.argpartition(distances, few - 1, axis=1)[:, :few]
-            close, close_labels = np.take_along_axis(distances, order, axis=1), labels[order]
-            for group in range(groups):
-                kept = np.where(close_labels == group, np.inf, close)
-                radii[group + 1, rows] = np.partition(kept, k - 1, axis=1)[:, k - 1]
-                short = np.flatnonzero((close_labels != group).sum(axis=1) <= k)
-                if len(short):
-                    others = np.where(labels == group, np.inf, distances[short])
-                    radii[group + 1, rows.start + short] = np.partition(others, k - 1, axis=1)[:, k - 1]
-        return radii
+            if columns.start == rows.start:
+                distances = squared_distances(x, x)
+                np.fill_diagonal(distances, np.inf)
+                add(rows, columns, distances)
+            else:
+                distances = squared_distances(x, centred(features[columns], origin))
+                add(rows, columns, distances)
+                add(columns, rows, distances.T)
+    order = np.argsort(nearest, axis=1, kind="stable")
+    return np.take_along_axis(nearest, order, axis=1), np.take_along_axis(owners, order, axis=1)
 
 
-def _squared(x: Array, y: Array) -> Array:
+def centred(features: Array, origin: Array) -> Array:
+    """Return features [n, d] less ``origin`` [d], in float64. Raises DdilError where they are not finite."""
+    return finite(features) - origin
+
+
+def squared_distances(x: Array, y: Array) -> Array:
     """Return squared distances between the rows of x and y, [n, m]; at least 0."""
-    distances = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
-    return np.maximum(distances, 0.0)
+    distances = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
+    products = x @ y.T
+    products *= 2
+    distances -= products
+    return np.maximum(distances, 0.0, out=distances)
 
 
 def _at_least_two(features: Array | None) -> Array:

@@ -111,3 +111,10 @@ def test_at_least_500_pictures_a_second() -> None:
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown shape 'blob'"):
         signed_distance("blob", np.zeros(1), np.zeros(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_grid_has_the_distances_of_its_points(shape: str) -> None:
+    x, y = np.linspace(-1.3, 1.2, 23), np.linspace(-1.1, 1.4, 19)
+    points = signed_distance(shape, *(axis.ravel() for axis in np.meshgrid(x, y)))
+    assert (signed_distance(shape, x[None], y[:, None]).ravel() == points).all()

@@ -20,6 +20,7 @@ from ddil_core.shapes.training.architecture import MAX_TOKENS, write_tokenizer
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics import METRICS, Extractor, efflite0, shapes_world
+from ddil_eval.metrics.on_cpu import fold_batch_norms
 from ddil_eval.statistics import estimate_mean, frechet_distance
 
 OUTSIDE = ["a photo of a dog"]
@@ -226,6 +227,30 @@ def test_efflite0_features_do_not_depend_on_the_batch(extract_efflite0: Extracto
     alone = np.concatenate([extract_efflite0(image[None], [""]) for image in batch.images[:6]])
     assert together.shape == (6, 1280) and together.dtype == np.float32
     assert np.linalg.norm(together - alone) <= 1e-5 * np.linalg.norm(together)
+
+
+def test_efflite0_on_a_cpu_is_the_network_without_folded_batch_norms(
+    extract_efflite0: Extractor, batch: ShapesBatch
+) -> None:
+    """In parts of 8, and all at once with timm's own batch norms: features within 3e-6 in norm."""
+    from timm.models.efficientnet import tf_efficientnet_lite0
+
+    state = torch.load(efflite0.installed_weights(), map_location="cpu", weights_only=True)
+    plain = tf_efficientnet_lite0(pretrained=False)
+    plain.load_state_dict({efflite0.timm_name(name): value for name, value in state.items()})
+    plain.eval()
+    images = batch.images[:11]
+    with torch.inference_mode():
+        expected = plain.forward_head(plain.forward_features(efflite0.prepare_efflite0(images)), pre_logits=True)
+    found = extract_efflite0(images, [""] * 11)
+    assert np.linalg.norm(found - expected.numpy()) <= 3e-6 * np.linalg.norm(found)
+    folded = efflite0.load_efflite0(efflite0.installed_weights())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+def test_a_batch_norm_without_a_convolution_is_not_folded() -> None:
+    with pytest.raises(ValueError, match="no convolution stands before the batch norm '1'"):
+        fold_batch_norms(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.BatchNorm2d(3)).eval())
 
 
 def test_efflite0_distance_grows_with_damage(extract_efflite0: Extractor) -> None:

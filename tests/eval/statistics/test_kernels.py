@@ -7,7 +7,7 @@ import pytest
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.statistics import Jackknife, group_labels
-from ddil_eval.statistics.kernels import GaussianDiscrepancy, KernelDistance
+from ddil_eval.statistics.kernels import GaussianDiscrepancy, KernelDistance, polynomial
 
 
 def sets(n: int, m: int, d: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +108,50 @@ def test_leaving_a_group_out_is_measuring_the_others(statistic: type) -> None:
         values = np.array([unbiased(kept, y) for kept in full])
     pseudovalues = 20 * values[0] - 19 * values[1:]
     np.testing.assert_allclose(spread.pseudovalues[:, 0] - spread.values[0], pseudovalues - values[0], atol=1e-9)
+
+
+def like_inception(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Positive features float32 [n, 2048] with a mean of about 0.4, many of them 0."""
+    scale = np.linspace(0.1, 0.8, 2048)
+    return np.maximum(scale * np.random.default_rng(seed).normal(size=(n, 2048)) + 0.3 + shift, 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01])
+def test_products_in_float32_change_the_distances_by_less_than_1e_8(shift: float) -> None:
+    """Two orders below the smallest spread between sets: at n = 300, KID's standard error is about 1e-4."""
+    x, y = like_inception(300, 0, shift), like_inception(400, 1)
+    for statistic, bound in ((KernelDistance, 1e-8), (GaussianDiscrepancy, 1e-6)):
+        first, second = (unit(x), unit(y)) if statistic is GaussianDiscrepancy else (x, y)
+        labels = group_labels(300)
+        half = statistic(second).spread(first, labels)
+        full = statistic(second.astype(np.float64)).spread(first.astype(np.float64), labels)
+        np.testing.assert_allclose(half.values, full.values, rtol=0, atol=bound)
+        np.testing.assert_allclose(half.pseudovalues, full.pseudovalues, rtol=0, atol=20 * bound)
+    assert polynomial(x, y).dtype == np.float64
+
+
+class FewSubsets(KernelDistance):
+    """So small that single subsets are less work than a pass over all pairs."""
+
+    subsets, size = 3, 20
+
+
+def test_kid_by_subsets_is_kid_by_one_pass() -> None:
+    x, y = sets(1100, 1050)
+    spread = FewSubsets(y).spread(x, group_labels(1100))
+    assert FewSubsets(y).values(x)[0] == pytest.approx(spread.values[0], rel=1e-10)
+    rng = np.random.default_rng([0, 1100, 1050])
+    expected = [unbiased(x[rng.choice(1100, 20, replace=False)], y[rng.choice(1050, 20, replace=False)]) for _ in "abc"]
+    assert spread.draws is not None
+    np.testing.assert_allclose(spread.draws[:, 0], expected, rtol=1e-9)
+
+
+def test_features_that_are_not_numbers_are_refused() -> None:
+    x, y = sets(30, 30)
+    x[3, 1] = np.nan
+    for statistic in (KernelDistance, GaussianDiscrepancy):
+        with pytest.raises(DdilError, match="not finite; check the measured images"):
+            statistic(y).spread(x.astype(np.float32), group_labels(30))
 
 
 @pytest.mark.parametrize("statistic", [KernelDistance, GaussianDiscrepancy])

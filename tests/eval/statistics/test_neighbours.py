@@ -17,7 +17,7 @@ def sets(n: int, m: int, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndar
     return 0.8 * rng.normal(size=(n, d)) + 0.5, rng.normal(size=(m, d))
 
 
-@pytest.mark.parametrize(("n", "m"), [(60, 90), (300, 200)])
+@pytest.mark.parametrize(("n", "m"), [(60, 90), (300, 200), (1300, 1100), (1024, 2049)])
 def test_the_four_shares_are_those_of_prdc(n: int, m: int) -> None:
     from prdc import compute_prdc
 
@@ -34,6 +34,15 @@ def test_leaving_a_group_out_is_measuring_the_others() -> None:
     replicates = np.array([measured.values(x[labels != group]) for group in range(20)])
     expected = 20 * measured.values(x) - 19 * replicates
     np.testing.assert_allclose(measured.spread(x, labels).pseudovalues, expected, atol=1e-9)
+
+
+def test_leaving_a_group_out_of_several_blocks_is_measuring_the_others() -> None:
+    x, y = sets(1500, 1200, d=3)
+    labels, measured = group_labels(1500), Neighbours(y)
+    spread = measured.spread(x, labels)
+    replicates = np.array([measured.values(x[labels != group]) for group in (0, 19)])
+    expected = 20 * measured.values(x) - 19 * replicates
+    np.testing.assert_allclose(spread.pseudovalues[[0, 19]], expected, atol=1e-9)
 
 
 def test_neighbours_that_are_all_in_one_group_are_looked_for_further_off() -> None:
