@@ -576,7 +576,7 @@ def test_an_encoder_without_a_usable_vocabulary_is_refused(tmp_path: Path) -> No
     parts = [(tokenizer, torch.nn.Embedding(4, 2))]
     assert sentence(WrongCommand, lambda: gather_words(parts, "words", "'it'", torch.device("cpu"))) == (
         "the text encoder of 'it' has no usable vocabulary: none of its 4 tokens is a whole word; "
-        "name another model, or set vocabulary to 'tokens'"
+        "name another model, or say --set vocabulary=tokens"
     )
     assert gather_words(parts, "tokens", "'it'", torch.device("cpu")).words == ("b", "c")
 
