@@ -257,4 +257,5 @@ PH2P = Inverter(
     run=ph2p,
     evaluations=lambda settings: settings.searches * settings.rounds * settings.evaluations,
     source="Mahajan et al., 2312.12416",
+    needs_towers=lambda settings: settings.searches * settings.candidates > 1,
 )

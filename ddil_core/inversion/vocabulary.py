@@ -1,7 +1,7 @@
 """The texts that a tokenizer reads as one token, found by the tokenizer itself.
 
-No mark of a tokenizer's family is read (``</w>``, ``▁``, ``Ġ``, ``##``). A text is a whole word where the tokenizer turns
-two of it, with a space between them, into twice the same token. Its places in a prompt are found in the same way.
+No mark of a tokenizer's family is read (``</w>``, ``▁``, ``Ġ``, ``##``). A text is a whole word where the tokenizer
+turns two of it, with a space between them, into twice the same token. Places in a prompt are found in the same way.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def all_tokens(tokenizer: Any, whole: dict[str, int], with_special: bool) -> dic
     texts = _texts(tokenizer, _plain_ids(tokenizer, special), before)
     if with_special:
         texts |= {index: tokenizer.convert_ids_to_tokens(index) for index in special}
-    entries = {}
+    entries: dict[str, int] = {}
     for index in sorted(texts):
         if texts[index].isprintable() and texts[index] and UNREADABLE not in texts[index]:
             entries.setdefault(texts[index], index)
