@@ -54,9 +54,14 @@ def all_tokens(tokenizer: Any, whole: dict[str, int], with_special: bool) -> dic
         texts |= {index: tokenizer.convert_ids_to_tokens(index) for index in special}
     entries: dict[str, int] = {}
     for index in sorted(texts):
-        if texts[index].isprintable() and texts[index] and UNREADABLE not in texts[index]:
+        if is_writable(texts[index]):
             entries.setdefault(texts[index], index)
     return entries | whole
+
+
+def is_writable(text: str) -> bool:
+    """Whether a prompt can hold the text of a token. Some tokens are single bytes or control characters."""
+    return bool(text) and text.isprintable() and UNREADABLE not in text
 
 
 def special_tokens(tokenizer: Any) -> set[int]:

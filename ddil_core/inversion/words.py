@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition
-from ddil_core.inversion.vocabulary import LEADS, all_tokens, first_place, whole_words, words_limit
+from ddil_core.inversion.vocabulary import LEADS, all_tokens, first_place, is_writable, whole_words, words_limit
 from ddil_core.models.memory import on_device
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
@@ -231,7 +231,7 @@ def _wanted(vocabulary: Vocabulary | Sequence[str]) -> Callable[[str], bool]:
     if vocabulary == "words":
         return _is_word
     if isinstance(vocabulary, str):
-        return bool  # any text
+        return is_writable
     return set(vocabulary).__contains__
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import bytes_to_unicode
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from ddil_core.data.datasets import open_data
 from ddil_core.inversion import InversionProblem
@@ -205,3 +209,22 @@ def test_an_encoder_that_looks_at_the_tokens_again_is_refused(tmp_path: Path) ->
         setattr(model.pipeline, name, word_piece(tmp_path))
     with pytest.raises(WrongCommand, match="reads the vectors of words in another way than the words"):
         model_words(model)
+
+
+def test_clips_own_words_are_those_that_its_marks_name(tmp_path: Path) -> None:
+    """On the vocabulary of CLIP itself, which ends each word in ``</w>``."""
+    folder = Path(open_clip.__file__).parent
+    lines = gzip.decompress((folder / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
+    merges = [line.split() for line in lines[1 : 49152 - 256 - 2 + 1]]
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, model_max_length=77)
+    ended = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
+    plain = [word for word in ended if word.isascii() and word.isalpha() and (len(word) > 1 or word in ("a", "i"))]
+    read = tokenizer(plain, add_special_tokens=False).input_ids
+    words = of(tokenizer, "words")
+    assert words.words == tuple(word for word, ids in zip(plain, read, strict=True) if len(ids) == 1)
+    assert (len(words.words), words.lead, words.stand_in, words.limit) == (32_851, "", "a", 75)
