@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -186,6 +186,25 @@ class MethodConfig(Strict):
             )
         return self
 
+    def with_guidance(self, own: float) -> Self:
+        """Return the configuration with the teacher's own guidance scale in place of none."""
+        unset = getattr(self, "guidance_scale", own) is None
+        return self.model_copy(update={"guidance_scale": own}) if unset else self
+
+    @classmethod
+    def of_run(cls, written: dict[str, Any], own: float) -> Self:
+        """Return the configuration that a ``run.yaml`` holds, with defaults for the keys that an older run lacks.
+
+        Args:
+            written: The configuration as it was written.
+            own: The teacher's own guidance scale. Earlier versions wrote null for it.
+        """
+        return cls.model_validate(written).with_guidance(own)
+
+    def teacher_use(self) -> dict[str, Any]:
+        """Return how the teacher is used: its steps, its solver and its guidance scale, as far as there are any."""
+        return {"guidance_scale": getattr(self, "guidance_scale", None)}
+
     def collections(self) -> tuple[Collection, ...]:
         """Return the stages that fill the aggregated dataset, so that its capacity can be checked before the run."""
         return ()
@@ -230,65 +249,11 @@ class ProgressiveConfig(MethodConfig):
     def student_steps(self) -> int:
         return self.stages[-1].steps
 
+    def teacher_use(self) -> dict[str, Any]:
+        return {"steps": 2 * self.stages[0].steps, "solver": "ddim", "guidance_scale": self.guidance_scale}
+
     def collections(self) -> tuple[Collection, ...]:
         return tuple(Collection(f"{2 * s.steps} → {s.steps} steps", s.updates, (s.steps,)) for s in self.stages)
-
-
-class LoraConfig(Strict):
-    """Low-rank adapters, which are trained in place of a whole student. Their output is scaled by alpha/rank."""
-
-    rank: int = Field(default=64, ge=1)
-    alpha: int = Field(default=64, ge=1)
-
-
-class ConsistencyConfig(MethodConfig):
-    """Consistency distillation (LCM).
-
-    Attributes:
-        updates: The number of updates.
-        teacher_steps: The teacher's DDIM steps from noise to data; 50 in LCM. With fewer steps, what the student knows
-            near the data reaches the noise in fewer updates.
-        student_steps: The steps in which the student is sampled.
-        guidance_range: The range of the guidance scale g = w + 1, which is drawn for every state.
-        guidance_scale: The guidance scale at which the student is sampled.
-        loss: Pseudo-Huber with the constant ``huber_c``, or squared.
-        weighting: "v" divides the loss at t by σ_t, so that an error counts as it does in v. LCM has "none"; a network
-            that learns fast then forgets what it should give near the data.
-        ema_decay: The decay of the target network, without a warm-up. With a LoRA there is no average.
-        w_embedding: The width of the embedding that gives the guidance to the student; None with a LoRA.
-        lora: Adapters to train in place of a whole student.
-    """
-
-    method: Literal["lcm"] = "lcm"
-    updates: int = Field(ge=1)
-    teacher_steps: int = Field(default=50, ge=1)
-    student_steps: int = Field(default=4, ge=1)
-    guidance_range: tuple[GuidanceScale, GuidanceScale] = (6.0, 16.0)
-    guidance_scale: GuidanceScale = Field(default=8.5, ge=1)
-    loss: Literal["huber", "l2"] = "huber"
-    huber_c: float = Field(default=0.001, gt=0)
-    weighting: Literal["none", "v"] = "none"
-    ema_decay: float = Field(default=0.95, ge=0, lt=1)
-    w_embedding: int | None = Field(default=256, ge=4)
-    lora: LoraConfig | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> ConsistencyConfig:
-        if self.student_steps > self.teacher_steps:
-            raise ValueError(
-                f"student_steps is at most teacher_steps, {self.teacher_steps}, and not {self.student_steps}"
-            )
-        low, high = self.guidance_range
-        if not 1 <= low <= high:
-            raise ValueError(f"guidance_range is a range of g, from 1 upwards, and {low:g} to {high:g} is none")
-        if self.lora is not None and self.w_embedding is not None:
-            raise ValueError("a LoRA has no embedding of its guidance; set w_embedding to null")
-        if self.lora is None and self.w_embedding is None:
-            raise ValueError("a student without a LoRA takes its guidance through w_embedding; set it (256 in LCM)")
-        return self
-
-    def collections(self) -> tuple[Collection, ...]:
-        return (Collection("LCM", self.updates, (self.teacher_steps, self.student_steps)),)
 
 
 class GanConfig(Strict):
@@ -367,6 +332,10 @@ class MatchingConfig(MethodConfig):
     @property
     def student_steps(self) -> int:
         return len(self.timesteps)
+
+    def teacher_use(self) -> dict[str, Any]:
+        rollouts = {} if self.ddil is None else {"steps": self.teacher_steps, "solver": "ddim"}
+        return rollouts | {"guidance_scale": self.guidance_scale}
 
     def collections(self) -> tuple[Collection, ...]:
         return (Collection("DMD2", self.updates * (1 + self.critic_updates), (len(self.timesteps),) * 2),)

@@ -27,7 +27,7 @@ from ddil_core.distillation.aggregate import States
 from ddil_core.distillation.checks import require_unet
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor, TransitionBatch
-from ddil_core.distillation.config import ConsistencyConfig, LoraConfig
+from ddil_core.distillation.consistency_config import ConsistencyConfig, LoraConfig
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs

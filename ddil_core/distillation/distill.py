@@ -19,8 +19,9 @@ from ddil_core.distillation.run import Run
 from ddil_core.distillation.run_folder import open_run, require_run_folder, require_same_run
 from ddil_core.distillation.student import save_student
 from ddil_core.models.model import Model, load_model
-from ddil_core.models.sampling import Bounds
+from ddil_core.models.sampling import Bounds, sampling_line
 from ddil_core.support.lock import held
+from ddil_core.support.progress import note
 from ddil_core.support.provenance import commit, versions
 
 
@@ -42,7 +43,8 @@ def distill(
         teacher: The reference of the teacher: a name, a folder or a hub id.
         data: The reference of the data set.
         config: A configuration, its content as a mapping, the path of a protocol, or the name of a method. A name
-            stands for the method's protocol in ``protocols/shapes``.
+            stands for the method's shipped protocol: of the paper for a teacher of Stable Diffusion's size or more, of
+            the shapes world for any other. A line says which.
         out: The run folder. The same call again goes on with the run in it.
         resume: Refuse to begin a new run.
         device: "cpu" or "cuda"; None for the accelerator that is there.
@@ -57,15 +59,12 @@ def distill(
         DdilError: the teacher or a checkpoint cannot be used, the disk is full, or another command works in ``out``.
         Interrupted: a signal stopped the run. Its checkpoint is saved.
     """
-    config, out = read_config(config), Path(out)
-    method = METHODS[config.method]
+    config, out = read_config(config, teacher), Path(out)
     student_folder, encoded = out / "student", out / "checkpoints" / "data.safetensors"
     if not student_folder.is_dir():
         require_capacity(config)
     accelerator = make_accelerator(config, out, device)
-    model = load_model(teacher, accelerator.device)
-    require_teacher(model)
-    method.require(model, config)
+    model, config = _open_teacher(teacher, accelerator, config)
     images = open_data(data, download)
     require_batch(config, accelerator)
     with accelerator.main_process_first():  # the main process fetches files that the others then find
@@ -73,17 +72,32 @@ def distill(
             require_data(images, model, config.pool)
     identity = _identity(teacher, model, data, config)
     if student_folder.is_dir():
-        require_same_run(out, identity, type(config))
+        require_same_run(out, identity, type(config), model.sampling.guidance_scale)
         return student_folder
-    with _holding(out, accelerator, resume, identity, config):
+    note(sampling_line(f"{teacher}, the teacher", config.teacher_use()))
+    with _holding(out, accelerator, resume, identity, config, model.sampling.guidance_scale):
         with accelerator.main_process_first():
             pool = encode_pool(model, images, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
-        student = method.train(run)
+        student = METHODS[config.method].train(run)
         if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile
-            save_student(model, student, Bounds.of(run.reflection, config.reflection.quantile), student_folder)
+            bounds = Bounds.of(run.reflection, config.reflection.quantile)
+            save_student(model, student, bounds, student_folder, config.teacher_use())
         accelerator.wait_for_everyone()
     return student_folder
+
+
+def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) -> tuple[Model, MethodConfig]:
+    """Load the teacher, and put its own guidance scale into a configuration that has none.
+
+    Raises:
+        DdilError: the method cannot distil this teacher.
+    """
+    model = load_model(teacher, accelerator.device)
+    require_teacher(model)
+    METHODS[config.method].require(model, config)
+    unset = getattr(config, "guidance_scale", 1.0) is None
+    return model, config.with_guidance(model.own_guidance()) if unset else config
 
 
 def _identity(teacher: str, model: Model, data: str, config: MethodConfig) -> dict[str, Any]:
@@ -94,13 +108,16 @@ def _identity(teacher: str, model: Model, data: str, config: MethodConfig) -> di
 
 @contextmanager
 def _holding(
-    out: Path, accelerator: Accelerator, resume: bool, identity: dict[str, Any], config: MethodConfig
+    out: Path, accelerator: Accelerator, resume: bool, identity: dict[str, Any], config: MethodConfig, own: float
 ) -> Iterator[None]:
-    """Begin the run in its folder or go on with it, and keep other commands out of the folder."""
+    """Begin the run in its folder or go on with it, and keep other commands out of the folder.
+
+    ``own`` is the teacher's own guidance scale.
+    """
     with ExitStack() as stack:
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 require_run_folder(out, resume)
                 stack.enter_context(held(out))
-                open_run(out, identity, {"versions": versions(), "commit": commit()}, type(config))
+                open_run(out, identity, {"versions": versions(), "commit": commit()}, type(config), own)
         yield

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.distillation import consistency, conversion, matching, progressive
-from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.config import MatchingConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.run import Run
+from ddil_core.distillation.shipped import announce, shipped_protocol
 from ddil_core.distillation.student import Student
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.registry import Registry
-from ddil_core.support.resources import protocols
 
 
 @dataclass(frozen=True)
@@ -95,36 +96,33 @@ def method_of(content: Mapping[str, Any], source: str) -> Method:
     return METHODS[name]
 
 
-def default_protocol(method: str, variant: str = "") -> Path | None:
-    """Return the protocol of a method for the shapes world; None where there is none, as for another package's method.
-
-    ``variant`` is the end of the file's name: "-lora" or "-1step".
-    """
-    path = protocols() / "shapes" / f"{method}{variant}.yaml"
-    return path if path.is_file() else None
-
-
-def read_config(config: MethodConfig | Mapping[str, Any] | str | Path) -> MethodConfig:
+def read_config(config: MethodConfig | Mapping[str, Any] | str | Path, teacher: str = "shapes") -> MethodConfig:
     """Return the configuration of a distillation.
 
     Args:
         config: The configuration itself, its content as a mapping, the path of a protocol, or the name of a method. A
-            name stands for the method's protocol in ``protocols/shapes``.
+            name stands for the method's shipped protocol for the teacher (``shipped.shipped_protocol``), which is said.
+        teacher: The reference of the teacher.
 
     Raises:
         WrongCommand: there is no such method or protocol, or the content does not fit the method.
     """
     if isinstance(config, MethodConfig):
         return config
+    shipped = None
     if isinstance(config, Mapping):
         content, source = dict(config), "the configuration"
     else:
-        path: str | Path | None = config
+        path: str | Path = config
         if isinstance(config, str) and config in METHODS:
-            path = default_protocol(config)
-        if path is None:
-            raise WrongCommand(
-                f"the method {config!r} brings no protocol; give the path of a protocol or a configuration"
-            )
+            shipped = shipped_protocol(teacher, config)
+            if shipped is None:
+                raise WrongCommand(
+                    f"the method {config!r} brings no protocol; give the path of a protocol or a configuration"
+                )
+            path = shipped.path
         content, source = read_yaml(Path(path)), str(path)
-    return validate(method_of(content, source).config, content, source)
+    complete = validate(method_of(content, source).config, content, source)
+    if shipped is not None:
+        announce(shipped, teacher)
+    return complete

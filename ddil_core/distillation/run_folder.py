@@ -1,7 +1,8 @@
 """The folder of a run. Its file ``run.yaml`` says which run it holds.
 
 The identity of a run is all that its student depends on: the teacher, the data, and the configuration without the keys
-in ``MethodConfig.CHANGEABLE``. A command with another identity is refused. A command that differs in changeable keys
+in ``MethodConfig.CHANGEABLE``. A null guidance scale of an earlier version counts as the teacher's own. A command with
+another identity is refused. A command that differs in changeable keys
 alone goes on with the run, and ``run.yaml`` lists the changes.
 """
 
@@ -65,7 +66,13 @@ def _is_leftover(path: Path) -> bool:
     return path.name == LOCK or is_temporary(path) or path.name in _OLD_TEMPORARIES
 
 
-def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any], config: type[MethodConfig]) -> None:
+def open_run(
+    out: Path,
+    identity: dict[str, Any],
+    provenance: Mapping[str, Any],
+    config: type[MethodConfig],
+    guidance_scale: float,
+) -> None:
     """Begin a run in a folder, or go on with the run there. Delete what killed processes left.
 
     Args:
@@ -73,6 +80,7 @@ def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any],
         identity: The keys teacher, teacher_sha256, data and config. The configuration is whole.
         provenance: What a new ``run.yaml`` says beside the identity.
         config: The class of the configuration.
+        guidance_scale: The teacher's own guidance scale.
 
     Raises:
         WrongCommand: the folder holds another run.
@@ -81,12 +89,13 @@ def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any],
     path, now = out / RUN, datetime.now(UTC).isoformat(timespec="seconds")
     if path.is_file():
         content = read_run(path)
-        before = require_same_run(out, identity, config)
+        before = require_same_run(out, identity, config, guidance_scale)
         changed = _differences(before, identity["config"])
-        if changed:
+        if content["config"] != identity["config"]:  # an older run may lack newer keys, which are no changes
             content["config"] = identity["config"]
-            change = {"at": now, **{key: new for key, (_, new) in changed.items()}}
-            content["changes"] = [*(content.get("changes") or []), change]
+            if changed:
+                change = {"at": now, **{key: new for key, (_, new) in changed.items()}}
+                content["changes"] = [*(content.get("changes") or []), change]
             _write(path, content)
     else:
         changeable = {"changeable": list(config.CHANGEABLE)}
@@ -98,7 +107,9 @@ def open_run(out: Path, identity: dict[str, Any], provenance: Mapping[str, Any],
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def require_same_run(out: Path, identity: Mapping[str, Any], config: type[MethodConfig]) -> dict[str, Any]:
+def require_same_run(
+    out: Path, identity: Mapping[str, Any], config: type[MethodConfig], guidance_scale: float
+) -> dict[str, Any]:
     """Refuse a folder that holds a run with another identity. Return the configuration of the run.
 
     Raises:
@@ -106,7 +117,7 @@ def require_same_run(out: Path, identity: Mapping[str, Any], config: type[Method
         DdilError: ``run.yaml`` is damaged.
     """
     content = read_run(out / RUN)
-    existing = content | {"config": _with_defaults(content["config"], config)}  # an older run may lack a newer key
+    existing = content | {"config": _completed(content["config"], config, guidance_scale)}
     different = _differences(
         {key: _fixed(existing.get(key), key, config) for key in identity},
         {key: _fixed(identity[key], key, config) for key in identity},
@@ -144,11 +155,11 @@ def _differences(a: Any, b: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
     return differences
 
 
-def _with_defaults(written: Any, config: type[MethodConfig]) -> Any:
-    """Return a written configuration with defaults for missing keys. Return it unchanged where it does not fit."""
+def _completed(written: Any, config: type[MethodConfig], guidance_scale: float) -> Any:
+    """Return a written configuration as this version writes it. Return it unchanged where it does not fit."""
     try:
-        return config.model_validate(written).model_dump(mode="json")
-    except ValueError:
+        return config.of_run(written, guidance_scale).model_dump(mode="json")
+    except (ValueError, TypeError, AttributeError):
         return written
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ class Student:
     points: int = LCM_STEPS
 
 
-def save_student(model: Model, student: Student, bounds: Bounds, folder: Path) -> None:
+def save_student(
+    model: Model, student: Student, bounds: Bounds, folder: Path, teacher: Mapping[str, Any] | None = None
+) -> None:
     """Write the student as a diffusers pipeline to ``folder``, whole or not at all.
 
-    The file ``ddil.json`` in the folder holds the exact sampling, and the ``bounds`` at which x̂ can be reflected. A
-    LoRA is written twice: merged into the pipeline, and alone, as a file that ``load_lora_weights`` takes on the
-    teacher's pipeline.
+    The file ``ddil.json`` in the folder holds the exact sampling, the ``bounds`` at which x̂ can be reflected, and how
+    the ``teacher`` was used (``MethodConfig.teacher_use``). A LoRA is written twice: merged into the pipeline, and
+    alone, as a file that ``load_lora_weights`` takes on the teacher's pipeline.
 
     Raises:
         DdilError: a weight of the student is NaN or infinite: the last update is followed by no loss that shows it.
@@ -63,6 +66,8 @@ def save_student(model: Model, student: Student, bounds: Bounds, folder: Path) -
         pipeline = _with_guidance_embedding(pipeline)
     content = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
     content["grid"] = student.sampling.times(model.denoiser.schedule)
+    if teacher is not None:
+        content["teacher"] = dict(teacher)
     with replacing(folder) as temporary:
         if student.lora:
             save_lora(type(model.pipeline), student.net, temporary)

@@ -98,7 +98,9 @@ def choose(
     if len(candidates[0]) == 1:
         return [only for (only,) in candidates], [None] * len(candidates)
     if problem.towers is None:
-        raise DdilError(f"candidate prompts cannot be compared by their images: {missing_towers(None)}")
+        raise DdilError(
+            f"candidate prompts cannot be compared by their images: {missing_towers(None)}, or make one candidate"
+        )
     table = np.zeros((len(candidates), len(candidates[0])))
     for number in range(selection.images):
         samples = [Sample(f"{name}/choosing", number) for name in problem.ids]

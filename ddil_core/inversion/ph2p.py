@@ -136,7 +136,7 @@ def starting_words(drawn: Tensor, words: Words, start: str | None) -> Tensor:
     Raises:
         WrongCommand: a prompt may not hold a word of ``start``, or ``start`` is longer than a prompt.
     """
-    first = [] if start is None else start.lower().split()
+    first = [] if start is None else [w if w in words.words else w.lower() for w in start.split()]
     absent = [word for word in first if word not in words.words]
     if absent:
         raise WrongCommand(f"'start' has the word {absent[0]!r}, which a prompt may not hold; leave the word out")
@@ -257,4 +257,5 @@ PH2P = Inverter(
     run=ph2p,
     evaluations=lambda settings: settings.searches * settings.rounds * settings.evaluations,
     source="Mahajan et al., 2312.12416",
+    needs_towers=lambda settings: settings.searches * settings.candidates > 1,
 )

@@ -68,6 +68,7 @@ class Inverter:
             evaluation.
         evaluations: Returns the number of evaluations for these settings, which is the length of the progress bar.
         source: The paper.
+        needs_towers: Whether CLIP's towers are needed with these settings: to search, or to choose among candidates.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Inverter:
     run: Callable[[InversionProblem, Any, Callable[[], None]], Candidates]
     evaluations: Callable[[Any], int]
     source: str
+    needs_towers: Callable[[Any], bool] = lambda settings: True
 
 
 class Best:

@@ -30,4 +30,5 @@ RANDOM = Inverter(
     run=random_words,
     evaluations=lambda settings: 1,
     source="the floor",
+    needs_towers=lambda settings: False,
 )

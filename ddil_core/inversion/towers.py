@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddil_core.inversion.words import Vocabulary, Words, gather_words
+from ddil_core.inversion.words import Vocabulary, Words, gather_words, require_exact
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import all_finite, not_finite
@@ -46,7 +46,9 @@ class Towers:
     def words(self, vocabulary: Vocabulary | tuple[str, ...]) -> Words:
         """Return the words that the text tower's prompts may hold."""
         device: torch.device = self.parts[1].weight.device  # type: ignore[assignment]
-        return gather_words([self.parts], vocabulary, f"the CLIP {self.reference!r}", device)
+        words = gather_words([self.parts], vocabulary, f"the CLIP {self.reference!r}", device)
+        require_exact(words, lambda prompts: [self.encode_texts(prompts)])
+        return words
 
     @torch.no_grad()
     @full_precision()
@@ -114,13 +116,13 @@ def _shapes(device: str) -> Towers:
 
 
 def _folder(reference: str, device: torch.device | str) -> Towers:
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     folder = user_path(reference, "--towers")
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # CLIP's own, or another
     except Exception as error:  # transformers and safetensors raise exceptions of their own
         raise DdilError(
             f"the CLIP in {folder} cannot be loaded ({' '.join(str(error).split())[:200]}); download it again"

@@ -17,12 +17,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition
+from ddil_core.inversion.vocabulary import LEADS, all_tokens, first_place, is_writable, whole_words, words_limit
+from ddil_core.models.memory import on_device
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 
 Vocabulary = Literal["words", "tokens", "all"]
-END_OF_WORD = "</w>"
-"""The end of a word's last token, in CLIP's tokenizers."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextReader:
+    """How a text encoder reads the words of a prompt.
+
+    Attributes:
+        tokenizer: The tokenizer, a class of transformers.
+        layer: The text encoder's embedding layer.
+        stand_in: The token of the word that stands in a prompt for vectors.
+    """
+
+    tokenizer: Any
+    layer: nn.Module
+    stand_in: int
+
+    @property
+    def width(self) -> int:
+        """The width of an embedding."""
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        return weight.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +53,22 @@ class Words:
     Attributes:
         words: The V words.
         table: Their embeddings float32 [V, D]. With two text encoders, both embeddings stand side by side.
-        layers: The text encoders' embedding layers.
+        readers: The text encoders.
         limit: The largest number of words in a prompt.
         owner: The model's name, for messages.
+        stand_in: The word that stands in a prompt for vectors.
+        whole: The numbers of the words that each tokenizer reads as themselves. Others are parts of words.
+        lead: What stands before a prompt, so that its first word is read as the others are.
     """
 
     words: tuple[str, ...]
     table: Tensor
-    layers: tuple[nn.Module, ...]
+    readers: tuple[TextReader, ...]
     limit: int
     owner: str
+    stand_in: str
+    whole: tuple[int, ...]
+    lead: str = ""
 
     def nearest(self, vectors: Tensor, *, cosine: bool = False) -> Tensor:
         """Return for vectors [B, K, D] the words at the smallest L2 distance or the largest cosine, int64 [B, K]."""
@@ -58,7 +85,11 @@ class Words:
 
     def texts(self, index: Tensor) -> list[str]:
         """Return the prompts of words int64 [B, K]."""
-        return [" ".join(self.words[i] for i in row) for row in index.tolist()]
+        return [self.prompt(self.words[i] for i in row) for row in index.tolist()]
+
+    def prompt(self, words: Iterable[str]) -> str:
+        """Return the prompt of some words."""
+        return self.lead + " ".join(words)
 
     def draw(self, count: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw ``count`` words with each generator, with equal probability, int64 [B, count]."""
@@ -81,22 +112,20 @@ class Words:
     def reading(self, vectors: Tensor) -> Iterator[list[str]]:
         """Yield B prompts. In this context the text encoders read vectors [B, K, D] in place of the prompts' words."""
         count = vectors.shape[1]
+        prompt = self.prompt([self.stand_in] * count)
         with ExitStack() as stack:
-            start = 0
-            for layer in self.layers:
-                width: int = layer.weight.shape[1]  # type: ignore[assignment, index]
-                part = vectors[..., start : start + width]
-                hook = layer.register_forward_hook(_in_place_of_words(part))
-                stack.callback(hook.remove)
-                start += width
-            yield [" ".join([self.words[0]] * count)] * len(vectors)
+            parts = vectors.split([reader.width for reader in self.readers], dim=-1)
+            for reader, part in zip(self.readers, parts, strict=True):
+                first = first_place(reader.tokenizer, prompt, reader.stand_in, count, self.owner)
+                stack.callback(reader.layer.register_forward_hook(_in_place_of_words(part, first)).remove)
+            yield [prompt] * len(vectors)
 
 
-def _in_place_of_words(part: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """Return a hook that puts vectors [B, K, D] after the start token in an embedding layer's output."""
+def _in_place_of_words(part: Tensor, first: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """Return a hook that puts vectors [B, K, D] into an embedding layer's output, from the place ``first`` on."""
 
     def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return torch.cat([output[:, :1], part.to(output.dtype), output[:, 1 + part.shape[1] :]], dim=1)
+        return torch.cat([output[:, :first], part.to(output.dtype), output[:, first + part.shape[1] :]], dim=1)
 
     return hook
 
@@ -143,7 +172,10 @@ def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") 
         )
         for end in ends
     ]
-    return gather_words(parts, vocabulary, repr(model.reference), model.device)
+    words = gather_words(parts, vocabulary, repr(model.reference), model.device)
+    with on_device(model.text_encoders(), model.device):
+        require_exact(words, lambda prompts: tuple(model.layout.encode(model.pipeline, prompts).values()))
+    return words
 
 
 def gather_words(
@@ -160,46 +192,82 @@ def gather_words(
     Raises:
         WrongCommand: there is no such word.
     """
-    known = [_tokens(tokenizer, vocabulary) for tokenizer, _ in parts]
-    words = tuple(word for word in known[0] if all(word in other for other in known[1:]))
-    if not words:
-        raise WrongCommand(
-            f"the text encoder of {owner} has no usable vocabulary: none of its {len(parts[0][0]):,} tokens is a whole "
-            "word; name another model, or set vocabulary to 'tokens'"
-        )
-    rows = []
+    tokenizers = [tokenizer for tokenizer, _ in parts]
+    lead, whole = _shared_words(tokenizers, _wanted(vocabulary))
+    if not whole[0]:
+        raise _no_words(tokenizers[0], vocabulary, owner)
+    known = whole
+    if vocabulary in ("tokens", "all"):
+        both = zip(tokenizers, whole, strict=True)
+        known = _shared([all_tokens(tokenizer, own, vocabulary == "all") for tokenizer, own in both])
+    stand_in, rows = next(iter(whole[0])), []
     for ids, (_, layer) in zip(known, parts, strict=True):
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        rows.append(weight.detach()[torch.tensor([ids[word] for word in words], device=weight.device)].float())
-    table = torch.cat(rows, dim=1).to(device)
-    limit = min(tokenizer.model_max_length for tokenizer, _ in parts) - 2  # start and end
-    return Words(words, table, tuple(layer for _, layer in parts), limit, owner)
+        rows.append(weight.detach()[torch.tensor(list(ids.values()), device=weight.device)].float())
+    readers = tuple(TextReader(*part, ids[stand_in]) for part, ids in zip(parts, whole, strict=True))
+    limit = min(words_limit(tokenizer) for tokenizer in tokenizers)
+    numbers = {word: number for number, word in enumerate(known[0])}
+    own = tuple(numbers[word] for word in whole[0])
+    return Words(tuple(known[0]), torch.cat(rows, dim=1).to(device), readers, limit, owner, stand_in, own, lead)
 
 
-def _tokens(tokenizer: Any, vocabulary: Vocabulary | Sequence[str]) -> dict[str, int]:
-    """Return the texts that may be chosen, with their token ids."""
-    entries: dict[str, int] = tokenizer.get_vocab()
-    special = set(tokenizer.all_special_ids)
-    if vocabulary in ("tokens", "all"):
-        allowed = [item for item in entries.items() if vocabulary == "all" or item[1] not in special]
-        # Where a word and a part of a word have the same text, the tokenizer reads the word.
-        allowed.sort(key=lambda item: (item[0].endswith(END_OF_WORD), item[1]))
-        return {token.removesuffix(END_OF_WORD): index for token, index in allowed}
-    listed = None if vocabulary == "words" else set(vocabulary)
-    chosen = {}
-    for token, index in sorted(entries.items(), key=lambda item: item[1]):
-        word = token.removesuffix(END_OF_WORD)
-        if (
-            token.endswith(END_OF_WORD)
-            and index not in special
-            and (_is_word(word) if listed is None else word in listed)
-        ):
-            chosen[word] = index
-    if not chosen:
-        return {}
-    # A token that only ends words ("ing") is not a word: the tokenizer would read it as several other tokens.
-    read = tokenizer(list(chosen), add_special_tokens=False).input_ids
-    return {word: index for (word, index), ids in zip(chosen.items(), read, strict=True) if ids == [index]}
+def _shared_words(tokenizers: Sequence[Any], wanted: Callable[[str], bool]) -> tuple[str, list[dict[str, int]]]:
+    """Return the first lead under which all tokenizers share words, and these words by tokenizer."""
+    for lead in LEADS:
+        words = _shared([whole_words(tokenizer, lead, wanted) for tokenizer in tokenizers])
+        if words[0]:
+            break
+    return lead, words
+
+
+def _shared(known: Sequence[dict[str, int]]) -> list[dict[str, int]]:
+    """Return the texts that all tokenizers have, each with its token ids, in the order of the first tokenizer."""
+    texts = [text for text in known[0] if all(text in other for other in known[1:])]
+    return [{text: ids[text] for text in texts} for ids in known]
+
+
+def _wanted(vocabulary: Vocabulary | Sequence[str]) -> Callable[[str], bool]:
+    """Return the function that says whether a text may be a word."""
+    if vocabulary == "words":
+        return _is_word
+    if isinstance(vocabulary, str):
+        return is_writable
+    return set(vocabulary).__contains__
+
+
+def _no_words(tokenizer: Any, vocabulary: Vocabulary | Sequence[str], owner: str) -> WrongCommand:
+    """Return the error of a tokenizer that has no word."""
+    what = "is a whole word" if isinstance(vocabulary, str) else "is a word of the given list"
+    cure = ", or say --set vocabulary=tokens" if vocabulary == "words" else ""
+    return WrongCommand(
+        f"the text encoder of {owner} has no usable vocabulary: none of its {len(tokenizer):,} tokens {what}; "
+        f"name another model{cure}"
+    )
+
+
+def require_exact(words: Words, read: Callable[[list[str]], Sequence[Tensor]]) -> None:
+    """Refuse a text encoder that reads the vectors of words in another way than the words.
+
+    Some encoders look at the tokens again after the embedding layer, as where they search for the end of a text.
+
+    Args:
+        words: The words.
+        read: Returns what the text encoders give for prompts, tensors [B, …].
+
+    Raises:
+        WrongCommand: they do.
+    """
+    places = torch.linspace(0, len(words.whole) - 1, min(words.limit, len(words.whole))).long().tolist()
+    index = torch.tensor([[words.whole[place] for place in places]], device=words.table.device)
+    with torch.no_grad():
+        with words.reading(words.table[index]) as prompts:
+            vectors = read(prompts)
+        texts = read(words.texts(index))
+    if any((a - b).norm() > 1e-3 * b.norm() for a, b in zip(vectors, texts, strict=True)):
+        raise WrongCommand(
+            f"the text encoder of {words.owner} reads the vectors of words in another way than the words, so that its "
+            "prompts cannot be inverted; name another model"
+        )
 
 
 def _is_word(text: str) -> bool:

@@ -171,7 +171,7 @@ def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor],
             f"{path} asks for the Python object {needed[1]}, which could run code, and weights need none; nothing was "
             "run or written: get a copy in safetensors, or a copy that its author saved with weights only"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DdilError(
             f"{path} is cut short or damaged ({' '.join(str(error).split())[:120]}); get it again"
         ) from error

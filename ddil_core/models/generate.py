@@ -16,10 +16,10 @@ from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.schedule import rows_at
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import Model
-from ddil_core.models.sampling import Sampling, misuse_warnings
+from ddil_core.models.sampling import Sampling, misuse_warnings, sampling_line
 from ddil_core.support.environment import full_precision
 from ddil_core.support.finite import Finite, not_finite
-from ddil_core.support.progress import progress
+from ddil_core.support.progress import note, progress, warn
 from ddil_core.support.text import require_text
 
 TRUNCATED = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
@@ -100,6 +100,8 @@ def resolve_sampling(
     given: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
     if solver is not None and SOLVERS.find(solver).name != model.sampling.solver:
         given |= {"ends_clean": True, "replaces": None}  # these two belong to the model's own solver
+    if guidance_scale is None:
+        given["guidance_scale"] = model.own_guidance()
     sampling = replace(model.sampling, **given)
     sampling.transitions(model.denoiser.schedule)
     sampling.reflected(model.reference)
@@ -130,6 +132,20 @@ def sampling_warnings(model: Model, prompts: Sequence[str], sampling: Sampling) 
         )
     cut = model.cut(prompts)
     return [*sentences, TRUNCATED.format(cut, len(prompts))] if cut else sentences
+
+
+def announce_sampling(model: Model, prompts: Sequence[str], sampling: Sampling, name: str | None = None) -> None:
+    """Print how a model is sampled, after warnings of what a user should know about it.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        sampling: How the model is sampled.
+        name: What the lines call the model. Defaults to its reference.
+    """
+    for sentence in sampling_warnings(model, prompts, sampling):
+        warn(sentence if name is None else f"{name}: {sentence}")
+    note(sampling_line(name or model.reference, sampling.effective()))
 
 
 def require_prompts(prompts: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.support.devices import choose_device, torch_dtype
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import Finite, all_finite, not_finite
+from ddil_core.support.progress import warn_once
 from ddil_core.support.protocol import require_guidance
 
 
@@ -51,6 +52,7 @@ class Model:
         sampling: How the model is meant to be sampled.
         device: Where the model computes.
         variant: The set of weights that the user asked for, such as ``fp16``.
+        guidance_assumed: Whether the model names no guidance scale, so that ``sampling`` has diffusers' default.
     """
 
     reference: str
@@ -61,6 +63,7 @@ class Model:
     sampling: Sampling
     device: torch.device
     variant: str | None = None
+    guidance_assumed: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -74,10 +77,20 @@ class Model:
         Raises:
             WrongCommand: the number is no guidance scale.
         """
-        scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.own_guidance() if guidance_scale is None else guidance_scale
         require_guidance(scale)
         outside = scale != 1.0 and self.denoiser.guidance_width is None
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
+
+    def own_guidance(self) -> float:
+        """Return the model's own guidance scale. Warn once where it is an assumption."""
+        scale = self.sampling.guidance_scale
+        if self.guidance_assumed:
+            warn_once(
+                f"{self.reference!r} names no guidance scale, so that diffusers' default {scale:g} is assumed; say "
+                "another with --guidance or with guidance_scale in a protocol"
+            )
+        return scale
 
     def nothing(self) -> Condition:
         """Return the condition without a prompt, one row. It is encoded once."""
@@ -265,7 +278,8 @@ def assemble(
             f"the file {files.folder / SYSTEM_FILE} has bounds for {len(sampling.bounds.bound)} channels, and the "
             f"model's latents have {channels}; take the file of this model"
         )
-    return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant)
+    assumed = files.system is None and not own_sampling and denoiser.guidance_width is None
+    return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, assumed)
 
 
 def _layout(files: Files, reference: str) -> Layout:

@@ -23,6 +23,8 @@ from ddil_core.support.protocol import GuidanceScale, require_guidance, validate
 
 SYSTEM_FILE = "ddil.json"
 """The file beside ``model_index.json`` that says how a pipeline is meant to be sampled. diffusers ignores it."""
+FOR_READERS = {"prediction", "grid", "teacher"}
+"""The keys of ``ddil.json`` that are no settings of ``Sampling``."""
 DEFAULT_STEPS = 32
 
 
@@ -63,7 +65,8 @@ class _Bounds(BaseModel):
 class _SystemFile(BaseModel):
     """The content of ``ddil.json``: the fields of ``Sampling``, all optional, and what the model predicts.
 
-    A misspelt key would be a setting without effect, so unknown keys are refused. ``grid`` is for readers.
+    A misspelt key would be a setting without effect, so unknown keys are refused. ``grid`` and ``teacher`` are for
+    readers.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -82,6 +85,7 @@ class _SystemFile(BaseModel):
     bounds: _Bounds | None = None
     prediction: Any = None
     grid: Any = None
+    teacher: Any = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Sampling:
             WrongCommand: a value in the file does not fit.
         """
         file = validate(_SystemFile, dict(content), source)
-        settings = {name: getattr(file, name) for name in file.model_fields_set - {"prediction", "grid"}}
+        settings = {name: getattr(file, name) for name in file.model_fields_set - FOR_READERS}
         if file.bounds is not None:
             settings["bounds"] = Bounds(file.bounds.centre, file.bounds.bound, file.bounds.quantile)
         return cls(**({"distilled": file.steps is not None} | settings))
@@ -160,6 +164,10 @@ class Sampling:
         ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
         offset = config.get("steps_offset", 0)
         return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
+
+    def effective(self) -> dict[str, Any]:
+        """Return the number of steps, the solver and the guidance scale that are used, for records."""
+        return {"steps": self.steps or DEFAULT_STEPS, "solver": self.solver, "guidance_scale": self.guidance_scale}
 
     def times(self, schedule: Schedule) -> list[Time]:
         """Return the falling grid on a schedule. ``timesteps`` apply only to their own number of steps.
@@ -233,6 +241,24 @@ USUAL = {
     "lambda_min_clipped": -math.inf,
 }
 """The values that a scheduler's configuration must have to be supported here. A missing key is fine."""
+
+
+def sampling_line(name: str, used: Mapping[str, Any]) -> str:
+    """Return one line on how a model is sampled, such as "shapes: 32 steps of ddim, guidance 2.6".
+
+    Args:
+        name: The name of the model.
+        used: What ``Sampling.effective`` returns. Each entry may be missing or None, and a guidance scale may be a
+            range of two.
+    """
+    steps, solver, guidance = (used.get(key) for key in ("steps", "solver", "guidance_scale"))
+    parts = []
+    if steps is not None:
+        parts.append(f"{steps} {'step' if steps == 1 else 'steps'} of {solver}")
+    if guidance is not None:
+        low, high = (guidance, guidance) if isinstance(guidance, int | float) else guidance
+        parts.append(f"guidance {low:g}" + f" to {high:g}" * (high != low))
+    return f"{name}: {', '.join(parts)}" if parts else name
 
 
 def misuse_warnings(made_for: Sampling, used: Sampling) -> list[str]:

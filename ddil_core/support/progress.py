@@ -33,6 +33,12 @@ def warn(sentence: str) -> None:
         print(f"warning: {sentence}", file=sys.stderr)
 
 
+def note(sentence: str) -> None:
+    """Print a line on stderr. Of several processes, only the main one prints."""
+    if ranks.is_main():
+        print(sentence, file=sys.stderr)
+
+
 def warn_once(sentence: str) -> None:
     """Print a warning as ``warn`` does, but only once in a process."""
     if sentence not in _said:

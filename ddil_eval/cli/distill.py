@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.cli import choices, options
+
+if TYPE_CHECKING:
+    from ddil_core.distillation.shipped import ChosenProtocol
 
 SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many as the pool needs."
 
@@ -35,6 +38,14 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The run folder.")
 @click.option("--resume", is_flag=True, help="Continue a run, and fail if the folder holds none.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the run, in place of the protocol's.")
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=options.GuidanceType(),
+    default=None,
+    help="The guidance scale g: of the teacher (pd, dmd2), or at which the student is sampled (lcm). The default is "
+    "the protocol's, or the teacher's own.",
+)
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option
@@ -48,6 +59,7 @@ def distill(
     out: Path,
     resume: bool,
     seed: int | None,
+    guidance_scale: float | None,
     protocol: Path | None,
     settings: tuple[str, ...],
     download: bool,
@@ -61,47 +73,65 @@ def distill(
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
-    from ddil_core.models.sampling import SYSTEM_FILE
+    from ddil_core.distillation.shipped import ChosenProtocol, announce
+    from ddil_core.models.sampling import SYSTEM_FILE, sampling_line
     from ddil_core.support import ranks
+    from ddil_core.support.progress import note
     from ddil_core.support.protocol import validate
 
-    path, content, model = configuration(method, lora, protocol, settings)
-    if not ddil:
-        content.pop("ddil", None)
-    if seed is not None:
-        content["seed"] = seed
-    config: Any = validate(model, content, str(path))
+    if protocol is None:  # the files of the teacher say which protocol fits
+        options.fetch_missing([teacher], download)
+    chosen = ChosenProtocol(protocol) if protocol is not None else _shipped(teacher, method or "pd", lora)
+    content, model = configuration(chosen.path, method, lora, settings)
+    _set_options(content, ddil, seed, guidance_scale)
+    config: Any = validate(model, content, str(chosen.path))
     if ddil and config.ddil is None:
-        raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil")
+        raise WrongCommand(f"{chosen.path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil")
+    announce(chosen, teacher)
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
     student = run(teacher, data, config, out, resume=resume, device=device, download=download)
     if not ranks.is_main():
         return
+    made = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))
+    used = {key: made[key] for key in ("steps", "solver", "guidance_scale")}
+    note(sampling_line(f"{out}, the student", used))
     if as_json:
-        steps = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))["steps"]
-        options.emit({"run": str(out), "student": str(student), "steps": steps})
+        options.emit(
+            {"run": str(out), "student": str(student), "steps": made["steps"], "protocol": str(chosen.path)}
+            | {"sampling": used, "teacher": {"reference": teacher, **made.get("teacher", {})}}
+        )
     else:
         click.echo(f"The student is in {student}; sample it with: ddil sample --model {out} --prompt '…' --out images")
 
 
-def configuration(
-    method: str | None, lora: bool, protocol: Path | None, settings: tuple[str, ...]
-) -> tuple[Path, dict[str, Any], Any]:
-    """Return the path of the protocol, its content after ``--set``, and the class of its configuration.
+def _set_options(content: dict[str, Any], ddil: bool, seed: int | None, guidance_scale: float | None) -> None:
+    """Put the values of the command's options into the content of a protocol.
 
     Raises:
-        WrongCommand: The method has no LoRA or no shipped protocol, the protocol is for another method, or its method
-            does not exist.
+        WrongCommand: A LoRA has no guidance scale.
     """
-    from ddil_core.distillation.methods import default_protocol, method_of
+    if not ddil:
+        content.pop("ddil", None)
+    if seed is not None:
+        content["seed"] = seed
+    if guidance_scale is not None:
+        if content.get("lora"):
+            raise WrongCommand(
+                "a LoRA has its guidance built in, so that --guidance has no effect; say --set 'guidance_range=[G, G]'"
+            )
+        content["guidance_scale"] = guidance_scale
+
+
+def configuration(path: Path, method: str | None, lora: bool, settings: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+    """Return the content of a protocol after ``--set``, and the class of its configuration.
+
+    Raises:
+        WrongCommand: The protocol is for another method or trains no LoRA, or its method does not exist.
+    """
+    from ddil_core.distillation.methods import method_of
     from ddil_core.support.protocol import override, read_yaml
 
-    path = protocol or default_protocol(method or "pd", "-lora" * lora)
-    if path is None and default_protocol(method or "pd") is not None:
-        raise WrongCommand(f"the method {method or 'pd'!r} trains no LoRA; leave out --lora, or use --method lcm")
-    if path is None:
-        raise WrongCommand(f"the method {method!r} has no shipped protocol; name one with --protocol")
     content = override(read_yaml(path), settings)
     row = method_of(content, str(path))
     if method not in (None, row.name):
@@ -111,4 +141,20 @@ def configuration(
         )
     if lora and not content.get("lora"):
         raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one, or leave out --lora")
-    return path, content, row.config
+    return content, row.config
+
+
+def _shipped(teacher: str, method: str, lora: bool) -> ChosenProtocol:
+    """Return the shipped protocol of a method for a teacher.
+
+    Raises:
+        WrongCommand: The method has no LoRA or no shipped protocol.
+    """
+    from ddil_core.distillation.shipped import shipped_protocol
+
+    shipped = shipped_protocol(teacher, method, "-lora" * lora)
+    if shipped is not None:
+        return shipped
+    if lora and shipped_protocol(teacher, method) is not None:
+        raise WrongCommand(f"the method {method!r} trains no LoRA; leave out --lora, or use --method lcm")
+    raise WrongCommand(f"the method {method!r} has no shipped protocol; name one with --protocol")

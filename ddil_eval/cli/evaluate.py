@@ -53,6 +53,7 @@ evaluate.add_command(prompt_inversion)
 @click.option("--teacher", default=None, help=options.MODEL_HELP + " The default is the protocol's, or shapes.")
 @click.option("--student", required=True, help=options.MODEL_HELP)
 @click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
+@options.teacher_guidance_option
 @click.option(
     "--p-teacher", default=None, metavar="P,P,…", help="Probabilities that the teacher acts at a transition (Table 2)."
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,15 +69,12 @@ def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
     """
     from ddil_eval.metrics import METRICS
 
+    added = [_to_add(given) for given in add]  # look at all of them before any is copied
     for name in get:
         for weights in _weights_of(name):
             click.echo(f"{weights.file}: {weights.get()}", err=True)
-    for given in add:
-        name, _, file = given.partition("=")
-        (weights, *others) = _weights_of(name)
-        if not file or others:
-            raise WrongCommand(f"--add takes NAME=FILE with one file of weights for each name, not {shown(given)}")
-        click.echo(f"{weights.file}: {weights.add(user_path(file, '--add'))}", err=True)
+    for weights, published in added:
+        click.echo(f"{weights.file}: {weights.add(published)}", err=True)
     rows = [_metric_row(metric) for metric in METRICS.values()]
     show_list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
     if not as_json:
@@ -84,6 +82,17 @@ def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
             click.echo(
                 f"{row['place']} ({'here' if row['here'] else 'not here'}, {row['check']}), from {row['source']}"
             )
+
+
+def _to_add(given: str) -> tuple[WeightsFile, Path]:
+    """Return the weights and the local file that NAME=FILE names. Raise WrongCommand where one of them is not known."""
+    name, _, file = given.partition("=")
+    (weights, *others) = _weights_of(name)
+    if not file or others:
+        raise WrongCommand(f"--add takes NAME=FILE with one file of weights for each name, not {shown(given)}")
+    published = user_path(file, "--add")
+    weights.require(published)
+    return weights, published
 
 
 def _metric_row(metric: Metric) -> dict[str, Any]:

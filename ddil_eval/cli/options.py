@@ -139,6 +139,12 @@ def guidance_option(command: F) -> F:
     return click.option("--guidance", "guidance_scale", type=GuidanceType(), default=None, help=text)(command)
 
 
+def teacher_guidance_option(command: F) -> F:
+    """Add ``--guidance`` of a teacher."""
+    text = "The teacher's guidance scale g; 1 means no guidance. The default is the protocol's, or the teacher's own."
+    return click.option("--guidance", "guidance_scale", type=GuidanceType(), default=None, help=text)(command)
+
+
 def reflection_option(command: F) -> F:
     """Add ``--reflection``."""
     modes = click.Choice(("none", "clamp", "dynamic", "fold"))

@@ -13,6 +13,7 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
 
 @click.command("prompt-inversion")
 @click.option("--teacher", default=None, help=options.MODEL_HELP + " It inverts the images to prompts.")
+@options.teacher_guidance_option
 @click.option("--model", "models", multiple=True,
               help=options.MODEL_HELP + " Each model is a row, in place of the protocol's rows.")  # fmt: skip
 @click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It needs no captions.")

@@ -57,13 +57,12 @@ def sample(
     options.quiet_libraries()
     from PIL import Image
 
-    from ddil_core.models.generate import require_prompts, resolve_sampling, sampling_warnings
+    from ddil_core.models.generate import announce_sampling, require_prompts, resolve_sampling
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
     from ddil_core.support.errors import WrongCommand
     from ddil_core.support.files import replacing
     from ddil_core.support.lock import held
-    from ddil_core.support.progress import warn
     from ddil_eval.report import figures
 
     require_prompts(prompts)
@@ -74,8 +73,8 @@ def sample(
             raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
         model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
-        for warning in sampling_warnings(model, prompts, resolve_sampling(model, **sampling)):
-            warn(warning)
+        resolved = resolve_sampling(model, **sampling)
+        announce_sampling(model, prompts, resolved)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
         with ExitStack() as undo:  # write all images or none, so that the same command can run again
             paths = []
@@ -90,6 +89,6 @@ def sample(
             grid = figures.image_grid(images, list(prompts), columns, out / "grid.png")
             undo.pop_all()
     if as_json:
-        options.emit({"images": paths, "grid": str(grid)})
+        options.emit({"images": paths, "grid": str(grid), "sampling": resolved.effective()})
     else:
         click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")

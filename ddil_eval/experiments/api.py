@@ -92,6 +92,7 @@ def covariate_shift(
     factorial: bool | None = None,
     num_prompts: int | None = None,
     teacher_steps: int | None = None,
+    guidance_scale: float | None = None,
     metrics: Sequence[str] | None = None,
     seed: int | None = None,
     device: str = "cpu",
@@ -109,6 +110,7 @@ def covariate_shift(
         factorial: Add all teacher/student strings, with main effects and interactions.
         num_prompts: The number of prompts. Defaults to the recipe's.
         teacher_steps: The number of the teacher's steps. Defaults to 32.
+        guidance_scale: The teacher's guidance scale. Defaults to its own.
         metrics: The names of the metrics. Defaults to the recipe's.
         seed: The seed of noise and decisions. Defaults to 0.
         device: The device, such as "cuda".
@@ -129,6 +131,7 @@ def covariate_shift(
         "factorial": factorial,
         "num_prompts": num_prompts,
         "teacher_steps": teacher_steps,
+        "guidance_scale": guidance_scale,
         "metrics": metrics,
         "seed": seed,
     }

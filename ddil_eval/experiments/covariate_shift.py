@@ -50,7 +50,7 @@ from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
 
 EXPERIMENT = "covariate-shift"
-NOT_HASHED = frozenset({"teacher", "student"})
+NOT_HASHED = frozenset({"teacher", "student", "sampling"})
 """Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 Dtype = Literal["float32", "bfloat16"]
@@ -139,12 +139,13 @@ class ShiftPlan:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The configuration with what it left to the recipe."""
+        """The configuration with what it left to the recipe, and how each model is sampled."""
         return self.config.model_dump(mode="json") | {
             "recipe": self.recipe.model_dump(mode="json"),
             "metrics": list(self.extractors.metrics),
             "num_prompts": len(self.prompts.prompts),
             "reference_pictures": self.num_reference_images,
+            "sampling": self.pair.sampling,
         }
 
     @property
@@ -264,7 +265,6 @@ def _save(
         device=device,
         started=started,
     )
-    scale = pair.teacher.sampling.guidance_scale if config.guidance_scale is None else config.guidance_scale
     fields = {
         "systems": {
             role: RecordedModel(reference=model.reference, weights_sha256=model.weights_sha256())
@@ -272,7 +272,7 @@ def _save(
         },
         "solver": config.solver,
         "grid": pair.grid,
-        "guidance_scale": scale,
+        "guidance_scale": pair.sampling["teacher"]["guidance_scale"],
         "reflection": "none",
         "seeds": [config.seed],
     }

@@ -59,7 +59,7 @@ class Gallery:
         references: The inverted images, uint8 [N, size, size, 3]. Drawn images are resized to their size.
         distance: The name of the metric between images.
         extractors: The network of that metric.
-        towers: The CLIP that compares images with the inverted ones.
+        towers: The CLIP that compares images with the inverted ones; None for no such comparison.
         number: The number of images of each prompt.
         batch_size: The number of images that are drawn at a time.
         seed: The seed of the noise.
@@ -71,7 +71,7 @@ class Gallery:
     references: np.ndarray
     distance: str
     extractors: Extractors
-    towers: Towers
+    towers: Towers | None
     number: int
     batch_size: int
     seed: int
@@ -84,9 +84,15 @@ class Gallery:
         return self.distance.removesuffix("_diversity") + "_to_reference"
 
     @property
+    def likeness(self) -> str | None:
+        """The name of CLIP's cosine between drawn and inverted images; None where there is no CLIP."""
+        return None if self.towers is None else str(self.towers.identity["name"])
+
+    @property
     def directions(self) -> dict[str, str]:
         """The metrics by name, each with the direction that is better."""
-        return {self.distance: "higher", self.to_reference: "lower", self.towers.identity["name"]: "higher"}
+        likeness = {} if self.likeness is None else {self.likeness: "higher"}
+        return {self.distance: "higher", self.to_reference: "lower"} | likeness
 
     def draw(self, system: SystemConfig, prompts: Sequence[str], model: Model | None = None) -> Drawn:
         """Draw a system's images of all prompts, and measure them.
@@ -131,7 +137,7 @@ class Gallery:
             "seed": self.seed,
             "distance": self.distance,
             "networks": self.extractors.identity(),
-            "towers": self.towers.identity,
+            "towers": None if self.towers is None else self.towers.identity,
         }
         return content_hash(depends)[:16]
 
@@ -148,14 +154,12 @@ class Gallery:
         references, texts = self.references[part], list(prompts)
         among = self._distance(images, texts)
         together = self._distance(np.concatenate([references[:, None], images], axis=1), texts)
-        repeated = np.repeat(references, self.number, axis=0)
-        alike = self.towers.similarity(images.reshape(repeated.shape), repeated).reshape(len(images), self.number)
-        return {
-            self.distance: among,
-            self.to_reference: mean_to_first(together, among, self.number),
-            self.towers.identity["name"]: alike.mean(axis=1),
-            "shown": images[:, 0],
-        }
+        scores = {self.distance: among, self.to_reference: mean_to_first(together, among, self.number)}
+        if self.towers is not None and self.likeness is not None:
+            repeated = np.repeat(references, self.number, axis=0)
+            alike = self.towers.similarity(images.reshape(repeated.shape), repeated)
+            scores[self.likeness] = alike.reshape(len(images), self.number).mean(axis=1)
+        return scores | {"shown": images[:, 0]}
 
     def _distance(self, images: np.ndarray, texts: list[str]) -> np.ndarray:
         """Return the mean distance over all pairs of images of each prompt, float64 [P]."""

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ddil_core.inversion.inverters import get_inverter
 from ddil_core.inversion.towers import SHAPES
 from ddil_core.inversion.words import Vocabulary
-from ddil_core.support.protocol import Strict, renamed
+from ddil_core.support.protocol import GuidanceScale, Strict, renamed
 from ddil_eval.experiments.system_configs import SystemConfig, refuse_names
 from ddil_eval.metrics import METRICS
 
@@ -21,9 +22,10 @@ class InversionConfig(Strict):
 
     Attributes:
         teacher: The reference of the model on which images are inverted.
+        guidance_scale: The teacher's guidance scale, also in rows of the same model. Defaults to its own.
         data: The reference of the data set.
         towers: The folder of the CLIP that chooses prompts and compares images. Defaults to the one of the shapes
-            world.
+            world. Elsewhere it may be left out where no inverter needs it; images are then not compared by CLIP.
         vocabulary: The words that prompts may hold. Defaults to whole words; in the shapes world, to those of its
             captions.
         inverter: The systems draw from the prompts of this inverter.
@@ -44,6 +46,7 @@ class InversionConfig(Strict):
 
     experiment: Literal["prompt-inversion"] = "prompt-inversion"
     teacher: str = "shapes"
+    guidance_scale: GuidanceScale | None = None
     data: str = "shapes"
     towers: str | None = None
     vocabulary: Vocabulary | None = None
@@ -68,10 +71,22 @@ class InversionConfig(Strict):
             raise ValueError(f"the inverter {self.inverter!r} is none of those to be run, {', '.join(self.inverters)}")
         return self
 
+    def guided(self, system: SystemConfig) -> SystemConfig:
+        """Return a row. Where the row is of the teacher, the teacher's guidance scale is its default."""
+        if system.model != self.teacher or system.guidance_scale is not None:
+            return system
+        return system.model_copy(update={"guidance_scale": self.guidance_scale})
+
     @property
     def clip(self) -> str | None:
         """The reference of the towers."""
         return SHAPES if self.towers is None and self.data == SHAPES else self.towers
+
+    @property
+    def inverters_with_towers(self) -> tuple[str, ...]:
+        """The names of the inverters that need the towers."""
+        rows = {name: get_inverter(name, settings) for name, settings in self.inverters.items()}
+        return tuple(name for name, (inverter, settings) in rows.items() if inverter.needs_towers(settings))
 
     @property
     def distance(self) -> str:

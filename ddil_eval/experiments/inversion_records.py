@@ -12,6 +12,7 @@ import numpy as np
 from ddil_core.data.base import DataSet
 from ddil_core.inversion import get_inverter
 from ddil_core.models.model import Model
+from ddil_core.models.sampling import Sampling
 from ddil_eval.experiments.caption_recall import ATTRIBUTES, caption_recall
 from ddil_eval.experiments.gallery import Drawn, Gallery
 from ddil_eval.experiments.inversion_config import InversionConfig
@@ -23,7 +24,7 @@ from ddil_eval.report.records import Record, RecordedMetric, digest
 from ddil_eval.statistics import estimate_mean
 
 EXPERIMENT = "prompt-inversion"
-NOT_HASHED = frozenset({"systems", "differences", "batch_size", "draw_batch_size", "figures"})
+NOT_HASHED = frozenset({"systems", "differences", "batch_size", "draw_batch_size", "figures", "sampling"})
 """Keys of the configuration that no row's numbers depend on."""
 RECALL = "recovered"
 """The metric that says how much of the true captions an inverter recovers; a part of captions has a suffix."""
@@ -39,6 +40,7 @@ def inversion_writer(
     targets: TargetImages,
     gallery: Gallery,
     teacher: Model,
+    choosing: Sampling,
     started: float,
 ) -> RecordWriter:
     """Collect what all records of an inversion share.
@@ -50,16 +52,20 @@ def inversion_writer(
         targets: The inverted images.
         gallery: What measured the systems' images.
         teacher: The model that inverted them.
+        choosing: How the teacher was sampled to choose among candidates.
         started: ``time.monotonic()`` at the start of the run.
     """
     inverters = {
         name: get_inverter(name, settings)[1].model_dump(mode="json") for name, settings in config.inverters.items()
     }  # with the defaults, so that other defaults give another protocol
     size = targets.images.shape[1]
+    protocol = config.model_dump(mode="json") | {"lpips": config.distance, "inverters": inverters}
+    if config.guidance_scale is None:
+        del protocol["guidance_scale"]  # a newer key, which must not change the hashes of older records
     return RecordWriter.of_run(
         out,
         experiment=EXPERIMENT,
-        protocol=config.model_dump(mode="json") | {"lpips": config.distance, "inverters": inverters},
+        protocol=protocol | {"sampling": {"teacher": choosing.effective()}},
         not_hashed=NOT_HASHED,
         data={
             "reference": data.reference,
@@ -71,7 +77,7 @@ def inversion_writer(
             "inverter": config.inverter,
             "pictures_per_prompt": config.images_per_prompt,
             "size": size,
-            "clip": gallery.towers.identity,
+            "clip": None if gallery.towers is None else gallery.towers.identity,
         },
         recipe=f"{config.images_per_prompt} pictures a prompt, {size} px",  # a part of old records' identities
         count=len(targets.ids),
@@ -163,7 +169,7 @@ def _metrics(scores: Scores, contrast: np.ndarray, gallery: Gallery) -> dict[str
         network = None
         if name == gallery.to_reference:
             network = METRICS[gallery.distance].network.identity()
-        elif name == gallery.towers.identity["name"]:
+        elif gallery.towers is not None and name == gallery.likeness:
             network = gallery.towers.identity
         direction = gallery.directions.get(name, "higher")
         metrics[name] = RecordedMetric.model_validate(

@@ -17,17 +17,19 @@ from ddil_core.data.captioned import survey
 from ddil_core.data.datasets import open_data
 from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
-from ddil_core.inversion import InversionProblem, SelectionSettings, get_inverter
+from ddil_core.inversion import InversionProblem, SelectionSettings
 from ddil_core.inversion.towers import load_inversion_towers, missing_towers
 from ddil_core.inversion.words import model_words, require_text_encoder
 from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.generate import resolve_sampling
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
+from ddil_core.models.sampling import sampling_line
 from ddil_core.models.weights import components, read_index
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
 from ddil_core.support.lock import held
+from ddil_core.support.progress import note
 from ddil_eval.experiments.gallery import Gallery
 from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.inversion_config import InversionConfig
@@ -51,7 +53,7 @@ class InversionPlan:
     """A prompt inversion, and which of its parts are on this machine.
 
     Attributes:
-        config: The configuration.
+        config: The configuration, with the inverters that can run here.
         data: The data set, if it is here.
         systems: The systems that are here.
         absent: What is not here, by name, each with an error that says what to provide.
@@ -71,8 +73,6 @@ def plan_inversion(config: InversionConfig) -> InversionPlan:
     Raises:
         WrongCommand: an inverter is unknown, or does not have a setting.
     """
-    for name, settings in config.inverters.items():
-        get_inverter(name, settings)
     absent: dict[str, DdilError] = {}
     data = None
     try:
@@ -85,11 +85,21 @@ def plan_inversion(config: InversionConfig) -> InversionPlan:
             survey(data.take(config.num_images, "images"), data.reference).warn_of_changes()
     except DdilError as error:
         absent[f"data {config.data}"] = error
-    for name, problem in (("CLIP", missing_towers(config.clip)), (config.distance, METRICS[config.distance].missing())):
+    for name, problem in (("CLIP", _missing_clip(config)), (config.distance, METRICS[config.distance].missing())):
         if problem is not None:
             absent[name] = DdilError(problem)
     systems, absent_systems = find_systems(config.systems, locate)
-    return InversionPlan(config, data, systems, absent | absent_systems, not absent and bool(systems))
+    lacking = {} if config.clip is not None else {name: missing_towers(None) for name in config.inverters_with_towers}
+    possible = not absent and bool(systems) and config.inverter not in lacking
+    absent |= {f"inverter {name}": DdilError(problem or "") for name, problem in lacking.items()}
+    here = {name: settings for name, settings in config.inverters.items() if name not in lacking}
+    config = config.model_copy(update={"inverters": here})
+    return InversionPlan(config, data, systems, absent | absent_systems, possible)
+
+
+def _missing_clip(config: InversionConfig) -> str | None:
+    """Return what the CLIP that the configuration names lacks, in one sentence, or None."""
+    return None if config.clip is None else missing_towers(config.clip)
 
 
 def locate(reference: str) -> None:
@@ -133,13 +143,16 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     started, config = time.monotonic(), plan.config
     if plan.data is None or not plan.possible:
         raise DdilError(NOTHING_TO_MEASURE)
-    extractors, towers = Extractors([config.distance], device), load_inversion_towers(config.clip, device)
+    extractors = Extractors([config.distance], device)
+    towers = None if config.clip is None else load_inversion_towers(config.clip, device)
     teacher = load_model(config.teacher, device)
     require_encoder(teacher.pipeline.vae, teacher.reference)
     targets, allowed = read_targets(plan.data, config.num_images, image_side(teacher)), vocabulary(config)
-    words, tower_words = model_words(teacher, allowed), towers.words(allowed)
+    words, tower_words = model_words(teacher, allowed), None if towers is None else towers.words(allowed)
     problem = InversionProblem(teacher, words, targets.images, targets.ids, config.seed, towers, tower_words)
-    choosing = SelectionSettings(resolve_sampling(teacher, config.choosing_steps), config.choosing_images)
+    own = resolve_sampling(teacher, config.choosing_steps, guidance_scale=config.guidance_scale)
+    choosing = SelectionSettings(own, config.choosing_images)
+    note(sampling_line(f"{config.teacher}, to choose prompts", own.effective()))
     prompts = {
         name: invert_all(problem, name, settings, config.batch_size, choosing, out / "inversions")
         for name, settings in config.inverters.items()
@@ -156,10 +169,10 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
         work=out / "partial",
         device=device,
     )
-    systems = [gallery.draw(system, prompts[config.inverter]) for system in plan.systems]
-    teacher_row = SystemConfig(name=config.teacher, model=config.teacher)
+    systems = [gallery.draw(config.guided(system), prompts[config.inverter]) for system in plan.systems]
+    teacher_row = config.guided(SystemConfig(name=config.teacher, model=config.teacher))
     inverters = {name: gallery.draw(teacher_row, texts, teacher) for name, texts in prompts.items()}
-    writer = inversion_writer(out, config, plan.data, targets, gallery, teacher, started)
+    writer = inversion_writer(out, config, plan.data, targets, gallery, teacher, own, started)
     records = save_systems(systems, config, gallery, writer)
     records += save_inverters(inverters, prompts, targets, config, gallery, writer)
     for row, name in enumerate(targets.ids[: config.figures]):

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from ddil_core.data.base import Prompt
+from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, rollout_latents
 from ddil_core.diffusion.schedule import Time
 from ddil_core.models.model import Model, load_model
+from ddil_core.models.sampling import sampling_line
 from ddil_core.models.turns import take_turns
 from ddil_core.support import ranks
 from ddil_core.support.environment import full_precision
-from ddil_core.support.progress import progress
+from ddil_core.support.progress import note, progress
 from ddil_eval.experiments.shift_runs import ShiftRun
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
@@ -40,6 +43,16 @@ class Pair:
     student: Model
     actors: dict[str, Actor]
     grid: list[Time]
+
+    @property
+    def sampling(self) -> dict[str, dict[str, Any]]:
+        """The steps, the solver and the guidance scale of each, for records."""
+        used = {}
+        for role, name in ((TEACHER, "teacher"), (STUDENT, "student")):
+            actor = self.actors[role]
+            steps, guided = sum(len(part) for part in actor.steps), cast(GuidedDenoiser, actor.denoiser)
+            used[name] = {"steps": steps, "solver": actor.solver.name, "guidance_scale": guided.guidance_scale}
+        return used
 
     @property
     def names(self) -> dict[str, str]:
@@ -76,7 +89,10 @@ def load_pair(
     models = load_model(teacher, device), load_model(student, device)
     for model, dtype in zip(models, (teacher_dtype, student_dtype), strict=True):
         model.denoiser.net.to(getattr(torch, dtype))
-    return Pair(*models, *take_turns(*models, teacher_steps, guidance_scale, solver))
+    pair = Pair(*models, *take_turns(*models, teacher_steps, guidance_scale, solver))
+    for model, used in zip(models, pair.sampling.values(), strict=True):
+        note(sampling_line(model.reference, used))
+    return pair
 
 
 @dataclass

@@ -9,12 +9,11 @@ from pydantic import Field
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.solvers import SOLVERS
-from ddil_core.models.generate import resolve_sampling, sampling_warnings
+from ddil_core.models.generate import announce_sampling, resolve_sampling
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
-from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, Strict
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.report.tables import paper_rows
@@ -119,10 +118,9 @@ def report_absent(absent: Mapping[str, DdilError]) -> None:
 
 
 def sampling_of(system: SystemConfig, model: Model, prompts: Sequence[str]) -> Sampling:
-    """Return how a system is sampled, and warn of what a user should know about it."""
+    """Return how a system is sampled. Print it, and warn of what a user should know about it."""
     sampling = resolve_sampling(model, system.steps, system.solver, system.guidance_scale, system.reflection)
-    for sentence in sampling_warnings(model, prompts, sampling):
-        warn(f"{system.name}: {sentence}")
+    announce_sampling(model, prompts, sampling, system.name)
     return sampling
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddil_core.support.environment import full_precision
-from ddil_eval.metrics.clip_towers import load_clip_towers, missing_open_clip
+from ddil_eval.metrics.clip_towers import CLIP_TENSORS, load_clip_towers, missing_open_clip
 from ddil_eval.metrics.metric import Extractor, Network
 from ddil_eval.metrics.weights_file import WeightsFile
 
@@ -24,6 +24,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 WEIGHTS = WeightsFile(
     file="CLIP-ViT-L-14-336-openai.safetensors",
     url="https://huggingface.co/timm/vit_large_patch14_clip_336.openai/resolve/main/open_clip_model.safetensors",
+    tensors=CLIP_TENSORS,
 )
 
 

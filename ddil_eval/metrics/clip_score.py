@@ -6,7 +6,7 @@ The recipe chooses the checkpoint and the prefix of captions. GigaGAN, DMD and D
 
 from __future__ import annotations
 
-from ddil_eval.metrics.clip_towers import cosine_network
+from ddil_eval.metrics.clip_towers import CLIP_TENSORS, cosine_network
 from ddil_eval.metrics.weights_file import WeightsFile
 
 CLIP_S12B = cosine_network(
@@ -15,6 +15,7 @@ CLIP_S12B = cosine_network(
     WeightsFile(
         file="CLIP-ViT-g-14-laion2B-s12B-b42K.safetensors",
         url="https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s12B-b42K/resolve/main/open_clip_model.safetensors",
+        tensors=CLIP_TENSORS,
     ),
     "5.5 GB",
     prefixed=True,
@@ -25,6 +26,7 @@ CLIP_S34B = cosine_network(
     WeightsFile(
         file="CLIP-ViT-g-14-laion2B-s34B-b88K.safetensors",
         url="https://huggingface.co/laion/CLIP-ViT-g-14-laion2B-s34B-b88K/resolve/main/open_clip_model.safetensors",
+        tensors=CLIP_TENSORS,
     ),
     "5.5 GB",
     prefixed=True,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from open_clip import CLIP
     from torch import Tensor
 
+CLIP_TENSORS = ("visual.proj", "token_embedding.weight", "logit_scale")
+"""Names of tensors that every CLIP in open_clip's layout holds."""
 missing_open_clip = partial(missing_package, "open_clip", "open_clip_torch")
 
 

@@ -29,6 +29,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS = WeightsFile(
     file="vit_large_patch14_dinov2.lvd142m.safetensors",
     url="https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m/resolve/main/model.safetensors",
+    tensors=("cls_token", "pos_embed"),
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.clip_towers import cosine_network
-from ddil_eval.metrics.weights_file import WeightsFile
+from ddil_eval.metrics.weights_file import NOT_A_PICKLE, WeightsFile
 
 
 def convert_hps_weights(published: Path, target: Path) -> None:
@@ -20,15 +20,13 @@ def convert_hps_weights(published: Path, target: Path) -> None:
     Raises:
         DdilError: the file holds something else.
     """
-    from pickle import UnpicklingError
-
     import torch
     from safetensors.torch import save_file
 
     try:
         state = torch.load(published, map_location="cpu", weights_only=True)["state_dict"]
         save_file({name: value.contiguous() for name, value in state.items()}, target)
-    except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, AttributeError) as error:
+    except NOT_A_PICKLE as error:
         raise DdilError(f"{published} is not the checkpoint of HPS v2; fetch it again") from error
 
 
@@ -36,5 +34,6 @@ WEIGHTS = WeightsFile(
     file="HPS_v2_compressed.safetensors",
     url="https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2_compressed.pt",
     convert=convert_hps_weights,
+    tensors=("visual.proj",),
 )
 HPS = cosine_network("hps_v2", "ViT-H-14", WEIGHTS, "2 GB", resize_mode="longest")

@@ -17,7 +17,7 @@ from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.inception import missing_cleanfid
 from ddil_eval.metrics.metric import Extractor, Network
 from ddil_eval.metrics.on_cpu import fold_batch_norms
-from ddil_eval.metrics.weights_file import WeightsFile, read_weights
+from ddil_eval.metrics.weights_file import NOT_A_PICKLE, WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,15 +29,13 @@ def convert_fid_weights(published: Path, target: Path) -> None:
     Raises:
         DdilError: the file holds something else.
     """
-    from pickle import UnpicklingError
-
     import torch
     from safetensors.torch import save_file
 
     try:
         state = torch.load(published, map_location="cpu", weights_only=True)
         save_file({name: value.contiguous() for name, value in state.items()}, target)
-    except (UnpicklingError, RuntimeError, TypeError, EOFError, AttributeError) as error:
+    except NOT_A_PICKLE as error:
         raise DdilError(f"{published} does not hold the weights of pytorch-fid; fetch it again") from error
 
 
@@ -46,6 +44,7 @@ WEIGHTS = WeightsFile(
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     sha256="6726825d",  # the first characters, from the name of the published file
     convert=convert_fid_weights,
+    tensors=("Conv2d_1a_3x3.conv.weight",),
 )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
-from ddil_eval.metrics.weights_file import WeightsFile, read_weights
+from ddil_eval.metrics.weights_file import NOT_A_PICKLE, WeightsFile, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,6 @@ def convert_lpips_weights(published: Path, target: Path) -> None:
     Raises:
         DdilError: the file holds something else.
     """
-    from pickle import UnpicklingError
-
     import torch
     from safetensors.torch import save_file
 
@@ -43,7 +41,7 @@ def convert_lpips_weights(published: Path, target: Path) -> None:
             for index, part in _SLICES.items()
             for leaf in ("weight", "bias")
         }
-    except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, AttributeError) as error:
+    except NOT_A_PICKLE as error:
         raise DdilError(f"{published} is not torchvision's AlexNet; fetch it again") from error
     save_file(layers, target)
 
@@ -53,6 +51,7 @@ WEIGHTS = WeightsFile(
     url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     sha256="7be5be79",  # the first eight characters, from the name of torchvision's file
     convert=convert_lpips_weights,
+    tensors=("slice1.0.bias",),
 )
 missing_lpips = partial(missing_package, "lpips", "lpips")
 

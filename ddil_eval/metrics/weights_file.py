@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from ddil_core.support.errors import DdilError
+from ddil_core.models.weights import read_header
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_core.support.lock import waiting_for
 from ddil_core.support.resources import require_cache, user_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+NOT_A_PICKLE = (UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, AttributeError, ValueError)
+"""What ``torch.load`` raises with ``weights_only=True`` for a file that is no pickle, or holds more than tensors."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class WeightsFile:
             where the metric reads the published file.
         place: Finds weights that an installed package brings; they are used instead of the user's folder.
         cure: How to get weights that a package brings.
+        tensors: Names of tensors that a safetensors file must hold, so that another network's file is noticed.
     """
 
     file: str
@@ -48,6 +55,7 @@ class WeightsFile:
     convert: Callable[[Path, Path], None] | None = None
     place: Callable[[], Path | None] | None = None
     cure: str = ""
+    tensors: tuple[str, ...] = ()
 
     def path(self) -> Path:
         """Return the place of the file, whether or not the file exists."""
@@ -96,21 +104,50 @@ class WeightsFile:
         """Check and convert the published file, write it into the user's folder, and return its place there.
 
         Raises:
-            DdilError: the file is not the published file, cannot be converted, or cannot be written.
+            WrongCommand: there is no such file.
+            DdilError: the file is not the published file or of another kind, cannot be converted, or cannot be written.
         """
-        if not published.is_file():
-            raise DdilError(f"{published} is not here; name the file that holds the weights {self.file}")
+        self.require(published)
         as_read = self.convert is None or published.suffix == ".safetensors"
         if self.sha256 is not None and (self.convert is None or not as_read):
             _compare(published, _sha256(published, published.stat().st_size, published.stat().st_mtime_ns), self.sha256)
         target = weights_folder() / self.file
+        if self.convert is None or as_read:
+            self._examine(published, published)
         require_cache()
         with replacing(target) as temporary:
             if self.convert is None or as_read:
                 shutil.copyfile(published, temporary)
             else:
                 self.convert(published, temporary)
+                self._examine(temporary, published)
         return target
+
+    def require(self, published: Path) -> None:
+        """Refuse a file to add that does not exist.
+
+        Raises:
+            WrongCommand: there is no such file.
+        """
+        if not published.is_file():
+            raise WrongCommand(f"{published} is not here; name the file that holds the weights {self.file}")
+
+    def _examine(self, path: Path, published: Path) -> None:
+        """Look whether a file is of the kind that the metric reads. No weight is loaded and no code is run.
+
+        Raises:
+            DdilError: it is not. The message names the ``published`` file.
+        """
+        if self.file.endswith(".safetensors"):
+            try:
+                held = read_header(path)
+            except DdilError as error:
+                raise DdilError(f"{published} is no safetensors file, or is cut short; fetch it again") from error
+            absent = [name for name in self.tensors if name not in held]
+            if absent:
+                raise DdilError(f"{published} holds other weights than {self.file}: it has no tensor {absent[0]!r}")
+        elif self.sha256 is None and self.file.endswith(".pt") and not _is_torchscript(path):
+            raise DdilError(f"{published} is no TorchScript file, as {self.file} is; fetch it again")
 
     def get(self) -> Path:
         """Fetch the file from its source, check it, and write it into the user's folder.
@@ -167,6 +204,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if broken is not None:
         raise DdilError(f"{path} holds weights that are not finite, first in {broken}; delete it and get it again")
     return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of TorchScript: its constants and its code lie in one folder of a zip file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return all(any(part in name for name in names) for part in ("/constants.pkl", "/code/"))
 
 
 @cache

@@ -96,14 +96,22 @@ def test_a_finished_run_is_not_made_again(run: Path, distill: Cli) -> None:
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_without_ddil_it_trains_on_data_alone(run: Path, distill: Cli, tmp_path: Path) -> None:
+def test_without_ddil_it_trains_on_data_alone(
+    run: Path, distill: Cli, teacher: Path, root: Path, tmp_path: Path
+) -> None:
     result = distill(tmp_path / "pd", "--no-ddil", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {
         "run": str(tmp_path / "pd"),
         "student": str(tmp_path / "pd" / "student"),
         "steps": 4,
+        "protocol": str(root / "protocols" / "shapes" / "pd.yaml"),
+        "sampling": {"steps": 4, "solver": "ddim", "guidance_scale": 1.0},
+        "teacher": {"reference": str(teacher), "steps": 16, "solver": "ddim", "guidance_scale": 3.0},
     }
+    said = result.stderr.splitlines()
+    assert f"{teacher}, the teacher: 16 steps of ddim, guidance 3" in said
+    assert f"{tmp_path / 'pd'}, the student: 4 steps of ddim, guidance 1" in said
     held = yaml.safe_load((tmp_path / "pd" / "run.yaml").read_text())
     assert held["config"]["ddil"] is None
     assert "aggregated_fraction" not in (tmp_path / "pd" / "log.jsonl").read_text()

@@ -13,7 +13,10 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from ddil_core.support.protocol import content_hash
 from ddil_eval.cli import ddil
+from ddil_eval.experiments.covariate_shift import NOT_HASHED
+from ddil_eval.experiments.results import without
 from ddil_eval.report.records import read_records
 
 SMALL = [
@@ -53,6 +56,22 @@ def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result]) 
     for figure in ("figure2.png", "shift-curves.png"):
         with Image.open(out / figure) as picture:
             assert picture.width > 300 and picture.height > 200
+
+
+def test_how_each_model_is_sampled_is_printed_and_recorded(
+    shift: tuple[Path, Result], teacher: Path, student: Path
+) -> None:
+    out, result = shift
+    said = result.stderr.splitlines()
+    assert f"{teacher}: 8 steps of ddim, guidance 3" in said and f"{student}: 4 steps of ddim, guidance 1" in said
+    for record in read_records(out):
+        assert record.protocol["sampling"] == {
+            "teacher": {"steps": 8, "solver": "ddim", "guidance_scale": 3.0},
+            "student": {"steps": 4, "solver": "ddim", "guidance_scale": 1.0},
+        }
+        assert record.guidance_scale == 3.0
+        assert record.protocol_hash == content_hash(without(record.protocol, NOT_HASHED))
+        assert {"sampling", "teacher", "student"} <= NOT_HASHED
 
 
 def test_covariate_shift_prints_its_tables(shift: tuple[Path, Result]) -> None:
@@ -107,9 +126,10 @@ def test_options_override_the_protocol(
     result = cli(
         *("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--protocol", protocol),
         *("--p-teacher", "0.5", "--switch", "500", "--num-prompts", 4, "--seed", 3, "--factorial"),
-        *("--set", "figure_prompts=0", "--out", tmp_path / "out", "--device", "cpu", "--json"),
+        *("--set", "figure_prompts=0", "--out", tmp_path / "out", "--device", "cpu", "--json", "--guidance", 1.5),
     )
     assert result.exit_code == 0
+    assert f"{teacher}: 4 steps of ddim, guidance 1.5" in result.stderr.splitlines()
     rows: list[dict[str, Any]] = json.loads(result.stdout)
     assert [row["cell"] for row in rows[2:5]] == [
         {"kind": "p_teacher", "p_teacher": 0.5},
@@ -119,6 +139,7 @@ def test_options_override_the_protocol(
     kinds = [row["cell"]["kind"] for row in rows]
     assert (kinds.count("string"), kinds.count("effect"), len(rows)) == (16, 10, 31)
     assert {(row["n_done"], row["seeds"][0], row["protocol"]["teacher_steps"]) for row in rows} == {(4, 3, 4)}
+    assert {row["guidance_scale"] for row in rows} == {1.5}
     assert not (tmp_path / "out" / "figure2.png").exists()
 
 

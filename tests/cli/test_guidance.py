@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from ddil_core.distillation.config import ConsistencyConfig, MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.models.generate import sample
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
@@ -139,3 +140,55 @@ def test_guidance_that_is_meant_is_taken(cli: Cli, student: Path, tmp_path: Path
                      "--out", tmp_path / told, "--json")  # fmt: skip
         assert result.exit_code == 0, result.stderr
         assert len(json.loads(result.stdout)["images"]) == 1
+
+
+@pytest.fixture
+def without_scale(student: Path, tmp_path: Path) -> Path:
+    """A pipeline whose folder says nothing of its sampling."""
+    folder = edited(student, tmp_path / "without", "unet/config.json")
+    (folder / "ddil.json").unlink()
+    return folder
+
+
+ASSUMED = "names no guidance scale, so that diffusers' default 7.5 is assumed; say another with --guidance or with "
+
+
+@pytest.mark.parametrize("command", ["sample", "eval systems"])
+def test_the_guidance_of_a_model_is_printed_and_an_assumed_one_is_a_warning(
+    cli: Cli, without_scale: Path, tmp_path: Path, command: str
+) -> None:
+    more = ("--prompt", "a ring") if command == "sample" else (
+        "--data", "shapes", "--num-images", 4, "--metrics", "drawn_right"
+    )  # fmt: skip
+    shared = (*command.split(), "--model", without_scale, *more, "--steps", 2, "--device", "cpu", "--json")
+    assumed = cli(*shared, "--out", tmp_path / "assumed")
+    assert assumed.exit_code == 0, assumed.stderr
+    assert assumed.stderr.count(f"warning: '{without_scale}' {ASSUMED}") == 1
+    assert f"{without_scale}: 2 steps of ddim, guidance 7.5" in assumed.stderr.splitlines()
+    said = cli(*shared, "--guidance", 7.5, "--out", tmp_path / "said")  # the same value, but meant
+    assert ASSUMED not in said.stderr
+    for result in (assumed, said):
+        document = json.loads(result.stdout)
+        if command == "sample":
+            assert document["sampling"] == {"steps": 2, "solver": "ddim", "guidance_scale": 7.5}
+        else:
+            assert (document[0]["solver"], len(document[0]["grid"]), document[0]["guidance_scale"]) == ("ddim", 2, 7.5)
+
+
+def test_python_is_warned_too(without_scale: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample(load_model(str(without_scale)), ["a ring"], steps=1)
+    assert ASSUMED in capsys.readouterr().err
+
+
+def test_the_guidance_of_a_distillation(cli: Cli, tmp_path: Path) -> None:
+    """For LCM it is that of the student, inside the range; a LoRA has none."""
+    refused = cli("distill", "--method", "lcm", "--guidance", 3, "--out", tmp_path / "run")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.endswith(
+        "guidance_scale is 3, outside guidance_range, 1.5 to 2.25, in which the student is trained; choose one inside, or "
+        "another range\n"
+    )
+    refused = cli("distill", "--method", "lcm", "--lora", "--guidance", 2, "--out", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("has no effect; say --set 'guidance_range=[G, G]'\n")
+    assert not (tmp_path / "run").exists()

@@ -52,6 +52,7 @@ def test_json_names_the_files(sample: Callable[..., Result], tmp_path: Path) -> 
     assert document == {
         "images": [str(tmp_path / "out" / "000-00.png")],
         "grid": str(tmp_path / "out" / "grid.png"),
+        "sampling": {"steps": 4, "solver": "ddim", "guidance_scale": 1.0},
     }
     assert all(Path(path).is_file() for path in (*document["images"], document["grid"]))
 

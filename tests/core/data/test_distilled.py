@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddil_core.distillation.config import ConsistencyConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand

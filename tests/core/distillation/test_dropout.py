@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
-from ddil_core.distillation.config import ConsistencyConfig, ConvertConfig, MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ConvertConfig, MatchingConfig, ProgressiveConfig
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
+from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.dropout import evaluating

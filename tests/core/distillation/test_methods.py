@@ -135,6 +135,29 @@ def test_the_students_own_timesteps_and_guidance_are_written_down(finished: tupl
     assert sampling.guidance_scale == (8.5 if name == "lcm" else 1.0)
 
 
+def test_a_loras_weights_go_onto_a_base_in_half_precision(folder: Path, tmp_path: Path) -> None:
+    """Stock diffusers gives the adapter the dtype of its network. The base needs its dtype said (docs/distillation.md)."""
+    base = tmp_path / "base"
+    DiffusionPipeline.from_pretrained(folder, dtype=torch.float16).save_pretrained(base)
+    shutil.copy(folder / "ddil.json", base)
+    assert {tensor.dtype for tensor in load_file(base / UNET).values()} == {torch.float16}
+    go(base, tmp_path / "run", "lcm-lora", updates=2)
+    pipeline = DiffusionPipeline.from_pretrained(base, dtype=torch.float16)
+    pipeline.set_progress_bar_config(disable=True)
+    steps = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
+    pipeline.scheduler = LCMScheduler.from_pretrained(tmp_path / "run" / "student", subfolder="scheduler")
+    latents = normal(1, *load_model(str(base)).latent_shape).half()
+    drawn = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(0)
+        drawn.append(pipeline("a small red circle", latents=latents, generator=generator, **steps).images)
+        if len(drawn) == 1:
+            pipeline.load_lora_weights(tmp_path / "run" / "student")
+    assert {weight.dtype for weight in pipeline.unet.parameters()} == {torch.float16}
+    assert {images.dtype for images in drawn} == {torch.float16} and bool(torch.isfinite(drawn[1]).all())
+    assert distance(drawn[0], drawn[1]) > 1e-3
+
+
 def test_a_loras_weights_go_onto_the_teachers_own_pipeline(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     go(folder, out, "lcm-lora")

@@ -248,7 +248,10 @@ def test_the_folder_says_what_the_run_was(folder: Path, finished: Path) -> None:
     told = yaml.safe_load((finished / "run.yaml").read_text())
     assert told["teacher"] == str(folder)
     assert told["teacher_sha256"] == load_model(str(folder)).weights_sha256()
-    assert ProgressiveConfig.model_validate(told["config"]) == CONFIG
+    assert ProgressiveConfig.model_validate(told["config"]) == CONFIG.with_guidance(3.0)
+    assert told["config"]["guidance_scale"] == 3.0  # the teacher's own
+    used = json.loads((finished / "student" / "ddil.json").read_text())["teacher"]
+    assert used == {"steps": 8, "solver": "ddim", "guidance_scale": 3.0}
     assert told["versions"]["torch"] == version("torch")
     lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [("8 → 4 steps", 8), ("4 → 2 steps", 8)]

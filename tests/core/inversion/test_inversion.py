@@ -576,7 +576,7 @@ def test_an_encoder_without_a_usable_vocabulary_is_refused(tmp_path: Path) -> No
     parts = [(tokenizer, torch.nn.Embedding(4, 2))]
     assert sentence(WrongCommand, lambda: gather_words(parts, "words", "'it'", torch.device("cpu"))) == (
         "the text encoder of 'it' has no usable vocabulary: none of its 4 tokens is a whole word; "
-        "name another model, or set vocabulary to 'tokens'"
+        "name another model, or say --set vocabulary=tokens"
     )
     assert gather_words(parts, "tokens", "'it'", torch.device("cpu")).words == ("b", "c")
 
@@ -601,7 +601,7 @@ def test_without_clip_neither_pez_nor_a_choice_is_possible(problem: InversionPro
     assert sentence(DdilError, lambda: pez(without, PEZSettings(), nothing)) == f"the inverter 'pez' cannot run: {cure}"
     choosing = SelectionSettings(resolve_sampling(problem.model, 2))
     assert sentence(DdilError, lambda: choose(without, [["a", "b"]], choosing)) == (
-        f"candidate prompts cannot be compared by their images: {cure}"
+        f"candidate prompts cannot be compared by their images: {cure}, or make one candidate"
     )
     assert choose(without, [["a"], ["b"]], choosing) == (["a", "b"], [None, None])
 

@@ -23,13 +23,15 @@ from ddil_core.inversion.towers import load_inversion_towers
 from ddil_core.models.generate import resolve_sampling, sample_images
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.protocol import read_yaml, validate
+from ddil_core.support.protocol import content_hash, read_yaml, validate
 from ddil_core.support.registry import Registry
 from ddil_eval.cli import ddil
 from ddil_eval.experiments.caption_recall import caption_recall
 from ddil_eval.experiments.gallery import mean_to_first
 from ddil_eval.experiments.inversion_config import InversionConfig
+from ddil_eval.experiments.inversion_records import NOT_HASHED
 from ddil_eval.experiments.prompt_inversion import measure_inversion, plan_inversion
+from ddil_eval.experiments.results import without
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.report.records import Record, read_records
 from ddil_eval.report.tables import build
@@ -79,6 +81,16 @@ def records(out: Path) -> dict[tuple[str, str], Record]:
 def kept(out: Path, inverter: str) -> dict[str, str]:
     found = [json.loads(path.read_text()) for path in sorted((out / "inversions").glob(f"{inverter}-*/*.json"))]
     return {one["id"]: one["prompt"] for one in found}
+
+
+def test_a_newer_key_of_the_protocol_changes_no_older_hash(
+    records: dict[tuple[str, str], Record], config: InversionConfig
+) -> None:
+    protocol = records["system", "teacher"].protocol
+    assert "guidance_scale" not in protocol
+    assert records["system", "teacher"].protocol_hash == content_hash(without(protocol, NOT_HASHED))
+    assert set(config.model_dump(mode="json")) - set(protocol) == {"guidance_scale"}
+    assert set(protocol) - set(config.model_dump(mode="json")) == {"sampling"} <= NOT_HASHED
 
 
 def test_every_system_inverter_and_difference_has_its_record(records: dict[tuple[str, str], Record]) -> None:
@@ -322,6 +334,50 @@ def test_the_command_measures_the_models_named(teacher: Path, student: Path, tmp
     cells = [(row["cell"]["kind"], row["cell"]["name"]) for row in json.loads(result.stdout)]
     assert cells == [("system", str(student)), ("inverter", "random")]
     assert "invert: random" in result.stderr
+
+
+def test_random_words_need_no_clip_and_the_teachers_guidance_is_the_one_said(teacher: Path, tmp_path: Path) -> None:
+    """The shipped protocol has inverters that need CLIP; they are named, and the others are measured."""
+    (tmp_path / "in").mkdir()
+    for number, image in enumerate(next(open_data("shapes").images(2))):
+        Image.fromarray(image).save(tmp_path / "in" / f"{number}.png")
+    small = ["inverters.random.tokens=4", "images_per_prompt=2", "figures=0", "choosing_steps=2", "vocabulary=tokens"]
+    sets = [part for one in small for part in ("--set", one)]
+    given = ("eval", "prompt-inversion", "--teacher", teacher, "--data", f"folder:{tmp_path / 'in'}", "--num-images", 2,
+             "--device", "cpu", "--out", tmp_path / "out", *sets)  # fmt: skip
+    refused = run(*given, "--model", teacher)
+    assert refused.exit_code == 1  # by the protocol's own inverter
+    assert "not here: inverter ph2p: CLIP's image tower for this text encoder is missing; put CLIP" in refused.stderr
+    result = run(*given, "--model", teacher, "--inverter", "random", "--guidance", 1.5, "--json")
+    assert result.exit_code == 0, result.stderr
+    said = result.stderr.splitlines()
+    assert [line.split(": ")[1] for line in said if line.startswith("not here: ")] == ["inverter ph2p", "inverter pez"]
+    assert f"{teacher}, to choose prompts: 2 steps of ddim, guidance 1.5" in said
+    assert f"{teacher}: 32 steps of ddim, guidance 1.5" in said
+    records = [Record.model_validate(row) for row in json.loads(result.stdout)]
+    assert {record.kind for record in records} == {"system", "inverter"}
+    for record in records:
+        assert (record.guidance_scale, record.protocol["guidance_scale"]) == (1.5, 1.5)
+        assert record.protocol["sampling"] == {"teacher": {"steps": 2, "solver": "ddim", "guidance_scale": 1.5}}
+        assert set(record.metrics) == {"lpips_efflite0", "lpips_efflite0_to_reference"}
+        assert record.data["clip"] is None
+    assert build(records)
+
+
+def test_towers_that_are_named_must_be_there(config: InversionConfig, tmp_path: Path) -> None:
+    change = {"inverters": {"random": {}}, "inverter": "random", "towers": str(tmp_path)}
+    plan = plan_inversion(config.model_copy(update=change))
+    assert not plan.possible and "holds no CLIP" in str(plan.absent["CLIP"])
+
+
+def test_only_a_choice_needs_clip(config: InversionConfig) -> None:
+    one = {"tokens": 6, "rounds": 2, "evaluations": 2, "candidates": 1}
+    for inverters, needing in (
+        ({"ph2p": one}, ()),
+        ({"ph2p": one | {"searches": 2}}, ("ph2p",)),
+        ({"ph2p": one, "pez": {}, "random": {}}, ("pez",)),
+    ):
+        assert config.model_copy(update={"inverters": inverters}).inverters_with_towers == needing
 
 
 def test_unreadable_images_are_named_before_the_inversion(teacher: Path, tmp_path: Path) -> None:

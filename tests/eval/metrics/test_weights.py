@@ -162,10 +162,11 @@ def test_every_metric_s_weights_are_listed_with_their_place(cli: Callable[..., R
     assert f"{inception['place']} (not here, unverified), from {inception['source']}" in printed
 
 
-def test_weights_are_added_by_the_metric_s_name(cli: Callable[..., Result], cache: Path, published: Path) -> None:
-    done = cli("metrics", "--add", f"fid={published}", "--json")
+def test_weights_are_added_by_the_metric_s_name(cli: Callable[..., Result], cache: Path, tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "published.pt")
+    done = cli("metrics", "--add", f"fid={tmp_path / 'published.pt'}", "--json")
     assert done.exit_code == 0 and "inception-2015-12-05.pt" in done.stderr
-    assert METRICS["fid"].weights[0].checked().read_bytes() == b"the weights"
+    assert METRICS["fid"].weights[0].checked().read_bytes() == (tmp_path / "published.pt").read_bytes()
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["fid"]["weights"][0]["here"] and rows["kid"]["weights"][0]["here"]
 
@@ -175,7 +176,7 @@ def test_weights_are_added_by_the_metric_s_name(cli: Callable[..., Result], cach
     [
         (["--get", "drawn_right"], 2, "'drawn_right' is not a metric with weights; it may be one of fid, "),
         (["--add", "fid"], 2, "--add takes NAME=FILE with one file of weights for each name, not 'fid'"),
-        (["--add", "fid=absent.pt"], 1, "absent.pt is not here; name the file that holds the weights inception"),
+        (["--add", "fid=absent.pt"], 2, "absent.pt is not here; name the file that holds the weights inception"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(
@@ -183,6 +184,44 @@ def test_a_wrong_name_is_one_sentence(
 ) -> None:
     failed = cli("metrics", *arguments)
     assert (failed.exit_code, failed.stdout) == (status, "") and words in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("fid", "is no TorchScript file, as inception-2015-12-05.pt is; fetch it again"),
+        ("clip_score", "is no safetensors file, or is cut short; fetch it again"),
+        ("fd_dinov2", "is no safetensors file, or is cut short; fetch it again"),
+        ("hps_v2", "is not the checkpoint of HPS v2; fetch it again"),
+        ("fid_pytorch", "is not the file that its source publishes (sha256 "),
+        ("lpips_diversity", "is not the file that its source publishes (sha256 "),
+        ("fd_efflite0", "is not the file that its source publishes (sha256 "),
+    ],
+)
+def test_a_file_of_another_kind_is_not_added(
+    cli: Callable[..., Result], cache: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("experiment: systems\n")
+    failed = cli("metrics", "--add", f"{name}={bad}")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr.startswith(f"error: {bad} {kind}")
+    assert not any(path.is_file() for path in cache.rglob("*"))
+
+
+def test_weights_of_another_network_are_not_added(cli: Callable[..., Result], cache: Path, tmp_path: Path) -> None:
+    save_file({"visual.proj": torch.eye(3)}, tmp_path / "other.safetensors")
+    torch.save({"a": torch.ones(1)}, tmp_path / "pickle.pt")  # a zip file too, without code
+    for name, file, what in (
+        ("clip_score", "other.safetensors", "'token_embedding.weight'"),
+        ("fd_dinov2", "other.safetensors", "'cls_token'"),
+        ("fid", "pickle.pt", "is no TorchScript file"),
+    ):
+        failed = cli("metrics", "--add", f"{name}={tmp_path / file}")
+        assert failed.exit_code == 1 and what in failed.stderr
+    absent = cli("metrics", "--add", f"hps_v2={tmp_path / 'other.safetensors'}", "--add", "fid=absent.pt")
+    assert absent.exit_code == 2
+    assert not any(path.is_file() for path in cache.rglob("*"))  # not the first either
 
 
 def test_the_table_of_weights_names_each_file_once() -> None:
