@@ -57,7 +57,11 @@ def test_a_claim_is_judged_by_its_ratio_or_by_its_own_figure() -> None:
 
 
 def test_the_summary_has_a_row_for_each_claim() -> None:
-    claims = [("x", Claim("fast", 1.0, 2.0, 1.0)), ("y", Claim("much", 3.0, bar=4.0, at_least=True)), ("z", Claim("", 5))]
+    claims = [
+        ("x", Claim("fast", 1.0, 2.0, 1.0)),
+        ("y", Claim("much", 3.0, bar=4.0, at_least=True)),
+        ("z", Claim("", 5)),
+    ]
     rows = table(claims).astype(object).where(lambda frame: frame.notna(), None).to_numpy().tolist()
     assert rows == [
         ["x", "fast", 1.0, 2.0, 0.5, "≤ 1", "yes"],

@@ -98,7 +98,9 @@ def with_embedding(net: Any, width: int) -> nn.Module:
 
     The new weights are zero, so that its output stays the same.
     """
-    wider = type(net).from_config(dict(net.config) | {"time_cond_proj_dim": width})
+    # diffusers lists there what a configuration leaves out, and ignores new values of these keys.
+    config = {key: value for key, value in net.config.items() if key != "_use_default_values"}
+    wider = type(net).from_config(config | {"time_cond_proj_dim": width})
     weights = net.state_dict() | {
         "time_embedding.cond_proj.weight": torch.zeros_like(wider.time_embedding.cond_proj.weight)
     }
