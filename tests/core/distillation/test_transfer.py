@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,8 +22,9 @@ from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.run import Run, rounded_for_autocast
 from ddil_core.distillation.steady import Steady, steady
 from ddil_core.distillation.transfer import Ahead, sent
-from ddil_core.models.model import Model
+from ddil_core.models.model import Model, load_model
 from tests.core.closed_form import distance, normal
+from tests.core.distillation import test_dropout
 from tests.core.distillation.test_dropout import KINDS, make
 
 CPU = torch.device("cpu")
@@ -140,27 +145,27 @@ def test_a_look_reads_the_pool_once(pool: LatentPool) -> None:
     assert data.figures is figures
 
 
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Accelerate's processes on the GPU, for the stages of ``make``. Afterwards they are on the CPU again."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(test_dropout, "CPU", Accelerator())
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("ddil", [True, False], ids=["DDIL", "data"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_update_on_a_gpu_waits_for_nothing(folder: Any, pool: LatentPool, kind: str, ddil: bool) -> None:
-    """Between collections, torch raises at whatever waits for the device."""
-    from accelerate import Accelerator
-
-    from ddil_core.models.model import load_model
-    from tests.core.distillation import test_dropout
-
-    model = load_model(str(folder), "cuda")
-    before, test_dropout.CPU = test_dropout.CPU, Accelerator()
-    try:
-        trainer = make(kind, model, pool, ddil)
-    finally:
-        test_dropout.CPU = before
+def test_an_update_on_a_gpu_waits_for_nothing(folder: Path, pool: LatentPool, kind: str, ddil: bool) -> None:
+    """Between two collections. torch raises at whatever waits for the device."""
+    trainer = make(kind, load_model(str(folder), "cuda"), pool, ddil, teacher_batch_size=4)
     trainer.update(0)
-    trainer.update(1)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer.update(2)
+        trainer.update(1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
