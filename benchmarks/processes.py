@@ -78,7 +78,7 @@ def evaluation(images: int, folder: Path) -> Callable[[], object]:
 
     def measured(count: int) -> None:
         out = folder / f"records-{count}"
-        compare(None, "shapes", out=out, config=config, num_prompts=count, steps=4, metrics=["fd_efflite0"])
+        compare(None, "shapes", out=out, config=config, num_prompts=count, metrics=["fd_efflite0"])
         barrier()
 
     measured(32)

@@ -57,8 +57,7 @@ def distill(
         DdilError: the teacher or a checkpoint cannot be used, the disk is full, or another command works in ``out``.
         Interrupted: a signal stopped the run. Its checkpoint is saved.
     """
-    out = Path(out)
-    config = begun_with(out, read_config(config))
+    config, out = begun_with(Path(out), read_config(config)), Path(out)
     method = METHODS[config.method]
     student_folder, encoded = out / "student", out / "checkpoints" / "data.safetensors"
     if not student_folder.is_dir():

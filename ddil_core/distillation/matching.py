@@ -210,7 +210,7 @@ class MatchingStage(Stage):
             return self.student(states.z, t, condition).float()
 
     def _drawn(self, draw: int) -> LossDraws:
-        """Draw the random numbers of the loss of batch ``draw``, the generator's or one of the critic's, on the host."""
+        """Draw the random numbers of a batch's loss, the generator's or one of the critic's, on the host."""
         config, generator = self.settings, self.generator(draw, LOSS)
         of_generator = draw % self.draws_per_update == 0
         t, eps = self._times_and_noise(generator, config.matching_range if of_generator else None)
@@ -225,7 +225,7 @@ class MatchingStage(Stage):
     def _times_and_noise(
         self, generator: torch.Generator, bounds: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw t [B], uniform in ``bounds`` (None: all timesteps), and ε [B, C, H, W] for a whole batch, on the host."""
+        """Draw t [B], uniform in ``bounds`` (None: all timesteps), and ε [B, C, H, W] for a batch, on the host."""
         low, high = (0, len(self.schedule) - 1) if bounds is None else bounds
         t = torch.randint(low, high + 1, (self.config.batch_size,), generator=generator)
         return t, self.context.noise(len(t), generator)

@@ -65,7 +65,7 @@ def require_run_folder(out: Path, resume: bool) -> None:
 
 
 def begun_with(out: Path, config: C) -> C:
-    """Return the configuration with the optimiser with which the run in ``out`` began, unless the configuration names one.
+    """Return a configuration with the optimiser of the run in ``out``, unless the configuration names one.
 
     The default was plain AdamW, and is fused AdamW now. So the command that began a run goes on with it.
     """
