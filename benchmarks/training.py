@@ -1,6 +1,6 @@
 """Updates of the distillers: LCM beside diffusers' public script, and the share of the ceiling of PD, LCM and DMD2.
 
-    python -m benchmarks.training [--network shapes] [--batch-size N] [--rounds 5] [--threads 1] [--csv FILE]
+    python -m benchmarks.training [--network shapes] [--batch-size N] [--rounds 3] [--threads 1] [--csv FILE]
 
 The peer is one update of diffusers' examples/consistency_distillation/train_lcm_distill_sd_wds.py, from its formulas: the
 teacher is evaluated twice, with and without the caption, an AdamW step follows, and then the average of the weights.
@@ -88,8 +88,8 @@ def stable_diffusion(channels: tuple[int, ...], side: int, width: int) -> nn.Mod
 
 
 NETWORKS = {
-    "shapes": Network(architecture.unet, "v_prediction", (8, 8, 8), (architecture.MAX_TOKENS, 128), 16),
-    "small SD": Network(partial(stable_diffusion, (64, 128), 16, 256), "epsilon", (4, 16, 16), (77, 256), 8),
+    "shapes": Network(architecture.unet, "v_prediction", (8, 8, 8), (architecture.MAX_TOKENS, 128), 8),
+    "small SD": Network(partial(stable_diffusion, (64, 128), 16, 256), "epsilon", (4, 16, 16), (77, 256), 4),
     "SD 1.5": Network(
         partial(stable_diffusion, (320, 640, 1280, 1280), 64, 768), "epsilon", (4, 64, 64), (77, 768), 8, "cuda"
     ),
@@ -317,7 +317,7 @@ def measure(name: str, batch_size: int | None, rounds: int) -> pd.DataFrame:
 @click.command(help=__doc__)
 @click.option("--network", "names", type=click.Choice(list(NETWORKS)), multiple=True, help="By default all that fit.")
 @click.option("--batch-size", type=int, default=None, help="Rows of a batch; by default each network's own.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds that are counted, of two updates each.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds that are counted, of two updates each.")
 @click.option("--threads", default=1, show_default=True, help="Threads of a CPU.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(names: tuple[str, ...], batch_size: int | None, rounds: int, threads: int, csv_path: Path | None) -> None:

@@ -44,7 +44,8 @@ def test_evaluations_are_those_of_the_formula(uses: int) -> None:
     )
     data, aggregated = (8 * updates, 0) if uses == 0 else (4 * updates, 4 * updates)
     collected = aggregated // max(uses, 1)
-    assert each.evaluations(updates) == 3 * 8 * updates + 2 * data + 2 * collected + 3 * collected // 4
+    each.block(updates)
+    assert each.evaluations == 3 * 8 * updates + 2 * data + 2 * collected + 3 * collected // 4
 
 
 def test_an_overhead_is_that_of_both_phases() -> None:
