@@ -5,10 +5,12 @@
 
 PD and DDIL alternate in one run, a block of updates each, so that drift of the machine affects both. A block holds one
 whole collection. On a CPU the benchmark compares the CPU seconds of the process, which other work on the machine
-disturbs less. ``--updates`` is a multiple of 4, because the teacher labels the data of up to four batches together, and a
-block should hold whole groups of them. With one thread (``--threads 1``) no threads wait for each other. On a GPU it compares wall time. A
+disturbs less. With one thread (``--threads 1``) no threads wait for each other. On a GPU it compares wall time. A
 target takes 4 forward passes of the teacher in the guided stage, and 2 in the later stages. The paper claims under 5 %
 more.
+
+``--updates`` is a multiple of 4: the teacher labels the data of up to four batches together, and a block should hold
+whole groups of them. Small batches and short blocks cost DDIL more, because its rollouts then evaluate few rows at once.
 
 ``evaluations`` is the overhead that the evaluated rows alone give, where a row that is trained on counts three times.
 It is what DDIL costs on any machine: in phase 2 the student takes most transitions, and its evaluations are extra work.
