@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,22 @@ from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
 from ddil_core.support.finite import all_finite
 from ddil_core.support.progress import progress, warn
+
+
+class Figures(NamedTuple):
+    """What latents of the data are like, channel by channel [C].
+
+    Attributes:
+        mean: The mean.
+        deviation: The standard deviation.
+        mean_deviation: The standard deviation of the means of single images.
+        apart: The mean distance between two images, a number.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    mean_deviation: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +63,13 @@ class LatentPool:
         rows = torch.randint(len(self), (size,), generator=generator)
         noise = torch.randn((size, *self.mean.shape[1:]), generator=generator)
         return self.mean[rows].float() + self.std[rows].float() * noise, rows
+
+    @cached_property
+    def figures(self) -> Figures:
+        """The figures of the posteriors' means. They are computed once, because they read the whole pool."""
+        data = self.mean.float()
+        apart = (data[::2][: len(data) // 2] - data[1::2]).flatten(1).norm(dim=1).mean()
+        return Figures(data.mean((0, 2, 3)), data.std((0, 2, 3)), data.mean((2, 3)).std(0), apart)
 
 
 _CONDITION = "condition."

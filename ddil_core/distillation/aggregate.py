@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddil_core.distillation.transfer import sent
 from ddil_core.support.errors import WrongCommand
 
 
@@ -119,7 +120,7 @@ class AggregatedDataset:
             )
         places = [self.free.pop() for _ in range(count)]
         index = torch.tensor(places)
-        there = index.to(self.z.device)
+        there = sent(index, self.z.device)
         self.z[there], self.target[there] = states.z, states.target
         self.transition[index], self.row[index], self.remaining[index] = states.transition, states.row, self.uses
         if self.guidance is not None and states.guidance is not None:
@@ -138,7 +139,7 @@ class AggregatedDataset:
         A place is freed at its last use.
         """
         places = torch.tensor([self.queue.popleft() for _ in range(count)], dtype=torch.long)
-        there = places.to(self.z.device)
+        there = sent(places, self.z.device)
         taken: tuple[Tensor, ...] = self.z[there], self.target[there], self.transition[places], self.row[places]
         if self.guidance is not None:
             taken = (*taken, self.guidance[places])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, rollout_latents
 from ddil_core.distillation.aggregate import States
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
-from ddil_core.distillation.processes import gather_rows, own_rows
-from ddil_core.distillation.sampler import ConsistencySampler, with_noise
+from ddil_core.distillation.processes import gather_rows, own_rows, owners
+from ddil_core.distillation.sampler import ConsistencySampler, step_noise
+from ddil_core.distillation.transfer import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class Collector(ABC):
             self.context.finite.see("at states of rollouts", target)
             kept.append((z_t, target))
 
-        own_on_device = own.to(z.device)
+        own_on_device = sent(own, z.device)
         with accelerator.autocast(), evaluating(self.student):
             rollout_latents(
                 dict(actors),
@@ -133,12 +134,9 @@ class Collector(ABC):
                 observe=observe,
                 pad=False,
             )
-        transition, trajectory = torch.tensor(visits).unbind(1)
-        mine = torch.isin(trajectory, own).nonzero().flatten()  # in the order in which ``observe`` kept them
-        z_t, target = (
-            gather_rows(accelerator, torch.cat(column), mine.to(z.device), len(visits))
-            for column in zip(*kept, strict=True)
-        )
+        transition, trajectory = torch.tensor(visits).unbind(1)  # in the order in which ``observe`` kept its own
+        owner = owners(accelerator, len(strings))[trajectory]
+        z_t, target = (gather_rows(accelerator, torch.cat(column), owner) for column in zip(*kept, strict=True))
         scales = None if guidance is None else guidance[trajectory]
         return States(z_t, target, torch.tensor(transitions)[transition], row[trajectory], scales)
 
@@ -157,7 +155,7 @@ class MixedCollector(Collector):
         steps = len(self.actors[STUDENT].steps)
         count = math.ceil(states / steps)
         row = torch.randint(len(self.context.pool), (count,), generator=generator)
-        z = self.context.noise(count, generator)
+        z = sent(self.context.noise(count, generator), self.context.device)
         strings = strings_at(p_teacher, torch.rand(count, steps, generator=generator, dtype=torch.float64))
         yield self.roll_out(self.actors, strings, z, self.context.condition(row), row, range(steps))
 
@@ -200,13 +198,14 @@ class SeparateCollector(Collector):
     def _collect_from(self, name: str, count: int, generator: torch.Generator) -> States:
         """Return the states of ``count`` trajectories of one actor."""
         row = torch.randint(len(self.context.pool), (count,), generator=generator)
-        z = self.context.noise(count, generator)
+        z = sent(self.context.noise(count, generator), self.context.device)
         guidance = self.labeler.draw_guidance(count, generator)
         sole = self.actors[name]
         actor = sole.actor
         condition = self.context.condition(row) if sole.condition is None else sole.condition(row, guidance)
         if isinstance(actor, ConsistencySampler):
-            condition = with_noise(condition, z, torch.ones(len(actor.steps) - 1, count, dtype=torch.bool), generator)
+            every = torch.ones(len(actor.steps) - 1, count, dtype=torch.bool)
+            condition = replace(condition, noise=sent(step_noise(z, every, generator), z.device))
         strings = [name * len(actor.steps)] * count
         return self.roll_out({name: actor}, strings, z, condition, row, sole.transitions, guidance)
 

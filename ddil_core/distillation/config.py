@@ -127,7 +127,8 @@ class MethodConfig(Strict):
             evaluates two rows for each state.
         gradient_accumulation: The number of parts of a process's rows, which follow one another to save memory.
         gradient_checkpointing: Save memory by computing activations twice.
-        optimizer: AdamW: plain, fused, or with moments of 8 bits.
+        optimizer: AdamW: fused, plain ("adamw"), or with moments of 8 bits. Fused and plain differ in rounding. A run
+            that another default began keeps the optimiser of its ``run.yaml``, unless a protocol names one.
         learning_rate: At most 1; a larger one overflows.
         learning_rate_decay: Bring the learning rate to zero at the end of a stage.
         warmup: Updates in which the learning rate rises.
@@ -158,7 +159,7 @@ class MethodConfig(Strict):
     teacher_batch_size: int = Field(default=64, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
-    optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
+    optimizer: Literal["fused", "adamw", "8bit"] = "fused"
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     learning_rate_decay: bool = True
     warmup: int = Field(default=50, ge=0)

@@ -18,12 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
-from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser, guidance_embedding
+from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser, NetworkDenoiser, guidance_embedding
 from ddil_core.diffusion.parameterization import Reflection, boundary_scalings
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import LCM_STEPS, Schedule, lcm_grid, transitions
 from ddil_core.diffusion.solvers import ddim
-from ddil_core.distillation.aggregate import States
 from ddil_core.distillation.checks import require_unet
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor, TransitionBatch
@@ -32,13 +31,14 @@ from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.losses import consistency_loss
-from ddil_core.distillation.processes import slices
+from ddil_core.distillation.processes import condition_part, slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.transfer import sent
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import WrongCommand
@@ -98,7 +98,9 @@ def with_embedding(net: Any, width: int) -> nn.Module:
 
     The new weights are zero, so that its output stays the same.
     """
-    wider = type(net).from_config(dict(net.config) | {"time_cond_proj_dim": width})
+    # diffusers lists there what a configuration leaves out, and ignores new values of these keys.
+    config = {key: value for key, value in net.config.items() if key != "_use_default_values"}
+    wider = type(net).from_config(config | {"time_cond_proj_dim": width})
     weights = net.state_dict() | {
         "time_embedding.cond_proj.weight": torch.zeros_like(wider.time_embedding.cond_proj.weight)
     }
@@ -127,7 +129,7 @@ class ConsistencyLabeler(Labeler):
     guided = True
 
     def __init__(
-        self, context: StageContext, teacher: GuidedDenoiser, table: Tensor, guidance_range: tuple[float, float]
+        self, context: StageContext, teacher: Denoiser, table: Tensor, guidance_range: tuple[float, float]
     ) -> None:
         """``table`` int64 [K, 2] holds t and s of every transition."""
         self.context, self.teacher, self.table, self.guidance_range = context, teacher, table, guidance_range
@@ -139,10 +141,10 @@ class ConsistencyLabeler(Labeler):
     def condition(self, row: Tensor, guidance: Tensor | None) -> Condition:
         """Return the teacher's condition: the captions and the guidance scales."""
         assert guidance is not None
-        return replace(self.context.condition(row), guidance=guidance.to(self.context.device))
+        return replace(self.context.condition(row), guidance=sent(guidance, self.context.device))
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None) -> Tensor:
-        t, s = self.table[transition.to(self.context.device)].unbind(1)
+        t, s = self.table[sent(transition, self.context.device)].unbind(1)
         with torch.no_grad(), self.context.accelerator.autocast():
             x0 = self.teacher(z, t, self.condition(row, guidance))
         return ddim(self.teacher.schedule, z, t, s, x0.float())[0]
@@ -179,13 +181,13 @@ class ConsistencyStage(Stage):
         self.target_net = type(self.student)(
             self.net if self.ema is None else self.ema.module, self.schedule, self.student.prediction
         )
-        self.labeler = ConsistencyLabeler(self.context, teacher, self.table, config.guidance_range)
+        self.labeler = ConsistencyLabeler(self.context, self.context.steady(teacher), self.table, config.guidance_range)
         self.student_condition = StudentCondition(self.context, config.w_embedding)
         grid = self.sampling.times(self.schedule)
         steps = [[step] for step in transitions(grid)]
         visited = [index for index, (t, _) in enumerate(pairs) if t in grid]
-        every_pair = Actor(teacher, [[pair] for pair in pairs])
-        sampler = ConsistencySampler(self.student, [*steps[:-1], []])
+        every_pair = Actor(self.labeler.teacher, [[pair] for pair in pairs])
+        sampler = ConsistencySampler(self.context.steady(self.student), [*steps[:-1], []])
         actors = {
             TEACHER: SoleActor(every_pair, range(len(pairs)), self.labeler.condition),
             STUDENT: SoleActor(sampler, visited, self.student_condition),
@@ -201,10 +203,10 @@ class ConsistencyStage(Stage):
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(states)):
-                t, s = self.table[states.transition[rows].to(self.device)].unbind(1)
+                t, s = self.table[sent(states.transition[rows], self.device)].unbind(1)
                 part = states.part(rows)
                 condition = self.student_condition(part.row, part.guidance)
-                target = self._target(part, s)
+                target = self._target(part.target, s, condition)
                 with self.accelerator.autocast():
                     x0 = self.student(part.z, t, condition)
                 clipped.add(x0, t)
@@ -218,14 +220,13 @@ class ConsistencyStage(Stage):
         return self.descend(losses(), step) | clipped.logs() | self.source.logs(aggregated)
 
     @torch.no_grad()
-    def _target(self, states: States, s: Tensor) -> Tensor:
-        """Return the target network's consistency function at the states' ends z_s, at s [B]."""
+    def _target(self, z: Tensor, s: Tensor, condition: Condition) -> Tensor:
+        """Return the target network's consistency function at the ends z [B, C, H, W] of transitions, at s [B]."""
         values = []
         with self.accelerator.autocast(), evaluating(self.target_net):
-            for rows in slices(len(states), self.config.teacher_batch_size):
-                part = states.part(rows)
-                condition = self.student_condition(part.row, part.guidance)
-                values.append(consistency(self.target_net, part.target, s[rows], condition, self.teacher.reflection))
+            for rows in slices(len(z), self.config.teacher_batch_size):
+                part = condition_part(condition, rows)
+                values.append(consistency(self.target_net, z[rows], s[rows], part, self.teacher.reflection))
         return torch.cat(values)
 
 
@@ -242,7 +243,7 @@ class StudentCondition:
             return condition
         assert guidance is not None
         embedded = guidance_embedding(guidance - 1, self.width)
-        return Condition(condition.tensors | {"timestep_cond": embedded.to(self.context.device)})
+        return Condition(condition.tensors | {"timestep_cond": sent(embedded, self.context.device)})
 
 
 def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:

@@ -9,9 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
-from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.denoiser import Condition, Denoiser
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.steady import steady
+from ddil_core.distillation.transfer import sent
 from ddil_core.support.finite import Finite
 
 DATA, COLLECTION, LOSS, ROUNDING = range(4)
@@ -45,9 +47,16 @@ class StageContext:
         return generator_for(self.config.seed, "distill", self.index, step, purpose)
 
     def condition(self, row: Tensor) -> Condition:
-        """Return the condition of the pool's rows int64 [B], float32, on the device."""
-        return Condition({name: tensor[row].float().to(self.device) for name, tensor in self.pool.condition.items()})
+        """Return the condition of the pool's rows int64 [B], float32, on the device.
+
+        It goes to the device in the pool's float16, without waiting for the device.
+        """
+        return Condition({name: sent(tensor[row], self.device).float() for name, tensor in self.pool.condition.items()})
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw standard normal latents [count, C, H, W], on the device."""
-        return torch.randn((count, *self.pool.mean.shape[1:]), generator=generator).to(self.device)
+        """Draw standard normal latents [count, C, H, W], on the host. ``sent`` brings them to the device."""
+        return torch.randn((count, *self.pool.mean.shape[1:]), generator=generator)
+
+    def steady(self, denoiser: Denoiser) -> Denoiser:
+        """Return a denoiser for evaluations without gradients, which on a GPU evaluates few sizes of batches."""
+        return steady(denoiser, self.device, self.config.teacher_batch_size)

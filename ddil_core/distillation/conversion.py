@@ -20,9 +20,11 @@ from ddil_core.diffusion.parameterization import to_v
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.context import DATA
 from ddil_core.distillation.loop import Logs
+from ddil_core.distillation.processes import condition_part, slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.transfer import Ahead, Draws, pinned, sent
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError
 
@@ -85,19 +87,26 @@ class ConversionStage(Stage):
         """
         super().__init__(teacher, pool, convert.updates, config, accelerator, "convert", start, "v_prediction")
         self.nothing, self.unconditional = nothing.to(self.device), convert.unconditional
+        self.ahead = Ahead(self._drawn, self.device)
 
-    def _update(self, step: int) -> Logs:
+    def _drawn(self, step: int) -> tuple[Draws, Tensor]:
+        """Draw a batch on the host, and which of its rows have no caption, bool [B]."""
         generator = self.generator(step, DATA)
         x0, row = self.pool.draw(self.config.batch_size, generator)
-        t = torch.randint(len(self.schedule), (len(x0),), generator=generator).to(self.device)
+        t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)
         without_caption = torch.rand(len(x0), generator=generator) < self.unconditional
-        z = self.schedule.add_noise(x0.to(self.device), eps.to(self.device), t)
-        condition = self.condition(row).where(without_caption.to(self.device), self.nothing)
+        return Draws(pinned(x0, self.device), row, t, pinned(eps, self.device)), without_caption
+
+    def _update(self, step: int) -> Logs:
+        drawn, without_caption = self.ahead.take(step, step + 1)
+        t = sent(drawn.time, self.device)
+        z = self.schedule.add_noise(sent(drawn.x0, self.device), sent(drawn.eps, self.device), t)
+        condition = self.condition(drawn.row).where(sent(without_caption, self.device), self.nothing)
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(z)):
-                part = condition.rows(torch.arange(len(z), device=self.device)[rows])
+                part = condition_part(condition, rows)
                 target = self.target(z[rows], t[rows], part)
                 self.finite.see("at states of the data", target)
                 with self.accelerator.autocast():
@@ -112,7 +121,7 @@ class ConversionStage(Stage):
 
         The teacher takes at most ``teacher_batch_size`` states at once.
         """
-        parts = torch.arange(len(z), device=z.device).split(self.config.teacher_batch_size)
+        parts = slices(len(z), self.config.teacher_batch_size)
         with self.accelerator.autocast():
-            x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition.rows(rows)) for rows in parts])
+            x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition_part(condition, rows)) for rows in parts])
         return to_v(x0.float(), z, *self.schedule.at(t, z))

@@ -16,7 +16,7 @@ from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS, read_config
 from ddil_core.distillation.processes import make_accelerator
 from ddil_core.distillation.run import Run
-from ddil_core.distillation.run_folder import open_run, require_run_folder, require_same_run
+from ddil_core.distillation.run_folder import begun_with, open_run, require_run_folder, require_same_run
 from ddil_core.distillation.student import save_student
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds, sampling_line
@@ -59,7 +59,7 @@ def distill(
         DdilError: the teacher or a checkpoint cannot be used, the disk is full, or another command works in ``out``.
         Interrupted: a signal stopped the run. Its checkpoint is saved.
     """
-    config, out = read_config(config, teacher), Path(out)
+    config, out = begun_with(Path(out), read_config(config, teacher)), Path(out)
     student_folder, encoded = out / "student", out / "checkpoints" / "data.safetensors"
     if not student_folder.is_dir():
         require_capacity(config)

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +33,7 @@ from ddil_core.distillation.critic import Critic, mid_side
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.processes import slices
+from ddil_core.distillation.processes import condition_part, slices
 from ddil_core.distillation.regression import RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
@@ -40,6 +41,7 @@ from ddil_core.distillation.sources import BackwardSimulation, MixedSource, Stat
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.transfer import Ahead, pinned, sent
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -102,6 +104,26 @@ class DiffuseFromNoise:
         return torch.where((t == self.first).view(-1, 1, 1, 1), eps, self.schedule.add_noise(x0, eps, t))
 
 
+class LossDraws(NamedTuple):
+    """Random numbers of a loss, for a whole batch.
+
+    Attributes:
+        t: Timesteps of the scores or of the critic, int64 [B].
+        eps: Their noise [B, C, H, W].
+        judged_t: Timesteps of what the discriminator judges; this and the following are empty without one.
+        judged_eps: Their noise.
+        x0: Data for the discriminator; empty in the generator's loss.
+        row: The rows of the pool of these data.
+    """
+
+    t: Tensor
+    eps: Tensor
+    judged_t: Tensor
+    judged_eps: Tensor
+    x0: Tensor
+    row: Tensor
+
+
 class MatchingStage(Stage):
     """Trains the generator (the student) and its critic. An update draws 1 + ``critic_updates`` batches."""
 
@@ -132,16 +154,17 @@ class MatchingStage(Stage):
         self.critic_rate = config.critic_learning_rate or config.learning_rate
         self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)
         self.source = self._source(config)
+        self.ahead = Ahead(self._drawn, self.device)
 
     def _source(self, config: MatchingConfig) -> StateSource:
         """Return the source of the generator's input: backward simulation, or with DDIL the mixed source."""
         steps = [[step] for step in transitions(config.timesteps)]
-        sampler = ConsistencySampler(self.student, [*steps[:-1], []])
+        sampler = ConsistencySampler(self.context.steady(self.student), [*steps[:-1], []])
         if config.ddil is None:
             return BackwardSimulation(self.context, self.times, sampler, self.net)
         finer = [[*part] for part in teacher_segments(config.timesteps, config.teacher_steps)]
         actors = {
-            TEACHER: SoleActor(Actor(self.teacher, [*finer[:-1], []]), range(len(steps))),
+            TEACHER: SoleActor(Actor(self.context.steady(self.teacher), [*finer[:-1], []]), range(len(steps))),
             STUDENT: SoleActor(sampler, range(len(steps))),
         }
         draws = config.updates * self.draws_per_update
@@ -177,41 +200,66 @@ class MatchingStage(Stage):
         logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
         return logs | self.source.logs(aggregated)
 
-    def generate(self, states: States) -> Tensor:
+    def generate(self, states: States, condition: Condition) -> Tensor:
         """Return the generator's x̂ from its input states, float32, with its gradient.
 
         Reflection would stop the gradient.
         """
-        t = self.times[states.transition.to(self.device)]
+        t = self.times[sent(states.transition, self.device)]
         with self.accelerator.autocast():
-            return self.student(states.z, t, self.condition(states.row)).float()
+            return self.student(states.z, t, condition).float()
+
+    def _drawn(self, draw: int) -> LossDraws:
+        """Draw the random numbers of a batch's loss, the generator's or one of the critic's, on the host."""
+        config, generator = self.settings, self.generator(draw, LOSS)
+        of_generator = draw % self.draws_per_update == 0
+        t, eps = self._times_and_noise(generator, config.matching_range if of_generator else None)
+        x0 = row = judged_t = judged_eps = torch.empty(0)
+        if config.gan is not None:
+            if not of_generator:
+                x0, row = self.pool.draw(config.batch_size, generator)
+            judged_t, judged_eps = self._times_and_noise(generator)
+        drawn = (t, eps, judged_t, judged_eps, x0)
+        return LossDraws._make([*(pinned(part, self.device) for part in drawn), row])
+
+    def _times_and_noise(
+        self, generator: torch.Generator, bounds: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw t [B], uniform in ``bounds`` (None: all timesteps), and ε [B, C, H, W] for a batch, on the host."""
+        low, high = (0, len(self.schedule) - 1) if bounds is None else bounds
+        t = torch.randint(low, high + 1, (self.config.batch_size,), generator=generator)
+        return t, self.context.noise(len(t), generator)
+
+    def _loss_draws(self, draw: int) -> LossDraws:
+        """Return the random numbers of the loss of batch ``draw``, on the device but for rows of the pool."""
+        *parts, row = self.ahead.take(draw, draw + 1)
+        return LossDraws._make([*(sent(part, self.device) for part in parts), row])
 
     def _generator_losses(self, states: States, draw: int, clipped: Mapping[str, ClippedFraction]) -> Iterator[Tensor]:
         """Yield the generator's loss for each part of a batch."""
-        generator, gan = self.generator(draw, LOSS), self.settings.gan
-        times, noise = self._times_and_noise(len(states), generator, self.settings.matching_range)
-        judged_at = self._times_and_noise(len(states), generator)
+        gan, drawn = self.settings.gan, self._loss_draws(draw)
         for rows, share in self.parts(len(states)):
             part = states.part(rows)
-            x = self.generate(part)
-            gradient = self._gradient(x.detach(), noise[rows], times[rows], part.row, clipped)
+            condition = self.condition(part.row)
+            x = self.generate(part, condition)
+            gradient = self._gradient(x.detach(), drawn.eps[rows], drawn.t[rows], condition, clipped)
             loss = matching_loss(x, torch.nan_to_num(gradient))
-            clipped["generator"].add(x, self.times[part.transition.to(self.device)])
+            clipped["generator"].add(x, self.times[sent(part.transition, self.device)])
             if gan is not None and gan.generator_weight:
                 critic = self.unwrapped(self.critic)  # it has no gradient here that processes would have to join
-                _, logits, _ = self._judge(critic, x, part.row, *(column[rows] for column in judged_at))
+                _, logits, _ = self._judge(critic, x, condition, drawn.judged_t[rows], drawn.judged_eps[rows])
                 loss = loss + gan.generator_weight * gan_generator_loss(logits)
             yield share * loss
 
     @torch.no_grad()
     def _gradient(
-        self, x: Tensor, eps: Tensor, t: Tensor, row: Tensor, clipped: Mapping[str, ClippedFraction]
+        self, x: Tensor, eps: Tensor, t: Tensor, condition: Condition, clipped: Mapping[str, ClippedFraction]
     ) -> Tensor:
         """Return the matching gradient at x [B, …]; for the other arguments see ``score_difference``."""
         gradients = list[Tensor]()
         with self.accelerator.autocast():
             for rows in slices(len(x), self.config.teacher_batch_size):
-                states = x[rows], eps[rows], t[rows], self.condition(row[rows])
+                states = x[rows], eps[rows], t[rows], condition_part(condition, rows)
                 reflection = self.teacher.reflection
                 gradients.append(score_difference(self.real, self.fake, *states, reflection, clipped, self.finite))
         return torch.cat(gradients)
@@ -220,41 +268,31 @@ class MatchingStage(Stage):
         """Return the critic's x̂, not reflected."""
         return self.teacher.network.x0(self.unwrapped(self.critic)(z, t, condition)[0], z, t)
 
-    def _times_and_noise(
-        self, count: int, generator: torch.Generator, bounds: tuple[int, int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Draw t [B], uniform in ``bounds`` (None: all timesteps), and ε [B, C, H, W] for a whole batch."""
-        low, high = (0, len(self.schedule) - 1) if bounds is None else bounds
-        t = torch.randint(low, high + 1, (count,), generator=generator)
-        return t.to(self.device), self.context.noise(count, generator)
-
     def _judge(
-        self, critic: nn.Module, x: Tensor, row: Tensor, t: Tensor, eps: Tensor
+        self, critic: nn.Module, x: Tensor, condition: Condition, t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Call the critic on x noised by ε to t. Return its output, its logits, and the noised x."""
         z = self.schedule.add_noise(x, eps, t)
         with self.accelerator.autocast():
-            output, logits = critic(z, t, self.condition(row))
+            output, logits = critic(z, t, condition)
         return output, x.new_empty(0) if logits is None else logits, z
 
     def _critic_losses(self, states: States, draw: int) -> Iterator[Tensor]:
         """Yield the critic's loss, of denoising and discrimination, for each part of a batch."""
-        generator, size = self.generator(draw, LOSS), len(states)
-        times, noise = self._times_and_noise(size, generator)
-        if self.settings.gan is not None:
-            x0, row = self.pool.draw(size, generator)
-            judged_at = self._times_and_noise(size, generator)
-        for rows, share in self.parts(size):
-            part, t, eps = states.part(rows), times[rows], noise[rows]
+        gan, drawn = self.settings.gan, self._loss_draws(draw)
+        for rows, share in self.parts(len(states)):
+            part, t, eps = states.part(rows), drawn.t[rows], drawn.eps[rows]
+            condition = self.condition(part.row)
             with torch.no_grad(), evaluating(self.net):
                 pieces = slices(len(part), self.config.teacher_batch_size)
-                x = torch.cat([self.generate(part.part(piece)) for piece in pieces])
-            output, fake, z = self._judge(self.critic, x, part.row, t, eps)
+                x = torch.cat([self.generate(part.part(p), condition_part(condition, p)) for p in pieces])
+            output, fake, z = self._judge(self.critic, x, condition, t, eps)
             loss = (output - self._expected(x, z, eps, t)).square().mean()
-            if self.settings.gan is not None:
-                data = x0[rows].to(self.device)
-                real = self._judge(self.critic, data, row[rows], *(column[rows] for column in judged_at))[1]
-                loss = loss + self.settings.gan.critic_weight * gan_critic_loss(real, fake)
+            if gan is not None:
+                of_data = self.condition(drawn.row[rows])
+                judged_at = drawn.judged_t[rows], drawn.judged_eps[rows]
+                real = self._judge(self.critic, drawn.x0[rows], of_data, *judged_at)[1]
+                loss = loss + gan.critic_weight * gan_critic_loss(real, fake)
             yield share * loss
 
     def _expected(self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ddil_core.support.errors import WrongCommand
 def make_optimizer(
     parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig
 ) -> torch.optim.Optimizer:
-    """Return AdamW on the parameters that require a gradient: plain, fused, or with moments of 8 bits.
+    """Return AdamW on the parameters that require a gradient: fused, plain, or with moments of 8 bits.
 
     Raises:
         WrongCommand: the optimiser's package is not installed.

@@ -10,10 +10,13 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
+from ddil_core.diffusion.denoiser import Condition
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.transfer import sent
 from ddil_core.support.errors import WrongCommand
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
@@ -56,15 +59,41 @@ def own_rows(accelerator: Accelerator, count: int) -> slice:
     return slice(accelerator.process_index, None, accelerator.num_processes)
 
 
-def gather_rows(accelerator: Accelerator, own: Tensor, rows: slice | Tensor, count: int) -> Tensor:
-    """Return all rows [count, …] in every process. Each process gives its ``own``, which belong at ``rows``."""
-    if len(own) == count:
+def owners(accelerator: Accelerator, count: int) -> Tensor:
+    """Return which process takes each of ``count`` rows, int64 [count]. See ``own_rows``."""
+    return torch.arange(count) % accelerator.num_processes
+
+
+def gather_rows(accelerator: Accelerator, own: Tensor, owner: Tensor) -> Tensor:
+    """Return all rows [count, …] in every process.
+
+    Args:
+        accelerator: The processes.
+        own: The rows of this process, in their order. All rows, where every process takes all.
+        owner: The process of each row, int64 [count] on the host, the same in every process.
+    """
+    if len(own) == len(owner):
         return own
-    whole = own.new_zeros(count, *own.shape[1:])
-    whole[rows] = own
-    return accelerator.reduce(whole, "sum") if whole.numel() else whole
+    if not own.numel():  # rows without a number, which no process needs to send
+        return own.new_empty(len(owner), *own.shape[1:])
+    counts = torch.bincount(owner, minlength=accelerator.num_processes)
+    most = int(counts.max())
+    if len(own) < most:  # processes send equal numbers of rows
+        own = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
+    gathered: Tensor = accelerator.gather(own.contiguous())
+    order = torch.argsort(owner, stable=True)
+    place = torch.empty_like(owner)
+    place[order] = torch.cat([torch.arange(int(n)) + process * most for process, n in enumerate(counts)])
+    return gathered[sent(place, gathered.device)]
 
 
 def slices(count: int, size: int) -> list[slice]:
     """Return consecutive parts of ``count`` rows, each of at most ``size``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def condition_part(condition: Condition, rows: slice) -> Condition:
+    """Return the given rows of a condition, without a copy."""
+    tensors = {name: tensor[rows] for name, tensor in condition.tensors.items()}
+    guidance, noise = (None if part is None else part[rows] for part in (condition.guidance, condition.noise))
+    return Condition(tensors, guidance, noise)

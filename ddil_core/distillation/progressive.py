@@ -32,6 +32,7 @@ from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.transfer import sent
 from ddil_core.models.sampling import Sampling
 
 
@@ -64,12 +65,12 @@ class ProgressiveLabeler(Labeler):
 
     has_targets = True
 
-    def __init__(self, context: StageContext, teacher: GuidedDenoiser, table: Tensor) -> None:
+    def __init__(self, context: StageContext, teacher: Denoiser, table: Tensor) -> None:
         """``table`` int64 [K, 3] holds t, t' and s of every transition t → t' → s."""
         self.context, self.teacher, self.table = context, teacher, table
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None = None) -> Tensor:
-        t, middle, s = self.table[transition.to(self.context.device)].unbind(1)
+        t, middle, s = self.table[sent(transition, self.context.device)].unbind(1)
         with torch.no_grad(), self.context.accelerator.autocast():
             return two_step_target(self.teacher, z, t, middle, s, self.context.condition(row))
 
@@ -77,7 +78,7 @@ class ProgressiveLabeler(Labeler):
         """Take the teacher's own two steps where the teacher acted."""
         if batch.actor == STUDENT:
             return super().label_transitions(batch)
-        t, _, s = self.table[batch.transition.to(self.context.device)].unbind(1)
+        t, _, s = self.table[sent(batch.transition, self.context.device)].unbind(1)
         return pd_target(self.teacher.schedule, batch.z_t, batch.z_s, t, s)
 
 
@@ -103,10 +104,11 @@ class ProgressiveStage(Stage):
         steps = segments(teacher_grid, grid)
         self.table = torch.tensor([[t, middle, s] for (t, middle), (_, s) in steps], device=self.device)
         self.times = self.table[:, 0]
-        actors = pair_actors(teacher, GuidedDenoiser(self.student), teacher_grid, grid)
+        steady_teacher, steady_student = map(self.context.steady, (teacher, GuidedDenoiser(self.student)))
+        actors = pair_actors(steady_teacher, steady_student, teacher_grid, grid)
         # The student's step to the end is not taken: no training state lies behind it.
         actors[STUDENT] = replace(actors[STUDENT], steps=[*actors[STUDENT].steps[:-1], []])
-        labeler = ProgressiveLabeler(self.context, teacher, self.table)
+        labeler = ProgressiveLabeler(self.context, steady_teacher, self.table)
         collector = MixedCollector(self.context, labeler, self.net, actors)
         self.source = MixedSource(self.context, self.times, stage.updates, labeler, self.schedule.add_noise, collector)
 
@@ -116,7 +118,7 @@ class ProgressiveStage(Stage):
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(states)):
-                z, t = states.z[rows], self.times[states.transition[rows].to(self.device)]
+                z, t = states.z[rows], self.times[sent(states.transition[rows], self.device)]
                 with self.accelerator.autocast():
                     x0 = self.student(z, t, self.condition(states.row[rows]))
                 clipped.add(x0, t)

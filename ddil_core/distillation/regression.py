@@ -22,8 +22,10 @@ from ddil_core.diffusion.schedule import rows_at, transitions
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.loop import Logs
-from ddil_core.distillation.processes import gather_rows, own_rows
+from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.distillation.stage import Stage
+from ddil_core.distillation.steady import steady
+from ddil_core.distillation.transfer import sent
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
 from ddil_core.support.finite import Finite, all_finite, not_finite
@@ -59,6 +61,7 @@ def encode_pairs(
     noise = torch.randn((count, *pool.mean.shape[1:]), generator=generator)
     steps = transitions(teacher.schedule.grid(config.regression.teacher_steps))
     ends, finite = list[Tensor](), Finite[str]()
+    sampler = steady(teacher, accelerator.device, config.teacher_batch_size)
 
     def observe(step: int, z: Tensor) -> None:
         finite.see(f"after the step at t = {steps[step][0]:g}", z)
@@ -67,13 +70,13 @@ def encode_pairs(
         for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
             own = own_rows(accelerator, len(rows))
             captions = row[rows[own]]
-            tensors = {name: tensor[captions].float() for name, tensor in pool.condition.items()}
-            condition = Condition(tensors).to(accelerator.device)
-            z = noise[rows[own]].to(accelerator.device)
-            z = integrate(teacher, SOLVERS["ddim"], z, condition, steps, observe=observe)
+            device = accelerator.device
+            tensors = {name: sent(tensor[captions], device).float() for name, tensor in pool.condition.items()}
+            condition, z = Condition(tensors), sent(noise[rows[own]], device)
+            z = integrate(sampler, SOLVERS["ddim"], z, condition, steps, observe=observe)
             if (place := finite.first_broken()) is not None:
                 raise not_finite("the latents", place, "the teacher's pairs for the regression", [teacher.network])
-            ends.append(gather_rows(accelerator, z, own, len(rows)).cpu())
+            ends.append(gather_rows(accelerator, z, owners(accelerator, len(rows))).cpu())
             advance(len(rows))
     pairs = {"noise": noise, "x0": torch.cat(ends), "row": row}
     if accelerator.is_main_process:
@@ -125,7 +128,7 @@ class RegressionStage(Stage):
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(chosen)):
-                noise, x0 = (self.pairs[name][chosen[rows]].to(self.device) for name in ("noise", "x0"))
+                noise, x0 = (sent(self.pairs[name][chosen[rows]], self.device) for name in ("noise", "x0"))
                 with self.accelerator.autocast():
                     predicted = self.student(
                         noise, rows_at(self.time, noise), self.condition(self.pairs["row"][chosen[rows]])

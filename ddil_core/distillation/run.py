@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import NetworkDenoiser
@@ -54,6 +55,10 @@ class Run(Generic[C]):
 
         ``net`` keeps its own dtype, as the start of a student.
 
+        Autocast would round the weights of a frozen network again at every call. A float32 teacher of a run in mixed
+        precision therefore holds what autocast rounds in bfloat16 already, which gives the same bits. A bfloat16
+        teacher is evaluated without autocast.
+
         Raises:
             DdilError: the network holds weights that are not finite.
         """
@@ -63,9 +68,22 @@ class Run(Generic[C]):
                 "or make it again"
             )
         dtype, teacher = getattr(torch, self.config.teacher_dtype), net
-        if dtype != torch.float32:
-            teacher = copy.deepcopy(net).to(dtype)
+        mixed, device = self.config.mixed_precision == "bf16", self.accelerator.device
+        if mixed or dtype != torch.float32:
+            teacher = copy.deepcopy(net)
+            teacher = rounded_for_autocast(teacher) if dtype == torch.float32 else teacher.to(dtype)
             net.to("cpu")  # until a student starts from it
         like = self.model.denoiser
-        denoiser = type(like)(teacher.eval().requires_grad_(False), like.schedule, like.prediction)
-        return denoiser.to(self.accelerator.device)
+        denoiser = type(like)(teacher.eval().requires_grad_(False), like.schedule, like.prediction).to(device)
+        if mixed and dtype != torch.float32:
+            plain = torch.autocast(device.type, enabled=False)
+            denoiser.output = plain(denoiser.output)  # type: ignore[method-assign]
+        return denoiser
+
+
+def rounded_for_autocast(net: nn.Module) -> nn.Module:
+    """Round the weights of linear layers and convolutions to bfloat16, as autocast rounds them at every call."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | _ConvNd):
+            layer.to(torch.bfloat16)
+    return net

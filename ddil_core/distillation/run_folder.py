@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 
@@ -23,6 +23,10 @@ from ddil_core.support.files import delete_temporaries, is_temporary, write_text
 from ddil_core.support.lock import LOCK
 
 RUN = "run.yaml"
+C = TypeVar("C", bound=MethodConfig)
+
+EARLIER = {"optimizer": "adamw"}
+"""What keys were where a ``run.yaml`` does not say it. Their defaults are other ones now."""
 
 _OLD_TEMPORARIES = ("run.partial", "log.partial", "student.partial")
 """Temporary files that a killed run of an earlier version may have left in the folder."""
@@ -59,6 +63,19 @@ def require_run_folder(out: Path, resume: bool) -> None:
         raise WrongCommand(f"there is no run to resume in {out}: it has no {RUN}")
     if not resume and out.exists() and not all(_is_leftover(path) for path in out.iterdir()):
         raise WrongCommand(f"the folder {out} is not empty and holds no run; choose another --out")
+
+
+def begun_with(out: Path, config: C) -> C:
+    """Return a configuration with the optimiser of the run in ``out``, unless the configuration names one.
+
+    The default was plain AdamW, and is fused AdamW now. So the command that began a run goes on with it.
+    """
+    if "optimizer" in config.model_fields_set or not (out / RUN).is_file():
+        return config
+    recorded = read_run(out / RUN)["config"]
+    before = (EARLIER | recorded)["optimizer"] if isinstance(recorded, dict) else None
+    known = get_args(type(config).model_fields["optimizer"].annotation)
+    return config.model_copy(update={"optimizer": before}) if before in known else config
 
 
 def _is_leftover(path: Path) -> bool:
@@ -158,7 +175,7 @@ def _differences(a: Any, b: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
 def _completed(written: Any, config: type[MethodConfig], guidance_scale: float) -> Any:
     """Return a written configuration as this version writes it. Return it unchanged where it does not fit."""
     try:
-        return config.of_run(written, guidance_scale).model_dump(mode="json")
+        return config.of_run(EARLIER | written, guidance_scale).model_dump(mode="json")
     except (ValueError, TypeError, AttributeError):
         return written
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class ConsistencySampler(Actor):
 
     It cannot take turns with a teacher, because it draws noise.
 
-    The noise of all steps is drawn before the rollout (``with_noise``). So it depends neither on the batches nor on the
+    The noise of all steps is drawn before the rollout (``step_noise``). So it depends neither on the batches nor on the
     processes that share the rows.
     """
 
@@ -27,23 +27,21 @@ class ConsistencySampler(Actor):
         """Take the transition's step with the noise of ``condition.noise``."""
 
         def noise(step: int) -> Tensor:
-            assert condition.noise is not None, "the noise is drawn before, by with_noise"
+            assert condition.noise is not None, "the noise is drawn before, by step_noise"
             return condition.noise[:, transition]
 
         return integrate(self.denoiser, SOLVERS["lcm"], z, condition, self.steps[transition], noise=noise)
 
 
-def with_noise(condition: Condition, z: Tensor, going: Tensor, generator: torch.Generator) -> Condition:
-    """Draw the noise of a rollout and return the condition with it.
+def step_noise(z: Tensor, going: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the noise of a rollout, [B, K, C, H, W] on the host.
 
     Args:
-        condition: B rows.
         z: Latents [B, C, H, W] at the start.
         going: Which rows take a step and need noise for it, bool [K, B] for all K steps but the last.
         generator: A generator on the CPU.
     """
-    noise = z.new_zeros(len(z), *going.shape[:1], *z.shape[1:])
+    noise = torch.zeros(len(z), *going.shape[:1], *z.shape[1:])
     for transition, rows in enumerate(going):
-        drawn = torch.randn((int(rows.sum()), *z.shape[1:]), generator=generator)
-        noise[rows.to(z.device), transition] = drawn.to(z.device)
-    return replace(condition, noise=noise)
+        noise[rows, transition] = torch.randn((int(rows.sum()), *z.shape[1:]), generator=generator)
+    return noise

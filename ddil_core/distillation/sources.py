@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,9 @@ from ddil_core.distillation.config import PhaseConfig
 from ddil_core.distillation.context import COLLECTION, DATA, ROUNDING, StageContext
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
-from ddil_core.distillation.processes import gather_rows, own_rows, slices
-from ddil_core.distillation.sampler import ConsistencySampler, with_noise
+from ddil_core.distillation.processes import gather_rows, own_rows, owners, slices
+from ddil_core.distillation.sampler import ConsistencySampler, step_noise
+from ddil_core.distillation.transfer import Ahead, Draws, pinned, sent
 
 Diffuse = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``diffuse(x0, eps, t)`` returns z_t [B, C, H, W]."""
@@ -40,6 +43,18 @@ class StateSource(ABC):
     def logs(self, aggregated: int) -> Logs:
         """Return what the log says of a batch with ``aggregated`` states from the aggregated dataset."""
         return {}
+
+
+class Group(NamedTuple):
+    """Batches whose data the teacher labels together.
+
+    Attributes:
+        start: The first batch.
+        counts: How many forward-diffused states each batch has.
+    """
+
+    start: int
+    counts: list[int]
 
 
 class MixedSource(StateSource):
@@ -75,6 +90,7 @@ class MixedSource(StateSource):
             shape = tuple(context.pool.mean.shape[1:])
             kinds = {"targets": labeler.has_targets, "guided": labeler.guided}
             self.dataset = AggregatedDataset(ddil.capacity, ddil.uses, shape, context.device, **kinds)
+        self.ahead = Ahead(self._drawn, context.device)
         self._labeled: list[States] = []
         self._labeled_from = -1
 
@@ -87,8 +103,8 @@ class MixedSource(StateSource):
     def draw(self, step: int) -> tuple[States, int]:
         config = self.context.config
         if self.dataset is None or config.ddil is None:
-            return self._data(step, 0, self.draws, 0.0), 0
-        phase, first, end = phase_at(config.ddil.phases, step, self.draws)
+            return self._data(step), 0
+        phase, _, end = phase_at(config.ddil.phases, step, self.draws)
         count = self.aggregated_count(phase.aggregated, step)
         if self.dataset.pending < count:
             served = range(step, min(step + config.ddil.collect_every, end))
@@ -97,7 +113,7 @@ class MixedSource(StateSource):
         aggregated = States(*self.dataset.take(count))
         if count == config.batch_size:
             return aggregated, count
-        return States.cat(self._data(step, first, end, phase.aggregated), aggregated), count
+        return States.cat(self._data(step), aggregated), count
 
     def collect(self, phase: PhaseConfig, uses: int, step: int) -> None:
         """Add states to the aggregated dataset until it can serve ``uses`` more uses."""
@@ -121,45 +137,76 @@ class MixedSource(StateSource):
         draw = torch.rand((), generator=self.context.generator(step, ROUNDING), dtype=torch.float64)
         return fewest + int(float(draw) < share * size - fewest)
 
-    def _data(self, step: int, first: int, end: int, share: float) -> States:
-        """Return the forward-diffused states of a batch, in a phase from batch ``first`` to ``end``.
+    def _data(self, step: int) -> States:
+        """Return the forward-diffused states of a batch.
 
         Which batches the teacher labels together depends on ``step`` alone. A resumed run labels the same batches
         together.
         """
-        size = self.context.config.batch_size
+        group = self._group(step)
+        if group.start != self._labeled_from:
+            then = group.start + len(group.counts)
+            drawn = self.ahead.take(group.start, then if then < self.draws else None)
+            self._labeled_from, self._labeled = group.start, self._diffused(drawn).split(group.counts)
+        return self._labeled[step - group.start]
+
+    def _group(self, step: int) -> Group:
+        """Return the group of batches with batch ``step`` that the teacher labels together. They lie in one phase."""
+        size, ddil = self.context.config.batch_size, self.context.config.ddil
+        share, first, end = 0.0, 0, self.draws
+        if self.dataset is not None and ddil is not None:
+            phase, first, end = phase_at(ddil.phases, step, self.draws)
+            share = phase.aggregated
         most = size - whole_numbers(share * size)[0]
         room = self.context.config.teacher_batch_size * self.context.accelerator.num_processes
-        together = max(1, room // most)
+        together = max(1, room // max(1, most))
         start = step - (step - first) % together
-        if start != self._labeled_from:
-            self._labeled_from = start
-            steps = range(start, min(start + together, end))
-            counts = [size - self.aggregated_count(share, later) for later in steps]
-            self._labeled = self._diffused(steps, counts).split(counts)
-        return self._labeled[step - start]
+        steps = range(start, min(start + together, end))
+        return Group(start, [size - self.aggregated_count(share, later) for later in steps])
 
-    def _diffused(self, steps: Sequence[int], counts: Sequence[int]) -> States:
-        """Return forward-diffused states with their targets: for each of ``steps`` as many as ``counts`` says."""
-        drawn, scales = [], []
-        for step, count in zip(steps, counts, strict=True):
+    def _drawn(self, start: int) -> Draws:
+        """Draw data, times and noise for the group of batches that begins at ``start``."""
+        drawn = []
+        for step, count in enumerate(self._group(start).counts, start):
             generator = self.context.generator(step, DATA)
             x0, row = self.context.pool.draw(count, generator)
             transition = torch.randint(len(self.times), (count,), generator=generator)
-            drawn.append((x0, row, transition, torch.randn(x0.shape, generator=generator)))
-            scale = self.labeler.draw_guidance(count, generator)
-            scales += [] if scale is None else [scale]
-        x0, row, transition, eps = (torch.cat(column) for column in zip(*drawn, strict=True))
-        guidance = torch.cat(scales) if scales else None
+            eps = torch.randn(x0.shape, generator=generator)
+            drawn.append((x0, row, transition, eps, self.labeler.draw_guidance(count, generator)))
+        *columns, scales = zip(*drawn, strict=True)
+        guided = [scale for scale in scales if scale is not None]
+        device = self.context.device
+        x0, row, transition, eps = (torch.cat(column) for column in columns)
+        return Draws(pinned(x0, device), row, transition, pinned(eps, device), torch.cat(guided) if guided else None)
+
+    def _diffused(self, drawn: Draws) -> States:
+        """Return forward-diffused states with their targets."""
         device, accelerator = self.context.device, self.context.accelerator
-        z = self.diffuse(x0.to(device), eps.to(device), self.times[transition.to(device)])
+        z = self.diffuse(sent(drawn.x0, device), sent(drawn.eps, device), self.times[sent(drawn.time, device)])
         own = own_rows(accelerator, len(z))
-        unlabeled = States(z, z.new_empty(len(z), 0), transition, row, guidance).part(own)
+        unlabeled = States(z, z.new_empty(len(z), 0), drawn.time, drawn.row, drawn.guidance).part(own)
         parts = [unlabeled.part(rows) for rows in slices(len(unlabeled), self.context.config.teacher_batch_size)]
         labels = [self.labeler.label(part.z, part.transition, part.row, part.guidance) for part in parts]
         target = torch.cat(labels)
         self.context.finite.see("at states of the data", target)
-        return States(z, gather_rows(accelerator, target, own, len(z)), transition, row, guidance)
+        whole = gather_rows(accelerator, target, owners(accelerator, len(z)))
+        return States(z, whole, drawn.time, drawn.row, drawn.guidance)
+
+
+class Start(NamedTuple):
+    """Where rollouts of a batch start, drawn on the host.
+
+    Attributes:
+        row: Rows of the pool, int64 [B].
+        exits: The step before which each rollout stops, int64 [B].
+        z: Noise [B, C, H, W].
+        noise: The noise of the steps, [B, K, C, H, W].
+    """
+
+    row: Tensor
+    exits: Tensor
+    z: Tensor
+    noise: Tensor
 
 
 class BackwardSimulation(StateSource):
@@ -175,25 +222,33 @@ class BackwardSimulation(StateSource):
             student: The network of the generator, which is switched to evaluation mode during rollouts.
         """
         self.context, self.times, self.sampler, self.student = context, times, sampler, student
+        self.ahead = Ahead(self._drawn, context.device)
 
-    @torch.no_grad()
-    def draw(self, step: int) -> tuple[States, int]:
+    def _drawn(self, step: int) -> Start:
+        """Draw where the rollouts of a batch start, and where they stop."""
         context, size = self.context, self.context.config.batch_size
         generator = context.generator(step, DATA)
         row = torch.randint(len(context.pool), (size,), generator=generator)
         exits = torch.randint(len(self.times), (size,), generator=generator)
         z = context.noise(size, generator)
-        steps = torch.arange(len(self.times) - 1)
-        condition = with_noise(context.condition(row), z, exits > steps[:, None], generator)
+        noise = step_noise(z, exits > torch.arange(len(self.times) - 1)[:, None], generator)
+        return Start(row, exits, pinned(z, context.device), pinned(noise, context.device))
+
+    @torch.no_grad()
+    def draw(self, step: int) -> tuple[States, int]:
+        context, size = self.context, self.context.config.batch_size
+        row, exits, z, noise = self.ahead.take(step, step + 1)
+        z = sent(z, context.device)
+        condition = replace(context.condition(row), noise=sent(noise, context.device))
         rows = own_rows(context.accelerator, size)
         own = torch.arange(size)[rows]
         with context.accelerator.autocast(), evaluating(self.student):
-            for place in steps.tolist():
-                moving = own[exits[own] > place].to(context.device)
+            for place in range(len(self.times) - 1):
+                moving = sent(own[exits[own] > place], context.device)
                 for part in moving.split(context.config.teacher_batch_size):
                     if len(part):
                         z[part] = self.sampler.act(place, z[part], condition.rows(part))
-        z = gather_rows(context.accelerator, z[rows], rows, size)
+        z = gather_rows(context.accelerator, z[rows], owners(context.accelerator, size))
         return States(z, z.new_empty(size, 0), exits, row), 0
 
 

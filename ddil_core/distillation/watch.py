@@ -118,13 +118,11 @@ def measure_latents(z: Tensor, pool: LatentPool, reflection: Reflection, images:
     ``mean_shift`` is that of the worst channel, less the two standard errors by which so few prompts differ by chance.
     ``deviation_low`` and ``deviation_high`` are the smallest and the largest ratio of a channel.
     """
-    data = pool.mean.float()
-    mean, deviation = data.mean((0, 2, 3)), data.std((0, 2, 3))
-    chance = 2 * data.mean((2, 3)).std(0) / math.sqrt(len(z) / images)
+    mean, deviation, mean_deviation, apart = pool.figures
+    chance = 2 * mean_deviation / math.sqrt(len(z) / images)
     ratio = z.std((0, 2, 3)) / deviation
     groups = z.unflatten(0, (-1, images)).flatten(2)
     within = torch.stack([torch.pdist(group).mean() for group in groups]).mean()
-    apart = (data[::2][: len(data) // 2] - data[1::2]).flatten(1).norm(dim=1).mean()
     return {
         "mean_shift": float((((z.mean((0, 2, 3)) - mean).abs() - chance).clamp(min=0) / deviation).max()),
         "deviation_low": float(ratio.min()),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
@@ -148,6 +148,17 @@ def test_the_student_starts_as_the_teacher_whatever_it_is_told(model: Model) -> 
         assert torch.equal(net(z, t, text, timestep_cond=told).sample, model.denoiser.net(z, t, text).sample)
     theirs = StableDiffusionPipeline.get_guidance_scale_embedding(None, torch.tensor([5.0, 7.5, 10.0, 15.0]), 256)
     torch.testing.assert_close(told, theirs, rtol=0, atol=1e-3)  # sines of up to 15,000 in float32
+
+
+def test_a_network_whose_configuration_leaves_the_embedding_out_gets_one(model: Model) -> None:
+    """Stable Diffusion 1.5's does. diffusers lists what it fills in, and ignores new values of what it lists."""
+    config = dict(model.denoiser.net.config)
+    del config["time_cond_proj_dim"]
+    net = UNet2DConditionModel.from_config(config)
+    assert "time_cond_proj_dim" in net.config["_use_default_values"]
+    wider = with_embedding(net, 16)
+    assert wider.config.time_cond_proj_dim == 16 and wider.time_embedding.cond_proj.weight.shape[1] == 16
+    assert wider.config.block_out_channels == net.config.block_out_channels
 
 
 def test_the_target_is_the_average_and_a_lora_its_own(model: Model, pool: LatentPool) -> None:

@@ -123,8 +123,8 @@ def test_a_loras_target_has_no_dropout_and_its_training_has(dropper: Model, pool
     said, trained = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        said.append(trainer._target(states, s))
         told = trainer.student_condition(states.row, states.guidance)
+        said.append(trainer._target(states.target, s, told))
         trained.append(trainer.student(states.z, trainer.times[states.transition], told).detach())
     assert torch.equal(*said) and not torch.equal(*trained)
 

@@ -179,7 +179,7 @@ def test_the_critic_learns_what_the_generator_draws(model: Model, pool: LatentPo
     loss = float(next(trainer._critic_losses(states, 1)))
     generator = trainer.generator(1, 2)
     with torch.no_grad():
-        x = trainer.generate(states)
+        x = trainer.generate(states, trainer.condition(states.row))
     t = torch.randint(1000, (8,), generator=generator)
     eps = torch.randn(x.shape, generator=generator)
     alpha, sigma = trainer.schedule.at(t, x)

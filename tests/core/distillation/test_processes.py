@@ -23,9 +23,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from ddil_core.distillation.checks import require_batch
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
-from ddil_core.distillation.processes import gather_rows, own_rows
+from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.support.errors import WrongCommand
-from tests.core.closed_form import distance
+from tests.core.closed_form import distance, normal
 from tests.core.distillation.test_methods import UNET
 from tests.pipelines import TEACHER, save_pipeline
 
@@ -167,11 +167,31 @@ def test_rows_are_divided_and_joined() -> None:
     alone = Accelerator(cpu=True)
     assert own_rows(alone, 5) == slice(0, None, 1)
     rows = torch.arange(5)
-    assert torch.equal(gather_rows(alone, rows[own_rows(alone, 5)], own_rows(alone, 5), 5), rows)
+    assert torch.equal(gather_rows(alone, rows[own_rows(alone, 5)], owners(alone, 5)), rows)
     for count, parts in ((5, [[0, 3], [1, 4], [2]]), (2, [[0, 1]] * 3)):  # too few are done by each
         for index, own in enumerate(parts):
             some: Any = SimpleNamespace(num_processes=3, process_index=index)
             assert torch.arange(count)[own_rows(some, count)].tolist() == own
+
+
+@pytest.mark.parametrize("owner", [[0, 1, 2, 0, 1], [2, 2, 0, 1, 2, 0], [1, 0, 2]])
+def test_ragged_parts_are_gathered_in_their_places(owner: list[int]) -> None:
+    """Every process sends as many rows as the largest part, and none of the filling arrives."""
+    whole = normal(len(owner), 2, 3)
+    places = torch.tensor(owner)
+    own = [whole[places == process] for process in range(3)]
+    most, sizes = max(map(len, own)), list[int]()
+
+    def gather(part: Tensor) -> Tensor:
+        sizes.append(len(part))
+        return torch.cat([torch.cat([rows, rows.new_full((most - len(rows), 2, 3), 7.0)]) for rows in own])
+
+    for process in range(3):
+        some: Any = SimpleNamespace(num_processes=3, process_index=process, gather=gather)
+        assert torch.equal(gather_rows(some, own[process], places), whole)
+        empty = gather_rows(some, own[process].new_empty(len(own[process]), 0), places)
+        assert empty.shape == (len(owner), 0)
+    assert sizes == [most] * 3  # what has no numbers is not sent
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

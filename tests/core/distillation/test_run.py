@@ -31,6 +31,7 @@ from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.distillation.run import Run
+from ddil_core.distillation.run_folder import begun_with
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
@@ -276,6 +277,34 @@ def test_another_run_in_the_folder_is_refused(folder: Path, finished: Path) -> N
     other = CONFIG.model_copy(update={"seed": 1})
     assert refused(WrongCommand, folder, finished, other) == (
         f"the folder {finished} holds another run (seed is 0 there); choose another --out"
+    )
+
+
+@pytest.mark.parametrize("recorded", ["adamw", None], ids=["plain", "older than the key"])
+def test_a_run_keeps_the_optimiser_it_began_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str | None
+) -> None:
+    """The default was plain AdamW. The command that began such a run finishes it as it would have ended then."""
+    short = CONFIG.model_dump(exclude_unset=True) | {"stages": [{"steps": 4, "updates": 4}]}
+    now, plain = (ProgressiveConfig.model_validate(short | more) for more in ({}, {"optimizer": "adamw"}))
+    assert now.optimizer == "fused"
+    go(folder, tmp_path / "whole", plain)
+    out = tmp_path / "old"
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressiveStage, "update", killer(ProgressiveStage.update, lambda stage, step: step == 2))
+        with pytest.raises(Killed):
+            go(folder, out, plain)
+    told = yaml.safe_load((out / "run.yaml").read_text())
+    del told["config"]["optimizer"]
+    if recorded is not None:
+        told["config"]["optimizer"] = recorded
+    (out / "run.yaml").write_text(yaml.safe_dump(told))
+    go(folder, out, now)
+    assert same_student(out, tmp_path / "whole")
+    assert begun_with(out, now).optimizer == "adamw" and begun_with(tmp_path / "new", now) is now
+    fused = ProgressiveConfig.model_validate(short | {"optimizer": "fused"})
+    assert refused(WrongCommand, folder, out, fused) == (
+        f"the folder {out} holds another run (optimizer is 'adamw' there); choose another --out"
     )
 
 
