@@ -20,6 +20,7 @@ from ddil_core.distillation.run_folder import open_run, require_run_folder, requ
 from ddil_core.distillation.student import save_student
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds
+from ddil_core.support.compute import Compute
 from ddil_core.support.lock import held
 from ddil_core.support.provenance import commit, versions
 
@@ -63,7 +64,7 @@ def distill(
     if not student_folder.is_dir():
         require_capacity(config)
     accelerator = make_accelerator(config, out, device)
-    model = load_model(teacher, accelerator.device)
+    model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32))
     require_teacher(model)
     method.require(model, config)
     images = open_data(data, download)
@@ -79,7 +80,8 @@ def distill(
         with accelerator.main_process_first():
             pool = encode_pool(model, images, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
-        student = method.train(run)
+        with config.compute.precision():
+            student = method.train(run)
         if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile
             save_student(model, student, Bounds.of(run.reflection, config.reflection.quantile), student_folder)
         accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, calibrate_reflection
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.models.compiling import compile_module
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import broken_weight
@@ -68,4 +69,6 @@ class Run(Generic[C]):
             net.to("cpu")  # until a student starts from it
         like = self.model.denoiser
         denoiser = type(like)(teacher.eval().requires_grad_(False), like.schedule, like.prediction)
+        if self.config.compile:
+            compile_module(denoiser.net, self.accelerator.device, static=False)
         return denoiser.to(self.accelerator.device)

@@ -35,6 +35,7 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The run folder.")
 @click.option("--resume", is_flag=True, help="Continue a run, and fail if the folder holds none.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the run, in place of the protocol's.")
+@options.compute_options("fp32", "bf16")
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option
@@ -53,6 +54,7 @@ def distill(
     download: bool,
     device: str | None,
     as_json: bool,
+    **computing: Any,
 ) -> None:
     """Distil a few-step student from a teacher.
 
@@ -70,6 +72,7 @@ def distill(
         content.pop("ddil", None)
     if seed is not None:
         content["seed"] = seed
+    content |= {key: value for key, value in computing.items() if value is not None}
     config: Any = validate(model, content, str(path))
     if ddil and config.ddil is None:
         raise WrongCommand(f"{path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil")

@@ -28,7 +28,7 @@ from ddil_eval.cli import choices, options
 )
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
-@options.dtype_option
+@options.compute_options()
 @options.variant_option
 @options.download_option
 @options.device_option
@@ -43,7 +43,9 @@ def sample(
     num_images: int,
     seed: int,
     out: Path,
-    dtype: str,
+    dtype: str | None,
+    tf32: bool | None,
+    compile: bool | None,
     variant: str | None,
     download: bool,
     device: str | None,
@@ -60,6 +62,7 @@ def sample(
     from ddil_core.models.generate import require_prompts, resolve_sampling, sampling_warnings
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
+    from ddil_core.support.compute import FP32
     from ddil_core.support.errors import WrongCommand
     from ddil_core.support.files import replacing
     from ddil_core.support.lock import held
@@ -73,7 +76,8 @@ def sample(
         if existing:
             raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
-        model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
+        compute = FP32.override(dtype=dtype, tf32=tf32, compile=compile)
+        model = load_model(reference, options.choose_device(device), variant=variant, compute=compute)
         for warning in sampling_warnings(model, prompts, resolve_sampling(model, **sampling)):
             warn(warning)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
