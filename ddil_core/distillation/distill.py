@@ -80,8 +80,7 @@ def distill(
         with accelerator.main_process_first():
             pool = encode_pool(model, images, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
-        with config.compute.precision():
-            student = method.train(run)
+        student = run.train(method.train)
         if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile
             save_student(model, student, Bounds.of(run.reflection, config.reflection.quantile), student_folder)
         accelerator.wait_for_everyone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, calibrate_reflection
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.student import Student
 from ddil_core.models.compiling import compile_module
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError
@@ -49,6 +51,11 @@ class Run(Generic[C]):
         """The reflection of the teacher's x̂, calibrated on the encoded data, on the device."""
         settings = self.config.reflection
         return calibrate_reflection(self.pool.mean, settings.mode, settings.quantile).to(self.accelerator.device)
+
+    def train(self, train: Callable[[Run[C]], Student]) -> Student:
+        """Train a student by a method, with float32 products as the configuration says."""
+        with self.config.compute.precision():
+            return train(self)
 
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
         """Return a network as a frozen teacher in ``teacher_dtype``.

@@ -1,4 +1,4 @@
-"""Compiled networks: torch.compile of a denoising network and a decoder, for runs that are long enough to pay for it."""
+"""Compiled networks: torch.compile of a denoising network and a decoder, for runs that are long enough."""
 
 from __future__ import annotations
 

@@ -43,13 +43,11 @@ def sample(
     num_images: int,
     seed: int,
     out: Path,
-    dtype: str | None,
-    tf32: bool | None,
-    compile: bool | None,
     variant: str | None,
     download: bool,
     device: str | None,
     as_json: bool,
+    **computing: Any,
 ) -> None:
     """Generate images from prompts: one PNG file for each image, and a grid of all images.
 
@@ -76,7 +74,7 @@ def sample(
         if existing:
             raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
-        compute = FP32.override(dtype=dtype, tf32=tf32, compile=compile)
+        compute = FP32.override(**computing)
         model = load_model(reference, options.choose_device(device), variant=variant, compute=compute)
         for warning in sampling_warnings(model, prompts, resolve_sampling(model, **sampling)):
             warn(warning)
