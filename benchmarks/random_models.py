@@ -21,9 +21,8 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ddil_core.diffusion.schedule import Schedule
-from ddil_core.models.compiling import compile_module
 from ddil_core.models.layouts import LAYOUTS
-from ddil_core.models.model import Model
+from ddil_core.models.model import Model, prepare_networks
 from ddil_core.models.sampling import Sampling
 from ddil_core.models.system_specs import Files
 from ddil_core.support.compute import FP32, Compute
@@ -154,12 +153,6 @@ def random_model(name: str, device: str, compute: Compute = FP32) -> Model:
     layout = replace(LAYOUTS[shape.pipeline], encode=encode, unconditional=None)
     config = dict(pipeline.scheduler.config) | {"_class_name": "DDIMScheduler"}
     denoiser = layout.denoiser(pipeline.unet, Schedule.from_config(config).to(device), "epsilon")
-    if device.startswith("cuda") and compute.dtype != "fp32":
-        for net in (pipeline.unet, pipeline.vae):
-            net.to(memory_format=torch.channels_last)
-    if compute.compile:
-        compile_module(pipeline.unet, torch.device(device))
-        compile_module(pipeline.vae.decoder, torch.device(device))
-        denoiser.reuses_output = device.startswith("cuda")
+    prepare_networks(denoiser, pipeline.vae, torch.device(device), compute)
     sampling = Sampling.from_scheduler(config, 1.0)
     return Model(name, Files(Path(name)), pipeline, layout, denoiser, sampling, torch.device(device), None, compute)

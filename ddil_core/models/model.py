@@ -273,11 +273,11 @@ def assemble(
             f"the file {files.folder / SYSTEM_FILE} has bounds for {len(sampling.bounds.bound)} channels, and the "
             f"model's latents have {channels}; take the file of this model"
         )
-    _prepare(denoiser, pipeline.vae, device, compute)
+    prepare_networks(denoiser, pipeline.vae, device, compute)
     return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, compute)
 
 
-def _prepare(denoiser: NetworkDenoiser, vae: Any, device: torch.device, compute: Compute) -> None:
+def prepare_networks(denoiser: NetworkDenoiser, vae: Any, device: torch.device, compute: Compute) -> None:
     """Bring the networks that draw into the form that is quick on the device.
 
     Raises:
