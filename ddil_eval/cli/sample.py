@@ -74,8 +74,7 @@ def sample(
         if existing:
             raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
-        compute = FP32.override(**computing)
-        model = load_model(reference, options.choose_device(device), variant=variant, compute=compute)
+        model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**computing))
         for warning in sampling_warnings(model, prompts, resolve_sampling(model, **sampling)):
             warn(warning)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
@@ -88,10 +87,9 @@ def sample(
                     with replacing(path) as temporary:
                         Image.fromarray(image).save(temporary)
                     paths.append(str(path))
-            columns = [f"no. {number}" for number in range(num_images)]
+            columns = [f"no. {n}" for n in range(num_images)]
             grid = figures.image_grid(images, list(prompts), columns, out / "grid.png")
             undo.pop_all()
     if as_json:
-        options.emit({"images": paths, "grid": str(grid)})
-    else:
-        click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")
+        return options.emit({"images": paths, "grid": str(grid)})
+    click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")
