@@ -47,7 +47,7 @@ def sample(
     download: bool,
     device: str | None,
     as_json: bool,
-    **computing: Any,
+    **settings: Any,
 ) -> None:
     """Generate images from prompts: one PNG file for each image, and a grid of all images.
 
@@ -74,7 +74,7 @@ def sample(
         if existing:
             raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
-        model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**computing))
+        model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**settings))
         for warning in sampling_warnings(model, prompts, resolve_sampling(model, **sampling)):
             warn(warning)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
