@@ -43,6 +43,10 @@ def require_compiler(device: str) -> None:
     Raises:
         DdilError: there is no C++ compiler, or something else that compilation needs is missing.
     """
+    import torch._inductor.config as inductor
+
+    if device == "cpu":
+        inductor.compile_threads = 1  # worker processes that start late on a busy machine can be waited for in vain
     try:
         torch.compile(torch.add)(torch.ones(2, device=device), 1)
     except Exception as error:  # torch and the compilers raise errors of their own

@@ -215,7 +215,13 @@ class ImageOrigin:
             content = json.loads(path.read_bytes())
             known = {"compute": {}} | {f.name: content[f.name] for f in fields(cls) if f.name in content}
             return _ORIGIN_TYPE.validate_python(known)
-        except (ValueError, TypeError, OSError, RecursionError) as error:  # pydantic's own error is a ValueError
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+            RecursionError,
+            WrongCommand,
+        ) as error:  # pydantic's own error is a ValueError
             raise DdilError(f"the file {path} is damaged; delete it to score the images without it") from error
 
 
