@@ -51,9 +51,10 @@ def full_size_passes(device: str, batch: int) -> Iterator[Pass]:
     """Yield U-Nets of full size with random weights. On the device "meta" they hold no numbers and compute none."""
     from diffusers import UNet2DConditionModel
 
-    from benchmarks.systems import FULL_SIZE
+    from benchmarks.random_models import SHAPES
 
-    for name, (config, tensors) in FULL_SIZE.items():
+    for name in ("SD 1.5", "SDXL"):
+        config, tensors = SHAPES[name].unet, SHAPES[name].conditions
         with torch.device(device):
             net = UNet2DConditionModel(**config).to(torch.bfloat16).eval().requires_grad_(False)
             z = torch.zeros(batch, 4, config["sample_size"], config["sample_size"], dtype=torch.bfloat16)

@@ -1,7 +1,6 @@
 """What works with every system, on random weights: loading, sampling as diffusers does, distilling, and analysing.
 
     python -m benchmarks.systems [--csv FILE]          tiny networks, in seconds on a CPU
-    python -m benchmarks.systems --full-size           full-size SD 1.5 and SDXL U-Nets on a GPU: speed and memory
 
 The tiny pipelines and the diffusers side come from the checkout's tests, which need pytest. The tolerances are
 ‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the images in
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,8 @@ import pandas as pd
 import torch
 
 from benchmarks.printing import show
-from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.rollout import all_strings, rollout_latents
-from ddil_core.diffusion.schedule import Schedule, rows_at, transitions
-from ddil_core.diffusion.solvers import ddim
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.models.generate import resolve_sampling, sample_latents
@@ -142,91 +137,16 @@ def flow_row(folder: Path) -> dict[str, Any]:
     }
 
 
-def full_size(device: str, batch_size: int, steps: int) -> pd.DataFrame:
-    """Measure guided DDIM steps of full-size U-Nets in bfloat16, on random weights: images a second, GiB at the peak."""
-    from diffusers import UNet2DConditionModel
-
-    rows = []
-    for name, (config, tensors) in FULL_SIZE.items():
-        with torch.device(device):
-            net = UNet2DConditionModel(**config).to(torch.bfloat16).eval().requires_grad_(False)
-        denoiser = UNetDenoiser(net, Schedule.stable_diffusion().to(device), "epsilon")
-        condition = Condition({key: torch.randn(1, *shape, device=device) for key, shape in tensors.items()})
-        guided = GuidedDenoiser(denoiser, condition, 7.5)
-        z = torch.randn(batch_size, 4, config["sample_size"], config["sample_size"], device=device)
-        walk(guided, z, condition, 2)  # warm-up
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        walk(guided, z, condition, steps)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        rows.append(
-            {
-                "U-Net": name,
-                "parameters_1e9": sum(p.numel() for p in net.parameters()) / 1e9,
-                "steps": steps,
-                "batch_size": batch_size,
-                "images_per_second": batch_size / seconds,
-                "peak_GiB": torch.cuda.max_memory_allocated() / 2**30,
-            }
-        )
-        del net, denoiser, guided
-        torch.cuda.empty_cache()
-    return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def walk(denoiser: GuidedDenoiser, z: torch.Tensor, condition: Condition, steps: int) -> torch.Tensor:
-    for t, s in transitions(denoiser.schedule.grid(steps)):
-        x0 = denoiser(z, rows_at(t, z), condition.expand(len(z)))
-        z, _ = ddim(denoiser.schedule, z, rows_at(t, z), rows_at(s, z), x0)
-    return z
-
-
-FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
-    "SD 1.5": (
-        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        {"encoder_hidden_states": (77, 768)},
-    ),
-    "SDXL": (
-        {
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        {"encoder_hidden_states": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
-    ),
-}
-"""The published shapes of the two U-Nets, and of their conditions."""
-
-
 @click.command()
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
-@click.option("--full-size", "large", is_flag=True, help="Full-size U-Nets with random weights, on a GPU.")
-@click.option("--batch-size", default=4, show_default=True, help="Images at once, with --full-size.")
-@click.option("--steps", default=32, show_default=True, help="Guided DDIM steps, with --full-size.")
-def main(csv_path: Path | None, large: bool, batch_size: int, steps: int) -> None:
+def main(csv_path: Path | None) -> None:
     quiet_libraries()
-    if large:
-        if not torch.cuda.is_available():
-            raise click.UsageError("--full-size needs a CUDA device, and none is here")
-        frame = full_size("cuda", batch_size, steps)
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            rows = [
-                row(name, system, random_files(system, Path(scratch) / name), Path(scratch) / name)
-                for name, system in load_systems().items()
-            ]
-            frame = pd.DataFrame([*rows, flow_row(Path(scratch) / "flow")])
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [
+            row(name, system, random_files(system, Path(scratch) / name), Path(scratch) / name)
+            for name, system in load_systems().items()
+        ]
+        frame = pd.DataFrame([*rows, flow_row(Path(scratch) / "flow")])
     show(frame, csv_path, ".2g")
     for refusal in REFUSALS:
         click.echo(refusal)

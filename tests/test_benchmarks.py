@@ -17,8 +17,6 @@ from benchmarks import alternation, printing
 from benchmarks.claims import Claim, table
 from benchmarks.table import BENCHMARKS, LIMIT, Benchmark, Plan
 
-AWAITED = {"sampling", "precision", "grid", "training", "processes", "metrics"}
-"""Rows of the table whose modules are written elsewhere and not merged yet."""
 QUICK = ("--seconds", "0.01", "--size", "64")
 """Arguments with which ``benchmarks.ceilings`` takes little time."""
 
@@ -102,11 +100,9 @@ def test_a_csv_file_names_the_device_and_the_versions_and_can_be_read_again(
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_row_of_the_table_is_a_script_that_writes_a_csv_file(name: str, root: Path) -> None:
+def test_every_row_of_the_table_is_a_script_that_writes_a_csv_file(name: str) -> None:
     from importlib import import_module
 
-    if name in AWAITED and not (root / "benchmarks" / f"{name}.py").is_file():
-        pytest.skip("not merged yet")
     module = import_module(f"benchmarks.{name}")
     assert isinstance(module.main, click.Command)
     assert "--csv" in {option for parameter in module.main.params for option in parameter.opts}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddil_core.data.base import DataSet
-from ddil_core.models.memory import decode_batch, on_device
+from ddil_core.models.memory import MOST_ENCODED, decode_batch, on_device
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
@@ -145,7 +145,7 @@ def _encode(
     """Encode a batch; return its tensors by their names in the file, and how many of its captions are cut."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     # Encoding needs less memory than decoding.
-    at_once = decode_batch(model.pipeline.vae, *model.latent_shape[1:], model.device)
+    at_once = decode_batch(model.pipeline.vae, *model.latent_shape[1:], model.device, MOST_ENCODED)
     posteriors = [model.encode_images(part) for part in pixels.split(max(at_once, 1))]
     condition = model.encode(captions).tensors
     advance(len(images))

@@ -86,6 +86,8 @@ class NetworkDenoiser(nn.Module, ABC):
     """A network of one of diffusers' layouts as a denoiser. A subclass says how its layout's network is called."""
 
     nfe = 1
+    reuses_output = False
+    """Whether the next call of the network overwrites its output, as a captured graph does."""
 
     def __init__(self, net: nn.Module, schedule: Schedule, prediction: Prediction) -> None:
         super().__init__()
@@ -104,9 +106,14 @@ class NetworkDenoiser(nn.Module, ABC):
 
     def output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's own output (ε, v, x₀ or a velocity) in the dtype of z."""
+        inputs = dict(self.cast(condition).tensors)
+        output = self.call(z.to(next(self.net.parameters()).dtype), t, inputs)
+        return output.to(z.dtype, copy=self.reuses_output)
+
+    def cast(self, condition: Condition) -> Condition:
+        """Return the tensors of a condition in the network's dtype."""
         dtype = next(self.net.parameters()).dtype
-        inputs = {name: tensor.to(dtype) for name, tensor in condition.tensors.items()}
-        return self.call(z.to(dtype), t, inputs).to(z.dtype)
+        return Condition({name: tensor.to(dtype) for name, tensor in condition.tensors.items()})
 
     def x0(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Return x̂ from the network's output."""
@@ -174,6 +181,7 @@ class GuidedDenoiser:
         self.reflection = reflection
         self.schedule = network.schedule
         self._embedding: Tensor | None = None
+        self._read: tuple[Condition, Condition] | None = None
         if network.guidance_width is not None:
             self._embedding = guidance_embedding(guidance_scale - 1, network.guidance_width)
         elif unconditional is None and guidance_scale != 1.0:
@@ -187,15 +195,29 @@ class GuidedDenoiser:
     def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         if self._embedding is not None:
             embedded = {"timestep_cond": self._embedded(condition.guidance, z)}
-            return self.network.output(z, t, Condition(condition.tensors | embedded))
+            return self.network.output(z, t, Condition(self._inputs(condition).tensors | embedded))
         if self.unconditional is None:
-            return self.network.output(z, t, condition)
+            return self.network.output(z, t, self._inputs(condition))
         scale: float | Tensor = self.guidance_scale
         if condition.guidance is not None:
             scale = condition.guidance.to(z.dtype).view(-1, *(1,) * (z.dim() - 1))
-        both = Condition.cat([self.unconditional.expand(len(z)), condition])
+        both = self._inputs(condition)
         without, with_prompt = self.network.output(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
         return without + scale * (with_prompt - without)
+
+    def _inputs(self, condition: Condition) -> Condition:
+        """Return what the network reads, in its dtype; with guidance, the rows without a prompt come first.
+
+        The steps of a trajectory have one condition, which is prepared once. With gradients nothing is kept.
+        """
+        if self._read is not None and self._read[0] is condition and not torch.is_grad_enabled():
+            return self._read[1]
+        inputs = condition
+        if self.unconditional is not None and self._embedding is None:
+            inputs = Condition.cat([self.unconditional.expand(len(condition)), condition])
+        inputs = self.network.cast(inputs)
+        self._read = None if torch.is_grad_enabled() else (condition, inputs)
+        return inputs
 
     def _embedded(self, guidance: Tensor | None, z: Tensor) -> Tensor:
         """The network's guidance embedding [B, W] on the device of z."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
+from ddil_core.support.compute import ComputeKeys, with_network_dtypes
 from ddil_core.support.protocol import GuidanceScale, Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -112,11 +113,11 @@ class WatchConfig(Strict):
     gradient: float = Field(default=20.0, gt=1)
 
 
-class MethodConfig(Strict):
+class MethodConfig(ComputeKeys):
     """The settings that all methods share. A method's class sets a default for ``method``.
 
     The weights that the optimiser changes, their average, the autoencoder and the text encoders are float32 in every
-    run.
+    run. ``dtype`` is the default of ``teacher_dtype`` and ``student_dtype``.
 
     Attributes:
         CHANGEABLE: The keys that change a student by rounding alone. They are no part of a run's identity, and a
@@ -136,8 +137,8 @@ class MethodConfig(Strict):
         ema_decay: The decay of the average of the student's weights; 0 for none.
         pool: The number of training images.
         mixed_precision: The precision of the arithmetic.
-        teacher_dtype: The dtype of the teacher's network.
-        student_dtype: The dtype of the student's network.
+        teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``.
+        student_dtype: The dtype of the student's network. It defaults to ``dtype``.
         save_every: Updates between two checkpoints.
         watch: Measurements during training; None for none.
         ddil: The aggregated dataset; None trains on data alone.
@@ -152,6 +153,7 @@ class MethodConfig(Strict):
         "trackers",
         "watch",
         "ddil.capacity",
+        "compile",
     )
 
     reflection: ReflectionConfig = ReflectionConfig()
@@ -177,6 +179,18 @@ class MethodConfig(Strict):
     seed: int = Field(default=0, ge=0)
     ddil: DdilConfig | None = None
     method: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_take_the_dtype(cls, content: Any) -> Any:
+        return with_network_dtypes(content)
+
+    @field_validator("dtype")
+    @classmethod
+    def _trains_in(cls, dtype: str) -> str:
+        if dtype == "fp16":
+            raise ValueError("training in fp16 needs its losses scaled, which is not done here; take bf16")
+        return dtype
 
     @model_validator(mode="after")
     def _batch_divides(self) -> MethodConfig:

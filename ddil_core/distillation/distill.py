@@ -20,6 +20,7 @@ from ddil_core.distillation.run_folder import begun_with, open_run, require_run_
 from ddil_core.distillation.student import save_student
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds, sampling_line
+from ddil_core.support.compute import Compute
 from ddil_core.support.lock import held
 from ddil_core.support.progress import note
 from ddil_core.support.provenance import commit, versions
@@ -79,7 +80,7 @@ def distill(
         with accelerator.main_process_first():
             pool = encode_pool(model, images, config.pool, encoded)
         run = Run(model, pool, config, data, out, accelerator)
-        student = METHODS[config.method].train(run)
+        student = run.train(METHODS[config.method].train)
         if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile
             bounds = Bounds.of(run.reflection, config.reflection.quantile)
             save_student(model, student, bounds, student_folder, config.teacher_use())
@@ -93,7 +94,7 @@ def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) 
     Raises:
         DdilError: the method cannot distil this teacher.
     """
-    model = load_model(teacher, accelerator.device)
+    model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32))
     require_teacher(model)
     METHODS[config.method].require(model, config)
     unset = getattr(config, "guidance_scale", 1.0) is None

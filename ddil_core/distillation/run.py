@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, calibrate_reflection
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.student import Student
+from ddil_core.models.compiling import compile_module
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import broken_weight
@@ -50,6 +53,11 @@ class Run(Generic[C]):
         settings = self.config.reflection
         return calibrate_reflection(self.pool.mean, settings.mode, settings.quantile).to(self.accelerator.device)
 
+    def train(self, train: Callable[[Run[C]], Student]) -> Student:
+        """Train a student by a method, with float32 products as the configuration says."""
+        with self.config.compute.precision():
+            return train(self)
+
     def frozen(self, net: nn.Module) -> NetworkDenoiser:
         """Return a network as a frozen teacher in ``teacher_dtype``.
 
@@ -78,6 +86,8 @@ class Run(Generic[C]):
         if mixed and dtype != torch.float32:
             plain = torch.autocast(device.type, enabled=False)
             denoiser.output = plain(denoiser.output)  # type: ignore[method-assign]
+        if self.config.compile:
+            compile_module(denoiser.net, device, static=False)
         return denoiser
 
 

@@ -21,6 +21,7 @@ from ddil_core.distillation.dropout import seeded
 from ddil_core.distillation.loop import Ema, Logs, Stateful
 from ddil_core.distillation.optimizer import TrainedWeights, make_optimizer
 from ddil_core.distillation.sources import StateSource
+from ddil_core.models.compiling import compile_module
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.finite import not_finite
 
@@ -99,6 +100,8 @@ class Stage(ABC):
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
+        if self.config.compile:
+            compile_module(net, self.device, static=False)
         optimizer = make_optimizer(weights.parameters(), learning_rate, self.config)
         prepared, optimizer = self.accelerator.prepare(net, optimizer)
         self.weights[prepared] = weights

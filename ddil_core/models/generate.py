@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddil_core.diffusion.integrate import integrate
-from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.noise import Sample, initial_noise, sent, solver_noise
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.schedule import rows_at
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling, misuse_warnings, sampling_line
-from ddil_core.support.environment import full_precision
 from ddil_core.support.finite import Finite, not_finite
 from ddil_core.support.progress import note, progress, warn
 from ddil_core.support.text import require_text
 
+T = TypeVar("T")
 TRUNCATED = "{} of {} prompts are longer than the text encoder takes; the rest of each is not read"
 
 CENTRES_LATENTS = "StableDiffusionXLPipeline"
@@ -29,9 +29,13 @@ CENTRES_LATENTS = "StableDiffusionXLPipeline"
 
 
 @torch.no_grad()
-@full_precision()
 def sample_latents(
-    model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    rows: int | None = None,
 ) -> Tensor:
     """Draw one batch of scaled latents [B, C, H, W].
 
@@ -41,39 +45,76 @@ def sample_latents(
         texts: The prompts, one for each sample.
         sampling: Solver, grid and guidance.
         seed: The seed.
+        rows: The number of rows to fill the batch up to where shapes should stay the same (``Model.static``). None
+            fills nothing up.
 
     Raises:
         DdilError: the latents or the prompts' embeddings are not finite.
     """
+    count = len(samples)
+    if rows is not None and model.static:
+        samples, texts = _filled_up(samples, rows), _filled_up(texts, rows)
+    with model.compute.precision():
+        return _integrate(model, samples, texts, sampling, seed)[:count]
+
+
+def _integrate(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
     solver, schedule = SOLVERS.find(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
     denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
     condition = model.encode(texts)
-    z = initial_noise(samples, model.latent_shape, seed).to(model.device)
+    z = sent(initial_noise(samples, model.latent_shape, seed), model.device)
     if sampling.starts_scaled():
         z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
-    generators = [sample.generator(seed, "solver") for sample in samples]
+    noise: Tensor | None = None
+    if solver.stochastic:
+        noise = sent(solver_noise(samples, model.latent_shape, seed, len(steps)), model.device)
     finite = Finite[str]()
-
-    def noise(step: int) -> Tensor:
-        return torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators]).to(model.device)
 
     def observe(step: int, z: Tensor) -> None:
         finite.see(f"after step {step + 1} of {len(steps)}, at t = {steps[step][0]:g}", z)
 
-    z = integrate(denoiser, solver, z, condition, steps, noise=noise, observe=observe)
+    z = integrate(
+        denoiser, solver, z, condition, steps, noise=None if noise is None else noise.__getitem__, observe=observe
+    )
     if (place := finite.first_broken()) is not None:
         raise not_finite("the latents", place, f"the model {model.reference!r}", [model.denoiser.net])
     return z
 
 
-@full_precision()
+def _filled_up(items: Sequence[T], size: int) -> list[T]:
+    """Return the items, and the first one again until there are ``size``."""
+    return [*items, *[items[0]] * (size - len(items))]
+
+
 def sample_images(
-    model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    rows: int | None = None,
 ) -> np.ndarray:
     """Draw one batch of images uint8 [B, H, W, 3]. The arguments are those of ``sample_latents``."""
-    return model.decode(sample_latents(model, samples, texts, sampling, seed))
+    return begin_images(model, samples, texts, sampling, seed, rows)()
+
+
+def begin_images(
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    rows: int | None = None,
+) -> Callable[[], np.ndarray]:
+    """Draw one batch of latents and begin to decode it. Return a function that waits for the images.
+
+    The arguments are those of ``sample_latents``.
+    """
+    latents = sample_latents(model, samples, texts, sampling, seed, rows)
+    with model.compute.precision():
+        return model.begin_decode(latents)
 
 
 def resolve_sampling(
@@ -192,11 +233,15 @@ def sample(
     require_prompts(prompts)
     sampling = resolve_sampling(model, steps, solver, guidance_scale, reflection)
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
-    batches = []
+    rows, batches = min(batch_size, len(samples)), list[np.ndarray]()
+    decoding: Callable[[], np.ndarray] | None = None
     with progress("sample", total=len(samples)) as advance:
         for start in range(0, len(samples), batch_size):
             part = samples[start : start + batch_size]
-            batches.append(sample_images(model, part, [image.prompt_id for image in part], sampling, seed))
+            after = begin_images(model, part, [image.prompt_id for image in part], sampling, seed, rows)
+            if decoding is not None:  # a GPU decoded the last batch while this one was prepared
+                batches.append(decoding())
+            decoding = after
             advance(len(part))
-    images = np.concatenate(batches)
+    images = np.concatenate([*batches, *([] if decoding is None else [decoding()])])
     return images.reshape(len(prompts), num_images, *images.shape[1:])

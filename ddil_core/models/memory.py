@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MOST_DECODED = 64
-"""The most images that are decoded at once."""
+MOST_DECODED = 32
+"""The most images that are decoded at once.
+
+From 64 on, diffusers' Upsample2D copies every map into the layout that convolutions of a CPU are slow in.
+"""
+MOST_ENCODED = 64
+"""The most images that are encoded at once."""
 
 _SPARE = 0.8
 """The share of the free memory that decoding may take. Libraries keep some of the rest for themselves."""
@@ -80,12 +85,14 @@ def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
     return 4 * channels[min(1, len(channels) - 1)] * pixels * width
 
 
-def decode_batch(vae: Any, latent_height: int, latent_width: int, device: torch.device) -> int:
-    """Return how many images fit the free memory when they are decoded at once: 0 to ``MOST_DECODED``."""
+def decode_batch(
+    vae: Any, latent_height: int, latent_width: int, device: torch.device, most: int = MOST_DECODED
+) -> int:
+    """Return how many images fit the free memory when they are decoded at once: 0 to ``most``."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     pixels = latent_height * latent_width * scale**2
     fit = int(_SPARE * free_bytes(device)) // decode_bytes(vae.config, pixels, vae.dtype.itemsize)
-    return min(fit, MOST_DECODED)
+    return min(fit, most)
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -24,17 +23,20 @@ from ddil_core.models.autoencoder import (
     require_finite_tiny,
     require_scaling,
 )
+from ddil_core.models.compiling import compile_module
+from ddil_core.models.decoding import begin_decoding
 from ddil_core.models.fetch import fetch_missing
 from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
 from ddil_core.models.loading import load_pipeline
-from ddil_core.models.memory import decode_batch, latent_size, on_device, tiles
+from ddil_core.models.memory import decode_batch, latent_size, on_device
 from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
 from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
-from ddil_core.support.devices import choose_device, torch_dtype
+from ddil_core.support.compute import FP32, Compute
+from ddil_core.support.devices import choose_device
 from ddil_core.support.errors import DdilError
-from ddil_core.support.finite import Finite, all_finite, not_finite
+from ddil_core.support.finite import all_finite, not_finite
 from ddil_core.support.progress import warn_once
 from ddil_core.support.protocol import require_guidance
 
@@ -53,6 +55,7 @@ class Model:
         device: Where the model computes.
         variant: The set of weights that the user asked for, such as ``fp16``.
         guidance_assumed: Whether the model names no guidance scale, so that ``sampling`` has diffusers' default.
+        compute: The number format, TF32, and whether the networks are compiled.
     """
 
     reference: str
@@ -64,6 +67,12 @@ class Model:
     device: torch.device
     variant: str | None = None
     guidance_assumed: bool = False
+    compute: Compute = FP32
+
+    @property
+    def static(self) -> bool:
+        """Whether batches are filled up to one number of rows: for compiled code, and for the kernels of a GPU."""
+        return self.compute.compile or self.device.type == "cuda"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -151,30 +160,26 @@ class Model:
             raise not_finite("the latents of images", "after its autoencoder encoded them", owner, [vae])
         return latents
 
-    @torch.no_grad()
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
-        """Decode scaled latents [B, C, h, w] to images uint8 [B, H, W, 3].
+        """Decode scaled latents [B, C, h, w] to images uint8 [B, H, W, 3], and wait for them (``begin_decode``)."""
+        return self.begin_decode(z, batch_size)()
+
+    def begin_decode(self, z: Tensor, batch_size: int | None = None) -> Callable[[], np.ndarray]:
+        """Begin to decode scaled latents [B, C, h, w], and return a function that waits for the images.
 
         Without ``batch_size``, decode as many images at once as the memory allows, and in tiles if it does not allow
         one.
 
         Raises:
-            DdilError: the latents or the images are not finite.
+            DdilError: the latents are not finite, or (by the returned function) the images.
         """
         vae, owner = self.pipeline.vae, f"the model {self.reference!r}"
         if not all_finite([z]):
             raise not_finite("the latents", "before they are decoded", owner, [self.denoiser.net])
-        scale, shift = latent_scaling(vae, self.reference, z.device)
-        batch_size = batch_size or decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
-        images, finite = [], Finite[str]()
-        with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
-            for part in z.split(batch_size or 1):
-                pixels = vae.decode((part / scale + shift).to(vae.dtype)).sample
-                finite.see("after its autoencoder decoded them", pixels)
-                images.append((pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).cpu())
-        if (place := finite.first_broken()) is not None:
-            raise not_finite("the images", place, owner, [vae])
-        return torch.cat(images).numpy()
+        if batch_size is None:
+            batch_size = decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
+        scaling = latent_scaling(vae, self.reference, z.device)
+        return begin_decoding(vae, z, scaling, batch_size, owner, static=self.static)
 
     def weights_sha256(self) -> str:
         """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""
@@ -197,6 +202,7 @@ def load_model(
     dtype: torch.dtype | str = "float32",
     variant: str | None = None,
     *,
+    compute: Compute | None = None,
     download: bool = False,
     fuse_lora: bool = True,
 ) -> Model:
@@ -207,27 +213,29 @@ def load_model(
         device: Where the model computes. None: CUDA if this machine has it, or else the CPU.
         dtype: What the model computes in: float32, bfloat16 or float16, as a name or as torch's dtype.
         variant: Which of several sets of weights to read, such as ``fp16``. None: the plain files, or the only variant.
+        compute: The dtype with TF32 and compilation; it replaces ``dtype``.
         download: Fetch the files that are not here from the hub. Without it nothing is fetched.
         fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights.
 
     Raises:
-        WrongCommand: the reference fits nothing (the message names the nearest that does), or there is no such device.
+        WrongCommand: the reference fits nothing (the message names the nearest that does), there is no such device, or
+            a setting has no effect on it.
         DdilError: the files are damaged, do not fit each other, or have an unknown layout.
     """
     if device is None or isinstance(device, str):
         device = choose_device(device)
-    if isinstance(dtype, str):
-        dtype = torch_dtype(dtype)
+    compute = compute or Compute.of(dtype)
+    compute.require_device(torch.device(device))
     if download:
         fetch_missing([reference], variant)
-    return assemble(reference, resolve(reference), device, dtype, variant, fuse_lora=fuse_lora)
+    return assemble(reference, resolve(reference), device, compute, variant, fuse_lora=fuse_lora)
 
 
 def assemble(
     reference: str,
     files: Files,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    compute: Compute = FP32,
     variant: str | None = None,
     *,
     fuse_lora: bool = True,
@@ -238,7 +246,7 @@ def assemble(
         reference: The name of the model in messages and records.
         files: The files of the model.
         device: Where the model computes.
-        dtype: What the model computes in.
+        compute: How the model computes.
         variant: See :func:`load_model`.
         fuse_lora: See :func:`load_model`.
 
@@ -248,14 +256,14 @@ def assemble(
     layout = _layout(files, reference)
     if (vae := components(read_index(files.folder)).get("vae")) is not None:
         require_decoder(vae[1], reference)
-    pipeline = load_pipeline(files, reference, layout.pipeline, dtype, variant, fuse_lora=fuse_lora)
+    pipeline = load_pipeline(files, reference, layout.pipeline, compute.torch_dtype, variant, fuse_lora=fuse_lora)
     device = torch.device(device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
             if name not in TEXT_ENCODERS:  # ``Model.encode`` moves the text encoders to the device
                 part.to(device)
-    if dtype == torch.float16 and pipeline.vae.config.force_upcast:
+    if compute.dtype == "fp16" and pipeline.vae.config.force_upcast:
         pipeline.vae.float()  # SDXL's autoencoder overflows in float16
     own_sampling = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
     config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
@@ -279,7 +287,23 @@ def assemble(
             f"model's latents have {channels}; take the file of this model"
         )
     assumed = files.system is None and not own_sampling and denoiser.guidance_width is None
-    return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, assumed)
+    prepare_networks(denoiser, pipeline.vae, device, compute)
+    return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, assumed, compute)
+
+
+def prepare_networks(denoiser: NetworkDenoiser, vae: Any, device: torch.device, compute: Compute) -> None:
+    """Bring the networks that draw into the form that is quick on the device.
+
+    Raises:
+        DdilError: they are to be compiled, and this machine cannot compile.
+    """
+    if device.type == "cuda" and compute.dtype != "fp32":  # tensor cores read the channels of a pixel together
+        for net in (denoiser.net, vae):
+            net.to(memory_format=torch.channels_last)
+    if compute.compile:
+        compile_module(denoiser.net, device)
+        compile_module(vae.decoder, device)
+        denoiser.reuses_output = device.type == "cuda"
 
 
 def _layout(files: Files, reference: str) -> Layout:

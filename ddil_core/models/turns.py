@@ -15,12 +15,10 @@ from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.autoencoder import SCALING
 from ddil_core.models.generate import require_prompts
 from ddil_core.models.model import Model
-from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import warn
 
 
-@full_precision()
 def rollout(
     teacher: Model,
     student: Model,
@@ -60,8 +58,9 @@ def rollout(
     z = initial_noise([Sample(prompt) for prompt in prompts], teacher.latent_shape, seed).to(teacher.device)
     wanted = [set(strings)] * len(prompts)
     names = {TEACHER: f"{NAMES[TEACHER]} {teacher.reference!r}", STUDENT: f"{NAMES[STUDENT]} {student.reference!r}"}
-    result = rollout_latents(actors, z, teacher.encode(prompts), wanted, batch_size=batch_size, names=names)
-    images = teacher.decode(result.latents)
+    with teacher.compute.precision():
+        result = rollout_latents(actors, z, teacher.encode(prompts), wanted, batch_size=batch_size, names=names)
+        images = teacher.decode(result.latents)
     place = {end: row for row, end in enumerate(zip(result.sample, result.string, strict=True))}
     return np.stack([[images[place[row, string]] for string in strings] for row in range(len(prompts))])
 

@@ -1,11 +1,13 @@
-"""Requirements on the installed packages, and full precision in float32."""
+"""Requirements on the installed packages, and the precision of float32 products."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ddil_core.support.errors import DdilError
 
@@ -65,20 +67,74 @@ def _does_not_fit(error: Exception) -> DdilError:
     return DdilError(f"torchvision does not fit the installed torch ({reason}); {_REINSTALL}")
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Compute float32 products and convolutions in float32, not in TF32, on any device.
+class _Float32Precision:
+    """The switch of float32 products, which is one for the whole process, as contexts of several threads need it.
 
-    Restore the setting afterwards.
+    Threads that want the same precision share it. A thread that wants another one waits until no other thread computes.
+    In the innermost context of a thread, its precision holds. After the last context, torch has its own setting again.
     """
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._held: dict[int, list[str]] = {}
+        self._before: list[str] = []
+
+    def enter(self, precision: str) -> None:
+        with self._turn:
+            self._wait(precision)
+            if not self._held:
+                self._before = [switch.fp32_precision for switch in _switches()]
+            self._held.setdefault(threading.get_ident(), []).append(precision)
+            self._set(precision)
+
+    def leave(self) -> None:
+        with self._turn:
+            mine = self._held[threading.get_ident()]
+            mine.pop()
+            if mine:
+                self._wait(mine[-1])
+                self._set(mine[-1])
+                return
+            del self._held[threading.get_ident()]
+            if not self._held:
+                for switch, value in zip(_switches(), self._before, strict=True):
+                    switch.fp32_precision = value
+            self._turn.notify_all()
+
+    def _wait(self, precision: str) -> None:
+        me = threading.get_ident()
+        self._turn.wait_for(lambda: all(held[-1] == precision for other, held in self._held.items() if other != me))
+
+    def _set(self, precision: str) -> None:
+        for switch in _switches():
+            switch.fp32_precision = precision
+        self._turn.notify_all()
+
+
+def _switches() -> tuple[Any, Any]:
     import torch
 
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
+    return torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+
+
+_FLOAT32 = _Float32Precision()
+
+
+@contextmanager
+def float32_precision(*, tf32: bool) -> Iterator[None]:
+    """Compute float32 products and convolutions of a GPU in TF32 inside the context, or in float32.
+
+    Restore the setting afterwards. The setting is one for the whole process: a thread that needs the other one waits.
+    """
+    _FLOAT32.enter("tf32" if tf32 else "ieee")
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        _FLOAT32.leave()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute float32 products and convolutions in float32, not in TF32, on any device (`float32_precision`)."""
+    with float32_precision(tf32=False):
+        yield

@@ -76,6 +76,7 @@ evaluate.add_command(prompt_inversion)
     help="The seed of the noise and of the random choices, in place of the protocol's.",
 )
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@options.compute_options()
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -115,6 +116,7 @@ def covariate_shift(
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
+@options.compute_options()
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -157,13 +159,14 @@ def systems(
 @click.option(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
+@options.compute_options()
 @save_option
 @options.download_option
 @options.device_option
 @options.json_option
 def run(
-    protocol: Path, data: str | None, settings: tuple[str, ...], seed: int | None, out: Path | None, save_images: bool,
-    download: bool, device: str | None, as_json: bool,
+    protocol: Path, settings: tuple[str, ...], out: Path | None, save_images: bool, download: bool, device: str | None,
+    as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Run the experiment of a protocol, such as a comparison of systems for a whole table.
 
@@ -172,13 +175,16 @@ def run(
     measured, the exit status is 1. After you provide more, the same command measures the new rows.
     """
     options.quiet_libraries()
+    from ddil_core.support.errors import WrongCommand
     from ddil_core.support.protocol import override, read_yaml
     from ddil_eval.experiments.experiments import find_experiment
 
     protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
     experiment = find_experiment(content.get("experiment", "systems"))
-    given = {"seed": seed, "data": data}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key in given.keys() - experiment.config.model_fields.keys():
+        raise WrongCommand(f"the experiment {experiment.name!r} has no {key}; leave out --{key}")
     out = out or _results(protocol)
     run_experiment(experiment, content, given, str(protocol), out, download, device, as_json, save_images=save_images)
 

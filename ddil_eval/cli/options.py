@@ -159,6 +159,26 @@ def dtype_option(command: F) -> F:
     return click.option("--dtype", type=kinds, default="fp32", show_default=True, help=text)(command)
 
 
+def compute_options(*dtypes: str) -> Callable[[F], F]:
+    """Return a decorator that adds ``--dtype`` with these choices (all, if none), ``--tf32`` and ``--compile``.
+
+    An option that is left out is None, so that a protocol may say it.
+    """
+    kinds = click.Choice(dtypes or tuple(DTYPES))
+    rows: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("--dtype", "The number format that models compute in.  [default: fp32]", {"type": kinds}),
+        ("--tf32/--no-tf32", "Whether a GPU computes float32 products in TF32.  [default: no-tf32]", {}),
+        ("--compile/--no-compile", "Whether networks are compiled, for long runs.  [default: no-compile]", {}),
+    )
+
+    def add(command: F) -> F:
+        for name, text, more in reversed(rows):
+            command = click.option(name, default=None, help=text, **more)(command)
+        return command
+
+    return add
+
+
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
     """With ``--download``, download the missing files of models on the hub. Complete models cause no request."""
     if download:

@@ -28,7 +28,7 @@ from ddil_eval.cli import choices, options
 )
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
-@options.dtype_option
+@options.compute_options()
 @options.variant_option
 @options.download_option
 @options.device_option
@@ -43,11 +43,11 @@ def sample(
     num_images: int,
     seed: int,
     out: Path,
-    dtype: str,
     variant: str | None,
     download: bool,
     device: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Generate images from prompts: one PNG file for each image, and a grid of all images.
 
@@ -60,6 +60,7 @@ def sample(
     from ddil_core.models.generate import announce_sampling, require_prompts, resolve_sampling
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
+    from ddil_core.support.compute import FP32
     from ddil_core.support.errors import WrongCommand
     from ddil_core.support.files import replacing
     from ddil_core.support.lock import held
@@ -72,7 +73,7 @@ def sample(
         if existing:
             raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
         options.fetch_missing([reference], download, variant)
-        model = load_model(reference, options.choose_device(device), options.torch_dtype(dtype), variant)
+        model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**settings))
         resolved = resolve_sampling(model, **sampling)
         announce_sampling(model, prompts, resolved)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
@@ -85,10 +86,9 @@ def sample(
                     with replacing(path) as temporary:
                         Image.fromarray(image).save(temporary)
                     paths.append(str(path))
-            columns = [f"no. {number}" for number in range(num_images)]
+            columns = [f"no. {n}" for n in range(num_images)]
             grid = figures.image_grid(images, list(prompts), columns, out / "grid.png")
             undo.pop_all()
     if as_json:
-        options.emit({"images": paths, "grid": str(grid), "sampling": resolved.effective()})
-    else:
-        click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")
+        return options.emit({"images": paths, "grid": str(grid), "sampling": resolved.effective()})
+    click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")

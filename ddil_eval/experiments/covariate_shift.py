@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet
 from ddil_core.diffusion.noise import Sample, decisions
@@ -24,15 +24,16 @@ from ddil_core.diffusion.schedule import Time
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.support import ranks
+from ddil_core.support.compute import ComputeKeys, LongDtypeName, with_network_dtypes
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import warn
-from ddil_core.support.protocol import GuidanceScale, Strict, content_hash, renamed
+from ddil_core.support.protocol import GuidanceScale, content_hash, renamed
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import describe_reference, open_reference
-from ddil_eval.experiments.results import RecordWriter, recorded_metrics, without
+from ddil_eval.experiments.results import RecordWriter, hashed, recorded_metrics
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
 from ddil_eval.experiments.shift_runs import (
     ShiftRun,
@@ -53,10 +54,9 @@ EXPERIMENT = "covariate-shift"
 NOT_HASHED = frozenset({"teacher", "student", "sampling"})
 """Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
-Dtype = Literal["float32", "bfloat16"]
 
 
-class CovariateShiftConfig(Strict):
+class CovariateShiftConfig(ComputeKeys):
     """The covariate-shift analysis as data. What is None comes from the recipe, and the recipe from the data set.
 
     Attributes:
@@ -76,8 +76,9 @@ class CovariateShiftConfig(Strict):
         batch_size: The number of rows in a batch of the device.
         chunk: The number of prompts between two points from which a stopped run goes on.
         figure_prompts: The number of prompts in Figure 2; 0 draws none.
-        teacher_dtype: The dtype of the weights of the teacher's network. Text encoder and autoencoder stay in float32.
-        student_dtype: The dtype of the weights of the student's network.
+        teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``, which is also the dtype of text
+            encoder and autoencoder.
+        student_dtype: The dtype of the student's network. It defaults to ``dtype``.
         seed: The seed of noise and decisions.
     """
 
@@ -98,9 +99,14 @@ class CovariateShiftConfig(Strict):
     batch_size: int = Field(default=64, ge=1)
     chunk: int = Field(default=128, ge=1)
     figure_prompts: int = Field(default=4, ge=0)
-    teacher_dtype: Dtype = "float32"
-    student_dtype: Dtype = "float32"
+    teacher_dtype: LongDtypeName = "float32"
+    student_dtype: LongDtypeName = "float32"
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_take_the_dtype(cls, content: Any) -> Any:
+        return with_network_dtypes(content)
 
     @field_validator("p_teacher")
     @classmethod
@@ -157,7 +163,7 @@ class ShiftPlan:
     def work_key(self) -> str:
         """Hash all that finished chunks depend on, apart from their prompts and strings."""
         content = {
-            "protocol": without(self.protocol, NOT_HASHED),
+            "protocol": hashed(self.protocol, NOT_HASHED),
             "data": self.described_data,
             "networks": self.extractors.identity(),
             "weights": [model.weights_sha256() for model in (self.pair.teacher, self.pair.student)],
@@ -184,6 +190,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         teacher_steps=config.teacher_steps,
         guidance_scale=config.guidance_scale,
         solver=config.solver,
+        compute=config.compute,
         teacher_dtype=config.teacher_dtype,
         student_dtype=config.student_dtype,
     )
@@ -274,6 +281,7 @@ def _save(
         "grid": pair.grid,
         "guidance_scale": pair.sampling["teacher"]["guidance_scale"],
         "reflection": "none",
+        "compute": config.compute,
         "seeds": [config.seed],
     }
     records = [

@@ -16,6 +16,7 @@ from ddil_core.inversion.towers import Towers
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.compute import FP32, Compute
 from ddil_core.support.environment import full_precision
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
@@ -65,6 +66,7 @@ class Gallery:
         seed: The seed of the noise.
         work: The folder of finished batches.
         device: The device of this process.
+        compute: How models compute that have no settings of their own.
     """
 
     ids: tuple[str, ...]
@@ -77,6 +79,7 @@ class Gallery:
     seed: int
     work: Path
     device: str
+    compute: Compute = FP32
 
     @property
     def to_reference(self) -> str:
@@ -102,18 +105,19 @@ class Gallery:
             prompts: The N prompts.
             model: The system's model, where it is loaded already.
         """
-        model = model or load_model(system.model, self.device)
+        model = model or load_model(system.model, self.device, compute=system.compute(self.compute))
         sampling = sampling_of(system, model, prompts)
         origin = image_origin(model, sampling, self.seed)
         place = self.work / self._work_key(origin, sampling, prompts)
 
-        @full_precision()
+        rows = min(max(1, self.batch_size // self.number), len(prompts)) * self.number
+
         def measure(part: slice) -> Arrays:
             texts = [text for text in prompts[part] for _ in range(self.number)]
             samples = [Sample(name, number) for name in self.ids[part] for number in range(self.number)]
-            return self._measured(
-                self._sized(sample_images(model, samples, texts, sampling, self.seed)), part, prompts[part]
-            )
+            images = sample_images(model, samples, texts, sampling, self.seed, rows)
+            with full_precision():
+                return self._measured(self._sized(images), part, prompts[part])
 
         parts = []
         with progress(system.name, total=len(prompts)) as advance:
@@ -138,7 +142,7 @@ class Gallery:
             "distance": self.distance,
             "networks": self.extractors.identity(),
             "towers": None if self.towers is None else self.towers.identity,
-        }
+        } | (origin.compute.changed() if origin.compute else {})
         return content_hash(depends)[:16]
 
     def _sized(self, images: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support import ranks
+from ddil_core.support.compute import Compute
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, replacing, write_text
 from ddil_eval.report.records import digest
@@ -101,7 +102,9 @@ class GeneratedImages:
         start, part = _part(self.prompts, index, self.per_batch)
         samples = [Sample(prompt.id, place) for prompt in part for place in range(self.number)]
         texts = [prompt.text for prompt in part for _ in range(self.number)]
-        return ImageBatch(start, sample_images(self.model, samples, texts, self.sampling, self.seed), part, self.number)
+        rows = min(self.per_batch, len(self.prompts)) * self.number
+        images = sample_images(self.model, samples, texts, self.sampling, self.seed, rows)
+        return ImageBatch(start, images, part, self.number)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class ImageOrigin:
         seed: The seed of the noise.
         pictures_sha256: The hash of the files, where images are read from a folder. The name is a key on disk.
         reflection: How x̂ was kept inside the range of the data.
+        compute: How the model computed. None: not known.
     """
 
     reference: str
@@ -188,6 +192,14 @@ class ImageOrigin:
     seed: int | None = None
     pictures_sha256: str | None = None
     reflection: str = "none"
+    compute: Compute | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Return the fields as the images' folder and hashes hold them: settings of ``compute`` where they changed."""
+        content = asdict(self)
+        del content["compute"]
+        changed = None if self.compute is None else self.compute.changed()
+        return content | ({"compute": changed} if changed else {})
 
     @classmethod
     def read(cls, folder: Path) -> ImageOrigin:
@@ -201,9 +213,15 @@ class ImageOrigin:
             return cls(str(folder))
         try:
             content = json.loads(path.read_bytes())
-            known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+            known = {"compute": {}} | {f.name: content[f.name] for f in fields(cls) if f.name in content}
             return _ORIGIN_TYPE.validate_python(known)
-        except (ValueError, TypeError, OSError, RecursionError) as error:  # pydantic's own error is a ValueError
+        except (
+            ValueError,
+            TypeError,
+            OSError,
+            RecursionError,
+            WrongCommand,
+        ) as error:  # pydantic's own error is a ValueError
             raise DdilError(f"the file {path} is damaged; delete it to score the images without it") from error
 
 
@@ -228,7 +246,7 @@ class ImageWriter:
 
     def _begin(self) -> None:
         folder = self.folder
-        content: dict[str, Any] = asdict(self.origin) | {
+        content = self.origin.described() | {
             "prompt_ids_sha256": digest([prompt.id for prompt in self.prompts]),
             "captions_sha256": digest([prompt.text for prompt in self.prompts]),
         }

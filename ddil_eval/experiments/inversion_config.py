@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from ddil_core.inversion.inverters import get_inverter
 from ddil_core.inversion.towers import SHAPES
 from ddil_core.inversion.words import Vocabulary
-from ddil_core.support.protocol import GuidanceScale, Strict, renamed
+from ddil_core.support.compute import ComputeKeys
+from ddil_core.support.protocol import GuidanceScale, renamed
 from ddil_eval.experiments.system_configs import SystemConfig, refuse_names
 from ddil_eval.metrics import METRICS
 
@@ -17,8 +18,10 @@ LPIPS = ("lpips_diversity", "lpips_efflite0")
 """The metric of Table 5, and the one for machines without AlexNet's weights."""
 
 
-class InversionConfig(Strict):
+class InversionConfig(ComputeKeys):
     """Prompt inversion as data.
+
+    The keys of ``ComputeKeys`` say how the models that draw compute. Images are inverted in float32.
 
     Attributes:
         teacher: The reference of the model on which images are inverted.

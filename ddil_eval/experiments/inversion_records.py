@@ -24,8 +24,10 @@ from ddil_eval.report.records import Record, RecordedMetric, digest
 from ddil_eval.statistics import estimate_mean
 
 EXPERIMENT = "prompt-inversion"
-NOT_HASHED = frozenset({"systems", "differences", "batch_size", "draw_batch_size", "figures", "sampling"})
-"""Keys of the configuration that no row's numbers depend on."""
+NOT_HASHED = frozenset(
+    {"systems", "differences", "batch_size", "draw_batch_size", "figures", "sampling", "dtype", "tf32", "compile"}
+)
+"""Keys of the configuration that no row's numbers depend on, or that the record of a row names itself."""
 RECALL = "recovered"
 """The metric that says how much of the true captions an inverter recovers; a part of captions has a suffix."""
 

@@ -168,10 +168,12 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
         seed=config.seed,
         work=out / "partial",
         device=device,
+        compute=config.compute,
     )
     systems = [gallery.draw(config.guided(system), prompts[config.inverter]) for system in plan.systems]
     teacher_row = config.guided(SystemConfig(name=config.teacher, model=config.teacher))
-    inverters = {name: gallery.draw(teacher_row, texts, teacher) for name, texts in prompts.items()}
+    drawing = teacher if config.compute == teacher.compute else None
+    inverters = {name: gallery.draw(teacher_row, texts, drawing) for name, texts in prompts.items()}
     writer = inversion_writer(out, config, plan.data, targets, gallery, teacher, own, started)
     records = save_systems(systems, config, gallery, writer)
     records += save_inverters(inverters, prompts, targets, config, gallery, writer)

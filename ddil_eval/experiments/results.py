@@ -13,6 +13,7 @@ from typing import Any
 import ddil_core
 import ddil_eval
 from ddil_core.support import ranks
+from ddil_core.support.compute import without_defaults
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import commit, versions
 from ddil_eval.experiments.image_sources import ImageOrigin
@@ -63,7 +64,7 @@ class RecordWriter:
         shared = {
             "experiment": experiment,
             "protocol": protocol,
-            "protocol_hash": content_hash(without(protocol, not_hashed)),
+            "protocol_hash": content_hash(hashed(protocol, not_hashed)),
             "data": data,
             "recipe": recipe,
             "n_asked": count,
@@ -88,10 +89,10 @@ class RecordWriter:
         return record
 
 
-def without(protocol: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return a protocol without some of its keys."""
-    left_out = set(keys)
-    return {key: value for key, value in protocol.items() if key not in left_out}
+def hashed(protocol: Mapping[str, Any], not_hashed: Iterable[str]) -> dict[str, Any]:
+    """Return what the hash of a protocol covers: no key of ``not_hashed``, and no default of how models compute."""
+    left_out = set(not_hashed)
+    return without_defaults({key: value for key, value in protocol.items() if key not in left_out})
 
 
 def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:
@@ -109,6 +110,7 @@ def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:
         "grid": list(first.grid),
         "guidance_scale": first.guidance_scale,
         "reflection": first.reflection,
+        "compute": first.compute,
         "pictures_sha256": first.pictures_sha256 if alone else None,
         "nfe": first.nfe if alone else None,
         "seeds": sorted({origin.seed for _, origin in systems if origin.seed is not None}),

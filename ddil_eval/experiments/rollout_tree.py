@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from ddil_core.data.base import Prompt
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.noise import Sample, initial_noise
-from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, rollout_latents
+from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, RolloutResult, rollout_latents
 from ddil_core.diffusion.schedule import Time
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import sampling_line
 from ddil_core.models.turns import take_turns
 from ddil_core.support import ranks
-from ddil_core.support.environment import full_precision
+from ddil_core.support.compute import Compute
+from ddil_core.support.devices import torch_dtype
 from ddil_core.support.progress import note, progress
 from ddil_eval.experiments.shift_runs import ShiftRun
 from ddil_eval.features.extraction import Extractors
@@ -68,8 +69,9 @@ def load_pair(
     teacher_steps: int = 32,
     guidance_scale: float | None = None,
     solver: str = "ddim",
-    teacher_dtype: str = "float32",
-    student_dtype: str = "float32",
+    compute: Compute | None = None,
+    teacher_dtype: str | None = None,
+    student_dtype: str | None = None,
 ) -> Pair:
     """Load two models that take turns.
 
@@ -80,15 +82,17 @@ def load_pair(
         teacher_steps: The number of the teacher's steps on its own grid.
         guidance_scale: The teacher's guidance scale. Defaults to the model's own.
         solver: The solver of both models.
-        teacher_dtype: The dtype of the weights of the teacher's network.
-        student_dtype: The dtype of the weights of the student's network.
+        compute: How both models compute. None: in float32 without TF32, not compiled.
+        teacher_dtype: The dtype of the weights of the teacher's network, in place of that of ``compute``.
+        student_dtype: The dtype of the weights of the student's network, in place of that of ``compute``.
 
     Raises:
         WrongCommand: the two models cannot take turns.
     """
-    models = load_model(teacher, device), load_model(student, device)
+    models = load_model(teacher, device, compute=compute), load_model(student, device, compute=compute)
     for model, dtype in zip(models, (teacher_dtype, student_dtype), strict=True):
-        model.denoiser.net.to(getattr(torch, dtype))
+        if dtype is not None:
+            model.denoiser.net.to(torch_dtype(dtype))
     pair = Pair(*models, *take_turns(*models, teacher_steps, guidance_scale, solver))
     for model, used in zip(models, pair.sampling.values(), strict=True):
         note(sampling_line(model.reference, used))
@@ -153,20 +157,14 @@ class RolloutTree:
         path = self.work / f"{digest([strings, chunk.start])[:16]}.npz"
         return cached_arrays(path, lambda: self._measure(chunk, strings))
 
-    @full_precision()
     def _measure(self, chunk: slice, strings: list[list[str]]) -> Arrays:
         """Roll one chunk out; return the features, the (sample, string) of each row, and the evaluations by actor."""
-        decoder, prompts = self.pair.teacher, self.prompts[chunk]
-        condition = decoder.encode([prompt.text for prompt in prompts])
-        samples = [Sample(prompt.id) for prompt in prompts]
-        z = initial_noise(samples, decoder.latent_shape, self.seed).to(decoder.device)
-        ends = rollout_latents(
-            self.pair.actors, z, condition, strings, batch_size=self.batch_size, names=self.pair.names
-        )
+        prompts = self.prompts[chunk]
+        ends = _roll_out(self.pair, prompts, strings, self.seed, self.batch_size)
         texts = [prompts[row].text for row in ends.sample]
         features = concatenate(
             [
-                self.extractors(decoder.decode(ends.latents[part]), texts[part])
+                self.extractors(_decode(self.pair, ends.latents[part]), texts[part])
                 for part in blocks(len(texts), self.batch_size)
             ]
         )
@@ -174,7 +172,6 @@ class RolloutTree:
         return features | places | {f"evaluations {name}": np.array(n) for name, n in ends.evaluations.items()}
 
 
-@full_precision()
 def roll_out_images(
     pair: Pair, prompts: Sequence[Prompt], strings: Sequence[str], *, seed: int, batch_size: int
 ) -> np.ndarray:
@@ -190,11 +187,23 @@ def roll_out_images(
     Returns:
         Images uint8 [P, S, H, W, 3].
     """
-    decoder = pair.teacher
-    condition = decoder.encode([prompt.text for prompt in prompts])
-    z = initial_noise([Sample(p.id) for p in prompts], decoder.latent_shape, seed).to(decoder.device)
-    wanted = [set(strings)] * len(prompts)
-    ends = rollout_latents(pair.actors, z, condition, wanted, batch_size=batch_size, names=pair.names)
-    images = decoder.decode(ends.latents)
+    ends = _roll_out(pair, prompts, [set(strings)] * len(prompts), seed, batch_size)
+    images = _decode(pair, ends.latents)
     place = {key: row for row, key in enumerate(zip(ends.sample, ends.string, strict=True))}
     return np.stack([[images[place[row, string]] for string in strings] for row in range(len(prompts))])
+
+
+def _roll_out(
+    pair: Pair, prompts: Sequence[Prompt], strings: Sequence[Collection[str]], seed: int, batch_size: int
+) -> RolloutResult:
+    """Roll prompts out along their strings, from each prompt's own noise."""
+    decoder = pair.teacher
+    with decoder.compute.precision():
+        condition = decoder.encode([prompt.text for prompt in prompts])
+        z = initial_noise([Sample(p.id) for p in prompts], decoder.latent_shape, seed).to(decoder.device)
+        return rollout_latents(pair.actors, z, condition, strings, batch_size=batch_size, names=pair.names)
+
+
+def _decode(pair: Pair, latents: Tensor) -> np.ndarray:
+    with pair.teacher.compute.precision():
+        return pair.teacher.decode(latents)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def _key(origin: ImageOrigin, extractors: Extractors, setting: Setting, number: 
     """Collect all that the features of a row depend on. Its keys are hashed and must not change."""
     preparation = setting.recipe.model_dump(mode="json", exclude={"name", "source", "metrics", "images", "reference"})
     return {
-        "made": asdict(origin),
+        "made": origin.described(),
         "prompts": {key: setting.data[key] for key in ("prompt_ids_sha256", "captions_sha256")},
         "pictures_per_prompt": number,
         "preparation": preparation,

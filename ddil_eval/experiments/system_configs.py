@@ -13,6 +13,7 @@ from ddil_core.models.generate import announce_sampling, resolve_sampling
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support import ranks
+from ddil_core.support.compute import Compute, DtypeName
 from ddil_core.support.errors import DdilError
 from ddil_core.support.protocol import GuidanceScale, Strict
 from ddil_eval.experiments.image_sources import ImageOrigin
@@ -31,6 +32,9 @@ class SystemConfig(Strict):
         solver: The name of the solver.
         guidance_scale: The guidance scale g; 1 is no guidance.
         reflection: How x̂ is kept inside the range of the data.
+        dtype: fp32, bf16 or fp16. Left out, it is the protocol's, as in the next two.
+        tf32: Whether a GPU may use TF32.
+        compile: Whether the networks are compiled.
         paper: The name of the row in the paper's Table 1 or 5.
         provide: What a user does to get a model that is missing.
     """
@@ -41,8 +45,15 @@ class SystemConfig(Strict):
     solver: str | None = None
     guidance_scale: GuidanceScale | None = None
     reflection: ReflectionMode | None = None
+    dtype: DtypeName | None = None
+    tf32: bool | None = None
+    compile: bool | None = None
     paper: str | None = None
     provide: str | None = None
+
+    def compute(self, shared: Compute) -> Compute:
+        """Return how the row's model computes: its own settings over those that all rows share."""
+        return shared.override(dtype=self.dtype, tf32=self.tf32, compile=self.compile)
 
 
 def system_rows(
@@ -138,4 +149,5 @@ def image_origin(model: Model, sampling: Sampling, seed: int) -> ImageOrigin:
         reflection=sampling.reflection,
         nfe=float(evaluations),
         seed=seed,
+        compute=model.compute,
     )

@@ -18,10 +18,11 @@ from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
+from ddil_core.support.compute import ComputeKeys
 from ddil_core.support.errors import DdilError
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
-from ddil_core.support.protocol import Strict, renamed
+from ddil_core.support.protocol import renamed
 from ddil_eval.experiments.engine import measure_systems
 from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
@@ -43,12 +44,14 @@ from ddil_eval.report.records import Record
 
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
-NOT_HASHED = frozenset({"systems", "differences", "batch_size", "experiment"})
-"""Keys of the configuration that no row's numbers depend on."""
+NOT_HASHED = frozenset({"systems", "differences", "batch_size", "experiment", "dtype", "tf32", "compile"})
+"""Keys of the configuration that no row's numbers depend on, or that the record of a row names itself."""
 
 
-class SystemsConfig(Strict):
+class SystemsConfig(ComputeKeys):
     """A comparison of systems as data. What is None comes from the recipe, and the recipe from the data set.
+
+    The keys of ``ComputeKeys`` say how its models compute; a row may have its own.
 
     Attributes:
         data: The reference of the data set.
@@ -235,7 +238,7 @@ def _open(
     system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
 ) -> ImageSource:
     """Load a system, and open a folder for its images where they are kept."""
-    model, number = load_model(system.model, device), config.images_per_prompt
+    model, number = load_model(system.model, device, compute=system.compute(config.compute)), config.images_per_prompt
     sampling = sampling_of(system, model, [prompt.text for prompt in prompts.prompts])
     origin = image_origin(model, sampling, config.seed)
     writer = None if folder is None else ImageWriter(folder / slug(system.name), origin, prompts.prompts, number)

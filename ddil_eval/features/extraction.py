@@ -235,14 +235,9 @@ def map_ahead(items: Iterable[Item], work: Callable[[Item], Result], ahead: int 
 
     For extraction beside sampling: ``items`` samples images, ``work`` prepares and extracts. At most ``ahead`` items
     wait. The results are the same as with one thread. An error in either thread is raised here, and no new item starts.
-
-    Both threads run inside one ``full_precision`` block: networks of metrics switch float32 precision for the whole
-    process, and one thread must not switch it back while the other computes.
     """
-    from ddil_core.support.environment import full_precision
-
     waiting: deque[Future[Result]] = deque()
-    with full_precision(), ThreadPoolExecutor(1, thread_name_prefix="features") as worker:
+    with ThreadPoolExecutor(1, thread_name_prefix="features") as worker:
         try:
             for item in items:
                 waiting.append(worker.submit(work, item))

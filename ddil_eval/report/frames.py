@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.report.records import Record, latest_records, read_records
+from ddil_eval.report.records import Record, RecordedCompute, latest_records, read_records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ def load_records(folder: Path | str, *, replaced: bool = False) -> pd.DataFrame:
 
     - `experiment`, `kind`, and the other entries of the cell: `name`, `steps`, `p_teacher`, `switch_t`, `string`, …
     - The setting: `models` (a tuple of model references), `data`, `split`, `recipe`, `solver`, `guidance_scale`,
-      `seed`.
+      `dtype`, `tf32`, `compile`, `seed`.
     - `n_asked` and `n_done`, the numbers of samples; `nfe`, the mean number of network evaluations for each sample.
     - For each metric: its value (`fid`), its 95 % interval (`fid_low`, `fid_high`), the p-value of a difference
       (`fid_p`), and a note that says why the value is not reliable (`fid_note`). These are the names of the CSV tables.
@@ -73,6 +73,7 @@ def _entry(value: JsonValue) -> Entry:
 
 
 def _setting(record: Record) -> dict[str, Entry]:
+    compute = record.compute or RecordedCompute()
     return {
         "models": tuple(model.reference for model in record.systems.values()),
         "data": _entry(record.data.get("reference")),
@@ -80,6 +81,9 @@ def _setting(record: Record) -> dict[str, Entry]:
         "recipe": record.recipe,
         "solver": record.solver,
         "guidance_scale": record.guidance_scale,
+        "dtype": compute.dtype,
+        "tf32": compute.tf32,
+        "compile": compute.compile,
         "seed": record.seeds[0] if len(record.seeds) == 1 else tuple(record.seeds),
         "n_asked": record.n_asked,
         "n_done": record.n_done,

@@ -34,6 +34,7 @@ SETTING = (
     "grid",
     "guidance_scale",
     "reflection",
+    "compute",
     "seeds",
     "n_asked",
 )
@@ -99,6 +100,19 @@ class RecordedModel(_Strict):
     weights_sha256: str | None
 
 
+class RecordedCompute(_Strict):
+    """How the models of a measurement computed (see `ddil_core.support.compute`)."""
+
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
+    compile: bool = False
+
+    def words(self) -> str:
+        """Return the settings that are no defaults, in words."""
+        chosen = {f"computed in {self.dtype}": self.dtype != "fp32", "TF32": self.tf32, "compiled": self.compile}
+        return ", ".join(word for word, holds in chosen.items() if holds)
+
+
 class Record(_Strict):
     """One measured cell, and everything that its numbers depend on.
 
@@ -112,7 +126,8 @@ class Record(_Strict):
     difference that the protocol does not name; a table needs it to mark the best system.
 
     `pictures_sha256` is the hash of the image files, if the images came from a folder. `nfe` is the mean number of
-    network evaluations for each sample. `created` is an ISO time with a zone.
+    network evaluations for each sample. `compute` is None in records from before it was a setting, which have its
+    defaults, and where no model drew. `created` is an ISO time with a zone.
     """
 
     schema_version: Literal[1] = 1
@@ -127,6 +142,7 @@ class Record(_Strict):
     grid: list[int | float]
     guidance_scale: float | None
     reflection: JsonValue
+    compute: RecordedCompute | None = None
     pictures_sha256: str | None = None
     nfe: float | None
     seeds: list[int]
@@ -171,6 +187,8 @@ class Record(_Strict):
     def digest_of(self, fields: Collection[str]) -> str:
         """Return the SHA-256 of some fields, with the first name of the experiment, so that old hashes stay valid."""
         content = self.model_dump(mode="json", include=set(fields))
+        if self.compute in (None, RecordedCompute()):
+            content.pop("compute", None)
         if "experiment" in content:
             content["experiment"] = self.first_name
         return digest(content)
@@ -259,6 +277,14 @@ def _files(root: Path) -> Iterator[Path]:
     for folder, _, names in os.walk(root, onerror=closed):
         if "records" in Path(folder).relative_to(root.parent).parts:
             yield from (Path(folder, name) for name in names if name.endswith(".json") and not name.startswith("."))
+
+
+def computed_words(records: Sequence[Record]) -> list[str]:
+    """Return how the models of a table computed, where it is no default: once, or by the names of the rows."""
+    words = {str(r.cell.get("name", r.kind)): (r.compute or RecordedCompute()).words() for r in records}
+    if len(set(words.values())) == 1:
+        return [word for word in words.values() if word][:1]
+    return [f"{name} {word}" for name, word in words.items() if word]
 
 
 def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ddil_core.support.resources import paper_results
 from ddil_eval.report.comparisons import BOLD, LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
-from ddil_eval.report.records import SETTING, Direction, Record, latest_records
+from ddil_eval.report.records import SETTING, Direction, Record, computed_words, latest_records
 from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
 
@@ -62,11 +62,13 @@ class _Row:
     paper: tuple[Cell, ...] = ()
 
 
+_OWN = {"systems", "solver", "grid", "guidance_scale", "reflection", "compute"}
+"""The fields in which the rows of a comparison may differ."""
 _SHARED = {
     # The rows of a comparison are different systems with their own grids; columns name them.
-    "systems": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
+    "systems": set(SETTING) - _OWN,
     "covariate-shift": set(SETTING),
-    "prompt-inversion": set(SETTING) - {"systems", "solver", "grid", "guidance_scale", "reflection"},
+    "prompt-inversion": set(SETTING) - _OWN,
 }
 """For each experiment with tables, in the order of the tables: the fields that all rows of one table share."""
 
@@ -328,6 +330,7 @@ def _setting(group: Group) -> str:
     parts += [f"data {data}", f"recipe {first.recipe}"]
     if group.experiment == "covariate-shift":
         parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]
+    parts += computed_words(group.records)
     parts += [f"seed {', '.join(map(str, first.seeds)) or 'unknown'}", f"N requested {first.n_asked}"]
     sentence = ", ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}; brackets contain 95% intervals."

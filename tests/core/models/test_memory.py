@@ -34,7 +34,7 @@ def test_what_sampling_and_training_need(folder: Path) -> None:
     assert estimate_memory(folder, counts | {"text_encoder": 10**9}, 2).sampling == 2 * (10**9 + unet + vae)
 
 
-@pytest.mark.parametrize(("images", "batch"), [(0.5, 0), (1.3, 1), (10, 8), (1e4, 64)])
+@pytest.mark.parametrize(("images", "batch"), [(0.5, 0), (1.3, 1), (10, 8), (1e4, 32)])
 def test_decoding_takes_what_memory_there_is(
     model: Model, monkeypatch: pytest.MonkeyPatch, images: float, batch: int
 ) -> None:
@@ -74,7 +74,7 @@ def test_pictures_do_not_depend_on_the_memory(model: Model, monkeypatch: pytest.
 
 def test_the_machines_memory_is_what_is_free_on_the_cpu() -> None:
     assert 2**20 < free_bytes(torch.device("cpu")) < 2**50
-    assert MOST_DECODED == 64
+    assert MOST_DECODED < 64  # where diffusers begins to copy
 
 
 def test_a_visitor_stays_where_there_is_one_memory(model: Model) -> None:

@@ -15,6 +15,7 @@ from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.compute import FP32
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_eval.experiments.image_sources import (
@@ -30,7 +31,7 @@ from ddil_eval.experiments.image_sources import (
 from tests.coco import photograph
 
 SAMPLING = Sampling("ddim", 2, 1.0)
-MADE_BY = ImageOrigin("a", "b" * 64, "ddim", (999, 500), 1.0, 2.0, 3)
+MADE_BY = ImageOrigin("a", "b" * 64, "ddim", (999, 500), 1.0, 2.0, 3, compute=FP32)
 
 
 @pytest.fixture(scope="module")

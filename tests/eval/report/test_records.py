@@ -103,6 +103,7 @@ def test_another_result_of_the_same_measurement_is_kept_beside_it(tmp_path: Path
         {"grid": [999, 500]},
         {"data": {"reference": "coco2017:there"}},
         {"systems": {"teacher": {"reference": "shapes", "weights_sha256": "f" * 64}}},
+        {"compute": {"dtype": "bf16"}},
     ],
     ids=lambda change: next(iter(change)),
 )

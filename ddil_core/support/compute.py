@@ -1,0 +1,136 @@
+"""How models compute: their number format, TF32, and compiled code. It is a setting of every command that runs one."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
+
+from ddil_core.support.devices import DTYPES, torch_dtype
+from ddil_core.support.environment import float32_precision
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown
+from ddil_core.support.protocol import Strict
+
+if TYPE_CHECKING:
+    import torch
+
+_SHORT = {full: short for short, full in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model computes. Networks of metrics always compute in float32 without TF32.
+
+    Attributes:
+        dtype: The dtype of the weights and of the arithmetic: ``fp32``, ``bf16`` or ``fp16``.
+        tf32: Whether a GPU rounds the factors of float32 products to 10 bits (TF32).
+        compile: Whether the denoising network and the decoder are compiled.
+    """
+
+    dtype: str = "fp32"
+    tf32: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise WrongCommand(f"the dtype {shown(self.dtype)} is not known; it may be one of {', '.join(DTYPES)}")
+
+    @classmethod
+    def of(cls, dtype: torch.dtype | str) -> Compute:
+        """Return the plain computation in a dtype, by torch's object or by a short or long name.
+
+        Raises:
+            WrongCommand: a model cannot compute in this dtype.
+        """
+        full = torch_dtype(dtype) if isinstance(dtype, str) else dtype
+        return cls(short_name(str(full).removeprefix("torch.")))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch_dtype(self.dtype)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Return a context in which float32 products are computed as ``tf32`` says."""
+        return float32_precision(tf32=self.tf32)
+
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that differ from the defaults. Hashes and identities hold these alone.
+
+        So what was measured before a setting existed keeps its hash.
+        """
+        defaults = asdict(FP32)
+        return {key: value for key, value in asdict(self).items() if value != defaults[key]}
+
+    def override(self, **settings: Any) -> Compute:
+        """Return these settings with others in place of some. None keeps a setting."""
+        return replace(self, **{key: value for key, value in settings.items() if value is not None})
+
+    def require_device(self, device: torch.device) -> None:
+        """Refuse a setting that has no effect on a device.
+
+        Raises:
+            WrongCommand: TF32 is asked for, and the device is no GPU.
+        """
+        if self.tf32 and device.type != "cuda":
+            raise WrongCommand(f"TF32 is arithmetic of NVIDIA's GPUs, and the device is {device}; leave out --tf32")
+
+
+FP32 = Compute()
+"""float32 without TF32, not compiled: the default."""
+
+
+def short_name(dtype: Any) -> Any:
+    """Return the short name of a dtype's long name, such as ``bf16`` for ``bfloat16``. Keep anything else."""
+    return _SHORT.get(dtype, dtype) if isinstance(dtype, str) else dtype
+
+
+def _known(dtype: Any) -> Any:
+    short = short_name(dtype)
+    if short not in DTYPES:
+        raise ValueError(f"the dtype {shown(str(dtype))} is not known; it may be one of {', '.join(DTYPES)}")
+    return short
+
+
+def _long(dtype: Any) -> Any:
+    return DTYPES[_known(dtype)]
+
+
+DtypeName = Annotated[str, BeforeValidator(_known)]
+"""The type of a dtype in a protocol. Long names are read too, and the short one is kept."""
+LongDtypeName = Annotated[str, BeforeValidator(_long)]
+"""The type of a dtype in an older key of protocols, which keeps the long name."""
+
+
+class ComputeKeys(Strict):
+    """The keys of a protocol that say how its models compute (:class:`Compute`).
+
+    Attributes:
+        dtype: fp32, bf16 or fp16.
+        tf32: Whether a GPU may use TF32 in float32 products.
+        compile: Whether networks and decoders are compiled.
+    """
+
+    dtype: DtypeName = "fp32"
+    tf32: bool = False
+    compile: bool = False
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(self.dtype, self.tf32, self.compile)
+
+
+def with_network_dtypes(content: Any) -> Any:
+    """Return the content of a protocol whose keys for the teacher's and the student's network default to ``dtype``."""
+    if not isinstance(content, dict) or short_name(content.get("dtype")) not in DTYPES:
+        return content
+    long = DTYPES[short_name(content["dtype"])]
+    return {"teacher_dtype": long, "student_dtype": long} | content
+
+
+def without_defaults(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return a protocol without keys of ``Compute`` at their defaults. Its hash is that of older protocols."""
+    defaults = asdict(FP32)
+    return {key: value for key, value in protocol.items() if key not in defaults or value != defaults[key]}
