@@ -20,7 +20,7 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.registry import Registry
-from ddil_core.support.resources import protocols
+from ddil_core.support.resources import find_protocol, protocols
 
 
 @dataclass(frozen=True)
@@ -126,5 +126,5 @@ def read_config(config: MethodConfig | Mapping[str, Any] | str | Path) -> Method
             raise WrongCommand(
                 f"the method {config!r} brings no protocol; give the path of a protocol or a configuration"
             )
-        content, source = read_yaml(Path(path)), str(path)
+        content, source = read_yaml(find_protocol(Path(path))), str(path)
     return validate(method_of(content, source).config, content, source)

@@ -147,7 +147,7 @@ def systems(
 
 
 @evaluate.command("run", cls=RunCommand)
-@click.argument("protocol", type=options.INPUT_FILE)
+@click.argument("protocol", type=options.PROTOCOL)
 @click.option(
     "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It replaces the protocol's."
 )
@@ -174,7 +174,6 @@ def run(
     from ddil_core.support.protocol import override, read_yaml
     from ddil_eval.experiments.experiments import find_experiment
 
-    protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
     experiment = find_experiment(content.get("experiment", "systems"))
     given = {"seed": seed, "data": data}
@@ -215,15 +214,6 @@ def score(
     content = override({} if protocol is None else read_yaml(protocol), settings) | {"folders": list(folders)}
     source = "the command" if protocol is None else str(protocol)
     run_experiment(EXPERIMENTS["score"], content, given, source, out, False, device, as_json)
-
-
-def _shipped(protocol: Path) -> Path:
-    """The protocol, or the shipped one of that name where there is no such file, as outside of a checkout."""
-    from ddil_core.support.resources import protocols
-
-    parts = protocol.parts[1:] if protocol.parts[:1] == ("protocols",) else protocol.parts
-    shipped = protocols().joinpath(*parts) if parts else protocol
-    return shipped if not protocol.is_file() and shipped.is_file() else protocol
 
 
 def _results(protocol: Path) -> Path:
