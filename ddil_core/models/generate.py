@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,12 @@ CENTRES_LATENTS = "StableDiffusionXLPipeline"
 @torch.no_grad()
 @full_precision()
 def sample_latents(
-    model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Draw one batch of scaled latents [B, C, H, W].
 
@@ -41,6 +46,7 @@ def sample_latents(
         texts: The prompts, one for each sample.
         sampling: Solver, grid and guidance.
         seed: The seed.
+        on_step: Called after each step.
 
     Raises:
         DdilError: the latents or the prompts' embeddings are not finite.
@@ -61,6 +67,8 @@ def sample_latents(
 
     def observe(step: int, z: Tensor) -> None:
         finite.see(f"after step {step + 1} of {len(steps)}, at t = {steps[step][0]:g}", z)
+        if on_step is not None:
+            on_step()
 
     z = integrate(denoiser, solver, z, condition, steps, noise=noise, observe=observe)
     if (place := finite.first_broken()) is not None:
@@ -70,10 +78,15 @@ def sample_latents(
 
 @full_precision()
 def sample_images(
-    model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    on_step: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """Draw one batch of images uint8 [B, H, W, 3]. The arguments are those of ``sample_latents``."""
-    return model.decode(sample_latents(model, samples, texts, sampling, seed))
+    return model.decode(sample_latents(model, samples, texts, sampling, seed, on_step))
 
 
 def resolve_sampling(
@@ -176,11 +189,12 @@ def sample(
     require_prompts(prompts)
     sampling = resolve_sampling(model, steps, solver, guidance_scale, reflection)
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
-    batches = []
-    with progress("sample", total=len(samples)) as advance:
-        for start in range(0, len(samples), batch_size):
+    batches, starts = [], range(0, len(samples), batch_size)
+    steps = len(starts) * len(sampling.transitions(model.denoiser.schedule))
+    with progress("sample, in steps", total=steps) as advance:
+        for start in starts:
+            advance(0, note=f"{start:,} of {len(samples):,} images done")
             part = samples[start : start + batch_size]
-            batches.append(sample_images(model, part, [image.prompt_id for image in part], sampling, seed))
-            advance(len(part))
+            batches.append(sample_images(model, part, [image.prompt_id for image in part], sampling, seed, advance))
     images = np.concatenate(batches)
     return images.reshape(len(prompts), num_images, *images.shape[1:])
