@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,21 @@ from ddil_eval.cli import options
 if TYPE_CHECKING:
     from ddil_eval.report.table_type import Table
 
+FILE_WIDTH = 120
+"""The width of tables in a file or a pipe, which have none of their own. The environment variable COLUMNS sets another."""
+
 
 def show_tables(tables: Sequence[Table]) -> None:
     """Print tables to stdout."""
     from rich.console import Console
 
-    from ddil_eval.report import rendering as render
+    from ddil_eval.report.terminal import to_rich
 
     console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file has no width, and rich's default of 80 columns would break the tables
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
     for table in tables:
-        console.print(render.to_rich(table))
+        console.print(to_rich(table))
 
 
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
