@@ -94,7 +94,10 @@ def protocol_options(command: F) -> F:
     """Add ``--protocol`` and ``--set``."""
     settings = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
     protocol = click.option(
-        "--protocol", type=PROTOCOL, default=None, help="A YAML protocol, yours or a shipped one, in place of the default."
+        "--protocol",
+        type=PROTOCOL,
+        default=None,
+        help="A YAML protocol, yours or a shipped one, in place of the default.",
     )
     return protocol(settings(command))
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
-from ddil_core.data.captioned import ImageFile, read_image, survey
+from ddil_core.data.captioned import ImageFile, Survey, read_image, survey
 from ddil_core.data.folder import INDEXES, read_folder
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
@@ -37,13 +37,14 @@ class ImageBatch:
 
     Attributes:
         start: The number of prompts in earlier batches.
-        images: uint8 [P · number, H, W, 3], in [0, 255]; the images of one prompt follow one another.
+        images: uint8 [P · number, H, W, 3], in [0, 255], or a list of uint8 [H, W, 3] where the sizes differ. The
+            images of one prompt follow one another.
         prompts: The P prompts.
         number: The number of images of each prompt.
     """
 
     start: int
-    images: np.ndarray
+    images: np.ndarray | list[np.ndarray]
     prompts: Sequence[Prompt]
     number: int = 1
 
@@ -124,9 +125,10 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> ImageBatch:
         start, part = _part(self.files, index, self.per_batch * self.number)
-        images = np.stack([read_image(file.path) for file in part])
+        images = [read_image(file.path) for file in part]
+        one_size = len({image.shape for image in images}) == 1
         prompts = [Prompt(file.id, file.caption or "") for file in part[:: self.number]]
-        return ImageBatch(start // self.number, images, prompts, self.number)
+        return ImageBatch(start // self.number, np.stack(images) if one_size else images, prompts, self.number)
 
 
 def _part(rows: Sequence[Row], index: int, size: int) -> tuple[int, Sequence[Row]]:
@@ -136,11 +138,14 @@ def _part(rows: Sequence[Row], index: int, size: int) -> tuple[int, Sequence[Row
     return index * size, rows[index * size : (index + 1) * size]
 
 
-def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
+def open_image_folder(folder: Path, count: int | None) -> tuple[list[ImageFile], Survey]:
     """List the first ``count`` images of a folder, or all: those that its index names, else all files in order.
 
+    Returns:
+        The images, and what their heads say. A warning names what reading them changes.
+
     Raises:
-        WrongCommand: there is no such folder, it has fewer than ``count`` images, or images of different sizes.
+        WrongCommand: there is no such folder, or it has fewer than ``count`` images.
         DdilError: an image is missing or damaged.
     """
     if not folder.is_dir():
@@ -153,14 +158,8 @@ def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
         )
     files = files[:count]
     surveyed = survey(files, str(folder))
-    sizes = surveyed.sizes
-    if len(sizes) > 1:
-        examples = ", ".join(f"{width} × {height} px ({name})" for (width, height), name in sorted(sizes.items()))
-        raise WrongCommand(
-            f"the images of {folder} have {len(sizes)} sizes, {examples}; put each size into a folder of its own"
-        )
     surveyed.warn_of_changes()
-    return files
+    return files, surveyed
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ddil_core.data.captioned import survey
 from ddil_core.data.datasets import open_data
 from ddil_core.data.folder import ImageFiles
 from ddil_core.support.errors import WrongCommand
+from ddil_eval.experiments.image_sizes import ImageSizes, require_one_size
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
 from ddil_eval.features.reference_features import content_sha256
 from ddil_eval.metrics import METRICS
@@ -42,10 +43,25 @@ def describe_reference(data: DataSet, count: int, metrics: Sequence[str]) -> dic
     return described
 
 
-def check_reference(data: DataSet, count: int) -> None:
-    """Check the reference's files before any image is made, and warn of what reading them changes."""
-    if isinstance(data, ImageFiles):
-        survey(data.take(count, "images"), data.reference).warn_of_changes()
+def check_reference(data: DataSet, count: int, recipe: Recipe, metrics: Sequence[str]) -> ImageSizes:
+    """Check the reference's files before any image is made, and warn of what reading them changes.
+
+    Returns:
+        The sizes of the first ``count`` images; no sizes where the data set does not say them.
+
+    Raises:
+        WrongCommand: images that a metric compares with keep several sizes under the recipe.
+        DdilError: an image is missing or damaged.
+    """
+    what = f"the images of the reference {data.reference}"
+    if not isinstance(data, ImageFiles):
+        return ImageSizes(what, {} if data.side is None else {(data.side, data.side): ""})
+    surveyed = survey(data.take(count, "images"), data.reference)
+    surveyed.warn_of_changes()
+    sizes = ImageSizes.of(surveyed, what)
+    compared = [name for name in metrics if METRICS.find(name).kind == "set"]
+    require_one_size(sizes, recipe, compared, generated=False)
+    return sizes
 
 
 def open_reference(reference: str, recipe: str | None, num_images: int | None) -> tuple[Recipe, DataSet, int]:
@@ -60,11 +76,8 @@ def open_reference(reference: str, recipe: str | None, num_images: int | None) -
         The recipe, the data set, and the number of images.
 
     Raises:
-        WrongCommand: recipe and data set do not fit each other, or the data set has fewer images.
-        DdilError: an image is missing or damaged.
+        WrongCommand: recipe and data set do not fit each other.
     """
     chosen = load_recipe(recipe or recipe_for(reference))
     refuse_other_reference(chosen, reference)
-    data, count = open_data(reference), num_images or chosen.reference.images
-    check_reference(data, count)
-    return chosen, data, count
+    return chosen, open_data(reference), num_images or chosen.reference.images

@@ -19,6 +19,7 @@ from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.engine import differences_from_first, measure_systems
+from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
 from ddil_eval.experiments.rows import Setting, System
@@ -75,6 +76,7 @@ class _Reference:
     data: DataSet
     recipe: Recipe
     num_images: int
+    sizes: ImageSizes
 
 
 def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
@@ -89,10 +91,14 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
     reference = _open_reference(config)
     metrics = config.metrics or reference.recipe.metrics
     paths = {folder: user_path(folder, "the folder") for folder in config.folders}
-    files = {folder: open_image_folder(path, config.num_images) for folder, path in paths.items()}
-    for folder in config.folders:
+    files = {}
+    for folder, path in paths.items():
+        files[folder], surveyed = open_image_folder(path, config.num_images)
         _require_captions(folder, files[folder], metrics)
         _require_groups(folder, files[folder], config.images_per_prompt)
+        captions = [file.caption or "" for file in files[folder]]
+        sizes = ImageSizes.of(surveyed, f"the images of {path}")
+        require_sizes(sizes, reference.sizes, reference.recipe, metrics, captions)
     extractors = Extractors(metrics, device, reference.recipe, config.images_per_prompt)
     records = []
     with held_by_main(out):
@@ -113,8 +119,8 @@ def _open_reference(config: ScoreConfig) -> _Reference:
     count = config.reference_images or everything
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} image, and a set needs at least 2")
-    check_reference(data, count)
-    return _Reference(data, recipe, count)
+    sizes = check_reference(data, count, recipe, config.metrics or recipe.metrics)
+    return _Reference(data, recipe, count, sizes)
 
 
 def _same_ids(files: Mapping[str, Sequence[ImageFile]]) -> list[list[str]]:

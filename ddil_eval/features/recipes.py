@@ -121,6 +121,14 @@ class Preparation:
             image = resize(image, self.size, self.filter)
         return through_jpeg(image, self.jpeg)
 
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) that an image of this size has after the preparation."""
+        if self.patch is not None and min(size) >= self.patch:
+            size = (self.patch, self.patch)
+        if self.crop:
+            size = (min(size), min(size))
+        return size if self.size is None else (self.size, self.size)
+
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
     """Return the centred ``side`` × ``side`` of uint8 [H, W, 3], placed as torchvision's ``center_crop`` does."""

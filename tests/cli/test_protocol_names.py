@@ -66,5 +66,10 @@ def test_a_file_of_the_user_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_protocol(mine) == protocols() / "shapes" / "pd.yaml"
     mine.write_text("method: lcm\n")
     assert find_protocol(mine) == mine
-    for other in (Path("shapes/none.yaml"), Path("protocols"), Path("protocols/../pyproject.toml"), tmp_path / "a.yaml"):
+    for other in (
+        Path("shapes/none.yaml"),
+        Path("protocols"),
+        Path("protocols/../pyproject.toml"),
+        tmp_path / "a.yaml",
+    ):
         assert find_protocol(other) == other
