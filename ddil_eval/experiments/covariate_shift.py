@@ -27,6 +27,7 @@ from ddil_core.models.generate import TRUNCATED
 from ddil_core.support import ranks
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
+from ddil_core.support.image_grids import image_grid
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, Strict, content_hash, renamed
@@ -235,7 +236,7 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
         write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
         shutil.rmtree(work, ignore_errors=True)
         if config.figure_prompts:
-            figures.image_grid(*figure_2(plan), out / "figure2.png")
+            image_grid(*figure_2(plan), out / "figure2.png")
         figures.shift_curves(records, out / "shift-curves.png")
     return records
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
 from ddil_core.data.captioned import ImageFile, Survey, read_image, survey
-from ddil_core.data.folder import INDEXES, read_folder
+from ddil_core.data.folder import INDEXES, OVERVIEW, read_folder
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model
@@ -23,6 +24,7 @@ from ddil_core.models.sampling import Sampling
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, replacing, write_text
+from ddil_core.support.image_grids import overview
 from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
@@ -277,6 +279,44 @@ class ImageWriter:
             for n in range(self.number)
         ]
         write_text(self.folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_sample(
+    images: np.ndarray, prompts: Sequence[Prompt], origin: ImageOrigin, folder: Path
+) -> tuple[list[Path], int]:
+    """Write the images of prompts, their index, how they were made, and an overview: all files, or none.
+
+    Args:
+        images: uint8 [P, N, H, W, 3], N images of each prompt.
+        prompts: The P prompts.
+        origin: How the images were made.
+        folder: The folder, which holds none of these files.
+
+    Returns:
+        The files of the images, and how many of them the overview shows.
+
+    Raises:
+        DdilError: a file cannot be written.
+    """
+    paths, rows = list[Path](), list[dict[str, Any]]()
+    digits = max(3, len(str(len(prompts) - 1)))  # so that the order of names is that of the prompts
+    with ExitStack() as undo:
+        for row, (prompt, images_of_prompt) in enumerate(zip(prompts, images, strict=True)):
+            for number, image in enumerate(images_of_prompt):
+                path = folder / f"{row:0{digits}d}-{number:02d}.png"
+                undo.callback(path.unlink, missing_ok=True)
+                with replacing(path) as temporary:
+                    Image.fromarray(image).save(temporary)
+                paths.append(path)
+                name = prompt.id if len(images_of_prompt) == 1 else f"{prompt.id}-{number}"
+                rows.append({"id": name, "file": path.name, "prompt": prompt.text, "seed": origin.seed})
+        for file in (OVERVIEW, ORIGIN, INDEX):
+            undo.callback((folder / file).unlink, missing_ok=True)
+        shown = overview(images, [prompt.text for prompt in prompts], folder / OVERVIEW)
+        write_text(folder / ORIGIN, json.dumps(asdict(origin), indent=2) + "\n")
+        write_text(folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        undo.pop_all()
+    return paths, shown
 
 
 def _file(place: int) -> str:
