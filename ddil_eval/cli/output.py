@@ -13,21 +13,29 @@ from ddil_core.support import ranks
 from ddil_eval.cli import options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ddil_eval.report.table_type import Table
 
 FILE_WIDTH = 120
-"""The width of tables in a file or a pipe, which have none of their own. The environment variable COLUMNS sets another."""
+"""The width of tables in a file or a pipe. The environment variable COLUMNS sets another."""
 
 
-def show_tables(tables: Sequence[Table]) -> None:
-    """Print tables to stdout."""
+def table_console() -> Console:
+    """Return a console on stdout with the width for tables."""
     from rich.console import Console
-
-    from ddil_eval.report.terminal import to_rich
 
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = FILE_WIDTH
+    return console
+
+
+def show_tables(tables: Sequence[Table]) -> None:
+    """Print tables to stdout."""
+    from ddil_eval.report.terminal import to_rich
+
+    console = table_console()
     for table in tables:
         console.print(to_rich(table))
 
