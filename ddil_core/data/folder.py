@@ -37,7 +37,7 @@ Each row has a ``file`` (or ``file_name``). It may have a ``prompt`` (or ``capti
 """
 
 OVERVIEW = "grid.png"
-"""The image of all images that ``ddil sample`` writes beside them. No index names it, and it is no image of the data."""
+"""The overview that ``ddil sample`` writes beside its images. It is no image of the data, and no index names it."""
 
 TRAIN_ORDER = 0
 """The seed of the order of training."""

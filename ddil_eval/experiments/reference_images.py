@@ -23,11 +23,28 @@ def refuse_other_reference(recipe: Recipe, reference: str) -> None:
         WrongCommand: the data set belongs to another recipe.
     """
     kind = reference.partition(":")[0]
-    if kind in ("shapes", "coco2014", "coco2017") and kind != recipe.reference.data:
+    others = {"shapes", "coco2014", "coco2017"} - {recipe.reference.data}
+    if kind in others and recipe.reference.data != "any":
         raise WrongCommand(
             f"the recipe {recipe.name!r} compares with {recipe.reference.data}, and {reference!r} is the reference of "
             f"another recipe, {recipe_for(reference)!r}; name that one, or a data set of {recipe.reference.data}"
         )
+
+
+def number_of(wanted: int | None, data: DataSet) -> int:
+    """Return how many images of a data set are taken: the wanted number, or all images of a folder or of COCO.
+
+    Raises:
+        WrongCommand: no number is wanted, and the data set does not say how many images it has.
+    """
+    if wanted is not None:
+        return wanted
+    if isinstance(data, ImageFiles):
+        return len(data.files)
+    raise WrongCommand(
+        f"the recipe takes all images, and {data.reference!r} has no end; say how many with --num-images and "
+        "--reference-images"
+    )
 
 
 def split_of(data: DataSet) -> str:
@@ -80,4 +97,5 @@ def open_reference(reference: str, recipe: str | None, num_images: int | None) -
     """
     chosen = load_recipe(recipe or recipe_for(reference))
     refuse_other_reference(chosen, reference)
-    return chosen, open_data(reference), num_images or chosen.reference.images
+    data = open_data(reference)
+    return chosen, data, number_of(num_images or chosen.reference.images, data)

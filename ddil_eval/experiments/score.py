@@ -21,7 +21,12 @@ from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.engine import differences_from_first, measure_systems
 from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
-from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.reference_images import (
+    check_reference,
+    describe_reference,
+    number_of,
+    refuse_other_reference,
+)
 from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
@@ -116,7 +121,7 @@ def _open_reference(config: ScoreConfig) -> _Reference:
     refuse_other_reference(recipe, place)
     data = open_data(place)
     everything = len(data.files) if isinstance(data, ImageFiles) else recipe.reference.images
-    count = config.reference_images or everything
+    count = number_of(config.reference_images or everything, data)
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} image, and a set needs at least 2")
     sizes = check_reference(data, count, recipe, config.metrics or recipe.metrics)

@@ -27,7 +27,12 @@ from ddil_eval.experiments.engine import measure_systems
 from ddil_eval.experiments.image_sizes import NO_SIZES, ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
-from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.reference_images import (
+    check_reference,
+    describe_reference,
+    number_of,
+    refuse_other_reference,
+)
 from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
@@ -113,11 +118,6 @@ class ComparisonPlan:
     metrics: tuple[str, ...]
     absent: dict[str, DdilError]
 
-    @property
-    def num_reference_images(self) -> int:
-        """How many images of the data set generated ones are compared with."""
-        return self.config.reference_images or self.recipe.reference.images
-
     def require_all(self) -> None:
         """Refuse to go on where anything is absent.
 
@@ -155,7 +155,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
         chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
         if any(METRICS[name].kind == "set" for name in wanted):
-            number = config.reference_images or recipe.reference.images
+            number = number_of(config.reference_images or recipe.reference.images, opened)
             reference_sizes = check_reference(opened, number, recipe, wanted)
         data, prompts = opened, chosen
     except DdilError as error:
@@ -219,7 +219,8 @@ def measure_comparison(
 
 def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str) -> Setting:
     config, recipe = plan.config, plan.recipe
-    count, images = len(prompts.prompts), plan.num_reference_images
+    count = len(prompts.prompts)
+    images = number_of(config.reference_images or recipe.reference.images, data)
     protocol = config.model_dump(mode="json") | {
         "recipe": recipe.model_dump(mode="json"),
         "num_prompts": count,

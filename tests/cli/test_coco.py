@@ -32,7 +32,7 @@ def refused(result: Result, sentence: str, status: int) -> None:
 
 
 def arguments(student: Path, folder: Path, out: Path) -> list[object]:
-    data = ("--data", f"coco2014:{folder}", "--set", "reference_images=12")
+    data = ("--data", f"coco2014:{folder}", "--reference-pictures", 12)
     return ["eval", "systems", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
             "batch_size=4", "--device", "cpu", "--out", out]  # fmt: skip
 
@@ -355,13 +355,40 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
     cli: Cli, teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     folder = save_coco(tmp_path / "coco", count=6, year=2017)
-    quick = ("teacher_steps=4", "reference_images=6", "metrics=[fd_efflite0]", "figure_prompts=0")
-    settings = [word for setting in quick for word in ("--set", setting)]
+    settings = (
+        "--set",
+        "teacher_steps=4",
+        "--set",
+        "figure_prompts=0",
+        "--reference-images",
+        6,
+        "--metrics",
+        "fd_efflite0",
+    )
     result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data", f"coco2017:{folder}",
                  "--p-teacher", "", "--switch", "500", "--num-prompts", 4, *settings, "--device", "cpu",
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert {(r.recipe, r.data["split"]) for r in read_records(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
+
+
+def test_the_covariate_shift_analysis_takes_a_plain_folder_and_a_recipe(
+    cli: Cli, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    """Without a number all images of the folder count. A recipe of one's own has its own preparation."""
+    (tmp_path / "photos").mkdir()
+    for place in range(5):
+        Image.fromarray(photograph(place)).save(tmp_path / "photos" / f"{place}.png")
+        (tmp_path / "photos" / f"{place}.txt").write_text(f"photograph {place}")
+    recipe = read_yaml(protocols() / "recipes.yaml")["folder-256"] | {"size": 64, "filter": "bicubic"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"mine": recipe}))
+    quick = ("--set", "teacher_steps=4", "--set", "figure_prompts=0", "--p-teacher", "", "--switch", "500")
+    for more, label in (((), "folder-256 (5 → 5)"), (("--recipe", tmp_path / "mine.yaml"), "mine (5 → 5)")):
+        result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data",
+                     f"folder:{tmp_path / 'photos'}", *quick, *more, "--device", "cpu", "--out",
+                     tmp_path / label[:4])  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert {record.recipe for record in read_records(tmp_path / label[:4])} == {label}
 
 
 def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, student: Path, tmp_path: Path) -> None:
