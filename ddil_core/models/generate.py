@@ -193,8 +193,8 @@ def sample(
     steps = len(starts) * len(sampling.transitions(model.denoiser.schedule))
     with progress("sample, in steps", total=steps) as advance:
         for start in starts:
-            advance(0, note=f"{start:,} of {len(samples):,} images done")
             part = samples[start : start + batch_size]
             batches.append(sample_images(model, part, [image.prompt_id for image in part], sampling, seed, advance))
+            advance(0, note=f"{start + len(part):,} of {len(samples):,} images")
     images = np.concatenate(batches)
     return images.reshape(len(prompts), num_images, *images.shape[1:])
