@@ -36,6 +36,9 @@ INDEXES = ("index.jsonl", "metadata.jsonl", "metadata.csv")
 Each row has a ``file`` (or ``file_name``). It may have a ``prompt`` (or ``caption``, ``text``) and an ``id``.
 """
 
+OVERVIEW = "grid.png"
+"""The overview that ``ddil sample`` writes beside its images. It is no image of the data, and no index names it."""
+
 TRAIN_ORDER = 0
 """The seed of the order of training."""
 
@@ -215,7 +218,9 @@ def _warn_of_ignored(
         if index is not None
         else f"{path.suffix.lower()} files"
         for path in files
-        if path not in read and path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS)
+        if path not in read
+        and not (index is not None and path.name == OVERVIEW)
+        and path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS)
     )
     texts = {path.with_suffix(".txt") for path in read}
     if index is None:

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from accelerate import Accelerator
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
 from ddil_core.diffusion.parameterization import FLOWS
 from ddil_core.distillation.config import Collection, DdilConfig, MethodConfig, PhaseConfig
@@ -43,6 +44,22 @@ def require_unet(model: Model, method: str) -> None:
             f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and "
             f"{method} needs a U-Net that predicts ε, v or x₀; distil another teacher"
         )
+
+
+def pool_size(pool: int | str, data: DataSet) -> int:
+    """Return the number of training images; ``all`` is the number that a folder or COCO has.
+
+    Raises:
+        WrongCommand: ``pool`` is ``all``, and the data set does not say how many images it has.
+    """
+    if isinstance(pool, int):
+        return pool
+    if isinstance(data, ImageFiles):
+        return len(data.training_files())
+    raise WrongCommand(
+        f"pool: all takes all images of a folder or of COCO, and {data.reference!r} does not say how many it has; give "
+        "a number, as in --set pool=16384"
+    )
 
 
 def require_data(data: DataSet, model: Model, count: int) -> None:

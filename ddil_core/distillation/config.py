@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.support.compute import ComputeKeys, with_network_dtypes
+from ddil_core.support.paths import shown
 from ddil_core.support.protocol import GuidanceScale, Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -113,6 +114,17 @@ class WatchConfig(Strict):
     gradient: float = Field(default=20.0, gt=1)
 
 
+def _pool_size(value: object) -> object:
+    """Check the number of training images, or the word "all"."""
+    if value != "all" and (type(value) is not int or value < 1):
+        raise ValueError(f"pool is a whole number of images from 1, or all, not {shown(value)}")
+    return value
+
+
+PoolSize = Annotated[int | Literal["all"], BeforeValidator(_pool_size)]
+"""The number of training images."""
+
+
 class MethodConfig(ComputeKeys):
     """The settings that all methods share. A method's class sets a default for ``method``.
 
@@ -135,7 +147,7 @@ class MethodConfig(ComputeKeys):
         warmup: Updates in which the learning rate rises.
         gradient_clip: The largest norm of a gradient.
         ema_decay: The decay of the average of the student's weights; 0 for none.
-        pool: The number of training images.
+        pool: The number of training images, or ``all``: all images of a folder or of COCO. A run keeps the number.
         mixed_precision: The precision of the arithmetic.
         teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``.
         student_dtype: The dtype of the student's network. It defaults to ``dtype``.
@@ -169,7 +181,7 @@ class MethodConfig(ComputeKeys):
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    pool: int = Field(default=16384, ge=1)
+    pool: PoolSize = 16384
     mixed_precision: Literal["no", "bf16"] = "no"
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     student_dtype: Literal["float32", "bfloat16"] = "float32"

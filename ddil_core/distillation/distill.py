@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
-from ddil_core.distillation.checks import require_batch, require_capacity, require_data, require_teacher
+from ddil_core.distillation.checks import pool_size, require_batch, require_capacity, require_data, require_teacher
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS, read_config
 from ddil_core.distillation.processes import make_accelerator
@@ -43,9 +43,9 @@ def distill(
     Args:
         teacher: The reference of the teacher: a name, a folder or a hub id.
         data: The reference of the data set.
-        config: A configuration, its content as a mapping, the path of a protocol, or the name of a method. A name
-            stands for the method's shipped protocol: of the paper for a teacher of Stable Diffusion's size or more, of
-            the shapes world for any other. A line says which.
+        config: A configuration, its content, the path of a protocol, or the name of a method. A name stands for the
+            method's shipped protocol: of the paper for a teacher of Stable Diffusion's size or more, of the shapes
+            world for any other. A line says which.
         out: The run folder. The same call again goes on with the run in it.
         resume: Refuse to begin a new run.
         device: "cpu" or "cuda"; None for the accelerator that is there.
@@ -67,18 +67,19 @@ def distill(
     accelerator = make_accelerator(config, out, device)
     model, config = _open_teacher(teacher, accelerator, config)
     images = open_data(data, download)
+    size = pool_size(config.pool, images)
     require_batch(config, accelerator)
     with accelerator.main_process_first():  # the main process fetches files that the others then find
         if not encoded.is_file():
-            require_data(images, model, config.pool)
-    identity = _identity(teacher, model, data, config)
+            require_data(images, model, size)
+    identity = _identity(teacher, model, data, config.model_copy(update={"pool": size}))
     if student_folder.is_dir():
         require_same_run(out, identity, type(config), model.sampling.guidance_scale)
         return student_folder
     note(sampling_line(f"{teacher}, the teacher", config.teacher_use()))
     with _holding(out, accelerator, resume, identity, config, model.sampling.guidance_scale):
         with accelerator.main_process_first():
-            pool = encode_pool(model, images, config.pool, encoded)
+            pool = encode_pool(model, images, size, encoded)
         run = Run(model, pool, config, data, out, accelerator)
         student = run.train(METHODS[config.method].train)
         if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile

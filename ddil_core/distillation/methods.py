@@ -22,6 +22,7 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.registry import Registry
+from ddil_core.support.resources import find_protocol
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def read_config(config: MethodConfig | Mapping[str, Any] | str | Path, teacher: 
                     f"the method {config!r} brings no protocol; give the path of a protocol or a configuration"
                 )
             path = shipped.path
-        content, source = read_yaml(Path(path)), str(path)
+        content, source = read_yaml(find_protocol(Path(path))), str(path)
     complete = validate(method_of(content, source).config, content, source)
     if shipped is not None:
         announce(shipped, teacher)

@@ -8,12 +8,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +25,8 @@ from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.models.generate import sample_latents
 from ddil_core.models.sampling import Sampling
-from ddil_core.support.files import append_line, replacing
+from ddil_core.support.files import append_line
+from ddil_core.support.image_grids import overview
 from ddil_core.support.progress import warn
 
 GRADIENTS_BEFORE = 4
@@ -56,7 +54,7 @@ def watchers(run: Run[Any], stage: Stage, name: str, title: str) -> list[Callbac
 class Watch:
     """Samples the student at fixed prompts during training, and warns where a measurement is past its bound.
 
-    The measurements go to ``log.jsonl``, under ``watch``. The images go to ``grids/NAME-STEP.png``, a row a prompt.
+    The measurements go to ``log.jsonl``, under ``watch``. The images go to ``grids/NAME-STEP.png``, with their prompts.
     """
 
     def __init__(
@@ -76,7 +74,8 @@ class Watch:
         self.name, self.title = name, title
         prompts = open_data(run.data).prompts(config.prompts)
         self.samples = [Sample(prompt.id, image) for prompt in prompts for image in range(config.images)]
-        self.texts = [prompt.text for prompt in prompts for _ in range(config.images)]
+        self.prompts = [prompt.text for prompt in prompts]
+        self.texts = [text for text in self.prompts for _ in range(config.images)]
         self.norms: list[float] = []
 
     def __call__(self, step: int, means: dict[str, float] | None) -> None:
@@ -87,7 +86,8 @@ class Watch:
             line = json.dumps({"stage": self.title, "step": step, "watch": measured})
             append_line(self.run.out / "log.jsonl", line)
             path = self.run.out / "grids" / f"{self.name}-{step}.png"
-            save_image_grid(self.run.model.decode(z), self.config.images, path)
+            images = self.run.model.decode(z)
+            overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
             warnings += alarms(measured, self.config)
         for sentence in warnings:
             warn(f"{self.title}, update {step}: {sentence}")
@@ -159,14 +159,3 @@ def alarms(measured: dict[str, float], config: WatchConfig) -> list[str]:
         (not all(map(math.isfinite, measured.values())), "the student draws numbers that are not finite"),
     )
     return [sentence.format(**measured) for past, sentence in tests if past]
-
-
-def save_image_grid(images: np.ndarray, columns: int, path: Path) -> None:
-    """Write images uint8 [R · columns, H, W, 3] to one PNG, in rows of ``columns``."""
-    from PIL import Image
-
-    rows: Sequence[np.ndarray] = [
-        np.concatenate(list(images[start : start + columns]), axis=1) for start in range(0, len(images), columns)
-    ]
-    with replacing(path) as temporary:
-        Image.fromarray(np.concatenate(rows, axis=0)).save(temporary, format="PNG")

@@ -36,6 +36,7 @@ def sample_latents(
     sampling: Sampling,
     seed: int,
     rows: int | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
     """Draw one batch of scaled latents [B, C, H, W].
 
@@ -47,6 +48,7 @@ def sample_latents(
         seed: The seed.
         rows: The number of rows to fill the batch up to where shapes should stay the same (``Model.static``). None
             fills nothing up.
+        on_step: Called after each step.
 
     Raises:
         DdilError: the latents or the prompts' embeddings are not finite.
@@ -55,10 +57,17 @@ def sample_latents(
     if rows is not None and model.static:
         samples, texts = _filled_up(samples, rows), _filled_up(texts, rows)
     with model.compute.precision():
-        return _integrate(model, samples, texts, sampling, seed)[:count]
+        return _integrate(model, samples, texts, sampling, seed, on_step)[:count]
 
 
-def _integrate(model: Model, samples: Sequence[Sample], texts: Sequence[str], sampling: Sampling, seed: int) -> Tensor:
+def _integrate(
+    model: Model,
+    samples: Sequence[Sample],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seed: int,
+    on_step: Callable[[], object] | None,
+) -> Tensor:
     solver, schedule = SOLVERS.find(sampling.solver), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
@@ -74,6 +83,8 @@ def _integrate(model: Model, samples: Sequence[Sample], texts: Sequence[str], sa
 
     def observe(step: int, z: Tensor) -> None:
         finite.see(f"after step {step + 1} of {len(steps)}, at t = {steps[step][0]:g}", z)
+        if on_step is not None:
+            on_step()
 
     z = integrate(
         denoiser, solver, z, condition, steps, noise=None if noise is None else noise.__getitem__, observe=observe
@@ -95,9 +106,10 @@ def sample_images(
     sampling: Sampling,
     seed: int,
     rows: int | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """Draw one batch of images uint8 [B, H, W, 3]. The arguments are those of ``sample_latents``."""
-    return begin_images(model, samples, texts, sampling, seed, rows)()
+    return begin_images(model, samples, texts, sampling, seed, rows, on_step)()
 
 
 def begin_images(
@@ -107,12 +119,13 @@ def begin_images(
     sampling: Sampling,
     seed: int,
     rows: int | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Callable[[], np.ndarray]:
     """Draw one batch of latents and begin to decode it. Return a function that waits for the images.
 
     The arguments are those of ``sample_latents``.
     """
-    latents = sample_latents(model, samples, texts, sampling, seed, rows)
+    latents = sample_latents(model, samples, texts, sampling, seed, rows, on_step)
     with model.compute.precision():
         return model.begin_decode(latents)
 
@@ -235,13 +248,15 @@ def sample(
     samples = [Sample(prompt, number) for prompt in prompts for number in range(num_images)]
     rows, batches = min(batch_size, len(samples)), list[np.ndarray]()
     decoding: Callable[[], np.ndarray] | None = None
-    with progress("sample", total=len(samples)) as advance:
-        for start in range(0, len(samples), batch_size):
+    starts = range(0, len(samples), batch_size)
+    steps = len(starts) * len(sampling.transitions(model.denoiser.schedule))
+    with progress("sample, in steps", total=steps) as advance:
+        for start in starts:
             part = samples[start : start + batch_size]
-            after = begin_images(model, part, [image.prompt_id for image in part], sampling, seed, rows)
+            after = begin_images(model, part, [image.prompt_id for image in part], sampling, seed, rows, advance)
             if decoding is not None:  # a GPU decoded the last batch while this one was prepared
                 batches.append(decoding())
             decoding = after
-            advance(len(part))
+            advance(0, note=f"{start + len(part):,} of {len(samples):,} images")
     images = np.concatenate([*batches, *([] if decoding is None else [decoding()])])
     return images.reshape(len(prompts), num_images, *images.shape[1:])

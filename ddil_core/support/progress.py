@@ -1,10 +1,14 @@
-"""Progress bars and warnings on stderr."""
+"""Progress and warnings on stderr: a bar on a terminal, and elsewhere a line now and then."""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import psutil
 from rich.console import Console
@@ -22,9 +26,16 @@ from rich.progress import (
 from rich.text import Text
 
 from ddil_core.support import ranks
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.paths import shown
 
 console = Console(stderr=True)
 _said: set[str] = set()
+
+INTERVAL = "DDIL_PROGRESS_EVERY"
+"""The environment variable with the seconds between two lines where stderr is no terminal; 0 prints no lines."""
+EVERY, FIRST = 60.0, 10.0
+"""The default interval in seconds, and the time of a stage's first line where the interval is not shorter."""
 
 
 def warn(sentence: str) -> None:
@@ -46,14 +57,27 @@ def warn_once(sentence: str) -> None:
         warn(sentence)
 
 
+def memory() -> str:
+    """Return the memory in use: the resident set of the process, and the peak of the GPU where one is used."""
+    text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        text += f" + {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB GPU"
+    return text
+
+
+def rate(speed: float | None) -> str:
+    """Return steps per second, or seconds per step for slow steps; a dash where the speed is not known."""
+    if not speed:
+        return "–"
+    return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each"
+
+
 class RateColumn(ProgressColumn):
     """Steps per second, or seconds per step for slow steps."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
-            return Text("–")
-        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+        return Text(rate(task.finished_speed or task.speed))
 
 
 class MemoryColumn(ProgressColumn):
@@ -62,20 +86,153 @@ class MemoryColumn(ProgressColumn):
     max_refresh = 2.0
 
     def render(self, task: Task) -> Text:
-        import torch
+        return Text(memory())
 
-        text = f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
-        if torch.cuda.is_initialized():
-            text += f" + {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB GPU"
-        return Text(text)
+
+def interval() -> float:
+    """Return the seconds between two lines of progress, from ``DDIL_PROGRESS_EVERY``.
+
+    Raises:
+        WrongCommand: the variable holds no number from 0 to 10,000,000.
+    """
+    text = os.environ.get(INTERVAL, "")
+    try:
+        seconds = float(text or EVERY)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 1e7:  # NaN fails this too
+        raise WrongCommand(
+            f"the environment variable {INTERVAL} holds {shown(text)}, and it takes the seconds between two lines of "
+            "progress, such as 60; 0 prints none"
+        )
+    return seconds
+
+
+def clock_text(seconds: float) -> str:
+    """Write a time as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def mebibytes(number: float) -> str:
+    """Write a number of bytes in MiB."""
+    return f"{number / 2**20:,.1f} MiB"
+
+
+def shows_bars() -> bool:
+    """Whether stderr shows bars: it is a terminal that can move its cursor, or a notebook."""
+    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+
+
+@dataclass
+class ProgressLines:
+    """Writes a line now and then about the progress of a stage, for logs and other places that are no terminal.
+
+    Attributes:
+        title: The name of the stage.
+        total: The number of steps.
+        done: The number of finished steps.
+        every: The seconds between two lines.
+        write: Takes each line.
+        clock: Returns the time in seconds.
+        count_text: Writes a number of steps.
+        rate_text: Writes a number of steps per second; None where it is not known.
+        note: What the stage says of itself.
+    """
+
+    title: str
+    total: int
+    done: int
+    every: float
+    write: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+    count_text: Callable[[int], str] = "{:,}".format
+    rate_text: Callable[[float | None], str] = rate
+    note: str = ""
+    _done_before: int = field(init=False)
+    _started: float = field(init=False)
+    _due: float = field(init=False)
+    _written: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._done_before, self._started = self.done, self.clock()
+        self._due = self._started + min(FIRST, self.every)
+
+    def wait(self) -> float:
+        """Return the seconds until the next line is due."""
+        return max(0.0, self._due - self.clock())
+
+    def tick(self) -> None:
+        """Write a line if one is due."""
+        now = self.clock()
+        if now >= self._due:
+            self._due = now + self.every
+            self._written = True
+            self.write(self.line(now))
+
+    def finish(self) -> None:
+        """Write the last line of a stage that has written lines, so that a log says when it ended."""
+        if self._written:
+            self.write(self.line(self.clock()))
+
+    def line(self, now: float) -> str:
+        """Return the line: count, share, rate, time so far, time left, memory."""
+        passed, steps = now - self._started, self.done - self._done_before
+        speed = steps / passed if passed > 0 else None
+        share = f" ({self.done / self.total:.0%})" if self.total else ""
+        count = f"{self.count_text(self.done)} of {self.count_text(self.total)}{share}"
+        parts = [count, self.rate_text(speed), f"{clock_text(passed)} so far"]
+        if self.done < self.total:
+            parts.append(f"{clock_text((self.total - self.done) / speed)} left" if speed else "time left not known yet")
+        parts.append(memory())
+        return f"{self.title}: {', '.join(parts)}" + (f", {self.note}" if self.note else "")
+
+
+def _write_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _ticking(lines: ProgressLines) -> Iterator[None]:
+    """Write the lines in a thread of their own, so that a long step does not hold them up."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(lines.wait()):
+            lines.tick()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    if lines.every:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if lines.every:
+            thread.join()
+            lines.finish()
 
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar for ``total`` steps that starts at ``done``. Yields ``advance(n=1, note="")``.
+    """Show the progress of ``total`` steps that starts at ``done``. Yields ``advance(n=1, note="")``.
 
-    Of several processes, the main one shows its own share.
+    A terminal shows a bar. Elsewhere a line is written after 10 seconds and then every minute (``ProgressLines``).
+    ``DDIL_PROGRESS_EVERY`` sets another interval. Of several processes, the main one shows its own share.
+
+    Raises:
+        WrongCommand: ``DDIL_PROGRESS_EVERY`` is no number of seconds.
     """
+    if not shows_bars():
+        lines = ProgressLines(title, total, done, interval() if ranks.is_main() else 0.0, _write_line)
+
+        def count(n: int = 1, note: str | None = None) -> None:
+            lines.done += n
+            lines.note = lines.note if note is None else note
+
+        with _ticking(lines):
+            yield count
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -98,7 +255,17 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
 
 @contextmanager
 def transfer(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar for a download of ``total`` bytes. Yields ``advance(n)``; a negative n takes bytes back."""
+    """Show a download of ``total`` bytes as ``progress`` does. Yields ``advance(n)``; a negative n takes bytes back."""
+    if not shows_bars():
+        lines = ProgressLines(title, total, 0, interval(), _write_line)
+        lines.count_text, lines.rate_text = mebibytes, lambda speed: f"{mebibytes(speed or 0)}/s"
+
+        def count(n: int) -> None:
+            lines.done += n
+
+        with _ticking(lines):
+            yield count
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -18,6 +18,18 @@ def protocols() -> Path:
     return _shipped("protocols", checkout="protocols")
 
 
+def find_protocol(path: Path) -> Path:
+    """Return a protocol's file: ``path``, or the shipped protocol of that name where there is no such file.
+
+    A shipped protocol is named as in a checkout: ``protocols/shapes/pd.yaml``, or ``shapes/pd.yaml``.
+    """
+    parts = path.parts[1:] if path.parts[:1] == ("protocols",) else path.parts
+    if path.exists() or path.is_absolute() or not parts or ".." in parts:
+        return path
+    shipped = protocols().joinpath(*parts)
+    return shipped if shipped.is_file() else path
+
+
 def paper_results() -> Path:
     """Return the folder of the paper's tables, ``table1.csv`` … ``table5.csv``.
 

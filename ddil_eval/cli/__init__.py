@@ -60,6 +60,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _require_interval()
             return super().invoke(ctx)
         except DdilError as error:
             click.echo(f"error: {one_line(str(error))}", err=True)
@@ -116,6 +117,14 @@ def _require_readable(arguments: Sequence[str]) -> None:
         os.getcwd()  # noqa: PTH109
     except FileNotFoundError as error:
         raise WrongCommand("the working folder of this command has been deleted; change into another folder") from error
+
+
+def _require_interval() -> None:
+    """Refuse a wrong ``DDIL_PROGRESS_EVERY`` before any work. Raises WrongCommand."""
+    if "DDIL_PROGRESS_EVERY" in os.environ:
+        from ddil_core.support.progress import interval
+
+        interval()
 
 
 def _say_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

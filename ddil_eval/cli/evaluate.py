@@ -17,6 +17,12 @@ RESULTS = options.OUTPUT_FOLDER
 RECIPE_HELP = "How to prepare images, and the reference (see protocols/recipes.yaml). The default is the data set's."
 METRICS_HELP = "The metrics to measure (see 'ddil metrics'). The default is the recipe's."
 
+recipe_option = click.option("--recipe", default=None, help=RECIPE_HELP)
+metrics_option = click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
+reference_images_option = click.option(
+    "--reference-images", "--reference-pictures", "reference_images", type=options.NUMBER, default=None,
+    help="The number of reference images. The default is the recipe's number; 'score' takes all images of a folder.",
+)  # fmt: skip
 save_option = click.option(
     "--save-images", is_flag=True, help="Keep the images in OUT/images with an index, so that they can be scored again."
 )
@@ -54,6 +60,7 @@ evaluate.add_command(prompt_inversion)
 @click.option("--student", required=True, help=options.MODEL_HELP)
 @click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
 @options.teacher_guidance_option
+@recipe_option
 @click.option(
     "--p-teacher", default=None, metavar="P,P,…", help="Probabilities that the teacher acts at a transition (Table 2)."
 )
@@ -61,8 +68,11 @@ evaluate.add_command(prompt_inversion)
     "--switch", default=None, metavar="T,T,…", help="Times at which one model hands over to the other (Tables 3, 4)."
 )
 @click.option(
-    "--num-prompts", type=options.NUMBER, default=None, help="The number of prompts from the evaluation split."
-)
+    "--num-prompts", "--num-images", "num_prompts", type=options.NUMBER, default=None,
+    help="The number of prompts from the evaluation split. Each gives one image along each string.",
+)  # fmt: skip
+@reference_images_option
+@metrics_option
 @click.option(
     "--factorial",
     is_flag=True,
@@ -101,7 +111,7 @@ def covariate_shift(
 @evaluate.command("systems")
 @click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each model is a row.")
 @click.option("--data", type=choices.EVALUATION_DATA, required=True, help=options.DATA_HELP)
-@click.option("--recipe", default=None, help=RECIPE_HELP)
+@recipe_option
 @click.option("--prompts", default=None, metavar="FILE",
               help="A list of prompts (.txt, .jsonl, .csv) in place of the data set's prompts.")  # fmt: skip
 @click.option(
@@ -110,9 +120,10 @@ def covariate_shift(
 @click.option("--solver", type=choices.SOLVER, default=None, help="The solver. The default is each model's own.")
 @options.guidance_option
 @options.reflection_option
-@click.option("--num-images", "num_prompts", type=options.Whole(4), default=None,
+@click.option("--num-images", "--num-prompts", "num_prompts", type=options.Whole(4), default=None,
               help="The number of images, one for each prompt. The default is the recipe's.")  # fmt: skip
-@click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
+@reference_images_option
+@metrics_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @save_option
@@ -150,7 +161,7 @@ def systems(
 
 
 @evaluate.command("run", cls=RunCommand)
-@click.argument("protocol", type=options.INPUT_FILE)
+@click.argument("protocol", type=options.PROTOCOL)
 @click.option(
     "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It replaces the protocol's."
 )
@@ -179,7 +190,6 @@ def run(
     from ddil_core.support.protocol import override, read_yaml
     from ddil_eval.experiments.experiments import find_experiment
 
-    protocol = _shipped(protocol)
     content = override(read_yaml(protocol), settings)
     experiment = find_experiment(content.get("experiment", "systems"))
     given = {key: value for key, value in given.items() if value is not None}
@@ -192,15 +202,12 @@ def run(
 @evaluate.command("score")
 @click.argument("folders", nargs=-1, required=True)
 @click.option("--reference", required=True, help="A folder of images, or a data set (see 'ddil data').")
-@click.option("--recipe", default=None, help=RECIPE_HELP)
-@click.option("--metrics", type=choices.METRICS, default=None, help=METRICS_HELP)
+@recipe_option
+@metrics_option
 @click.option(
     "--num-images", type=options.NUMBER, default=None, help="The number of images of each folder. The default is all."
 )
-@click.option(
-    "--reference-images", "--reference-pictures", "reference_images", type=options.NUMBER, default=None,
-    help="The number of reference images. The default is all images of a folder, or the recipe's number.",
-)  # fmt: skip
+@reference_images_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
 @click.option("--out", type=RESULTS, required=True, help="The results folder.")
 @options.protocol_options
@@ -222,15 +229,6 @@ def score(
     content = override({} if protocol is None else read_yaml(protocol), settings) | {"folders": list(folders)}
     source = "the command" if protocol is None else str(protocol)
     run_experiment(EXPERIMENTS["score"], content, given, source, out, False, device, as_json)
-
-
-def _shipped(protocol: Path) -> Path:
-    """The protocol, or the shipped one of that name where there is no such file, as outside of a checkout."""
-    from ddil_core.support.resources import protocols
-
-    parts = protocol.parts[1:] if protocol.parts[:1] == ("protocols",) else protocol.parts
-    shipped = protocols().joinpath(*parts) if parts else protocol
-    return shipped if not protocol.is_file() and shipped.is_file() else protocol
 
 
 def _results(protocol: Path) -> Path:

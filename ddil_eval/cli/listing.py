@@ -11,6 +11,7 @@ import click
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown, user_path
 from ddil_eval.cli import options
+from ddil_eval.cli.output import table_console
 
 if TYPE_CHECKING:
     from ddil_eval.metrics import Metric, WeightsFile
@@ -19,17 +20,49 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 
 
 def print_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    """Print ``rows`` as a table with a column for each key in ``columns``. True becomes yes, False no, and None –."""
-    from rich.console import Console
+    """Print ``rows`` as a table with a column for each key in ``columns``. True becomes yes, False no, and None –.
+
+    A narrow terminal breaks text between words and after signs such as a hyphen. Where that is not enough, each row
+    becomes a paragraph with a line for each key.
+    """
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
+    from ddil_eval.report.terminal import break_text
+
+    console = table_console()
+    cells = [[_word(row[column]) for column in columns] for row in rows]
+    headers = [column.replace("_", " ") for column in columns]
+    texts = [[header, *(row[place] for row in cells)] for place, header in enumerate(headers)]
+    widths = _widths(texts, console.width - 3 * len(columns) - 1)
+    if widths is None:
+        console.print(Text(title, style="italic"))
+        for row in cells:
+            console.print(Text("\n" + row[0], style="bold"))
+            for header, cell in zip(headers[1:], row[1:], strict=True):
+                console.print(Padding(Text(break_text(f"{header}: {cell}", console.width - 2)), (0, 0, 0, 2)))
+        return
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_word(row[column])) for column in columns))
-    Console().print(table)
+    for header, width in zip(headers, widths, strict=True):
+        table.add_column(header, min_width=width)
+    for row in cells:
+        table.add_row(*(Text(break_text(cell, width)) for cell, width in zip(row, widths, strict=True)))
+    console.print(table)
+
+
+def _widths(texts: Sequence[Sequence[str]], available: int) -> list[int] | None:
+    """Return the widths of columns, each with these texts, that break no word; None where there is too little space."""
+    from ddil_eval.report.terminal import break_text
+
+    whole = [max(map(len, column)) for column in texts]
+    least = [max(len(part) for text in column for part in break_text(text, 1).split("\n")) for column in texts]
+    spare = available - sum(least)
+    if spare < 0:
+        return None
+    wanted = [most - few for most, few in zip(whole, least, strict=True)]
+    share = min(1.0, spare / max(1, sum(wanted)))
+    return [few + int(share * more) for few, more in zip(least, wanted, strict=True)]
 
 
 def _word(value: Any) -> str:

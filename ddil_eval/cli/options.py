@@ -54,7 +54,14 @@ class UserPath(click.ParamType):  # type: ignore[type-arg]  # generic in recent 
         return self._check(value, option or (param.human_readable_name if param else "the path"))
 
 
-INPUT_FILE = UserPath("file")
+def _protocol(text: str | os.PathLike[str], what: str) -> Path:
+    """Return the file of a protocol, the user's or a shipped one (see ``find_protocol``)."""
+    from ddil_core.support.resources import find_protocol
+
+    return find_protocol(paths.user_path(text, what))
+
+
+PROTOCOL = UserPath("file", _protocol)
 INPUT = UserPath("path")
 OUTPUT_FOLDER = UserPath("directory", paths.output_folder)
 OUTPUT = UserPath("path", paths.output_file)
@@ -87,7 +94,10 @@ def protocol_options(command: F) -> F:
     """Add ``--protocol`` and ``--set``."""
     settings = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
     protocol = click.option(
-        "--protocol", type=INPUT_FILE, default=None, help="A YAML protocol to use in place of the default one."
+        "--protocol",
+        type=PROTOCOL,
+        default=None,
+        help="A YAML protocol, yours or a shipped one, in place of the default.",
     )
     return protocol(settings(command))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,31 @@ from ddil_core.support import ranks
 from ddil_eval.cli import options
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ddil_eval.report.table_type import Table
+
+FILE_WIDTH = 120
+"""The width of tables in a file or a pipe. The environment variable COLUMNS sets another."""
+
+
+def table_console() -> Console:
+    """Return a console on stdout with the width for tables."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 def show_tables(tables: Sequence[Table]) -> None:
     """Print tables to stdout."""
-    from rich.console import Console
+    from ddil_eval.report.terminal import to_rich
 
-    from ddil_eval.report import rendering as render
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a file has no width, and rich's default of 80 columns would break the tables
+    console = table_console()
     for table in tables:
-        console.print(render.to_rich(table))
+        console.print(to_rich(table))
 
 
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:

@@ -46,13 +46,18 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
         what = "no records" if not records else "records, but none for a table,"
         raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
     out = out or results / "report"
-    files = _write(built, out, as_csv, as_latex) + (_draw(records, out) if figures else [])
+    drawn = _draw(records, out) if figures else []
+    files = _write(built, out, as_csv, as_latex) + drawn
     replaced = len(store.latest_records(records)[1])
     if as_json:
         options.emit(_document(built, files, len(records), replaced))
     else:
         show_tables(built)
     _summarize(built, files, replaced)
+    if figures and not drawn:
+        click.echo(
+            f"No figure: --figures plots records of 'ddil eval covariate-shift', and {results} has none.", err=True
+        )
     if damaged:
         raise store.together(damaged)
 

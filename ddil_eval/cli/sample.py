@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddil_eval.cli import choices, options
 
+if TYPE_CHECKING:
+    from ddil_core.data.base import Prompt
+
 
 @click.command()
 @click.option("--model", "reference", default="shapes", show_default=True, help=options.MODEL_HELP)
-@click.option("--prompt", "prompts", multiple=True, required=True, help="A prompt.")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt. The option may be given several times.")
+@click.option("--prompts", "prompt_list", type=options.INPUT, default=None, metavar="FILE",
+              help="A list of prompts (.txt, .jsonl, .csv) in place of --prompt.")  # fmt: skip
 @click.option(
     "--steps",
     type=options.COUNT,
@@ -36,6 +41,7 @@ from ddil_eval.cli import choices, options
 def sample(
     reference: str,
     prompts: tuple[str, ...],
+    prompt_list: Path | None,
     steps: int | None,
     solver: str | None,
     guidance_scale: float | None,
@@ -49,46 +55,69 @@ def sample(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Generate images from prompts: one PNG file for each image, and a grid of all images.
+    """Generate images from prompts: one PNG file for each image, an index of them, and a grid to look at.
 
     An image depends only on its prompt, its number, the seed and the model's settings. The command never overwrites
-    images.
+    images. The folder is a data set, folder:OUT, and 'ddil eval score' measures it.
     """
     options.quiet_libraries()
-    from PIL import Image
-
+    from ddil_core.data.folder import OVERVIEW
     from ddil_core.models.generate import announce_sampling, require_prompts, resolve_sampling
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
     from ddil_core.support.compute import FP32
-    from ddil_core.support.errors import WrongCommand
-    from ddil_core.support.files import replacing
     from ddil_core.support.lock import held
-    from ddil_eval.report import figures
+    from ddil_eval.experiments.image_sources import INDEX, write_sample
+    from ddil_eval.experiments.system_configs import image_origin
 
+    chosen = _prompts(prompts, prompt_list)
+    prompts = tuple(prompt.text for prompt in chosen)
     require_prompts(prompts)
     sampling: Any = {"steps": steps, "solver": solver, "guidance_scale": guidance_scale, "reflection": reflection}
     with held(out):
-        existing = [path for path in (out / "grid.png", *out.glob("0*.png")) if path.exists()]
-        if existing:
-            raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")
+        _require_empty(out)
         options.fetch_missing([reference], download, variant)
         model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**settings))
         resolved = resolve_sampling(model, **sampling)
         announce_sampling(model, prompts, resolved)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)
-        with ExitStack() as undo:  # write all images or none, so that the same command can run again
-            paths = []
-            for row, images_of_prompt in enumerate(images):
-                for number, image in enumerate(images_of_prompt):
-                    path = out / f"{row:03d}-{number:02d}.png"
-                    undo.callback(path.unlink, missing_ok=True)
-                    with replacing(path) as temporary:
-                        Image.fromarray(image).save(temporary)
-                    paths.append(str(path))
-            columns = [f"no. {n}" for n in range(num_images)]
-            grid = figures.image_grid(images, list(prompts), columns, out / "grid.png")
-            undo.pop_all()
+        origin = image_origin(model, resolved, seed, with_weights=False)  # a hash of large weights takes long
+        paths, shown = write_sample(images, chosen, origin, out)
+    grid = out / OVERVIEW
     if as_json:
-        return options.emit({"images": paths, "grid": str(grid), "sampling": resolved.effective()})
-    click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}")
+        files = {"images": [str(path) for path in paths], "grid": str(grid), "index": str(out / INDEX)}
+        return options.emit(files | {"sampling": resolved.effective()})
+    of_the_first = f" of the first {shown}" if shown < len(paths) else ""
+    click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}{of_the_first}")
+
+
+def _prompts(prompts: Sequence[str], prompt_list: Path | None) -> list[Prompt]:
+    """Return the prompts of ``--prompt``, with their places as ids, or those of the list.
+
+    Raises:
+        WrongCommand: There are prompts of both options or of neither, or the list cannot be read.
+    """
+    from ddil_core.data.base import Prompt
+    from ddil_core.support.errors import WrongCommand
+    from ddil_eval.experiments.prompts import read_prompts
+
+    if bool(prompts) == (prompt_list is not None):
+        raise WrongCommand("the command needs prompts; give each with --prompt, or a list of them with --prompts FILE")
+    if prompt_list is not None:
+        return read_prompts(prompt_list)
+    return [Prompt(f"{place:03d}", text) for place, text in enumerate(prompts)]
+
+
+def _require_empty(out: Path) -> None:
+    """Refuse a folder with images, or with files that the command would overwrite.
+
+    Raises:
+        WrongCommand: The folder holds one. The message names it.
+    """
+    from ddil_core.data.folder import OVERVIEW
+    from ddil_core.support.errors import WrongCommand
+    from ddil_eval.experiments.image_sources import INDEX, ORIGIN
+
+    existing = [path for path in (out / OVERVIEW, out / INDEX, out / ORIGIN, *out.glob("0*.png")) if path.exists()]
+    if existing:
+        raise WrongCommand(f"the folder {out} holds images already ({existing[0].name}); choose another --out")

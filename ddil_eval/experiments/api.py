@@ -30,7 +30,9 @@ def compare(
     out: Path | str,
     config: SystemsConfig | None = None,
     recipe: str | None = None,
+    prompts: str | Path | None = None,
     num_prompts: int | None = None,
+    num_reference_images: int | None = None,
     steps: int | None = None,
     solver: str | None = None,
     guidance_scale: float | None = None,
@@ -48,7 +50,9 @@ def compare(
         out: The results folder. The same call with the same folder goes on where a stopped call was.
         config: The whole comparison.
         recipe: The name of the recipe. Defaults to the recipe of the data set.
+        prompts: The path of a list of prompts, in place of the data set's own.
         num_prompts: The number of prompts. Defaults to the recipe's.
+        num_reference_images: The number of images of the data set to compare with. Defaults to the recipe's.
         steps: The number of solver steps of each model. Defaults to what each model was made for.
         solver: The solver of each model. Defaults to what each model was made for.
         guidance_scale: The guidance scale of each model. Defaults to what each model was made for.
@@ -66,11 +70,9 @@ def compare(
     """
     settings: dict[str, object] = {
         "data": data,
-        "recipe": recipe,
-        "num_prompts": num_prompts,
-        "metrics": metrics,
-        "seed": seed,
-    }
+        "recipe": recipe, "prompts": None if prompts is None else str(prompts), "num_prompts": num_prompts,
+        "reference_images": num_reference_images, "metrics": metrics, "seed": seed,
+    }  # fmt: skip
     if models is not None:
         settings["systems"] = system_rows(models, steps=steps, solver=solver, guidance_scale=guidance_scale)
         settings["differences"] = differences_from_first(models)
@@ -87,10 +89,12 @@ def covariate_shift(
     *,
     out: Path | str,
     config: CovariateShiftConfig | None = None,
+    recipe: str | None = None,
     p_teacher: Sequence[float] | None = None,
     switch: Sequence[int | float] | None = None,
     factorial: bool | None = None,
     num_prompts: int | None = None,
+    num_reference_images: int | None = None,
     teacher_steps: int | None = None,
     guidance_scale: float | None = None,
     metrics: Sequence[str] | None = None,
@@ -105,10 +109,12 @@ def covariate_shift(
         data: The reference of the data set. Defaults to "shapes".
         out: The results folder. The same call with the same folder goes on where a stopped call was.
         config: The whole analysis.
+        recipe: The name of the recipe. Defaults to the recipe of the data set.
         p_teacher: Rates in [0, 1] at which the teacher acts (Table 2).
         switch: Times at which one model hands over to the other (Tables 3 and 4).
         factorial: Add all teacher/student strings, with main effects and interactions.
         num_prompts: The number of prompts. Defaults to the recipe's.
+        num_reference_images: The number of images of the data set to compare with. Defaults to the recipe's.
         teacher_steps: The number of the teacher's steps. Defaults to 32.
         guidance_scale: The teacher's guidance scale. Defaults to its own.
         metrics: The names of the metrics. Defaults to the recipe's.
@@ -126,10 +132,12 @@ def covariate_shift(
         "teacher": teacher,
         "student": student,
         "data": data,
+        "recipe": recipe,
         "p_teacher": p_teacher,
         "switch": switch,
         "factorial": factorial,
         "num_prompts": num_prompts,
+        "reference_images": num_reference_images,
         "teacher_steps": teacher_steps,
         "guidance_scale": guidance_scale,
         "metrics": metrics,

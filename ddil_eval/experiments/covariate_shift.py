@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet
+from ddil_core.data.pool import model_image_size
 from ddil_core.diffusion.noise import Sample, decisions
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, require_stateless
 from ddil_core.diffusion.schedule import Time
@@ -27,12 +28,14 @@ from ddil_core.support import ranks
 from ddil_core.support.compute import ComputeKeys, LongDtypeName, with_network_dtypes
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
+from ddil_core.support.image_grids import image_grid
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, content_hash, renamed
+from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
-from ddil_eval.experiments.reference_images import describe_reference, open_reference
+from ddil_eval.experiments.reference_images import check_reference, describe_reference, open_reference
 from ddil_eval.experiments.results import RecordWriter, hashed, recorded_metrics
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
 from ddil_eval.experiments.shift_runs import (
@@ -183,6 +186,9 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     require_stateless(SOLVERS.find(config.solver))
     recipe, data, images = open_reference(config.data, config.recipe, config.reference_images)
     extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
+    reference_sizes = check_reference(data, images, recipe, extractors.metrics)
+    prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
+    captions = [prompt.text for prompt in prompts.prompts]
     pair = load_pair(
         config.teacher,
         config.student,
@@ -194,10 +200,10 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         teacher_dtype=config.teacher_dtype,
         student_dtype=config.student_dtype,
     )
-    prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
-    count = len(prompts.prompts)
-    if cut := pair.teacher.cut([prompt.text for prompt in prompts.prompts]):
-        warn(TRUNCATED.format(cut, count))
+    drawn = ImageSizes.drawn(config.teacher, model_image_size(pair.teacher))
+    require_sizes(drawn, reference_sizes, recipe, extractors.metrics, captions)
+    if cut := pair.teacher.cut(captions):
+        warn(TRUNCATED.format(cut, len(captions)))
     draws = decisions([Sample(prompt.id) for prompt in prompts.prompts], len(pair.grid), config.seed)
     runs = shift_runs(config.p_teacher, config.switch, config.factorial, pair.grid, draws)
     return ShiftPlan(config, data, recipe, images, extractors, pair, prompts, runs)
@@ -238,7 +244,7 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
         write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
         shutil.rmtree(work, ignore_errors=True)
         if config.figure_prompts:
-            figures.image_grid(*figure_2(plan), out / "figure2.png")
+            image_grid(*figure_2(plan), out / "figure2.png")
         figures.shift_curves(records, out / "shift-curves.png")
     return records
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,8 +15,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
-from ddil_core.data.captioned import ImageFile, read_image, survey
-from ddil_core.data.folder import INDEXES, read_folder
+from ddil_core.data.captioned import ImageFile, Survey, read_image, survey
+from ddil_core.data.folder import INDEXES, OVERVIEW, read_folder
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model
@@ -24,6 +25,7 @@ from ddil_core.support import ranks
 from ddil_core.support.compute import Compute
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, replacing, write_text
+from ddil_core.support.image_grids import overview
 from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
@@ -38,13 +40,14 @@ class ImageBatch:
 
     Attributes:
         start: The number of prompts in earlier batches.
-        images: uint8 [P · number, H, W, 3], in [0, 255]; the images of one prompt follow one another.
+        images: uint8 [P · number, H, W, 3], in [0, 255], or a list of uint8 [H, W, 3] where the sizes differ. The
+            images of one prompt follow one another.
         prompts: The P prompts.
         number: The number of images of each prompt.
     """
 
     start: int
-    images: np.ndarray
+    images: np.ndarray | list[np.ndarray]
     prompts: Sequence[Prompt]
     number: int = 1
 
@@ -127,9 +130,10 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> ImageBatch:
         start, part = _part(self.files, index, self.per_batch * self.number)
-        images = np.stack([read_image(file.path) for file in part])
+        images = [read_image(file.path) for file in part]
+        one_size = len({image.shape for image in images}) == 1
         prompts = [Prompt(file.id, file.caption or "") for file in part[:: self.number]]
-        return ImageBatch(start // self.number, images, prompts, self.number)
+        return ImageBatch(start // self.number, np.stack(images) if one_size else images, prompts, self.number)
 
 
 def _part(rows: Sequence[Row], index: int, size: int) -> tuple[int, Sequence[Row]]:
@@ -139,11 +143,14 @@ def _part(rows: Sequence[Row], index: int, size: int) -> tuple[int, Sequence[Row
     return index * size, rows[index * size : (index + 1) * size]
 
 
-def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
+def open_image_folder(folder: Path, count: int | None) -> tuple[list[ImageFile], Survey]:
     """List the first ``count`` images of a folder, or all: those that its index names, else all files in order.
 
+    Returns:
+        The images, and what their heads say. A warning names what reading them changes.
+
     Raises:
-        WrongCommand: there is no such folder, it has fewer than ``count`` images, or images of different sizes.
+        WrongCommand: there is no such folder, or it has fewer than ``count`` images.
         DdilError: an image is missing or damaged.
     """
     if not folder.is_dir():
@@ -156,14 +163,8 @@ def open_image_folder(folder: Path, count: int | None) -> list[ImageFile]:
         )
     files = files[:count]
     surveyed = survey(files, str(folder))
-    sizes = surveyed.sizes
-    if len(sizes) > 1:
-        examples = ", ".join(f"{width} × {height} px ({name})" for (width, height), name in sorted(sizes.items()))
-        raise WrongCommand(
-            f"the images of {folder} have {len(sizes)} sizes, {examples}; put each size into a folder of its own"
-        )
     surveyed.warn_of_changes()
-    return files
+    return files, surveyed
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,44 @@ class ImageWriter:
             for n in range(self.number)
         ]
         write_text(self.folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_sample(
+    images: np.ndarray, prompts: Sequence[Prompt], origin: ImageOrigin, folder: Path
+) -> tuple[list[Path], int]:
+    """Write the images of prompts, their index, how they were made, and an overview: all files, or none.
+
+    Args:
+        images: uint8 [P, N, H, W, 3], N images of each prompt.
+        prompts: The P prompts.
+        origin: How the images were made.
+        folder: The folder, which holds none of these files.
+
+    Returns:
+        The files of the images, and how many of them the overview shows.
+
+    Raises:
+        DdilError: a file cannot be written.
+    """
+    paths, rows = list[Path](), list[dict[str, Any]]()
+    digits = max(3, len(str(len(prompts) - 1)))  # so that the order of names is that of the prompts
+    with ExitStack() as undo:
+        for row, (prompt, images_of_prompt) in enumerate(zip(prompts, images, strict=True)):
+            for number, image in enumerate(images_of_prompt):
+                path = folder / f"{row:0{digits}d}-{number:02d}.png"
+                undo.callback(path.unlink, missing_ok=True)
+                with replacing(path) as temporary:
+                    Image.fromarray(image).save(temporary)
+                paths.append(path)
+                name = prompt.id if len(images_of_prompt) == 1 else f"{prompt.id}-{number}"
+                rows.append({"id": name, "file": path.name, "prompt": prompt.text, "seed": origin.seed})
+        for file in (OVERVIEW, ORIGIN, INDEX):
+            undo.callback((folder / file).unlink, missing_ok=True)
+        shown = overview(images, [prompt.text for prompt in prompts], folder / OVERVIEW)
+        write_text(folder / ORIGIN, json.dumps(asdict(origin), indent=2) + "\n")
+        write_text(folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        undo.pop_all()
+    return paths, shown
 
 
 def _file(place: int) -> str:

@@ -14,6 +14,7 @@ from ddil_core.data.coco import Coco
 from ddil_core.data.folder import refuse_twice
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import warn_once
+from ddil_eval.experiments.reference_images import number_of
 from ddil_eval.report.records import digest
 
 
@@ -33,8 +34,8 @@ class Prompts:
         return self.source | hashes
 
 
-def choose_prompts(data: DataSet, count: int, path: Path | None) -> Prompts:
-    """Return the first ``count`` prompts of the list at ``path``, or of the data set without a list.
+def choose_prompts(data: DataSet, count: int | None, path: Path | None) -> Prompts:
+    """Return the first ``count`` prompts of the list at ``path``, or of the data set without a list; None: all prompts.
 
     Raises:
         WrongCommand: there are fewer prompts, or the list cannot be read.
@@ -43,8 +44,9 @@ def choose_prompts(data: DataSet, count: int, path: Path | None) -> Prompts:
         source = {}
         if isinstance(data, Coco):
             source = {"prompts": data.annotations.name, "prompts_sha256": file_sha256(data.annotations)}
-        return Prompts(data.prompts(count), source)
+        return Prompts(data.prompts(number_of(count, data)), source)
     prompts = read_prompts(path)
+    count = count or len(prompts)
     if len(prompts) < count:
         raise WrongCommand(
             f"the list {path} has {len(prompts):,} prompts, fewer than the {count:,} asked for; add prompts, or ask "

@@ -19,8 +19,14 @@ from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.engine import differences_from_first, measure_systems
+from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
-from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.reference_images import (
+    check_reference,
+    describe_reference,
+    number_of,
+    refuse_other_reference,
+)
 from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
@@ -75,6 +81,7 @@ class _Reference:
     data: DataSet
     recipe: Recipe
     num_images: int
+    sizes: ImageSizes
 
 
 def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[Record]:
@@ -89,10 +96,14 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
     reference = _open_reference(config)
     metrics = config.metrics or reference.recipe.metrics
     paths = {folder: user_path(folder, "the folder") for folder in config.folders}
-    files = {folder: open_image_folder(path, config.num_images) for folder, path in paths.items()}
-    for folder in config.folders:
+    files = {}
+    for folder, path in paths.items():
+        files[folder], surveyed = open_image_folder(path, config.num_images)
         _require_captions(folder, files[folder], metrics)
         _require_groups(folder, files[folder], config.images_per_prompt)
+        captions = [file.caption or "" for file in files[folder]]
+        sizes = ImageSizes.of(surveyed, f"the images of {path}")
+        require_sizes(sizes, reference.sizes, reference.recipe, metrics, captions)
     extractors = Extractors(metrics, device, reference.recipe, config.images_per_prompt)
     records = []
     with held_by_main(out):
@@ -110,11 +121,11 @@ def _open_reference(config: ScoreConfig) -> _Reference:
     refuse_other_reference(recipe, place)
     data = open_data(place)
     everything = len(data.files) if isinstance(data, ImageFiles) else recipe.reference.images
-    count = config.reference_images or everything
+    count = number_of(config.reference_images or everything, data)
     if count < 2:
         raise WrongCommand(f"the reference {config.reference} has {count} image, and a set needs at least 2")
-    check_reference(data, count)
-    return _Reference(data, recipe, count)
+    sizes = check_reference(data, count, recipe, config.metrics or recipe.metrics)
+    return _Reference(data, recipe, count, sizes)
 
 
 def _same_ids(files: Mapping[str, Sequence[ImageFile]]) -> list[list[str]]:

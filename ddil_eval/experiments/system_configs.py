@@ -135,14 +135,14 @@ def sampling_of(system: SystemConfig, model: Model, prompts: Sequence[str]) -> S
     return sampling
 
 
-def image_origin(model: Model, sampling: Sampling, seed: int) -> ImageOrigin:
-    """Return what a record says of the images that a model generates."""
+def image_origin(model: Model, sampling: Sampling, seed: int, *, with_weights: bool = True) -> ImageOrigin:
+    """Return what a record says of the images that a model generates; ``with_weights``: with the weights' hash."""
     schedule = model.denoiser.schedule
     calls = SOLVERS.find(sampling.solver).calls(schedule, sampling.transitions(schedule))
     evaluations = calls * model.guided(sampling.guidance_scale).nfe
     return ImageOrigin(
         reference=model.reference,
-        weights_sha256=model.weights_sha256(),
+        weights_sha256=model.weights_sha256() if with_weights else None,
         solver=sampling.solver,
         grid=tuple(sampling.times(schedule)),
         guidance_scale=sampling.guidance_scale,

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.solvers import SOLVERS
+from ddil_core.models.image_size import image_size
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
 from ddil_core.support.compute import ComputeKeys
@@ -24,9 +25,15 @@ from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import renamed
 from ddil_eval.experiments.engine import measure_systems
+from ddil_eval.experiments.image_sizes import NO_SIZES, ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
-from ddil_eval.experiments.reference_images import check_reference, describe_reference, refuse_other_reference
+from ddil_eval.experiments.reference_images import (
+    check_reference,
+    describe_reference,
+    number_of,
+    refuse_other_reference,
+)
 from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
@@ -114,11 +121,6 @@ class ComparisonPlan:
     metrics: tuple[str, ...]
     absent: dict[str, DdilError]
 
-    @property
-    def num_reference_images(self) -> int:
-        """How many images of the data set generated ones are compared with."""
-        return self.config.reference_images or self.recipe.reference.images
-
     def require_all(self) -> None:
         """Refuse to go on where anything is absent.
 
@@ -137,7 +139,8 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     """Look for all that a comparison needs. No network is loaded.
 
     Raises:
-        WrongCommand: a recipe, a metric or a solver is unknown, or the data set is the reference of another recipe.
+        WrongCommand: a recipe, a metric or a solver is unknown, the data set is the reference of another recipe, or a
+            metric does not take a model's images (see ``require_sizes``).
     """
     recipe = load_recipe(config.recipe or recipe_for(config.data))
     refuse_other_reference(recipe, config.data)
@@ -149,13 +152,14 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         if system.solver is not None:
             SOLVERS.find(system.solver)
     absent: dict[str, DdilError] = {}
-    data, prompts = None, None
+    data, prompts, reference_sizes = None, None, None
     try:
         opened = open_data(config.data)
         path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
         chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
         if any(METRICS[name].kind == "set" for name in wanted):
-            check_reference(opened, config.reference_images or recipe.reference.images)
+            number = number_of(config.reference_images or recipe.reference.images, opened)
+            reference_sizes = check_reference(opened, number, recipe, wanted)
         data, prompts = opened, chosen
     except DdilError as error:
         absent[f"data {config.data}"] = error
@@ -163,6 +167,11 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     metrics = tuple(name for name, problem in problems.items() if problem is None)
     absent |= {f"metric {name}": DdilError(problem) for name, problem in problems.items() if problem is not None}
     systems, absent_systems = find_systems(config.systems, lambda model: check_files(resolve(model), model))
+    if prompts is not None:
+        captions = [prompt.text for prompt in prompts.prompts]
+        for system in systems:
+            drawn = ImageSizes.drawn(system.model, image_size(system.model))
+            require_sizes(drawn, reference_sizes or NO_SIZES, recipe, metrics, captions)
     return ComparisonPlan(config, recipe, data, prompts, systems, metrics, absent | absent_systems)
 
 
@@ -213,7 +222,8 @@ def measure_comparison(
 
 def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str) -> Setting:
     config, recipe = plan.config, plan.recipe
-    count, images = len(prompts.prompts), plan.num_reference_images
+    count = len(prompts.prompts)
+    images = number_of(config.reference_images or recipe.reference.images, data)
     protocol = config.model_dump(mode="json") | {
         "recipe": recipe.model_dump(mode="json"),
         "num_prompts": count,

@@ -58,7 +58,7 @@ class Extractors:
         rows = [METRICS.find(name) for name in self.metrics]
         if recipe is not None:
             require_several(self.metrics, images_per_prompt)
-            _require_fitting(self.metrics, recipe)
+            require_fitting(self.metrics, recipe)
         missing = [f"{row.name}: {problem}" for row in rows if (problem := row.missing())]
         if missing:
             raise DdilError(missing[0])
@@ -74,12 +74,12 @@ class Extractors:
         """Return what the features depend on, for each network in the order of names."""
         return [self.networks[name].identity() for name in sorted(self.networks)]
 
-    def __call__(self, images: np.ndarray, captions: list[str]) -> Features:
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray], captions: list[str]) -> Features:
         """Return the features [P, d] of P prompts, by network.
 
         ``images`` are generated images as they come, uint8 [P · n, H, W, 3], each with its caption; the n images of a
-        prompt follow one another. Networks of "group" metrics get all images of a prompt, other networks the first
-        image.
+        prompt follow one another. A list may hold images of different sizes where the recipe gives them one size.
+        Networks of "group" metrics get all images of a prompt, other networks the first image.
         """
         n = self._images_per_prompt
         texts = captions[::n]
@@ -195,7 +195,7 @@ def require_several(names: Sequence[str], images_per_prompt: int) -> None:
         )
 
 
-def _require_fitting(names: Sequence[str], recipe: Recipe) -> None:
+def require_fitting(names: Sequence[str], recipe: Recipe) -> None:
     """Refuse a metric that the recipe does not serve. Raises WrongCommand."""
     if "patch_fid" in names and recipe.patch is None:
         raise WrongCommand(
@@ -204,7 +204,7 @@ def _require_fitting(names: Sequence[str], recipe: Recipe) -> None:
         )
     settings = {"fid_input": recipe.fid_input, "clip": recipe.clip and f"{recipe.clip.model} {recipe.clip.weights}"}
     for name in names:
-        network = METRICS[name].network
+        network = METRICS.find(name).network
         if network.shapes_only and recipe.size is not None:
             raise WrongCommand(
                 f"the metric {name!r} reads images of the shapes world at their own size, and the recipe "

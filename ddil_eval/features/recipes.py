@@ -41,13 +41,15 @@ class Clip(Strict):
 
 
 class ReferenceSpec(Strict):
-    """The reference of a recipe: a kind of data set, and the number of its images.
+    """The reference of a recipe: a kind of data set ("any" for every kind), and the number of its images (None: all).
 
     ``images`` was ``pictures`` before. Recipes may use both names; records and hashes keep the former.
     """
 
     data: str
-    images: int = Field(ge=2, validation_alias=AliasChoices("images", "pictures"), serialization_alias="pictures")
+    images: int | None = Field(
+        ge=2, validation_alias=AliasChoices("images", "pictures"), serialization_alias="pictures"
+    )
 
 
 class Recipe(Strict):
@@ -55,7 +57,7 @@ class Recipe(Strict):
 
     name: str
     source: str
-    images: int = Field(ge=2)
+    images: int | None = Field(ge=2)
     reference: ReferenceSpec
     crop: Literal["centre", "none"]
     size: int | None = Field(ge=1)
@@ -121,6 +123,14 @@ class Preparation:
             image = resize(image, self.size, self.filter)
         return through_jpeg(image, self.jpeg)
 
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) that an image of this size has after the preparation."""
+        if self.patch is not None and min(size) >= self.patch:
+            size = (self.patch, self.patch)
+        if self.crop:
+            size = (min(size), min(size))
+        return size if self.size is None else (self.size, self.size)
+
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
     """Return the centred ``side`` × ``side`` of uint8 [H, W, 3], placed as torchvision's ``center_crop`` does."""
@@ -182,7 +192,7 @@ def recipe_for(data: str) -> str:
         WrongCommand: no recipe belongs to this kind of data set, or there is no such data set.
     """
     kind = data.partition(":")[0]
-    recipes = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k"}
+    recipes = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k", "folder": "folder-256"}
     if kind not in recipes:
         from ddil_core.data.datasets import open_data
 

@@ -16,7 +16,7 @@ kind        features                               value
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -41,6 +41,10 @@ class Extractor(Protocol):
         ...
 
 
+def take_any(size: tuple[int, int], captions: Sequence[str]) -> None:
+    """Accept images of any size with any captions (see ``Network.require``)."""
+
+
 def missing_package(module: str, package: str) -> str | None:
     """Return None where ``module`` is installed, else how to install ``package``, in one sentence."""
     if find_spec(module) is None:
@@ -63,6 +67,8 @@ class Network:
         prefixed: The network reads the recipe's prefix before each caption ("A photo depicts ").
         reads_captions: The network needs a caption for each image.
         shapes_only: The network takes images of the shapes world only, and not resized.
+        require: Takes the size (H, W) of prepared images and their captions. Raises WrongCommand where the network
+            cannot take them. It is called before any image is made.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Network:
     prefixed: bool = False
     reads_captions: bool = False
     shapes_only: bool = False
+    require: Callable[[tuple[int, int], Sequence[str]], None] = take_any
 
     def missing(self) -> str | None:
         """Return what is missing and how to get it, in one sentence, or None. Load nothing."""

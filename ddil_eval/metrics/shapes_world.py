@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from ddil_core.shapes import reader, scorer
 from ddil_core.shapes.scene import IMAGE_SIZE, Meaning, parse_caption
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import WrongCommand
 from ddil_eval.metrics.metric import Extractor, Network
 
 COLUMNS = (*reader.ATTRIBUTES, "exact")
@@ -16,18 +19,28 @@ def parse_captions(metric: str, images: np.ndarray, captions: list[str]) -> list
     """Return what the captions say, after checking that the images [B, 64, 64, 3] can be of the shapes world.
 
     Raises:
-        DdilError: the images have another size or type, a caption is not of the shapes world, or the numbers of images
-            and captions differ.
+        WrongCommand: the images have another size or type, a caption is not of the shapes world, or the numbers of
+            images and captions differ.
     """
     if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or len(images) != len(captions):
-        raise DdilError(
+        raise WrongCommand(
             f"{metric} measures images of the shapes world, uint8 [{len(captions)}, {IMAGE_SIZE}, {IMAGE_SIZE}, 3], "
             f"not {images.dtype} {list(images.shape)}; leave the metric out for other models"
         )
     try:
         return [parse_caption(caption) for caption in captions]
     except ValueError as error:
-        raise DdilError(f"{metric} cannot be measured: {error}") from error
+        raise WrongCommand(f"{metric} cannot be measured: {error}") from error
+
+
+def require_shapes(metric: str, size: tuple[int, int], captions: Sequence[str]) -> None:
+    """Refuse images of this size (H, W) with these captions where they cannot be of the shapes world.
+
+    Raises:
+        WrongCommand: they cannot.
+    """
+    images = np.broadcast_to(np.uint8(0), (len(captions), *size, 3))  # takes no memory
+    parse_captions(metric, images, list(captions))
 
 
 def attributes_right(images: np.ndarray, captions: list[str]) -> np.ndarray:
@@ -36,7 +49,7 @@ def attributes_right(images: np.ndarray, captions: list[str]) -> np.ndarray:
     What the reader cannot read counts as wrong. ``images`` are uint8 [B, 64, 64, 3].
 
     Raises:
-        DdilError: an image or a caption is not of the shapes world.
+        WrongCommand: an image or a caption is not of the shapes world.
     """
     meanings = parse_captions("drawn_right", images, captions)
     rows = [reader.drawn_right(reader.read(image), meaning) for image, meaning in zip(images, meanings, strict=True)]
@@ -65,6 +78,7 @@ SHAPES_READER = Network(
     open_on=open_reader,
     reads_captions=True,
     shapes_only=True,
+    require=partial(require_shapes, "drawn_right"),
 )
 SHAPES_SCORER = Network(
     name="clip_score_shapes",
@@ -73,4 +87,5 @@ SHAPES_SCORER = Network(
     lacks=lambda: scorer.missing(scorer.WEIGHTS),
     reads_captions=True,
     shapes_only=True,
+    require=partial(require_shapes, "clip_score_shapes"),
 )

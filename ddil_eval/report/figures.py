@@ -1,4 +1,4 @@
-"""Figures: a grid of images (Figure 2) and the covariate-shift curves. A file is written whole or not at all."""
+"""Figures: images of inverted prompts, and the covariate-shift curves. A file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,74 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import replacing
+from ddil_core.support.image_grids import image_grid, save_figure
 from ddil_eval.report.records import Record, RecordedEstimate, RecordedMetric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-DPI = 100  # of image grids: one dot is one pixel
-MARGIN = 12  # pixels, around and between the parts
-SIDE = 200  # pixels, for row labels
-LINE = 1.35  # line height in font heights
-FONT = 10  # points
 TEACHER, STUDENT, MIXED = "#0072B2", "#D55E00", "#444444"  # the palette of Okabe and Ito, for any colour vision
 LARGEST = 1e100  # the largest value of a curve: matplotlib overflows near the largest float
 DRAWN = ("p_teacher", "pure", "teacher_then_student", "student_then_teacher")
 """The kinds of cells that the curves show."""
 _ARROWS = {"lower": "lower is better", "higher": "higher is better"}
-
-
-def image_grid(
-    images: NDArray[np.uint8],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    path: Path | str,
-    *,
-    cell: int = 160,
-) -> Path:
-    """Draw images in rows and columns with labels, and return the file.
-
-    Args:
-        images: uint8 [R, C, H, W, 3].
-        row_labels: R labels, wrapped at the left of the rows.
-        column_labels: C labels, above the columns.
-        path: The file.
-        cell: Smaller images are enlarged by a whole factor, to at most this many pixels.
-
-    Raises:
-        ValueError: The shapes or the type are others.
-        DdilError: The file cannot be written.
-    """
-    if images.dtype != np.uint8 or images.ndim != 5 or images.shape[4] != 3:
-        raise ValueError(f"images must be uint8 [R, C, H, W, 3], not {images.dtype} {list(images.shape)}")
-    if images.shape[:2] != (len(row_labels), len(column_labels)):
-        raise ValueError(f"{list(images.shape[:2])} images do not fit {len(row_labels)} × {len(column_labels)} labels")
-    factor = max(1, cell // max(images.shape[2:4]))
-    images = images.repeat(factor, axis=2).repeat(factor, axis=3)
-    height, width = images.shape[2:4]
-
-    side = max([SIDE, *(_longest_word(label) + MARGIN for label in row_labels)]) if any(row_labels) else 0
-    wide = max([width, *map(_longest_word, column_labels)])
-    left = [_wrap(label, side - MARGIN) for label in row_labels]
-    top = [_wrap(label, wide) for label in column_labels]
-    heights = [max(height, _pixels(label)) for label in left]
-    xs = _starts(MARGIN + side, [wide] * len(top))
-    ys = _starts(2 * MARGIN + max(map(_pixels, top)), heights)
-
-    canvas = np.full((ys.pop(), xs.pop(), 3), 255, np.uint8)
-    for r, c in np.ndindex(len(left), len(top)):
-        x, y = xs[c] + (wide - width) // 2, ys[r] + (heights[r] - height) // 2
-        canvas[y : y + height, x : x + width] = images[r, c]
-    captions = [(x + wide / 2, ys[0] - MARGIN / 2, text, "center", "bottom") for x, text in zip(xs, top, strict=True)]
-    captions += [(side, y + tall / 2, text, "right", "center") for y, tall, text in zip(ys, heights, left, strict=True)]
-    return _save(_annotated(canvas, captions), Path(path), DPI)
 
 
 def inversion_figure(
@@ -137,7 +84,7 @@ def shift_curves(records: Sequence[Record], path: Path | str) -> Path:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(metrics) + 1), frameon=False
     )
-    return _save(figure, Path(path), 150)
+    return save_figure(figure, Path(path), 150)
 
 
 def _curve(ax: Axes, records: Sequence[Record], name: str, kind: str, colour: str, marker: str, label: str) -> None:
@@ -177,52 +124,3 @@ def _finish(column: Sequence[Axes], name: str, metric: RecordedMetric) -> None:
 
 def _bars(estimates: Sequence[RecordedEstimate]) -> list[list[float]]:
     return [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
-
-
-def _starts(first: int, sizes: Sequence[int]) -> list[int]:
-    """Return where parts of these sizes start, with margins between them, and where a further part would start."""
-    return [first + sum(sizes[:i]) + i * MARGIN for i in range(len(sizes) + 1)]
-
-
-def _annotated(canvas: NDArray[np.uint8], captions: Sequence[tuple[float, float, str, str, str]]) -> Figure:
-    """Return a figure of the unchanged pixels, with text at (x, y) pixels from the upper left."""
-    height, width = canvas.shape[:2]
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    figure.figimage(canvas, origin="upper")
-    for x, y, text, ha, va in captions:
-        figure.text(x / width, 1 - y / height, text, ha=ha, va=va, fontsize=FONT, linespacing=LINE, parse_math=False)
-    return figure
-
-
-def _wrap(text: str, width: int) -> str:
-    """Break text between words into lines of at most `width` pixels. A longer word gets a line of its own."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)
-
-
-def _width(text: str) -> float:
-    """Return the width of drawn text in pixels."""
-    return RendererAgg(1, 1, DPI).get_text_width_height_descent(text, FontProperties(size=FONT), False)[0]
-
-
-def _longest_word(text: str) -> int:
-    return max((int(np.ceil(_width(word))) for word in text.split()), default=0)
-
-
-def _pixels(text: str) -> int:
-    """Return the height of wrapped text in pixels."""
-    return int(np.ceil((text.count("\n") + 1) * FONT * LINE * DPI / 72))
-
-
-def _save(figure: Figure, path: Path, dpi: int) -> Path:
-    with replacing(path) as temporary:
-        # no software version in the file: the same figure is the same bytes
-        FigureCanvasAgg(figure)  # draws without a display
-        figure.savefig(temporary, dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None)
-    return path

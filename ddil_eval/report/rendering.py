@@ -1,4 +1,4 @@
-"""Tables → CSV (full precision), LaTeX (needs booktabs only), JSON and the terminal. Equal tables give equal text.
+"""Tables → CSV (full precision), LaTeX (needs booktabs only) and JSON. Equal tables give equal text.
 
 In print, a column is rounded to two significant digits of the median half-width of its intervals.
 """
@@ -12,13 +12,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddil_eval.report.records import RecordedEstimate
 from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 PAPER = "Paper (SD 1.5)"
 MEASURED = "Measured"
@@ -73,7 +70,7 @@ def to_latex(table: Table) -> str:
         *_latex_rows(table, shown),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\smallskip{{\footnotesize {escape(note)}\par}}" for note in _notes(table)),
+        *(rf"\par\smallskip{{\footnotesize {escape(note)}\par}}" for note in notes_below(table)),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -89,31 +86,6 @@ def to_dict(table: Table) -> dict[str, Any]:
         "significant": [{"row": r, "column": table.columns[c].key} for r, c in sorted(table.significant)],
         "best": [{"row": r, "column": table.columns[c].key} for r, c in sorted(table.best)],
     }
-
-
-def to_rich(table: Table) -> RenderableType:
-    """Return the table for a terminal: the caption, the cells with intervals below their values, and the notes."""
-    from rich import box
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in table.columns:
-        header = Text(_header(column) + ("\npaper" if column.source == "paper" else ""))
-        style = "cyan" if column.source == "paper" else None
-        rich_table.add_column(header, justify="left" if column.source == "setting" else "right", style=style)
-    for r, row in enumerate(_printed(table)):
-        cells = []
-        for c, (value, *below) in enumerate(row):
-            mark = _marks(table, r, c)
-            style = "bold" if (r, c) in table.best else ""
-            cells.append(Text.assemble((value + mark, style), *(("\n" + line, "dim") for line in below)))
-        rich_table.add_row(*cells)
-    head = Text.assemble((f"{table.title}. ", "bold"), table.caption)
-    notes = [Text(note, style="dim") for note in _notes(table)]
-    return Group(head, Padding(rich_table, (1, 2), expand=False), *notes, Text())
 
 
 def escape(text: str) -> str:
@@ -142,22 +114,24 @@ def _plain(value: Any) -> Any:
     return value + 0.0 if isinstance(value, float) else value
 
 
-def _header(column: Column) -> str:
+def header_text(column: Column) -> str:
+    """Return a column's header with the arrow of its direction."""
     return f"{column.header} {_ARROWS[column.direction]}".rstrip()
 
 
-def _notes(table: Table) -> list[str]:
+def notes_below(table: Table) -> list[str]:
+    """Return the sentences below a table, with what was not measured."""
     return [*table.notes, *([f"Not measured: {'; '.join(table.missing)}."] if table.missing else [])]
 
 
-def _marks(table: Table, row: int, column: int) -> str:
+def marks_after(table: Table, row: int, column: int) -> str:
     """Return the marks after a value: a star if it is significant, a dagger if it is not reliable."""
     cell = table.rows[row][column]
     doubt = DOUBT if isinstance(cell, RecordedEstimate) and cell.note is not None else ""
     return ("*" if (row, column) in table.significant else "") + doubt
 
 
-def _printed(table: Table) -> list[list[list[str]]]:
+def printed_cells(table: Table) -> list[list[list[str]]]:
     """Return the lines of each cell: its value, then its interval and its p-value, if it has them."""
     places = [_decimals([row[i] for row in table.rows]) for i in range(len(table.columns))]
     return [[_print(cell, digits) for cell, digits in zip(row, places, strict=True)] for row in table.rows]
@@ -203,20 +177,25 @@ def _latex_groups(columns: Sequence[Column]) -> list[str]:
     return [" & ".join(titles) + r" \\", " ".join(rules)]
 
 
-def _latex_header(column: Column) -> str:
+def header_lines(column: Column) -> list[str]:
     """Return the header. A long name is broken into two lines at the underscore nearest to its middle."""
-    text = _header(column)
+    text = header_text(column)
     breaks = [i + 1 for i, c in enumerate(text) if c == "_"]
     if len(text) <= 12 or not breaks:
-        return escape(text)
+        return [text]
     middle = min(breaks, key=lambda i: abs(2 * i - len(text)))
-    return rf"\shortstack[r]{{{escape(text[:middle])}\\{escape(text[middle:])}}}"
+    return [text[:middle], text[middle:]]
+
+
+def _latex_header(column: Column) -> str:
+    lines = [escape(line) for line in header_lines(column)]
+    return lines[0] if len(lines) == 1 else rf"\shortstack[r]{{{lines[0]}\\{lines[1]}}}"
 
 
 def _latex_rows(table: Table, shown: Sequence[int]) -> list[str]:
     """Return a line of values for each row, with lines of intervals and p-values below, if the row has any."""
     lines = []
-    for r, row in enumerate(_printed(table)):
+    for r, row in enumerate(printed_cells(table)):
         lines.append(" & ".join(_latex_value(table, r, c, row[c][0]) for c in shown) + r" \\")
         for place in range(1, max(len(row[c]) for c in shown)):
             below = [row[c][place] if place < len(row[c]) else "" for c in shown]
@@ -230,5 +209,5 @@ def _latex_value(table: Table, row: int, column: int, value: str) -> str:
     if not value or table.columns[column].source == "setting":
         return escape(value)
     bold = rf"\mathbf{{{value}}}" if (row, column) in table.best else value
-    marks = _marks(table, row, column).replace(DOUBT, r"\dagger")
+    marks = marks_after(table, row, column).replace(DOUBT, r"\dagger")
     return f"${bold}{f'^{{{marks}}}' if marks else ''}$"

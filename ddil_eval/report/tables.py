@@ -72,13 +72,18 @@ _SHARED = {
 }
 """For each experiment with tables, in the order of the tables: the fields that all rows of one table share."""
 
-
-_SYSTEMS = f"Systems on the same prompts and seeds. {BOLD}"
 _DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
+_OF_FOLDERS = "Paired differences between folders of images with the same ids."
 
 _COMPARED = {
     "systems": (
-        "table1", "systems", "Systems", _SYSTEMS, Column("paper_fid", "FID", "paper", "lower"),
+        "table1", "systems", "Systems", f"Systems on the same prompts and seeds. {BOLD}",
+        Column("paper_fid", "FID", "paper", "lower"),
+        "The paper's FID is for SD 1.5 on COCO 2014, with an image preparation that the paper does not state",
+    ),
+    "score": (
+        "table1", "systems", "Folders", f"Folders of images against one reference. {BOLD}",
+        Column("paper_fid", "FID", "paper", "lower"),
         "The paper's FID is for SD 1.5 on COCO 2014, with an image preparation that the paper does not state",
     ),
     "prompt-inversion": (
@@ -151,7 +156,8 @@ def shift_tables(group: Group) -> list[Table]:
 
 def system_tables(group: Group) -> list[Table]:
     """Return the systems side by side, in the order of the newest protocol, and their paired differences, if any."""
-    source, label, title, text, column, note = _COMPARED[group.experiment]
+    scored = group.records[0].protocol.get("experiment") == "score"  # its records have the experiment "systems"
+    source, label, title, text, column, note = _COMPARED["score" if scored else group.experiment]
     newest = max(group.records, key=lambda r: r.age_key()).protocol
     wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
     order = {name: place for place, name in enumerate(wanted)}
@@ -169,7 +175,8 @@ def system_tables(group: Group) -> list[Table]:
     note += ". That is another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     tables = [replace(table, best=_best(group, table, rows))]
-    tables.append(_named(group, "difference", "differences", "Differences", _DIFFERENCES, "Difference", tested=True))
+    paired = _OF_FOLDERS if scored else _DIFFERENCES
+    tables.append(_named(group, "difference", "differences", "Differences", paired, "Difference", tested=True))
     return [table for table in tables if table.rows]
 
 
@@ -386,7 +393,9 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
 
 
 def _guidance(record: Record) -> str:
-    return "none" if record.guidance_scale is None else f"{record.guidance_scale:g}"
+    if record.guidance_scale is None:
+        return "unknown" if record.solver == "unknown" else "none"
+    return f"{record.guidance_scale:g}"
 
 
 def _reflection(record: Record) -> str:

@@ -17,8 +17,10 @@ from PIL import Image
 from ddil_core.support.protocol import read_yaml
 from ddil_core.support.resources import protocols
 from ddil_eval.cli import ddil
+from ddil_eval.features.recipes import load_recipe
 from ddil_eval.report.records import Record, read_records
 from tests.coco import photograph, save_coco
+from tests.pipelines import edited
 
 Cli = Callable[..., Result]
 
@@ -30,7 +32,7 @@ def refused(result: Result, sentence: str, status: int) -> None:
 
 
 def arguments(student: Path, folder: Path, out: Path) -> list[object]:
-    data = ("--data", f"coco2014:{folder}", "--set", "reference_images=12")
+    data = ("--data", f"coco2014:{folder}", "--reference-pictures", 12)
     return ["eval", "systems", "--model", student, *data, "--num-images", 6, "--metrics", "fd_efflite0", "--set",
             "batch_size=4", "--device", "cpu", "--out", out]  # fmt: skip
 
@@ -190,14 +192,95 @@ def test_fewer_pictures_than_asked(
     assert not (tmp_path / "out").exists()
 
 
-def test_mixed_sizes(score: Cli, kept: Path) -> None:
-    Image.new("RGB", (32, 64)).save(kept / "000001.png")
+def test_photographs_of_mixed_sizes_are_scored_by_a_recipe_that_resizes(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """They give the numbers of the same photographs after the recipe's own crop and resize."""
+    prepare = load_recipe("gigagan").preparation("fd_efflite0", generated=True)
+    for name in ("raw", "prepared"):
+        (tmp_path / name).mkdir()
+    for place in range(6):
+        raw = photograph(40 + place)
+        Image.fromarray(raw).save(tmp_path / "raw" / f"{place}.png")
+        Image.fromarray(prepare(raw)).save(tmp_path / "prepared" / f"{place}.png")
+    result = cli("eval", "score", tmp_path / "raw", tmp_path / "prepared", "--reference", f"coco2014:{folder}",
+                 "--reference-images", 12, "--metrics", "fd_efflite0", "--device", "cpu", "--out", tmp_path / "out",
+                 "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    raw_row, prepared_row, difference = json.loads(result.stdout)
+    assert raw_row["metrics"]["fd_efflite0"]["estimate"] == prepared_row["metrics"]["fd_efflite0"]["estimate"]
+    assert difference["metrics"]["fd_efflite0"]["estimate"]["value"] == 0
+
+
+def test_mixed_sizes_are_refused_by_a_recipe_that_keeps_them(cli: Cli, tmp_path: Path) -> None:
+    """The message names the first sizes and the number of the others."""
+    (tmp_path / "photos").mkdir()
+    for place in range(7):
+        Image.new("RGB", (60 + place, 64)).save(tmp_path / "photos" / f"{place}.png")
+    result = cli("eval", "score", tmp_path / "photos", "--reference", "shapes", "--metrics", "fd_efflite0", "--device",
+                 "cpu", "--out", tmp_path / "out")  # fmt: skip
     refused(
-        score(),
-        f"the images of {kept} have 2 sizes, 32 × 64 px (000001.png), 64 × 64 px (000000.png); put each size into "
-        "a folder of its own",
+        result,
+        f"the images of {tmp_path / 'photos'} have 7 sizes, 60 × 64 px (0.png), 61 × 64 px (1.png), 62 × 64 px (2.png) "
+        "and 4 more, and the recipe 'shapes' does not resize; name a recipe that resizes, or put each size into a "
+        "folder of its own",
         2,
     )
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_another_size_than_the_reference_are_refused_by_a_recipe_that_keeps_both(
+    cli: Cli, tmp_path: Path
+) -> None:
+    for place in range(4):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{place}.png")
+    result = cli("eval", "score", tmp_path, "--reference", "shapes", "--metrics", "fd_efflite0", "--device", "cpu",
+                 "--out", tmp_path / "out")  # fmt: skip
+    refused(
+        result,
+        f"the images of {tmp_path} have 32 × 32 px (0.png), the images of the reference shapes have 64 × 64 px, and "
+        "the recipe 'shapes' does not resize; name a recipe that resizes, or images and a reference of one size",
+        2,
+    )
+
+
+@pytest.fixture(scope="module")
+def small(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Teacher and student of images of 32 px."""
+    folder = tmp_path_factory.mktemp("small")
+    return (
+        edited(teacher, folder / "teacher", "unet/config.json", sample_size=4),
+        edited(student, folder / "student", "unet/config.json", sample_size=4),
+    )
+
+
+@pytest.mark.parametrize("metric", ["fd_efflite0", "drawn_right"])
+@pytest.mark.parametrize("command", ["covariate-shift", "systems"])
+def test_a_model_of_another_size_than_data_and_metrics_is_refused_before_it_draws(
+    command: str, metric: str, cli: Cli, small: tuple[Path, Path], tmp_path: Path
+) -> None:
+    teacher, student = small
+    models = ("--teacher", teacher, "--student", student) if command == "covariate-shift" else ("--model", teacher)
+    result = cli("eval", command, *models, "--data", "shapes", "--set", f"metrics=[{metric}]", "--device", "cpu",
+                 "--out", tmp_path / "out")  # fmt: skip
+    sentences = {
+        "fd_efflite0": f"the images of the model {teacher} have 32 × 32 px, the images of the reference shapes have 64 × "
+        "64 px, and the recipe 'shapes' does not resize; name a recipe that resizes, or images and a reference of one "
+        "size",
+        "drawn_right": "drawn_right measures images of the shapes world, uint8 [1000, 64, 64, 3], not uint8 [1000, 32, "
+        "32, 3]; leave the metric out for other models",
+    }
+    refused(result, sentences[metric], 2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_another_world_are_refused_before_anything_is_drawn(
+    cli: Cli, student: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"id": n, "prompt": f"dog {n}"}) + "\n" for n in range(4)))
+    result = cli("eval", "systems", "--model", student, "--data", "shapes", "--prompts", tmp_path / "mine.jsonl",
+                 "--num-images", 4, "--metrics", "drawn_right", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: drawn_right cannot be measured: ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reference_of_another_recipe(score: Cli, cli: Cli, student: Path, folder: Path, tmp_path: Path) -> None:
@@ -225,10 +308,12 @@ def test_mixed_reference_sizes_under_a_recipe_that_does_not_resize(cli: Cli, kep
         Image.fromarray(photograph(place)).save(tmp_path / "real" / f"{place}.png")
     result = cli("eval", "score", kept, "--reference", tmp_path / "real", "--recipe", "shapes", "--metrics",
                  "fd_efflite0", "--device", "cpu", "--out", tmp_path / "out")  # fmt: skip
-    (h, w), (k, v) = sorted(photograph(place).shape[:2] for place in range(2))
+    (h, w), (k, v) = sorted((photograph(place).shape[:2] for place in range(2)), key=lambda size: size[::-1])
+    names = {photograph(place).shape[:2]: f"{place}.png" for place in range(2)}
     sentence = (
-        f"there are images of {w} × {h} px and of {v} × {k} px, and the recipe 'shapes' does not resize; "
-        "name a recipe that resizes, or give images of one size"
+        f"the images of the reference folder:{tmp_path / 'real'} have 2 sizes, {w} × {h} px ({names[h, w]}), {v} × {k} "
+        f"px ({names[k, v]}), and the recipe 'shapes' does not resize; name a recipe that resizes, or put each size "
+        "into a folder of its own"
     )
     refused(result, sentence, 2)
 
@@ -270,13 +355,40 @@ def test_the_covariate_shift_analysis_prepares_by_the_recipe_of_its_data(
     cli: Cli, teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     folder = save_coco(tmp_path / "coco", count=6, year=2017)
-    quick = ("teacher_steps=4", "reference_images=6", "metrics=[fd_efflite0]", "figure_prompts=0")
-    settings = [word for setting in quick for word in ("--set", setting)]
+    settings = (
+        "--set",
+        "teacher_steps=4",
+        "--set",
+        "figure_prompts=0",
+        "--reference-images",
+        6,
+        "--metrics",
+        "fd_efflite0",
+    )
     result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data", f"coco2017:{folder}",
                  "--p-teacher", "", "--switch", "500", "--num-prompts", 4, *settings, "--device", "cpu",
                  "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert {(r.recipe, r.data["split"]) for r in read_records(tmp_path / "out")} == {("coco2017-5k (4 → 6)", "val2017")}
+
+
+def test_the_covariate_shift_analysis_takes_a_plain_folder_and_a_recipe(
+    cli: Cli, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    """Without a number all images of the folder count. A recipe of one's own has its own preparation."""
+    (tmp_path / "photos").mkdir()
+    for place in range(5):
+        Image.fromarray(photograph(place)).save(tmp_path / "photos" / f"{place}.png")
+        (tmp_path / "photos" / f"{place}.txt").write_text(f"photograph {place}")
+    recipe = read_yaml(protocols() / "recipes.yaml")["folder-256"] | {"size": 64, "filter": "bicubic"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"mine": recipe}))
+    quick = ("--set", "teacher_steps=4", "--set", "figure_prompts=0", "--p-teacher", "", "--switch", "500")
+    for more, label in (((), "folder-256 (5 → 5)"), (("--recipe", tmp_path / "mine.yaml"), "mine (5 → 5)")):
+        result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data",
+                     f"folder:{tmp_path / 'photos'}", *quick, *more, "--device", "cpu", "--out",
+                     tmp_path / label[:4])  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        assert {record.recipe for record in read_records(tmp_path / label[:4])} == {label}
 
 
 def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, student: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from ddil_core.data.datasets import DATASETS
-from ddil_eval.cli.listing import _word, show_list
+from ddil_eval.cli.listing import _word, print_table, show_list
 from ddil_eval.metrics import METRICS
 
 
@@ -67,3 +68,48 @@ def test_what_is_not_here_is_followed_by_what_to_do(capsys: pytest.CaptureFixtur
 
 def test_words() -> None:
     assert [_word(value) for value in (True, False, None, "", 0, 1, "a")] == ["yes", "no", "–", "–", "0", "1", "a"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_list_breaks_no_word(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of a text between spaces and signs stands whole, in a table or in paragraphs that fit the width."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows: list[dict[str, object]] = [
+        {
+            "name": "sd15",
+            "source": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "licence": "unverified",
+            "here": True,
+        },
+        {
+            "name": "lcm",
+            "source": "SimianLuo/LCM_Dreamshaper_v7 and a long explanation",
+            "licence": None,
+            "here": False,
+        },
+    ]
+    print_table("Models", ("name", "source", "licence", "here"), rows)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    for row in rows:
+        for text in map(_word, row.values()):
+            for part in re.findall(r"[^\s/_-]+[/_-]*", text):
+                assert part in shown
+    assert ("┃" in shown) == (width >= 60)
+
+
+def test_a_list_for_a_very_narrow_terminal_is_paragraphs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "25")
+    print_table(
+        "Models", ("name", "source", "here"), [{"name": "sd15", "source": "stabilityai/sd-turbo", "here": None}]
+    )
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith("Models") and lines[1:] == [
+        "",
+        "sd15",
+        "  source: stabilityai/sd-",
+        "  turbo",
+        "  here: –",
+    ]

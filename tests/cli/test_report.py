@@ -112,3 +112,14 @@ def test_it_needs_no_torch(results: Path, root: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_figures_of_nothing_are_said(cli: Cli, tmp_path: Path) -> None:
+    """There are tables, but no record of a covariate-shift analysis."""
+    store.save_record(system("PD", 4), tmp_path)
+    result = cli("report", "--results", tmp_path, "--figures")
+    assert result.exit_code == 0 and "Systems" in result.stdout
+    assert result.stderr.splitlines()[-1] == (
+        f"No figure: --figures plots records of 'ddil eval covariate-shift', and {tmp_path} has none."
+    )
+    assert "No figure" not in cli("report", "--results", tmp_path).stderr

@@ -11,9 +11,15 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from ddil_core.data.base import Prompt
+from ddil_core.data.datasets import open_data
+from ddil_core.data.folder import ImageFiles
 from ddil_core.models.generate import sample as draw
 from ddil_core.models.model import load_model
-from ddil_core.support.errors import WrongCommand
+from ddil_core.support import image_grids
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_eval.experiments import image_sources
+from ddil_eval.experiments.image_sources import ImageOrigin, write_sample
 
 PROMPTS = (
     "a small red circle left of a large blue star on a grey background",
@@ -40,7 +46,12 @@ def test_it_writes_a_picture_each_and_a_grid_of_all(sample: Callable[..., Result
     assert result.exit_code == 0
     assert result.stdout == f"6 images and {tmp_path / 'out' / 'grid.png'}\n"
     pictures = [f"{row:03d}-{number:02d}.png" for row in range(3) for number in range(2)]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*pictures, "grid.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *pictures,
+        "grid.png",
+        "index.jsonl",
+        "made.json",
+    ]
     shown = [pixels(tmp_path / "out" / name) for name in pictures]
     assert {picture.shape for picture in shown} == {(64, 64, 3)}
     assert len({picture.tobytes() for picture in shown}) == 6
@@ -53,8 +64,86 @@ def test_json_names_the_files(sample: Callable[..., Result], tmp_path: Path) -> 
         "images": [str(tmp_path / "out" / "000-00.png")],
         "grid": str(tmp_path / "out" / "grid.png"),
         "sampling": {"steps": 4, "solver": "ddim", "guidance_scale": 1.0},
+        "index": str(tmp_path / "out" / "index.jsonl"),
     }
-    assert all(Path(path).is_file() for path in (*document["images"], document["grid"]))
+    assert all(Path(path).is_file() for path in (*document["images"], document["grid"], document["index"]))
+
+
+def test_the_folder_is_a_data_set_without_the_grid(
+    sample: Callable[..., Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(tmp_path / "out", *PROMPTS, more=("--num-images", 2, "--seed", 7)).exit_code == 0
+    data = open_data(f"folder:{tmp_path / 'out'}")
+    assert isinstance(data, ImageFiles)
+    assert [(file.id, file.name, file.caption) for file in data.files] == [
+        (f"{row:03d}-{number}", f"{row:03d}-{number:02d}.png", prompt)
+        for row, prompt in enumerate(PROMPTS)
+        for number in range(2)
+    ]
+    assert capsys.readouterr().err == ""  # no warning of an image that the index does not name
+
+
+def test_the_folder_can_be_scored_and_says_how_it_was_made(
+    sample: Callable[..., Result], cli: Callable[..., Result], student: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("\n".join([*PROMPTS, "a large blue square on a white background"]) + "\n")
+    made = sample(tmp_path / "out", more=("--prompts", tmp_path / "mine.txt", "--guidance", 2, "--seed", 7))
+    assert made.exit_code == 0, made.stderr
+    result = cli("eval", "score", tmp_path / "out", "--reference", "shapes", "--metrics", "drawn_right", "--device",
+                 "cpu", "--out", tmp_path / "scored", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (record,) = json.loads(result.stdout)
+    assert (record["n_done"], record["guidance_scale"], record["solver"], record["seeds"]) == (4, 2.0, "ddim", [7])
+    assert record["nfe"] == 8 and [model["reference"] for model in record["systems"].values()] == [str(student)]
+
+
+def test_a_list_gives_the_images_of_its_prompts(sample: Callable[..., Result], tmp_path: Path) -> None:
+    rows = [{"id": f"p{place}", "prompt": prompt} for place, prompt in enumerate(PROMPTS)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sample(tmp_path / "list", more=("--prompts", tmp_path / "mine.jsonl")).exit_code == 0
+    assert sample(tmp_path / "options", *PROMPTS).exit_code == 0
+    index = [json.loads(line) for line in (tmp_path / "list" / "index.jsonl").read_text().splitlines()]
+    assert index == [
+        {"id": f"p{place}", "file": f"{place:03d}-00.png", "prompt": prompt, "seed": 0}
+        for place, prompt in enumerate(PROMPTS)
+    ]
+    for row in index:
+        assert (tmp_path / "list" / row["file"]).read_bytes() == (tmp_path / "options" / row["file"]).read_bytes()
+
+
+def test_prompts_come_from_one_place(sample: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\n")
+    sentence = "error: the command needs prompts; give each with --prompt, or a list of them with --prompts FILE\n"
+    for result in (
+        sample(tmp_path / "out"),
+        sample(tmp_path / "out", PROMPTS[0], more=("--prompts", tmp_path / "mine.txt")),
+    ):
+        assert (result.exit_code, result.stdout, result.stderr) == (2, "", sentence)
+    missing = sample(tmp_path / "out", more=("--prompts", tmp_path / "none.txt"))
+    assert (missing.exit_code, missing.stderr) == (2, f"error: there is no list of prompts {tmp_path / 'none.txt'}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_many_images_sort_as_their_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand and one prompts need four digits. The grid shows the first images, and the caller hears how many."""
+    monkeypatch.setattr(image_grids, "MOST_IMAGES", 4)
+    images = np.zeros((1001, 1, 4, 4, 3), np.uint8)
+    paths, shown = write_sample(images, [Prompt(str(n), "") for n in range(1001)], ImageOrigin("a"), tmp_path)
+    assert shown == 4 and sorted(paths) == paths and paths[-1].name == "1000-00.png"
+
+
+def test_a_disk_that_fails_at_the_last_files_leaves_nothing(
+    sample: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise DdilError(f"{path} could not be written")
+
+    monkeypatch.setattr(image_sources, "write_text", full)
+    result = sample(tmp_path / "out", PROMPTS[0])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert sample(tmp_path / "out", PROMPTS[0]).exit_code == 0
 
 
 def test_the_same_seed_gives_the_same_bytes(sample: Callable[..., Result], tmp_path: Path) -> None:

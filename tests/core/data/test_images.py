@@ -25,6 +25,7 @@ from ddil_core.support.errors import DdilError
 from ddil_eval.experiments.image_sources import FolderImages, open_image_folder
 from ddil_eval.experiments.reference_images import check_reference
 from ddil_eval.experiments.targets import read_targets
+from ddil_eval.features.recipes import load_recipe
 from tests.shards import picture, save_shard
 
 few = settings(
@@ -107,7 +108,7 @@ def test_16_bit_grey_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
         next(iter(data.images(1)))[0],
         next(iter(data.training(1, 32)))[0][0],
         next(iter(open_data(f"webdataset:{shard}").training(1, 32)))[0][0],
-        FolderImages(open_image_folder(folder, None), 1)[0].images[0],
+        FolderImages(open_image_folder(folder, None)[0], 1)[0].images[0],
         read_targets(data, 1, 32).images[0],
     ):
         assert np.array_equal(found, GREY)
@@ -215,7 +216,7 @@ def test_changes_are_said_in_one_sentence(tmp_path: Path, capsys: pytest.Capture
     sentence = f"warning: 3 of 5 images of {data.reference} {CHANGES}\n"
     data.require(5, 8)
     assert capsys.readouterr().err == sentence
-    check_reference(data, 5)
+    check_reference(data, 5, load_recipe("gigagan"), ["fd_efflite0"])
     assert capsys.readouterr().err == sentence
     assert isinstance(data, ImageFiles)
     survey(data.files[4:], "these").warn_of_changes()

@@ -71,7 +71,7 @@ def test_kept_images_are_read_back_unchanged(generated: GeneratedImages, tmp_pat
         "prompt": generated.prompts[4].text,
         "seed": 3,
     }
-    saved = FolderImages(open_image_folder(tmp_path / "kept", None), batch_size=3)
+    saved = FolderImages(open_image_folder(tmp_path / "kept", None)[0], batch_size=3)
     assert np.array_equal(np.concatenate([b.images for b in saved]), np.concatenate([b.images for b in batches]))
     assert [prompt for batch in saved for prompt in batch.prompts] == list(generated.prompts)
     assert ImageOrigin.read(tmp_path / "kept") == MADE_BY
@@ -104,7 +104,7 @@ def test_images_of_another_program_are_named_by_their_folder(tmp_path: Path) -> 
     for place in range(3):
         Image.fromarray(photograph(2 * place)[:60, :60]).save(tmp_path / f"{place}.png")
     assert ImageOrigin.read(tmp_path) == ImageOrigin(str(tmp_path))
-    assert [len(batch.images) for batch in FolderImages(open_image_folder(tmp_path, 2), 8)] == [2]
+    assert [len(batch.images) for batch in FolderImages(open_image_folder(tmp_path, 2)[0], 8)] == [2]
     (tmp_path / ORIGIN).write_text("{")
     with pytest.raises(DdilError) as error:
         ImageOrigin.read(tmp_path)
@@ -121,13 +121,17 @@ def test_folders_that_cannot_be_scored(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"the folder {tmp_path} has 1 images, fewer than the 2 asked for; add images, or ask for fewer"
     )
-    Image.fromarray(photograph(0)[:50, :50]).save(tmp_path / "b.png")
-    with pytest.raises(WrongCommand) as error:
-        open_image_folder(tmp_path, None)
-    assert str(error.value) == (
-        f"the images of {tmp_path} have 2 sizes, 50 × 40 px (a.png), 50 × 50 px (b.png); put each size into "
-        "a folder of its own"
-    )
+
+
+def test_images_of_several_sizes_are_read_as_they_are(tmp_path: Path) -> None:
+    """A batch of one size is one array, another one a list."""
+    for place, (height, width) in enumerate([(40, 50), (50, 50), (50, 50)]):
+        Image.fromarray(photograph(0)[:height, :width]).save(tmp_path / f"{place}.png")
+    files, surveyed = open_image_folder(tmp_path, None)
+    assert surveyed.sizes == {(50, 40): "0.png", (50, 50): "1.png"}
+    first, second = FolderImages(files, 2)
+    assert isinstance(first.images, list) and [image.shape for image in first.images] == [(40, 50, 3), (50, 50, 3)]
+    assert isinstance(second.images, np.ndarray) and second.images.shape == (1, 50, 50, 3)
 
 
 def test_a_name_becomes_the_name_of_a_folder() -> None:

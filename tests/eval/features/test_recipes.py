@@ -16,13 +16,16 @@ from PIL import Image
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import read_yaml
 from ddil_core.support.resources import protocols
+from ddil_eval.experiments.prompts import choose_prompts
+from ddil_eval.experiments.reference_images import open_reference
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe, centre_crop, load_recipe, recipe_for, resize
 from ddil_eval.metrics import METRICS
 from tests.coco import photograph
 from tests.pixels import add_metric
+from tests.shards import save_shards
 
-NAMES = ("gigagan", "dmd2-sdxl", "bk-sdm", "coco2017-5k", "shapes")
+NAMES = ("gigagan", "dmd2-sdxl", "bk-sdm", "coco2017-5k", "folder-256", "shapes")
 
 
 def zone_plate(size: int = 512) -> np.ndarray:
@@ -175,17 +178,43 @@ def test_a_row_prints_its_counts_where_they_are_not_the_recipes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [("shapes", "shapes"), ("coco2014:x", "gigagan"), ("coco2017:x", "coco2017-5k")]
+    ("data", "name"),
+    [("shapes", "shapes"), ("coco2014:x", "gigagan"), ("coco2017:x", "coco2017-5k"), ("folder:x", "folder-256")],
 )
 def test_a_data_set_has_its_recipe(data: str, name: str) -> None:
     assert recipe_for(data) == name
 
 
-def test_a_folder_has_none(tmp_path: Path) -> None:
-    Image.fromarray(photograph(0)).save(tmp_path / "a.png")
+def test_shards_have_none(tmp_path: Path) -> None:
+    shards = save_shards(tmp_path)
     with pytest.raises(WrongCommand) as error:
-        recipe_for(f"folder:{tmp_path}")
-    assert str(error.value) == f"no recipe belongs to the data set 'folder:{tmp_path}'; name one with --recipe"
+        recipe_for(shards)
+    assert str(error.value) == f"no recipe belongs to the data set {shards!r}; name one with --recipe"
+
+
+def test_the_recipe_of_plain_folders_takes_all_images_of_any_data_set(tmp_path: Path) -> None:
+    for place in range(5):
+        Image.fromarray(photograph(place)).save(tmp_path / f"{place}.png")
+        (tmp_path / f"{place}.txt").write_text(f"photograph {place}")
+    recipe, data, count = open_reference(f"folder:{tmp_path}", None, None)
+    assert (recipe.name, count, len(choose_prompts(data, recipe.images, None).prompts)) == ("folder-256", 5, 5)
+    assert open_reference(f"folder:{tmp_path}", None, 3)[2] == 3
+    assert recipe.label(5, 5) == "folder-256 (5 → 5)"
+    with pytest.raises(WrongCommand) as error:
+        open_reference("shapes", "folder-256", None)
+    assert str(error.value) == (
+        "the recipe takes all images, and 'shapes' has no end; say how many with --num-images and --reference-images"
+    )
+    assert open_reference("shapes", "folder-256", 8)[2] == 8
+
+
+def test_the_size_after_the_preparation_is_the_one_that_is_said() -> None:
+    for name in NAMES:
+        for metric in ("fd_efflite0", "patch_fid", "clip_score"):
+            for place in range(3):
+                preparation = load_recipe(name).preparation(metric, generated=True)
+                image = photograph(place)
+                assert preparation(image).shape[:2] == preparation.size_of(image.shape[:2])
 
 
 def test_a_recipe_that_there_is_not() -> None:

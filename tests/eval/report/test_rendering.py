@@ -18,6 +18,7 @@ from ddil_eval.report import rendering as render
 from ddil_eval.report.records import RecordedEstimate
 from ddil_eval.report.table_type import Column, Table
 from ddil_eval.report.tables import build
+from ddil_eval.report.terminal import to_rich
 from tests.records import p_teacher, record, system
 
 CSV = """\
@@ -96,7 +97,7 @@ def test_latex_is_golden(table: Table) -> None:
 def test_terminal_is_golden(table: Table) -> None:
     console = Console(width=120, file=io.StringIO(), color_system=None)
     with console.capture() as shown:
-        console.print(render.to_rich(table))
+        console.print(to_rich(table))
     lines = [line.rstrip() for line in shown.get().splitlines()]
     start = next(i for i, line in enumerate(lines) if "CLIP ↑" in line)
     assert "\n".join(lines[start : start + 9]) + "\n" == TERMINAL_ROWS
@@ -119,7 +120,7 @@ def test_json_keeps_names_and_digits(table: Table) -> None:
 def test_print_shows_two_digits_of_the_half_width(half: float, printed: list[str]) -> None:
     estimate = RecordedEstimate(value=123.456789, low=123.456789 - half, high=123.456789 + half, n=9)
     table = Table("g", "t", "T", "c.", (Column("m", "m", "measured", interval=True),), ((estimate,),))
-    assert render._printed(table) == [[printed]]
+    assert render.printed_cells(table) == [[printed]]
 
 
 def test_latex_rows_have_as_many_cells_as_columns() -> None:
@@ -164,7 +165,7 @@ def test_marks_need_no_hand_work() -> None:
 def test_the_terminal_shows_the_same_marks() -> None:
     console = Console(width=80, file=io.StringIO(), color_system="standard", force_terminal=True)
     with console.capture() as shown:
-        console.print(render.to_rich(marked()))
+        console.print(to_rich(marked()))
     assert "\x1b[1m-2.0*" in shown.get() and "0.5*" not in shown.get()
     assert "p < 0.001" in shown.get() and "p = 0.250" in shown.get()
 
@@ -187,7 +188,7 @@ def test_escape_leaves_no_special_character() -> None:
 def test_a_p_value_is_never_rounded_onto_a_level_that_it_is_below(p_value: float, printed: str) -> None:
     estimate = RecordedEstimate(value=1.0, low=0.5, high=1.5, n=9, p_value=p_value)
     table = Table("g", "t", "T", "c.", (Column("m", "m", "measured", interval=True, tested=True),), ((estimate,),))
-    assert render._printed(table) == [[["1.00", "[0.50, 1.50]", printed]]]
+    assert render.printed_cells(table) == [[["1.00", "[0.50, 1.50]", printed]]]
 
 
 def of_names(*names: str) -> Table:
@@ -198,13 +199,15 @@ def of_names(*names: str) -> Table:
 
 def test_zero_has_no_sign() -> None:
     table, console = of_names("a"), Console(width=80, file=io.StringIO(), color_system=None)
-    assert render._printed(table) == [[["a"], ["0.0000", "[-0.0004, 0.0040]"], ["0"]]]
+    assert render.printed_cells(table) == [[["a"], ["0.0000", "[-0.0004, 0.0040]"], ["0"]]]
     wide = RecordedEstimate(value=-0.04, low=-3.0, high=3.0, n=9)
-    assert render._printed(Table("g", "t", "T", "c.", (Column("m", "m"),), ((wide,),))) == [[["0.0", "[-3.0, 3.0]"]]]
+    assert render.printed_cells(Table("g", "t", "T", "c.", (Column("m", "m"),), ((wide,),))) == [
+        [["0.0", "[-3.0, 3.0]"]]
+    ]
     assert render.to_csv(table) == "x,m,m_low,m_high,y\na,0.0,-0.0004,0.004,0.0\n"
     assert "-0.0," not in json.dumps(render.to_dict(table)["rows"]) and "-0.0}" not in json.dumps(render.to_dict(table))
     with console.capture() as shown:
-        console.print(render.to_rich(table))
+        console.print(to_rich(table))
     assert not re.search(r"-0(\.0*)?(?![\d.])", shown.get() + render.to_latex(table))
 
 
