@@ -20,6 +20,7 @@ class InversionConfig(Strict):
     """Prompt inversion as data.
 
     Attributes:
+        experiment: The name of the experiment.
         teacher: The reference of the model on which images are inverted.
         data: The reference of the data set.
         towers: The folder of the CLIP that chooses prompts and compares images. Defaults to the one of the shapes

@@ -51,6 +51,7 @@ class SystemsConfig(Strict):
     """A comparison of systems as data. What is None comes from the recipe, and the recipe from the data set.
 
     Attributes:
+        experiment: The name of the experiment.
         data: The reference of the data set.
         recipe: The name of the recipe.
         prompts: The path of a list of prompts, in place of the data set's own.
