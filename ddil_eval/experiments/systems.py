@@ -18,7 +18,7 @@ from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, Missing
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import Strict, renamed
@@ -121,14 +121,15 @@ class ComparisonPlan:
         """Refuse to go on where anything is absent.
 
         Raises:
-            DdilError: something is absent; the message names all of it.
+            DdilError: one thing is absent; the message names it.
+            Missing: several things are absent; the message names all of them.
         """
         if not self.absent:
             return
         (name, error), *others = self.absent.items()
         if not others and not name.startswith("metric "):
             raise error  # the error of a model or of the data names it already
-        raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
+        raise Missing([f"{name}: {error}" for name, error in self.absent.items()])
 
 
 def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
