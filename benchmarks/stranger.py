@@ -1,28 +1,44 @@
-"""Train the teacher of ``benchmarks.stranger_world``, and write its folders of captioned pictures.
+"""A small teacher that this project has never seen: train it, distil it by every method, choose settings, and measure.
 
-    python -m benchmarks.stranger --out runs/stranger
+    python -m benchmarks.stranger --out runs/stranger [--updates 1500] [--csv FILE]
 
-This makes OUT/teacher, OUT/train (4,000 pictures), OUT/choose and OUT/test (1,000 each). It takes about 20 minutes on
-one core. After an interruption, run the same command again.
+The teacher and its pictures are those of ``benchmarks.stranger_world``. Each method is tried with a few settings. They
+are compared on the captions of ``OUT/choose``, and the best of each method is measured on those of ``OUT/test``, which
+nothing was chosen on. All of it takes about an hour on a quiet core. After an interruption, the same command goes on.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import pandas as pd
 import torch
+import yaml
 from torch import Tensor, nn
 
 from benchmarks import stranger_world as world
+from benchmarks.printing import show
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.distillation.distill import distill
 from ddil_core.distillation.loop import Ema
+from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.shapes.training.architecture import use_plain_attention
 from ddil_core.shapes.training.train import run_stage
+from ddil_core.support.ending import in_a_sentence
+from ddil_core.support.protocol import read_yaml
+from ddil_core.support.resources import protocols
+from ddil_eval.cli.options import quiet_libraries
+from ddil_eval.experiments.systems import SystemsConfig, compare_systems
+from ddil_eval.report.records import Record
 
 CAPTION_DROPOUT = 0.1
+PICTURES = {"train": 4000, "choose": 1000, "test": 1000}
+METRIC = "fd_efflite0"
+TEACHER, UNDISTILLED = "teacher, 32 steps", "teacher, 4 steps"
 
 
 def pictures(count: int, seed: int) -> tuple[Tensor, list[str]]:
@@ -72,18 +88,14 @@ def train_teacher(x0: Tensor, tokens: Tensor, no_caption: Tensor, out: Path, ste
     return ema.module
 
 
-@click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/stranger"), show_default=True
-)
-@click.option("--autoencoder-steps", default=2000, show_default=True)
-@click.option("--teacher-steps", default=6000, show_default=True)
-def main(out: Path, autoencoder_steps: int, teacher_steps: int) -> None:
-    """Train the teacher and write the pictures."""
-    for seed, (name, count) in enumerate({"train": 4000, "choose": 1000, "test": 1000}.items()):
+def make_teacher(out: Path, autoencoder_steps: int, teacher_steps: int, guidance: float) -> None:
+    """Write the pictures, and train the teacher where it is not yet there."""
+    for seed, (name, count) in enumerate(PICTURES.items()):
         if not (out / name / "metadata.jsonl").is_file():
             world.write_pictures(out / name, count, seed)
-    pixels, captions = pictures(4000, 0)
+    if (out / "teacher" / SYSTEM_FILE).is_file():
+        return
+    pixels, captions = pictures(PICTURES["train"], 0)
     vae = train_autoencoder(pixels, out, autoencoder_steps)
     with torch.no_grad():
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(250)])
@@ -93,6 +105,118 @@ def main(out: Path, autoencoder_steps: int, teacher_steps: int) -> None:
     model: Any = train_teacher(scale * latents, tokens[:-1], tokens[-1], out, teacher_steps)
     vae.register_to_config(scaling_factor=scale)
     world.save_teacher(out / "teacher", vae, model["unet"], model["text_encoder"], words)
+    sampling = {"solver": "ddim", "steps": None, "guidance_scale": guidance}
+    (out / "teacher" / SYSTEM_FILE).write_text(json.dumps(sampling) + "\n", encoding="utf-8")
+
+
+def candidates(updates: int, guidance: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the protocols to try, by the method's title and the name of the settings.
+
+    "published" is what LCM's authors use for Stable Diffusion, at a learning rate for a small network.
+    """
+    trained = {"guidance_range": [1.5, guidance], "guidance_scale": (1.5 + guidance) / 2}
+    stages = [{"steps": steps, "updates": updates} for steps in (8, 4)]
+    published = {"teacher_steps": 50, "weighting": "none"}
+    tries: dict[str, dict[str, dict[str, Any]]] = {
+        "PD": {"pd": {"stages": stages, "convert": {"updates": updates}}},
+        "DMD2": {"dmd2": {"updates": max(1, updates // 5), "guidance_scale": (1 + guidance) / 2}},
+    }
+    for title, name, rate in (("LCM", "lcm", 5e-4), ("LCM-LoRA", "lcm-lora", 1e-4)):
+        shared = {"updates": updates, "learning_rate": rate} | trained
+        tries[title] = {
+            name: shared,
+            f"{name}-published": shared | published,
+            f"{name}-fast": shared | {"learning_rate": 2 * rate},
+        }
+    shapes = protocols() / "shapes"
+    return {
+        title: {
+            name: read_yaml(shapes / f"{title.lower()}.yaml") | {"pool": PICTURES["train"], "watch": None} | changes
+            for name, changes in rows.items()
+        }
+        for title, rows in tries.items()
+    }
+
+
+def measure(out: Path, pictures: str, rows: dict[str, tuple[Path, int | None]], count: int) -> list[Record]:
+    """Measure models on the captions of a folder of pictures, each with its difference from 4 undistilled steps.
+
+    Args:
+        out: The folder of the benchmark.
+        pictures: The name of the folder.
+        rows: For each name the model, and its number of steps; None for its own.
+        count: The number of images.
+    """
+    recipe = out / "recipe.yaml"
+    reference = {"data": "folder", "images": PICTURES[pictures]}
+    content = {"images": PICTURES[pictures], "reference": reference, "metrics": [METRIC]}
+    recipe.write_text(yaml.safe_dump({"stranger": content}), encoding="utf-8")
+    systems = [{"name": name, "model": str(model), "steps": steps} for name, (model, steps) in rows.items()]
+    config = SystemsConfig.model_validate(
+        {
+            "data": f"folder:{out / pictures}",
+            "recipe": str(recipe),
+            "systems": systems,
+            "differences": [[name, UNDISTILLED] for name in rows if name not in (TEACHER, UNDISTILLED)],
+            "num_prompts": count,
+        }
+    )
+    return compare_systems(config, out / f"results-{pictures}")
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/stranger"), show_default=True
+)
+@click.option("--autoencoder-steps", default=2000, show_default=True)
+@click.option("--teacher-steps", default=6000, show_default=True)
+@click.option("--guidance", default=3.0, show_default=True, help="The teacher's guidance scale.")
+@click.option("--updates", default=1500, show_default=True, help="The updates of a stage; DMD2 has a fifth.")
+@click.option("--num-images", "count", default=1000, show_default=True, help="The number of images of a row.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), default=None)
+def main(
+    out: Path, autoencoder_steps: int, teacher_steps: int, guidance: float, updates: int, count: int,
+    csv_path: Path | None,
+) -> None:  # fmt: skip
+    """Train the teacher, distil it, choose settings, and print the table."""
+    quiet_libraries()
+    with in_a_sentence():
+        make_teacher(out, autoencoder_steps, teacher_steps, guidance)
+        teacher = out / "teacher"
+        rows: dict[str, tuple[Path, int | None]] = {TEACHER: (teacher, 32), UNDISTILLED: (teacher, 4)}
+        chosen = dict(rows)
+        for title, tries in candidates(updates, guidance).items():
+            runs = {name: out / "runs" / name for name in tries}
+            for name, protocol in tries.items():
+                distill(str(teacher), f"folder:{out / 'train'}", protocol, runs[name])
+            tried = measure(out, "choose", rows | {name: (run, None) for name, run in runs.items()}, count)
+            values = {
+                record.cell["name"]: record.metrics[METRIC].estimate.value
+                for record in tried
+                if record.cell["kind"] == "system"
+            }
+            show(
+                pd.DataFrame([{"settings": name, METRIC: values[name]} for name in runs]),
+                None,
+                title=f"{title}, to choose",
+            )
+            chosen[title] = (runs[min(runs, key=lambda name: values[name])], None)
+        show(table(measure(out, "test", chosen, count)), csv_path, title="captions that nothing was chosen on")
+
+
+def table(records: list[Record]) -> pd.DataFrame:
+    """Return the table: each system with its interval, and its difference from 4 undistilled steps."""
+    rows = []
+    for record in records:
+        if record.cell["kind"] not in ("system", "difference"):
+            continue
+        estimate = record.metrics[METRIC].estimate
+        p_value = "" if estimate.p_value is None else f"{estimate.p_value:.3g}"
+        rows.append(
+            {"kind": record.cell["kind"], "name": record.cell["name"], METRIC: estimate.value}
+            | {"low": estimate.low, "high": estimate.high, "p": p_value}
+        )
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_the_page_is_walked(desk: Path, monkeypatch: pytest.MonkeyPatch, cli: Cl
             exec(compile(text, str(PAGE), "exec"), names)
             assert names["image"].size == (32, 32)
         else:
-            for line in text.splitlines():
+            for line in re.sub(r" \\\n +", " ", text).splitlines():  # a backslash joins lines
                 result = cli(*shortened(line))
                 assert result.exit_code == 0, (line, result.stderr)
                 printed[line] = result.stdout
