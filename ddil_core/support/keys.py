@@ -87,6 +87,15 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return next((section for part in get_args(annotation) if (section := section_of(part)) is not None), None)
 
 
+def numeric(annotation: Any) -> bool:
+    """Return whether a value is a number, or a number or null. Lists of numbers are not."""
+    if get_origin(annotation) is Annotated:
+        return numeric(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return any(numeric(part) for part in get_args(annotation))
+    return annotation in (int, float)
+
+
 def field_takes(field: FieldInfo) -> str:
     """Say in words what a field takes."""
     return takes(field.annotation, field.metadata)

@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.keys import Takes
+from ddil_core.support.keys import Takes, field_takes, numeric
 from ddil_core.support.misfits import misfit
 from ddil_core.support.paths import shown
 from ddil_core.support.plain_yaml import DEPTH, NotPlain, load_plain
@@ -23,9 +33,21 @@ MOST = 100_000_000
 
 
 class Strict(BaseModel):
-    """A configuration that refuses unknown keys, NaN, infinities, and counts above ``MOST``. A seed is no count."""
+    """A configuration that refuses unknown keys, NaN, infinities, true as a number, and counts above ``MOST``.
+
+    A seed is no count.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false as numbers, which pydantic reads as 1 and 0."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and numeric(field.annotation):
+            raise ValueError(f"it takes {field_takes(field)}, not {str(value).lower()}")
+        return value
 
     @model_validator(mode="after")
     def _limit_counts(self) -> Self:

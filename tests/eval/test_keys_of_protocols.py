@@ -106,6 +106,7 @@ CASES: dict[str, tuple[type[BaseModel], dict[str, Any], str]] = {
         {"learning_rate": "fast"},
         "at 'learning_rate': it takes a number above 0 and at most 1, not 'fast'",
     ),
+    "true": (METHODS["pd"].config, {"pool": True}, "at 'pool': it takes a whole number of at least 1, not true"),
     "null": (METHODS["pd"].config, {"seed": None}, "at 'seed': it takes a whole number of at least 0, not null"),
     "inside": (
         METHODS["dmd2"].config,
