@@ -127,9 +127,11 @@ class ComparisonPlan:
         if not self.absent:
             return
         (name, error), *others = self.absent.items()
-        if not others and not name.startswith("metric "):
-            raise error  # the error of a model or of the data names it already
-        raise Missing([f"{name}: {error}" for name, error in self.absent.items()])
+        if others:
+            raise Missing([f"{name}: {error}" for name, error in self.absent.items()])
+        if name.startswith("metric "):
+            raise DdilError(f"{name}: {error}")
+        raise error  # the error of a model or of the data names it already
 
 
 def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
