@@ -23,6 +23,7 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m ddil_eval.cli.command_reference
+	$(BIN)/python -m ddil_eval.cli.protocol_reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 clean:

@@ -38,7 +38,8 @@ from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
-from ddil_core.distillation.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
+from ddil_core.distillation.config import ProgressiveConfig, StageConfig
+from ddil_core.distillation.phases import DdilConfig, PhaseConfig
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.models.model import load_model
 from ddil_core.support.protocol import override, read_yaml, validate

@@ -11,7 +11,8 @@ from ddil_core.data.base import DataSet
 from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
 from ddil_core.diffusion.parameterization import FLOWS
-from ddil_core.distillation.config import Collection, DdilConfig, MethodConfig, PhaseConfig
+from ddil_core.distillation.config import Collection, MethodConfig
+from ddil_core.distillation.phases import DdilConfig, PhaseConfig
 from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError, WrongCommand

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
+from ddil_core.distillation.phases import DdilConfig
 from ddil_core.support.compute import ComputeKeys, with_network_dtypes
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import GuidanceScale, Strict
@@ -17,7 +18,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StageConfig(Strict):
-    """One stage: the student's steps, half of its teacher's, and the number of updates."""
+    """One stage.
+
+    Attributes:
+        steps: The student's steps, half of its teacher's.
+        updates: The number of updates.
+    """
 
     steps: int = Field(ge=1)
     updates: int = Field(ge=1)
@@ -45,47 +51,6 @@ class ReflectionConfig(Strict):
 
     mode: ReflectionMode = "clamp"
     quantile: float = Field(default=0.9995, gt=0.5, le=1)
-
-
-class PhaseConfig(Strict):
-    """A phase of a stage (Algorithm 2).
-
-    Where a rollout has one actor (LCM, DMD2), a state comes from data with probability 1 − ``aggregated``, from a
-    rollout of the teacher with ``aggregated`` · ``p_teacher``, and otherwise from a rollout of the student.
-
-    Attributes:
-        until: The share of the stage's updates at which the phase ends.
-        aggregated: The share of aggregated states in a batch, as a mean over updates.
-        p_teacher: The probability that the teacher acts in the rollouts of the phase.
-    """
-
-    until: float = Field(gt=0, le=1)
-    aggregated: float = Field(ge=0, le=1)
-    p_teacher: float = Field(ge=0, le=1)
-
-
-class DdilConfig(Strict):
-    """The aggregated dataset.
-
-    Attributes:
-        uses: How often a state is used.
-        collect_every: How many batches one collection serves.
-        capacity: The most states that the dataset holds.
-        phases: The phases of every stage, in order.
-    """
-
-    uses: int = Field(default=1, ge=1)
-    collect_every: int = Field(default=50, ge=1)
-    capacity: int = Field(default=8192, ge=1)
-    phases: tuple[PhaseConfig, ...]
-
-    @field_validator("phases")
-    @classmethod
-    def _phases_end_at_one(cls, phases: tuple[PhaseConfig, ...]) -> tuple[PhaseConfig, ...]:
-        ends = [phase.until for phase in phases]
-        if not ends or ends[-1] != 1 or ends != sorted(set(ends)):
-            raise ValueError("the 'until' of the phases must rise and end at 1")
-        return phases
 
 
 class WatchConfig(Strict):
@@ -142,17 +107,22 @@ class MethodConfig(ComputeKeys):
         gradient_checkpointing: Save memory by computing activations twice.
         optimizer: AdamW: fused, plain ("adamw"), or with moments of 8 bits. Fused and plain differ in rounding. A run
             that another default began keeps the optimiser of its ``run.yaml``, unless a protocol names one.
-        learning_rate: At most 1; a larger one overflows.
+        learning_rate: The learning rate of the student. It is at most 1, since a larger one overflows.
         learning_rate_decay: Bring the learning rate to zero at the end of a stage.
         warmup: Updates in which the learning rate rises.
+        betas: The decays of AdamW's averages of the gradient and of its square.
+        weight_decay: AdamW's weight decay.
         gradient_clip: The largest norm of a gradient.
         ema_decay: The decay of the average of the student's weights; 0 for none.
         pool: The number of training images, or ``all``: all images of a folder or of COCO. A run keeps the number.
         mixed_precision: The precision of the arithmetic.
         teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``.
-        student_dtype: The dtype of the student's network. It defaults to ``dtype``.
+        student_dtype: The dtype of the student's network. It defaults to ``dtype``. The optimiser keeps float32 weights
+            beside it.
         save_every: Updates between two checkpoints.
+        trackers: Where the log goes too.
         watch: Measurements during training; None for none.
+        seed: The seed of all random numbers of the run.
         ddil: The aggregated dataset; None trains on data alone.
         method: The name of the method.
     """
@@ -284,7 +254,12 @@ class ProgressiveConfig(MethodConfig):
 
 
 class GanConfig(Strict):
-    """The discriminator on the critic's mid-block: the weights of its loss for the generator and for the critic."""
+    """The discriminator on the critic's mid-block.
+
+    Attributes:
+        generator_weight: The weight of its loss for the generator.
+        critic_weight: The weight of its loss for the critic.
+    """
 
     generator_weight: float = Field(default=5e-3, ge=0)
     critic_weight: float = Field(default=1e-2, ge=0)
@@ -314,7 +289,7 @@ class MatchingConfig(MethodConfig):
         timesteps: The timesteps of the generator, from noise to data.
         guidance_scale: The guidance of the real score; None for the teacher's own.
         critic_updates: Updates of the critic for each one of the generator.
-        critic_learning_rate: None for ``learning_rate``.
+        critic_learning_rate: The learning rate of the critic; None for ``learning_rate``.
         matching_range: The timesteps at which the scores are compared.
         gan: The discriminator; None for none.
         regression: Pre-training of the generator; None for none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,7 +12,12 @@ from ddil_core.support.protocol import GuidanceScale, Strict
 
 
 class LoraConfig(Strict):
-    """Low-rank adapters, which are trained in place of a whole student. Their output is scaled by alpha/rank."""
+    """Low-rank adapters, which are trained in place of a whole student.
+
+    Attributes:
+        rank: The rank of the adapters.
+        alpha: The adapters' output is scaled by alpha/rank.
+    """
 
     rank: int = Field(default=64, ge=1)
     alpha: int = Field(default=64, ge=1)
@@ -39,10 +45,12 @@ class ConsistencyConfig(MethodConfig):
         guidance_scale: The guidance scale at which the student is sampled, inside ``guidance_range``. Defaults to LCM's
             8.5, or to the middle of a range without 8.5. A LoRA has its guidance built in and does not use it.
         loss: Pseudo-Huber with the constant ``huber_c``, or squared.
+        huber_c: The constant c of the pseudo-Huber loss √(d² + c²) − c.
         weighting: "v" divides the loss at t by σ_t, so that an error counts as it does in v. LCM has "none"; a network
             that learns fast then forgets what it should give near the data.
         ema_decay: The decay of the target network, without a warm-up. With a LoRA there is no average.
-        w_embedding: The width of the embedding that gives the guidance to the student; None with a LoRA.
+        w_embedding: The width of the embedding that gives the guidance to the student. A LoRA has none, and a
+            configuration with ``lora`` may leave it out.
         lora: Adapters to train in place of a whole student.
     """
 
@@ -58,6 +66,12 @@ class ConsistencyConfig(MethodConfig):
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     w_embedding: int | None = Field(default=256, ge=4)
     lora: LoraConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_has_no_embedding(cls, content: Any) -> Any:
+        with_lora = isinstance(content, Mapping) and content.get("lora") is not None
+        return {"w_embedding": None} | dict(content) if with_lora else content
 
     @model_validator(mode="after")
     def _fits(self) -> ConsistencyConfig:

@@ -21,9 +21,12 @@ from ddil_core.distillation.config import MethodConfig
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, is_temporary, write_text
 from ddil_core.support.lock import LOCK
+from ddil_core.support.misfits import value_text
 
 RUN = "run.yaml"
 C = TypeVar("C", bound=MethodConfig)
+MOST_NAMED = 5
+"""The most keys that the sentence on another run names."""
 
 EARLIER = {"optimizer": "adamw"}
 """What keys were where a ``run.yaml`` does not say it. Their defaults are other ones now."""
@@ -140,7 +143,9 @@ def require_same_run(
         {key: _fixed(identity[key], key, config) for key in identity},
     )
     if different:
-        named = ", ".join(f"{key.removeprefix('config.')} is {a!r} there" for key, (a, _) in different.items())
+        all_named = [f"{key.removeprefix('config.')} is {value_text(a)} there" for key, (a, _) in different.items()]
+        named = ", ".join(all_named[:MOST_NAMED])
+        named += f", and {len(all_named) - MOST_NAMED} more keys" if len(all_named) > MOST_NAMED else ""
         raise WrongCommand(f"the folder {out} holds another run ({named}); choose another --out")
     return dict(existing["config"])
 

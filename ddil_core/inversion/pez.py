@@ -14,7 +14,14 @@ from ddil_core.support.protocol import Strict
 
 
 class PEZSettings(Strict):
-    """Settings of AdamW on continuous vectors; the loss and its gradient are taken at the nearest words by cosine."""
+    """Settings of AdamW on continuous vectors; the loss and its gradient are taken at the nearest words by cosine.
+
+    Attributes:
+        tokens: The number of words in a prompt.
+        iterations: The number of updates.
+        learning_rate: AdamW's learning rate.
+        weight_decay: AdamW's weight decay.
+    """
 
     tokens: int = Field(default=16, ge=1)
     iterations: int = Field(default=3000, ge=1)

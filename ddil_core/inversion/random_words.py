@@ -11,7 +11,11 @@ from ddil_core.support.protocol import Strict
 
 
 class RandomSettings(Strict):
-    """``tokens`` is the number of words in a prompt."""
+    """Settings of random prompts.
+
+    Attributes:
+        tokens: The number of words in a prompt.
+    """
 
     tokens: int = Field(default=15, ge=1)
 

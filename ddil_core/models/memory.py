@@ -130,7 +130,12 @@ def on_device(modules: Iterable[nn.Module | None], device: torch.device) -> Iter
 
 
 def estimate_memory(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
-    """Estimate the memory that a pipeline needs from its numbers of parameters and the configurations in ``folder``.
+    """Estimate the memory that a pipeline needs from its numbers of parameters and the configurations in ``folder``."""
+    return need_memory(parameters, width, _decoding(folder, width))
+
+
+def need_memory(parameters: Mapping[str, int], width: int, decoding: int) -> Need:
+    """Estimate the memory that a pipeline needs from its numbers of parameters and the ``decoding`` of an image.
 
     With P parameters and ``width`` bytes a number:
 
@@ -145,7 +150,7 @@ def estimate_memory(folder: Path, parameters: Mapping[str, int], width: int) -> 
     denoiser = sum(parameters.get(name, 0) for name in _DENOISERS)
     text = sum(number for name, number in parameters.items() if name.startswith("text_encoder"))
     rest = sum(parameters.values()) - text
-    sampling = max(width * (text + rest), width * rest + _decoding(folder, width))
+    sampling = max(width * (text + rest), width * rest + decoding)
     return Need(sampling, (width + 20) * denoiser, (width + 2 * 16) * denoiser, (width + 2 * 10) * denoiser)
 
 

@@ -49,6 +49,14 @@ class Bounds:
 
 
 class _Bounds(BaseModel):
+    """The range of the data.
+
+    Attributes:
+        centre: The middle of the range, a number for each latent channel.
+        bound: Half of the width of the range, a number for each latent channel.
+        quantile: The range leaves out a share of 1 − ``quantile`` of the data at each end.
+    """
+
     model_config = ConfigDict(allow_inf_nan=False)
 
     centre: tuple[float, ...] = Field(min_length=1)
@@ -62,11 +70,27 @@ class _Bounds(BaseModel):
         return self
 
 
-class _SystemFile(BaseModel):
+class SystemFile(BaseModel):
     """The content of ``ddil.json``: the fields of ``Sampling``, all optional, and what the model predicts.
 
-    A misspelt key would be a setting without effect, so unknown keys are refused. ``grid`` and ``teacher`` are for
-    readers.
+    A misspelt key would be a setting without effect, so unknown keys are refused.
+
+    Attributes:
+        solver: The name of a solver.
+        steps: The number of steps. None: the model takes any number.
+        step_range: The least and the greatest number of steps that a distilled model was made for.
+        guidance_scale: The scale of classifier-free guidance. 1 is no guidance.
+        spacing: How the timesteps are spaced.
+        offset: Added to the timesteps of some spacings, as diffusers' ``steps_offset``.
+        timesteps: The timesteps themselves, in place of ``spacing`` and ``offset``.
+        ends_clean: Whether sampling ends at σ = 0. Otherwise it ends at timestep 0, where σ is above 0.
+        distilled: Whether the model was made for these settings only. A file with ``steps`` describes such a model.
+        replaces: A diffusers scheduler that is not known here. These settings take its place.
+        reflection: How x̂ is kept inside ``bounds``.
+        bounds: The range of the data that the student was distilled on.
+        prediction: What the network predicts, where the scheduler's configuration does not say it.
+        grid: For readers; nothing reads it.
+        teacher: For readers: how the teacher was used.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -141,7 +165,7 @@ class Sampling:
         Raises:
             WrongCommand: a value in the file does not fit.
         """
-        file = validate(_SystemFile, dict(content), source)
+        file = validate(SystemFile, dict(content), source)
         settings = {name: getattr(file, name) for name in file.model_fields_set - FOR_READERS}
         if file.bounds is not None:
             settings["bounds"] = Bounds(file.bounds.centre, file.bounds.bound, file.bounds.quantile)

@@ -21,7 +21,13 @@ PIPELINE_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 
 
 class HubFiles(Strict):
-    """One file of weights in a hub repository. It replaces a pipeline's U-Net or adapts it."""
+    """One file of weights in a hub repository. It replaces a pipeline's U-Net or adapts it.
+
+    Attributes:
+        source: The hub id.
+        file: The name of the file in the repository.
+        revision: The hub's revision.
+    """
 
     source: str
     file: str

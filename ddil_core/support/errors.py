@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class DdilError(Exception):
     """The work failed. A command ends with exit status 1 and without a traceback."""
 
     exit_status = 1
+
+
+class Missing(DdilError):
+    """Several things are missing. A command prints each on a line of its own.
+
+    Attributes:
+        parts: A sentence on each, in order.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        super().__init__("; ".join(parts))
+        self.parts = tuple(parts)
 
 
 class WrongCommand(DdilError):

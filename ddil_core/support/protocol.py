@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterable
@@ -11,9 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.keys import Takes, field_takes, numeric
+from ddil_core.support.misfits import misfit
 from ddil_core.support.paths import shown
 from ddil_core.support.plain_yaml import DEPTH, NotPlain, load_plain
 
@@ -22,9 +33,21 @@ MOST = 100_000_000
 
 
 class Strict(BaseModel):
-    """A configuration that refuses unknown keys, NaN, infinities, and counts above ``MOST``. A seed is no count."""
+    """A configuration that refuses unknown keys, NaN, infinities, true as a number, and counts above ``MOST``.
+
+    A seed is no count.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false as numbers, which pydantic reads as 1 and 0."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and numeric(field.annotation):
+            raise ValueError(f"it takes {field_takes(field)}, not {str(value).lower()}")
+        return value
 
     @model_validator(mode="after")
     def _limit_counts(self) -> Self:
@@ -75,7 +98,7 @@ def require_guidance(value: float) -> None:
         raise WrongCommand(str(error)) from error
 
 
-GuidanceScale = Annotated[float, AfterValidator(guidance_scale)]
+GuidanceScale = Annotated[float, AfterValidator(guidance_scale), Takes(f"a number from 0 to {LARGEST_GUIDANCE:g}")]
 """The type of every guidance scale in a protocol."""
 
 
@@ -157,34 +180,7 @@ def validate(model: type[P], content: dict[str, Any], source: str, options: Coll
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            key, inner = str(first["loc"][-1]), _inner_keys(model)
-            known = sorted(model.model_fields if len(first["loc"]) == 1 else inner)
-            nearest = [] if key in inner else difflib.get_close_matches(key, known, n=1)  # a known key in a wrong place
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys are {', '.join(known)}"
-            raise WrongCommand(f"{source} has the unknown key {shown(where)}{hint}") from error
-        if first["type"] == "missing":
-            raise WrongCommand(f"{source} lacks the key {where!r}") from error
-        own = first["type"] == "value_error"  # a message of this project, which quotes the value
-        what = str(first["ctx"]["error"]) if own else f"{first['msg']}, not {_short(first['input'])}"
-        if first["loc"] and first["loc"][0] in options:
-            source, where = "--" + str(first["loc"][0]).replace("_", "-"), ""
-        place = f" at {where!r}" if where else ""
-        raise WrongCommand(f"{source} has a value that does not fit{place}: {what}") from error
-
-
-def _short(value: Any) -> str:
-    """Write a value for a message. Cut a long one."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _inner_keys(model: type[BaseModel]) -> set[str]:
-    """Return the keys of all configurations inside a configuration."""
-    definitions = model.model_json_schema().get("$defs", {}).values()
-    return {key for definition in definitions for key in definition.get("properties", {})}
+        raise WrongCommand(misfit(error, model, source, options)) from error
 
 
 def content_hash(content: Any) -> str:

@@ -1,8 +1,9 @@
-"""Check text that a user writes."""
+"""Check text that a user writes, and write lists in sentences."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ddil_core.support.errors import WrongCommand
 
@@ -19,3 +20,8 @@ def require_text(text: str, where: str) -> None:
     if bad is not None:
         what = "a NUL" if bad[0] == "\0" else f"U+{ord(bad[0]):04X}, half of a surrogate pair"
         raise WrongCommand(f"{where} holds {what}, which is no character of a text; write it again in UTF-8")
+
+
+def listed(items: Sequence[str], word: str) -> str:
+    """Return "a, b and c" for three items and the word "and"."""
+    return f" {word} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -15,7 +15,7 @@ import click
 
 from ddil_core.support import ranks
 from ddil_core.support.ending import GO_ON, Interrupted, listen
-from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.errors import DdilError, Missing, WrongCommand
 from ddil_core.support.paths import one_line, shown
 
 COMMANDS = {
@@ -30,6 +30,9 @@ COMMANDS = {
     "demo": "ddil_eval.cli.demo:demo",
 }
 """The place of each command, ``module:attribute``, in the order of the help page."""
+
+PROVIDE = "provide what is named above, and run the same command again"
+"""What to do where several things are missing."""
 
 INTERRUPTED = 130
 """The exit status of a command that Ctrl-C stopped: 128 + SIGINT, as in shells."""
@@ -62,6 +65,11 @@ class Commands(click.Group):
         try:
             _require_interval()
             return super().invoke(ctx)
+        except Missing as error:
+            for part in error.parts:
+                click.echo(f"not here: {one_line(part)}", err=True)
+            click.echo(f"error: {PROVIDE}", err=True)
+            ctx.exit(error.exit_status)
         except DdilError as error:
             click.echo(f"error: {one_line(str(error))}", err=True)
             ctx.exit(error.exit_status)

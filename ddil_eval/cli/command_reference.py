@@ -7,8 +7,6 @@ their layout differs between versions of click.
 from __future__ import annotations
 
 import inspect
-import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,36 +14,12 @@ import click
 
 from ddil_eval.cli import ddil
 from ddil_eval.cli.choices import RowName
+from ddil_eval.cli.pages import DOCS, page_command, wrapped
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "commands.md"
 PAGE_END = "\f"
 """click ends the help text of a docstring at this character, and so does the reference."""
 
-CODE = re.compile(r"`[^`]*`")
-WIDTH = 116
-
 HEAD = "<!-- Written by `make docs` from the commands; edit their docstrings instead. -->\n\n# Commands\n"
-
-
-@click.command()
-@click.option("--check", is_flag=True, help="Write nothing. Fail if the file is out of date.")
-@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), default=FILE, help="The file.")
-def reference(check: bool, file: Path) -> None:
-    """Write the command reference, or check that it is up to date."""
-    text = render()
-    if not check:
-        if not file.parent.is_dir():
-            raise click.ClickException(
-                f"{file.parent} is not a folder: run this in a checkout, or name a file with --file."
-            )
-        file.write_text(text, encoding="utf-8")
-    elif not file.is_file() or file.read_text(encoding="utf-8") != text:
-        raise click.ClickException(f"{_near(file)} is out of date: run `make docs` and commit it.")
-
-
-def _near(file: Path) -> Path:
-    root = FILE.parents[1]
-    return file.relative_to(root) if file.is_relative_to(root) else file
 
 
 def render() -> str:
@@ -88,9 +62,7 @@ def _row(option: click.Option) -> str:
     more = " May be given several times." if option.multiple else ""
     default = f" ({default})" if (default := _default(option)) else ""
     text = f"- `{names}{value}`{default}: {' '.join((option.help or '').split())}{more}"
-    spaced = CODE.sub(lambda code: code[0].replace(" ", "\0"), text)  # a line does not end inside code
-    lines = textwrap.wrap(spaced, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines).replace("\0", " ") + "\n"
+    return wrapped(text)
 
 
 VALUES = {
@@ -126,6 +98,8 @@ def _default(option: click.Option) -> str:
         return f"default `{option.opts[0]}`"
     return f"default `{default}`"
 
+
+reference = page_command(DOCS / "commands.md", render, "Write the command reference, or check that it is up to date.")
 
 if __name__ == "__main__":
     reference(prog_name="python -m ddil_eval.cli.command_reference")

@@ -35,7 +35,9 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
 @click.option(
     "--data", type=choices.TRAINING_DATA, default="shapes", show_default=True, help=options.TRAINING_DATA_HELP
 )
-@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The run folder.")
+@click.option(
+    "--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted, help="The run folder."
+)
 @click.option("--resume", is_flag=True, help="Continue a run, and fail if the folder holds none.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the run, in place of the protocol's.")
 @click.option(
@@ -90,6 +92,7 @@ def distill(
     config: Any = validate(model, content, str(chosen.path))
     if ddil and config.ddil is None:
         raise WrongCommand(f"{chosen.path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil")
+    options.print_if_asked(config, str(chosen.path))
     announce(chosen, teacher)
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
@@ -135,15 +138,21 @@ def configuration(path: Path, method: str | None, lora: bool, settings: tuple[st
     from ddil_core.distillation.methods import method_of
     from ddil_core.support.protocol import override, read_yaml
 
-    content = override(read_yaml(path), settings)
+    content = read_yaml(path)
+    row = method_of(content, str(path))
+    if lora:
+        if "lora" not in row.config.model_fields:
+            raise WrongCommand(f"the method {row.name!r} trains no LoRA; leave out --lora, or use --method lcm")
+        content |= {"lora": content.get("lora") or {}, "w_embedding": None}
+    content = override(content, settings)
     row = method_of(content, str(path))
     if method not in (None, row.name):
         raise WrongCommand(
             f"{path} is a protocol for the method {row.name!r}, not {method!r}; "
             "leave out --method, or name another protocol"
         )
-    if lora and not content.get("lora"):
-        raise WrongCommand(f"{path} has no 'lora' section, which --lora needs; add one, or leave out --lora")
+    if lora and content.get("lora") is None:
+        raise WrongCommand("--lora trains a LoRA, and --set takes its section away; leave out one of the two")
     return content, row.config
 
 

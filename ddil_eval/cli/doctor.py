@@ -10,13 +10,16 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli import options
 from ddil_eval.cli.listing import as_json, print_table
+
+if TYPE_CHECKING:
+    from ddil_core.models.memory import Need
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHAPES_WEIGHTS = CHECKOUT / "ddil_core" / "shapes" / "weights"
@@ -213,12 +216,11 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     """Check whether a model fits into the free memory, for sampling and for distilling."""
     import torch
 
-    from ddil_core.models.catalogue import parameters
     from ddil_core.models.hub import size_text
-    from ddil_core.models.memory import estimate_memory, free_bytes
+    from ddil_core.models.memory import free_bytes
 
     free = free_bytes(torch.device(device))
-    estimate = estimate_memory(*parameters(reference, variant), options.torch_dtype(dtype).itemsize)
+    estimate, source = _need(reference, variant, options.torch_dtype(dtype).itemsize)
     less = "" if dtype != "fp32" else "take half the memory with --dtype bf16, or "
     uses = {
         f"sample in {dtype}": (estimate.sampling, f"{less}use a device with more"),
@@ -231,8 +233,33 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
     }
     for use, (nbytes, cure) in uses.items():
         fits = nbytes <= free
-        found = f"{size_text(nbytes)} of {size_text(free)} free on {device}"
+        found = f"{size_text(nbytes)} of {size_text(free)} free on {device}{source}"
         yield Check("memory", f"{reference}: {use}", found, fits, required=False, cure="" if fits else cure)
+
+
+def _need(reference: str, variant: str | None, width: int) -> tuple[Need, str]:
+    """Estimate a model's memory from its files, or, where they are not here, from its known architecture.
+
+    Returns:
+        The estimate, and what the table says of its source.
+
+    Raises:
+        WrongCommand: the files are not here, and the architecture is not known.
+    """
+    from ddil_core.models.catalogue import parameters
+    from ddil_core.models.known_sizes import known_need
+    from ddil_core.models.memory import estimate_memory
+    from ddil_core.models.system_specs import load_systems
+
+    try:
+        return estimate_memory(*parameters(reference, variant), width), ""
+    except WrongCommand as error:
+        need = known_need(reference, width)
+        if need is not None:
+            return need, ", by its architecture; its files are not here"
+        if reference in load_systems():
+            raise WrongCommand(f"{error}; without its files the size of {reference!r} is not known here") from error
+        raise
 
 
 def latex() -> Check:

@@ -85,7 +85,7 @@ evaluate.add_command(prompt_inversion)
     default=None,
     help="The seed of the noise and of the random choices, in place of the protocol's.",
 )
-@click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.compute_options()
 @options.protocol_options
 @options.download_option
@@ -125,7 +125,7 @@ def covariate_shift(
 @reference_images_option
 @metrics_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
-@click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @save_option
 @options.compute_options()
 @options.protocol_options
@@ -156,6 +156,7 @@ def systems(
     content |= given | {"systems": rows, "differences": differences_from_first(models)}
     source = "the command" if protocol is None else str(protocol)
     config = validate(SystemsConfig, content, source, options=given)
+    options.print_if_asked(config, source)
     options.fetch_missing(models, download)
     show(compare_systems(config, out, options.choose_device(device), save_images=save_images), out, as_json)
 
@@ -166,6 +167,7 @@ def systems(
     "--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP + " It replaces the protocol's."
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
+@options.print_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
@@ -209,7 +211,7 @@ def run(
 )
 @reference_images_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
-@click.option("--out", type=RESULTS, required=True, help="The results folder.")
+@click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.protocol_options
 @options.device_option
 @options.json_option

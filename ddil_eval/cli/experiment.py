@@ -63,6 +63,7 @@ def run_experiment(
 
     given = {key: value for key, value in given.items() if value is not None}
     config = validate(experiment.config, {**content, **given}, source, options=given)
+    options.print_if_asked(config, source)
     if save_images and not experiment.keeps_images:
         raise WrongCommand(f"the experiment {experiment.name!r} keeps no images; leave out --save-images")
     options.fetch_missing(experiment.models(config), download)

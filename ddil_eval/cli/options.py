@@ -90,8 +90,53 @@ SEED = Whole(0, 2**63 - 1)
 COUNT = Whole(1)
 
 
+PRINTS = "ddil.print_protocol"
+"""Where a command's context says that ``--print-protocol`` is given."""
+
+
+class RequiredUnlessPrinted(click.Option):
+    """A required option that ``--print-protocol`` makes optional."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """Return the value. Without a value fail as click does, unless the protocol is printed."""
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter:
+            if ctx.meta.get(PRINTS):
+                return None
+            raise
+
+
+def print_option(command: F) -> F:
+    """Add ``--print-protocol``."""
+
+    def remember(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+        ctx.meta[PRINTS] = given
+
+    text = "Print the protocol that the command would use, with all its keys and a comment for each, and stop."
+    return click.option(
+        "--print-protocol", is_flag=True, is_eager=True, expose_value=False, callback=remember, help=text
+    )(command)
+
+
+def print_if_asked(config: Any, source: str) -> None:
+    """With ``--print-protocol``, print a configuration as a commented protocol and end the command.
+
+    Args:
+        config: The configuration.
+        source: What it was made from.
+    """
+    ctx = click.get_current_context()
+    if ctx.meta.get(PRINTS):
+        from ddil_core.support.commented import commented
+
+        head = f"Made from {source}. docs/protocols.md explains the keys of all protocols."
+        click.echo(commented(config, head), nl=False)
+        ctx.exit()
+
+
 def protocol_options(command: F) -> F:
-    """Add ``--protocol`` and ``--set``."""
+    """Add ``--protocol``, ``--set`` and ``--print-protocol``."""
     settings = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
     protocol = click.option(
         "--protocol",
@@ -99,7 +144,7 @@ def protocol_options(command: F) -> F:
         default=None,
         help="A YAML protocol, yours or a shipped one, in place of the default.",
     )
-    return protocol(settings(command))
+    return protocol(settings(print_option(command)))
 
 
 def device_option(command: F) -> F:

@@ -27,7 +27,9 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
               help="A folder with the CLIP model that selects prompts. The shapes world brings its own.")  # fmt: skip
 @click.option("--num-images", type=options.NUMBER, default=None, help="The number of images to invert.")
 @click.option("--seed", type=options.SEED, default=None, help="The seed of all noise, in place of the protocol's.")
-@click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The results folder.")
+@click.option(
+    "--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted, help="The results folder."
+)
 @options.compute_options()
 @options.protocol_options
 @options.download_option

@@ -63,6 +63,7 @@ class CovariateShiftConfig(ComputeKeys):
     """The covariate-shift analysis as data. What is None comes from the recipe, and the recipe from the data set.
 
     Attributes:
+        experiment: The name of the experiment.
         teacher: The teacher's reference.
         student: The student's reference; the analysis needs one.
         data: The reference of the data set.

@@ -262,8 +262,9 @@ class ImageWriter:
                     f"the file {path} is damaged, and it alone says how the images beside it were made; delete the "
                     "folder to generate them again"
                 ) from error
+            named = _named_differences(json.loads(path.read_bytes()), json.loads(text))
             raise WrongCommand(
-                f"the folder {folder} holds images of another model, sampling or seed; choose another --out"
+                f"the folder {folder} holds images of another model, sampling or seed ({named}); choose another --out"
             )
         if ranks.is_main():
             delete_temporaries(folder)  # of a process that was killed
@@ -335,6 +336,12 @@ def write_sample(
         write_text(folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         undo.pop_all()
     return paths, shown
+
+
+def _named_differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Name the keys that differ, with the values of ``before``. Hashes would say nothing."""
+    keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    return ", ".join(key if key.endswith("sha256") else f"{key} is {before.get(key)!r} there" for key in keys)
 
 
 def _file(place: int) -> str:

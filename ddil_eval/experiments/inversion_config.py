@@ -24,6 +24,7 @@ class InversionConfig(ComputeKeys):
     The keys of ``ComputeKeys`` say how the models that draw compute. Images are inverted in float32.
 
     Attributes:
+        experiment: The name of the experiment.
         teacher: The reference of the model on which images are inverted.
         guidance_scale: The teacher's guidance scale, also in rows of the same model. Defaults to its own.
         data: The reference of the data set.

@@ -41,6 +41,7 @@ class ScoreConfig(Strict):
     """Folders of images against one reference, as data. Settings that are None come from the recipe.
 
     Attributes:
+        experiment: The name of the experiment.
         folders: The folders of images.
         reference: A folder, or the reference of a data set.
         recipe: The name of the recipe. Defaults to the recipe of the reference.

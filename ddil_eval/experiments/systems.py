@@ -20,7 +20,7 @@ from ddil_core.models.image_size import image_size
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
 from ddil_core.support.compute import ComputeKeys
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, Missing
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import renamed
@@ -61,6 +61,7 @@ class SystemsConfig(ComputeKeys):
     The keys of ``ComputeKeys`` say how its models compute; a row may have its own.
 
     Attributes:
+        experiment: The name of the experiment.
         data: The reference of the data set.
         recipe: The name of the recipe.
         prompts: The path of a list of prompts, in place of the data set's own.
@@ -125,14 +126,17 @@ class ComparisonPlan:
         """Refuse to go on where anything is absent.
 
         Raises:
-            DdilError: something is absent; the message names all of it.
+            DdilError: one thing is absent; the message names it.
+            Missing: several things are absent; the message names all of them.
         """
         if not self.absent:
             return
         (name, error), *others = self.absent.items()
-        if not others and not name.startswith("metric "):
-            raise error  # the error of a model or of the data names it already
-        raise DdilError("; ".join(f"{name}: {error}" for name, error in self.absent.items()))
+        if others:
+            raise Missing([f"{name}: {error}" for name, error in self.absent.items()])
+        if name.startswith("metric "):
+            raise DdilError(f"{name}: {error}")
+        raise error  # the error of a model or of the data names it already
 
 
 def plan_comparison(config: SystemsConfig) -> ComparisonPlan:

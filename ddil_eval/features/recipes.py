@@ -41,9 +41,13 @@ class Clip(Strict):
 
 
 class ReferenceSpec(Strict):
-    """The reference of a recipe: a kind of data set ("any" for every kind), and the number of its images (None: all).
+    """The reference of a recipe.
 
     ``images`` was ``pictures`` before. Recipes may use both names; records and hashes keep the former.
+
+    Attributes:
+        data: The kind of the data set.
+        images: The number of its images.
     """
 
     data: str
@@ -53,20 +57,36 @@ class ReferenceSpec(Strict):
 
 
 class Recipe(Strict):
-    """One recipe. ``protocols/recipes.yaml`` explains the keys."""
+    """One recipe. What a recipe does not use may be left out.
+
+    Attributes:
+        name: The name of the recipe, which is its key in the file.
+        source: Where the preparation was read.
+        images: The number of generated images.
+        reference: The data set that they are compared with, and the number of its images.
+        crop: "centre" crops to the short side; "none" changes the aspect ratio instead.
+        size: The side in pixels after the resize; None leaves the size as it is.
+        filter: The filter of Pillow's antialiased resize of uint8. A recipe with a size has one.
+        jpeg: The JPEG quality of the prepared image; None is PNG, which changes nothing.
+        jpeg_generated: The JPEG quality of the generated image before the resize.
+        fid_input: How Inception's input of 299 px is made.
+        patch: The side of the centre patch for patch_fid, cut from the raw image.
+        clip: The CLIP model of the CLIP score.
+        metrics: The metrics of the recipe.
+    """
 
     name: str
-    source: str
+    source: str = "ours"
     images: int | None = Field(ge=2)
     reference: ReferenceSpec
-    crop: Literal["centre", "none"]
-    size: int | None = Field(ge=1)
-    filter: Filter | None
-    jpeg: int | None = Field(ge=1, le=100)
-    jpeg_generated: int | None = Field(ge=1, le=100)
-    fid_input: Literal["clean-fid", "pytorch-fid"] | None
-    patch: int | None = Field(ge=1)
-    clip: Clip | None
+    crop: Literal["centre", "none"] = "none"
+    size: int | None = Field(default=None, ge=1)
+    filter: Filter | None = None
+    jpeg: int | None = Field(default=None, ge=1, le=100)
+    jpeg_generated: int | None = Field(default=None, ge=1, le=100)
+    fid_input: Literal["clean-fid", "pytorch-fid"] | None = None
+    patch: int | None = Field(default=None, ge=1)
+    clip: Clip | None = None
     metrics: tuple[str, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -181,8 +181,7 @@ def test_a_rate_that_is_no_probability(given: str, named: str, shift: Cli) -> No
 def test_a_phases_rate_that_is_no_probability(distill: Cli) -> None:
     refused(
         distill("--set", "ddil.phases.0.p_teacher=1.5"),
-        f"{PD} has a value that does not fit at 'ddil.phases.0.p_teacher': "
-        "Input should be less than or equal to 1, not 1.5",
+        f"{PD} has a value that does not fit at 'ddil.phases.0.p_teacher': it takes a number from 0 to 1, not 1.5",
         2,
     )
 
@@ -207,8 +206,8 @@ def test_stages_that_do_not_halve(distill: Cli) -> None:
     ("setting", "sentence"),
     [
         ("nmu_prompts=3", "has the unknown key 'nmu_prompts'; did you mean 'num_prompts'?"),
-        ("num_prompts=3", "has a value that does not fit at 'num_prompts': Input should be greater than or equal to 4, not 3"),
-        ("experiment=coco", "has a value that does not fit at 'experiment': Input should be 'covariate-shift', not 'coco'"),
+        ("num_prompts=3", "has a value that does not fit at 'num_prompts': it takes a whole number of at least 4 (or null), not 3"),
+        ("experiment=coco", "has a value that does not fit at 'experiment': it takes 'covariate-shift', not 'coco'"),
     ],
 )  # fmt: skip
 def test_a_setting_that_the_protocol_does_not_take(setting: str, sentence: str, shift: Cli) -> None:
@@ -216,7 +215,7 @@ def test_a_setting_that_the_protocol_does_not_take(setting: str, sentence: str, 
 
 
 def test_an_unknown_key_deep_in_a_protocol(distill: Cli) -> None:
-    refused(distill("--set", "ddil.use=2"), f"{PD} has the unknown key 'ddil.use'; did you mean 'uses'?", 2)
+    refused(distill("--set", "ddil.use=2"), f"{PD} has the unknown key 'ddil.use'; did you mean 'ddil.uses'?", 2)
 
 
 def test_settings_that_are_no_settings(shift: Cli) -> None:

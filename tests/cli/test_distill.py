@@ -154,7 +154,7 @@ def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, roo
     other = f"{one} is a protocol for the method 'dmd2', not 'lcm'; leave out --method, or name another protocol"
     cases = {
         ("--method", "lcm", "--protocol", one): other,
-        ("--lora", "--protocol", one): f"{one} has no 'lora' section, which --lora needs; add one, or leave out --lora",
+        ("--lora", "--protocol", one): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
         ("--method", "dmd2", "--lora"): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
         ("--protocol", one): f"{one} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil",
         ("--method", "dmd"): "the method 'dmd' is not known; it may be one of pd, lcm, dmd2; did you mean 'dmd2'?",
@@ -163,6 +163,33 @@ def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, roo
         result = cli(*told, *more)
         assert (result.exit_code, result.stderr) == (2, f"error: {sentence}\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_printed_protocol_is_what_the_command_uses(cli: Cli, teacher: Path, root: Path, tmp_path: Path) -> None:
+    """It needs no --out, starts nothing, and gives the same run again."""
+    result = cli("distill", "--method", "dmd2", "--seed", 3, "--set", "pool=99", "--print-protocol")
+    assert (result.exit_code, result.stderr) == (0, "")
+    content = yaml.safe_load(result.stdout)
+    assert (content["method"], content["seed"], content["pool"], content["updates"]) == ("dmd2", 3, 99, 300)
+    (tmp_path / "mine.yaml").write_text(result.stdout)
+    again = cli("distill", "--protocol", tmp_path / "mine.yaml", "--print-protocol")
+    assert yaml.safe_load(again.stdout) == content
+    assert yaml.safe_load(cli("distill", "--no-ddil", "--print-protocol").stdout)["ddil"] is None
+    assert cli("distill").exit_code == 2
+    assert "Missing option '--out'" in cli("distill").stderr
+
+
+def test_lora_turns_any_protocol_of_lcm_into_one_of_adapters(cli: Cli, root: Path) -> None:
+    lcm = ("distill", "--protocol", root / "protocols" / "shapes" / "lcm.yaml", "--lora", "--print-protocol")
+    content = yaml.safe_load(cli(*lcm).stdout)
+    assert (content["lora"], content["w_embedding"]) == ({"rank": 64, "alpha": 64}, None)
+    assert yaml.safe_load(cli(*lcm, "--set", "lora.rank=8").stdout)["lora"] == {"rank": 8, "alpha": 64}
+    for setting, sentence in (
+        ("w_embedding=256", "a LoRA has no embedding of its guidance; set w_embedding to null"),
+        ("lora=null", "--lora trains a LoRA, and --set takes its section away; leave out one of the two"),
+    ):
+        result = cli(*lcm, "--set", setting)
+        assert result.exit_code == 2 and result.stderr.endswith(f"{sentence}\n")
 
 
 def test_every_protocol_of_a_distillation_fits_its_method(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command reference is generated from the commands, and up to date."""
+"""The references of commands and of protocols are generated from the code, and up to date."""
 
 from __future__ import annotations
 
@@ -9,13 +9,35 @@ import click
 import pytest
 from click.testing import Result
 
-from ddil_eval.cli import COMMANDS
+from ddil_eval.cli import COMMANDS, protocol_reference
 from ddil_eval.cli.command_reference import _command, reference, render
 
 
-def test_the_committed_reference_is_current(cli: Callable[..., Result]) -> None:
-    result = cli("--check", command=reference)
+@pytest.mark.parametrize("page", [reference, protocol_reference.reference], ids=["commands", "protocols"])
+def test_the_committed_reference_is_current(cli: Callable[..., Result], page: click.Command) -> None:
+    result = cli("--check", command=page)
     assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_the_reference_of_protocols_has_every_key_once_in_its_section() -> None:
+    from ddil_core.distillation.methods import METHODS
+    from ddil_eval.experiments.experiments import EXPERIMENTS
+
+    text = protocol_reference.render()
+    for rows in (METHODS, EXPERIMENTS):
+        for row in rows.values():
+            assert all(f"\n- `{name}` (" in text for name in row.config.model_fields)
+    for key in (
+        "ddil.phases.0.until",
+        "stages.0.updates",
+        "watch.every",
+        "lora.rank",
+        "systems.0.model",
+        "clip.prefix",
+    ):
+        assert f"\n- `{key}` (" in text
+    assert "\n- `learning_rate` (default `0.0003`): " in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_every_command_has_a_section() -> None:

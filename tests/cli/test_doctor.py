@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,3 +164,66 @@ def test_a_weights_file_is_checked_against_the_hash_in_its_name(tmp_path: Path) 
 
 def test_efficientnet_is_installed_and_whole(checks: dict[str, doctor.Check]) -> None:
     assert checks["EfficientNet-Lite0"].ok
+
+
+@pytest.mark.parametrize("name", ["sd15", "lcm", "sd21", "sdxl"])
+def test_known_sizes_are_those_of_the_published_configurations(name: str) -> None:
+    """The networks are built from their configurations on the meta device, which allocates nothing."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from ddil_core.models.known_sizes import ARCHITECTURES
+
+    def clip(kind: Any, width: int, layers: int, heads: int) -> Any:
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+        return kind(CLIPTextConfig(**sizes, num_attention_heads=heads, projection_dim=width, vocab_size=49408))
+
+    xl: dict[str, Any] = {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+        "use_linear_projection": True,
+    }
+    two = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+    unet = {"sd15": {"cross_attention_dim": 768}, "lcm": {"cross_attention_dim": 768, "time_cond_proj_dim": 256}} | {
+        "sd21": two,
+        "sdxl": xl,
+    }
+    with torch.device("meta"):
+        networks: dict[str, Any] = {"unet": UNet2DConditionModel(**unet[name])}
+        networks["vae"] = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        wide = name == "sd21"
+        networks["text_encoder"] = clip(CLIPTextModel, 1024 if wide else 768, 23 if wide else 12, 16 if wide else 12)
+        if name == "sdxl":
+            networks["text_encoder_2"] = clip(CLIPTextModelWithProjection, 1280, 32, 20)
+    found = {part: sum(weight.numel() for weight in network.parameters()) for part, network in networks.items()}
+    assert found == ARCHITECTURES[name].parameters
+
+
+def test_a_known_system_without_its_files_is_estimated(
+    cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stable Diffusion 1.5, as docs/distillation.md has it: DMD2 takes 2 P + 32 P bytes, 29 GB or 27.2 GiB."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    result = cli("doctor", "--model", "sd15", "--dtype", "bf16", "--json", "--device", "cpu")
+    found = {
+        check["name"]: check["found"] for check in json.loads(result.stdout)["checks"] if check["group"] == "memory"
+    }
+    dmd2 = found["sd15: distil with DMD2, without activations"]
+    assert dmd2.startswith(f"{34 * 859_520_964 / 2**30:.1f} GiB of ")
+    assert dmd2.endswith(", by its architecture; its files are not here")
+    unknown = cli("doctor", "--model", "ssd1b")
+    assert unknown.exit_code == 2
+    assert unknown.stderr.endswith("; without its files the size of 'ssd1b' is not known here\n")

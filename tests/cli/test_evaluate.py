@@ -209,3 +209,18 @@ def test_an_experiment_that_keeps_no_images_refuses_to(cli: Callable[..., Result
     result = cli("eval", "run", path, "--save-images", "--out", tmp_path / "out", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: the experiment 'prompt-inversion' keeps no images; leave out --save-images\n"
+
+
+def test_each_missing_thing_has_a_line_of_its_own(
+    cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``eval run`` lists them, with one sentence at the end."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    models = ("--model", "sd15", "--model", "lcm")
+    result = cli("eval", "coco", *models, "--data", f"coco2014:{tmp_path / 'none'}", "--out", tmp_path / "out")
+    *lines, last = result.stderr.splitlines()
+    assert (result.exit_code, last) == (1, "error: provide what is named above, and run the same command again")
+    parts = ("data coco2014", "metric fid", "metric clip_score", "sd15", "lcm")
+    assert len(lines) == len(parts)
+    assert all(line.startswith(f"not here: {part}:") for line, part in zip(lines, parts, strict=True))
+    assert not (tmp_path / "out").exists()

@@ -185,7 +185,7 @@ def test_mutated_commands_are_refused_in_one_sentence(place: Path) -> None:
         (("distill", "--out", "o", "--protocol", "deep.yaml"),
          "the protocol deep.yaml is nested more than 32 levels deep in line 1"),
         (("eval", "prompt-inversion", "--protocol", "list.yaml", "--inverter", "ph2p", "--out", "o"),
-         "list.yaml has a value that does not fit at 'inverters': Input should be a valid dictionary, not [1]"),
+         "list.yaml has a value that does not fit at 'inverters': it takes a mapping of at least 1 key, not [1]"),
         (("sample", "--model", "shapes", "--prompt", "a\udcff", "--out", "o"),
          "the argument 'a\\udcff' is not text in utf-8; rename the file, or write the text in UTF-8"),
         (("sample", "--model", "a/b@../../x", "--prompt", "a", "--out", "o"), "the model 'a/b@../../x' is not known: "),

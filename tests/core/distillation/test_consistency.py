@@ -14,7 +14,6 @@ from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, guidance_emb
 from ddil_core.diffusion.parameterization import boundary_scalings, calibrate_reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
 from ddil_core.distillation.collectors import SeparateCollector, TransitionBatch
-from ddil_core.distillation.config import PhaseConfig
 from ddil_core.distillation.consistency import (
     ConsistencyStage,
     require_consistency,
@@ -23,6 +22,7 @@ from ddil_core.distillation.consistency import (
 )
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.losses import consistency_loss
+from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import distance, normal

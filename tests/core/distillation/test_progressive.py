@@ -19,7 +19,8 @@ from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.schedule import CLEAN, timestep_grid, transitions
 from ddil_core.diffusion.solvers import ddim
 from ddil_core.distillation.aggregate import States
-from ddil_core.distillation.config import DdilConfig, PhaseConfig, ProgressiveConfig, StageConfig
+from ddil_core.distillation.config import ProgressiveConfig, StageConfig
+from ddil_core.distillation.phases import DdilConfig, PhaseConfig
 from ddil_core.distillation.progressive import ProgressiveStage, two_step_target
 from ddil_core.distillation.sources import phase_at
 from ddil_core.models.model import Model

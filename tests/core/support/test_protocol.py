@@ -53,20 +53,20 @@ def test_settings_that_cannot_be_meant(setting: str, message: str) -> None:
     ("setting", "message"),
     [
         ("lerning_rate=1", "pd.yaml has the unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-        ("ddil.use=2", "pd.yaml has the unknown key 'ddil.use'; did you mean 'uses'?"),
+        ("ddil.use=2", "pd.yaml has the unknown key 'ddil.use'; did you mean 'ddil.uses'?"),
         (
             "ddil.phases.0.p_techer=1",
-            "pd.yaml has the unknown key 'ddil.phases.0.p_techer'; did you mean 'p_teacher'?",
+            "pd.yaml has the unknown key 'ddil.phases.0.p_techer'; did you mean 'ddil.phases.0.p_teacher'?",
         ),
         (
             "ddil.phases.1.p_teacher=1.2",
             "pd.yaml has a value that does not fit at 'ddil.phases.1.p_teacher': "
-            "Input should be less than or equal to 1, not 1.2",
+            "it takes a number from 0 to 1, not 1.2",
         ),
         (
             "reflection.mode=bounce",
             "pd.yaml has a value that does not fit at 'reflection.mode': "
-            "Input should be 'none', 'clamp', 'dynamic' or 'fold', not 'bounce'",
+            "it takes 'none', 'clamp', 'dynamic' or 'fold', not 'bounce'",
         ),
         (
             "stages.1.steps=3",
@@ -88,9 +88,16 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_is_known() -> None:
     assert message.startswith("pd.yaml has the unknown key 'zzz'; known keys are batch_size, betas, ")
 
 
-def test_the_keys_of_a_section_are_not_offered_outside_of_it() -> None:
-    assert "key 'p_teacher'; known keys are batch_size, betas, " in refused({**CONTENT, "p_teacher": 0.5})
-    assert refused({**CONTENT, "ddil": {**CONTENT["ddil"], "uss": 2}}).endswith("key 'ddil.uss'; did you mean 'uses'?")
+def test_a_key_in_a_wrong_section_is_offered_with_its_own() -> None:
+    assert refused({**CONTENT, "p_teacher": 0.5}).endswith("did you mean 'ddil.phases.0.p_teacher'?")
+    assert refused({**CONTENT, "updates": 1}) == (
+        "pd.yaml has the unknown key 'updates'; did you mean 'convert.updates' or 'stages.0.updates'?"
+    )
+
+
+def test_the_nearest_key_is_one_of_the_same_section() -> None:
+    for key, nearest in (("uss", "; did you mean 'ddil.uses'?"), ("zz", "; known keys are capacity, collect_every")):
+        assert f"the unknown key 'ddil.{key}'{nearest}" in refused({**CONTENT, "ddil": {**CONTENT["ddil"], key: 2}})
 
 
 def test_a_missing_key_is_named() -> None:

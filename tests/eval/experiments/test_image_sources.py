@@ -83,9 +83,14 @@ def test_a_folder_of_other_images_is_left_alone(generated: GeneratedImages, tmp_
     with pytest.raises(WrongCommand) as error:
         ImageWriter(tmp_path / "kept", ImageOrigin("another"), generated.prompts)
     assert str(error.value) == (
-        f"the folder {tmp_path / 'kept'} holds images of another model, sampling or seed; choose another --out"
+        f"the folder {tmp_path / 'kept'} holds images of another model, sampling or seed (reference is "
+        f"{MADE_BY.reference!r} there, weights_sha256, solver is {MADE_BY.solver!r} there, grid is {list(MADE_BY.grid)} there, "
+        f"guidance_scale is {MADE_BY.guidance_scale} there, nfe is {MADE_BY.nfe} there, seed is {MADE_BY.seed} there); "
+        "choose another --out"
     )
-    with pytest.raises(WrongCommand, match="another model, sampling or seed"):  # other captions under the same ids
+    with pytest.raises(
+        WrongCommand, match=r"another model, sampling or seed \(captions_sha256\); "
+    ):  # other captions under the same ids
         ImageWriter(tmp_path / "kept", MADE_BY, [replace(prompt, text="another") for prompt in generated.prompts])
     keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
     keeper.close()

@@ -192,11 +192,11 @@ def test_a_finished_run_adds_nothing_when_repeated(out: Path, config: SystemsCon
         (
             {"systems": [{"name": "student", "model": "shapes", "steps": 0}]},
             "x.yaml has a value that does not fit at 'systems.0.steps': "
-            "Input should be greater than or equal to 1, not 0",
+            "it takes a whole number of at least 1 (or null), not 0",
         ),
         (
             {"seed": -1},
-            "x.yaml has a value that does not fit at 'seed': Input should be greater than or equal to 0, not -1",
+            "x.yaml has a value that does not fit at 'seed': it takes a whole number of at least 0, not -1",
         ),
         ({"sytems": []}, "x.yaml has the unknown key 'sytems'; did you mean 'systems'?"),
     ],

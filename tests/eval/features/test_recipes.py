@@ -230,7 +230,10 @@ def test_a_recipe_that_there_is_not() -> None:
     [
         ({"filtre": "box"}, "has the unknown key 'filtre'; did you mean 'filter'?"),
         ({"filter": None}, "has a value that does not fit: a recipe has both a size and a filter, or neither"),
-        ({"jpeg": 101}, "has a value that does not fit at 'jpeg': Input should be less than or equal to 100, not 101"),
+        (
+            {"jpeg": 101},
+            "has a value that does not fit at 'jpeg': it takes a whole number from 1 to 100 (or null), not 101",
+        ),
     ],
 )
 def test_a_recipe_of_ones_own_is_checked(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""A folder that holds another run: the sentence names what differs, and is not as long as a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ddil_core.distillation.config import ConsistencyConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.run_folder import require_same_run
+from ddil_core.support.errors import WrongCommand
+
+PD = ProgressiveConfig.model_validate({"stages": [{"steps": 4, "updates": 1}]})
+
+
+def identity(config: MethodConfig) -> dict[str, Any]:
+    return {"teacher": "t", "teacher_sha256": "0", "data": "d", "config": config.model_dump(mode="json")}
+
+
+def refused(folder: Path, config: MethodConfig) -> str:
+    (folder / "run.yaml").write_text(yaml.safe_dump(identity(PD)))
+    with pytest.raises(WrongCommand) as error:
+        require_same_run(folder, identity(config), type(config))
+    return str(error.value)
+
+
+def test_keys_are_named_with_their_places_and_values_as_yaml_writes_them(tmp_path: Path) -> None:
+    other = PD.model_copy(update={"learning_rate_decay": False, "seed": 3, "guidance_scale": 2.0})
+    there = "learning_rate_decay is true there, seed is 0 there, guidance_scale is null there"
+    assert refused(tmp_path, other) == f"the folder {tmp_path} holds another run ({there}); choose another --out"
+
+
+def test_of_many_keys_the_first_are_named(tmp_path: Path) -> None:
+    message = refused(tmp_path, ConsistencyConfig(updates=1))
+    assert message.startswith(f"the folder {tmp_path} holds another run (")
+    assert message.count(" there") == 5 and "method is 'pd' there" in message
+    assert message.endswith(" more keys); choose another --out")
