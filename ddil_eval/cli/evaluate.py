@@ -108,6 +108,40 @@ def covariate_shift(
     run_experiment(EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json)
 
 
+@evaluate.command("drift")
+@click.option("--teacher", default=None, help=options.MODEL_HELP + " The default is the protocol's, or shapes.")
+@click.option(
+    "--student",
+    "students",
+    multiple=True,
+    required=True,
+    help=options.MODEL_HELP + " Students on the same grid are compared with each other.",
+)
+@click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
+@click.option("--num-prompts", type=options.NUMBER, default=None, help="The number of prompts, each with its image.")
+@options.teacher_guidance_option
+@click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
+@click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
+@options.protocol_options
+@options.download_option
+@options.device_option
+@options.json_option
+def drift(
+    out: Path, protocol: Path | None, settings: tuple[str, ...], download: bool, device: str | None, as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Measure covariate shift itself, at every transition of a student's grid.
+
+    The command compares the student with its teacher on forward-diffused data, on the teacher's rollouts and on the
+    student's own. The covariate-shift ratio is the disagreement on its own states over that on data. After an
+    interruption, the same command continues.
+    """
+    from ddil_eval.experiments.experiments import EXPERIMENTS
+
+    content, source = starting_protocol(EXPERIMENTS["drift"], protocol, settings)
+    run_experiment(EXPERIMENTS["drift"], content, given, source, out, download, device, as_json)
+
+
 @evaluate.command("systems")
 @click.option("--model", "models", multiple=True, required=True, help=options.MODEL_HELP + " Each model is a row.")
 @click.option("--data", type=choices.EVALUATION_DATA, required=True, help=options.DATA_HELP)

@@ -12,6 +12,7 @@ from ddil_core.support.paths import shown
 from ddil_core.support.protocol import Strict
 from ddil_core.support.registry import Registry
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
+from ddil_eval.experiments.drift import DriftConfig, measure_drift
 from ddil_eval.experiments.inversion_config import InversionConfig
 from ddil_eval.experiments.prompt_inversion import run_prompt_inversion
 from ddil_eval.experiments.score import ScoreConfig, score_folders
@@ -73,6 +74,15 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             models=lambda config: [model for model in (config.teacher, config.student) if model is not None],
             protocol="shapes/covariate-shift.yaml",
             contents="Records, figures and the cost of the rollouts",
+        ),
+        Experiment(
+            name="drift",
+            title="Covariate shift itself, transition by transition",
+            config=DriftConfig,
+            run=measure_drift,
+            models=lambda config: [config.teacher, *config.students],
+            protocol="shapes/drift.yaml",
+            contents="Records and figures",
         ),
         Experiment(
             name="prompt-inversion",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from ddil_core.support.paths import shown
 
+DRIFT_KINDS = ("drift", "drift-ratios", "drift-states", "drift-paths", "drift-difference")
+"""The kinds of cells of the drift experiment."""
 MOST_TRANSITIONS = 12
 """The largest number of transitions in a factorial. Each further transition doubles the number of strings."""
 
@@ -63,6 +65,10 @@ def _are_two(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
 
 
+def _is_time(value: object) -> bool:
+    return value == "all" or _is_number(value)
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 1 <= value < 10**15
 
@@ -86,4 +92,4 @@ _KINDS: dict[str, dict[str, _Entry]] = {
     "pair": _PAIR,
     "inverter": _NAMED,
     "inverter-difference": _PAIR,
-}
+} | {kind: {"t": _Entry(_is_time, "a number or 'all'")} for kind in DRIFT_KINDS}

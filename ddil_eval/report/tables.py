@@ -16,8 +16,9 @@ from pathlib import PurePath
 from typing import Any
 
 from ddil_core.support.resources import paper_results
-from ddil_eval.report.comparisons import BOLD, LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
+from ddil_eval.report.comparisons import LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
 from ddil_eval.report.records import SETTING, Direction, Record, computed_words, latest_records
+from ddil_eval.report.table_texts import COMPARED, DIFFERENCES, DRIFT, EFFECTS, OF_FOLDERS, PAPER_TABLES
 from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
 
@@ -68,60 +69,10 @@ _SHARED = {
     # The rows of a comparison are different systems with their own grids; columns name them.
     "systems": set(SETTING) - _OWN,
     "covariate-shift": set(SETTING),
+    "drift": set(SETTING),
     "prompt-inversion": set(SETTING) - _OWN,
 }
 """For each experiment with tables, in the order of the tables: the fields that all rows of one table share."""
-
-_DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
-_OF_FOLDERS = "Paired differences between folders of images with the same ids."
-
-_COMPARED = {
-    "systems": (
-        "table1", "systems", "Systems", f"Systems on the same prompts and seeds. {BOLD}",
-        Column("paper_fid", "FID", "paper", "lower"),
-        "The paper's FID is for SD 1.5 on COCO 2014, with an image preparation that the paper does not state",
-    ),
-    "score": (
-        "table1", "systems", "Folders", f"Folders of images against one reference. {BOLD}",
-        Column("paper_fid", "FID", "paper", "lower"),
-        "The paper's FID is for SD 1.5 on COCO 2014, with an image preparation that the paper does not state",
-    ),
-    "prompt-inversion": (
-        "table5", "table5", "Table 5", f"Each system generates images from prompts that the teacher inverted. {BOLD}",
-        Column("paper_lpips_div", "LPIPS_Div", "paper", "higher"),
-        "The paper's LPIPS_Div is for SD 1.5 on images that the paper does not name",
-    ),
-}  # fmt: skip
-"""For each comparison: the paper's table; our table, its title and its caption; the paper's column and a note on it."""
-
-_PAPER_TABLES = (
-    (
-        "table2",
-        "p_teacher",
-        "p_teacher",
-        "At each transition the teacher acts with probability p_teacher, else the student.",
-    ),
-    ("table3", "teacher_then_student", "switch_t", "The teacher acts until t = switch_t, then the student."),
-    ("table4", "student_then_teacher", "switch_t", "The student acts until t = switch_t, then the teacher."),
-)
-"""Name, kind of cell, the number that orders the rows, and the caption [paper, Tables 2-4]."""
-
-
-_EFFECTS = (
-    (
-        1,
-        "main-effects",
-        "Main effects",
-        "Mean of the strings with the student at a transition, minus the mean of the strings with the teacher there.",
-    ),
-    (
-        2,
-        "interactions",
-        "Interactions",
-        "Mean of the strings with one model at both transitions, minus the mean of the strings with each model at one.",
-    ),
-)
-"""Number of transitions, name, title, and the contrast over all strings."""
 
 
 def groups(records: Iterable[Record]) -> list[Group]:
@@ -140,6 +91,7 @@ def build(records: Iterable[Record]) -> list[Table]:
     """Return all tables of the records. Experiments without tables are left out."""
     makers: dict[str, Callable[[Group], list[Table]]] = {
         "covariate-shift": shift_tables,
+        "drift": drift_tables,
         "systems": system_tables,
         "prompt-inversion": inversion_tables,
     }
@@ -148,16 +100,27 @@ def build(records: Iterable[Record]) -> list[Table]:
 
 def shift_tables(group: Group) -> list[Table]:
     """Return the pure runs and Tables 2, 3 and 4, and the factorial's three tables if any of it was measured."""
-    tables = [_pure(group), *(_beside_paper(group, *table) for table in _PAPER_TABLES)]
+    tables = [_pure(group), *(_beside_paper(group, *table) for table in PAPER_TABLES)]
     transitions = _transitions(group)
     tables += _factorial(group, transitions) if transitions else []
+    return [table for table in tables if table.rows]
+
+
+def drift_tables(group: Group) -> list[Table]:
+    """Return the tables of the drift experiment, by the time at which a transition starts."""
+    columns = [Column("t", "t")]
+    tables = []
+    for kind, title, text, tested in DRIFT:
+        records = sorted(group.of_kind(kind), key=lambda r: -_number(r.cell["t"]) if r.cell["t"] != "all" else 1)
+        rows = [_Row((str(r.cell["t"]),), f"t = {r.cell['t']}", r) for r in records]
+        tables.append(_table(group, kind, title, text, columns, rows, tested=tested))
     return [table for table in tables if table.rows]
 
 
 def system_tables(group: Group) -> list[Table]:
     """Return the systems side by side, in the order of the newest protocol, and their paired differences, if any."""
     scored = group.records[0].protocol.get("experiment") == "score"  # its records have the experiment "systems"
-    source, label, title, text, column, note = _COMPARED["score" if scored else group.experiment]
+    source, label, title, text, column, note = COMPARED["score" if scored else group.experiment]
     newest = max(group.records, key=lambda r: r.age_key()).protocol
     wanted = {str(row["name"]): row for row in _mappings(newest.get("systems"))}
     order = {name: place for place, name in enumerate(wanted)}
@@ -175,7 +138,7 @@ def system_tables(group: Group) -> list[Table]:
     note += ". That is another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     tables = [replace(table, best=_best(group, table, rows))]
-    paired = _OF_FOLDERS if scored else _DIFFERENCES
+    paired = OF_FOLDERS if scored else DIFFERENCES
     tables.append(_named(group, "difference", "differences", "Differences", paired, "Difference", tested=True))
     return [table for table in tables if table.rows]
 
@@ -260,7 +223,7 @@ def _factorial(group: Group, transitions: int) -> list[Table]:
     rows = [_Row((s,), f"string {s}", group.find(kind="string", string=s)) for s in strings]
     text = "All teacher/student strings: who acts at each transition, T the teacher and S the student."
     tables = [_table(group, "strings", "Factorial", text, [Column("string", "String")], rows)]
-    for size, name, title, text in _EFFECTS:
+    for size, name, title, text in EFFECTS:
         which = list(itertools.combinations(range(transitions), size))
         names = [" × ".join(_transition(group, i) for i in indices) for indices in which]
         effects = [group.find(kind="effect", transitions=list(indices)) for indices in which]
@@ -331,11 +294,12 @@ def _metrics(records: Iterable[Record]) -> dict[str, Direction]:
 def _setting(group: Group) -> str:
     """Return the setting that all rows share, as a sentence."""
     first = group.records[0]
-    systems = first.systems.items() if group.experiment == "covariate-shift" else ()
+    paired = group.experiment in ("covariate-shift", "drift")
+    systems = first.systems.items() if paired else ()
     data = " ".join(str(first.data[key]) for key in ("reference", "split") if key in first.data)
     parts = [f"{role} {system.reference}" for role, system in sorted(systems, reverse=True)]
     parts += [f"data {data}", f"recipe {first.recipe}"]
-    if group.experiment == "covariate-shift":
+    if paired:
         parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]
     parts += computed_words(group.records)
     parts += [f"seed {', '.join(map(str, first.seeds)) or 'unknown'}", f"N requested {first.n_asked}"]
@@ -370,7 +334,7 @@ def _paper(name: str) -> dict[float, tuple[Cell, ...]]:
 def _group_name(record: Record) -> str:
     """Return a folder name: the experiment, the student of an analysis, and a hash of what the rows share."""
     shared = record.digest_of(_SHARED[record.experiment])[:8]
-    student = record.systems.get("student") if record.experiment == "covariate-shift" else None
+    student = record.systems.get("student") if record.experiment in ("covariate-shift", "drift") else None
     words = [record.experiment, PurePath(student.reference).name if student else "", shared]
     return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(word for word in words if word))
 

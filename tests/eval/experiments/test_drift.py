@@ -1,0 +1,232 @@
+"""The drift experiment on tiny pipelines, against rollouts and losses written out one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+
+from ddil_core.data.datasets import open_data
+from ddil_core.diffusion.noise import Sample, initial_noise
+from ddil_core.diffusion.schedule import timestep_grid
+from ddil_core.models.generate import resolve_sampling, sample_latents
+from ddil_core.models.model import load_model
+from ddil_core.support.errors import WrongCommand
+from ddil_eval.experiments import drift as experiment
+from ddil_eval.experiments.drift import DriftConfig, measure_drift
+from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, pair_models
+from ddil_eval.features.storage import Arrays
+from ddil_eval.report import tables
+from ddil_eval.report.records import Record, read_records
+from tests.pipelines import plain_step, save_pipeline
+
+GRID, FINE = [999, 749, 500, 250], timestep_grid(8)
+COUNT = 6
+PROMPTS = open_data("shapes").prompts(COUNT)
+IMAGES = np.concatenate(list(open_data("shapes").images(COUNT)))
+CONFIG = DriftConfig(teacher_steps=8, num_prompts=COUNT, batch_size=4)
+
+
+def pair_of(teacher: Path, student: Path, steps: int = 8, guidance: float | None = None) -> Drifting:
+    return pair_models(load_model(str(teacher)), load_model(str(student)), steps, guidance, 20)
+
+
+def errors(arrays: Arrays, kind: str) -> np.ndarray:
+    return arrays[f"disagreement {kind}"]
+
+
+@pytest.fixture(scope="module")
+def arrays(teacher: Path, student: Path) -> Arrays:
+    return measure_states(pair_of(teacher, student), PROMPTS, IMAGES, 0)
+
+
+@pytest.fixture(scope="module")
+def out(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drift")
+    measure_drift(CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(student),)}), folder)
+    return folder
+
+
+def plain_path(pipeline: Any, text: str, grid: list[int], guidance: float) -> list[torch.Tensor]:
+    """Return the states of one rollout at the times of a grid, and its end."""
+    z = initial_noise([Sample(PROMPTS[0].id)], (8, 8, 8), 0)
+    path = [z]
+    for t, s in zip(grid, [*grid[1:], None], strict=True):
+        path.append(plain_step(pipeline, path[-1], text, t, s, guidance))
+    return path
+
+
+def test_states_are_those_of_rollouts(arrays: Arrays, teacher: Path, student: Path) -> None:
+    text = PROMPTS[0].text
+    fine = plain_path(load_model(str(teacher)).pipeline, text, FINE, 3.0)
+    own = plain_path(load_model(str(student)).pipeline, text, GRID, 1.0)
+    for place in range(4):
+        assert np.allclose(arrays["states teacher"][0, place], fine[2 * place][0], atol=1e-4)
+        assert np.allclose(arrays["states student"][0, place], own[place][0], atol=1e-4)
+    assert np.allclose(arrays["end teacher"][0], fine[-1][0], atol=1e-4)
+    distance = (own[1] - fine[2]).norm() / fine[2].norm()
+    assert arrays["distance"][0, 0] == pytest.approx(float(distance), rel=1e-3)
+
+
+def test_states_of_data_are_diffused_forward(arrays: Arrays, teacher: Path) -> None:
+    model = load_model(str(teacher))
+    pixels = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x0 = model.encode_images(pixels)[0]
+    eps = initial_noise([Sample(prompt.id) for prompt in PROMPTS], (8, 8, 8), 0)
+    for place, t in enumerate(GRID):
+        z = model.denoiser.schedule.add_noise(x0, eps, torch.full((COUNT,), t))
+        assert np.allclose(arrays["states data"][:, place], z, atol=1e-4)
+
+
+def test_the_disagreement_is_the_loss_of_progressive_distillation(
+    arrays: Arrays, teacher: Path, student: Path
+) -> None:
+    """One DDIM step of x̃ ends where the teacher's two steps end: its distance from the student's step gives ‖x̂ − x̃‖."""
+    models = load_model(str(teacher)), load_model(str(student))
+    schedule = models[0].denoiser.schedule
+    z = torch.from_numpy(arrays["states student"][:1, 1])
+    end = z
+    for t, s in ((749, 624), (624, 500)):
+        end = plain_step(models[0].pipeline, end, PROMPTS[0].text, t, s, 3.0)
+    step = plain_step(models[1].pipeline, z, PROMPTS[0].text, 749, 500, 1.0)
+    alpha, sigma = (level[torch.tensor([749, 500])] for level in (schedule.alphas, schedule.sigmas))
+    factor = alpha[1] - sigma[1] / sigma[0] * alpha[0]
+    expected = float(((step - end) / factor).square().mean() * max(1.0, float((alpha[0] / sigma[0]) ** 2)))
+    assert FINE[2:5] == [749, 624, 500] or FINE[3] in (624, 625)
+    assert arrays["disagreement student"][0, 1] == pytest.approx(expected, rel=2e-2)
+
+
+def test_the_first_states_of_both_rollouts_are_the_noise(arrays: Arrays) -> None:
+    assert np.array_equal(arrays["states teacher"][:, 0], arrays["states student"][:, 0])
+    assert np.array_equal(errors(arrays, "teacher")[:, 0], errors(arrays, "student")[:, 0])
+
+
+def test_a_student_that_equals_its_teacher_does_not_drift(teacher: Path, tmp_path: Path) -> None:
+    pair = pair_of(teacher, teacher, steps=4, guidance=1.0)
+    found = measure_states(pair, PROMPTS, IMAGES, 0)
+    for kind in KINDS:
+        assert errors(found, kind).max() < 1e-8
+    assert found["distance"].max() < 1e-5
+    config = CONFIG.model_copy(
+        update={"teacher": str(teacher), "students": (str(teacher),), "teacher_steps": 4, "guidance_scale": 1.0}
+    )
+    records = measure_drift(config, tmp_path)
+    assert not [record for record in records if record.kind == "drift-ratios"]
+    assert not any(name.endswith("ratio") for record in records for name in record.metrics)
+
+
+def test_disagreement_and_distance_grow_with_noise_in_the_weights(teacher: Path) -> None:
+    """A student whose weights are those of its teacher and noise disagrees more, the more noise there is."""
+    found = []
+    for amplitude in (0.0, 0.05, 0.2):
+        pair = pair_of(teacher, teacher, steps=4, guidance=1.0)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in pair.student.denoiser.net.parameters():
+                weight += amplitude * weight.std() * torch.randn(weight.shape, generator=generator)
+        arrays = measure_states(pair, PROMPTS, IMAGES, 0)
+        found.append([errors(arrays, "student").mean(), arrays["distance"][:, -1].mean()])
+    assert (np.diff(found, axis=0) > 0).all()
+
+
+def test_a_batch_changes_nothing(arrays: Arrays, teacher: Path, student: Path) -> None:
+    alone = measure_states(pair_of(teacher, student), PROMPTS[2:3], IMAGES[2:3], 0)
+    for name, values in alone.items():
+        assert np.allclose(values[0], arrays[name][2], rtol=1e-3, atol=1e-4), name
+
+
+def test_a_stochastic_student_visits_the_states_that_it_samples(
+    teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sampling = {"solver": "lcm", "steps": 4, "guidance_scale": 1.0, "spacing": "lcm"}
+    folder = save_pipeline(tmp_path_factory.mktemp("lcm"), sampling, seed=2)
+    pair = pair_of(teacher, folder)
+    found = measure_states(pair, PROMPTS, IMAGES, 0)
+    samples = [Sample(prompt.id) for prompt in PROMPTS]
+    texts = [prompt.text for prompt in PROMPTS]
+    drawn = sample_latents(pair.student, samples, texts, resolve_sampling(pair.student), 0)
+    assert pair.grid == [999, 759, 499, 259] and np.allclose(found["end student"], drawn, atol=1e-4)
+    assert {"end_disagreement data", "end_disagreement student"} <= found.keys()
+
+
+def test_every_transition_has_its_records(out: Path) -> None:
+    records = read_records(out)
+    times = [*GRID, "all"]
+    for kind, expected in (("drift", times), ("drift-ratios", times), ("drift-states", GRID), ("drift-paths", GRID)):
+        assert {record.cell["t"] for record in records if record.kind == kind} == set(expected), kind
+    assert len(records) == 18 and (out / f"drift-{Path(records[0].systems['student'].reference).name}.png").is_file()
+    assert not list((out / "partial").iterdir())
+
+
+def test_the_ratio_is_that_of_the_disagreements(out: Path, arrays: Arrays) -> None:
+    for record in read_records(out):
+        if record.kind == "drift":
+            place = slice(None) if record.cell["t"] == "all" else GRID.index(int(str(record.cell["t"])))
+            means = {kind: errors(arrays, kind)[:, place].mean() for kind in KINDS}
+            assert record.metrics["disagreement_data"].estimate.value == pytest.approx(means["data"], rel=1e-3)
+            ratio = means["student"] / means["data"]
+            assert record.metrics["shift_ratio"].estimate.value == pytest.approx(ratio, rel=1e-3)
+
+
+def test_tables_show_all_transitions(out: Path) -> None:
+    found = {table.name: table for table in tables.build(read_records(out))}
+    assert [row[0] for row in found["drift"].rows] == ["999", "749", "500", "250", "all"]
+    assert set(found) == {"drift", "drift-ratios", "drift-states", "drift-paths"}
+    assert all(not table.missing for table in found.values())
+
+
+def test_two_students_are_compared(teacher: Path, student: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(student), str(teacher))})
+    records = [record for record in measure_drift(config, tmp_path) if record.kind == "drift-difference"]
+    alone = {key: by_time(tmp_path, str(model)) for key, model in (("first", student), ("second", teacher))}
+    assert [record.cell["t"] for record in records] == [*GRID, "all"]
+    for record in records:
+        first, second = (alone[key][record.cell["t"]].metrics for key in ("first", "second"))
+        for name in ("disagreement_data", "disagreement_student"):
+            difference = first[name].estimate.value - second[name].estimate.value
+            assert record.metrics[name].estimate.value == pytest.approx(difference, rel=1e-6, abs=1e-9)
+            assert record.metrics[name].estimate.p_value is not None
+
+
+def by_time(folder: Path, student: str) -> dict[Any, Record]:
+    return {
+        record.cell["t"]: record
+        for record in read_records(folder)
+        if record.kind == "drift" and record.systems["student"].reference == student
+    }
+
+
+def test_a_stopped_run_goes_on(
+    out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(student),)})
+    calls: list[int] = []
+
+    def stopping(*args: Any) -> Arrays:
+        calls.append(len(args[1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure_states(*args)
+
+    monkeypatch.setattr(experiment, "measure_states", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        measure_drift(config, tmp_path)
+    measure_drift(config, tmp_path)
+    assert calls == [4, 2, 2]  # the first batch is not measured again
+    numbers = [[(r.cell, r.metrics) for r in read_records(folder)] for folder in (out, tmp_path)]
+    assert numbers[0] == numbers[1]
+
+
+def test_the_command_needs_a_student(cli: Callable[..., Result], tmp_path: Path) -> None:
+    assert cli("eval", "drift", "--out", tmp_path).exit_code == 2
+
+
+def test_a_student_that_stands_twice_is_refused(teacher: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(teacher), str(teacher))})
+    with pytest.raises(WrongCommand, match="a student stands twice; name each student once"):
+        measure_drift(config, tmp_path)
