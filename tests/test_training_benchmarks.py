@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from benchmarks import ddil_overhead, processes, training
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import Prediction
-from ddil_core.distillation.config import PhaseConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.phases import PhaseConfig
 
 TINY = partial(training.stable_diffusion, (32, 32), 4, 16)
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ddil_core.distillation.config import ConsistencyConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.config import MethodConfig, ProgressiveConfig
+from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.run_folder import require_same_run
 from ddil_core.support.errors import WrongCommand
 
