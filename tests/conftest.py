@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would download fails at once and says so
 _CACHE = tempfile.TemporaryDirectory(prefix="ddil-tests-")
 os.environ["DDIL_CACHE"] = _CACHE.name  # no test reads or writes the user's own folder
+os.environ.pop("COLUMNS", None)  # readline sets it in the main process of pytest, and its workers inherit it
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each: threads of several workers would wait for each other
 

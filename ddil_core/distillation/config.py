@@ -5,12 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.distillation.phases import DdilConfig
 from ddil_core.support.compute import ComputeKeys, with_network_dtypes
-from ddil_core.support.paths import shown
 from ddil_core.support.protocol import GuidanceScale, Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -79,14 +78,7 @@ class WatchConfig(Strict):
     gradient: float = Field(default=20.0, gt=1)
 
 
-def _pool_size(value: object) -> object:
-    """Check the number of training images, or the word "all"."""
-    if value != "all" and (type(value) is not int or value < 1):
-        raise ValueError(f"pool is a whole number of images from 1, or all, not {shown(value)}")
-    return value
-
-
-PoolSize = Annotated[int | Literal["all"], BeforeValidator(_pool_size)]
+PoolSize = Annotated[int, Field(ge=1)] | Literal["all"]
 """The number of training images."""
 
 

@@ -60,7 +60,8 @@ def distill(
         DdilError: the teacher or a checkpoint cannot be used, the disk is full, or another command works in ``out``.
         Interrupted: a signal stopped the run. Its checkpoint is saved.
     """
-    config, out = begun_with(Path(out), read_config(config, teacher)), Path(out)
+    out = Path(out)
+    config = begun_with(out, read_config(config, teacher))
     student_folder, encoded = out / "student", out / "checkpoints" / "data.safetensors"
     if not student_folder.is_dir():
         require_capacity(config)
@@ -80,13 +81,18 @@ def distill(
     with _holding(out, accelerator, resume, identity, config, model.sampling.guidance_scale):
         with accelerator.main_process_first():
             pool = encode_pool(model, images, size, encoded)
-        run = Run(model, pool, config, data, out, accelerator)
-        student = run.train(METHODS[config.method].train)
-        if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile
-            bounds = Bounds.of(run.reflection, config.reflection.quantile)
-            save_student(model, student, bounds, student_folder, config.teacher_use())
-        accelerator.wait_for_everyone()
+        _train(Run(model, pool, config, data, out, accelerator), student_folder)
     return student_folder
+
+
+def _train(run: Run[MethodConfig], student_folder: Path) -> None:
+    """Train the student and save it."""
+    config, accelerator, teacher = run.config, run.accelerator, run.model  # a method may replace the run's model
+    student = run.train(METHODS[config.method].train)
+    if accelerator.is_main_process and not student_folder.is_dir():  # another command may have written it meanwhile
+        bounds = Bounds.of(run.reflection, config.reflection.quantile)
+        save_student(teacher, student, bounds, student_folder, config.teacher_use())
+    accelerator.wait_for_everyone()
 
 
 def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) -> tuple[Model, MethodConfig]:

@@ -124,9 +124,10 @@ class ComputeKeys(Strict):
 
 def with_network_dtypes(content: Any) -> Any:
     """Return the content of a protocol whose keys for the teacher's and the student's network default to ``dtype``."""
-    if not isinstance(content, dict) or short_name(content.get("dtype")) not in DTYPES:
+    dtype = content.get("dtype") if isinstance(content, dict) else None
+    if not isinstance(dtype, str) or short_name(dtype) not in DTYPES:
         return content
-    long = DTYPES[short_name(content["dtype"])]
+    long = DTYPES[short_name(dtype)]
     return {"teacher_dtype": long, "student_dtype": long} | content
 
 

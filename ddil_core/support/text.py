@@ -1,4 +1,4 @@
-"""Check text that a user writes, and write lists in sentences."""
+"""Check text that a user writes, write lists in sentences, and break lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ddil_core.support.errors import WrongCommand
 
+_TOKEN = re.compile(r"[^\s/_+−-]*[/_+−-]+\s*|\S+\s*|\s+")
 _NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -25,3 +26,16 @@ def require_text(text: str, where: str) -> None:
 def listed(items: Sequence[str], word: str) -> str:
     """Return "a, b and c" for three items and the word "and"."""
     return f" {word} ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def break_text(text: str, width: int) -> str:
+    """Break text into lines of at most ``width`` characters: at spaces, and after the signs / _ - + −.
+
+    A longer part stays whole on a line of its own.
+    """
+    lines = [""]
+    for part in _TOKEN.findall(text):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)

@@ -29,7 +29,7 @@ def print_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) 
     from rich.table import Table
     from rich.text import Text
 
-    from ddil_eval.report.terminal import break_text
+    from ddil_core.support.text import break_text
 
     console = table_console()
     cells = [[_word(row[column]) for column in columns] for row in rows]
@@ -53,7 +53,7 @@ def print_table(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) 
 
 def _widths(texts: Sequence[Sequence[str]], available: int) -> list[int] | None:
     """Return the widths of columns, each with these texts, that break no word; None where there is too little space."""
-    from ddil_eval.report.terminal import break_text
+    from ddil_core.support.text import break_text
 
     whole = [max(map(len, column)) for column in texts]
     least = [max(len(part) for text in column for part in break_text(text, 1).split("\n")) for column in texts]

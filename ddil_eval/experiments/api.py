@@ -129,20 +129,11 @@ def covariate_shift(
         DdilError: a model, the data set or the weights of a metric are missing.
     """
     settings: dict[str, object] = {
-        "teacher": teacher,
-        "student": student,
-        "data": data,
-        "recipe": recipe,
-        "p_teacher": p_teacher,
-        "switch": switch,
-        "factorial": factorial,
-        "num_prompts": num_prompts,
-        "reference_images": num_reference_images,
-        "teacher_steps": teacher_steps,
-        "guidance_scale": guidance_scale,
-        "metrics": metrics,
-        "seed": seed,
-    }
+        "teacher": teacher, "student": student, "data": data, "recipe": recipe, "p_teacher": p_teacher,
+        "switch": switch, "factorial": factorial, "num_prompts": num_prompts,
+        "reference_images": num_reference_images, "teacher_steps": teacher_steps, "guidance_scale": guidance_scale,
+        "metrics": metrics, "seed": seed,
+    }  # fmt: skip
     complete = _configuration(CovariateShiftConfig, config, settings)
     return analyse_covariate_shift(complete, output_folder(out, "out"), device)
 

@@ -56,6 +56,7 @@ class DriftConfig(Strict):
     """The drift experiment as data.
 
     Attributes:
+        experiment: The name of the experiment.
         teacher: The teacher's reference.
         students: The students' references; students on the same grid are compared with each other.
         data: The reference of the data set.
@@ -212,10 +213,10 @@ def _log_ratios(students: Sequence[Drift], place: int | str) -> dict[str, Estima
     found = {}
     for name in students[0].names:
         for ratio, below in (("shift_ratio", "data"), ("rollout_ratio", "teacher")):
-            scores = [tuple(drift.errors(kind, place, name) for kind in ("student", below)) for drift in students]
+            scores = [(drift.errors("student", place, name), drift.errors(below, place, name)) for drift in students]
             if min(part.mean() for one in scores for part in one) > _ROUNDING:
-                key = name.removesuffix("disagreement") + ratio
-                found[key] = log_ratio(*scores[0], other=scores[1] if len(scores) > 1 else None)  # type: ignore[arg-type]
+                second = scores[1] if len(scores) > 1 else None
+                found[name.removesuffix("disagreement") + ratio] = log_ratio(*scores[0], other=second)
     return found
 
 

@@ -44,7 +44,8 @@ DRIFT = (
     (
         "drift",
         "Drift",
-        "Disagreement of student and teacher on data, on the teacher's states and on the student's own, and its ratios.",
+        "Disagreement of student and teacher on data, on the teacher's states and on the student's own, with its "
+        "ratios.",
         False,
     ),
     (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ddil_core.support.text import break_text
 from ddil_eval.report.rendering import header_lines, header_text, marks_after, notes_below, printed_cells
 from ddil_eval.report.table_type import Table
 
@@ -20,7 +20,6 @@ INDENT = 2
 """Empty columns at the left of a table."""
 _NAME, _SETTING = 24, 14
 """The width to which a narrow table breaks the names of its rows, and the other settings of its rows."""
-_TOKEN = re.compile(r"[^\s/_+−-]*[/_+−-]+\s*|\S+\s*|\s+")
 
 
 def to_rich(table: Table) -> RenderableType:
@@ -86,16 +85,3 @@ def _block(table: Table, places: Sequence[int], *, narrow: bool) -> RichTable:
             cells.append(Text.assemble((value, style), *(("\n" + line, "dim") for line in below)))
         block.add_row(*cells)
     return block
-
-
-def break_text(text: str, width: int) -> str:
-    """Break text into lines of at most ``width`` characters: at spaces, and after the signs / _ - + −.
-
-    A longer part stays whole on a line of its own.
-    """
-    lines = [""]
-    for part in _TOKEN.findall(text):
-        if lines[-1] and len((lines[-1] + part).rstrip()) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(line.rstrip() for line in lines)

@@ -16,7 +16,7 @@ from PIL import Image
 from ddil_core.support.protocol import content_hash
 from ddil_eval.cli import ddil
 from ddil_eval.experiments.covariate_shift import NOT_HASHED
-from ddil_eval.experiments.results import without
+from ddil_eval.experiments.results import hashed
 from ddil_eval.report.records import read_records
 
 SMALL = [
@@ -70,7 +70,7 @@ def test_how_each_model_is_sampled_is_printed_and_recorded(
             "student": {"steps": 4, "solver": "ddim", "guidance_scale": 1.0},
         }
         assert record.guidance_scale == 3.0
-        assert record.protocol_hash == content_hash(without(record.protocol, NOT_HASHED))
+        assert record.protocol_hash == content_hash(hashed(record.protocol, NOT_HASHED))
         assert {"sampling", "teacher", "student"} <= NOT_HASHED
 
 

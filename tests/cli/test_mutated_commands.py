@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from ddil_core.support import protocol
 from ddil_eval.cli import ddil, options
@@ -221,8 +223,9 @@ def test_a_count_that_fills_any_memory(key: str, place: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("cache", ["file", "file/x", "dangling"])
 def test_a_cache_that_takes_no_files(cache: str, place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDIL_CACHE", cache)
+    save_file({name: np.zeros(1, np.float32) for name in ("cls_token", "pos_embed")}, "dinov2.safetensors")
     shards = ("distill", "--data", "webdataset:http://127.0.0.1:9/a.tar", "--download", "--out", "o", "--device", "cpu")
-    for line in (("metrics", "--add", "clip_score=file"), shards):
+    for line in (("metrics", "--add", "fd_dinov2=dinov2.safetensors"), shards):
         result = cli(*line)
         last = result.stderr.splitlines()[-1]
         assert result.exit_code == 1 and last.startswith(f"error: files cannot be kept in {cache} (")

@@ -16,6 +16,7 @@ from ddil_eval.cli import COMMANDS, ddil
 NEEDED: dict[str, tuple[str, ...]] = {
     "distill": ("--out", "out"),
     "eval covariate-shift": ("--student", "shapes", "--out", "out"),
+    "eval drift": ("--student", "shapes", "--out", "out"),
     "eval systems": ("--model", "shapes", "--data", "shapes", "--out", "out"),
     "eval run": ("--out", "out"),
     "eval score": (".", "--reference", "shapes", "--out", "out"),

@@ -32,12 +32,20 @@ def test_the_number_of_images_has_both_names_where_a_prompt_gives_one() -> None:
         assert {"--num-images", "--num-prompts"} <= names(command)
 
 
+SEVERAL = {
+    "--num-images": {"num_images", "num_prompts"},
+    "--model": {"models"},
+    "--student": {"student", "students"},
+}
+"""Options that fill keys of several names: an image is a prompt where each prompt gives one; a command takes one or many."""
+
+
 def test_no_option_has_two_meanings() -> None:
     """One name is one parameter in all commands."""
     meaning: dict[str, str] = {}
     for command in evaluate.commands.values():
         for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
             for name in option.opts:
-                expected = {"--num-images": {"num_images", "num_prompts"}, "--model": {"models"}}.get(name)
+                expected = SEVERAL.get(name)
                 known = meaning.setdefault(name, str(option.name))
                 assert option.name in (expected or {known}), f"{name} is {option.name} and {known}"

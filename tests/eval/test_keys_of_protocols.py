@@ -88,7 +88,7 @@ CASES: dict[str, tuple[type[BaseModel], dict[str, Any], str]] = {
     "choice": (
         METHODS["pd"].config,
         {"optimizer": "sgd"},
-        "at 'optimizer': it takes 'adamw', 'fused' or '8bit', not 'sgd'",
+        "at 'optimizer': it takes 'fused', 'adamw' or '8bit', not 'sgd'",
     ),
     "section": (
         METHODS["pd"].config,

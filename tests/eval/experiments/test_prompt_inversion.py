@@ -31,7 +31,7 @@ from ddil_eval.experiments.gallery import mean_to_first
 from ddil_eval.experiments.inversion_config import InversionConfig
 from ddil_eval.experiments.inversion_records import NOT_HASHED
 from ddil_eval.experiments.prompt_inversion import measure_inversion, plan_inversion
-from ddil_eval.experiments.results import without
+from ddil_eval.experiments.results import hashed
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.report.records import Record, read_records
 from ddil_eval.report.tables import build
@@ -88,7 +88,7 @@ def test_a_newer_key_of_the_protocol_changes_no_older_hash(
 ) -> None:
     protocol = records["system", "teacher"].protocol
     assert "guidance_scale" not in protocol
-    assert records["system", "teacher"].protocol_hash == content_hash(without(protocol, NOT_HASHED))
+    assert records["system", "teacher"].protocol_hash == content_hash(hashed(protocol, NOT_HASHED))
     assert set(config.model_dump(mode="json")) - set(protocol) == {"guidance_scale"}
     assert set(protocol) - set(config.model_dump(mode="json")) == {"sampling"} <= NOT_HASHED
 

@@ -8,10 +8,11 @@ import re
 import pytest
 from rich.console import Console
 
+from ddil_core.support.text import break_text
 from ddil_eval.report.rendering import printed_cells
 from ddil_eval.report.table_type import Table
 from ddil_eval.report.tables import build
-from ddil_eval.report.terminal import break_text, to_rich
+from ddil_eval.report.terminal import to_rich
 from tests.records import measured, p_teacher, record, system
 
 METRICS = {
