@@ -99,7 +99,7 @@ class ConsistencyConfig(MethodConfig):
     @classmethod
     def of_run(cls, written: dict[str, Any], own: float) -> Self:
         low, high = written.get("guidance_range", LCM_RANGE)
-        if written.get("lora") or not low <= written.get("guidance_scale", LCM_GUIDANCE) <= high:
+        if not low <= written.get("guidance_scale", LCM_GUIDANCE) <= high:
             # Earlier versions wrote 8.5 whatever the range. No update depends on it.
             written = {key: value for key, value in written.items() if key != "guidance_scale"}
         return super().of_run(written, own)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.rollout import NAMES, STUDENT, TEACHER, Actor, pair_actors, rollout_latents
 from ddil_core.diffusion.schedule import Time
@@ -115,6 +117,16 @@ def take_turns(
     denoisers = teacher.guided(guidance_scale), student.guided(None if distilled else 1.0)
     grids = schedule.grid(teacher_steps), student_grid
     return pair_actors(*denoisers, *grids, SOLVERS.find(solver)), student_grid
+
+
+def actors_sampling(actors: Mapping[str, Actor]) -> dict[str, dict[str, Any]]:
+    """Return the steps, the solver and the guidance scale of teacher and student in a rollout, for records."""
+    used = {}
+    for role, name in ((TEACHER, "teacher"), (STUDENT, "student")):
+        actor = actors[role]
+        steps, guided = sum(len(part) for part in actor.steps), cast(GuidedDenoiser, actor.denoiser)
+        used[name] = {"steps": steps, "solver": actor.solver.name, "guidance_scale": guided.guidance_scale}
+    return used
 
 
 def differences(teacher: Model, student: Model) -> list[str]:

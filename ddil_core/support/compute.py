@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,6 +130,24 @@ def with_network_dtypes(content: Any) -> Any:
         return content
     long = DTYPES[short_name(dtype)]
     return {"teacher_dtype": long, "student_dtype": long} | content
+
+
+def require_effect(dtype: str | None, content: Mapping[str, Any]) -> None:
+    """Refuse ``--dtype`` beside a protocol that gives both networks dtypes of their own, which the option leaves alone.
+
+    Args:
+        dtype: The value of the option; None without it.
+        content: The protocol.
+
+    Raises:
+        WrongCommand: both networks would keep another dtype.
+    """
+    keys = ("teacher_dtype", "student_dtype")
+    if dtype is not None and all(content.get(key) not in (None, dtype, DTYPES.get(dtype)) for key in keys):
+        raise WrongCommand(
+            f"--dtype {dtype} leaves both networks as they are, because the protocol gives them a teacher_dtype and a "
+            "student_dtype; take the two keys out of it, or set them with --set"
+        )
 
 
 def without_defaults(protocol: dict[str, Any]) -> dict[str, Any]:

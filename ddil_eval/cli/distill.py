@@ -80,6 +80,7 @@ def distill(
     from ddil_core.distillation.shipped import ChosenProtocol, announce
     from ddil_core.models.sampling import SYSTEM_FILE, sampling_line
     from ddil_core.support import ranks
+    from ddil_core.support.compute import require_effect
     from ddil_core.support.progress import note
     from ddil_core.support.protocol import validate
 
@@ -88,6 +89,7 @@ def distill(
     chosen = ChosenProtocol(protocol) if protocol is not None else _shipped(teacher, method or "pd", lora)
     content, model = configuration(chosen.path, method, lora, settings)
     _set_options(content, ddil, seed, guidance_scale)
+    require_effect(computing["dtype"], content)
     content |= {key: value for key, value in computing.items() if value is not None}
     config: Any = validate(model, content, str(chosen.path))
     if ddil and config.ddil is None:
@@ -122,7 +124,7 @@ def _set_options(content: dict[str, Any], ddil: bool, seed: int | None, guidance
     if seed is not None:
         content["seed"] = seed
     if guidance_scale is not None:
-        if content.get("lora"):
+        if content.get("lora") is not None:
             raise WrongCommand(
                 "a LoRA has its guidance built in, so that --guidance has no effect; say --set 'guidance_range=[G, G]'"
             )

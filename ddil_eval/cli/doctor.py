@@ -244,15 +244,16 @@ def _need(reference: str, variant: str | None, width: int) -> tuple[Need, str]:
         The estimate, and what the table says of its source.
 
     Raises:
-        WrongCommand: the files are not here, and the architecture is not known.
+        WrongCommand: the files are not here, and the architecture is not known; or the files have no such variant.
     """
     from ddil_core.models.catalogue import parameters
     from ddil_core.models.known_sizes import known_need
     from ddil_core.models.memory import estimate_memory
+    from ddil_core.models.references import resolve
     from ddil_core.models.system_specs import load_systems
 
     try:
-        return estimate_memory(*parameters(reference, variant), width), ""
+        resolve(reference)
     except WrongCommand as error:
         need = known_need(reference, width)
         if need is not None:
@@ -260,6 +261,7 @@ def _need(reference: str, variant: str | None, width: int) -> tuple[Need, str]:
         if reference in load_systems():
             raise WrongCommand(f"{error}; without its files the size of {reference!r} is not known here") from error
         raise
+    return estimate_memory(*parameters(reference, variant), width), ""
 
 
 def latex() -> Check:

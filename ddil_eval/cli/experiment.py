@@ -55,13 +55,15 @@ def run_experiment(
         save_images: Whether to keep the images that the experiment generates.
 
     Raises:
-        WrongCommand: the configuration does not fit, or the experiment keeps no images.
+        WrongCommand: the configuration does not fit, an option would do nothing, or the experiment keeps no images.
     """
     options.quiet_libraries()
+    from ddil_core.support.compute import require_effect
     from ddil_core.support.errors import WrongCommand
     from ddil_core.support.protocol import validate
 
     given = {key: value for key, value in given.items() if value is not None}
+    require_effect(given.get("dtype"), content)
     config = validate(experiment.config, {**content, **given}, source, options=given)
     options.print_if_asked(config, source)
     if save_images and not experiment.keeps_images:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +29,14 @@ from ddil_core.diffusion.rollout import STUDENT, TEACHER
 from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.models.model import load_model
+from ddil_core.models.sampling import sampling_line
 from ddil_core.support import ranks
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.lock import held_by_main
-from ddil_core.support.progress import progress, warn
+from ddil_core.support.progress import note, progress, warn
 from ddil_core.support.protocol import GuidanceScale, Strict, content_hash
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, pair_models
+from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import split_of
 from ddil_eval.experiments.results import RecordWriter, code_sha256, hashed
@@ -46,7 +49,7 @@ from ddil_eval.statistics.moments import blocks
 from ddil_eval.statistics.two_sample import FOLDS, compare_states, exponential, log_ratio
 
 EXPERIMENT = "drift"
-NOT_HASHED = frozenset({"teacher", "students", "batch_size"})
+NOT_HASHED = frozenset({"teacher", "students", "batch_size", "sampling"})
 ALL = "all"
 """The cell that takes all transitions together, as training does."""
 _HIGHER = ("commitment",)
@@ -150,7 +153,17 @@ def _load(config: DriftConfig, device: str) -> list[Drifting]:
         raise WrongCommand("a student stands twice; name each student once")
     teacher = load_model(config.teacher, device)
     settings = config.teacher_steps, config.guidance_scale, config.consistency_step
-    return [pair_models(teacher, load_model(student, device), *settings) for student in config.students]
+    pairs = [pair_models(teacher, load_model(student, device), *settings) for student in config.students]
+    used = _used(pairs)
+    for model, sampling in [(config.teacher, used["teacher"]), *used["students"].items()]:
+        note(sampling_line(model, sampling))
+    return pairs
+
+
+def _used(pairs: Sequence[Drifting]) -> dict[str, dict[str, Any]]:
+    """Return the steps, the solver and the guidance scale of the teacher and of each student, for records."""
+    students = {pair.student.reference: pair.sampling["student"] for pair in pairs}
+    return {"teacher": pairs[0].sampling["teacher"], "students": students}
 
 
 def _work_key(config: DriftConfig, pair: Drifting, prompts: Prompts) -> str:
@@ -268,7 +281,7 @@ def _save(
     writer = RecordWriter.of_run(
         out,
         experiment=EXPERIMENT,
-        protocol=config.model_dump(mode="json"),
+        protocol=config.model_dump(mode="json") | {"sampling": _used([drift.pair for drift in found])},
         not_hashed=NOT_HASHED,
         data=data,
         recipe="latents",
@@ -276,15 +289,14 @@ def _save(
         device=device,
         started=started,
     )
-    records = []
+    records, names = [], _figure_names([drift.pair.student.reference for drift in found])
     for drift in found:
         fields = _fields(config, {"teacher": drift, "student": drift})
         own = []
         for place in drift.places:
             for kind, estimates in _cells(drift, place, config.seed).items():
                 own.append(writer.save(_cell(kind, drift, place), _recorded(estimates), **fields))
-        name = Path(drift.pair.student.reference).name
-        drift_figure.draw(own, out / f"drift-{name}.png")
+        drift_figure.draw(own, out / f"drift-{names[drift.pair.student.reference]}.png")
         records += own
     for first, second in itertools.combinations(found, 2):
         if first.pair.grid == second.pair.grid and first.pair.stochastic == second.pair.stochastic:
@@ -298,6 +310,13 @@ def _save(
                 for place in first.places
             ]
     return records
+
+
+def _figure_names(references: Sequence[str]) -> dict[str, str]:
+    """Return a name of its own for each student's figure: the last part of its reference, or all of it if two share it."""
+    last = {reference: Path(reference).name for reference in references}
+    shared = {name for name, number in Counter(last.values()).items() if number > 1}
+    return {reference: slug(reference) if name in shared else name for reference, name in last.items()}
 
 
 def _cells(drift: Drift, place: int | str, seed: int) -> dict[str, dict[str, Estimate]]:

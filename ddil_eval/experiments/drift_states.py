@@ -25,7 +25,7 @@ from ddil_core.diffusion.solvers import SOLVERS, ddim
 from ddil_core.distillation.losses import pd_target
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.models.model import Model
-from ddil_core.models.turns import differences, take_turns
+from ddil_core.models.turns import actors_sampling, differences, take_turns
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.finite import Finite, not_finite
@@ -62,6 +62,14 @@ class Drifting:
     def ends(self) -> list[Time]:
         """The times at which the K transitions end."""
         return [*self.grid[1:], CLEAN]
+
+    @property
+    def sampling(self) -> dict[str, dict[str, Any]]:
+        """The steps, the solver and the guidance scale of each, for records."""
+        used = actors_sampling(self.actors)
+        if self.stochastic:
+            used["student"]["solver"] = self.student.sampling.solver
+        return used
 
     @property
     def schedule(self) -> Schedule:

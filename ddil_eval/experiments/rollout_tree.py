@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ddil_core.data.base import Prompt
-from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor, RolloutResult, rollout_latents
 from ddil_core.diffusion.schedule import Time
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import sampling_line
-from ddil_core.models.turns import take_turns
+from ddil_core.models.turns import actors_sampling, take_turns
 from ddil_core.support import ranks
 from ddil_core.support.compute import Compute
 from ddil_core.support.devices import torch_dtype
@@ -48,12 +47,7 @@ class Pair:
     @property
     def sampling(self) -> dict[str, dict[str, Any]]:
         """The steps, the solver and the guidance scale of each, for records."""
-        used = {}
-        for role, name in ((TEACHER, "teacher"), (STUDENT, "student")):
-            actor = self.actors[role]
-            steps, guided = sum(len(part) for part in actor.steps), cast(GuidedDenoiser, actor.denoiser)
-            used[name] = {"steps": steps, "solver": actor.solver.name, "guidance_scale": guided.guidance_scale}
-        return used
+        return actors_sampling(self.actors)
 
     @property
     def names(self) -> dict[str, str]:

@@ -63,6 +63,23 @@ def test_distillation_offers_no_float16(cli: Cli, tmp_path: Path) -> None:
     assert result.exit_code == 2 and "'fp16' is not one of 'fp32', 'bf16'" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["distill", "eval covariate-shift"])
+def test_a_dtype_that_changes_no_network_is_refused(cli: Cli, student: Path, tmp_path: Path, command: str) -> None:
+    """A printed protocol names every key, and so the dtypes of both networks."""
+    needs = ("--student", student) if command.startswith("eval") else ()
+    printed = tmp_path / "mine.yaml"
+    printed.write_text(cli(*command.split(), *needs, "--print-protocol").stdout)
+    mine = (*command.split(), *needs, "--protocol", printed, "--dtype", "bf16", "--out", tmp_path / "out")
+    result = cli(*mine)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == (
+        "error: --dtype bf16 leaves both networks as they are, because the protocol gives them a teacher_dtype and a "
+        "student_dtype; take the two keys out of it, or set them with --set"
+    )
+    one = cli(*mine, "--set", "teacher_dtype=bfloat16", "--print-protocol")
+    assert one.exit_code == 0, one.stderr
+
+
 def test_a_comparison_records_the_dtype_of_each_row(cli: Cli, student: Path, tmp_path: Path) -> None:
     command = ("eval", "systems", "--model", student, "--data", "shapes", "--num-images", 4, "--steps", 1)
     small = ("--set", "reference_images=4", "--metrics", "drawn_right", "--device", "cpu", "--out", tmp_path)

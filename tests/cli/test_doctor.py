@@ -227,3 +227,19 @@ def test_a_known_system_without_its_files_is_estimated(
     unknown = cli("doctor", "--model", "ssd1b")
     assert unknown.exit_code == 2
     assert unknown.stderr.endswith("; without its files the size of 'ssd1b' is not known here\n")
+
+
+def test_a_known_system_with_its_files_is_not_estimated_without_them(
+    cli: Callable[..., Result], student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    storage = tmp_path / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    (storage / "refs").mkdir(parents=True)
+    (storage / "snapshots").mkdir()
+    (storage / "refs" / "main").write_text("0" * 40)
+    (storage / "snapshots" / ("0" * 40)).symlink_to(student)
+    result = cli("doctor", "--model", "sd15", "--variant", "fp16", "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == (
+        "error: the model 'sd15' has no weights of the variant 'fp16' here; it has only the plain files"
+    )

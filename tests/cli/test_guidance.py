@@ -188,7 +188,8 @@ def test_the_guidance_of_a_distillation(cli: Cli, tmp_path: Path) -> None:
         "guidance_scale is 3, outside guidance_range, 1.5 to 2.25, in which the student is trained; choose one inside, or "
         "another range\n"
     )
-    refused = cli("distill", "--method", "lcm", "--lora", "--guidance", 2, "--out", tmp_path / "run")
-    assert refused.exit_code == 2
-    assert refused.stderr.endswith("has no effect; say --set 'guidance_range=[G, G]'\n")
+    for lcm in (("--method", "lcm"), ("--protocol", "shapes/lcm.yaml")):  # the latter has no section `lora` of its own
+        refused = cli("distill", *lcm, "--lora", "--guidance", 2, "--out", tmp_path / "run")
+        assert refused.exit_code == 2
+        assert refused.stderr.endswith("has no effect; say --set 'guidance_range=[G, G]'\n")
     assert not (tmp_path / "run").exists()

@@ -66,6 +66,14 @@ def test_an_older_run_is_the_same_run_and_says_its_guidance_from_then_on(
             require_same_run(tmp_path, identity(config, guidance_scale=3.0), type(config), 7.5)
 
 
+@pytest.mark.parametrize("more", [LORA, {"updates": 2}], ids=["lora", "lcm"])
+def test_a_run_with_a_guidance_scale_of_its_own_goes_on(more: dict[str, Any], tmp_path: Path) -> None:
+    """A LoRA does not use the scale, and still is the run that its own command began."""
+    config = ConsistencyConfig.model_validate(more | {"guidance_range": (1.5, 3), "guidance_scale": 2})
+    open_run(tmp_path, identity(config), {}, type(config), 7.5)
+    assert require_same_run(tmp_path, identity(config), type(config), 7.5) == config.model_dump(mode="json")
+
+
 def test_a_run_of_a_folder_without_guidance_says_what_was_assumed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from ddil_core.support.errors import WrongCommand
 from ddil_eval.experiments import drift as experiment
 from ddil_eval.experiments.drift import DriftConfig, measure_drift
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, pair_models
+from ddil_eval.experiments.image_sources import slug
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import tables
 from ddil_eval.report.records import Record, read_records
@@ -191,6 +192,33 @@ def test_two_students_are_compared(teacher: Path, student: Path, tmp_path: Path)
             difference = first[name].estimate.value - second[name].estimate.value
             assert record.metrics[name].estimate.value == pytest.approx(difference, rel=1e-6, abs=1e-9)
             assert record.metrics[name].estimate.p_value is not None
+
+
+def test_two_students_with_one_name_have_two_figures(teacher: Path, student: Path, tmp_path: Path) -> None:
+    """Run folders of two tables often have the same last name. Each model says how it is sampled."""
+    links = [tmp_path / place / "pd" for place in ("first", "second")]
+    for link, folder in zip(links, (student, teacher), strict=True):
+        link.parent.mkdir()
+        link.symlink_to(folder)
+    config = CONFIG.model_copy(update={"teacher": str(teacher), "students": tuple(map(str, links))})
+    records = measure_drift(config, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert names == {f"drift-{slug(str(link))}.png" for link in links}
+    assert records[0].protocol["sampling"] == {
+        "teacher": {"steps": 8, "solver": "ddim", "guidance_scale": 3.0},
+        "students": {str(link): {"steps": 4, "solver": "ddim", "guidance_scale": 1.0} for link in links},
+    }
+
+
+def test_every_model_says_how_it_is_sampled(
+    cli: Callable[..., Result], teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    small = ("--set", "teacher_steps=8", "--num-prompts", 5, "--device", "cpu")
+    result = cli("eval", "drift", "--teacher", teacher, "--student", student, *small, "--guidance", 2, "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert f"{teacher}: 8 steps of ddim, guidance 2" in lines
+    assert f"{student}: 4 steps of ddim, guidance 1" in lines
 
 
 def by_time(folder: Path, student: str) -> dict[Any, Record]:
