@@ -34,7 +34,7 @@ from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, content_hash, renamed
 from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.measurement import Cells
-from ddil_eval.experiments.prompts import Prompts, choose_prompts
+from ddil_eval.experiments.prompts import Prompts, choose_prompts, require_enough
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, open_reference
 from ddil_eval.experiments.results import RecordWriter, hashed, recorded_metrics
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
@@ -190,6 +190,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     reference_sizes = check_reference(data, images, recipe, extractors.metrics)
     prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
     captions = [prompt.text for prompt in prompts.prompts]
+    require_enough(len(captions), config.data)
     pair = load_pair(
         config.teacher,
         config.student,

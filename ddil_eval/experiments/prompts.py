@@ -17,6 +17,9 @@ from ddil_core.support.progress import warn_once
 from ddil_eval.experiments.reference_images import number_of
 from ddil_eval.report.records import digest
 
+FEWEST = 4
+"""The fewest prompts that an interval can be computed of."""
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -53,6 +56,17 @@ def choose_prompts(data: DataSet, count: int | None, path: Path | None) -> Promp
             "for fewer"
         )
     return Prompts(prompts[:count], {"prompts": path.name, "prompts_sha256": file_sha256(path)})
+
+
+def require_enough(count: int, what: str) -> None:
+    """Refuse too few prompts for an interval, before any image is made.
+
+    Raises:
+        WrongCommand: ``what``, which names the prompts in the message, has fewer than ``FEWEST``.
+    """
+    if count < FEWEST:
+        word = "prompt" if count == 1 else "prompts"
+        raise WrongCommand(f"{what} has {count} {word}, too few for an interval; measure at least {FEWEST}")
 
 
 def read_prompts(path: Path) -> list[Prompt]:

@@ -21,6 +21,7 @@ from ddil_core.support.protocol import Strict, renamed
 from ddil_eval.experiments.engine import differences_from_first, measure_systems
 from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import FolderImages, ImageOrigin, ImageSource, open_image_folder
+from ddil_eval.experiments.prompts import require_enough
 from ddil_eval.experiments.reference_images import (
     check_reference,
     describe_reference,
@@ -105,6 +106,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
         captions = [file.caption or "" for file in files[folder]]
         sizes = ImageSizes.of(surveyed, f"the images of {path}")
         require_sizes(sizes, reference.sizes, reference.recipe, metrics, captions)
+        require_enough(len(files[folder]) // config.images_per_prompt, f"the folder {folder}")
     extractors = Extractors(metrics, device, reference.recipe, config.images_per_prompt)
     records = []
     with held_by_main(out):

@@ -27,7 +27,7 @@ from ddil_core.support.protocol import renamed
 from ddil_eval.experiments.engine import measure_systems
 from ddil_eval.experiments.image_sizes import NO_SIZES, ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
-from ddil_eval.experiments.prompts import Prompts, choose_prompts
+from ddil_eval.experiments.prompts import Prompts, choose_prompts, require_enough
 from ddil_eval.experiments.reference_images import (
     check_reference,
     describe_reference,
@@ -172,6 +172,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     absent |= {f"metric {name}": DdilError(problem) for name, problem in problems.items() if problem is not None}
     systems, absent_systems = find_systems(config.systems, lambda model: check_files(resolve(model), model))
     if prompts is not None:
+        require_enough(len(prompts.prompts), config.prompts or config.data)
         captions = [prompt.text for prompt in prompts.prompts]
         for system in systems:
             drawn = ImageSizes.drawn(system.model, image_size(system.model))

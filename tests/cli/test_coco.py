@@ -227,6 +227,23 @@ def test_mixed_sizes_are_refused_by_a_recipe_that_keeps_them(cli: Cli, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "systems", "covariate-shift"])
+def test_too_few_prompts_for_an_interval_are_refused_before_any_work(
+    cli: Cli, student: Path, tmp_path: Path, command: str
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for place in range(3):
+        Image.new("RGB", (64, 64)).save(few / f"{place}.png")
+        (few / f"{place}.txt").write_text("a ring")
+    model = ("--teacher", student, "--student") if command == "covariate-shift" else ("--model",)
+    what = (few, "--reference", few) if command == "score" else (*model, student, "--data", f"folder:{few}")
+    result = cli("eval", command, *what, "--device", "cpu", "--out", tmp_path / "out")
+    name = f"the folder {few}" if command == "score" else f"folder:{few}"
+    refused(result, f"{name} has 3 prompts, too few for an interval; measure at least 4", 2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_of_another_size_than_the_reference_are_refused_by_a_recipe_that_keeps_both(
     cli: Cli, tmp_path: Path
 ) -> None:

@@ -84,9 +84,7 @@ def test_states_of_data_are_diffused_forward(arrays: Arrays, teacher: Path) -> N
         assert np.allclose(arrays["states data"][:, place], z, atol=1e-4)
 
 
-def test_the_disagreement_is_the_loss_of_progressive_distillation(
-    arrays: Arrays, teacher: Path, student: Path
-) -> None:
+def test_the_disagreement_is_the_loss_of_progressive_distillation(arrays: Arrays, teacher: Path, student: Path) -> None:
     """One DDIM step of x̃ ends where the teacher's two steps end: its distance from the student's step gives ‖x̂ − x̃‖."""
     models = load_model(str(teacher)), load_model(str(student))
     schedule = models[0].denoiser.schedule
@@ -214,7 +212,9 @@ def test_every_model_says_how_it_is_sampled(
     cli: Callable[..., Result], teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     small = ("--set", "teacher_steps=8", "--num-prompts", 5, "--device", "cpu")
-    result = cli("eval", "drift", "--teacher", teacher, "--student", student, *small, "--guidance", 2, "--out", tmp_path)
+    result = cli(
+        "eval", "drift", "--teacher", teacher, "--student", student, *small, "--guidance", 2, "--out", tmp_path
+    )
     assert result.exit_code == 0, result.stderr
     lines = result.stderr.splitlines()
     assert f"{teacher}: 8 steps of ddim, guidance 2" in lines
