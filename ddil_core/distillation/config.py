@@ -86,12 +86,13 @@ class MethodConfig(ComputeKeys):
     """The settings that all methods share. A method's class sets a default for ``method``.
 
     The weights that the optimiser changes, their average, the autoencoder and the text encoders are float32 in every
-    run. ``dtype`` is the default of ``teacher_dtype`` and ``student_dtype``.
+    run.
 
     Attributes:
         CHANGEABLE: The keys that change a student by rounding alone. They are no part of a run's identity, and a
             resumed run may have other values.
         reflection: How the teacher's x̂ is kept inside the data's range.
+        dtype: The default of ``teacher_dtype`` and ``student_dtype``. Training in fp16 is refused.
         batch_size: Rows of a batch, of all processes together.
         teacher_batch_size: The most states that a process evaluates at once without gradients. A guided teacher
             evaluates two rows for each state.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +12,11 @@ from pydantic import BeforeValidator
 from ddil_core.support.devices import DTYPES, torch_dtype
 from ddil_core.support.environment import float32_precision
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.keys import Takes
+from ddil_core.support.misfits import value_text
 from ddil_core.support.paths import shown
 from ddil_core.support.protocol import Strict
+from ddil_core.support.text import listed
 
 if TYPE_CHECKING:
     import torch
@@ -88,20 +91,25 @@ def short_name(dtype: Any) -> Any:
     return _SHORT.get(dtype, dtype) if isinstance(dtype, str) else dtype
 
 
-def _known(dtype: Any) -> Any:
-    short = short_name(dtype)
-    if short not in DTYPES:
-        raise ValueError(f"the dtype {shown(str(dtype))} is not known; it may be one of {', '.join(DTYPES)}")
-    return short
+def _listed(names: Iterable[str]) -> str:
+    return listed([f"'{name}'" for name in names], "or")
 
 
-def _long(dtype: Any) -> Any:
-    return DTYPES[_known(dtype)]
+def _read_as(names: Mapping[str, str]) -> Callable[[Any], Any]:
+    """Return a function that takes a dtype by any name, and gives the one in ``names``, which go by its short name."""
+
+    def read(dtype: Any) -> Any:
+        short = short_name(dtype)
+        if not isinstance(short, str) or short not in names:
+            raise ValueError(f"it takes {_listed(names.values())}, not {value_text(dtype)}")
+        return names[short]
+
+    return read
 
 
-DtypeName = Annotated[str, BeforeValidator(_known)]
+DtypeName = Annotated[str, BeforeValidator(_read_as({name: name for name in DTYPES})), Takes(_listed(DTYPES))]
 """The type of a dtype in a protocol. Long names are read too, and the short one is kept."""
-LongDtypeName = Annotated[str, BeforeValidator(_long)]
+LongDtypeName = Annotated[str, BeforeValidator(_read_as(DTYPES)), Takes(_listed(DTYPES.values()))]
 """The type of a dtype in an older key of protocols, which keeps the long name."""
 
 
@@ -109,7 +117,7 @@ class ComputeKeys(Strict):
     """The keys of a protocol that say how its models compute (:class:`Compute`).
 
     Attributes:
-        dtype: fp32, bf16 or fp16.
+        dtype: The number format that models compute in.
         tf32: Whether a GPU may use TF32 in float32 products.
         compile: Whether networks and decoders are compiled.
     """

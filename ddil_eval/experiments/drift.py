@@ -313,7 +313,7 @@ def _save(
 
 
 def _figure_names(references: Sequence[str]) -> dict[str, str]:
-    """Return a name of its own for each student's figure: the last part of its reference, or all of it if two share it."""
+    """Return a name for each student's figure: the last part of its reference, or all of it where two share that."""
     last = {reference: Path(reference).name for reference in references}
     shared = {name for name, number in Counter(last.values()).items() if number > 1}
     return {reference: slug(reference) if name in shared else name for reference, name in last.items()}

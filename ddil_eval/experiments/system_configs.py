@@ -32,7 +32,7 @@ class SystemConfig(Strict):
         solver: The name of the solver.
         guidance_scale: The guidance scale g; 1 is no guidance.
         reflection: How x̂ is kept inside the range of the data.
-        dtype: fp32, bf16 or fp16. Left out, it is the protocol's, as in the next two.
+        dtype: The number format of the row's model. Left out, it is the protocol's, as in the next two.
         tf32: Whether a GPU may use TF32.
         compile: Whether the networks are compiled.
         paper: The name of the row in the paper's Table 1 or 5.

@@ -95,18 +95,19 @@ CASES: dict[str, tuple[type[BaseModel], dict[str, Any], str]] = {
         {"reflection": 3},
         "at 'reflection': it takes a mapping of the keys mode and quantile, not 3",
     ),
+    "dtype": (METHODS["pd"].config, {"dtype": [1]}, "at 'dtype': it takes 'fp32', 'bf16' or 'fp16', not [1]"),
     "switch": (
         METHODS["pd"].config,
         {"learning_rate_decay": 3},
         "at 'learning_rate_decay': it takes true or false, not 3",
     ),
-    "whole number": (METHODS["pd"].config, {"pool": 0.5}, "at 'pool': it takes a whole number of at least 1, not 0.5"),
+    "whole number": (METHODS["pd"].config, {"pool": 0.5}, "at 'pool': it takes a whole number of at least 1 or 'all', not 0.5"),
     "number": (
         METHODS["pd"].config,
         {"learning_rate": "fast"},
         "at 'learning_rate': it takes a number above 0 and at most 1, not 'fast'",
     ),
-    "true": (METHODS["pd"].config, {"pool": True}, "at 'pool': it takes a whole number of at least 1, not true"),
+    "true": (METHODS["pd"].config, {"pool": True}, "at 'pool': it takes a whole number of at least 1 or 'all', not true"),
     "null": (METHODS["pd"].config, {"seed": None}, "at 'seed': it takes a whole number of at least 0, not null"),
     "inside": (
         METHODS["dmd2"].config,
@@ -157,6 +158,12 @@ def test_a_printed_protocol_explains_each_key() -> None:
     text = commented(METHODS["lcm"].config.model_validate({"updates": 7, "lora": {}}))
     assert "# The rank of the adapters. It takes a whole number of at least 1.\n  rank: 64\n" in text
     assert "\n# The number of updates. It takes a whole number of at least 1.\nupdates: 7\n" in text
+
+
+def test_dtypes_are_listed_by_the_names_that_protocols_use() -> None:
+    takes = {key.name: key.takes for key in keys(EXPERIMENTS["covariate-shift"].config)}
+    assert takes["dtype"] == "'fp32', 'bf16' or 'fp16'"
+    assert takes["teacher_dtype"] == takes["student_dtype"] == "'float32', 'bfloat16' or 'float16'"
 
 
 def test_ddil_alone_has_the_phases_of_the_paper(root: Path) -> None:
