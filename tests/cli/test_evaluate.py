@@ -40,8 +40,8 @@ def arguments(teacher: Path, student: Path, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shift(teacher: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    out = tmp_path_factory.mktemp("results")
-    return out, CliRunner().invoke(ddil, arguments(teacher, student, out), catch_exceptions=False)
+    out, often = tmp_path_factory.mktemp("results"), {"DDIL_PROGRESS_EVERY": "0.001"}
+    return out, CliRunner(env=often).invoke(ddil, arguments(teacher, student, out), catch_exceptions=False)
 
 
 def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result]) -> None:
@@ -199,8 +199,8 @@ def test_an_unknown_experiment_is_refused_with_those_that_there_are(
     result = cli("eval", "run", protocol, "--set", "experiment=system", "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        "error: the experiment 'system' is not known; it may be one of systems, covariate-shift, prompt-inversion, score; "
-        "did you mean 'systems'?\n"
+        "error: the experiment 'system' is not known; it may be one of systems, covariate-shift, drift, prompt-inversion, "
+        "score; did you mean 'systems'?\n"
     )
 
 
