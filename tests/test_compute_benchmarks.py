@@ -69,7 +69,7 @@ def test_precision_measures_latents_and_paired_metrics(tmp_path: Path) -> None:
     apart = precision.distances("small SD", "cpu", chosen)
     assert set(apart["fp32"].values()) == {0.0}
     assert all(0 < value < 0.1 for value in apart["bf16"].values())
-    found = precision.metrics(6, "cpu", chosen)
+    found = precision.metrics(6, "cpu", chosen, reference_images=12)
     assert found["fp32"].keys() == {"fd_efflite0", "drawn_right"}
     assert found["bf16"]["fd_efflite0"] != found["fp32"]["fd_efflite0"]
     assert found["bf16"].keys() == {name + end for name in precision.METRICS for end in ("", " − fp32")}
