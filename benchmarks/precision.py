@@ -121,7 +121,7 @@ def main(prompts: int, device: str | None, compile: bool | None, csv_path: Path 
         {"format": name, **{key: value for part in apart for key, value in part[name].items()}, **found.get(name, {})}
         for name in chosen
     ]
-    show(pd.DataFrame(rows).fillna(""), csv_path, ".3g", "precision")
+    show(pd.DataFrame(rows).astype(object).fillna(""), csv_path, ".3g", "precision")
 
 
 if __name__ == "__main__":
