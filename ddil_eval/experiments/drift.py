@@ -34,6 +34,7 @@ from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import progress, warn
 from ddil_core.support.protocol import GuidanceScale, Strict, content_hash
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, pair_models
+from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.reference_images import split_of
 from ddil_eval.experiments.results import RecordWriter, code_sha256, hashed
@@ -132,7 +133,8 @@ def measure_drift(config: DriftConfig, out: Path, device: str = "cpu") -> list[R
             folders.append(out / "partial" / _work_key(config, pair, prompts))
             _visit(config, pair, data, prompts.prompts, folders[-1])
             if ranks.is_main():
-                parts = (_batch(folders[-1], start) for start in _starts(config))
+                starts = (part.start for part in blocks(config.num_prompts, config.batch_size))
+                parts = (_batch(folders[-1], start) for start in starts)
                 found.append(Drift(pair, concatenate([cached_arrays(path, dict) for path in parts])))
         if not ranks.is_main():
             return []
@@ -164,10 +166,6 @@ def _work_key(config: DriftConfig, pair: Drifting, prompts: Prompts) -> str:
     return content_hash(content)[:16]
 
 
-def _starts(config: DriftConfig) -> list[int]:
-    return [part.start for part in blocks(config.num_prompts, config.batch_size)]
-
-
 def _batch(work: Path, start: int) -> Path:
     return work / f"{start:06d}.npz"
 
@@ -175,14 +173,14 @@ def _batch(work: Path, start: int) -> Path:
 def _visit(config: DriftConfig, pair: Drifting, data: DataSet, prompts: Sequence[Prompt], work: Path) -> None:
     """Visit the states of this process's share of the batches, and wait for the other processes."""
     images = read_targets(data, config.num_prompts, image_side(pair.teacher)).images
-    starts = _starts(config)
-    share = [starts[index] for index in ranks.mine(len(starts))]
-    with progress(f"states of {pair.student.reference}", total=len(share) * config.batch_size) as advance:
-        for start in share:
-            rows = slice(start, start + config.batch_size)
-            measure = partial(measure_states, pair, prompts[rows], images[rows], config.seed)
-            cached_arrays(_batch(work, start), measure)
-            advance(config.batch_size)
+    parts = list(blocks(config.num_prompts, config.batch_size))
+    share = [parts[index] for index in ranks.mine(len(parts))]
+    total = sum(part.stop - part.start for part in share)
+    with progress(f"states of {pair.student.reference}", total=total) as advance:
+        for part in share:
+            measure = partial(measure_states, pair, prompts[part], images[part], config.seed)
+            cached_arrays(_batch(work, part.start), measure)
+            advance(part.stop - part.start)
     ranks.barrier()
 
 
@@ -228,7 +226,7 @@ def path_metrics(drift: Drift, place: int) -> dict[str, Estimate]:
     """Return the distance of the two trajectories after a transition, and how far each is committed to its end.
 
     Commitment (cf. 2503.10637) is the share of the end's variance over the prompts that x̂ explains: 1 − E‖x̂ − z_0‖² /
-    E‖z_0 − E z_0‖². It is 1 at the last transition, where x̂ is the end.
+    E‖z_0 − E z_0‖². That of the student is 1 at the last transition, where x̂ is the end.
     """
     found = {"distance": _mean(drift.arrays["distance"][:, place].astype(np.float64))}
     for kind in ("teacher", "student"):
@@ -283,8 +281,7 @@ def _save(
         for place in drift.places:
             for kind, estimates in _cells(drift, place, config.seed).items():
                 own.append(writer.save(_cell(kind, drift, place), _recorded(estimates), **fields))
-        name = Path(drift.pair.student.reference).name
-        drift_figure.draw(own, out / f"drift-{name}.png")
+        drift_figure.draw(own, out / f"drift-{_figure_name(drift.pair.student.reference, config.students)}.png")
         records += own
     for first, second in itertools.combinations(found, 2):
         if first.pair.grid == second.pair.grid and first.pair.stochastic == second.pair.stochastic:
@@ -298,6 +295,12 @@ def _save(
                 for place in first.places
             ]
     return records
+
+
+def _figure_name(student: str, students: Sequence[str]) -> str:
+    """Return the last part of a student's reference, or all of it where another student has the same last part."""
+    own = Path(student).name
+    return own if [Path(other).name for other in students].count(own) == 1 else slug(student)
 
 
 def _cells(drift: Drift, place: int | str, seed: int) -> dict[str, dict[str, Estimate]]:

@@ -193,6 +193,18 @@ def test_two_students_are_compared(teacher: Path, student: Path, tmp_path: Path)
             assert record.metrics[name].estimate.p_value is not None
 
 
+def test_students_of_one_name_have_a_figure_each(teacher: Path, student: Path, tmp_path: Path) -> None:
+    students = []
+    for number in (1, 2):
+        students.append(tmp_path / f"run{number}" / "student")
+        students[-1].parent.mkdir()
+        students[-1].symlink_to(student, target_is_directory=True)
+    config = CONFIG.model_copy(update={"teacher": str(teacher), "students": tuple(map(str, students))})
+    measure_drift(config, tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").glob("drift-*.png"))
+    assert [name[-16:] for name in names] == ["run1-student.png", "run2-student.png"]
+
+
 def by_time(folder: Path, student: str) -> dict[Any, Record]:
     return {
         record.cell["t"]: record
