@@ -52,19 +52,20 @@ def load(name: str, device: str, compute: Compute) -> Model:
     return load_model("shapes", device, compute=compute) if name == "shapes" else random_model(name, device, compute)
 
 
-def latents(model: Model, steps: int) -> Tensor:
+def latents(model: Model, steps: int, prompts: list[str]) -> Tensor:
     """Draw a latent of each prompt."""
-    samples = [Sample(prompt) for prompt in PROMPTS]
+    samples = [Sample(prompt) for prompt in prompts]
     sampling = resolve_sampling(model, steps=steps)
-    return sample_latents(model, samples, PROMPTS, sampling, 0, len(samples)).double().cpu()
+    return sample_latents(model, samples, prompts, sampling, 0, len(samples)).double().cpu()
 
 
 def distances(name: str, device: str, chosen: dict[str, Compute]) -> dict[str, dict[str, float]]:
     """Return ‖z − z₃₂‖ / ‖z₃₂‖ of a model by format and number of steps."""
     drawn: dict[str, dict[int, Tensor]] = {}
+    prompts = PROMPTS if name == "shapes" or device == "cuda" else PROMPTS[:1]  # larger networks take long on a CPU
     for label, compute in chosen.items():
         model = load(name, device, compute)
-        drawn[label] = {steps: latents(model, steps) for steps in LATENT_STEPS}
+        drawn[label] = {steps: latents(model, steps, prompts) for steps in LATENT_STEPS}
     plain = drawn["fp32"]
     return {
         label: {f"{name}, {n} steps": float((z[n] - plain[n]).norm() / plain[n].norm()) for n in LATENT_STEPS}
@@ -72,7 +73,9 @@ def distances(name: str, device: str, chosen: dict[str, Compute]) -> dict[str, d
     }
 
 
-def metrics(prompts: int, device: str, chosen: dict[str, Compute]) -> dict[str, dict[str, Any]]:
+def metrics(
+    prompts: int, device: str, chosen: dict[str, Compute], reference_images: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Return each metric of the shapes teacher by format, with its paired difference from float32."""
     rows = [
         {"name": name, "model": "shapes", "steps": METRIC_STEPS, **compute.changed()}
@@ -82,7 +85,7 @@ def metrics(prompts: int, device: str, chosen: dict[str, Compute]) -> dict[str, 
         "systems": rows,
         "differences": [(name, "fp32") for name in chosen if name != "fp32"],
         "num_prompts": prompts,
-        "reference_images": max(2 * prompts, 100),
+        "reference_images": reference_images or max(2 * prompts, 100),
         "metrics": METRICS,
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +121,7 @@ def main(prompts: int, device: str | None, compile: bool | None, csv_path: Path 
         {"format": name, **{key: value for part in apart for key, value in part[name].items()}, **found.get(name, {})}
         for name in chosen
     ]
-    show(pd.DataFrame(rows).fillna(""), csv_path, ".3g", "precision")
+    show(pd.DataFrame(rows).astype(object).fillna(""), csv_path, ".3g", "precision")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two processes of one thread against one process of two threads, for a distillation and for an evaluation.
 
-    python -m benchmarks.processes [--updates 12] [--images 96] [--rounds 2] [--csv FILE]
+    python -m benchmarks.processes [--updates 6] [--images 48] [--rounds 1] [--csv FILE]
 
 A round starts each contender once, as ``torchrun`` does (gloo), one after the other and in turns. Each does both works
 on two cores: ``distill``, updates of PD with DDIL in the shapes world, and ``eval``, images of the shapes teacher with
@@ -149,9 +149,9 @@ def measure(updates: int, images: int, rounds: int) -> pd.DataFrame:
 
 
 @click.command(help=__doc__)
-@click.option("--updates", default=12, show_default=True, help="Updates of the distillation, and one collection.")
-@click.option("--images", default=96, show_default=True, help="Images of the evaluation.")
-@click.option("--rounds", default=2, show_default=True)
+@click.option("--updates", default=6, show_default=True, help="Updates of the distillation, and one collection.")
+@click.option("--images", default=48, show_default=True, help="Images of the evaluation.")
+@click.option("--rounds", default=1, show_default=True)
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 @click.option("--work-in", type=click.Path(path_type=Path), default=None, hidden=True)
 def main(updates: int, images: int, rounds: int, csv_path: Path | None, work_in: Path | None) -> None:

@@ -155,4 +155,5 @@ def random_model(name: str, device: str, compute: Compute = FP32) -> Model:
     denoiser = layout.denoiser(pipeline.unet, Schedule.from_config(config).to(device), "epsilon")
     prepare_networks(denoiser, pipeline.vae, torch.device(device), compute)
     sampling = Sampling.from_scheduler(config, 1.0)
-    return Model(name, Files(Path(name)), pipeline, layout, denoiser, sampling, torch.device(device), None, compute)
+    files, own = Files(Path(name)), torch.device(device)
+    return Model(name, files, pipeline, layout, denoiser, sampling, own, compute=compute)

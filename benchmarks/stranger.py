@@ -126,7 +126,6 @@ def candidates(updates: int, guidance: float) -> dict[str, dict[str, dict[str, A
         tries[title] = {
             name: shared,
             f"{name}-published": shared | published,
-            f"{name}-fast": shared | {"learning_rate": 2 * rate},
         }
     shapes = protocols() / "shapes"
     return {

@@ -37,15 +37,23 @@ def test_random_models_are_equal_each_time() -> None:
     assert torch.equal(first, second) and distance(first[0], first[1]) > 1e-3
 
 
+def test_a_random_model_computes_as_it_is_told() -> None:
+    """Precision, compiled batches of one size and TF32 all read ``Model.compute``."""
+    model = random_model("small SD", "cpu", Compute("bf16"))
+    assert model.compute == Compute("bf16") and model.denoiser.net.dtype is torch.bfloat16
+    assert model.guidance_assumed is False
+
+
 def test_sampling_compares_equal_latents_before_it_times_them(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pd.DataFrame(sampling.measure(SMALL, "cpu", rounds=1))
     assert rows["sampler"].tolist() == ["ours", "diffusers"]
     assert rows["latents_apart"].max() < 1e-5 and bool((rows["images_per_s"] > 0).all())
     (claim,) = sampling.summary(rows)
     assert (claim.claim, claim.bar) == ("images a second, small SD", 1.0)
-    monkeypatch.setattr(sampling, "draw", lambda pipeline, case, texts, noise, output: noise)
-    with pytest.raises(ClickException, match="so both do not compute the same"):
-        sampling.measure(SMALL, "cpu", rounds=1)
+    for factor in (1.0, float("nan")):
+        monkeypatch.setattr(sampling, "draw", lambda pipeline, case, texts, noise, output, by=factor: noise * by)
+        with pytest.raises(ClickException, match="so both do not compute the same"):
+            sampling.measure(SMALL, "cpu", rounds=1)
 
 
 def test_compiled_ours_is_compared_with_diffusers_eager_and_by_its_recipe() -> None:
@@ -69,7 +77,7 @@ def test_precision_measures_latents_and_paired_metrics(tmp_path: Path) -> None:
     apart = precision.distances("small SD", "cpu", chosen)
     assert set(apart["fp32"].values()) == {0.0}
     assert all(0 < value < 0.1 for value in apart["bf16"].values())
-    found = precision.metrics(6, "cpu", chosen)
+    found = precision.metrics(6, "cpu", chosen, reference_images=12)
     assert found["fp32"].keys() == {"fd_efflite0", "drawn_right"}
     assert found["bf16"]["fd_efflite0"] != found["fp32"]["fd_efflite0"]
     assert found["bf16"].keys() == {name + end for name in precision.METRICS for end in ("", " − fp32")}

@@ -31,3 +31,8 @@ def test_a_metric_without_a_peer_has_no_claim() -> None:
     vendi = replace(next(case for case in metrics.CASES if case.metric == "vendi"), count=40, dimensions=8)
     row = metrics.alternated(vendi, rounds=1)
     assert metrics.summary(pd.DataFrame([row])) == [] and row["interval_s"] > 0
+
+
+def test_a_side_that_the_machine_stopped_is_an_empty_figure() -> None:
+    row = metrics.row(PRDC, 60, {"ours": [float("nan")], "peer": [1.0]}, {"peer": 0.5})
+    assert pd.isna(row["difference"]) and pd.isna(row["ours_s"]) and row["peer_s"] == 1.0

@@ -132,7 +132,11 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
     metadata = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
     parts = _valid_parts(folder, metadata)
     done, cut = min(len(parts) * PART * batch_size, size), 0
-    with progress("encode the data", total=size, done=done) as advance, on_device(model.text_encoders(), model.device):
+    with (
+        model.compute.precision(),
+        progress("encode the data", total=size, done=done) as advance,
+        on_device(model.text_encoders(), model.device),
+    ):
         batches = data.training(size, side, batch_size, first=len(parts) * PART)
         while part := list(islice((_encode(model, *batch, advance) for batch in batches), PART)):
             cut += sum(longer for _, longer in part)

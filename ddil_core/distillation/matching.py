@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
-from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser
+from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser, NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, to_v
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, transitions
@@ -34,7 +34,7 @@ from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.distillation.processes import condition_part, slices
-from ddil_core.distillation.regression import RegressionStage, encode_pairs
+from ddil_core.distillation.regression import Pairs, RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import BackwardSimulation, MixedSource, StateSource
@@ -72,11 +72,18 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
     """Train the optional regression, then the matching, which leaves ``checkpoints/matching.safetensors``."""
     model, config = run.model, run.config
     guided = model.guided(config.guidance_scale)
-    network = run.frozen(model.denoiser.net)
-    teacher = GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
+
+    def teacher_of(network: NetworkDenoiser) -> GuidedDenoiser:
+        return GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
+
     unrounded = start = model.denoiser.net  # the frozen teacher may be rounded
+    pairs: Pairs = {}
     if config.regression is not None:
-        pairs = encode_pairs(teacher, run.pool, config, run.out / "checkpoints" / "pairs.safetensors", run.accelerator)
+        path, exact = run.out / "checkpoints" / "pairs.safetensors", run.frozen(unrounded, under_autocast=False)
+        pairs = encode_pairs(teacher_of(exact), run.pool, config, path, run.accelerator)
+        del exact
+    teacher = teacher_of(run.frozen(unrounded))
+    if config.regression is not None:
         begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, unrounded)
         start = train_stage(run, begin, start, "regression", "regression")
     make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded)

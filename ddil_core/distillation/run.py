@@ -58,10 +58,11 @@ class Run(Generic[C]):
         with self.config.compute.precision():
             return train(self)
 
-    def frozen(self, net: nn.Module) -> NetworkDenoiser:
+    def frozen(self, net: nn.Module, *, under_autocast: bool = True) -> NetworkDenoiser:
         """Return a network as a frozen teacher in ``teacher_dtype``.
 
-        ``net`` keeps its own dtype, as the start of a student.
+        ``net`` keeps its own dtype, as the start of a student. ``under_autocast`` says that the teacher is evaluated
+        inside ``accelerator.autocast()``; without it, a float32 teacher computes in float32.
 
         Autocast would round the weights of a frozen network again at every call. A float32 teacher of a run in mixed
         precision therefore holds what autocast rounds in bfloat16 already, which gives the same bits. A bfloat16
@@ -76,7 +77,7 @@ class Run(Generic[C]):
                 "or make it again"
             )
         dtype, teacher = getattr(torch, self.config.teacher_dtype), net
-        mixed, device = self.config.mixed_precision == "bf16", self.accelerator.device
+        mixed, device = under_autocast and self.config.mixed_precision == "bf16", self.accelerator.device
         if mixed or dtype != torch.float32:
             teacher = copy.deepcopy(net)
             teacher = rounded_for_autocast(teacher) if dtype == torch.float32 else teacher.to(dtype)

@@ -23,6 +23,7 @@ def begin_decoding(
     owner: str,
     *,
     static: bool = False,
+    whole: int = 0,
 ) -> Callable[[], np.ndarray]:
     """Begin to decode scaled latents, and return a function that waits for the images, uint8 [B, H, W, 3].
 
@@ -35,6 +36,7 @@ def begin_decoding(
         batch_size: The most images at once. 0 decodes them one by one, in tiles.
         owner: What the message of an error calls the model.
         static: Give all parts the same number of rows. Rows that fill the last part up are dropped.
+        whole: The latents of a whole batch, where z may be a shorter one: its parts then have as many rows, if static.
 
     Raises:
         DdilError: (by the returned function) the images are not finite.
@@ -42,7 +44,8 @@ def begin_decoding(
     scale, shift = scaling
     rows = batch_size or 1
     if static:
-        rows = -(-len(z) // -(-len(z) // rows))  # as even as possible, so that few rows are decoded in vain
+        whole = max(whole, len(z))
+        rows = -(-whole // -(-whole // rows))  # as even as possible, so that few rows are decoded in vain
     finite, parts = Finite[str](), list[Tensor]()
     with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
         for part in z.split(rows):

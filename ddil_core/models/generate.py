@@ -127,7 +127,7 @@ def begin_images(
     """
     latents = sample_latents(model, samples, texts, sampling, seed, rows, on_step)
     with model.compute.precision():
-        return model.begin_decode(latents)
+        return model.begin_decode(latents, whole=rows or 0)
 
 
 def resolve_sampling(

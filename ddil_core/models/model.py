@@ -164,11 +164,11 @@ class Model:
         """Decode scaled latents [B, C, h, w] to images uint8 [B, H, W, 3], and wait for them (``begin_decode``)."""
         return self.begin_decode(z, batch_size)()
 
-    def begin_decode(self, z: Tensor, batch_size: int | None = None) -> Callable[[], np.ndarray]:
+    def begin_decode(self, z: Tensor, batch_size: int | None = None, whole: int = 0) -> Callable[[], np.ndarray]:
         """Begin to decode scaled latents [B, C, h, w], and return a function that waits for the images.
 
         Without ``batch_size``, decode as many images at once as the memory allows, and in tiles if it does not allow
-        one.
+        one. Where shapes stay the same (``static``), a last batch is decoded in the parts of a batch of ``whole`` rows.
 
         Raises:
             DdilError: the latents are not finite, or (by the returned function) the images.
@@ -179,7 +179,7 @@ class Model:
         if batch_size is None:
             batch_size = decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         scaling = latent_scaling(vae, self.reference, z.device)
-        return begin_decoding(vae, z, scaling, batch_size, owner, static=self.static)
+        return begin_decoding(vae, z, scaling, batch_size, owner, static=self.static, whole=whole)
 
     def weights_sha256(self) -> str:
         """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""

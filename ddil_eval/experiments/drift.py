@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +134,8 @@ def measure_drift(config: DriftConfig, out: Path, device: str = "cpu") -> list[R
             folders.append(out / "partial" / _work_key(config, pair, prompts))
             _visit(config, pair, data, prompts.prompts, folders[-1])
             if ranks.is_main():
-                parts = (_batch(folders[-1], start) for start in _starts(config))
+                starts = (part.start for part in blocks(config.num_prompts, config.batch_size))
+                parts = (_batch(folders[-1], start) for start in starts)
                 found.append(Drift(pair, concatenate([cached_arrays(path, dict) for path in parts])))
         if not ranks.is_main():
             return []
@@ -177,10 +177,6 @@ def _work_key(config: DriftConfig, pair: Drifting, prompts: Prompts) -> str:
     return content_hash(content)[:16]
 
 
-def _starts(config: DriftConfig) -> list[int]:
-    return [part.start for part in blocks(config.num_prompts, config.batch_size)]
-
-
 def _batch(work: Path, start: int) -> Path:
     return work / f"{start:06d}.npz"
 
@@ -188,14 +184,14 @@ def _batch(work: Path, start: int) -> Path:
 def _visit(config: DriftConfig, pair: Drifting, data: DataSet, prompts: Sequence[Prompt], work: Path) -> None:
     """Visit the states of this process's share of the batches, and wait for the other processes."""
     images = read_targets(data, config.num_prompts, image_side(pair.teacher)).images
-    starts = _starts(config)
-    share = [starts[index] for index in ranks.mine(len(starts))]
-    with progress(f"states of {pair.student.reference}", total=len(share) * config.batch_size) as advance:
-        for start in share:
-            rows = slice(start, start + config.batch_size)
-            measure = partial(measure_states, pair, prompts[rows], images[rows], config.seed)
-            cached_arrays(_batch(work, start), measure)
-            advance(config.batch_size)
+    parts = list(blocks(config.num_prompts, config.batch_size))
+    share = [parts[index] for index in ranks.mine(len(parts))]
+    total = sum(part.stop - part.start for part in share)
+    with progress(f"states of {pair.student.reference}", total=total) as advance:
+        for part in share:
+            measure = partial(measure_states, pair, prompts[part], images[part], config.seed)
+            cached_arrays(_batch(work, part.start), measure)
+            advance(part.stop - part.start)
     ranks.barrier()
 
 
@@ -241,7 +237,7 @@ def path_metrics(drift: Drift, place: int) -> dict[str, Estimate]:
     """Return the distance of the two trajectories after a transition, and how far each is committed to its end.
 
     Commitment (cf. 2503.10637) is the share of the end's variance over the prompts that x̂ explains: 1 − E‖x̂ − z_0‖² /
-    E‖z_0 − E z_0‖². It is 1 at the last transition, where x̂ is the end.
+    E‖z_0 − E z_0‖². That of the student is 1 at the last transition, where x̂ is the end.
     """
     found = {"distance": _mean(drift.arrays["distance"][:, place].astype(np.float64))}
     for kind in ("teacher", "student"):
@@ -289,14 +285,14 @@ def _save(
         device=device,
         started=started,
     )
-    records, names = [], _figure_names([drift.pair.student.reference for drift in found])
+    records = []
     for drift in found:
         fields = _fields(config, {"teacher": drift, "student": drift})
         own = []
         for place in drift.places:
             for kind, estimates in _cells(drift, place, config.seed).items():
                 own.append(writer.save(_cell(kind, drift, place), _recorded(estimates), **fields))
-        drift_figure.draw(own, out / f"drift-{names[drift.pair.student.reference]}.png")
+        drift_figure.draw(own, out / f"drift-{_figure_name(drift.pair.student.reference, config.students)}.png")
         records += own
     for first, second in itertools.combinations(found, 2):
         if first.pair.grid == second.pair.grid and first.pair.stochastic == second.pair.stochastic:
@@ -312,11 +308,10 @@ def _save(
     return records
 
 
-def _figure_names(references: Sequence[str]) -> dict[str, str]:
-    """Return a name for each student's figure: the last part of its reference, or all of it where two share that."""
-    last = {reference: Path(reference).name for reference in references}
-    shared = {name for name, number in Counter(last.values()).items() if number > 1}
-    return {reference: slug(reference) if name in shared else name for reference, name in last.items()}
+def _figure_name(student: str, students: Sequence[str]) -> str:
+    """Return the last part of a student's reference, or all of it where another student has the same last part."""
+    own = Path(student).name
+    return own if [Path(other).name for other in students].count(own) == 1 else slug(student)
 
 
 def _cells(drift: Drift, place: int | str, seed: int) -> dict[str, dict[str, Estimate]]:

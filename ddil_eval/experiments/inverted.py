@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddil_core.inversion import InversionProblem, InvertedPrompt, SelectionSettings, get_inverter, invert
+from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
 from ddil_core.support.progress import progress
@@ -55,7 +56,8 @@ def invert_all(
     size = min(batch_size, len(paths))  # as in the first run, so that a run that goes on finds the same words
     rest = replace(problem, ids=tuple(problem.ids[row] for row in todo), images=problem.images[todo])
     evaluations = inverter.evaluations(chosen)
-    with progress(f"invert: {name}", total=-(-len(todo) // size) * evaluations) as advance:
+    total = -(-len(todo) // size) * evaluations
+    with full_precision(), progress(f"invert: {name}", total=total) as advance:
         for batch in invert(rest, inverter, chosen, size, choosing, advance):
             for inverted in batch:
                 write_text(by_id[inverted.id], json.dumps(asdict(inverted), indent=2, ensure_ascii=False) + "\n")

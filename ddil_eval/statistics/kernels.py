@@ -5,7 +5,9 @@ lie on disk, adds up what the value and its jackknife need: the sums of the kern
 subsets.
 
 The products x · y of float32 features are float32, at half the cost of float64. Everything else is float64. The
-rounding of the products averages out: KID changes by less than 1e-8 (``tests/eval/statistics/test_kernels.py``).
+rounding of the products averages out: on features like Inception's KID changes by less than 1e-8. The change grows with
+their mean: it is below 1 % of KID's standard error where the mean is 10 times the spread, and below 25 % at 100 times
+(``tests/eval/statistics/test_kernels.py``).
 """
 
 from __future__ import annotations

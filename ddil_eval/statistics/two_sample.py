@@ -21,6 +21,8 @@ PERMUTATIONS = 999
 FOLDS = 5
 RIDGE = 1.0
 """The probe's penalty, as a share of the mean squared norm of a state."""
+EQUAL = 1e-12
+"""Kernels, which are at most 1, and scores, which estimate ±1, are 0 below this: float32 states differ by more."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def kernel_distance(products: Array, seed: int = 0) -> Estimate:
     kernel = np.exp(-distances / max(median, np.finfo(np.float64).tiny))
     h = kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]
     np.fill_diagonal(h, 0.0)
+    h[np.abs(h) < EQUAL] = 0.0  # equal pairs leave rounding errors, which are no evidence
     signs = np.random.default_rng([seed, n]).choice([-1.0, 1.0], size=(PERMUTATIONS, n))
     permuted = np.einsum("pi,pi->p", signs @ h, signs)
     total = h.sum()
@@ -122,6 +125,7 @@ def probe_excess(products: Array, seed: int = 0) -> Estimate:
         penalty = RIDGE * max(np.trace(inside) / len(trained), np.finfo(np.float64).tiny)
         weights = np.linalg.solve(inside + penalty * np.eye(len(trained)), signs[trained])
         scores = products[np.ix_(tested, trained)] @ weights * signs[tested]
+        scores[np.abs(scores) < EQUAL] = 0.0
         right[tested] = (1 + np.sign(scores)) / 2
     shares = np.stack([(right[:n] + right[n:]) / 2, np.full(n, 0.5)], axis=1)
     return estimate_mean(shares, np.array([1.0, -1.0]), rate=True)

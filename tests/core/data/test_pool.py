@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,15 @@ def test_an_interrupted_pool_goes_on_and_is_the_same(model: Model, shards: str, 
     path.with_suffix(".parts").mkdir()  # as if killed before they were deleted
     assert equal(found, encode(model, Stopping(shards, 0), path))  # read, not made
     assert {p.name for p in tmp_path.iterdir() if p.suffix != ".tar"} == {"whole.safetensors", "data.safetensors"}
+
+
+def test_images_are_encoded_in_the_precision_of_the_model(model: Model, shards: str, tmp_path: Path) -> None:
+    seen = set[str]()
+    switch: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    hook = model.pipeline.vae.encoder.register_forward_pre_hook(lambda *_: seen.add(switch.fp32_precision))
+    encode(model, open_data(shards), tmp_path / "data.safetensors")
+    hook.remove()
+    assert seen == {"ieee"}  # a GPU's convolutions use TF32 where nothing is said
 
 
 def test_the_pool_is_of_the_images_at_the_models_size(model: Model, shards: str, tmp_path: Path) -> None:

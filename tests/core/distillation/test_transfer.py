@@ -13,12 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
-from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.distill import distill
 from ddil_core.distillation.run import Run, rounded_for_autocast
 from ddil_core.distillation.steady import Steady, steady
 from ddil_core.distillation.transfer import Ahead, sent
@@ -127,6 +129,39 @@ def test_autocast_copies_no_weight_of_a_frozen_teacher(model: Model, dtype: str)
     found, copied = autocast_output(run.frozen(model.denoiser.net), z, t, told)
     assert torch.equal(found, expected) and copied == []
     assert all(weight.dtype == torch.float32 for weight in model.denoiser.net.parameters())
+
+
+def test_a_teacher_outside_of_autocast_stays_in_float32(model: Model) -> None:
+    """As the teacher of a regression's pairs: a rounded net would mix bfloat16 and float32 there."""
+    settings = {"stages": [{"steps": 4, "updates": 1}], "mixed_precision": "bf16"}
+    some: Any = SimpleNamespace(device=CPU)
+    run = Run(model, pool=None, config=ProgressiveConfig.model_validate(settings), data="", out=None, accelerator=some)  # type: ignore[arg-type]
+    exact = run.frozen(model.denoiser.net, under_autocast=False)
+    assert {weight.dtype for weight in exact.net.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def mixed() -> Iterator[None]:
+    """Accelerate's state anew, so that a run may have another precision. Afterwards it is as before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
+
+
+@pytest.mark.usefixtures("mixed")
+def test_mixed_precision_leaves_the_pairs_of_a_regression_as_they_are(folder: Path, tmp_path: Path) -> None:
+    pairs = []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        settings = {
+            "updates": 1, "timesteps": [399], "critic_updates": 1, "pool": 8, "batch_size": 2,
+            "regression": {"pairs": 4, "teacher_steps": 2, "updates": 1}, "mixed_precision": precision,
+        }  # fmt: skip
+        out = tmp_path / precision
+        distill(str(folder), "shapes", MatchingConfig.model_validate(settings), out, device="cpu")
+        pairs.append(load_file(out / "checkpoints" / "pairs.safetensors")["x0"])
+    assert torch.equal(*pairs)
 
 
 def test_only_what_autocast_rounds_is_rounded() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -177,12 +178,13 @@ def test_table_5_has_the_papers_numbers_and_names_missing_rows(
 def test_a_stopped_inversion_continues_at_the_next_image(
     config: InversionConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
+    runs, precisions = [], set[str]()
 
     def counted(problem: Any, chosen: Any, advance: Callable[[], None]) -> Any:
         if len(runs) == 1:
             raise KeyboardInterrupt
         runs.append(problem.ids)
+        precisions.add(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
         return ph2p.ph2p(problem, chosen, advance)
 
     row = ph2p.PH2P
@@ -193,6 +195,7 @@ def test_a_stopped_inversion_continues_at_the_next_image(
         patch.setattr("ddil_core.inversion.inverters.INVERTERS", table)
         with pytest.raises(KeyboardInterrupt):
             measure_inversion(plan_inversion(config), tmp_path)
+    assert precisions == {"ieee"}  # no TF32 on a GPU
     done = kept(tmp_path, "ph2p")
     assert len(done) == 2 and read_records(tmp_path) == []
     assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]

@@ -130,6 +130,17 @@ def test_products_in_float32_change_the_distances_by_less_than_1e_8(shift: float
     assert polynomial(x, y).dtype == np.float64
 
 
+@pytest.mark.parametrize(("mean", "most"), [(1.0, 0.01), (10.0, 0.01), (100.0, 0.25)])
+def test_products_of_features_far_from_zero_change_kid_by_less_than_it_is_uncertain(mean: float, most: float) -> None:
+    rng = np.random.default_rng(0)
+    x, y = ((rng.normal(size=(300, 1024)) + mean).astype(np.float32) for _ in range(2))
+    labels = group_labels(300)
+    half, full = (KernelDistance(b).spread(a, labels) for a, b in ((x, y), (x.astype(float), y.astype(float))))
+    error = np.std(full.pseudovalues) / np.sqrt(20)
+    assert abs(half.values[0] - full.values[0]) < most * error
+    np.testing.assert_allclose(half.pseudovalues, full.pseudovalues, rtol=0, atol=most * 20 * error)
+
+
 class FewSubsets(KernelDistance):
     """So small that single subsets are less work than a pass over all pairs."""
 
