@@ -23,13 +23,13 @@ def identity(config: MethodConfig) -> dict[str, Any]:
 def refused(folder: Path, config: MethodConfig) -> str:
     (folder / "run.yaml").write_text(yaml.safe_dump(identity(PD)))
     with pytest.raises(WrongCommand) as error:
-        require_same_run(folder, identity(config), type(config))
+        require_same_run(folder, identity(config), type(config), 3.0)
     return str(error.value)
 
 
 def test_keys_are_named_with_their_places_and_values_as_yaml_writes_them(tmp_path: Path) -> None:
     other = PD.model_copy(update={"learning_rate_decay": False, "seed": 3, "guidance_scale": 2.0})
-    there = "learning_rate_decay is true there, seed is 0 there, guidance_scale is null there"
+    there = "learning_rate_decay is true there, seed is 0 there, guidance_scale is 3.0 there"
     assert refused(tmp_path, other) == f"the folder {tmp_path} holds another run ({there}); choose another --out"
 
 

@@ -15,6 +15,7 @@ from ddil_core.distillation.checks import pool_size
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.misfits import value_text
 from ddil_core.support.protocol import validate
 from tests.coco import photograph
 from tests.shards import save_shards
@@ -63,7 +64,8 @@ def test_a_pool_is_a_number_or_all(value: object) -> None:
     with pytest.raises(WrongCommand) as error:
         validate(ProgressiveConfig, CONFIG | {"pool": value}, "a.yaml")
     assert str(error.value) == (
-        f"a.yaml has a value that does not fit at 'pool': pool is a whole number of images from 1, or all, not {str(value)!r}"
+        "a.yaml has a value that does not fit at 'pool': it takes a whole number of at least 1 or 'all', not "
+        f"{value_text(value)}"
     )
 
 
