@@ -48,11 +48,6 @@ def solver_noise(samples: Sequence[Sample], shape: Sequence[int], seed: int, ste
     return torch.stack([torch.stack(of_sample) for of_sample in drawn], dim=1)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device. The host does not wait for the copy to a GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def decisions(samples: Sequence[Sample], transitions: int, seed: int) -> Tensor:
     """Draw u ~ U[0, 1), float64 [B, transitions]. The teacher acts at a transition where u < p_teacher.
 

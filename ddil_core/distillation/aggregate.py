@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddil_core.distillation.transfer import sent
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 
 

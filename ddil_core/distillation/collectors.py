@@ -17,7 +17,7 @@ from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.distillation.sampler import ConsistencySampler, step_noise
-from ddil_core.distillation.transfer import sent
+from ddil_core.support.devices import sent
 
 
 @dataclass(frozen=True, eq=False)

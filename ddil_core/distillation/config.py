@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.distillation.phases import DdilConfig
-from ddil_core.support.compute import ComputeKeys, with_network_dtypes
+from ddil_core.support.compute import NetworkDtypeKeys
 from ddil_core.support.protocol import GuidanceScale, Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -82,7 +82,7 @@ PoolSize = Annotated[int, Field(ge=1)] | Literal["all"]
 """The number of training images."""
 
 
-class MethodConfig(ComputeKeys):
+class MethodConfig(NetworkDtypeKeys):
     """The settings that all methods share. A method's class sets a default for ``method``.
 
     The weights that the optimiser changes, their average, the autoencoder and the text encoders are float32 in every
@@ -154,11 +154,6 @@ class MethodConfig(ComputeKeys):
     seed: int = Field(default=0, ge=0)
     ddil: DdilConfig | None = None
     method: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _networks_take_the_dtype(cls, content: Any) -> Any:
-        return with_network_dtypes(content)
 
     @field_validator("dtype")
     @classmethod

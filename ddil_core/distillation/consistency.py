@@ -38,9 +38,9 @@ from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.transfer import sent
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 
 LORA_TARGETS = (

@@ -13,7 +13,7 @@ from ddil_core.diffusion.denoiser import Condition, Denoiser
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.steady import steady
-from ddil_core.distillation.transfer import sent
+from ddil_core.support.devices import sent
 from ddil_core.support.finite import Finite
 
 DATA, COLLECTION, LOSS, ROUNDING = range(4)

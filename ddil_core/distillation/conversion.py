@@ -24,8 +24,9 @@ from ddil_core.distillation.processes import condition_part, slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.transfer import Ahead, Draws, pinned, sent
+from ddil_core.distillation.transfer import Ahead, Draws
 from ddil_core.models.model import Model
+from ddil_core.support.devices import pinned, sent
 from ddil_core.support.errors import DdilError
 
 

@@ -41,9 +41,10 @@ from ddil_core.distillation.sources import BackwardSimulation, MixedSource, Stat
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.transfer import Ahead, pinned, sent
+from ddil_core.distillation.transfer import Ahead
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.devices import pinned, sent
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.finite import Finite
 

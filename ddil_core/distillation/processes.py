@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.distillation.config import MethodConfig
-from ddil_core.distillation.transfer import sent
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}

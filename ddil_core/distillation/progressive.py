@@ -32,8 +32,8 @@ from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
-from ddil_core.distillation.transfer import sent
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.devices import sent
 
 
 def train_progressive(run: Run[ProgressiveConfig]) -> Student:

@@ -25,7 +25,7 @@ from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.steady import steady
-from ddil_core.distillation.transfer import sent
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
 from ddil_core.support.finite import Finite, all_finite, not_finite

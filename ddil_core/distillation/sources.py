@@ -23,7 +23,8 @@ from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.distillation.processes import gather_rows, own_rows, owners, slices
 from ddil_core.distillation.sampler import ConsistencySampler, step_noise
-from ddil_core.distillation.transfer import Ahead, Draws, pinned, sent
+from ddil_core.distillation.transfer import Ahead, Draws
+from ddil_core.support.devices import pinned, sent
 
 Diffuse = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``diffuse(x0, eps, t)`` returns z_t [B, C, H, W]."""

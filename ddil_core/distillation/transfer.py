@@ -1,4 +1,4 @@
-"""From the host to the device without waiting for it: pinned copies, and draws that are made one update ahead."""
+"""Draws that are made on the host one update ahead, while the device still computes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-
-
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a host tensor in memory from which a GPU copies by itself. On another device it stays where it is."""
-    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on the device. A copy from the host does not wait for the work of the device."""
-    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
 
 
 class Ahead(Generic[T]):

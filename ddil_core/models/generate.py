@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.integrate import integrate
-from ddil_core.diffusion.noise import Sample, initial_noise, sent, solver_noise
+from ddil_core.diffusion.noise import Sample, initial_noise, solver_noise
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.schedule import rows_at
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling, misuse_warnings, sampling_line
+from ddil_core.support.devices import sent
 from ddil_core.support.finite import Finite, not_finite
 from ddil_core.support.progress import note, progress, warn
 from ddil_core.support.text import require_text

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from ddil_core.support.devices import DTYPES, torch_dtype
 from ddil_core.support.environment import float32_precision
@@ -156,6 +156,18 @@ def require_effect(dtype: str | None, content: Mapping[str, Any]) -> None:
             f"--dtype {dtype} leaves both networks as they are, because the protocol gives them a teacher_dtype and a "
             "student_dtype; take the two keys out of it, or set them with --set"
         )
+
+
+class NetworkDtypeKeys(ComputeKeys):
+    """The keys of a protocol with a dtype for the teacher's and one for the student's network.
+
+    The keys ``teacher_dtype`` and ``student_dtype`` of a subclass default to ``dtype``.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_take_the_dtype(cls, content: Any) -> Any:
+        return with_network_dtypes(content)
 
 
 def without_defaults(protocol: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The device that a model computes on, and the torch dtype that it computes in, by name."""
+"""The device that a model computes on, the torch dtype that it computes in, by name, and copies to the device."""
 
 from __future__ import annotations
 
@@ -54,3 +54,13 @@ def torch_dtype(name: str) -> torch.dtype:
         raise WrongCommand(f"the dtype {shown(name)} is not known; it may be one of {', '.join(DTYPES.values())}")
     dtype: torch.dtype = getattr(torch, full)
     return dtype
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a host tensor in memory from which a GPU copies by itself. On another device it stays where it is."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on the device. A copy from the host does not wait for the work of the device."""
+    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")

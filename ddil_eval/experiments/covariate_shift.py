@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from ddil_core.data.base import DataSet
 from ddil_core.data.pool import model_image_size
@@ -25,7 +25,7 @@ from ddil_core.diffusion.schedule import Time
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.support import ranks
-from ddil_core.support.compute import ComputeKeys, LongDtypeName, with_network_dtypes
+from ddil_core.support.compute import LongDtypeName, NetworkDtypeKeys
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
 from ddil_core.support.image_grids import image_grid
@@ -59,7 +59,7 @@ NOT_HASHED = frozenset({"teacher", "student", "sampling"})
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 
 
-class CovariateShiftConfig(ComputeKeys):
+class CovariateShiftConfig(NetworkDtypeKeys):
     """The covariate-shift analysis as data. What is None comes from the recipe, and the recipe from the data set.
 
     Attributes:
@@ -106,11 +106,6 @@ class CovariateShiftConfig(ComputeKeys):
     teacher_dtype: LongDtypeName = "float32"
     student_dtype: LongDtypeName = "float32"
     seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _networks_take_the_dtype(cls, content: Any) -> Any:
-        return with_network_dtypes(content)
 
     @field_validator("p_teacher")
     @classmethod

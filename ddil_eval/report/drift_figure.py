@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ddil_core.support.files import replacing
-from ddil_eval.report.records import Record, RecordedEstimate
+from ddil_core.support.image_grids import save_figure
+from ddil_eval.report.figures import draw_estimates
+from ddil_eval.report.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,32 +69,15 @@ def draw(records: Sequence[Record], path: Path) -> Path:
         records: The records of ``drift`` for one student, of all kinds.
         path: The file.
     """
-    figure = Figure(figsize=(3.4 * len(_PANELS), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(_PANELS), 4.0), layout="constrained")
     for ax, (title, kind, curves) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         ours = [record for record in records if record.kind == kind and record.cell["t"] != "all"]
         for metric, colour, marker, label in curves:
-            _curve(ax, ours, metric, colour, marker, label)
+            points = [(k, r.metrics[metric].estimate) for k, r in enumerate(ours) if metric in r.metrics]
+            if points:
+                draw_estimates(ax, points, colour, marker, label)
         _finish(ax, title, ours)
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure)  # draws without a display
-        figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
-    return path
-
-
-def _curve(ax: Axes, records: Sequence[Record], metric: str, colour: str, marker: str, label: str) -> None:
-    points = [
-        (place, record.metrics[metric].estimate) for place, record in enumerate(records) if metric in record.metrics
-    ]
-    if points:
-        places, estimates = zip(*points, strict=True)
-        ax.errorbar(
-            places, [e.value for e in estimates], yerr=_bars(estimates), color=colour, marker=marker, label=label,
-            markersize=5, linewidth=1.4, elinewidth=1.1, capsize=3,
-        )  # fmt: skip
-
-
-def _bars(estimates: Sequence[RecordedEstimate]) -> list[list[float]]:
-    return [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+    return save_figure(figure, path, 150)
 
 
 def _finish(ax: Axes, title: str, records: Sequence[Record]) -> None:
@@ -110,4 +93,4 @@ def _finish(ax: Axes, title: str, records: Sequence[Record]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.08)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=7)
+        ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2))

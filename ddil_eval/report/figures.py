@@ -93,11 +93,19 @@ def _curve(ax: Axes, records: Sequence[Record], name: str, kind: str, colour: st
         (float(str(r.cell[key])), r.metrics[name].estimate) for r in records if r.kind == kind and name in r.metrics
     )
     if points:
-        x, estimates = zip(*points, strict=True)
-        ax.errorbar(
-            x, [e.value for e in estimates], yerr=_bars(estimates), color=colour, marker=marker, label=label,
-            markersize=5, linewidth=1.4, elinewidth=1.1, capsize=3,
-        )  # fmt: skip
+        draw_estimates(ax, points, colour, marker, label)
+
+
+def draw_estimates(
+    ax: Axes, points: Sequence[tuple[float, RecordedEstimate]], colour: str, marker: str, label: str
+) -> None:
+    """Draw a curve through (x, estimate) with the intervals as bars."""
+    x, estimates = zip(*points, strict=True)
+    bars = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+    ax.errorbar(
+        x, [e.value for e in estimates], yerr=bars, color=colour, marker=marker, label=label,
+        markersize=5, linewidth=1.4, elinewidth=1.1, capsize=3,
+    )  # fmt: skip
 
 
 def _pure_lines(ax: Axes, records: Sequence[Record], name: str) -> None:
@@ -120,7 +128,3 @@ def _finish(column: Sequence[Axes], name: str, metric: RecordedMetric) -> None:
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.08)
-
-
-def _bars(estimates: Sequence[RecordedEstimate]) -> list[list[float]]:
-    return [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]

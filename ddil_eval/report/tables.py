@@ -291,13 +291,21 @@ def _metrics(records: Iterable[Record]) -> dict[str, Direction]:
     return {name: metric.direction for record in records for name, metric in record.metrics.items()}
 
 
+_ROLES = ("teacher", "student", "first", "second")
+"""What the systems of an analysis are, in the order in which captions name them."""
+
+
+def _place(role: str) -> int:
+    return _ROLES.index(role) if role in _ROLES else len(_ROLES)
+
+
 def _setting(group: Group) -> str:
     """Return the setting that all rows share, as a sentence."""
     first = group.records[0]
     paired = group.experiment in ("covariate-shift", "drift")
     systems = first.systems.items() if paired else ()
     data = " ".join(str(first.data[key]) for key in ("reference", "split") if key in first.data)
-    parts = [f"{role} {system.reference}" for role, system in sorted(systems, reverse=True)]
+    parts = [f"{role} {system.reference}" for role, system in sorted(systems, key=lambda item: _place(item[0]))]
     parts += [f"data {data}", f"recipe {first.recipe}"]
     if paired:
         parts += [f"solver {first.solver}", f"guidance {_guidance(first)}", f"reflection {_reflection(first)}"]

@@ -23,8 +23,9 @@ from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.run import Run, rounded_for_autocast
 from ddil_core.distillation.steady import Steady, steady
-from ddil_core.distillation.transfer import Ahead, sent
+from ddil_core.distillation.transfer import Ahead
 from ddil_core.models.model import Model, load_model
+from ddil_core.support.devices import sent
 from tests.core.closed_form import distance, normal
 from tests.core.distillation import test_dropout
 from tests.core.distillation.test_dropout import KINDS, make

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from ddil_core.diffusion.noise import Sample, initial_noise, sent, solver_noise
+from ddil_core.diffusion.noise import Sample, initial_noise, solver_noise
 from ddil_core.models import compiling
 from ddil_core.models.generate import resolve_sampling, sample, sample_latents
 from ddil_core.models.model import Model, load_model
 from ddil_core.support.compute import Compute
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal
 
