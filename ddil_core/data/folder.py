@@ -102,7 +102,7 @@ class ImageFiles:
         if uncaptioned:
             raise WrongCommand(
                 f"{len(uncaptioned):,} of {count:,} images of {self.reference} have no caption: "
-                f"{name_some(uncaptioned)}; put a .txt beside each, or name a list of prompts"
+                f"{name_some(uncaptioned)}; put a .txt beside each, or take --prompts where the command has it"
             )
         return [Prompt(file.id, str(file.caption)) for file in files]
 

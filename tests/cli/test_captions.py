@@ -59,7 +59,7 @@ def test_no_command_takes_captions_that_are_none(cli: Cli, student: Path, teache
     )
     refused(cli(*systems, "--prompts", prompts), sentence, out)
     (photos / "1.txt").write_text(" \u00a0\u200b\n")
-    sentence = f"1 of 4 images of {data} have no caption: 1.png; put a .txt beside each, or name a list of prompts"
+    sentence = f"1 of 4 images of {data} have no caption: 1.png; put a .txt beside each, or take --prompts where the command has it"
     refused(cli(*systems), sentence, out)
     sentence = f"1 of 8 images of {data} have no caption: 1.png; put a .txt beside each, or leave them out"
     distil = ("distill", "--teacher", teacher, "--device", "cpu", "--set", "pool=8", "--out", out)
