@@ -108,7 +108,8 @@ def test_images_without_captions_have_no_prompts(folder: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         open_data(f"folder:{folder}").prompts(3)
     assert str(error.value) == (
-        f"2 of 3 images of folder:{folder} have no caption: b.png, c.webp; put a .txt beside each, or take --prompts where the command has it"
+        f"2 of 3 images of folder:{folder} have no caption: b.png, c.webp; put a .txt beside each, or take --prompts "
+        "where the command has it"
     )
 
 
