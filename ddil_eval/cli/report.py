@@ -28,16 +28,37 @@ if TYPE_CHECKING:
     "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="The folder for files.  [default: RESULTS/report]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of tables.")
-def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool) -> None:
+@click.option("--against", type=options.INPUT, default=None, metavar="DIR",
+              help="Compare with the records of this folder, cell by cell.")  # fmt: skip
+@click.option(
+    "--fail-on-regression", is_flag=True, help="With --against, exit with status 1 if a value is significantly worse."
+)
+def report(
+    results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool,
+    against: Path | None, fail_on_regression: bool,
+) -> None:  # fmt: skip
     """Make tables from records. Print them, or write them as CSV and LaTeX.
 
     The command names cells without a record, and counts older records that newer records replace. If a record is
     damaged, the command names it, makes the tables from the other records, and exits with status 1.
+
+    With --against, each value stands beside the value of the same cell in another folder, with their difference.
     """
-    from ddil_core.support.errors import DdilError
+    from ddil_core.support.errors import DdilError, WrongCommand
     from ddil_eval.report import records as store
     from ddil_eval.report import tables
 
+    if against is not None and figures:
+        raise WrongCommand("--against makes no figures; leave out --figures")
+    if against is not None:
+        from ddil_eval.cli.against import report_against
+
+        return report_against(
+            results, against, out or results / "report",
+            as_csv=as_csv, as_latex=as_latex, as_json=as_json, fail_on_regression=fail_on_regression,
+        )  # fmt: skip
+    if fail_on_regression:
+        raise WrongCommand("--fail-on-regression compares with other results; name them with --against DIR")
     records, damaged = store.sift(results)
     built = tables.build(records)
     if not built and damaged:
@@ -47,7 +68,7 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
         raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
     out = out or results / "report"
     drawn = _draw(records, out) if figures else []
-    files = _write(built, out, as_csv, as_latex) + drawn
+    files = write_tables(built, out, as_csv, as_latex) + drawn
     replaced = len(store.latest_records(records)[1])
     if as_json:
         options.emit(_document(built, files, len(records), replaced))
@@ -62,7 +83,8 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
         raise store.together(damaged)
 
 
-def _write(built: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
+def write_tables(built: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
+    """Write tables below a folder, as CSV and as LaTeX if asked, and return the files."""
     from ddil_core.support.files import write_text
     from ddil_eval.report import rendering as render
 
