@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -72,8 +72,10 @@ def _compare(records: Sequence[Record], before: Sequence[Record], new: Path, old
     from ddil_eval.metrics import METRICS
     from ddil_eval.report.against import compare_results
 
-    scores = [PromptScores.below(folder).find for folder in (new, old)]
-    return compare_results(records, before, *scores, lambda metric: metric in METRICS and METRICS[metric].rate)
+    after_scores, before_scores = (PromptScores.below(folder).find for folder in (new, old))
+    return compare_results(
+        records, before, after_scores, before_scores, lambda metric: metric in METRICS and METRICS[metric].rate
+    )
 
 
 def _require_apart(new: Path, old: Path) -> None:
@@ -115,13 +117,11 @@ def _document(
 
 def _say(against: Against, files: Sequence[Path], as_json: bool) -> None:
     """Print the counts of results to stdout, and what was not compared to stderr."""
+    from ddil_eval.report.against import Result
     from ddil_eval.report.against_tables import cell_names, worst_sentence
 
     if not as_json:
-        counts = ", ".join(
-            f"{len(against.of(result))} {result}"
-            for result in ("better", "worse", "not significant", "not compared")  # type: ignore[arg-type]
-        )
+        counts = ", ".join(f"{len(against.of(result))} {result}" for result in get_args(Result))
         click.echo(f"Values in both: {counts}.")
         worst = worst_sentence(against)
         if worst is not None:

@@ -89,12 +89,12 @@ def _table(experiment: str, metric: str, comparisons: Sequence[Comparison], test
     corrected = {(r, place): c.corrected for r, c in enumerate(comparisons) if c.corrected is not None}
     number = "1 test" if tests == 1 else f"{tests} tests"
     text = (
-        f"New less old, with 95 % intervals; {'larger' if direction == 'higher' else 'smaller'} values are better. A "
+        f"New less old, with 95% intervals; {'larger' if direction == 'higher' else 'smaller'} values are better. A "
         f"star marks a difference at the {LEVEL:.0%} level after Holm's correction for the {number} of this "
         "comparison. Printed p-values and intervals are uncorrected."
     )
     return Table(
-        GROUP, re.sub(r"[^A-Za-z0-9.]+", "-", f"{experiment}-{metric}"), f"{experiment}: {metric}", text, columns,
+        GROUP, re.sub(r"[^A-Za-z0-9._]+", "-", f"{experiment}-{metric}"), f"{experiment}: {metric}", text, columns,
         tuple(rows), notes=tuple(_notes(names, comparisons, changes)),
         significant=frozenset(cell for cell, p in corrected.items() if p < LEVEL), corrected=corrected,
     )  # fmt: skip
