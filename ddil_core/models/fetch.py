@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 
 from ddil_core.models.hub import ProgressBar, download_files
@@ -10,17 +9,13 @@ from ddil_core.models.references import advise_conversion, has_own_weights, hub_
 from ddil_core.models.weights import PICKLES
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.progress import transfer
-
-
-def _print_to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
+from ddil_core.support.progress import note, transfer
 
 
 def fetch_model(
     reference: str,
     variant: str | None = None,
-    say: Callable[[str], None] = _print_to_stderr,
+    say: Callable[[str], None] = note,
     bar: ProgressBar = transfer,
     *,
     weights: bool = True,

@@ -16,6 +16,7 @@ from types import FrameType
 
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
+from ddil_core.support.text import one_line
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -56,7 +57,7 @@ def in_a_sentence() -> Iterator[None]:
     try:
         yield
     except DdilError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(error.exit_status)
     except Interrupted as error:
         if ranks.is_main():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import unicodedata
 from pathlib import Path
 
 from ddil_core.support.errors import WrongCommand
@@ -25,14 +24,6 @@ def shown(text: object) -> str:
     if len(whole) <= _SHOWN:
         return repr(whole)
     return f"{whole[:_SHOWN]!r}… ({len(whole):,} characters)"
-
-
-def one_line(text: str) -> str:
-    """Write a message on one line that every terminal can print. Escape control characters and lone surrogates."""
-    hidden = {"Cc", "Cs", "Zl", "Zp"}
-    return "".join(
-        c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in hidden else c for c in text
-    )
 
 
 def user_path(text: str | os.PathLike[str], what: str = "the path") -> Path:

@@ -28,6 +28,7 @@ from rich.text import Text
 from ddil_core.support import ranks
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown
+from ddil_core.support.text import one_line
 
 console = Console(stderr=True)
 _said: set[str] = set()
@@ -38,16 +39,26 @@ EVERY, FIRST = 60.0, 10.0
 """The default interval in seconds, and the time of a stage's first line where the interval is not shorter."""
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block, show neither progress nor notes. Warnings stay."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def warn(sentence: str) -> None:
     """Print a warning on stderr. Of several processes, only the main one prints."""
     if ranks.is_main():
-        print(f"warning: {sentence}", file=sys.stderr)
+        print(f"warning: {one_line(sentence)}", file=sys.stderr)
 
 
 def note(sentence: str) -> None:
     """Print a line on stderr. Of several processes, only the main one prints."""
-    if ranks.is_main():
-        print(sentence, file=sys.stderr)
+    if ranks.is_main() and not console.quiet:
+        print(one_line(sentence), file=sys.stderr)
 
 
 def warn_once(sentence: str) -> None:
@@ -189,7 +200,7 @@ class ProgressLines:
 
 
 def _write_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -224,7 +235,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
         WrongCommand: ``DDIL_PROGRESS_EVERY`` is no number of seconds.
     """
     if not shows_bars():
-        lines = ProgressLines(title, total, done, interval() if ranks.is_main() else 0.0, _write_line)
+        every = interval() if ranks.is_main() and not console.quiet else 0.0
+        lines = ProgressLines(title, total, done, every, _write_line)
 
         def count(n: int = 1, note: str | None = None) -> None:
             lines.done += n
@@ -234,20 +246,20 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
             yield count
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
         TimeRemainingColumn(),
         MemoryColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, disable=not ranks.is_main()) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
+    with Progress(*columns, console=console, disable=console.quiet or not ranks.is_main()) as bar:
+        task = bar.add_task(one_line(title), total=total, completed=done, note="")
 
         def advance(n: int = 1, note: str | None = None) -> None:
             if note is not None:
-                bar.update(task, note=note)
+                bar.update(task, note=one_line(note))
             bar.advance(task, n)
 
         yield advance
@@ -257,7 +269,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
 def transfer(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a download of ``total`` bytes as ``progress`` does. Yields ``advance(n)``; a negative n takes bytes back."""
     if not shows_bars():
-        lines = ProgressLines(title, total, 0, interval(), _write_line)
+        lines = ProgressLines(title, total, 0, 0.0 if console.quiet else interval(), _write_line)
         lines.count_text, lines.rate_text = mebibytes, lambda speed: f"{mebibytes(speed or 0)}/s"
 
         def count(n: int) -> None:
@@ -267,12 +279,12 @@ def transfer(title: str, total: int) -> Iterator[Callable[[int], None]]:
             yield count
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total)
+    with Progress(*columns, console=console, disable=console.quiet) as bar:
+        task = bar.add_task(one_line(title), total=total)
         yield lambda n: bar.advance(task, n)

@@ -16,7 +16,8 @@ import click
 from ddil_core.support import ranks
 from ddil_core.support.ending import GO_ON, Interrupted, listen
 from ddil_core.support.errors import DdilError, Missing, WrongCommand
-from ddil_core.support.paths import one_line, shown
+from ddil_core.support.paths import shown
+from ddil_core.support.text import one_line
 
 COMMANDS = {
     "distill": "ddil_eval.cli.distill:distill",
@@ -65,6 +66,9 @@ class Commands(click.Group):
         try:
             _require_interval()
             return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = one_line(error.message)  # type: ignore[misc]  # final in recent versions of click only
+            raise
         except Missing as error:
             for part in error.parts:
                 click.echo(f"not here: {one_line(part)}", err=True)

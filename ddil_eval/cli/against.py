@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import click
-
 from ddil_eval.cli import options
-from ddil_eval.cli.output import show_tables
+from ddil_eval.cli.output import show_tables, write_tables
 
 if TYPE_CHECKING:
     from ddil_eval.report.against import Against
@@ -49,7 +47,7 @@ def report_against(
             )
     against = _compare(records, before, new, old)
     tables = against_tables(against)
-    files = _write(tables, out, as_csv, as_latex)
+    files = write_tables(tables, out, as_csv, as_latex)
     if as_json:
         options.emit(_document(against, tables, files, new, old))
     else:
@@ -96,12 +94,6 @@ def _require_apart(new: Path, old: Path) -> None:
         )
 
 
-def _write(tables: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
-    from ddil_eval.cli.report import write_tables
-
-    return write_tables(tables, out, as_csv, as_latex)
-
-
 def _document(
     against: Against, tables: Sequence[Table], files: Sequence[Path], new: Path, old: Path
 ) -> dict[str, object]:
@@ -122,16 +114,16 @@ def _say(against: Against, files: Sequence[Path], as_json: bool) -> None:
 
     if not as_json:
         counts = ", ".join(f"{len(against.of(result))} {result}" for result in get_args(Result))
-        click.echo(f"Values in both: {counts}.")
+        options.say(f"Values in both: {counts}.")
         worst = worst_sentence(against)
         if worst is not None:
-            click.echo(f"The worst: {worst}.")
+            options.say(f"The worst: {worst}.")
     for side, records in (("new", against.only_new), ("old", against.only_old)):
         if records:
-            click.echo(f"Cells in the {side} results only: {'; '.join(cell_names(records))}.", err=True)
+            options.say(f"Cells in the {side} results only: {'; '.join(cell_names(records))}.", err=True)
     if against.metrics_apart:
-        click.echo(f"Metrics in one record only: {'; '.join(against.metrics_apart)}.", err=True)
+        options.say(f"Metrics in one record only: {'; '.join(against.metrics_apart)}.", err=True)
     if against.left_out:
-        click.echo(f"Differences of cells, left out since their cells are compared: {against.left_out}.", err=True)
+        options.say(f"Differences of cells, left out since their cells are compared: {against.left_out}.", err=True)
     for path in files:
-        click.echo(f"wrote {path}", err=True)
+        options.say(f"wrote {path}", err=True)

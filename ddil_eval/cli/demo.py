@@ -20,6 +20,7 @@ NOTICE = "This is a demonstration. Its students train for minutes only, so its n
     help="The folder for students, records, tables and figures.",
 )  # fmt: skip
 @options.device_option
+@options.quiet_option
 def demo(out: Path, device: str | None) -> None:
     """Distil two 4-step students of the shapes teacher, with and without DDIL, and analyse them.
 

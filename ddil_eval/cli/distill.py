@@ -52,6 +52,7 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option
+@options.quiet_option
 @options.json_option
 def distill(
     teacher: str,
@@ -110,7 +111,7 @@ def distill(
             | {"sampling": used, "teacher": {"reference": teacher, **made.get("teacher", {})}}
         )
     else:
-        click.echo(f"The student is in {student}; sample it with: ddil sample --model {out} --prompt '…' --out images")
+        options.say(f"The student is in {student}; sample it with: ddil sample --model {out} --prompt '…' --out images")
 
 
 def _set_options(content: dict[str, Any], ddil: bool, seed: int | None, guidance_scale: float | None) -> None:

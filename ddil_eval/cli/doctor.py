@@ -276,8 +276,8 @@ def _print(checks: list[Check], healthy: bool) -> None:
     print_table("ddil doctor", ("group", "name", "state", "found"), rows)
     for check in checks:
         if check.cure:
-            click.echo(f"{check.name}: {check.cure}.")
-    click.echo(
+            options.say(f"{check.name}: {check.cure}.")
+    options.say(
         "Everything that ddil requires works."
         if healthy
         else "Something that ddil requires is missing or broken: see above."

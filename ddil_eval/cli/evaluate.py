@@ -90,6 +90,7 @@ evaluate.add_command(prompt_inversion)
 @options.protocol_options
 @options.download_option
 @options.device_option
+@options.quiet_option
 @options.json_option
 def covariate_shift(
     p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
@@ -125,6 +126,7 @@ def covariate_shift(
 @options.protocol_options
 @options.download_option
 @options.device_option
+@options.quiet_option
 @options.json_option
 def drift(
     out: Path, protocol: Path | None, settings: tuple[str, ...], download: bool, device: str | None, as_json: bool,
@@ -165,6 +167,7 @@ def drift(
 @options.protocol_options
 @options.download_option
 @options.device_option
+@options.quiet_option
 @options.json_option
 def systems(
     models: tuple[str, ...], steps: int | None, solver: str | None, guidance_scale: float | None,
@@ -210,6 +213,7 @@ def systems(
 @save_option
 @options.download_option
 @options.device_option
+@options.quiet_option
 @options.json_option
 def run(
     protocol: Path, settings: tuple[str, ...], out: Path | None, save_images: bool, download: bool, device: str | None,
@@ -248,6 +252,7 @@ def run(
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.protocol_options
 @options.device_option
+@options.quiet_option
 @options.json_option
 def score(
     folders: tuple[str, ...], out: Path, protocol: Path | None, settings: tuple[str, ...],

@@ -10,6 +10,8 @@ import click
 
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown, user_path
+from ddil_core.support.text import one_line
+from ddil_core.support.text import one_line
 from ddil_eval.cli import options
 from ddil_eval.cli.output import table_console
 
@@ -68,7 +70,7 @@ def _widths(texts: Sequence[Sequence[str]], available: int) -> list[int] | None:
 def _word(value: Any) -> str:
     if value is None or value == "":
         return "–"
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else one_line(str(value))
 
 
 def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -79,7 +81,7 @@ def show_list(title: str, columns: Sequence[str], rows: list[dict[str, Any]], as
     print_table(title, columns, rows)
     for row in rows:
         if not row["here"]:
-            click.echo(f"{row['name']}: {row.get('missing') or row['needs']}")
+            options.say(f"{row['name']}: {row.get('missing') or row['needs']}")
 
 
 @click.command()
@@ -105,14 +107,14 @@ def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
     added = [_to_add(given) for given in add]  # look at all of them before any is copied
     for name in get:
         for weights in _weights_of(name):
-            click.echo(f"{weights.file}: {weights.get()}", err=True)
+            options.say(f"{weights.file}: {weights.get()}", err=True)
     for weights, published in added:
-        click.echo(f"{weights.file}: {weights.add(published)}", err=True)
+        options.say(f"{weights.file}: {weights.add(published)}", err=True)
     rows = [_metric_row(metric) for metric in METRICS.values()]
     show_list("Metrics", ("name", "title", "direction", "kind", "needs", "here"), rows, as_json)
     if not as_json:
         for row in {weights["file"]: weights for metric in rows for weights in metric["weights"]}.values():
-            click.echo(
+            options.say(
                 f"{row['place']} ({'here' if row['here'] else 'not here'}, {row['check']}), from {row['source']}"
             )
 

@@ -72,7 +72,9 @@ def convert(source: Path, out: Path, part: str | None, as_json: bool) -> None:
         options.emit([asdict(file) for file in conversions])
         return
     for file in conversions:
-        click.echo(f"{file.source}: {file.tensors} tensors\n  SHA-256 {file.source_sha256}")
+        options.say(f"{file.source}: {file.tensors} tensors")
+        options.say(f"  SHA-256 {file.source_sha256}")
         if file.dropped:
-            click.echo(f"  left out: {', '.join(file.dropped)}")
-        click.echo(f"{file.out}\n  SHA-256 {file.out_sha256}")
+            options.say(f"  left out: {', '.join(file.dropped)}")
+        options.say(str(file.out))
+        options.say(f"  SHA-256 {file.out_sha256}")

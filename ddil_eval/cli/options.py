@@ -16,6 +16,7 @@ from ddil_core.support import paths
 from ddil_core.support.devices import DTYPES
 from ddil_core.support.devices import choose_device as choose_device
 from ddil_core.support.devices import torch_dtype as torch_dtype
+from ddil_core.support.text import is_hidden, one_line, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -131,7 +132,7 @@ def print_if_asked(config: Any, source: str) -> None:
         from ddil_core.support.commented import commented
 
         head = f"Made from {source}. docs/protocols.md explains the keys of all protocols."
-        click.echo(commented(config, head), nl=False)
+        click.echo(printable(commented(config, head)), nl=False)
         ctx.exit()
 
 
@@ -152,6 +153,21 @@ def device_option(command: F) -> F:
     return click.option(
         "--device", default=None, metavar="NAME", help="cpu or cuda. The default is cuda if the machine has a GPU."
     )(command)
+
+
+def quiet_option(command: F) -> F:
+    """Add ``--quiet``."""
+
+    def silence(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            from ddil_core.support.progress import quiet
+
+            ctx.with_resource(quiet())
+
+    text = "Show neither progress nor notes. Results, warnings and errors stay."
+    return click.option("--quiet", is_flag=True, is_eager=True, expose_value=False, callback=silence, help=text)(
+        command
+    )
 
 
 def json_option(command: F) -> F:
@@ -268,9 +284,18 @@ def time(text: str) -> int | float:
     return int(value) if value.is_integer() else value
 
 
+def say(sentence: str, *, err: bool = False) -> None:
+    """Print one line to stdout, or to stderr. Names in it may come from elsewhere: a terminal obeys no part of it."""
+    click.echo(one_line(sentence), err=err)
+
+
 def emit(document: Any) -> None:
-    """Print one JSON document to stdout. Characters that the encoding of stdout lacks become JSON escapes."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    """Print one JSON document to stdout.
+
+    Characters that a terminal obeys, and those that the encoding of stdout lacks, become JSON escapes.
+    """
+    plain = json.dumps(document, indent=2, ensure_ascii=False)
+    text = "".join(f"\\u{ord(c):04x}" if c != "\n" and is_hidden(c) else c for c in plain)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

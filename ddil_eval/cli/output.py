@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ddil_core.support import ranks
 from ddil_eval.cli import options
 
@@ -40,6 +38,21 @@ def show_tables(tables: Sequence[Table]) -> None:
         console.print(to_rich(table))
 
 
+def write_tables(built: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
+    """Write tables below a folder, as CSV and as LaTeX if asked, and return the files."""
+    from ddil_core.support.files import write_text
+    from ddil_eval.report import rendering as render
+
+    formats = [(as_csv, ".csv", render.to_csv), (as_latex, ".tex", render.to_latex)]
+    files = []
+    for table in built:
+        for _, suffix, text in (row for row in formats if row[0]):
+            path = out / table.group / f"{table.name}{suffix}"
+            write_text(path, text(table))
+            files.append(path)
+    return files
+
+
 def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are in") -> None:
     """Print the tables of records, or the records as JSON. Only the main process prints."""
     from ddil_eval.report import tables
@@ -50,4 +63,4 @@ def show(records: list[Any], out: Path, as_json: bool, what: str = "Records are 
         options.emit([record.model_dump(mode="json") for record in records])
         return
     show_tables(tables.build(records))
-    click.echo(f"{what} {out}; tables with: ddil report --results {out} --csv --latex")
+    options.say(f"{what} {out}; tables with: ddil report --results {out} --csv --latex")

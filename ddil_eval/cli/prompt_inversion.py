@@ -34,6 +34,7 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
 @options.protocol_options
 @options.download_option
 @options.device_option
+@options.quiet_option
 @options.json_option
 def prompt_inversion(
     models: tuple[str, ...], protocol: Path | None, settings: tuple[str, ...], out: Path, download: bool,

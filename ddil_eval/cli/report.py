@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddil_eval.cli import options
-from ddil_eval.cli.output import show_tables
+from ddil_eval.cli.output import show_tables, write_tables
 
 if TYPE_CHECKING:
     from ddil_eval.report.records import Record
@@ -76,26 +76,11 @@ def report(
         show_tables(built)
     _summarize(built, files, replaced)
     if figures and not drawn:
-        click.echo(
+        options.say(
             f"No figure: --figures plots records of 'ddil eval covariate-shift', and {results} has none.", err=True
         )
     if damaged:
         raise store.together(damaged)
-
-
-def write_tables(built: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> list[Path]:
-    """Write tables below a folder, as CSV and as LaTeX if asked, and return the files."""
-    from ddil_core.support.files import write_text
-    from ddil_eval.report import rendering as render
-
-    formats = [(as_csv, ".csv", render.to_csv), (as_latex, ".tex", render.to_latex)]
-    files = []
-    for table in built:
-        for _, suffix, text in (row for row in formats if row[0]):
-            path = out / table.group / f"{table.name}{suffix}"
-            write_text(path, text(table))
-            files.append(path)
-    return files
 
 
 def _draw(records: Sequence[Record], out: Path) -> list[Path]:
@@ -122,8 +107,8 @@ def _document(built: Sequence[Table], files: Sequence[Path], records: int, repla
 def _summarize(built: Sequence[Table], files: Sequence[Path], replaced: int) -> None:
     missing = sum(len(table.missing) for table in built)
     if missing:
-        click.echo(f"Cells that were not measured, named below their tables: {missing}.", err=True)
+        options.say(f"Cells that were not measured, named below their tables: {missing}.", err=True)
     if replaced:
-        click.echo(f"Older records that newer records replace, not shown: {replaced}.", err=True)
+        options.say(f"Older records that newer records replace, not shown: {replaced}.", err=True)
     for path in files:
-        click.echo(f"wrote {path}", err=True)
+        options.say(f"wrote {path}", err=True)

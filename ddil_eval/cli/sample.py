@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @options.variant_option
 @options.download_option
 @options.device_option
+@options.quiet_option
 @options.json_option
 def sample(
     reference: str,
@@ -88,7 +89,7 @@ def sample(
         files = {"images": [str(path) for path in paths], "grid": str(grid), "index": str(out / INDEX)}
         return options.emit(files | {"sampling": resolved.effective()})
     of_the_first = f" of the first {shown}" if shown < len(paths) else ""
-    click.echo(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}{of_the_first}")
+    options.say(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}{of_the_first}")
 
 
 def _prompts(prompts: Sequence[str], prompt_list: Path | None) -> list[Prompt]:

@@ -16,6 +16,7 @@ from ddil_core.support import ranks
 from ddil_core.support.compute import Compute, DtypeName
 from ddil_core.support.errors import DdilError
 from ddil_core.support.protocol import GuidanceScale, Strict
+from ddil_core.support.text import one_line
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.report.tables import paper_rows
 
@@ -125,7 +126,7 @@ def report_absent(absent: Mapping[str, DdilError]) -> None:
     """Print on stderr what is not here, one line each; of several processes the main one does."""
     if ranks.is_main():
         for name, error in absent.items():
-            print(f"not here: {name}: {error}", file=sys.stderr)
+            print(f"not here: {one_line(f'{name}: {error}')}", file=sys.stderr)
 
 
 def sampling_of(system: SystemConfig, model: Model, prompts: Sequence[str]) -> Sampling:

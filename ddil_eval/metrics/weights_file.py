@@ -24,6 +24,7 @@ from ddil_core.models.weights import read_header
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_core.support.lock import waiting_for
+from ddil_core.support.progress import transfer
 from ddil_core.support.resources import require_cache, user_folder
 
 if TYPE_CHECKING:
@@ -165,9 +166,9 @@ class WeightsFile:
     def _get(self, url: str, target: Path) -> Path:
         try:
             with urlopen(url) as source, replacing(target) as temporary:
-                with temporary.open("wb") as file:
-                    self._download(source, file)
                 length = source.headers.get("Content-Length")
+                with temporary.open("wb") as file:
+                    self._download(source, file, int(length or 0))
                 if length is not None and temporary.stat().st_size != int(length):
                     raise DdilError(f"{url} broke off after {temporary.stat().st_size} of {length} bytes; try again")
             return self.add(target)
@@ -180,9 +181,12 @@ class WeightsFile:
         finally:
             target.unlink(missing_ok=True)
 
-    def _download(self, source: BinaryIO, file: BinaryIO) -> None:
+    def _download(self, source: BinaryIO, file: BinaryIO, length: int) -> None:
         try:
-            shutil.copyfileobj(source, file)
+            with transfer(f"fetch {self.file}", length) as advance:
+                while piece := source.read(2**20):
+                    file.write(piece)
+                    advance(len(piece))
         except (ConnectionError, TimeoutError, HTTPException) as error:
             # Caught here, because ``replacing`` reports every OSError as a fault of the disk.
             raise DdilError(f"the connection to {self.url} broke off ({error}); try again") from error

@@ -9,11 +9,13 @@ import csv
 import io
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+from ddil_core.support.text import one_line
 from ddil_eval.report.records import RecordedEstimate
 from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
@@ -32,6 +34,9 @@ _LATEX = {
     "×": r"$\times$", "±": r"$\pm$", "≈": r"$\approx$", "≤": r"$\le$", "≥": r"$\ge$", "…": r"\dots{}", "’": "'",
     "†": r"$\dagger$", "α": r"$\alpha$", "σ": r"$\sigma$", "\u00a0": "~", "\n": " ",
 }  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+"""The starts of a formula in spreadsheets, which read full-width signs as well."""
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _LIGATURES = {"--", "``", "''", "?`", "!`", ",,"}
 """Pairs of characters that TeX's fonts join into one."""
 _NOT_IN_OT1 = frozenset("«»ÐðÞþĐđŊŋĄąĘęĮįŲųĦħĸĿŀŉŦŧſ\u00ad")
@@ -44,11 +49,7 @@ def to_csv(table: Table) -> str:
     """Return the table as CSV, with the columns of ``Table.header``. An empty cell is an empty text."""
     text = io.StringIO()
     rows: list[Sequence[Any]] = [table.header(), *table.flat()]
-    for row in rows:
-        # With this line terminator, csv quotes both \r and \n in a cell. The file itself has \n only.
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\r\n").writerow(["" if value is None else _plain(value) for value in row])
-        text.write(line.getvalue().removesuffix("\r\n") + "\n")
+    csv.writer(text, lineterminator="\n").writerows([_csv_value(value) for value in row] for row in rows)
     return text.getvalue()
 
 
@@ -107,6 +108,17 @@ def _latex_character(character: str) -> str:
         return " "
     has_letter = character.isprintable() and ord(character) < 0x180 and character not in _NOT_IN_OT1
     return character if has_letter else rf"\texttt{{U+{ord(character):04X}}}"
+
+
+def _csv_value(value: Any) -> Any:
+    """Return the value of a cell in CSV. A text is one line, and no spreadsheet takes it for a formula.
+
+    A formula gets an apostrophe in front, which spreadsheets do not show (OWASP, CSV injection).
+    """
+    if not isinstance(value, str):
+        return "" if value is None else _plain(value)
+    text = one_line(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def _plain(value: Any) -> Any:

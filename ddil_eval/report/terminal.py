@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ddil_core.support.text import break_text
+from ddil_core.support.text import break_text, one_line
 from ddil_eval.report.rendering import header_lines, header_text, marks_after, notes_below, printed_cells
 from ddil_eval.report.table_type import Table
 
@@ -34,11 +34,11 @@ class _Printed:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text.assemble((f"{self.table.title}. ", "bold"), self.table.caption)
+        yield Text.assemble((f"{one_line(self.table.title)}. ", "bold"), one_line(self.table.caption))
         for block in _blocks(self.table, console, options.update(width=max(1, options.max_width - INDENT))):
             yield Padding(block, (1, 0, 1, INDENT), expand=False)
         for note in notes_below(self.table):
-            yield Text(note, style="dim")
+            yield Text(one_line(note), style="dim")
         yield Text()
 
 
@@ -70,14 +70,14 @@ def _block(table: Table, places: Sequence[int], *, narrow: bool) -> RichTable:
     block = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=between)
     for place in places:
         column = table.columns[place]
-        lines = header_lines(column) if narrow else [header_text(column)]
+        lines = [one_line(line) for line in (header_lines(column) if narrow else [header_text(column)])]
         header = Text("\n".join([*lines, *(["paper"] if column.source == "paper" else [])]))
         style = "cyan" if column.source == "paper" else None
         block.add_column(header, justify="left" if column.source == "setting" else "right", style=style)
     for r, row in enumerate(printed_cells(table)):
         cells = []
         for place in places:
-            value, *below = row[place]
+            value, *below = (one_line(line) for line in row[place])
             if narrow and table.columns[place].source == "setting":
                 value = break_text(value, _SETTING if place else _NAME)
             style = "bold" if (r, place) in table.best else ""

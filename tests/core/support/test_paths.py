@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ddil_core.support import resources
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.paths import one_line, output_file, output_folder, user_path
+from ddil_core.support.paths import output_file, output_folder, user_path
+from ddil_core.support.text import one_line
 
 Look = Callable[[str, str], Path]
 
