@@ -90,11 +90,12 @@ evaluate.add_command(prompt_inversion)
 @options.protocol_options
 @options.download_option
 @options.device_option
+@options.show_option
 @options.quiet_option
 @options.json_option
 def covariate_shift(
     p_teacher: str | None, switch: str | None, out: Path, protocol: Path | None,
-    settings: tuple[str, ...], download: bool, device: str | None, as_json: bool, **given: Any,
+    settings: tuple[str, ...], download: bool, device: str | None, show: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Let teacher and student take turns: Tables 2, 3, 4 and Figure 2.
 
@@ -106,7 +107,9 @@ def covariate_shift(
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
     given["switch"] = options.numbers(switch, options.time, "--switch")
     content, source = starting_protocol(EXPERIMENTS["covariate-shift"], protocol, settings)
-    run_experiment(EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json)
+    run_experiment(
+        EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json, show_pictures=show
+    )
 
 
 @evaluate.command("drift")

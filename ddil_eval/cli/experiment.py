@@ -40,6 +40,7 @@ def run_experiment(
     device: str | None,
     as_json: bool,
     save_images: bool = False,
+    show_pictures: bool = False,
 ) -> None:
     """Run an experiment and show its tables.
 
@@ -53,10 +54,13 @@ def run_experiment(
         device: The device, or None for the best one.
         as_json: Whether to print the records as JSON in place of tables.
         save_images: Whether to keep the images that the experiment generates.
+        show_pictures: Whether to show the experiment's pictures in the terminal.
 
     Raises:
-        WrongCommand: the configuration does not fit, an option would do nothing, or the experiment keeps no images.
+        WrongCommand: the configuration does not fit, an option would do nothing, the experiment keeps no images, or
+            the terminal shows no pictures.
     """
+    picture_protocol = options.picture_protocol(show_pictures, as_json)
     options.quiet_libraries()
     from ddil_core.support.compute import require_effect
     from ddil_core.support.errors import WrongCommand
@@ -72,3 +76,4 @@ def run_experiment(
     keep = {"save_images": True} if save_images else {}
     records = experiment.run(config, out, options.choose_device(device), **keep)
     show(records, out, as_json, f"{experiment.contents} are in")
+    options.show_pictures(experiment.pictures(config, out), picture_protocol)

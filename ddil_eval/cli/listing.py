@@ -11,7 +11,6 @@ import click
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.paths import shown, user_path
 from ddil_core.support.text import one_line
-from ddil_core.support.text import one_line
 from ddil_eval.cli import options
 from ddil_eval.cli.output import table_console
 

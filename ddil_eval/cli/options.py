@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ddil_core.support import paths
+from ddil_core.support import paths, ranks
 from ddil_core.support.devices import DTYPES
 from ddil_core.support.devices import choose_device as choose_device
 from ddil_core.support.devices import torch_dtype as torch_dtype
@@ -168,6 +168,39 @@ def quiet_option(command: F) -> F:
     return click.option("--quiet", is_flag=True, is_eager=True, expose_value=False, callback=silence, help=text)(
         command
     )
+
+
+def show_option(command: F) -> F:
+    """Add ``--show``."""
+    text = "Show the pictures in the terminal too, if it understands the protocol of Kitty, iTerm2 or Sixel."
+    return click.option("--show", is_flag=True, help=text)(command)
+
+
+def picture_protocol(show: bool, as_json: bool) -> str | None:
+    """Return the protocol of the terminal for ``--show``; None without ``--show``.
+
+    Raises:
+        WrongCommand: Stdout is no terminal or shows no pictures, or ``--json`` is given too.
+    """
+    if not show:
+        return None
+    from ddil_core.support.errors import WrongCommand
+    from ddil_core.support.terminal_pictures import require_pictures
+
+    if as_json:
+        raise WrongCommand("--json prints one document alone; leave out --show or --json")
+    return require_pictures(sys.stdout)
+
+
+def show_pictures(files: Iterable[Path], protocol: str | None) -> None:
+    """Show picture files in the terminal, each below its name. Without a protocol show nothing."""
+    if protocol is None or not ranks.is_main():
+        return
+    from ddil_core.support.terminal_pictures import show_picture
+
+    for path in files:
+        say(str(path))
+        show_picture(path, protocol, sys.stdout)
 
 
 def json_option(command: F) -> F:

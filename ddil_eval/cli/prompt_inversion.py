@@ -34,11 +34,12 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
 @options.protocol_options
 @options.download_option
 @options.device_option
+@options.show_option
 @options.quiet_option
 @options.json_option
 def prompt_inversion(
     models: tuple[str, ...], protocol: Path | None, settings: tuple[str, ...], out: Path, download: bool,
-    device: str | None, as_json: bool, **given: Any,
+    device: str | None, show: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Invert images to prompts with the teacher, and generate images from these prompts with every system: Table 5.
 
@@ -56,4 +57,6 @@ def prompt_inversion(
         inverters = content.get("inverters", {})
         if isinstance(inverters, dict):  # validation refuses anything else
             content["inverters"] = {given["inverter"]: {}} | inverters
-    run_experiment(EXPERIMENTS["prompt-inversion"], content, given, source, out, download, device, as_json)
+    run_experiment(
+        EXPERIMENTS["prompt-inversion"], content, given, source, out, download, device, as_json, show_pictures=show
+    )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @options.variant_option
 @options.download_option
 @options.device_option
+@options.show_option
 @options.quiet_option
 @options.json_option
 def sample(
@@ -53,6 +54,7 @@ def sample(
     variant: str | None,
     download: bool,
     device: str | None,
+    show: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -61,6 +63,7 @@ def sample(
     An image depends only on its prompt, its number, the seed and the model's settings. The command never overwrites
     images. The folder is a data set, folder:OUT, and 'ddil eval score' measures it.
     """
+    protocol = options.picture_protocol(show, as_json)
     options.quiet_libraries()
     from ddil_core.data.folder import OVERVIEW
     from ddil_core.models.generate import announce_sampling, require_prompts, resolve_sampling
@@ -90,6 +93,7 @@ def sample(
         return options.emit(files | {"sampling": resolved.effective()})
     of_the_first = f" of the first {shown}" if shown < len(paths) else ""
     options.say(f"{len(paths)} {'image' if len(paths) == 1 else 'images'} and {grid}{of_the_first}")
+    options.show_pictures([grid], protocol)
 
 
 def _prompts(prompts: Sequence[str], prompt_list: Path | None) -> list[Prompt]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ddil_core.support.errors import WrongCommand
@@ -18,6 +19,18 @@ from ddil_eval.experiments.prompt_inversion import run_prompt_inversion
 from ddil_eval.experiments.score import ScoreConfig, score_folders
 from ddil_eval.experiments.systems import FORMER_NAMES, SystemsConfig, compare_systems
 from ddil_eval.report.records import Record
+
+
+def _no_pictures(config: Any, out: Path) -> Sequence[Path]:
+    return ()
+
+
+def _figure_2(config: CovariateShiftConfig, out: Path) -> Sequence[Path]:
+    return [out / "figure2.png"] if config.figure_prompts else []
+
+
+def _inverted(config: InversionConfig, out: Path) -> Sequence[Path]:
+    return sorted(out.glob("inverted/*.png"))[: config.figures]
 
 
 def _no_models(config: Any) -> Sequence[str]:
@@ -39,6 +52,7 @@ class Experiment:
         protocol: The shipped protocol that its command starts from, below the folder ``protocols``; None: there is
             none.
         keeps_images: Whether it can keep the images that it generates.
+        pictures: ``pictures(config, out)`` returns the files that ``--show`` shows.
         contents: What lies in the results folder afterwards, for a message.
     """
 
@@ -49,6 +63,7 @@ class Experiment:
     models: Callable[[Any], Sequence[str]] = _no_models
     protocol: str | None = None
     keeps_images: bool = False
+    pictures: Callable[[Any, Path], Sequence[Path]] = _no_pictures
     contents: str = "Records"
 
 
@@ -73,6 +88,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             run=analyse_covariate_shift,
             models=lambda config: [model for model in (config.teacher, config.student) if model is not None],
             protocol="shapes/covariate-shift.yaml",
+            pictures=_figure_2,
             contents="Records, figures and the cost of the rollouts",
         ),
         Experiment(
@@ -91,6 +107,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             run=run_prompt_inversion,
             models=lambda config: [config.teacher, *(system.model for system in config.systems)],
             protocol="shapes/table5.yaml",
+            pictures=_inverted,
             contents="Records, prompts and images",
         ),
         Experiment(
