@@ -61,7 +61,7 @@ def in_a_sentence() -> Iterator[None]:
         sys.exit(error.exit_status)
     except Interrupted as error:
         if ranks.is_main():
-            print(error, file=sys.stderr)
+            print(one_line(str(error)), file=sys.stderr)
         sys.exit(error.exit_status)
 
 

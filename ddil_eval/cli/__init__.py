@@ -79,7 +79,7 @@ class Commands(click.Group):
             ctx.exit(error.exit_status)
         except Interrupted as error:
             if ranks.is_main():
-                click.echo(str(error), err=True)
+                click.echo(one_line(str(error)), err=True)
             ctx.exit(error.exit_status)
         except KeyboardInterrupt:
             click.echo(f"interrupted; {GO_ON}", err=True)

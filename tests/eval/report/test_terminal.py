@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from ddil_core.support.text import break_text
-from ddil_eval.report.rendering import printed_cells
+from ddil_eval.report.against import compare_results
+from ddil_eval.report.against_tables import against_tables
+from ddil_eval.report.records import read_records
+from ddil_eval.report.rendering import notes_below, printed_cells
 from ddil_eval.report.table_type import Table
 from ddil_eval.report.tables import build
 from ddil_eval.report.terminal import to_rich
@@ -79,6 +83,31 @@ def test_a_table_of_systems_fits_80_columns() -> None:
 
 def test_a_table_of_systems_fits_120_columns() -> None:
     assert body(on_terminal(systems()[0], 120)) == WIDE
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_of_the_shipped_results_fit(root: Path, width: int) -> None:
+    """No line is too long, and no caption, note, value or interval is cut or broken."""
+    records = read_records(root / "results" / "shapes")
+    nothing = compare_results(records, records, lambda *_: None, lambda *_: None, lambda _: False)
+    tables = build(records) + against_tables(nothing)
+    assert len(tables) > 20
+    for table in tables:
+        lines = on_terminal(table, width)
+        assert max(map(len, lines)) <= width
+        text = " ".join(" ".join(lines).split())
+        assert all(whole in text for whole in (f"{table.title}. {table.caption}", *notes_below(table)))
+        measured_at = [place for place, column in enumerate(table.columns) if column.source != "setting"]
+        numbers = {line for row in printed_cells(table) for place in measured_at for line in row[place]}
+        assert all(number in "\n".join(lines) for number in numbers)
+
+
+def test_no_name_steers_the_terminal() -> None:
+    hostile = "\x1b]0;title\x07\x1b[2J\u202ex\r\n\x9b1A"
+    rows = [system(hostile, 4, recipe=hostile, metrics={"m\x1b[1m": measured(1.0, 0.5)}) for _ in range(2)]
+    for width in (40, 120):
+        text = "\n".join(on_terminal(build(rows)[0], width))
+        assert all(c.isprintable() for c in text.replace("\n", "")) and r"\x1b]0;title\x07" in text
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 140, 200])
