@@ -95,6 +95,7 @@ def data(as_json: bool) -> None:
 @click.command()
 @click.option("--get", multiple=True, metavar="NAME", help="Download the weights of a metric from their source.")
 @click.option("--add", multiple=True, metavar="NAME=FILE", help="Take the weights of a metric from a local file.")
+@options.quiet_option
 @as_json
 def metrics(get: tuple[str, ...], add: tuple[str, ...], as_json: bool) -> None:
     """List the metrics, with the better direction, their needs, and the place of their weights.

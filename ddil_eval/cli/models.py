@@ -39,6 +39,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
     is_flag=True,
     help="Download no weights, only the files that a single-file checkpoint needs beside it.",
 )
+@options.quiet_option
 def download(references: tuple[str, ...], variant: str | None, config_only: bool) -> None:
     """Download the files of models from the hub, by a name of 'ddil models', by org/name, or by org/name@revision.
 
