@@ -43,10 +43,11 @@ class PromptScores:
         no scores.
         """
         measured = record.metrics[metric]
-        if measured.kind not in ("mean", "group") or measured.network is None:
+        network = (measured.network or {}).get("name")
+        if measured.kind not in ("mean", "group") or not isinstance(network, str) or Path(network).name != network:
             return None
         for place, key in self.keys.items():
-            path = place / f"{measured.network['name']}.npy"
+            path = place / f"{network}.npy"
             if not _made_as(record, key) or not path.is_file():
                 continue
             try:
@@ -76,7 +77,7 @@ def _made_as(record: Record, key: dict[str, Any]) -> bool:
     return (
         all(record.data.get(name) == value for name, value in key["prompts"].items())
         and all(made.get(name) == held[name] for name in MADE)
-        and list(made.get("grid") or []) == record.grid
-        and made.get("weights_sha256") in {system.weights_sha256 for system in record.systems.values()}
+        and (made.get("grid") or []) == record.grid
+        and made.get("weights_sha256") in [system.weights_sha256 for system in record.systems.values()]
         and record.seeds == ([] if made.get("seed") is None else [made["seed"]])
     )

@@ -60,9 +60,16 @@ def test_a_regression_fails_only_where_asked(cli: Cli, folders: tuple[Path, Path
     assert cli("report", "--results", old, "--against", new, "--fail-on-regression").exit_code == 0
 
 
-def test_scores_that_are_not_the_records_are_not_taken(cli: Cli, folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("damage", ["other scores", "a damaged file", "a damaged key", "another grid"])
+def test_scores_that_are_not_the_records_are_not_taken(cli: Cli, folders: tuple[Path, Path], damage: str) -> None:
     new, old = folders
-    np.save(old / "features/PD/clip.npy", np.full((200, 1), 0.25))
+    kept, key = old / "features/PD/clip.npy", old / "features/PD/key.json"
+    if damage == "other scores":
+        np.save(kept, np.full((200, 1), 0.25))
+    elif damage == "a damaged file":
+        kept.write_bytes(b"\x93NUMPY")
+    else:
+        key.write_text("[" if damage == "a damaged key" else key.read_text().replace("[999, 749, 500, 250]", "999"))
     document = json.loads(cli("report", "--results", new, "--against", old, "--json").stdout)
     assert document["tables"][0]["rows"][0]["test"] == "independent" and document["worse"] == 0
 
