@@ -61,7 +61,8 @@ def test_an_example_adds_a_metric(desk: Path, root: Path) -> None:
     assert printed.startswith("standard deviation of an image's values: 0.")
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
+PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
 LINK = re.compile(r"\]\((?!\w+://)(?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 
 
