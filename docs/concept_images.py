@@ -5,6 +5,7 @@ Without ``--student`` the figures that need no student are drawn.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def draw_shift(student: str, count: int, path: Path) -> None:
     from ddil_eval.experiments.targets import read_targets
 
     teacher = load_model("shapes")
-    pair = pair_models(teacher, load_model(student), 8 * 4, None, 20)
+    learner = load_model(student)
+    steps = 2 * len(learner.sampling.times(teacher.denoiser.schedule))  # of the teacher that it learnt from
+    pair = pair_models(teacher, learner, steps, None, 20)
     data = open_data("shapes")
     images = read_targets(data, count, image_side(teacher)).images
     prompts = data.prompts(count)
@@ -137,7 +140,7 @@ def _draw_column(axes: Sequence[Axes], title: str, data: Points, own: Points, fi
         top.hist(x, edges, density=True, color=colour, alpha=0.45, label=label)
         top.axvline(x.mean(), color=colour, lw=1.5)
         bins = np.quantile(x, np.linspace(0, 1, 6))
-        inside = [(x >= low) & (x <= high) for low, high in zip(bins, bins[1:], strict=False)]
+        inside = [(x >= low) & (x <= high) for low, high in itertools.pairwise(bins)]
         means = np.array([y[rows].mean() for rows in inside])
         errors = np.array([1.96 * y[rows].std(ddof=1) / np.sqrt(rows.sum()) for rows in inside])
         centres = np.array([x[rows].mean() for rows in inside])

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+import click
 
 from tests.docs.pages import commands, pages, table
 
 
+@click.command(help=__doc__)
+@click.option("--missing", "missing_alone", is_flag=True, help="List the commands without a row, as lines to paste.")
 def main(missing_alone: bool) -> None:
-    """Print every command, or those that ``commands.yaml`` does not name yet, as lines to paste into it."""
     rows, stray = table()
     for page in pages():
         found = [command for command in commands(page) if not (missing_alone and command in rows)]
         if found:
-            print(f"{page}:")
+            click.echo(f"{page}:")
         for command in found:
             row = rows.get(command)
             if missing_alone:
-                print(f"    - {command.text!r}")
+                click.echo(f"    - {command.text!r}")
             else:
-                print(f"  {row.mode if row else 'MISSING':5}  {command.text}")
-    print(*stray, sep="\n")
+                click.echo(f"  {row.mode if row else 'MISSING':5}  {command.text}")
+    for name in stray:
+        click.echo(name, err=True)
 
 
 if __name__ == "__main__":
-    main("--missing" in sys.argv[1:])
+    main()
