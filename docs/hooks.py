@@ -23,6 +23,16 @@ ROOT_PAGES = {
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
 
 
+def on_config(config: Any) -> Any:
+    """Give headings the anchors that GitHub gives them, so that a link works in both places."""
+    config["mdx_configs"].setdefault("toc", {})["slugify"] = _slug
+    return config
+
+
+def _slug(heading: str, separator: str) -> str:
+    return re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", separator)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the images of the pages outside of ``docs`` to the site, under their paths in the repository."""
     from mkdocs.structure.files import File

@@ -72,7 +72,7 @@ def test_the_rows_of_the_guide_to_additions_are_rows(root: Path) -> None:
 
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", (root / "docs/guides/extend.md").read_text(), flags=re.DOTALL):
-        exec(compile(block, "extend.md", "exec"), names)
+        exec(compile(block, "extend.md", "exec", dont_inherit=True), names)
     solver, method = names["SOLVER"], names["METHOD"]
     assert isinstance(solver, Solver) and isinstance(method, Method)
     assert method.config().method == method.name
