@@ -1,7 +1,8 @@
 """Adapt the pages for the documentation site, before mkdocs renders them.
 
 The pages are also read in the repository, where links lead to source files. The site has no source files, and shows
-the text of such links. Two pages of the site are files at the root of the repository: README.md and CONTRIBUTING.md.
+the text of such links. Some pages of the site are files outside of ``docs``, such as README.md: the site gets their
+images too.
 """
 
 from __future__ import annotations
@@ -12,32 +13,63 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOT_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
-"""The pages of the site that are files at the root of the repository."""
+ROOT_PAGES = {
+    "overview.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "results.md": "results/shapes/README.md",
+}
+"""The pages of the site that are files outside of ``docs``."""
 
-_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
-_IMAGE = re.compile(r"!\[(?P<text>[^\]]*)\]\((?P<target>docs/[^)\s]*)\)")
+_LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_config(config: Any) -> Any:
+    """Give headings the anchors that GitHub gives them, so that a link works in both places."""
+    config["mdx_configs"].setdefault("toc", {})["slugify"] = _slug
+    return config
+
+
+def _slug(heading: str, separator: str) -> str:
+    return re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", separator)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the images of the pages outside of ``docs`` to the site, under their paths in the repository."""
+    from mkdocs.structure.files import File
+
+    for source in ROOT_PAGES.values():
+        for link in _LINK.finditer((ROOT / source).read_text(encoding="utf-8")):
+            path = _path(source, link["target"])
+            if link["image"] and "://" not in link["target"] and not path.startswith("docs/"):
+                files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Return the text of a page with links that work on the site."""
-    source = page.file.src_uri
-    base = "docs"
-    if source in ROOT_PAGES:
-        markdown, base = (ROOT / ROOT_PAGES[source]).read_text(encoding="utf-8"), "."
-        markdown = _IMAGE.sub(lambda m: f"![{m['text']}]({m['target'].removeprefix('docs/')})", markdown)
-    return _LINK.sub(lambda m: _link(m, base), markdown)
+    place = page.file.src_uri
+    source = ROOT_PAGES.get(place, f"docs/{place}")
+    if place in ROOT_PAGES:
+        markdown = (ROOT / source).read_text(encoding="utf-8")
+    return _LINK.sub(lambda link: _link(link, source, place), markdown)
 
 
-def _link(match: re.Match[str], base: str) -> str:
-    """Rewrite one link; ``base`` is the folder that its target starts from."""
-    text, target, anchor = match["text"], match["target"], match["anchor"] or ""
+def _path(source: str, target: str) -> str:
+    """Return the path in the repository that a link of the file ``source`` leads to."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+
+
+def _link(link: re.Match[str], source: str, place: str) -> str:
+    """Rewrite one link of the file ``source``, which is the page ``place`` of the site."""
+    text, target, anchor = link["text"], link["target"], link["anchor"] or ""
     if not target or "://" in target or target.startswith("mailto:"):
-        return match[0]
-    path = posixpath.normpath(posixpath.join(base, target))
+        return link[0]
+    path = _path(source, target)
     page = next((name for name, file in ROOT_PAGES.items() if file == path), None)
-    if page is not None:
-        return f"[{text}]({page}{anchor})"
-    if path.startswith("docs/"):
-        return f"[{text}]({path.removeprefix('docs/')}{anchor})"
-    return text
+    if page is None and path.startswith("docs/"):
+        page = path.removeprefix("docs/")
+    if page is None and link["image"]:
+        page = path
+    if page is None:
+        return text
+    return f"{link['image']}[{text}]({posixpath.relpath(page, posixpath.dirname(place) or '.')}{anchor})"

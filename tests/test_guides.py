@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,29 @@ def test_an_example_adds_a_metric(desk: Path, root: Path) -> None:
     assert printed.startswith("standard deviation of an image's values: 0.")
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
+def test_the_rows_of_the_guide_to_additions_are_rows(root: Path) -> None:
+    """The guide's solver is DDIM, and its method is a row of the table of methods."""
+    import torch
+
+    from ddil_core.diffusion.schedule import Schedule
+    from ddil_core.diffusion.solvers import SOLVERS, Solver
+    from ddil_core.distillation.methods import Method
+
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (root / "docs/guides/extend.md").read_text(), flags=re.DOTALL):
+        exec(compile(block, "extend.md", "exec", dont_inherit=True), names)
+    solver, method = names["SOLVER"], names["METHOD"]
+    assert isinstance(solver, Solver) and isinstance(method, Method)
+    assert method.config().method == method.name
+    z, x0 = torch.randn(2, 2, 4, 8, 8)
+    t, s = torch.tensor([999, 749]), torch.tensor([749, 250])
+    schedule = Schedule.stable_diffusion()
+    expected, _ = SOLVERS["ddim"].step(schedule, z, t, s, x0, None, None)
+    assert torch.allclose(solver.step(schedule, z, t, s, x0, None, None)[0], expected)
+
+
+DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
+PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
 LINK = re.compile(r"\]\((?!\w+://)(?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 
 

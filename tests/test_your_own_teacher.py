@@ -1,4 +1,4 @@
-"""docs/your-own-teacher.md, walked from its first line to its last on a teacher that this project has never seen.
+"""docs/guides/your-own-teacher.md, walked from its first line to its last on a teacher that this project has never seen.
 
 The teacher has 32 px, files of half precision and a tokenizer of whole words without a start token; nobody has trained
 it. Every command, file and snippet of the page is run in its order, with a few updates and images.
@@ -22,7 +22,7 @@ from benchmarks import stranger_world as world
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "your-own-teacher.md"
+PAGE = ROOT / "docs" / "guides" / "your-own-teacher.md"
 BLOCK = re.compile(r'```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)```', re.DOTALL)
 COUNT = 12
 

@@ -1,0 +1,1 @@
+"""The commands of the documentation: found on its pages, and run or parsed by a test (see ``commands.yaml``)."""
