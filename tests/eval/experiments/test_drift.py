@@ -19,7 +19,8 @@ from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.experiments import drift as experiment
-from ddil_eval.experiments.drift import DriftConfig, measure_drift
+from ddil_eval.experiments.drift import measure_drift
+from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, pair_models
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import tables
