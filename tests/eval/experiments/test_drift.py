@@ -29,6 +29,7 @@ from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, network_evaluations, pair_models
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import tables
+from ddil_eval.report.drift_figure import redraw
 from ddil_eval.report.records import Record, read_records
 from tests.pipelines import STUDENT, plain_step, save_pipeline
 
@@ -184,6 +185,13 @@ def test_tables_show_all_transitions(out: Path) -> None:
     assert all(not table.missing for table in found.values())
 
 
+def test_the_figure_is_redrawn_from_records(out: Path, tmp_path: Path) -> None:
+    """Whatever the order of the records, the figure is the one of the command."""
+    (path,) = redraw(tables.groups(read_records(out)[::-1]), tmp_path)
+    (drawn,) = out.glob("drift-*.png")
+    assert path.name == "drift.png" and path.read_bytes() == drawn.read_bytes()
+
+
 def test_two_students_are_compared(teacher: Path, student: Path, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(student), str(teacher))})
     records = [record for record in measure_drift(config, tmp_path) if record.kind == "drift-difference"]
@@ -209,6 +217,19 @@ def test_students_of_one_name_have_a_figure_each(teacher: Path, student: Path, t
     measure_drift(config, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").glob("drift-*.png"))
     assert [name[-16:] for name in names] == ["run1-student.png", "run2-student.png"]
+
+
+def test_the_dtype_of_the_models_is_an_option(
+    cli: Callable[..., Result], teacher: Path, student: Path, out: Path, tmp_path: Path
+) -> None:
+    small = ("--set", "teacher_steps=8", "--num-prompts", COUNT, "--device", "cpu", "--dtype", "bf16")
+    result = cli("eval", "drift", "--teacher", teacher, "--student", student, *small, "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    exact = by_time(out, str(student))
+    for t, record in by_time(tmp_path, str(student)).items():
+        assert record.compute is not None and record.compute.dtype == "bf16"
+        value, expected = (one.metrics["disagreement_student"].estimate.value for one in (record, exact[t]))
+        assert value == pytest.approx(expected, rel=0.2) and value != expected
 
 
 def test_every_model_says_how_it_is_sampled(
