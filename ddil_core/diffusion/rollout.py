@@ -129,12 +129,15 @@ class RolloutResult:
         sample: The row of z_T from which each of the M latents comes.
         string: The string of each of the M latents.
         evaluations: Network evaluations by actor. Padding does not count.
+        kept: For each prefix that was to be kept: the latents at its end, [rows, C, H, W], of all samples that have it,
+            in the order of their rows.
     """
 
     latents: Tensor
     sample: list[int]
     string: list[str]
     evaluations: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -148,6 +151,7 @@ def rollout_latents(
     observe: Observe | None = None,
     pad: bool = True,
     names: Mapping[str, str] = NAMES,
+    keep: Collection[str] = (),
 ) -> RolloutResult:
     """Roll every sample out along each of its strings.
 
@@ -160,6 +164,7 @@ def rollout_latents(
         observe: Called with every batch, without padding.
         pad: Fill the last batch up. Then all batches have one shape, and equal rows give equal bits.
         names: The names of the actors in messages.
+        keep: Prefixes of strings, such as "ST", whose states are kept too. A prefix of no string is left out.
 
     Raises:
         DdilError: an actor's states are not finite.
@@ -167,6 +172,7 @@ def rollout_latents(
     length = len(next(iter(strings[0])))
     nodes = [(row, "") for row in range(len(z))]
     evaluations, finite = dict.fromkeys(actors, 0), Finite[tuple[str, int]]()
+    kept: dict[str, Tensor] = {}
     for transition in range(length):
         children = sorted({(row, string[: transition + 1]) for row, wanted in enumerate(strings) for string in wanted})
         place = {node: index for index, node in enumerate(nodes)}
@@ -189,9 +195,11 @@ def rollout_latents(
                 if observe is not None:
                     observe(name, transition, on_host[2, start : start + real], before[:real], after)
         nodes, z = children, next_z
+        for prefix in {prefix for _, prefix in children} & set(keep):
+            kept[prefix] = z[[index for index, (_, other) in enumerate(children) if other == prefix]]
     if (broken := finite.first_broken()) is not None:
         raise _not_finite(actors[broken[0]], names[broken[0]], broken[1])
-    return RolloutResult(z, [row for row, _ in nodes], [string for _, string in nodes], evaluations)
+    return RolloutResult(z, [row for row, _ in nodes], [string for _, string in nodes], evaluations, kept)
 
 
 def _not_finite(actor: Actor, name: str, transition: int) -> DdilError:

@@ -7,6 +7,9 @@ keeps continuous vectors e. It computes the loss and its gradient at the words n
 The loss depends far more on t than on the prompt. Losses of different timesteps and noise are therefore not
 comparable. All prompts of one round share timesteps and noise. The best prompts of several rounds are compared on
 common noise, which is the same for every prompt of an image.
+
+The authors stop there. With ``exchange`` the best prompt of all rounds is the start of a second search, which exchanges
+single words under the same loss (``exchange.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import to_eps
+from ddil_core.inversion.exchange import ExchangeSettings, Objective, exchange_words
 from ddil_core.inversion.lbfgs import BatchedLBFGS
 from ddil_core.inversion.problem import Best, Candidates, InversionProblem, Inverter, transposed
 from ddil_core.inversion.words import Words, encode
@@ -43,11 +47,12 @@ class PH2PSettings(Strict):
         history: The number of pairs that L-BFGS remembers.
         draws: The number of (timestep, noise) pairs for each image in a round.
         candidates: A search splits its rounds into this many equal stretches. Each stretch gives one candidate: the
-            best
-            prompt of its rounds by the loss on common noise.
+            best prompt of its rounds by the loss on common noise.
         judging: The number of (timestep, noise) pairs of the common noise.
         t_low: The first timestep that may be drawn.
         t_high: The last timestep that may be drawn.
+        exchange: How words of the best candidate by the loss on common noise are exchanged. It is then the only
+            candidate. None: not at all, as in the authors' code.
     """
 
     tokens: int = Field(default=15, ge=1)
@@ -63,6 +68,7 @@ class PH2PSettings(Strict):
     judging: int = Field(default=8, ge=1)
     t_low: int = Field(default=500, ge=1)
     t_high: int = Field(default=899, ge=1)
+    exchange: ExchangeSettings | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PH2PSettings:
@@ -198,12 +204,41 @@ def ph2p(problem: InversionProblem, settings: PH2PSettings, advance: Callable[[]
     problem.model.denoiser.schedule.require_inside(span, "the range of t_low and t_high")
     denoiser, x0 = problem.model.guided(1.0), problem.latents()
     generators, noise = problem.generators("ph2p"), judging_noise(x0, problem, settings)
-    prompts = []
+    found = []
     for _ in range(settings.searches):
         rounds = search(problem, denoiser, settings, x0, generators, advance)
         for size in settings.stretches:
-            prompts.append(problem.words.texts(winners(problem, denoiser, list(islice(rounds, size)), noise)))
-    return transposed(prompts)
+            indices = [one.index for one in islice(rounds, size)]
+            found.append(winner(problem, denoiser, indices, noise))
+    if settings.exchange is None:
+        return transposed([problem.words.texts(index) for index in found])
+    best = winner(problem, denoiser, found, noise)
+    return [[text] for text in problem.words.texts(exchanged(problem, denoiser, settings, x0, best, advance))]
+
+
+def exchanged(
+    problem: InversionProblem,
+    denoiser: GuidedDenoiser,
+    settings: PH2PSettings,
+    x0: Tensor,
+    index: Tensor,
+    advance: Callable[[], None],
+) -> Tensor:
+    """Return words int64 [B, K] after the exchange of single words. Its noise is common to all prompts of an image."""
+    chosen = settings.exchange
+    assert chosen is not None, "the settings ask for an exchange"
+    noise = judging_noise(x0, problem, settings.model_copy(update={"judging": chosen.draws}), "ph2p exchange")
+    noise = noise[chosen.draws // 2 :] + noise[: chosen.draws // 2]  # the first pair screens: one amid the timesteps
+
+    def gradient(index: Tensor) -> Tensor:
+        vectors = problem.words.table[index]
+        return torch.stack([loss_and_gradient(problem, denoiser, vectors, *draw)[1] for draw in noise]).mean(0)
+
+    def loss(index: Tensor, draws: int) -> Tensor:
+        return judging_losses(problem, denoiser, index, noise[:draws])
+
+    objective = Objective(loss, gradient, problem.words.table)
+    return exchange_words(objective, index, chosen, advance)[0]
 
 
 def search(
@@ -240,14 +275,20 @@ def search(
         yield Round(best.index, best.losses, t.view(len(x0), -1))
 
 
-def winners(problem: InversionProblem, denoiser: GuidedDenoiser, rounds: list[Round], noise: list[Noise]) -> Tensor:
-    """Return for each image the words int64 [B, K] of the round with the lowest loss on common noise."""
-    if len(rounds) == 1:
-        return rounds[0].index
+def winner(problem: InversionProblem, denoiser: GuidedDenoiser, prompts: list[Tensor], noise: list[Noise]) -> Tensor:
+    """Return for each image the words int64 [B, K] with the lowest loss on common noise, of several prompts [B, K]."""
+    if len(prompts) == 1:
+        return prompts[0]
     best = Best()
-    for result in rounds:
-        best.update(judging_losses(problem, denoiser, result.index, noise), result.index)
+    for index in prompts:
+        best.update(judging_losses(problem, denoiser, index, noise), index)
     return best.index
+
+
+def _evaluations(settings: PH2PSettings) -> int:
+    """Return the number of losses with gradients, and of places at which words are exchanged."""
+    exchanged = 0 if settings.exchange is None else settings.exchange.sweeps * settings.tokens
+    return settings.searches * settings.rounds * settings.evaluations + exchanged
 
 
 PH2P = Inverter(
@@ -255,7 +296,7 @@ PH2P = Inverter(
     title="PH2P: denoising loss at t = 500 … 899, delayed projection",
     settings=PH2PSettings,
     run=ph2p,
-    evaluations=lambda settings: settings.searches * settings.rounds * settings.evaluations,
+    evaluations=_evaluations,
     source="Mahajan et al., 2312.12416",
-    needs_towers=lambda settings: settings.searches * settings.candidates > 1,
+    needs_towers=lambda settings: settings.exchange is None and settings.searches * settings.candidates > 1,
 )

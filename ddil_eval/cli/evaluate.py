@@ -80,6 +80,10 @@ evaluate.add_command(prompt_inversion)
     help="Measure all strings of teacher and student, with main effects and interactions.",
 )
 @click.option(
+    "--drift", is_flag=True, default=None,
+    help="Measure drift too (see 'ddil eval drift'), on the same rollouts: both cost little more than one.",
+)  # fmt: skip
+@click.option(
     "--seed",
     type=options.SEED,
     default=None,
@@ -118,22 +122,27 @@ def covariate_shift(
     "--student",
     "students",
     multiple=True,
-    required=True,
     help=options.MODEL_HELP + " Students on the same grid are compared with each other.",
 )
+@click.option(
+    "--group", "groups", multiple=True, metavar="NAME=REF,REF,…",
+    help="Students that differ in the seed of their training alone. Later groups are compared with the first one, with "
+    "intervals over seeds and prompts. The same place in two groups is the same seed.",
+)  # fmt: skip
 @click.option("--data", type=choices.EVALUATION_DATA, default=None, help=options.DATA_HELP)
 @click.option("--num-prompts", type=options.NUMBER, default=None, help="The number of prompts, each with its image.")
 @options.teacher_guidance_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
+@options.compute_options()
 @options.protocol_options
 @options.download_option
 @options.device_option
 @options.quiet_option
 @options.json_option
 def drift(
-    out: Path, protocol: Path | None, settings: tuple[str, ...], download: bool, device: str | None, as_json: bool,
-    **given: Any,
+    students: tuple[str, ...], groups: tuple[str, ...], out: Path, protocol: Path | None, settings: tuple[str, ...],
+    download: bool, device: str | None, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Measure covariate shift itself, at every transition of a student's grid.
 
@@ -143,6 +152,7 @@ def drift(
     """
     from ddil_eval.experiments.experiments import EXPERIMENTS
 
+    given |= {"students": students or None, "groups": options.groups(groups) or None}
     content, source = starting_protocol(EXPERIMENTS["drift"], protocol, settings)
     run_experiment(EXPERIMENTS["drift"], content, given, source, out, download, device, as_json)
 

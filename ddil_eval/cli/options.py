@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -305,6 +305,25 @@ def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[A
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise WrongCommand(f"{option} takes numbers with commas between them, not {paths.shown(text)}") from error
+
+
+def groups(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the members of each group from texts NAME=MEMBER,MEMBER.
+
+    Raises:
+        WrongCommand: A text has no name or no member, or a name stands twice.
+    """
+    from ddil_core.support.errors import WrongCommand
+
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, _, members = (part.strip() for part in text.partition("="))
+        if not name or not members or name in found:
+            raise WrongCommand(
+                f"--group takes NAME=REF,REF with a name of its own for each group, not {paths.shown(text)}"
+            )
+        found[name] = [member.strip() for member in members.split(",") if member.strip()]
+    return found
 
 
 def time(text: str) -> int | float:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 @click.option(
     "--latex", "as_latex", is_flag=True, help="Write each table as LaTeX. It needs only the package booktabs."
 )
-@click.option("--figures", is_flag=True, help="Plot each metric against p_teacher and against switch_t.")
+@click.option(
+    "--figures",
+    is_flag=True,
+    help="Plot each metric against p_teacher and against switch_t, and drift by the transition.",
+)
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="The folder for files.  [default: RESULTS/report]"
 )
@@ -77,20 +81,24 @@ def report(
     _summarize(built, files, replaced)
     if figures and not drawn:
         options.say(
-            f"No figure: --figures plots records of 'ddil eval covariate-shift', and {results} has none.", err=True
+            "No figure: --figures plots records of 'ddil eval covariate-shift' and of 'ddil eval drift', and "
+            f"{results} has none.",
+            err=True,
         )
     if damaged:
         raise store.together(damaged)
 
 
 def _draw(records: Sequence[Record], out: Path) -> list[Path]:
-    from ddil_eval.report import figures, tables
+    from ddil_eval.report import drift_figure, figures, tables
 
-    shifts = [group for group in tables.groups(records) if group.experiment == "covariate-shift"]
+    groups = tables.groups(records)
+    shifts = [group for group in groups if group.experiment == "covariate-shift"]
     drawn = [
         group for group in shifts if any(record.kind in figures.DRAWN and record.metrics for record in group.records)
     ]
-    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in drawn]
+    curves = [figures.shift_curves(group.records, out / group.name / "shift.png") for group in drawn]
+    return curves + drift_figure.redraw(groups, out)
 
 
 def _document(built: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> dict[str, Any]:

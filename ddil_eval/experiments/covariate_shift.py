@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet
 from ddil_core.data.pool import model_image_size
@@ -26,18 +26,21 @@ from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.support import ranks
 from ddil_core.support.compute import LongDtypeName, NetworkDtypeKeys
+from ddil_core.support.devices import DTYPES
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
 from ddil_core.support.image_grids import image_grid
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, content_hash, renamed
+from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts, require_enough
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, open_reference
 from ddil_eval.experiments.results import RecordWriter, hashed, recorded_metrics
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
+from ddil_eval.experiments.shared_drift import SharedDrift
 from ddil_eval.experiments.shift_runs import (
     ShiftRun,
     effect_contrasts,
@@ -54,7 +57,7 @@ from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.statistics import Estimate
 
 EXPERIMENT = "covariate-shift"
-NOT_HASHED = frozenset({"teacher", "student", "sampling"})
+NOT_HASHED = frozenset({"teacher", "student", "sampling", "drift"})
 """Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 
@@ -74,6 +77,7 @@ class CovariateShiftConfig(NetworkDtypeKeys):
         p_teacher: The rates of Table 2, in [0, 1].
         switch: The switch times of Tables 3 and 4.
         factorial: Add all strings, with main effects and interactions.
+        drift: Measure drift too, on the same rollouts.
         num_prompts: The number of prompts.
         reference_images: The number of images of the data set that generated ones are compared with.
         metrics: The names of the metrics.
@@ -97,6 +101,7 @@ class CovariateShiftConfig(NetworkDtypeKeys):
     p_teacher: tuple[Rate, ...] = (0.8, 0.6, 0.4, 0.2)
     switch: tuple[Time, ...] = (749, 500, 250)
     factorial: bool = False
+    drift: bool = False
     num_prompts: int | None = Field(default=None, ge=4)
     reference_images: int | None = renamed("reference_images", default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -117,6 +122,34 @@ class CovariateShiftConfig(NetworkDtypeKeys):
             )
         return rates
 
+    @model_validator(mode="after")
+    def _drift_fits(self) -> CovariateShiftConfig:
+        if self.drift and self.solver != "ddim":
+            raise ValueError(f"drift is measured with the solver 'ddim', and the solver is {self.solver!r}")
+        own = {self.teacher_dtype, self.student_dtype}
+        if self.drift and own != {DTYPES[self.dtype]}:
+            raise ValueError(
+                "drift is measured with both networks in the dtype of the models; leave teacher_dtype and student_dtype "
+                "out, or measure without drift"
+            )
+        return self
+
+    def drift_config(self, num_prompts: int) -> DriftConfig:
+        """Return the drift experiment that measures the same student on the same prompts."""
+        shared = (
+            "teacher",
+            "data",
+            "teacher_steps",
+            "guidance_scale",
+            "batch_size",
+            "seed",
+            "dtype",
+            "tf32",
+            "compile",
+        )
+        given = {key: getattr(self, key) for key in shared}
+        return DriftConfig(students=(str(self.student),), num_prompts=num_prompts, **given)
+
 
 @dataclass(frozen=True)
 class ShiftPlan:
@@ -131,6 +164,7 @@ class ShiftPlan:
         pair: Teacher and student.
         prompts: The prompts.
         runs: The runs.
+        drift: The drift on the same rollouts, or None.
     """
 
     config: CovariateShiftConfig
@@ -141,6 +175,7 @@ class ShiftPlan:
     pair: Pair
     prompts: Prompts
     runs: list[ShiftRun]
+    drift: SharedDrift | None
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -166,7 +201,7 @@ class ShiftPlan:
             "data": self.described_data,
             "networks": self.extractors.identity(),
             "weights": [model.weights_sha256() for model in (self.pair.teacher, self.pair.student)],
-        }
+        } | ({"drift": True} if self.drift else {})  # such chunks hold more
         return content_hash(content)[:16]
 
 
@@ -203,7 +238,8 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         warn(TRUNCATED.format(cut, len(captions)))
     draws = decisions([Sample(prompt.id) for prompt in prompts.prompts], len(pair.grid), config.seed)
     runs = shift_runs(config.p_teacher, config.switch, config.factorial, pair.grid, draws)
-    return ShiftPlan(config, data, recipe, images, extractors, pair, prompts, runs)
+    drift = SharedDrift.of(config.drift_config(len(captions)), pair, data, prompts) if config.drift else None
+    return ShiftPlan(config, data, recipe, images, extractors, pair, prompts, runs, drift)
 
 
 def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str = "cpu") -> list[Record]:
@@ -228,6 +264,7 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
             config.seed,
             config.chunk,
             config.batch_size,
+            None if plan.drift is None else plan.drift.watch(),
         )
         tree.grow()
         if not ranks.is_main():
@@ -237,12 +274,15 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
         estimates, effects = _estimates(plan, features, rows)
         records = _save(plan, estimates, effects, out, device, started)
         nfe = {run.key: mean_nfe(run, plan.pair.actors) for run in plan.runs}
-        cost = tree_cost(evaluations, nfe, len(plan.prompts.prompts))
+        cost: dict[str, Any] = dict(tree_cost(evaluations, nfe, len(plan.prompts.prompts)))
+        figures.shift_curves(records, out / "shift-curves.png")
+        if plan.drift is not None:
+            records += plan.drift.save(tree.gather_watched(), out, device, started)
+            cost["drift"] = plan.drift.cost(plan.runs)
         write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
         shutil.rmtree(work, ignore_errors=True)
         if config.figure_prompts:
             image_grid(*figure_2(plan), out / "figure2.png")
-        figures.shift_curves(records, out / "shift-curves.png")
     return records
 
 

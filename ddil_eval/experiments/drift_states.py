@@ -7,7 +7,7 @@ noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,6 @@ from ddil_core.distillation.losses import pd_target
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.models.model import Model
 from ddil_core.models.turns import actors_sampling, differences, take_turns
-from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.finite import Finite, not_finite
 from ddil_eval.features.storage import Arrays
@@ -76,6 +75,36 @@ class Drifting:
         return self.teacher.denoiser.schedule
 
 
+@dataclass(frozen=True)
+class Visited:
+    """What rollouts of B prompts have visited already. Each state is [B, C, h, w].
+
+    Attributes:
+        teacher: The K + 1 states of the teacher's rollout, from the noise to the end.
+        student: Those of the student's.
+        labels: Where the teacher's steps of each transition end from the student's state; None where no rollout says.
+    """
+
+    teacher: list[Tensor]
+    student: list[Tensor]
+    labels: list[Tensor | None]
+
+
+def network_evaluations(pair: Drifting, shared: bool = False, labels: Collection[int] = ()) -> int:
+    """Return the network evaluations that ``measure_states`` takes for a prompt.
+
+    Args:
+        pair: Teacher and student, whose steps are deterministic.
+        shared: Whether the two rollouts are given.
+        labels: The transitions whose labels of the student's states are given.
+    """
+    teacher, student = (pair.actors[name] for name in (TEACHER, STUDENT))
+    rollouts = 0 if shared else sum(teacher.nfe) + sum(student.nfe)
+    labelled = sum(teacher.nfe) + sum(nfe for k, nfe in enumerate(teacher.nfe) if k > 0 and k not in labels)
+    per_place = len(KINDS) * student.denoiser.nfe + teacher.denoiser.nfe + student.denoiser.nfe
+    return rollouts + labelled + len(pair.grid) * per_place
+
+
 def pair_models(
     teacher: Model, student: Model, teacher_steps: int, guidance_scale: float | None, consistency_step: int
 ) -> Drifting:
@@ -115,9 +144,9 @@ def pair_models(
     return Drifting(teacher, student, actors, grid, consistency_step)
 
 
-@torch.no_grad()
-@full_precision()
-def measure_states(pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray, seed: int) -> Arrays:
+def measure_states(
+    pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray, seed: int, visited: Visited | None = None
+) -> Arrays:
     """Visit all states of some prompts and measure the student on each.
 
     Args:
@@ -125,6 +154,7 @@ def measure_states(pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray
         prompts: B prompts.
         images: Their images, uint8 [B, H, W, 3].
         seed: The seed of the noise.
+        visited: What rollouts from the same noise have visited already. None: nothing.
 
     Returns:
         With K transitions, float32: the states ``states KIND`` [B, K, C, h, w]; the errors ``disagreement KIND``, and
@@ -135,6 +165,13 @@ def measure_states(pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray
     Raises:
         DdilError: a state is not finite.
     """
+    with torch.no_grad(), pair.teacher.compute.precision():
+        return _measure_states(pair, prompts, images, seed, visited)
+
+
+def _measure_states(
+    pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray, seed: int, visited: Visited | None
+) -> Arrays:
     teacher, device = pair.teacher, pair.teacher.device
     samples = [Sample(prompt.id) for prompt in prompts]
     condition = teacher.encode([prompt.text for prompt in prompts])
@@ -146,18 +183,23 @@ def measure_states(pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray
     if pair.stochastic:  # as ``sample_latents`` draws it
         noise = solver_noise(samples, teacher.latent_shape, seed, len(times))
         noisy = replace(condition, noise=noise.transpose(0, 1).to(device))
-    paths = {
-        "teacher": _path(pair.actors[TEACHER], z, condition),
-        "student": _path(pair.actors[STUDENT], z, noisy),
-    }
+    if visited is None:
+        paths = {
+            "teacher": _path(pair.actors[TEACHER], z, condition),
+            "student": _path(pair.actors[STUDENT], z, noisy),
+        }
+    else:
+        paths = {"teacher": visited.teacher, "student": visited.student}
     _require_finite(pair, paths)
+    known = _known_labels(len(times), paths["teacher"], visited)
     states = {"data": [pair.schedule.add_noise(x0, z, t) for t in times]}
     states |= {kind: path[:-1] for kind, path in paths.items()}
     found: dict[str, Tensor] = {}
     for kind in KINDS:
         found[f"states {kind}"] = torch.stack(states[kind], 1)
         follows = paths["teacher"] if kind == "teacher" else None
-        columns = [_disagreement(pair, k, states[kind][k], condition, follows) for k in range(len(times))]
+        labels = known[kind]
+        columns = [_disagreement(pair, k, states[kind][k], condition, labels[k], follows) for k in range(len(times))]
         found |= {f"{name} {kind}": torch.stack([column[name] for column in columns], 1) for name in columns[0]}
     ends = {kind: path[-1] for kind, path in paths.items()}
     for kind, name in (("teacher", TEACHER), ("student", STUDENT)):
@@ -177,8 +219,17 @@ def _path(actor: Actor, z: Tensor, condition: Condition) -> list[Tensor]:
     return path
 
 
+def _known_labels(count: int, teacher: Sequence[Tensor], visited: Visited | None) -> dict[str, list[Tensor | None]]:
+    """Return for each kind of states where the teacher's steps of each transition end, or None where nobody knows.
+
+    At the first transition the student's state is the teacher's.
+    """
+    student: list[Tensor | None] = [None] * count if visited is None else list(visited.labels)
+    return {"data": [None] * count, "teacher": list(teacher[1:]), "student": [teacher[1], *student[1:]]}
+
+
 def _disagreement(
-    pair: Drifting, k: int, z: Tensor, condition: Condition, follows: list[Tensor] | None
+    pair: Drifting, k: int, z: Tensor, condition: Condition, z_s: Tensor | None, follows: list[Tensor] | None
 ) -> dict[str, Tensor]:
     """Return the student's training loss at states z [B, C, h, w] of transition k, by its name, each [B].
 
@@ -192,13 +243,14 @@ def _disagreement(
         k: The transition.
         z: The states.
         condition: B rows.
-        follows: The teacher's path, if z lies on it: then its steps are known.
+        z_s: Where the teacher's steps of this transition end, if that is known.
+        follows: The teacher's path, if z lies on it: then its end is known.
     """
     t, schedule = rows_at(pair.grid[k], z), pair.schedule
     teacher, student = pair.actors[TEACHER], pair.actors[STUDENT].denoiser
     x0 = student(z, t, condition)
     if not pair.stochastic:
-        z_s = teacher.act(k, z, condition) if follows is None else follows[k + 1]
+        z_s = teacher.act(k, z, condition) if z_s is None else z_s
         target = pd_target(schedule, z, z_s, t, rows_at(pair.ends[k], z))
         return {"disagreement": schedule.snr(t).to(z.dtype).clamp(min=1.0) * _mean((x0 - target).square())}
     s = rows_at(max(int(pair.grid[k]) - pair.consistency_step, 0), z)

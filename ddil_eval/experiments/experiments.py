@@ -13,7 +13,8 @@ from ddil_core.support.paths import shown
 from ddil_core.support.protocol import Strict
 from ddil_core.support.registry import Registry
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
-from ddil_eval.experiments.drift import DriftConfig, measure_drift
+from ddil_eval.experiments.drift import measure_drift
+from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.inversion_config import InversionConfig
 from ddil_eval.experiments.prompt_inversion import run_prompt_inversion
 from ddil_eval.experiments.score import ScoreConfig, score_folders
@@ -96,7 +97,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             title="Covariate shift itself, transition by transition",
             config=DriftConfig,
             run=measure_drift,
-            models=lambda config: [config.teacher, *config.students],
+            models=lambda config: [config.teacher, *config.all_students],
             protocol="shapes/drift.yaml",
             contents="Records and figures",
         ),

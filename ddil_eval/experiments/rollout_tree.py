@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,20 @@ def load_pair(
     return pair
 
 
+@dataclass(frozen=True)
+class Watch:
+    """A second measurement on states that the tree visits.
+
+    Attributes:
+        prefixes: The prefixes of strings whose states it takes.
+        measure: Takes the slice of a chunk's prompts and the states by prefix, each [prompts, C, h, w]. Returns arrays
+            of as many rows as there are prompts.
+    """
+
+    prefixes: Collection[str]
+    measure: Callable[[slice, Mapping[str, Tensor]], Arrays]
+
+
 @dataclass
 class RolloutTree:
     """Rolls all runs out, chunk by chunk: latents → images → features. A finished chunk is kept in a file.
@@ -106,6 +120,7 @@ class RolloutTree:
         seed: The seed of the noise.
         chunk: The number of prompts in a chunk.
         batch_size: The number of rows in a batch of the device.
+        watch: A second measurement on the states of all prompts, or None.
     """
 
     pair: Pair
@@ -116,6 +131,7 @@ class RolloutTree:
     seed: int
     chunk: int
     batch_size: int
+    watch: Watch | None = None
 
     def grow(self) -> None:
         """Make this process's share of the chunks, and wait until the other processes have made theirs."""
@@ -145,6 +161,14 @@ class RolloutTree:
             evaluations = {name: count + int(arrays[f"evaluations {name}"]) for name, count in evaluations.items()}
         return concatenate(parts), place, evaluations
 
+    def gather_watched(self) -> Arrays:
+        """Read the arrays of the second measurement from all chunks, in the order of the prompts."""
+        parts = []
+        for chunk in blocks(len(self.prompts), self.chunk):
+            arrays = self._chunk(chunk).items()
+            parts.append({name.removeprefix(_WATCHED): one for name, one in arrays if name.startswith(_WATCHED)})
+        return concatenate(parts)
+
     def _chunk(self, chunk: slice) -> Arrays:
         """Return what ``_measure`` gives for a chunk, from its file where there is one."""
         strings = [sorted({run.strings[index] for run in self.runs}) for index in range(chunk.start, chunk.stop)]
@@ -154,7 +178,8 @@ class RolloutTree:
     def _measure(self, chunk: slice, strings: list[list[str]]) -> Arrays:
         """Roll one chunk out; return the features, the (sample, string) of each row, and the evaluations by actor."""
         prompts = self.prompts[chunk]
-        ends = _roll_out(self.pair, prompts, strings, self.seed, self.batch_size)
+        keep = () if self.watch is None else self.watch.prefixes
+        ends = _roll_out(self.pair, prompts, strings, self.seed, self.batch_size, keep)
         texts = [prompts[row].text for row in ends.sample]
         features = concatenate(
             [
@@ -163,7 +188,13 @@ class RolloutTree:
             ]
         )
         places = {"sample": chunk.start + np.array(ends.sample), "string": np.array(ends.string)}
-        return features | places | {f"evaluations {name}": np.array(n) for name, n in ends.evaluations.items()}
+        watched = {} if self.watch is None else self.watch.measure(chunk, ends.kept)
+        found = features | places | {f"{_WATCHED}{name}": one for name, one in watched.items()}
+        return found | {f"evaluations {name}": np.array(n) for name, n in ends.evaluations.items()}
+
+
+_WATCHED = "watched "
+"""What the names of a second measurement's arrays begin with, in the file of a chunk."""
 
 
 def roll_out_images(
@@ -188,14 +219,19 @@ def roll_out_images(
 
 
 def _roll_out(
-    pair: Pair, prompts: Sequence[Prompt], strings: Sequence[Collection[str]], seed: int, batch_size: int
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    strings: Sequence[Collection[str]],
+    seed: int,
+    batch_size: int,
+    keep: Collection[str] = (),
 ) -> RolloutResult:
     """Roll prompts out along their strings, from each prompt's own noise."""
     decoder = pair.teacher
     with decoder.compute.precision():
         condition = decoder.encode([prompt.text for prompt in prompts])
         z = initial_noise([Sample(p.id) for p in prompts], decoder.latent_shape, seed).to(decoder.device)
-        return rollout_latents(pair.actors, z, condition, strings, batch_size=batch_size, names=pair.names)
+        return rollout_latents(pair.actors, z, condition, strings, batch_size=batch_size, names=pair.names, keep=keep)
 
 
 def _decode(pair: Pair, latents: Tensor) -> np.ndarray:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from ddil_core.support.paths import shown
 
 DRIFT_KINDS = ("drift", "drift-ratios", "drift-states", "drift-paths", "drift-difference")
-"""The kinds of cells of the drift experiment."""
+"""The kinds of cells of the drift experiment: of one student, or of two."""
+DRIFT_GROUP_KINDS = ("drift-group", "drift-group-spread", "drift-group-difference", "drift-group-difference-spread")
+"""Its kinds of cells of groups of students, which differ in the seed of their training."""
 MOST_TRANSITIONS = 12
 """The largest number of transitions in a factorial. Each further transition doubles the number of strings."""
 
@@ -92,4 +94,7 @@ _KINDS: dict[str, dict[str, _Entry]] = {
     "pair": _PAIR,
     "inverter": _NAMED,
     "inverter-difference": _PAIR,
-} | {kind: {"t": _Entry(_is_time, "a number or 'all'")} for kind in DRIFT_KINDS}
+}
+_TIME = {"t": _Entry(_is_time, "a number or 'all'")}
+_SEEDS = {"training_seeds": _Entry(_is_count, "a whole number from 1")}
+_KINDS |= dict.fromkeys(DRIFT_KINDS, _TIME) | dict.fromkeys(DRIFT_GROUP_KINDS, _TIME | _NAMED | _SEEDS)

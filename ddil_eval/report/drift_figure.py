@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ddil_core.support.image_grids import save_figure
 from ddil_eval.report.figures import draw_estimates
 from ddil_eval.report.records import Record
+from ddil_eval.report.tables import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +63,12 @@ _PANELS: tuple[tuple[str, str, list[_Curve]], ...] = (
 """For each panel: the title, the kind of its records, and each curve's metric, colour, marker and label."""
 
 
+def redraw(groups: Iterable[Group], out: Path) -> list[Path]:
+    """Draw each student's figure again from its records, as ``OUT/GROUP/drift.png``, and return the files."""
+    ours = [group for group in groups if group.experiment == "drift" and group.of_kind("drift")]
+    return [draw(group.records, out / group.name / "drift.png") for group in ours]
+
+
 def draw(records: Sequence[Record], path: Path) -> Path:
     """Draw the records of one student by the time of the transition, and return the file.
 
@@ -72,6 +79,7 @@ def draw(records: Sequence[Record], path: Path) -> Path:
     figure = Figure(figsize=(3.4 * len(_PANELS), 4.0), layout="constrained")
     for ax, (title, kind, curves) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         ours = [record for record in records if record.kind == kind and record.cell["t"] != "all"]
+        ours.sort(key=lambda record: -float(str(record.cell["t"])))
         for metric, colour, marker, label in curves:
             points = [(k, r.metrics[metric].estimate) for k, r in enumerate(ours) if metric in r.metrics]
             if points:

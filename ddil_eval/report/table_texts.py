@@ -69,6 +69,31 @@ DRIFT = (
         False,
     ),
     ("drift-difference", "Drift: two students", "The first student less the second, on the same prompts.", True),
+    (
+        "drift-group",
+        "Drift: groups",
+        "Means over the students of a group, one for each training seed, with intervals over seeds and prompts.",
+        False,
+    ),
+    (
+        "drift-group-spread",
+        "Drift: groups, spread",
+        "Standard deviations of the means of seeds and of the means of prompts.",
+        False,
+    ),
+    (
+        "drift-group-difference",
+        "Drift: two groups",
+        "The first group less the second, paired by training seed, with intervals and tests over seeds and prompts "
+        "(min F′).",
+        True,
+    ),
+    (
+        "drift-group-difference-spread",
+        "Drift: two groups, spread",
+        "Standard deviations of the paired differences: of the means of seeds and of the means of prompts.",
+        False,
+    ),
 )
 """Kind of cells, title, caption, and whether the cells are tested, for the tables of the drift experiment."""
 

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ddil_core.support.resources import paper_results
+from ddil_eval.report.cells import DRIFT_GROUP_KINDS
 from ddil_eval.report.comparisons import LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
 from ddil_eval.report.records import SETTING, Direction, Record, computed_words, latest_records
 from ddil_eval.report.table_texts import COMPARED, DIFFERENCES, DRIFT, EFFECTS, OF_FOLDERS, PAPER_TABLES
@@ -108,13 +109,25 @@ def shift_tables(group: Group) -> list[Table]:
 
 def drift_tables(group: Group) -> list[Table]:
     """Return the tables of the drift experiment, by the time at which a transition starts."""
-    columns = [Column("t", "t")]
     tables = []
     for kind, title, text, tested in DRIFT:
-        records = sorted(group.of_kind(kind), key=lambda r: -_number(r.cell["t"]) if r.cell["t"] != "all" else 1)
-        rows = [_Row((str(r.cell["t"]),), f"t = {r.cell['t']}", r) for r in records]
-        tables.append(_table(group, kind, title, text, columns, rows, tested=tested))
+        records = sorted(group.of_kind(kind), key=lambda r: (str(r.cell.get("name")), _falling_time(r)))
+        grouped = [Column("group", "Group"), Column("training_seeds", "Seeds")] if kind in DRIFT_GROUP_KINDS else []
+        rows = [_drift_row(record, bool(grouped)) for record in records]
+        tables.append(_table(group, kind, title, text, [*grouped, Column("t", "t")], rows, tested=tested))
     return [table for table in tables if table.rows]
+
+
+def _drift_row(record: Record, grouped: bool) -> _Row:
+    t = str(record.cell["t"])
+    if not grouped:
+        return _Row((t,), f"t = {t}", record)
+    return _Row((_name(record), int(_number(record.cell["training_seeds"])), t), f"{_name(record)}, t = {t}", record)
+
+
+def _falling_time(record: Record) -> float:
+    """Return a key that sorts by falling time, with all transitions together last."""
+    return 1.0 if record.cell["t"] == "all" else -_number(record.cell["t"])
 
 
 def system_tables(group: Group) -> list[Table]:

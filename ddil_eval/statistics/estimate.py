@@ -100,7 +100,7 @@ def estimate_mean(
     return Estimate(value, min(low, value), max(high, value), n, p_value if difference else None)
 
 
-def t_interval(value: float, error: float, degrees: int) -> tuple[float, float, float]:
+def t_interval(value: float, error: float, degrees: float) -> tuple[float, float, float]:
     """Return low, high and the two-sided p-value of 0 by Student's t.
 
     Where ``error`` is 0, the cells are equal on every prompt: the interval has no width, and p is 1 for the value 0.

@@ -174,14 +174,25 @@ def log_ratio(above: Array, below: Array, *, other: tuple[Array, Array] | None =
     Raises:
         DdilError: a mean is 0, so that there is no ratio.
     """
-    pairs = [(above, below, 1.0), *([] if other is None else [(*other, -1.0)])]
-    value, influence = 0.0, np.zeros(len(above))
-    for top, bottom, sign in pairs:
-        if min(top.mean(), bottom.mean()) <= 0:
-            raise DdilError("a ratio needs scores above 0; the two models agree everywhere")
-        value += sign * float(np.log(top.mean()) - np.log(bottom.mean()))
-        influence += sign * (top / top.mean() - bottom / bottom.mean())
-    return estimate_mean(np.stack([value + influence, np.zeros_like(influence)], axis=1), np.array([1.0, -1.0]))
+    scores = log_ratio_scores(above, below)
+    if other is not None:
+        scores = scores - log_ratio_scores(*other)
+    return estimate_mean(np.stack([scores, np.zeros_like(scores)], axis=1), np.array([1.0, -1.0]))
+
+
+def log_ratio_scores(above: Array, below: Array) -> Array:
+    """Return a score [n] for each prompt. Their mean is ln(mean(above)/mean(below)); their spread is the delta method's.
+
+    Args:
+        above: Scores [n], at least 0, with a mean above 0.
+        below: Scores [n] of the same prompts, likewise.
+
+    Raises:
+        DdilError: a mean is 0, so that there is no ratio.
+    """
+    if min(above.mean(), below.mean()) <= 0:
+        raise DdilError("a ratio needs scores above 0; the two models agree everywhere")
+    return np.log(above.mean() / below.mean()) + above / above.mean() - below / below.mean()
 
 
 def exponential(logarithm: Estimate) -> Estimate:

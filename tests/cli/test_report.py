@@ -120,6 +120,6 @@ def test_figures_of_nothing_are_said(cli: Cli, tmp_path: Path) -> None:
     result = cli("report", "--results", tmp_path, "--figures")
     assert result.exit_code == 0 and "Systems" in result.stdout
     assert result.stderr.splitlines()[-1] == (
-        f"No figure: --figures plots records of 'ddil eval covariate-shift', and {tmp_path} has none."
+        f"No figure: --figures plots records of 'ddil eval covariate-shift' and of 'ddil eval drift', and {tmp_path} has none."
     )
     assert "No figure" not in cli("report", "--results", tmp_path).stderr

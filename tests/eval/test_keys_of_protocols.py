@@ -101,13 +101,21 @@ CASES: dict[str, tuple[type[BaseModel], dict[str, Any], str]] = {
         {"learning_rate_decay": 3},
         "at 'learning_rate_decay': it takes true or false, not 3",
     ),
-    "whole number": (METHODS["pd"].config, {"pool": 0.5}, "at 'pool': it takes a whole number of at least 1 or 'all', not 0.5"),
+    "whole number": (
+        METHODS["pd"].config,
+        {"pool": 0.5},
+        "at 'pool': it takes a whole number of at least 1 or 'all', not 0.5",
+    ),
     "number": (
         METHODS["pd"].config,
         {"learning_rate": "fast"},
         "at 'learning_rate': it takes a number above 0 and at most 1, not 'fast'",
     ),
-    "true": (METHODS["pd"].config, {"pool": True}, "at 'pool': it takes a whole number of at least 1 or 'all', not true"),
+    "true": (
+        METHODS["pd"].config,
+        {"pool": True},
+        "at 'pool': it takes a whole number of at least 1 or 'all', not true",
+    ),
     "null": (METHODS["pd"].config, {"seed": None}, "at 'seed': it takes a whole number of at least 0, not null"),
     "inside": (
         METHODS["dmd2"].config,

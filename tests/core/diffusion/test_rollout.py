@@ -145,6 +145,16 @@ def test_every_acted_row_is_observed_once() -> None:
     assert leaves.evaluations == expected
 
 
+def test_states_of_prefixes_are_kept() -> None:
+    actors, z, condition = gaussians(8), normal(3, 1, 2, 2), shifts(3, 0.2)
+    strings = [{"TTSS", "TSSS"}, {"SSSS"}, {"TTTT", "SSST"}]
+    kept = rollout_latents(actors, z, condition, strings, batch_size=4, keep={"T", "SSS", "SSST", "ST"}).kept
+    assert kept.keys() == {"T", "SSS", "SSST"}  # nobody goes along ST
+    for prefix, samples in (("T", (0, 2)), ("SSS", (1, 2)), ("SSST", (2,))):
+        expected = torch.stack([naive(actors, z, condition, sample, prefix) for sample in samples])
+        torch.testing.assert_close(kept[prefix], expected)
+
+
 def paper_runs(count: int) -> list[list[str]]:
     """The runs of Tables 2, 3 and 4, with the two pure runs: a string for each sample."""
     draws = decisions([Sample(f"coco-{i}") for i in range(count)], 4, seed=0)

@@ -30,7 +30,7 @@ from ddil_core.inversion.ph2p import (
     ph2p,
     search,
     starting_words,
-    winners,
+    winner,
 )
 from ddil_core.inversion.problem import Best
 from ddil_core.inversion.random_words import RandomSettings, random_words
@@ -349,9 +349,10 @@ def test_the_winner_has_the_lowest_loss_on_common_noise_and_not_on_its_own(probl
         rounds.append(Round(one, judging_losses(problem, denoiser, one, [(z, eps, t)]), t[:, None]))
     assert torch.equal(torch.stack([one.losses for one in rounds]).argmin(0), 1 - better)  # their own noise is wrong
     best = torch.stack([one.index for one in rounds])[better, torch.arange(3)]
-    assert torch.equal(winners(problem, denoiser, rounds, noise), best)
-    assert torch.equal(winners(problem, denoiser, rounds[::-1], noise), best)
-    assert torch.equal(winners(problem, denoiser, rounds[:1], noise), rounds[0].index)
+    prompts = [one.index for one in rounds]
+    assert torch.equal(winner(problem, denoiser, prompts, noise), best)
+    assert torch.equal(winner(problem, denoiser, prompts[::-1], noise), best)
+    assert torch.equal(winner(problem, denoiser, prompts[:1], noise), prompts[0])
 
 
 def test_candidates_are_the_winners_of_their_stretches(problem: InversionProblem) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +15,23 @@ from click.testing import Result
 
 from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.noise import Sample, initial_noise
-from ddil_core.diffusion.schedule import timestep_grid
+from ddil_core.diffusion.rollout import STUDENT as STUDENT_ACTOR
+from ddil_core.diffusion.rollout import TEACHER
+from ddil_core.diffusion.schedule import rows_at, timestep_grid
+from ddil_core.distillation.losses import pd_target
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.experiments import drift as experiment
-from ddil_eval.experiments.drift import DriftConfig, measure_drift
-from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, pair_models
+from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
+from ddil_eval.experiments.drift import measure_drift
+from ddil_eval.experiments.drift_config import DriftConfig
+from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, network_evaluations, pair_models
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import tables
+from ddil_eval.report.drift_figure import redraw
 from ddil_eval.report.records import Record, read_records
-from tests.pipelines import plain_step, save_pipeline
+from tests.pipelines import STUDENT, plain_step, save_pipeline
 
 GRID, FINE = [999, 749, 500, 250], timestep_grid(8)
 COUNT = 6
@@ -178,6 +185,13 @@ def test_tables_show_all_transitions(out: Path) -> None:
     assert all(not table.missing for table in found.values())
 
 
+def test_the_figure_is_redrawn_from_records(out: Path, tmp_path: Path) -> None:
+    """Whatever the order of the records, the figure is the one of the command."""
+    (path,) = redraw(tables.groups(read_records(out)[::-1]), tmp_path)
+    (drawn,) = out.glob("drift-*.png")
+    assert path.name == "drift.png" and path.read_bytes() == drawn.read_bytes()
+
+
 def test_two_students_are_compared(teacher: Path, student: Path, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(student), str(teacher))})
     records = [record for record in measure_drift(config, tmp_path) if record.kind == "drift-difference"]
@@ -203,6 +217,19 @@ def test_students_of_one_name_have_a_figure_each(teacher: Path, student: Path, t
     measure_drift(config, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").glob("drift-*.png"))
     assert [name[-16:] for name in names] == ["run1-student.png", "run2-student.png"]
+
+
+def test_the_dtype_of_the_models_is_an_option(
+    cli: Callable[..., Result], teacher: Path, student: Path, out: Path, tmp_path: Path
+) -> None:
+    small = ("--set", "teacher_steps=8", "--num-prompts", COUNT, "--device", "cpu", "--dtype", "bf16")
+    result = cli("eval", "drift", "--teacher", teacher, "--student", student, *small, "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    exact = by_time(out, str(student))
+    for t, record in by_time(tmp_path, str(student)).items():
+        assert record.compute is not None and record.compute.dtype == "bf16"
+        value, expected = (one.metrics["disagreement_student"].estimate.value for one in (record, exact[t]))
+        assert value == pytest.approx(expected, rel=0.2) and value != expected
 
 
 def test_every_model_says_how_it_is_sampled(
@@ -259,3 +286,142 @@ def test_a_student_that_stands_twice_is_refused(teacher: Path, tmp_path: Path) -
     config = CONFIG.model_copy(update={"teacher": str(teacher), "students": (str(teacher), str(teacher))})
     with pytest.raises(WrongCommand, match="a student stands twice; name each student once"):
         measure_drift(config, tmp_path)
+
+
+# Groups of students
+
+
+def test_groups_are_compared_seed_by_seed(teacher: Path, student: Path, tmp_path: Path) -> None:
+    """Each group is the mean of its students, and the difference is that of the students of one place."""
+    others = [save_pipeline(tmp_path / f"seed{seed}", STUDENT, seed=seed) for seed in (5, 6)]
+    groups = {"PD": (str(student), str(others[0])), "PD + DDIL": (str(others[1]), str(teacher))}
+    config = DriftConfig.model_validate(CONFIG.model_dump() | {"teacher": str(teacher), "groups": groups})
+    records = measure_drift(config, tmp_path / "out")
+    assert not [record for record in records if record.kind == "drift-difference"]  # groups stand for their students
+    single = {
+        (record.systems["student"].reference, record.cell["t"]): record.metrics
+        for record in records
+        if record.kind == "drift"
+    }
+    for record in records:
+        t = record.cell["t"]
+        if record.kind == "drift-group":
+            name = str(record.cell["name"])
+            means = [single[one, t]["disagreement_student"].estimate.value for one in groups[name]]
+            assert record.metrics["disagreement_student"].estimate.value == pytest.approx(np.mean(means), rel=1e-5)
+            ratios = [single[one, t]["shift_ratio"].estimate.value for one in groups[name]]
+            expected = np.exp(np.mean(np.log(ratios)))
+            assert record.metrics["shift_ratio"].estimate.value == pytest.approx(expected, rel=1e-4)
+        if record.kind == "drift-group-difference":
+            assert record.cell["name"] == "PD + DDIL − PD" and record.cell["training_seeds"] == 2
+            logs = [
+                [np.log(single[one, t]["shift_ratio"].estimate.value) for one in groups[name]]
+                for name in ("PD + DDIL", "PD")
+            ]
+            assert record.metrics["log_shift_ratio"].estimate.value == pytest.approx(
+                np.mean(np.subtract(*logs)), rel=1e-4, abs=1e-6
+            )
+            assert record.metrics["disagreement_student"].estimate.p_value is not None
+    found = {table.name: table for table in tables.build(records)}
+    assert [row[:3] for row in found["drift-group"].rows[:2]] == [("PD", 2, "999"), ("PD", 2, "749")]
+    assert len(found["drift-group-difference"].rows) == len(found["drift-group-difference-spread"].rows) == 5
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"A": ("a",)}, "the group 'A' needs at least 2 students, each from another seed of training"),
+        ({"A": ("a", "b"), "B": ("c", "d", "e")}, "the group 'B' has 3 students and 'A' has 2"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_refused(groups: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DriftConfig(groups=groups)
+
+
+# On the rollouts of the covariate-shift analysis
+
+
+def test_on_shared_rollouts_the_numbers_are_those_of_the_command(
+    teacher: Path, student: Path, out: Path, pixel_metrics: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = CovariateShiftConfig(
+        teacher=str(teacher), student=str(student), teacher_steps=8, num_prompts=COUNT, reference_images=8,
+        metrics=pixel_metrics, batch_size=4, chunk=4, figure_prompts=0, drift=True,
+    )  # fmt: skip
+    records = analyse_covariate_shift(config, tmp_path / "both")
+    shared = {json.dumps([r.kind, r.cell["t"]]): r for r in records if r.experiment == "drift"}
+    alone = {json.dumps([r.kind, r.cell["t"]]): r for r in read_records(out)}
+    assert shared.keys() == alone.keys()
+    for key, record in shared.items():
+        assert record.identity() == alone[key].identity()  # the same measurement
+        for name, metric in record.metrics.items():
+            expected = alone[key].metrics[name].estimate
+            assert metric.estimate.value == pytest.approx(expected.value, rel=1e-4, abs=1e-6), name
+    without = analyse_covariate_shift(config.model_copy(update={"drift": False}), tmp_path / "tree")
+    assert [r.numbers() for r in without] == [r.numbers() for r in records if r.experiment != "drift"]
+    cost = json.loads((tmp_path / "both" / "evaluations.json").read_text())["drift"]
+    # rollouts 16 + 4; labels of data 16 and of the student's states 16; x̂ of the student 4 · 4 and of the teacher 4 · 2
+    assert cost["alone"] == 16 + 4 + 16 + 12 + 16 + 8 and cost["shared"] == 16 + 16 + 8
+
+
+def test_the_evaluations_are_those_of_the_networks(teacher: Path, student: Path) -> None:
+    pair = pair_of(teacher, student)
+    rows = [0]
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        rows[0] += len(args[0] if args else kwargs["sample"])
+
+    hooks = [
+        model.denoiser.net.register_forward_pre_hook(count, with_kwargs=True) for model in (pair.teacher, pair.student)
+    ]
+    measure_states(pair, PROMPTS, IMAGES, 0)
+    for hook in hooks:
+        hook.remove()
+    assert rows[0] == COUNT * network_evaluations(pair)
+
+
+# A trained student
+
+
+@pytest.mark.weights
+def test_the_drift_of_a_trained_student_grows_with_noise_in_its_weights() -> None:
+    """A 4-step student of the 8-step teacher, after a few updates of progressive distillation."""
+    pair = pair_models(load_model("shapes"), load_model("shapes"), 8, 1.0, 20)
+    train(pair, updates=12)
+    net = pair.student.denoiser.net
+    trained = [weight.detach().clone() for weight in net.parameters()]
+    found = []
+    for amplitude in (0.0, 0.03, 0.1, 0.3):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight, own in zip(net.parameters(), trained, strict=True):
+                weight.copy_(own + amplitude * own.std(correction=0) * torch.randn(own.shape, generator=generator))
+        measured = measure_states(pair, PROMPTS, IMAGES, 0)
+        own_states, data = errors(measured, "student")[:, 1:].mean(), errors(measured, "data")[:, 1:].mean()
+        found.append([own_states, own_states / data])
+    assert (np.diff(found, axis=0) > 0).all(), found
+
+
+def train(pair: Drifting, updates: int) -> None:
+    """Take steps of progressive distillation (``losses.pd_target``) on forward-diffused data, at random transitions."""
+    schedule, teacher = pair.schedule, pair.actors[TEACHER]
+    pixels = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x0, condition = pair.teacher.encode_images(pixels)[0], pair.teacher.encode([prompt.text for prompt in PROMPTS])
+    pair.student.denoiser.net.requires_grad_(True)
+    optimiser = torch.optim.Adam(pair.student.denoiser.net.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(1)
+    for update in range(updates):
+        k = update % len(pair.grid)
+        t, s = rows_at(pair.grid[k], x0), rows_at(pair.ends[k], x0)
+        z = schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), t)
+        with torch.no_grad():
+            target = pd_target(schedule, z, teacher.act(k, z, condition), t, s)
+        with torch.enable_grad():
+            weight = schedule.snr(t).to(z.dtype).clamp(min=1.0)
+            loss = (
+                weight * (pair.actors[STUDENT_ACTOR].denoiser(z, t, condition) - target).square().flatten(1).mean(1)
+            ).mean()
+            optimiser.zero_grad()
+            loss.backward()
+        optimiser.step()
