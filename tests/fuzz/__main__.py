@@ -28,7 +28,7 @@ from ddil_eval.cli import ddil
 from tests.fuzz.cases import KINDS, Kind
 from tests.fuzz.words import make_place
 
-LIMIT = 30
+LIMIT = 120
 """Seconds that a case may take on a busy machine."""
 
 

@@ -32,8 +32,8 @@ ODD: tuple[Any, ...] = (
 
 PIECES = (
     b"\xff", b"\0", b"\xef\xbb\xbf", b"\xff\xfe", b"[" * 3000, b'{"a":' * 500, b"]", b"}", b'"', b"'", b",", b":", b"\n", b"\r",
-    b"9" * 5000, b"&a ", b"*a", b"<<: *a", b"!!set {a}", b"!!python/name:os.system ", b"2020-01-01", b"\\ud800", b"NaN", b"-Infinity",
-    b"null", b"../", b"#", b"---\n", b"\xe2\x80\xa8", b"1e999", b"x" * 30_000,
+    b"9" * 5000, b"&a ", b"*a", b"<<: *a", b"!!set {a}", b"!!python/name:os.system ", b"2020-01-01", b"\\ud800", b"NaN",
+    b"-Infinity", b"null", b"../", b"#", b"---\n", b"\xe2\x80\xa8", b"1e999", b"x" * 30_000,
 )  # fmt: skip
 """Bytes to insert into a file."""
 
@@ -57,7 +57,8 @@ class Kind:
 
 def text(rng: Random) -> str:
     """A short random text, of any characters."""
-    return "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(0xD800), rng.randrange(0x110000)))) for _ in range(rng.randrange(7)))
+    ends = (127, 0xD800, 0x110000)
+    return "".join(chr(rng.randrange(rng.choice(ends))) for _ in range(rng.randrange(7)))
 
 
 def some_json(rng: Random, value: Any) -> str:
@@ -77,7 +78,8 @@ def _changed(rng: Random, value: Any) -> Any:
         return rng.choice(ODD)
     key = rng.choice(inner)
     if isinstance(value, dict) and rng.random() < 0.1:
-        return {name: item for name, item in value.items() if name != key} | ({text(rng): rng.choice(ODD)} if rng.random() < 0.5 else {})
+        new = {text(rng): rng.choice(ODD)} if rng.random() < 0.5 else {}
+        return {name: item for name, item in value.items() if name != key} | new
     value[key] = _changed(rng, value[key])
     return value
 
@@ -164,12 +166,12 @@ def command_line(rng: Random, place: Path) -> Line:
 # Files
 
 
-PROTOCOLS = {path: yaml.safe_load(path.read_text()) for path in sorted(protocols().rglob("*.yaml"))}
+PROTOCOLS = [yaml.safe_load(path.read_text()) for path in sorted(protocols().rglob("*.yaml"))]
 
 
 def protocol(rng: Random, place: Path) -> Line:
     """A changed protocol, which is printed, or asks for a model that is not there."""
-    path, content = rng.choice(list(PROTOCOLS.items()))
+    content = rng.choice(PROTOCOLS)
     changed = json.loads(some_json(rng, content)) if rng.random() < 0.7 else content
     try:
         written = yaml.safe_dump(changed, allow_unicode=True).encode("utf-8", "surrogatepass")
@@ -258,9 +260,11 @@ def shards(rng: Random, place: Path) -> Line:
     sample = {rng.choice(ends): some_bytes(rng, rng.choice([picture(1), CAPTION.encode(), b'{"caption": "a"}'])) for _ in range(3)}
     save_shard(file, [sample])
     file.write_bytes(some_bytes(rng, file.read_bytes()))
-    pattern = rng.choice([str(file), str(file), "{0..9}" * rng.randrange(12), "{a,b}{" + text(rng), text(rng), f"{file}::{text(rng)}"])
-    return ["distill", "--teacher", "shapes", "--data", f"webdataset:{pattern}", "--out", "o", "--set", "pool=1", "--set", "batch_size=1",
-            "--no-ddil", "--device", "cpu", "--set", "stages=[{steps: 4, updates: 0}]"]  # fmt: skip
+    odd = ["{0..9}" * rng.randrange(12), "{a,b}{" + text(rng), text(rng), f"{file}::{text(rng)}"]
+    pattern = rng.choice([str(file), str(file), *odd])
+    settings = ("pool=1", "batch_size=1", "stages=[{steps: 4, updates: 1}]")
+    return ["distill", "--teacher", "shapes", "--data", f"webdataset:{pattern}", "--no-ddil", "--device", "cpu", "--out", "o",
+            *(word for setting in settings for word in ("--set", setting))]  # fmt: skip
 
 
 WEIGHTS = SHIPPED["shapes"]
