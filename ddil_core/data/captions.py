@@ -137,7 +137,7 @@ def parse_json(text: str, values: int = outside.VALUES) -> Any:
             key twice.
     """
     try:
-        return outside.parse_json(text, values)
+        return outside.parse_json(text, values, halves=True)  # messages on captions name their place
     except NotPlain as error:
         raise ValueError(f"it {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,10 @@ VALUES = 2_000_000
 
 DIGITS = 1000
 """The most digits of a whole number in a JSON text."""
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may be half of a surrogate pair."""
 
 
 class NotPlain(ValueError):
@@ -65,11 +70,17 @@ def size_words(size: int) -> str:
     return f"{size / 10**9:g} GB" if size >= 10**9 else f"{size / MEGABYTE:g} MB"
 
 
-def parse_json(text: str | bytes, values: int = VALUES) -> Any:
-    """Parse a JSON text in UTF-8 with at most about ``values`` values. NaN and infinities are read, as Python does.
+def parse_json(text: str | bytes, values: int = VALUES, *, halves: bool = False) -> Any:
+    """Parse a JSON text in UTF-8. NaN and infinities are read, as Python does.
+
+    Args:
+        text: The text.
+        values: About the most values.
+        halves: Whether halves of surrogate pairs are read. No file and no terminal takes them.
 
     Raises:
-        NotPlain: the text passes a limit, or has an object with a key twice. The message starts with a verb.
+        NotPlain: the text passes a limit, has an object with a key twice, or holds half of a surrogate pair. The
+            message starts with a verb.
         ValueError: the text is not JSON.
     """
     if isinstance(text, bytes):
@@ -84,8 +95,15 @@ def parse_json(text: str | bytes, values: int = VALUES) -> Any:
     for _ in range(DEPTH):
         level = [item for value in level for item in _inner(value) if isinstance(item, dict | list)]
         if not level:
-            return content
-    refuse_depth()
+            break
+    else:
+        refuse_depth()
+    if not halves and _HALF.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise NotPlain("holds half of a surrogate pair, which is no character") from error
+    return content
 
 
 def refuse_depth() -> NoReturn:

@@ -43,9 +43,10 @@ def test_any_content_is_read_or_refused(content: bytes) -> None:
         ("[" * (DEPTH + 1) + "]" * (DEPTH + 1), f"is nested more than {DEPTH} levels deep"),
         ("[" + "[]," * 2_000_000 + "0]", "holds more than 2,000,000 values"),
         ("9" * 5_000, "holds a number of 5,000 digits"),
+        ('{"a": ["\\ud83d\\ude00", "\\ud83d"]}', "holds half of a surrogate pair, which is no character"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "has an object with the key 'c' twice"),
     ],
-    ids=["lists", "objects", "just too deep", "values", "digits", "twice"],
+    ids=["lists", "objects", "just too deep", "values", "digits", "half", "twice"],
 )
 def test_json_that_passes_a_limit(text: str, sentence: str) -> None:
     with pytest.raises(NotPlain) as error:

@@ -8,6 +8,7 @@ import pytest
 from ddil_core.support.errors import DdilError
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors
+from ddil_eval.metrics import METRICS
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def test_features_that_are_no_array_are_refused() -> None:
 
 @pytest.mark.parametrize(("score", "value"), [(1.5, "1.5"), (-1.0, "-1")])
 def test_values_outside_of_the_bounds_of_a_metric_are_refused(score: float, value: str) -> None:
-    cells = Cells({"shapes_reader": np.full((8, 1), score)}, {"a": np.arange(8)}, {}, metrics=("drawn_right",))
+    name = METRICS["drawn_right"].network.name
+    cells = Cells({name: np.full((8, 1), score)}, {"a": np.arange(8)}, {}, metrics=("drawn_right",))
     with pytest.raises(DdilError, match=rf"^the metric 'drawn_right' has the value {value}, outside of its bounds 0 to 1; "):
         cells.estimates(cells.single())
