@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
 import math
 import re
 import unicodedata
@@ -15,13 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddil_core.support import outside
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.outside import MEGABYTE, NotPlain, read_file
 from ddil_core.support.text import require_text
 
 CAPTION_KEYS = ("prompt", "caption", "text")
 """The keys that may hold a row's caption. The first key with a caption counts."""
 NAME_KEYS = ("id", "file", "file_name")
 """The keys that may hold the name of a row's image or prompt."""
+
+LONGEST = 20_000
+"""The most characters of a caption. A text encoder reads at most some hundred words."""
+CAPTION_FILE = MEGABYTE
+"""The largest file of one caption."""
+LIST_FILE = 500 * MEGABYTE
+"""The largest list of captions or of images."""
+ROWS = 5_000_000
+"""The most lines of a list."""
+LONGEST_LINE = MEGABYTE
+"""The most characters of a line of a ``.jsonl`` file."""
 
 _QUOTES = "put quotes around a field that holds a comma"
 
@@ -62,6 +74,10 @@ def caption_of(value: object, where: str) -> str | None:
         raise WrongCommand(f"{where} is {_kind(value)}, but a caption is one text; write it as one text")
     require_text(value, where)
     text = clean_caption(value)
+    if len(text) > LONGEST:
+        raise WrongCommand(
+            f"{where} has {len(text):,} characters, and a caption has at most {LONGEST:,}; shorten it or leave it out"
+        )
     return None if is_blank(text) else text
 
 
@@ -96,24 +112,34 @@ def lines(text: str) -> list[str]:
     return parts if parts[-1] else parts[:-1]
 
 
-def parse_json(text: str) -> Any:
-    """Parse a JSON text.
+def read_text(path: Path, most: int = LIST_FILE) -> str:
+    """Read a file of captions in UTF-8.
 
     Raises:
-        ValueError: the text is not JSON, is nested too deeply, or has an object with a key twice.
+        ValueError: the file is larger than ``most`` bytes, has more than ``ROWS`` lines, is no regular file, or has
+            another encoding.
+        OSError: the file cannot be read.
     """
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
-    except RecursionError as error:
-        raise ValueError("its objects are nested too deeply") from error
+        text = decode(read_file(path, most))
+    except NotPlain as error:
+        raise ValueError(f"it {error}") from error
+    if text.count("\n") + text.count("\r") > 2 * ROWS:  # a line may end with both
+        raise ValueError(f"it has more than {ROWS:,} lines")
+    return text
 
 
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make an object of its pairs, and refuse a key that occurs twice: ``json`` would drop one of the two values."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"one object has the key {_most_frequent([key for key, _ in pairs])!r} twice")
-    return values
+def parse_json(text: str, values: int = outside.VALUES) -> Any:
+    """Parse a JSON text with at most about ``values`` values.
+
+    Raises:
+        ValueError: the text is not JSON, passes a limit (see ``ddil_core.support.outside``), or has an object with a
+            key twice.
+    """
+    try:
+        return outside.parse_json(text, values, halves=True)  # messages on captions name their place
+    except NotPlain as error:
+        raise ValueError(f"it {error}") from error
 
 
 def _most_frequent(names: Sequence[str]) -> str:
@@ -166,7 +192,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     kind = path.suffix[1:]
     try:
-        text = decode(path.read_bytes())
+        text = read_text(path)
         rows = list(_csv_rows(text) if kind == "csv" else _json_lines(text))
     except (ValueError, OSError) as error:
         raise WrongCommand(f"{path} cannot be read as {kind} in UTF-8: {error}") from error
@@ -193,6 +219,8 @@ def _json_lines(text: str) -> Iterator[Any]:
     for number, line in enumerate(lines(text), 1):
         if line.strip():
             try:
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(f"it has more than {LONGEST_LINE:,} characters")
                 yield parse_json(line)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.data.captioned import ImageFile, name_some
-from ddil_core.data.captions import caption_of, decode, parse_json
+from ddil_core.data.captions import LIST_FILE, caption_of, parse_json, read_text
 from ddil_core.data.folder import ImageFiles, refuse_twice
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.paths import user_path
+from ddil_core.support.outside import inside
+from ddil_core.support.paths import shown, user_path
 from ddil_core.support.text import require_text
+
+VALUES = 20_000_000
+"""The most values of an annotation file. COCO 2017's largest has about 4 million."""
 
 FETCH = "fetch {zip} from images.cocodataset.org and unpack it there"
 
@@ -98,7 +102,7 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
             caption, or a caption or a file name is not a text.
     """
     try:
-        content: dict[str, list[dict[str, Any]]] = parse_json(decode(path.read_bytes()))
+        content: dict[str, list[dict[str, Any]]] = parse_json(read_text(path, LIST_FILE), VALUES)
         files = [(image["id"], image["file_name"]) for image in content["images"]]
         captions: dict[object, list[str]] = {key: [] for key, _ in files}
         for number, annotation in enumerate(content["annotations"], 1):
@@ -109,6 +113,8 @@ def read_annotations(path: Path) -> dict[str, list[str]]:
             if not isinstance(file, str):
                 raise TypeError(f"the file name of image {place} is not a text")
             require_text(file, f"the 'file_name' of image {place} of {path}")
+            if not inside(file):
+                raise ValueError(f"image {place} has the file name {shown(file)}, which lies outside of its folder")
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WrongCommand(
             f"the annotation file {path} is damaged or holds no captions ({type(error).__name__}: {error}); "

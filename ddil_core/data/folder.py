@@ -21,9 +21,10 @@ from ddil_core.data.captioned import (
     require_training,
     survey,
 )
-from ddil_core.data.captions import Row, caption_of, decode, read_rows
+from ddil_core.data.captions import CAPTION_FILE, Row, caption_of, read_rows, read_text
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.paths import user_path
+from ddil_core.support.outside import inside
+from ddil_core.support.paths import shown, user_path
 from ddil_core.support.progress import warn_once
 from ddil_core.support.text import require_text
 
@@ -186,7 +187,7 @@ def _caption_beside(path: Path) -> str | None:
     if not text.is_file():
         return None
     try:
-        return caption_of(decode(text.read_bytes()), f"the caption {text}")
+        return caption_of(read_text(text, CAPTION_FILE), f"the caption {text}")
     except (ValueError, OSError) as error:
         raise WrongCommand(f"the caption {text} cannot be read as UTF-8: {error}; write it again in UTF-8") from error
 
@@ -195,6 +196,10 @@ def _indexed_image(folder: Path, row: Row) -> ImageFile:
     file = row.name("file", "file_name")
     if file is None:
         raise WrongCommand(f"{row.where} names no file; give it a 'file' or 'file_name'")
+    if not inside(file):
+        raise WrongCommand(
+            f"{row.where} names the file {shown(file)}, which lies outside of the folder; name a file in the folder"
+        )
     return ImageFile(row.name("id") or Path(file).stem, folder / file, row.caption())
 
 

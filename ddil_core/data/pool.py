@@ -82,7 +82,7 @@ PART = 16
 
 def model_image_size(model: Model) -> tuple[int, int]:
     """Return the size (H, W) in pixels of the images that a loaded model draws."""
-    return decoded_size(model.latent_shape[1:], model.pipeline.vae.config)
+    return decoded_size(model.latent_shape[1:], model.pipeline.vae.config, model.reference)
 
 
 def image_side(model: Model) -> int:

@@ -14,6 +14,7 @@ import glob
 import hashlib
 import io
 import lzma
+import math
 import re
 import tarfile
 import zlib
@@ -31,13 +32,14 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from ddil_core.data.base import Prompt
 from ddil_core.data.captioned import name_some, prepare_batches, refuse_bad, refuse_fewer, require_training
-from ddil_core.data.captions import caption_of, decode, parse_json
+from ddil_core.data.captions import CAPTION_FILE, caption_of, decode, parse_json
 from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
 from ddil_core.data.images import Head, read_head, read_rgb
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_core.support.lock import waiting_for
-from ddil_core.support.paths import user_path
+from ddil_core.support.outside import MEGABYTE, require_regular, size_words
+from ddil_core.support.paths import shown, user_path
 from ddil_core.support.progress import transfer, warn_once
 from ddil_core.support.resources import require_cache, user_folder
 from ddil_core.support.text import require_text
@@ -45,12 +47,36 @@ from ddil_core.support.text import require_text
 IMAGES = ("jpg", "jpeg", "png", "webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
 CAPTIONS = ("txt", "json")
+LONGEST_PATTERN = 10_000
+"""The most characters of a pattern."""
 EXAMPLE = "webdataset:/data/train-{000000..000099}.tar"
+
+MOST_SHARDS = 1_000_000
+"""The most shards of a pattern."""
+LARGEST_IMAGE = 200 * MEGABYTE
+"""The largest file of an image in a shard."""
+EXTENDED = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
+"""The kinds of extended headers of a tar file."""
+LARGEST_HEADER = MEGABYTE
+"""The largest extended header of a tar file, which tarfile reads into memory."""
+MOST_GROWTH = 100
+"""The most that a compressed shard may grow. Images and captions hardly shrink."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 _TIMEOUT = 60.0
 """Seconds without data after which a download fails."""
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar file, which refuses an extended header that would fill the memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENDED and self.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header is larger than {size_words(LARGEST_HEADER)}")
+        return super()._proc_member(archive)  # type: ignore[misc]  # the entry point for subclasses
 
 
 class DamagedShard(DdilError):
@@ -101,9 +127,17 @@ def _members(path: Path, ignored: list[str]) -> Iterator[dict[str, Any]]:
 
     The library's own reader raises no error where a shard is cut between two files or a header is damaged.
     """
-    with tarfile.open(path) as tar:
+    require_regular(path)
+    most = MOST_GROWTH * (path.stat().st_size + MEGABYTE)
+    with tarfile.open(path, tarinfo=_Member) as tar:
         for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
             kind = base_plus_ext(member.name)[1] or ""
+            largest = CAPTION_FILE if kind.lower() in CAPTIONS else LARGEST_IMAGE
+            if kind.lower() in (*IMAGES, *CAPTIONS) and member.size > largest:
+                raise tarfile.ReadError(f"its file {shown(member.name)} is larger than {size_words(largest)}")
+            if member.offset_data + member.size > most:
+                raise tarfile.ReadError(f"it grows to more than {MOST_GROWTH} times its size")
             file = tar.extractfile(member) if member.isfile() and not member.issparse() else None
             if file is not None and kind.lower() in (*IMAGES, *CAPTIONS):
                 yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
@@ -227,8 +261,11 @@ def open_shards(reference: str, download: bool = False) -> Shards:
         WrongCommand: the pattern is empty, matches no file, or names a command or another kind of URL.
         DdilError: some of the files are missing.
     """
+    pattern = reference.partition(":")[2]
+    if _count_shards(pattern) > MOST_SHARDS:
+        raise WrongCommand(f"the data set {shown(reference)} names more than {MOST_SHARDS:,} shards; name fewer")
     try:
-        named = expand_urls(reference.partition(":")[2])
+        named = expand_urls(pattern)
     except (ValueError, AssertionError) as error:
         raise WrongCommand(
             f"the data set {reference!r} has no pattern ({error}); write it as in {EXAMPLE!r}"
@@ -248,6 +285,25 @@ def open_shards(reference: str, download: bool = False) -> Shards:
         raise WrongCommand(f"the data set {reference!r} matches no file; write it as in {EXAMPLE!r}")
     refuse_bad(missing, "missing", len(shards), reference, "shards")
     return Shards(reference, shards, download)
+
+
+def _count_shards(pattern: str) -> float:
+    """Return an upper bound of the number of names in a pattern with braces, without expanding it."""
+    if len(pattern) > LONGEST_PATTERN:
+        return math.inf
+    count, innermost = float(pattern.count("::") + 1), re.compile(r"\{([^{}]*)\}")
+    while braces := innermost.search(pattern):
+        ends = re.fullmatch(r"(.+?)\.\.(.+?)(\.\..*)?", braces[1])
+        if ends is None:
+            count *= braces[1].count(",") + 1
+        elif len(ends[1]) == len(ends[2]) == 1:  # letters, or digits
+            count *= abs(ord(ends[1]) - ord(ends[2])) + 1
+        elif max(map(len, ends.groups(default=""))) > 18:
+            return math.inf
+        elif all(re.fullmatch(r"-?\d+", end, re.ASCII) for end in ends.groups()[:2]):
+            count *= abs(int(ends[1]) - int(ends[2])) + 1
+        pattern = pattern[: braces.start()] + "x" + pattern[braces.end() :]
+    return count
 
 
 def _files(path: Path) -> list[str]:

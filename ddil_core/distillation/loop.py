@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ddil_core.support.ending import Interrupted, between_updates
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import append_line, write_text, write_torch
+from ddil_core.support.outside import parse_json
 from ddil_core.support.progress import progress, warn
 from ddil_core.support.ranks import PATIENCE
 
@@ -136,7 +137,7 @@ def forget_after(step: int, title: str, log: Path) -> None:
 def _entry(line: bytes) -> tuple[str, int] | None:
     """Return the stage and the step of a line of the log; None for a damaged line."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         return str(entry["stage"]), int(entry["step"])
     except (ValueError, TypeError, KeyError):
         return None

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.ranks import world
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 ENCODING_TIME = timedelta(hours=6)
@@ -37,6 +39,8 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
                 f"the tracker {name!r} needs a package that is not installed: pip install {package}, or set trackers "
                 "to []"
             )
+    if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
+        AcceleratorState._reset_state(reset_partial_state=world() == 1)
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=config.mixed_precision,

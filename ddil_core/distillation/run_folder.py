@@ -22,8 +22,12 @@ from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, is_temporary, write_text
 from ddil_core.support.lock import LOCK
 from ddil_core.support.misfits import value_text
+from ddil_core.support.outside import NotPlain, newer
+from ddil_core.support.plain_yaml import load_plain_file
 
 RUN = "run.yaml"
+VERSION, SCHEMA_VERSION = "schema_version", 1
+"""The key for the version of the layout of a run folder, and the present version. A file without the key has it."""
 C = TypeVar("C", bound=MethodConfig)
 MOST_NAMED = 5
 """The most keys that the sentence on another run names."""
@@ -39,15 +43,22 @@ def read_run(path: Path) -> dict[str, Any]:
     """Return the content of a ``run.yaml``.
 
     Raises:
-        DdilError: the file is damaged; the message says how to go on with the run.
+        DdilError: the file is damaged (the message says how to go on with the run), or a newer ddil made it.
     """
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = load_plain_file(path)
+        version = content.get(VERSION, SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
+        if type(version) is int and version > SCHEMA_VERSION:
+            made_by = content.get("versions")
+            ddil = made_by.get("ddil") if isinstance(made_by, dict) else None
+            raise DdilError(newer(f"the run in {path.parent}", version, SCHEMA_VERSION, ddil))
         if isinstance(content, dict) and {"teacher", "data", "config"} <= content.keys():
             return content
         why = "it does not say what the run is"
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        why = " ".join(str(error).split())[:120]
+    except OSError as error:
+        why = str(error.strerror)
+    except NotPlain as error:
+        why = f"it {error}"[:120]
     raise DdilError(
         f"the file {path} is damaged ({why}); delete it and repeat the command that began the run, with --resume, "
         "which writes it again"
@@ -119,7 +130,7 @@ def open_run(
             _write(path, content)
     else:
         changeable = {"changeable": list(config.CHANGEABLE)}
-        _write(path, identity | changeable | dict(provenance) | {"started": now})
+        _write(path, {VERSION: SCHEMA_VERSION} | identity | changeable | dict(provenance) | {"started": now})
     checkpoints = out / "checkpoints"
     delete_temporaries(out, checkpoints, checkpoints / "data.parts", out / "grids")
     old = [out / name for name in _OLD_TEMPORARIES]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ddil_core.models.weights import PICKLES, read_index
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing, write_tensors, write_text
+from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,11 +131,11 @@ def safetensors_path(path: Path) -> Path:
 
 def _converted_index(path: Path) -> str:
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(read_file(path, DESCRIPTION))
         index["weight_map"] = {
             weight: safetensors_path(Path(file)).name for weight, file in index["weight_map"].items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise DdilError(f"the index {path} is damaged; fetch or make the model again") from error
     return json.dumps(index, indent=2)
 

@@ -6,6 +6,7 @@ import importlib
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ddil_core.models.weights import (
     AGAIN,
@@ -18,6 +19,7 @@ from ddil_core.models.weights import (
     read_json,
 )
 from ddil_core.support.errors import DdilError
+from ddil_core.support.misfits import value_text
 
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """diffusers' old and new names of an attention block's weights. Autoencoders of 2022 have the old names."""
@@ -50,23 +52,34 @@ def check_sizes(folder: Path, reference: str) -> None:
     configs = {name: read_json(folder / name / "config.json") for name in networks}
     unet, vae = configs.get("unet"), configs.get("vae", {})
     texts = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
-    widths = [text.get("hidden_size", 0) for text in texts]
+    widths = [_whole(text, "hidden_size", reference) or 0 for text in texts]
     if unet is not None:
         wanted, given = unet.get("cross_attention_dim"), sum(widths)
         if isinstance(wanted, int) and texts and wanted != given:
             raise _misfit(
                 reference, "unet", f"takes text embeddings of {wanted} numbers", f"text_encoder gives {given}"
             )
-        channels, latent = unet.get("in_channels"), vae.get("latent_channels")
+        channels, latent = (_whole(*part, reference) for part in ((unet, "in_channels"), (vae, "latent_channels")))
         if latent is not None and channels != latent:
             raise _misfit(reference, "vae", f"gives latents of {latent} channels", f"unet takes {channels}")
     for name, config in configs.items():
         if not name.startswith("text_encoder"):
             continue
         tokenizer = name.replace("text_encoder", "tokenizer")
-        words, known = _words(folder / tokenizer), config.get("vocab_size", math.inf)
+        words, known = _words(folder / tokenizer), _whole(config, "vocab_size", reference) or math.inf
         if words > known:
             raise _misfit(reference, tokenizer, f"has {words} words", f"{name} knows {known}")
+
+
+def _whole(config: dict[str, Any], key: str, reference: str) -> int | None:
+    """Return a whole number of a configuration, or None where it has no such key. Raises DdilError: it is none."""
+    value = config.get(key)
+    if value is not None and type(value) is not int:
+        raise DdilError(
+            f"a configuration of the model {reference!r} has the {key} {value_text(value)}, which is no whole number; "
+            f"{AGAIN}"
+        )
+    return value
 
 
 def _words(tokenizer: Path) -> int:
@@ -74,7 +87,11 @@ def _words(tokenizer: Path) -> int:
     if (tokenizer / "vocab.json").is_file():
         return len(read_json(tokenizer / "vocab.json"))
     if (tokenizer / "tokenizer.json").is_file():
-        return len(read_json(tokenizer / "tokenizer.json").get("model", {}).get("vocab", ()))
+        model = read_json(tokenizer / "tokenizer.json").get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocabulary, dict | list):
+            raise DdilError(f"the file {tokenizer / 'tokenizer.json'} of the model names no vocabulary; {AGAIN}")
+        return len(vocabulary)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddil_core.models.memory import latent_size
+from ddil_core.models.memory import block_channels, latent_size
 from ddil_core.models.references import resolve
 from ddil_core.models.weights import components, read_index, read_json
 
@@ -22,15 +22,19 @@ def image_size(reference: str) -> tuple[int, int]:
     folder = resolve(reference).folder
     network = "unet" if "unet" in components(read_index(folder)) else "transformer"
     latent = latent_size(read_json(folder / network / "config.json"), reference)
-    return decoded_size(latent, read_json(folder / "vae" / "config.json"))
+    return decoded_size(latent, read_json(folder / "vae" / "config.json"), reference)
 
 
-def decoded_size(latent: tuple[int, int], autoencoder: Mapping[str, Any]) -> tuple[int, int]:
+def decoded_size(latent: tuple[int, int], autoencoder: Mapping[str, Any], reference: str) -> tuple[int, int]:
     """Return the size (H, W) in pixels of decoded latents of the size (h, w).
 
     Args:
         latent: The size of the latents.
         autoencoder: The configuration of the autoencoder.
+        reference: The name of the model in messages.
+
+    Raises:
+        DdilError: the configuration does not say how many blocks the autoencoder has.
     """
-    scale = 2 ** (len(autoencoder.get("block_out_channels", (128,) * 4)) - 1)
+    scale = 2 ** (len(block_channels(autoencoder, reference)) - 1)
     return latent[0] * scale, latent[1] * scale

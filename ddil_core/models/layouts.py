@@ -16,6 +16,7 @@ from torch import Tensor
 from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
 from ddil_core.models.memory import latent_size
 from ddil_core.support.errors import DdilError
+from ddil_core.support.misfits import value_text
 from ddil_core.support.registry import Registry
 
 Tensors = dict[str, Tensor]
@@ -101,13 +102,19 @@ def bound_tokenizers(pipeline: Any, reference: str) -> None:
     """Limit each tokenizer to the number of positions of its text encoder.
 
     Raises:
-        DdilError: neither the tokenizer nor the text encoder has a limit.
+        DdilError: neither the tokenizer nor the text encoder has a limit, or the tokenizer's is no number.
     """
     for name in TEXT_ENCODERS[:2]:  # the third is T5, which has no positions; ``MAX_SEQUENCE`` limits it
         tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"), None)
         encoder = getattr(pipeline, name, None)
         if tokenizer is None or encoder is None:
             continue
+        longest = tokenizer.model_max_length
+        if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+            raise DdilError(
+                f"the tokenizer of the model {reference!r} has the model_max_length {value_text(longest)} in its "
+                "tokenizer_config.json; set it to a number of at least 1"
+            )
         limit = getattr(encoder.config, "max_position_embeddings", None)
         if limit is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, limit)

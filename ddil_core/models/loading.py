@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.checkpoint import check_checkpoint
+from ddil_core.models.config_files import require_plain_configs
 from ddil_core.models.fit import check_pipeline, check_weights
 from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check_files
@@ -80,6 +81,7 @@ def _read_pipeline(pipeline_class: Any, files: Files, variant: str | None, dtype
 def _check_weights(files: Files, reference: str, variant: str | None) -> PipelineFiles:
     """Check by headers and configurations that all weights are here, whole and of one model."""
     weights = check_files(files, reference, variant)
+    require_plain_configs(files.folder, reference)
     if files.checkpoint is None:
         check_pipeline(weights, reference)
     else:

@@ -12,7 +12,6 @@ first becomes a list of changes, with the scale inside ``up``. So all formats ar
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from ddil_core.models.fit import more
 from ddil_core.models.lora_names import describe_tensors, layer_names, network_name, split_name
 from ddil_core.models.weights import AGAIN, read_header
 from ddil_core.support.errors import DdilError
+from ddil_core.support.outside import parse_json
 
 _READ = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 _OF_TRAINING = (
@@ -252,6 +252,13 @@ def _unused_patterns(settings: Mapping[str, Any], layers: list[str]) -> list[str
     return [pattern for pattern in patterns if not any(_matches(pattern, layer) for layer in layers)]
 
 
+def _pattern(key: str) -> str:
+    """Return PEFT's pattern of layers. Raises ValueError where matching it could take very long."""
+    if len(key) > 200 or len(re.findall(r"[*+{]", key)) > 3 or re.search(r"\)[*+{]", key):
+        raise ValueError("a pattern repeats a repetition")
+    return re.compile(key).pattern
+
+
 def _settings(metadata: Mapping[str, str], network: str, path: Path) -> dict[str, dict[str, Any]]:
     """Return PEFT's settings of each component from a file's metadata, where diffusers writes them.
 
@@ -266,14 +273,14 @@ def _settings(metadata: Mapping[str, str], network: str, path: Path) -> dict[str
 
     settings: dict[str, dict[str, Any]] = {}
     try:
-        for name, value in json.loads(metadata["lora_adapter_metadata"]).items():
+        for name, value in parse_json(metadata["lora_adapter_metadata"]).items():
             component, _, setting = name.rpartition(".")
             settings.setdefault(component or network, {})[setting] = value
         for values in settings.values():
             values["r"], values["lora_alpha"] = int(values["r"]), float(values["lora_alpha"])
             for name in ("rank_pattern", "alpha_pattern"):
                 values[name] = {
-                    re.compile(key).pattern: float(value) for key, value in (values.get(name) or {}).items()
+                    _pattern(key): float(value) for key, value in (values.get(name) or {}).items()
                 }
     except (ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise DdilError(

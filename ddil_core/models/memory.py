@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.models.weights import read_json
+from ddil_core.models.weights import AGAIN, read_json
 from ddil_core.support.errors import DdilError
+from ddil_core.support.misfits import value_text
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,11 @@ MOST_ENCODED = 64
 
 _SPARE = 0.8
 """The share of the free memory that decoding may take. Libraries keep some of the rest for themselves."""
+
+LARGEST_SIDE = 65_536
+"""The largest side of latents, and the most channels of a block."""
+MOST_BLOCKS = 16
+"""The most blocks of an autoencoder. Each of them doubles the side of an image."""
 
 _DENOISERS = ("unet", "transformer")
 
@@ -66,12 +72,32 @@ def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
     """
     sample_size = config.get("sample_size")
     size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(_is_count(side, LARGEST_SIDE) for side in size)):
         raise DdilError(
-            f"the network of the model {reference!r} has the sample_size {sample_size!r} in its configuration, so the "
+            f"the network of the model {reference!r} has the sample_size {value_text(sample_size)} in its configuration, so the "
             "size of its latents is not known; set sample_size to a number, or to a list of height and width"
         )
     return size[0], size[1]
+
+
+def block_channels(config: Mapping[str, Any], reference: str) -> list[int]:
+    """Return ``block_out_channels`` of an autoencoder's configuration: the channels of its blocks.
+
+    Raises:
+        DdilError: it is no list of 1 to ``MOST_BLOCKS`` whole numbers above 0.
+    """
+    channels = config.get("block_out_channels", (128,) * 4)
+    fits = isinstance(channels, list | tuple) and 1 <= len(channels) <= MOST_BLOCKS
+    if not fits or not all(_is_count(number, LARGEST_SIDE) for number in channels):
+        raise DdilError(
+            f"the autoencoder of the model {reference!r} has the block_out_channels {value_text(channels)} in its "
+            f"configuration; {AGAIN}"
+        )
+    return list(channels)
+
+
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 0 < value <= most
 
 
 def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
@@ -159,5 +185,5 @@ def _decoding(folder: Path, width: int) -> int:
     if part is None or not (folder / "vae").is_dir():
         return 0
     vae, denoiser = (read_json(folder / name / "config.json") for name in ("vae", part))
-    scale = 2 ** (len(vae.get("block_out_channels", (128,) * 4)) - 1)
+    scale = 2 ** (len(block_channels(vae, str(folder))) - 1)
     return decode_bytes(vae, math.prod(latent_size(denoiser, str(folder))) * scale**2, width)

@@ -19,11 +19,14 @@ from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timeste
 from ddil_core.diffusion.solvers import SOLVERS, require_start
 from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.outside import newer
 from ddil_core.support.protocol import GuidanceScale, require_guidance, validate
 
 SYSTEM_FILE = "ddil.json"
 """The file beside ``model_index.json`` that says how a pipeline is meant to be sampled. diffusers ignores it."""
-FOR_READERS = {"prediction", "grid", "teacher"}
+SCHEMA_VERSION = 1
+"""The version of the layout of ``ddil.json``."""
+FOR_READERS = {"prediction", "grid", "teacher", "schema_version"}
 """The keys of ``ddil.json`` that are no settings of ``Sampling``."""
 DEFAULT_STEPS = 32
 
@@ -91,6 +94,7 @@ class SystemFile(BaseModel):
         prediction: What the network predicts, where the scheduler's configuration does not say it.
         grid: For readers; nothing reads it.
         teacher: For readers: how the teacher was used.
+        schema_version: The version of the layout of the file.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -110,6 +114,7 @@ class SystemFile(BaseModel):
     prediction: Any = None
     grid: Any = None
     teacher: Any = None
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
 
 
 @dataclass(frozen=True)
@@ -163,8 +168,11 @@ class Sampling:
         A file with ``steps`` describes a distilled model, unless the file says otherwise.
 
         Raises:
-            WrongCommand: a value in the file does not fit.
+            WrongCommand: a value in the file does not fit, or a newer ddil made the file.
         """
+        version = content.get("schema_version")
+        if type(version) is int and version > SCHEMA_VERSION:
+            raise WrongCommand(newer(source, version, SCHEMA_VERSION))
         file = validate(SystemFile, dict(content), source)
         settings = {name: getattr(file, name) for name in file.model_fields_set - FOR_READERS}
         if file.bounds is not None:

@@ -5,7 +5,6 @@ This file loads no weight and does not import torch. So a damaged file is named 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.outside import DESCRIPTION, NotPlain, inside, parse_json, read_file
+from ddil_core.support.paths import shown
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Components that are not used, and so neither fetched nor loaded."""
@@ -104,18 +105,32 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model.
 
     Raises:
-        DdilError: the file is missing or damaged.
+        DdilError: the file is missing or damaged, is too large, or has a key twice.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = parse_json(read_file(path, DESCRIPTION))
     except FileNotFoundError as error:
         raise DdilError(f"the file {path} of the model is not there; {AGAIN}") from error
-    except (ValueError, TypeError, OSError, RecursionError) as error:
+    except NotPlain as error:
+        raise DdilError(f"the file {path} of the model {error}; {AGAIN}") from error
+    except (ValueError, OSError) as error:
         raise DdilError(f"the file {path} of the model is damaged; {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise DdilError(f"the file {path} of the model is damaged; {AGAIN}")
+    return content
 
 
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return (library, class) of each component of a pipeline that is used here."""
+    """Return (library, class) of each component of a pipeline that is used here.
+
+    Raises:
+        DdilError: a component is no name of a folder beside the file, or its library or class is no text.
+    """
+    for name, value in index.items():
+        if isinstance(value, list) and value and (
+            not re.fullmatch(r"\w+", name) or not all(part is None or isinstance(part, str | bool) for part in value)
+        ):
+            raise DdilError(f"the file model_index.json of the model has the damaged component {shown(name)}; {AGAIN}")
     return {
         name: (value[0], value[1])
         for name, value in index.items()
@@ -210,7 +225,11 @@ def _shards(folder: Path, names: list[str]) -> tuple[Path, ...]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise DdilError(f"the file {index} of the model is damaged; {AGAIN}")
-    return tuple(folder / name for name in sorted(set(shards.values())))
+    files = set(map(str, shards.values()))
+    for name in sorted(files):
+        if not inside(name) or not name.endswith(".safetensors"):
+            raise DdilError(f"the file {index} of the model names {shown(name)}, which is no shard beside it; {AGAIN}")
+    return tuple(folder / name for name in sorted(files))
 
 
 def _no_weights(folder: Path, owner: str, variants: list[str]) -> str:

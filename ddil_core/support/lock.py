@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
+from ddil_core.support.outside import MEGABYTE, parse_json, read_file
 from ddil_core.support.progress import warn
 
 LOCK = ".ddil.lock"
@@ -153,7 +154,7 @@ def _myself() -> dict[str, str | int]:
 def _holder(path: Path) -> str:
     """Describe the process that holds a lock."""
     try:
-        holder = json.loads(path.read_bytes())
+        holder = parse_json(read_file(path, MEGABYTE))
         command = str(holder["command"])
         command = command if len(command) <= _LONGEST else command[:_LONGEST] + "…"
         return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({' '.join(command.split())})"

@@ -7,10 +7,13 @@ themselves, and documents that grow without bound through aliases. Depth and siz
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from ddil_core.support.outside import NotPlain, read_file
 
 DEPTH = 32
 """The deepest nesting of lists and mappings."""
@@ -18,7 +21,7 @@ DEPTH = 32
 VALUES = 100_000
 """The most values in a document. An alias counts for all values that it stands for."""
 
-CHARACTERS = 4_000_000
+CHARACTERS = 1_000_000
 """The longest text."""
 
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
@@ -26,10 +29,6 @@ _KINDS = {"timestamp": "a date", "binary": "binary data", "set": "a set", "omap"
 _MERGE = "tag:yaml.org,2002:merge"
 _LARGEST = 2**63 - 1
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class NotPlain(ValueError):
-    """The text is not plain YAML. The message starts with a verb: ``holds a date in line 3, …``."""
 
 
 def load_plain(text: str) -> Any:
@@ -49,13 +48,30 @@ def load_plain(text: str) -> Any:
         loader.dispose()
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's loader with a limit on the depth, which it reaches before Python's stack overflows."""
+def load_plain_file(path: Path) -> Any:
+    """Return the value of a YAML file in UTF-8, as :func:`load_plain` does.
 
-    depth = 0
+    Raises:
+        OSError: the file cannot be read.
+        NotPlain: the file is too large, is no regular file, or is not plain YAML in UTF-8.
+    """
+    try:
+        return load_plain(read_file(path, 4 * CHARACTERS).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise NotPlain(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        raise NotPlain(f"is not YAML: {' '.join(str(error).split())}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader with limits on depth and nodes, which it reaches before Python's stack or the memory is full."""
+
+    depth = nodes = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        self.depth += 1
+        self.depth, self.nodes = self.depth + 1, self.nodes + 1
+        if self.nodes > 2 * VALUES:  # the keys of mappings are nodes, too
+            raise NotPlain(f"holds more than {VALUES:,} values")
         if self.depth > DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise NotPlain(f"is nested more than {DEPTH} levels deep{_line(mark)}")

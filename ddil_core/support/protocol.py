@@ -25,8 +25,9 @@ from pydantic import (
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.keys import Takes, field_takes, numeric
 from ddil_core.support.misfits import misfit
+from ddil_core.support.outside import NotPlain
 from ddil_core.support.paths import shown
-from ddil_core.support.plain_yaml import DEPTH, NotPlain, load_plain
+from ddil_core.support.plain_yaml import DEPTH, load_plain, load_plain_file
 
 MOST = 100_000_000
 """The largest count in a protocol or an option. A list of more prompts or images would fill the memory."""
@@ -114,15 +115,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WrongCommand(f"there is no protocol file {path}")
     try:
-        content = load_plain(path.read_bytes().decode("utf-8-sig"))
+        content = load_plain_file(path)
     except OSError as error:
         raise WrongCommand(f"the protocol {path} cannot be read: {error.strerror}; make it readable") from error
-    except UnicodeDecodeError as error:
-        raise WrongCommand(f"the protocol {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except NotPlain as error:
         raise WrongCommand(f"the protocol {path} {error}") from error
-    except yaml.YAMLError as error:
-        raise WrongCommand(f"the protocol {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise WrongCommand(f"the protocol {path} holds no mapping of keys to values")
     return content

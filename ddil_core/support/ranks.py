@@ -7,29 +7,52 @@ Processes exchange results through files in a shared folder. Between them go onl
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.paths import shown
 
+_CURE = "unset it, or start the processes with torchrun"
 PATIENCE = timedelta(days=7)
 """How long a process waits at a barrier. The main process may work alone for long."""
 
 
 def rank() -> int:
     """Return the number of this process among all, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0, 0)
 
 
 def world() -> int:
     """Return the number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1, 1)
 
 
 def local_rank() -> int:
     """Return the number of this process on its machine, from 0. It is also the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0, 0)
+
+
+def require_valid() -> None:
+    """Refuse wrong values of ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` before any work.
+
+    Raises:
+        WrongCommand: one is no whole number in its range, or ``RANK`` is not below ``WORLD_SIZE``.
+    """
+    local_rank()
+    if rank() >= world():
+        raise WrongCommand(f"the environment variable RANK is {rank()}, and WORLD_SIZE is {world()}; {_CURE}")
+
+
+def _number(name: str, default: int, least: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < least:
+        raise WrongCommand(
+            f"the environment variable {name} is {shown(text)}, which is no whole number of at least {least}; {_CURE}"
+        )
+    return int(text)
 
 
 def is_main() -> bool:

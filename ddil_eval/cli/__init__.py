@@ -166,6 +166,11 @@ def ddil() -> None:
 
 def main() -> None:
     """Run ``ddil``, as its script does. Characters outside the terminal's encoding are printed as escapes."""
+    try:
+        ranks.require_valid()
+    except WrongCommand as error:
+        click.echo(f"error: {one_line(str(error))}", err=True)
+        sys.exit(error.exit_status)
     listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +79,7 @@ def distill(
     from ddil_core.distillation.distill import distill as run
     from ddil_core.distillation.shipped import ChosenProtocol, announce
     from ddil_core.models.sampling import SYSTEM_FILE, sampling_line
+    from ddil_core.models.weights import read_json
     from ddil_core.support import ranks
     from ddil_core.support.compute import require_effect
     from ddil_core.support.progress import note
@@ -102,7 +102,7 @@ def distill(
     student = run(teacher, data, config, out, resume=resume, device=device, download=download)
     if not ranks.is_main():
         return
-    made = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))
+    made = read_json(student / SYSTEM_FILE)
     used = {key: made[key] for key in ("steps", "solver", "guidance_scale")}
     note(sampling_line(f"{out}, the student", used))
     if as_json:

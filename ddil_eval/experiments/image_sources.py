@@ -26,6 +26,7 @@ from ddil_core.support.compute import Compute
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, replacing, write_text
 from ddil_core.support.image_grids import overview
+from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
@@ -213,16 +214,10 @@ class ImageOrigin:
         if not path.is_file():
             return cls(str(folder))
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(read_file(path, DESCRIPTION))
             known = {"compute": {}} | {f.name: content[f.name] for f in fields(cls) if f.name in content}
             return _ORIGIN_TYPE.validate_python(known)
-        except (
-            ValueError,
-            TypeError,
-            OSError,
-            RecursionError,
-            WrongCommand,
-        ) as error:  # pydantic's own error is a ValueError
+        except (ValueError, TypeError, OSError, WrongCommand) as error:  # pydantic's own error is a ValueError
             raise DdilError(f"the file {path} is damaged; delete it to score the images without it") from error
 
 
@@ -262,7 +257,7 @@ class ImageWriter:
                     f"the file {path} is damaged, and it alone says how the images beside it were made; delete the "
                     "folder to generate them again"
                 ) from error
-            named = _named_differences(json.loads(path.read_bytes()), json.loads(text))
+            named = _named_differences(parse_json(read_file(path, DESCRIPTION)), json.loads(text))
             raise WrongCommand(
                 f"the folder {folder} holds images of another model, sampling or seed ({named}); choose another --out"
             )

@@ -13,6 +13,7 @@ from ddil_core.inversion import InversionProblem, InvertedPrompt, SelectionSetti
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
+from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.image_sources import slug
@@ -71,12 +72,12 @@ def read_inverted(path: Path) -> InvertedPrompt:
         DdilError: the file is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path, DESCRIPTION))
         inverted = InvertedPrompt(**content | {"candidates": tuple(content["candidates"])})
         if not all(isinstance(text, str) for text in (inverted.id, inverted.prompt, *inverted.candidates)):
             raise TypeError("id, prompt and candidates are texts")
         return inverted
-    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise DdilError(f"the inverted prompt {path} is damaged; delete the file to invert its image again") from error
 
 

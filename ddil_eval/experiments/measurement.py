@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddil_core.support.errors import DdilError
 from ddil_core.support.progress import progress
 from ddil_eval.features.storage import Features
 from ddil_eval.metrics import METRICS, Metric
 from ddil_eval.statistics import Estimate, Jackknife, Statistic, estimate_mean, group_labels
+
+ROUNDING = 1e-4
+"""How far rounding may move a value over a bound of its metric."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Cells:
 
         Returns:
             Estimates by contrast and metric.
+
+        Raises:
+            DdilError: a value is outside of the bounds of its metric.
         """
         estimates: dict[str, dict[str, Estimate]] = {name: {} for name in contrasts}
         jackknives: dict[tuple[str, object], list[Jackknife]] = {}
@@ -48,6 +55,7 @@ class Cells:
             if metric.statistic is None:
                 scores = np.stack([features[rows, 0] for rows in self.rows.values()], axis=1)
                 low, high = metric.bounds
+                _require_bounds(metric, scores.mean(axis=0))
                 for name, weights in contrasts.items():
                     estimates[name][metric.name] = estimate_mean(
                         scores, weights, rate=metric.rate, lowest=low, highest=high
@@ -57,6 +65,8 @@ class Cells:
             if key not in jackknives:
                 reference = self.reference[metric.network.name] if metric.kind == "set" else None
                 jackknives[key] = self._jackknives(features, metric.statistic(reference))
+            if jackknives[key][metric.column].draws is None:  # an extrapolation from random subsets may pass a bound
+                _require_bounds(metric, jackknives[key][metric.column].values)
             for name, weights in contrasts.items():
                 low, high = metric.bounds if alone[name] else (-np.inf, np.inf)
                 estimates[name][metric.name] = jackknives[key][metric.column].estimate(
@@ -96,6 +106,21 @@ class Cells:
     def single(self) -> dict[str, np.ndarray]:
         """Return the contrasts that are one cell each."""
         return dict(zip(self.rows, np.eye(len(self.rows)), strict=True))
+
+
+def _require_bounds(metric: Metric, values: np.ndarray) -> None:
+    """Refuse values of single cells outside of the bounds that the metric states. Rounding may pass them a little.
+
+    Raises:
+        DdilError: a value is outside.
+    """
+    low, high = metric.bounds
+    outside = values[(values < low - ROUNDING) | (values > high + ROUNDING)]
+    if outside.size:
+        raise DdilError(
+            f"the metric {metric.name!r} has the value {outside[0]:g}, outside of its bounds {low:g} to {high:g}; mend "
+            "the package that brings the metric, or the weights of its network"
+        )
 
 
 def select_rows(features: np.ndarray, rows: np.ndarray) -> np.ndarray:

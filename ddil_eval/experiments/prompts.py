@@ -9,7 +9,7 @@ from typing import Any
 
 from ddil_core.data.base import DataSet, Prompt
 from ddil_core.data.captioned import name_some
-from ddil_core.data.captions import caption_of, decode, lines, read_rows
+from ddil_core.data.captions import caption_of, lines, read_rows, read_text
 from ddil_core.data.coco import Coco
 from ddil_core.data.folder import refuse_twice
 from ddil_core.support.errors import WrongCommand
@@ -119,7 +119,7 @@ def _lines(path: Path) -> list[str]:
         WrongCommand: the file is not UTF-8 text, or cannot be read.
     """
     try:
-        all_lines = lines(decode(path.read_bytes()))
+        all_lines = lines(read_text(path))
     except (ValueError, OSError) as error:
         raise WrongCommand(f"the list of prompts {path} is not UTF-8 text: {error}") from error
     texts = [text for number, line in enumerate(all_lines, 1) if (text := caption_of(line, f"line {number} of {path}"))]

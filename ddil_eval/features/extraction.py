@@ -124,7 +124,11 @@ class Extractors:
         clip = self._recipe.clip if self._recipe is not None else None
         if network.prefixed and clip is not None and clip.prefix:
             captions = [clip.prefix + caption for caption in captions]
-        features = self._loaded[name](images, captions)
+        features: Any = self._loaded[name](images, captions)
+        if not isinstance(features, np.ndarray):
+            raise DdilError(
+                f"the network {name!r} gives a {type(features).__name__} for images; it must give an array of numpy"
+            )
         rows = 1 if name in self._group else len(images)
         wide = name in self._scores and features.shape[1:] != (1,)
         if features.ndim != 2 or len(features) != rows or wide or features.dtype.kind not in "biuf":

@@ -6,7 +6,6 @@ The files lie in `records/` folders below a results folder.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
+from ddil_core.support.outside import MEGABYTE, NotPlain, newer, parse_json, read_file
 from ddil_eval.report.cells import misfit
 
 Direction = Literal["higher", "lower"]
@@ -39,6 +39,12 @@ SETTING = (
     "n_asked",
 )
 """The fields that a cell's numbers depend on. Records with the same cell and the same fields measure the same thing."""
+
+SCHEMA_VERSION = 1
+"""The version of the layout of a record. Raise it where an older version cannot read a new record."""
+
+LARGEST = 4 * MEGABYTE
+"""The largest file of a record."""
 
 _NUMBERS = ("metrics", "nfe", "n_done")
 
@@ -301,18 +307,37 @@ def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record
 
 def _read(path: Path) -> Record:
     try:
-        if not path.is_file():  # reading a pipe would never end
-            raise OSError(errno.EINVAL, "not a file")
-        return Record.model_validate_json(path.read_bytes())
+        content = parse_json(read_file(path, LARGEST))
+        _require_version(content, path)
+        return Record.model_validate(content)
+    except NotPlain as error:
+        raise _damaged(path, f"it {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-        raise DdilError(
-            f"The record {path} is damaged ({place}: {what}): move it away and run its measurement again."
-        ) from error
+        raise _damaged(path, f"{place}: {what}") from error
     except OSError as error:
         raise DdilError(f"The record {path} could not be read ({error.strerror}): make it readable.") from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise _damaged(path, f"it is no JSON: {error}") from error
+
+
+def _damaged(path: Path, why: str) -> DdilError:
+    return DdilError(f"The record {path} is damaged ({why}): move it away and run its measurement again.")
+
+
+def _require_version(content: Any, path: Path) -> None:
+    """Refuse a record of another version of the schema. Version 1 is the first and the present one.
+
+    Raises:
+        DdilError: the version is newer.
+    """
+    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
+    if type(version) is int and version > SCHEMA_VERSION:
+        made_by = content.get("versions")
+        ddil = made_by.get("ddil") if isinstance(made_by, dict) else None
+        raise DdilError(newer(f"The record {path}", version, SCHEMA_VERSION, ddil))
 
 
 def _slug(cell: dict[str, JsonValue]) -> str:

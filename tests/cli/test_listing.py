@@ -113,3 +113,9 @@ def test_a_list_for_a_very_narrow_terminal_is_paragraphs(
         "  turbo",
         "  here: –",
     ]
+
+
+@pytest.mark.parametrize("given", ["fid=absent.pt", "fid=", "fid", "none=absent.pt"])
+def test_weights_that_are_not_there_are_a_wrong_command(given: str, cli: Callable[..., Result]) -> None:
+    result = cli("metrics", "--add", given)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)

@@ -140,3 +140,22 @@ def test_a_process_that_the_others_have_left_says_so(monkeypatch: pytest.MonkeyP
         "process 1 of 3 waits in vain for the others (Connection closed by peer); see what they said, and run the same command "
         "again to go on"
     )
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"RANK": "x"}, "the environment variable RANK is 'x', which is no whole number of at least 0; "),
+        ({"WORLD_SIZE": "0"}, "the environment variable WORLD_SIZE is '0', which is no whole number of at least 1; "),
+        ({"LOCAL_RANK": "-1"}, "the environment variable LOCAL_RANK is '-1', which is no whole number of at least 0; "),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "the environment variable RANK is 2, and WORLD_SIZE is 2; "),
+    ],
+)
+def test_environment_variables_that_number_no_process(
+    environment: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(WrongCommand) as error:
+        ranks.require_valid()
+    assert str(error.value) == f"{sentence}unset it, or start the processes with torchrun"

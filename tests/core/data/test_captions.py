@@ -362,8 +362,8 @@ def test_a_caption_file_in_capitals_is_told(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"file": "a.png", "text": "x", "text": "y"}', "line 1: one object has the key 'text' twice"),
-        ("[" * 100_000, "line 1: its objects are nested too deeply"),
+        ('{"file": "a.png", "text": "x", "text": "y"}', "line 1: it has an object with the key 'text' twice"),
+        ("[" * 100_000, "line 1: it is nested more than 64 levels deep"),
         ('{"file": "a.png", "text": "a\tb"}', "line 1: Invalid control character at: line 1 column 29 (char 28)"),
     ],
 )

@@ -10,8 +10,8 @@ import yaml
 
 from ddil_core.distillation.config import MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
-from ddil_core.distillation.run_folder import require_same_run
-from ddil_core.support.errors import WrongCommand
+from ddil_core.distillation.run_folder import read_run, require_same_run
+from ddil_core.support.errors import DdilError, WrongCommand
 
 PD = ProgressiveConfig.model_validate({"stages": [{"steps": 4, "updates": 1}]})
 
@@ -38,3 +38,21 @@ def test_of_many_keys_the_first_are_named(tmp_path: Path) -> None:
     assert message.startswith(f"the folder {tmp_path} holds another run (")
     assert message.count(" there") == 5 and "method is 'pd' there" in message
     assert message.endswith(" more keys); choose another --out")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("schema_version: 2\nversions: {ddil: '9.1'}\nruns: []",
+         "the run in HERE was made by a newer ddil (9.1): it has schema 2, and this ddil reads schema 1; update ddil to read it"),
+        ("a: 1\na: 2", "the file HERE/run.yaml is damaged (it holds the key 'a' twice in line 2; leave one out); "),
+        ("[" * 5000, "the file HERE/run.yaml is damaged (it is nested more than 32 levels deep in line 1); "),
+        ("a: !!python/name:os.system x", "the file HERE/run.yaml is damaged (it holds a value of the kind "),
+    ],
+    ids=["newer", "twice", "deep", "a tag"],
+)  # fmt: skip
+def test_a_run_file_that_is_newer_or_not_plain(content: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(DdilError) as error:
+        read_run(tmp_path / "run.yaml")
+    assert str(error.value).replace(str(tmp_path), "HERE").startswith(sentence)

@@ -141,8 +141,8 @@ def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path, cli: Callable
     result = cli("report", "--results", tmp_path, "--csv")
     assert result.exit_code == 1 and "Table 2" in result.stdout
     assert result.stderr.splitlines()[-1] == (
-        f"error: The record {first} is damaged (the file: Invalid JSON: EOF while parsing an object at line 1 column 1): "
-        "move it away and run its measurement again."
+        f"error: The record {first} is damaged (it is no JSON: Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)): move it away and run its measurement again."
     )
     (table,) = tmp_path.rglob("table2.csv")
     assert "\n0.6,12.5," in table.read_text()
@@ -190,7 +190,7 @@ def test_a_pipe_and_a_folder_in_the_place_of_records(tmp_path: Path) -> None:
     records, damage = store.sift(tmp_path)
     assert records == []
     assert [str(error) for error in damage] == [
-        f"The record {tmp_path}/records/pipe.json could not be read (not a file): make it readable."
+        f"The record {tmp_path}/records/pipe.json is damaged (it is no regular file): move it away and run its measurement again."
     ]
 
 

@@ -119,13 +119,16 @@ def test_identity_ignores_numbers_machine_and_time() -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda text: text[:100], "the file: Invalid JSON: EOF while parsing a value at line 6 column 3"),
+        (lambda text: text[:100], "it is no JSON: Expecting property name enclosed in double quotes: line 6 column 4 (char 100)"),
         (lambda text: text.replace('"n_done": 256', '"n_done": "many"'),
          "n_done: Input should be a valid integer, unable to parse string as an integer"),
         (lambda text: text.replace('"recipe"', '"recipes"'), "recipe: Field required"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 2'), "schema_version: Input should be 1"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 0'), "schema_version: Input should be 1"),
+        (lambda text: text.replace('"recipe"', '"solver": "x", "recipe"'), "it has an object with the key 'solver' twice"),
+        (lambda text: text.replace('"n_done": 256', f'"n_done": {"9" * 5000}'), "it holds a number of 5,000 digits"),
+        (lambda text: text + " " * store.LARGEST, "it is larger than 4 MB"),
     ],
-    ids=["cut off", "not a number", "unknown key", "newer"],
+    ids=["cut off", "not a number", "unknown key", "no version", "a key twice", "a long number", "too large"],
 )  # fmt: skip
 def test_a_damaged_record_is_named_in_one_sentence(tmp_path: Path, damage: Any, reason: str) -> None:
     path = store.save_record(p_teacher(0.8), tmp_path)
@@ -133,6 +136,17 @@ def test_a_damaged_record_is_named_in_one_sentence(tmp_path: Path, damage: Any, 
     with pytest.raises(DdilError) as error:
         store.read_records(tmp_path)
     assert str(error.value) == f"The record {path} is damaged ({reason}): move it away and run its measurement again."
+
+
+def test_a_record_of_a_newer_ddil_is_no_damage(tmp_path: Path) -> None:
+    path = store.save_record(p_teacher(0.8, versions={"ddil": "9.1"}), tmp_path)
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2, "more": 1'))
+    with pytest.raises(DdilError) as error:
+        store.read_records(tmp_path)
+    assert str(error.value) == (
+        f"The record {path} was made by a newer ddil (9.1): it has schema 2, and this ddil reads schema 1; "
+        "update ddil to read it"
+    )
 
 
 @pytest.mark.parametrize(
