@@ -10,8 +10,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,22 +62,31 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    writing: Callable[[Path], AbstractContextManager[Path]] = replacing,
+) -> None:
     """Write tensors as safetensors, whole or not at all.
 
-    The tensors are contiguous and share no memory. Raises as ``replacing``.
+    The tensors are contiguous and share no memory. ``writing=with_checksum`` also writes a checksum. Raises as
+    ``replacing``.
     """
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         save_file(dict(tensors), temporary, metadata)
 
 
-def write_torch(path: Path, content: Any) -> None:
-    """Write a file with ``torch.save``, whole or not at all. Raises as ``replacing``."""
+def write_torch(
+    path: Path, content: Any, *, writing: Callable[[Path], AbstractContextManager[Path]] = replacing
+) -> None:
+    """Write a file with ``torch.save``, whole or not at all. For ``writing`` see ``write_tensors``. Raises as it."""
     import torch
 
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with writing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch raises "unexpected pos" while it handles the system's error
