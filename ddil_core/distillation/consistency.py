@@ -29,7 +29,6 @@ from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleAc
 from ddil_core.distillation.consistency_config import ConsistencyConfig, LoraConfig
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
-from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.losses import consistency_loss
 from ddil_core.distillation.processes import condition_part, slices
 from ddil_core.distillation.run import Run
@@ -38,6 +37,7 @@ from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.training_log import Logs
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.devices import sent

@@ -19,11 +19,11 @@ from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import to_v
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.context import DATA
-from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.processes import condition_part, slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.training_log import Logs
 from ddil_core.distillation.transfer import Ahead, Draws
 from ddil_core.models.model import Model
 from ddil_core.support.devices import pinned, sent
