@@ -33,7 +33,7 @@ from ddil_core.distillation.context import LOSS
 from ddil_core.distillation.critic import Critic, mid_side
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.processes import condition_part, slices
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.regression import Pairs, RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
@@ -267,7 +267,7 @@ class MatchingStage(Stage):
         gradients = list[Tensor]()
         with self.accelerator.autocast():
             for rows in slices(len(x), self.config.teacher_batch_size):
-                states = x[rows], eps[rows], t[rows], condition_part(condition, rows)
+                states = x[rows], eps[rows], t[rows], condition.part(rows)
                 reflection = self.teacher.reflection
                 gradients.append(score_difference(self.real, self.fake, *states, reflection, clipped, self.finite))
         return torch.cat(gradients)
@@ -293,7 +293,7 @@ class MatchingStage(Stage):
             condition = self.condition(part.row)
             with torch.no_grad(), evaluating(self.net):
                 pieces = slices(len(part), self.config.teacher_batch_size)
-                x = torch.cat([self.generate(part.part(p), condition_part(condition, p)) for p in pieces])
+                x = torch.cat([self.generate(part.part(p), condition.part(p)) for p in pieces])
             output, fake, z = self._judge(self.critic, x, condition, t, eps)
             loss = (output - self._expected(x, z, eps, t)).square().mean()
             if gan is not None:

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
-from ddil_core.diffusion.denoiser import Condition
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.support import ranks
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 
@@ -29,6 +29,7 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
 
     Raises:
         WrongCommand: the package of a tracker is not installed.
+        DdilError: another process did not start, or has stopped.
     """
     for name in config.trackers:
         if find_spec(TRACKER_PACKAGES[name]) is None:
@@ -37,6 +38,7 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
                 f"the tracker {name!r} needs a package that is not installed: pip install {package}, or set trackers "
                 "to []"
             )
+    ranks.barrier()  # all processes are here, so that none waits for hours for one that did not start
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=config.mixed_precision,
@@ -90,10 +92,3 @@ def gather_rows(accelerator: Accelerator, own: Tensor, owner: Tensor) -> Tensor:
 def slices(count: int, size: int) -> list[slice]:
     """Return consecutive parts of ``count`` rows, each of at most ``size``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def condition_part(condition: Condition, rows: slice) -> Condition:
-    """Return the given rows of a condition, without a copy."""
-    tensors = {name: tensor[rows] for name, tensor in condition.tensors.items()}
-    guidance, noise = (None if part is None else part[rows] for part in (condition.guidance, condition.noise))
-    return Condition(tensors, guidance, noise)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ddil_core.distillation.checkpoints import Checkpoints
 from ddil_core.distillation.loop import fit
+from ddil_core.distillation.out_of_memory import memory_named
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.watch import watchers
@@ -33,7 +34,7 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
         title: What the log and messages call the stage.
 
     Raises:
-        DdilError: the stage's weights are not finite, or its files are damaged.
+        DdilError: the stage's weights are not finite, its files are damaged, or the memory is too small.
         Interrupted: a signal came, and the checkpoint is saved.
     """
     finished, checkpoint = (run.out / "checkpoints" / f"{name}.{kind}" for kind in ("safetensors", "pt"))
@@ -41,23 +42,24 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
     if finished.is_file():
         net = _load_weights(copy.deepcopy(net), finished)
     else:
-        stage = make()
-        fit(
-            stage.update,
-            stage.stateful(),
-            steps=stage.updates,
-            checkpoint=checkpoint,
-            log=run.out / "log.jsonl",
-            title=title,
-            save_every=config.save_every,
-            keep=config.keep_checkpoints,
-            skip_limit=config.skip_limit,
-            callbacks=watchers(run, stage, name, title),
-            accelerator=run.accelerator,
-            check=partial(
-                stage.require_sound, f"the teacher of the stage {title!r}, from {run.model.reference!r}", title
-            ),
-        )
+        with memory_named(run, title):
+            stage = make()
+            fit(
+                stage.update,
+                stage.stateful(),
+                steps=stage.updates,
+                checkpoint=checkpoint,
+                log=run.out / "log.jsonl",
+                title=title,
+                save_every=config.save_every,
+                keep=config.keep_checkpoints,
+                skip_limit=config.skip_limit,
+                callbacks=watchers(run, stage, name, title),
+                accelerator=run.accelerator,
+                check=partial(
+                    stage.require_sound, f"the teacher of the stage {title!r}, from {run.model.reference!r}", title
+                ),
+            )
         for tracker in run.accelerator.trackers if config.trackers else ():
             tracker.finish()
         net = stage.finish()
