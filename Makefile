@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
+# make demo | test | faults | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,13 +9,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 INSTALL := $(PIP) install --no-compile --editable
 FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test faults lint docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/ddil demo $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+# Kills commands and damages their files, many times. It takes about half an hour.
+faults: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

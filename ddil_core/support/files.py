@@ -27,6 +27,21 @@ _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """The end of a message in which a Rust library (safetensors, tokenizers) reports an error of the operating system."""
 
 
+class NotWritten(DdilError):
+    """The disk or the folder refuses a file.
+
+    Attributes:
+        reason: What the system says.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} could not be written ({reason}; {_free_space(path)}): make room or name another place, and run "
+            "the same command again"
+        )
+        self.reason = reason
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write the file or folder ``path`` whole or not at all.
@@ -48,10 +63,10 @@ def replacing(path: Path) -> Iterator[Path]:
                 _flush(file)
         temporary.replace(path)
     except Exception as error:  # libraries have errors of their own for a full disk
-        reason = _system_reason(error)
-        if isinstance(error, DdilError) or reason is None:
+        reason = error.reason if isinstance(error, NotWritten) else _system_reason(error)
+        if reason is None or (isinstance(error, DdilError) and not isinstance(error, NotWritten)):
             raise
-        raise _not_written(path, reason) from error
+        raise NotWritten(path, reason) from error
     finally:
         _delete(temporary)
 
@@ -114,7 +129,7 @@ def append_line(path: Path, line: str) -> None:
                     file.truncate(size)
                 raise
     except OSError as error:
-        raise _not_written(path, error.strerror or str(error)) from error
+        raise NotWritten(path, error.strerror or str(error)) from error
 
 
 def is_temporary(path: Path) -> bool:
@@ -141,13 +156,6 @@ def _delete(path: Path) -> None:
 def _flush(file: Path) -> None:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _not_written(path: Path, reason: str) -> DdilError:
-    return DdilError(
-        f"{path} could not be written ({reason}; {_free_space(path)}): make room or name another place, and run the "
-        "same command again"
-    )
 
 
 def _free_space(path: Path) -> str:

@@ -73,6 +73,7 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
     try:
         file = _locked(path, busy)
     except OSError as error:
+        _remove_empty(new)
         raise DdilError(
             f"the folder {folder} cannot be written to ({error.strerror or error}); make it writable or {cure}"
         ) from error
@@ -83,9 +84,14 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
         del _held[key]
         path.unlink(missing_ok=True)  # before the lock ends, so that no other process locks a file without a name
         os.close(file)
-        with suppress(OSError):  # the folder is not empty
-            for place in new:
-                place.rmdir()
+        _remove_empty(new)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that were made for a lock, the innermost first, as far as they are empty."""
+    with suppress(OSError):  # a folder is not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
@@ -97,8 +103,12 @@ def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
             if not _try(file, path):
                 busy(file, path)
             elif _is_named(file, path):  # otherwise the last holder deleted the file after it was opened here
-                os.ftruncate(file, 0)
-                os.write(file, json.dumps(_myself()).encode())
+                try:
+                    os.ftruncate(file, 0)
+                    os.write(file, json.dumps(_myself()).encode())
+                except OSError:  # the disk is full
+                    path.unlink(missing_ok=True)
+                    raise
                 return file
         except BaseException:
             os.close(file)

@@ -43,7 +43,7 @@ def test_a_process_that_is_gone_ends_the_others_in_a_sentence(fate: str, arrival
         )
         for rank in ((0, 1) if fate == "dies" else (0,))
     ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in started][0]
+    said, *_ = [process.communicate(timeout=120)[1] for process in started]
     assert started[0].returncode == 1
     assert said.splitlines()[-1].startswith("error: process 0 of 2 waits in vain for the others (") and reason in said
     assert said.endswith("); see what they said, and run the same command again to go on\n") and "Traceback" not in said
