@@ -17,7 +17,7 @@ from ddil_core.models.model import Model
 from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
 from ddil_core.support.checksums import with_checksum
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import write_text
+from ddil_core.support.files import sort_metadata, write_text
 from ddil_core.support.finite import broken_weight
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -110,7 +110,10 @@ def _with_guidance_embedding(pipeline: Any) -> Any:
 
 
 def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
-    """Write the adapters alone, under the names that ``load_lora_weights`` knows."""
+    """Write the adapters alone, under the names that ``load_lora_weights`` knows.
+
+    Equal adapters give equal bytes: sets and the metadata, whose order is random, are sorted.
+    """
     from peft.utils import get_peft_model_state_dict
 
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(net).items()}
@@ -123,6 +126,7 @@ def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
         safe_serialization=True,
         weight_name=LORA_FILE,
     )
+    sort_metadata(folder / LORA_FILE)
 
 
 def merged(net: nn.Module) -> nn.Module:

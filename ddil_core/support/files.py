@@ -6,6 +6,7 @@ between, the final name holds the old file or no file. If the disk refuses, the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -93,6 +94,21 @@ def write_tensors(
 
     with writing(path) as temporary:
         save_file(dict(tensors), temporary, metadata)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, which the library writes in a random order.
+
+    Call this on a temporary file of ``replacing``. The tensors stay where they are.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # a header is padded with spaces
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def write_torch(
