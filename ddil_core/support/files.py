@@ -153,13 +153,19 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def delete_temporaries(*folders: Path) -> None:
-    """Delete the temporary files of killed processes. Call this only on folders to which no other process writes."""
+def delete_temporaries(*folders: Path, below: int = 0) -> None:
+    """Delete the temporary files of killed processes. Call this only on folders to which no other process writes.
+
+    ``below`` is how many levels of their subfolders are searched too.
+    """
     for folder in folders:
-        if folder.is_dir():
-            for path in folder.iterdir():
-                if is_temporary(path):
-                    _delete(path)
+        if not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)):  # such as lost+found
+            continue
+        for path in [*folder.iterdir()]:
+            if is_temporary(path):
+                _delete(path)
+            elif below and path.is_dir() and not path.is_symlink():
+                delete_temporaries(path, below=below - 1)
 
 
 def _delete(path: Path) -> None:

@@ -18,10 +18,14 @@ from pathlib import Path
 
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
+from ddil_core.support.files import delete_temporaries
 from ddil_core.support.progress import warn
 
 LOCK = ".ddil.lock"
 """The name of the lock's file in the folder."""
+
+LEVELS = 2
+"""How many levels of folders commands write to inside of the folder that they hold."""
 
 _LONGEST = 200
 """The most characters of a command that a message repeats."""
@@ -32,13 +36,15 @@ _held: dict[Path, int] = {}
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder. Make it where it does not exist.
+    """Hold a folder. Make it where it does not exist. Delete the temporary files that killed commands left in it.
 
     Raises:
         DdilError: another command holds the folder (the message names the command), or the folder cannot be made or
             written to.
     """
     with _holding(folder, _refuse, "name another"):
+        if _held[folder.resolve()] == 1:  # not in a nested call, whose caller may be writing
+            delete_temporaries(folder, below=LEVELS)
         yield
 
 
