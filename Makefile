@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
+# make demo | test | fuzz | faults | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 INSTALL := $(PIP) install --no-compile --editable
 FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test fuzz lint docs clean
+.PHONY: demo test fuzz faults lint docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/ddil demo $(ARGS)
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Kills commands and damages their files, many times. It takes about half an hour.
+faults: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

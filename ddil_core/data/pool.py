@@ -20,6 +20,8 @@ from ddil_core.data.base import DataSet
 from ddil_core.models.image_size import decoded_size
 from ddil_core.models.memory import MOST_ENCODED, decode_batch, on_device
 from ddil_core.models.model import Model
+from ddil_core.support import ranks
+from ddil_core.support.checksums import SUFFIX, Damaged, delete_with_checksum, require_checksum, with_checksum
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
 from ddil_core.support.finite import all_finite
@@ -76,6 +78,8 @@ class LatentPool:
 _CONDITION = "condition."
 """The prefix of the condition's tensors in a pool's file."""
 
+AGAIN = "delete the file to encode the data again"
+
 PART = 16
 """Batches in one part file. With 64 images a batch, an interruption loses at most 1,024 images."""
 
@@ -119,7 +123,8 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
     """
     folder = path.with_suffix(".parts")
     if not path.is_file():
-        write_tensors(path, _joined(_encode_parts(model, data, size, folder, batch_size), size))
+        parts = _encode_parts(model, data, size, folder, batch_size)
+        write_tensors(path, _joined(parts, size), writing=with_checksum)
     shutil.rmtree(folder, ignore_errors=True)
     return _read_pool(path)
 
@@ -142,7 +147,7 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
             cut += sum(longer for _, longer in part)
             tensors = {name: torch.cat([encoded[name] for encoded, _ in part]) for name in part[0][0]}
             parts.append(folder / f"{len(parts):05d}.safetensors")
-            write_tensors(parts[-1], tensors, metadata)
+            write_tensors(parts[-1], tensors, metadata, writing=with_checksum)
     if cut:
         warn(f"{cut} of {size - done} captions are longer than the text encoder takes; the rest of each is not read")
     return parts
@@ -172,16 +177,17 @@ def _encode(
 def _valid_parts(folder: Path, metadata: dict[str, str]) -> list[Path]:
     """Return the parts that an interrupted call left, in order. Delete damaged parts and those of other data."""
     parts = list[Path]()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.suffix != SUFFIX):
         try:
+            require_checksum(path, "the part", AGAIN)
             with safe_open(path, "pt") as part:
                 fits = part.metadata() == metadata and path.name == f"{len(parts):05d}.safetensors"
-        except SafetensorError:
+        except (SafetensorError, Damaged):
             fits = False
         if fits:
             parts.append(path)
         else:
-            path.unlink()
+            delete_with_checksum(path)
     return parts
 
 
@@ -198,15 +204,15 @@ def _joined(parts: list[Path], size: int) -> dict[str, Tensor]:
 
 
 def _read_pool(path: Path) -> LatentPool:
+    if ranks.is_main():  # the other processes read the same file
+        require_checksum(path, "the file of the encoded data", AGAIN)
     try:
         tensors = load_file(path)
         names = [name for name in tensors if name.startswith(_CONDITION)]
         condition = {name.removeprefix(_CONDITION): tensors.pop(name) for name in names}
         pool = LatentPool(**tensors, condition=condition)
     except (SafetensorError, TypeError, OSError) as error:
-        raise DdilError(f"the encoded data {path} is damaged; delete the file to encode the data again") from error
+        raise DdilError(f"the encoded data {path} is damaged; {AGAIN}") from error
     if not all_finite(part for tensor in (pool.mean, pool.std) for part in tensor.split(1024)):
-        raise DdilError(
-            f"the encoded data {path} has values that are not finite; delete the file to encode the data again"
-        )
+        raise DdilError(f"the encoded data {path} has values that are not finite; {AGAIN}")
     return pool

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddil_core.diffusion.parameterization import Prediction, Reflection, to_x0
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.support.fitting import Fitting
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,10 @@ class Condition:
     def rows(self, index: Tensor) -> Condition:
         """Return the rows ``index``, int64 [M]."""
         return self._map(lambda tensor: tensor.index_select(0, index))
+
+    def part(self, rows: slice) -> Condition:
+        """Return the rows of a slice, without a copy."""
+        return self._map(lambda tensor: tensor[rows])
 
     def expand(self, size: int) -> Condition:
         """Repeat a single row ``size`` times, without a copy."""
@@ -94,6 +99,7 @@ class NetworkDenoiser(nn.Module, ABC):
         self.net = net
         self.schedule = schedule
         self.prediction: Prediction = prediction
+        self.fitting = Fitting("a network")
 
     @property
     def guidance_width(self) -> int | None:
@@ -189,6 +195,18 @@ class GuidedDenoiser:
         self.nfe = 1 if unconditional is None or self._embedding is not None else 2
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return x̂. Without gradients, take fewer rows at once where the memory is too small for all."""
+        if torch.is_grad_enabled():
+            return self._x0(z, t, condition)
+
+        def part(rows: slice) -> Tensor:
+            whole = rows == slice(0, len(z))
+            return self._x0(z[rows], t[rows], condition if whole else condition.part(rows))
+
+        parts = self.network.fitting.parts(part, len(z))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _x0(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         x0 = self.network.x0(self._output(z, t, condition), z, t)
         return x0 if self.reflection is None else self.reflection(x0)
 

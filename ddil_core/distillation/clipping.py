@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.parameterization import Reflection
-from ddil_core.distillation.loop import Logs
+from ddil_core.distillation.training_log import Logs
 
 BANDS = 4
 """The number of bands of timesteps that have a fraction of their own in the log."""

@@ -106,6 +106,10 @@ class MethodConfig(NetworkDtypeKeys):
         betas: The decays of AdamW's averages of the gradient and of its square.
         weight_decay: AdamW's weight decay.
         gradient_clip: The largest norm of a gradient.
+        skip_above: The norm of a gradient, before clipping, from which on an update changes no weights; None for no
+            bound. An update whose loss or norm is NaN or infinite never changes them. The log has the share of such
+            updates as ``skipped``.
+        skip_limit: How many updates may be skipped in a row. The run then stops, and its last checkpoint is kept.
         ema_decay: The decay of the average of the student's weights; 0 for none.
         pool: The number of training images, or ``all``: all images of a folder or of COCO. A run keeps the number.
         mixed_precision: The precision of the arithmetic.
@@ -113,6 +117,8 @@ class MethodConfig(NetworkDtypeKeys):
         student_dtype: The dtype of the student's network. It defaults to ``dtype``. The optimiser keeps float32 weights
             beside it.
         save_every: Updates between two checkpoints.
+        keep_checkpoints: The number of checkpoints of a stage that are kept. Where the last is damaged, the one before
+            it is read.
         trackers: Where the log goes too.
         watch: Measurements during training; None for none.
         seed: The seed of all random numbers of the run.
@@ -125,6 +131,8 @@ class MethodConfig(NetworkDtypeKeys):
         "gradient_accumulation",
         "gradient_checkpointing",
         "save_every",
+        "keep_checkpoints",
+        "skip_limit",
         "trackers",
         "watch",
         "ddil.capacity",
@@ -143,12 +151,15 @@ class MethodConfig(NetworkDtypeKeys):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
+    skip_above: float | None = Field(default=None, gt=0)
+    skip_limit: int = Field(default=10, ge=1)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     pool: PoolSize = 16384
     mixed_precision: Literal["no", "bf16"] = "no"
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     student_dtype: Literal["float32", "bfloat16"] = "float32"
     save_every: int = Field(default=250, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     watch: WatchConfig | None = None
     seed: int = Field(default=0, ge=0)

@@ -29,15 +29,15 @@ from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleAc
 from ddil_core.distillation.consistency_config import ConsistencyConfig, LoraConfig
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
-from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.losses import consistency_loss
-from ddil_core.distillation.processes import condition_part, slices
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.training_log import Logs
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.devices import sent
@@ -225,7 +225,7 @@ class ConsistencyStage(Stage):
         values = []
         with self.accelerator.autocast(), evaluating(self.target_net):
             for rows in slices(len(z), self.config.teacher_batch_size):
-                part = condition_part(condition, rows)
+                part = condition.part(rows)
                 values.append(consistency(self.target_net, z[rows], s[rows], part, self.teacher.reflection))
         return torch.cat(values)
 

@@ -19,11 +19,11 @@ from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import to_v
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.context import DATA
-from ddil_core.distillation.loop import Logs
-from ddil_core.distillation.processes import condition_part, slices
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.training_log import Logs
 from ddil_core.distillation.transfer import Ahead, Draws
 from ddil_core.models.model import Model
 from ddil_core.support.devices import pinned, sent
@@ -107,7 +107,7 @@ class ConversionStage(Stage):
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(z)):
-                part = condition_part(condition, rows)
+                part = condition.part(rows)
                 target = self.target(z[rows], t[rows], part)
                 self.finite.see("at states of the data", target)
                 with self.accelerator.autocast():
@@ -124,5 +124,5 @@ class ConversionStage(Stage):
         """
         parts = slices(len(z), self.config.teacher_batch_size)
         with self.accelerator.autocast():
-            x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition_part(condition, rows)) for rows in parts])
+            x0 = torch.cat([self.teacher.network(z[rows], t[rows], condition.part(rows)) for rows in parts])
         return to_v(x0.float(), z, *self.schedule.at(t, z))

@@ -20,6 +20,8 @@ from ddil_core.distillation.run_folder import begun_with, open_run, require_run_
 from ddil_core.distillation.student import save_student
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds, sampling_line
+from ddil_core.support import ranks
+from ddil_core.support.checksums import require_checksum
 from ddil_core.support.compute import Compute
 from ddil_core.support.lock import held
 from ddil_core.support.progress import note
@@ -76,9 +78,11 @@ def distill(
     identity = _identity(teacher, model, data, config.model_copy(update={"pool": size}))
     if student_folder.is_dir():
         require_same_run(out, identity, type(config), model.sampling.guidance_scale)
+        require_checksum(student_folder, "the student", "delete its folder, and run the same command to write it again")
         return student_folder
     note(sampling_line(f"{teacher}, the teacher", config.teacher_use()))
-    with _holding(out, accelerator, resume, identity, config, model.sampling.guidance_scale):
+    own_guidance = model.sampling.guidance_scale
+    with ranks.others_named(), _holding(out, accelerator, resume, identity, config, own_guidance):
         with accelerator.main_process_first():
             pool = encode_pool(model, images, size, encoded)
         _train(Run(model, pool, config, data, out, accelerator), student_folder)

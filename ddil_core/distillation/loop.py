@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,29 +18,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ddil_core.distillation.checkpoints import Checkpoints, RandomStates, Stateful
+from ddil_core.distillation.training_log import (
+    SKIPPED,
+    Logs,
+    Window,
+    forget_after,
+    require_finite,
+    require_progress,
+)
 from ddil_core.support.ending import Interrupted, between_updates
-from ddil_core.support.errors import DdilError
-from ddil_core.support.files import append_line, write_text, write_torch
-from ddil_core.support.outside import parse_json
+from ddil_core.support.files import append_line
 from ddil_core.support.progress import progress, warn
 from ddil_core.support.ranks import PATIENCE
 
-Logs = dict[str, Tensor | float]
-"""The log of an update: numbers, or pairs [2] of a sum and its weight. The weight may be 0."""
 Callback = Callable[[int, "dict[str, float] | None"], None]
 """The loop calls it after every update with the number of updates done, and with the means of a log line or None."""
-
-
-class Stateful(Protocol):
-    """Anything that a checkpoint can hold."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
-
-
-class CheckpointError(DdilError):
-    """A checkpoint cannot be read. The message says which one, and what to do."""
 
 
 class Weights(Protocol):
@@ -81,68 +73,6 @@ class Ema(Generic[M]):
         self.updates = state_dict["updates"]
 
 
-def save_checkpoint(path: Path, step: int, stateful: Mapping[str, Stateful]) -> None:
-    """Write a checkpoint whole or not at all. A kill or a full disk leaves the checkpoint before it.
-
-    Raises:
-        DdilError: the disk does not take the file.
-    """
-    write_torch(path, {"step": step, **{name: item.state_dict() for name, item in stateful.items()}})
-
-
-def load_checkpoint(path: Path, stateful: Mapping[str, Stateful]) -> int:
-    """Load a checkpoint into ``stateful``. Return its step, or 0 where there is no checkpoint.
-
-    Raises:
-        CheckpointError: the file is damaged or belongs to other models.
-    """
-    if not path.exists():
-        return 0
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, item in stateful.items():
-            item.load_state_dict(saved[name])
-        return int(saved["step"])
-    except DdilError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}); delete it to start this stage again"
-        ) from error
-
-
-def forget_after(step: int, title: str, log: Path) -> None:
-    """Remove the lines of a stage after update ``step`` from the log, because these updates are done again.
-
-    Damaged lines go too, with a warning. The run does not depend on its log.
-
-    Raises:
-        DdilError: the log cannot be read or written.
-    """
-    if not log.exists():
-        return
-    try:
-        lines = log.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DdilError(f"the log {log} cannot be read ({error.strerror}); move it away to go on without it") from error
-    entries = [(line, _entry(line)) for line in lines[:-1]]
-    damaged = sum(entry is None for _, entry in entries)
-    if damaged:
-        warn(f"{damaged} of {len(entries)} lines of the log {log} are damaged and were removed")
-    kept = [line for line, entry in entries if entry is not None and (entry[0] != title or entry[1] <= step)]
-    if kept != lines[:-1] or lines[-1]:  # a kill can leave half a line at the end
-        write_text(log, "".join(line.decode() + "\n" for line in kept))
-
-
-def _entry(line: bytes) -> tuple[str, int] | None:
-    """Return the stage and the step of a line of the log; None for a damaged line."""
-    try:
-        entry = parse_json(line)
-        return str(entry["stage"]), int(entry["step"])
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
 def fit(
     update: Callable[[int], Logs],
     stateful: Mapping[str, Stateful],
@@ -153,9 +83,11 @@ def fit(
     title: str,
     save_every: int,
     log_every: int = 50,
+    keep: int = 2,
+    skip_limit: int = 10,
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
-    check: Callable[[int], None] = lambda step: None,
+    check: Callable[[int, str], None] = lambda step, kept: None,
 ) -> None:
     """Call ``update(step)`` for every step after the checkpoint's, and save and log on the way.
 
@@ -163,46 +95,67 @@ def fit(
         update: Does one update and returns its log.
         stateful: What a checkpoint holds, by name.
         steps: The number of updates.
-        checkpoint: The file of the checkpoint.
+        checkpoint: The file of the checkpoints, without a step (see ``Checkpoints``).
         log: The file of the log, one JSON line for every ``log_every`` updates. The main process writes it.
         title: What the log and messages call the stage.
         save_every: Updates between two checkpoints.
         log_every: Updates between two lines of the log, which hold means over these updates and over all processes.
-        callbacks: Called after every update.
+        keep: The number of checkpoints that are kept.
+        skip_limit: How many updates may be skipped in a row.
+        callbacks: Called after every update, and for the update of the checkpoint where a run goes on.
         accelerator: The processes; None for one process.
-        check: Called with the number of updates done before anything is written. It raises where the work must stop.
+        check: Called with the number of updates done, and with a sentence on the checkpoint that is kept, before
+            anything is written. It raises where the work must stop.
 
     Raises:
-        DdilError: a loss or a gradient's norm is not finite. The checkpoint before it is kept.
+        DdilError: a loss or a gradient's norm is not finite, or too many updates were skipped in a row. The checkpoint
+            before it is kept.
         Interrupted: a signal came, and the checkpoint is saved.
     """
-    step = load_checkpoint(checkpoint, stateful)
+    checkpoints, window = Checkpoints(checkpoint, keep), Window()
+    held = {**stateful, "window": window, "random": RandomStates()}
     main = accelerator is None or accelerator.is_main_process
+    step = checkpoints.load(held)
     if main:
         forget_after(step, title, log)
-    window: list[Logs] = []
+    else:
+        window.clear()  # the main process holds the sums of all
+    for callback in callbacks if step else ():  # a kill can come between a checkpoint and its callbacks
+        callback(step, None)
     with progress(title, total=steps, done=step) as advance, between_updates() as signal:
         while step < steps:
-            window.append(update(step))
+            window.add(update(step))
             step += 1
             writes, saves = (step % every == 0 or step == steps for every in (log_every, save_every))
             stopped = agreed(signal(), accelerator)
             if writes or saves or stopped:
-                window_log = window_means(window, accelerator)
-                check(step)
-                require_finite(window_log, title, step)  # so weights that are not finite are never saved
-            means = window_log if writes else None
+                window.read()
+                check(step, checkpoints.kept())  # so weights that are not finite are never saved
+                require_progress(window, title, step, min(skip_limit, steps), checkpoints.kept())
+                joined = window.join(accelerator)
+                require_finite(joined, title, step, checkpoints.kept())
+            means = joined if writes else None
             if means is not None:
-                window.clear()
                 if main:
                     append_line(log, json.dumps({"stage": title, "step": step, **means}))
+                    _warn_of_skipped(means, title, step)
+                window.clear()
             if main and (saves or stopped):
-                save_checkpoint(checkpoint, step, stateful)
+                checkpoints.save(step, held, stage=title, steps=steps)
             if stopped:
-                _stop(stopped, accelerator, f"update {step} of {steps} of the stage {title!r} is saved in {checkpoint}")
+                saved = checkpoints.file_of(step)
+                _stop(stopped, accelerator, f"update {step} of {steps} of the stage {title!r} is saved in {saved}")
             for callback in callbacks:
                 callback(step, means)
             advance(1, f"loss {means['loss']:.4f}" if means and "loss" in means else None)
+
+
+def _warn_of_skipped(means: Mapping[str, float], title: str, step: int) -> None:
+    if share := means.get(SKIPPED, 0.0):
+        warn(
+            f"{title}, update {step}: {share:.0%} of the updates since the last line of the log were skipped, because "
+            "their loss or their gradient's norm was not finite, or the norm was above skip_above"
+        )
 
 
 def _stop(signal: int, accelerator: Accelerator | None, message: str) -> NoReturn:
@@ -210,19 +163,6 @@ def _stop(signal: int, accelerator: Accelerator | None, message: str) -> NoRetur
     if accelerator is not None:
         accelerator.wait_for_everyone()
     raise Interrupted(signal, message)
-
-
-def window_means(window: Sequence[Logs], accelerator: Accelerator | None = None) -> dict[str, float]:
-    """Return the means of the logs of some updates, over all processes. A key with the weight 0 is left out."""
-    sums = []
-    for key in window[0]:
-        values = torch.stack([torch.as_tensor(logs[key], dtype=torch.float64).cpu() for logs in window])
-        pairs = torch.stack([values, torch.ones_like(values)], 1) if values.dim() == 1 else values
-        sums.append(pairs.sum(0))
-    table = torch.stack(sums)
-    if accelerator is not None and accelerator.num_processes > 1:
-        table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
-    return {key: float(total / weight) for key, (total, weight) in zip(window[0], table, strict=True) if float(weight)}
 
 
 def agreed(number: int, accelerator: Accelerator | None) -> int:
@@ -237,17 +177,3 @@ def agreed(number: int, accelerator: Accelerator | None) -> int:
 @cache
 def _cpu_group() -> Any:
     return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-
-
-def require_finite(means: Mapping[str, float], title: str, step: int) -> None:
-    """Refuse to go on where a loss or a gradient's norm is not finite. The keys end with "loss" or "gradient_norm".
-
-    Raises:
-        DdilError: one is NaN or infinite.
-    """
-    for key, mean in means.items():
-        if key.endswith(("loss", "gradient_norm")) and not math.isfinite(mean):
-            raise DdilError(
-                f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower "
-                "learning_rate or gradient_clip; the checkpoint before is kept"
-            )

@@ -24,6 +24,7 @@ from ddil_core.diffusion.parameterization import Reflection, to_v
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, transitions
 from ddil_core.distillation.aggregate import States
+from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.checks import require_unet
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
@@ -31,16 +32,16 @@ from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.context import LOSS
 from ddil_core.distillation.critic import Critic, mid_side
 from ddil_core.distillation.dropout import evaluating
-from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
-from ddil_core.distillation.processes import condition_part, slices
+from ddil_core.distillation.processes import slices
 from ddil_core.distillation.regression import Pairs, RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import BackwardSimulation, MixedSource, StateSource
-from ddil_core.distillation.stage import Stage
+from ddil_core.distillation.stage import Stage, Stepped
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.training_log import SKIPPED, Logs
 from ddil_core.distillation.transfer import Ahead
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
@@ -197,15 +198,14 @@ class MatchingStage(Stage):
         for fraction in clipped.values():
             logs |= fraction.logs()
         self.critic.requires_grad_(True)
-        critic_losses, norms = [], []
+        steps = list[Stepped]()
         for draw in range(first + 1, first + self.draws_per_update):
             states, _ = self.source.draw(draw)
-            loss, norm = self.step(
-                self.critic, self.critic_optimizer, self._critic_losses(states, draw), self.rate(self.critic_rate, step)
-            )
-            critic_losses.append(loss)
-            norms.append(norm)
-        logs["critic_loss"], logs["critic_gradient_norm"] = torch.stack(critic_losses).mean(), torch.stack(norms).mean()
+            losses, rate = self._critic_losses(states, draw), self.rate(self.critic_rate, step)
+            steps.append(self.step(self.critic, self.critic_optimizer, losses, rate))
+        losses_of_critic, norms, skipped = (torch.stack(column) for column in zip(*steps, strict=True))
+        logs["critic_loss"], logs["critic_gradient_norm"] = losses_of_critic.mean(), norms.mean()
+        logs[SKIPPED] = torch.maximum(torch.as_tensor(logs[SKIPPED]), skipped.max())
         return logs | self.source.logs(aggregated)
 
     def generate(self, states: States, condition: Condition) -> Tensor:
@@ -267,7 +267,7 @@ class MatchingStage(Stage):
         gradients = list[Tensor]()
         with self.accelerator.autocast():
             for rows in slices(len(x), self.config.teacher_batch_size):
-                states = x[rows], eps[rows], t[rows], condition_part(condition, rows)
+                states = x[rows], eps[rows], t[rows], condition.part(rows)
                 reflection = self.teacher.reflection
                 gradients.append(score_difference(self.real, self.fake, *states, reflection, clipped, self.finite))
         return torch.cat(gradients)
@@ -293,7 +293,7 @@ class MatchingStage(Stage):
             condition = self.condition(part.row)
             with torch.no_grad(), evaluating(self.net):
                 pieces = slices(len(part), self.config.teacher_batch_size)
-                x = torch.cat([self.generate(part.part(p), condition_part(condition, p)) for p in pieces])
+                x = torch.cat([self.generate(part.part(p), condition.part(p)) for p in pieces])
             output, fake, z = self._judge(self.critic, x, condition, t, eps)
             loss = (output - self._expected(x, z, eps, t)).square().mean()
             if gan is not None:

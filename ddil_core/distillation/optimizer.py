@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.support.errors import WrongCommand
@@ -34,6 +35,24 @@ def make_optimizer(
         optimizer: torch.optim.Optimizer = AdamW8bit(trained, **options)
         return optimizer
     return torch.optim.AdamW(trained, **options, fused=True if config.optimizer == "fused" else None)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """Do an optimiser's step, unless ``skipped`` (a number on the device) is 1.
+
+    Fused AdamW reads ``skipped`` on the device, as it reads the overflows of a gradient scaler, so that nobody waits
+    for a GPU. The other optimisers wait for it.
+    """
+    inner: Any = getattr(optimizer, "optimizer", optimizer)  # the accelerator's wrapper holds the optimiser
+    if inner.defaults.get("fused"):
+        inner.found_inf = skipped
+        optimizer.step()
+    elif not bool(skipped):
+        optimizer.step()
+
+
+LARGEST = 65_504.0
+"""The largest trained weight, which is the largest number of float16. No network with a larger one can be used."""
 
 
 class TrainedWeights:
@@ -74,6 +93,13 @@ class TrainedWeights:
                 if gradient is not None:
                     weight.grad = gradient.float() if weight.grad is None else weight.grad.add_(gradient)
                     self.trained[name].grad = None
+
+    @torch.no_grad()
+    def ruined(self) -> str | None:
+        """Return the name of the first weight that is not finite or above ``LARGEST``, or None. This waits once."""
+        largest = torch.stack(torch._foreach_norm([*self.weights.values()], math.inf)).float()
+        broken = ~(largest <= LARGEST)  # NaN is not below either
+        return [*self.weights][int(broken.int().argmax())] if bool(broken.any()) else None
 
     @torch.no_grad()
     def give_weights(self) -> None:

@@ -15,8 +15,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from ddil_core.diffusion.denoiser import Condition
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.support import ranks
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.ranks import world
@@ -31,6 +31,7 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
 
     Raises:
         WrongCommand: the package of a tracker is not installed.
+        DdilError: another process did not start, or has stopped.
     """
     for name in config.trackers:
         if find_spec(TRACKER_PACKAGES[name]) is None:
@@ -39,6 +40,7 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
                 f"the tracker {name!r} needs a package that is not installed: pip install {package}, or set trackers "
                 "to []"
             )
+    ranks.barrier()  # all processes are here, so that none waits for hours for one that did not start
     if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
         AcceleratorState._reset_state(reset_partial_state=world() == 1)
     return Accelerator(
@@ -94,10 +96,3 @@ def gather_rows(accelerator: Accelerator, own: Tensor, owner: Tensor) -> Tensor:
 def slices(count: int, size: int) -> list[slice]:
     """Return consecutive parts of ``count`` rows, each of at most ``size``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def condition_part(condition: Condition, rows: slice) -> Condition:
-    """Return the given rows of a condition, without a copy."""
-    tensors = {name: tensor[rows] for name, tensor in condition.tensors.items()}
-    guidance, noise = (None if part is None else part[rows] for part in (condition.guidance, condition.noise))
-    return Condition(tensors, guidance, noise)

@@ -25,13 +25,13 @@ from ddil_core.distillation.collectors import Labeler, MixedCollector, Transitio
 from ddil_core.distillation.config import ProgressiveConfig, StageConfig
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.conversion import convert_to_v
-from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.losses import pd_loss, pd_target
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
+from ddil_core.distillation.training_log import Logs
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.devices import sent
 

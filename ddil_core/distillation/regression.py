@@ -21,10 +21,11 @@ from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.schedule import rows_at, transitions
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.config import MatchingConfig
-from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.steady import steady
+from ddil_core.distillation.training_log import Logs
+from ddil_core.support.checksums import require_checksum, with_checksum
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
@@ -80,12 +81,13 @@ def encode_pairs(
             advance(len(rows))
     pairs = {"noise": noise, "x0": torch.cat(ends), "row": row}
     if accelerator.is_main_process:
-        write_tensors(path, pairs)
+        write_tensors(path, pairs, writing=with_checksum)
     accelerator.wait_for_everyone()
     return pairs
 
 
 def _read(path: Path) -> Pairs:
+    require_checksum(path, "the file of the teacher's pairs", "delete it to make them again")
     try:
         tensors = load_file(path)
         pairs: Pairs = {name: tensors[name] for name in ("noise", "x0", "row")}

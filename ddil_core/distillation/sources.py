@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ddil_core.distillation.aggregate import AggregatedDataset, States
+from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.collectors import Collector, Labeler
 from ddil_core.distillation.context import COLLECTION, DATA, ROUNDING, StageContext
 from ddil_core.distillation.dropout import evaluating
-from ddil_core.distillation.loop import Logs, Stateful
 from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.distillation.processes import gather_rows, own_rows, owners, slices
 from ddil_core.distillation.sampler import ConsistencySampler, step_noise
+from ddil_core.distillation.training_log import Logs
 from ddil_core.distillation.transfer import Ahead, Draws
 from ddil_core.support.devices import pinned, sent
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,15 +16,32 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.diffusion.parameterization import Prediction
+from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import seeded
-from ddil_core.distillation.loop import Ema, Logs, Stateful
-from ddil_core.distillation.optimizer import TrainedWeights, make_optimizer
+from ddil_core.distillation.loop import Ema
+from ddil_core.distillation.optimizer import LARGEST, TrainedWeights, make_optimizer, step_unless
 from ddil_core.distillation.sources import StateSource
+from ddil_core.distillation.training_log import SKIPPED, Logs
 from ddil_core.models.compiling import compile_module
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import not_finite
+
+
+class Stepped(NamedTuple):
+    """What a step of an optimiser saw.
+
+    Attributes:
+        loss: The loss of this process's rows.
+        norm: The norm of the gradient before clipping.
+        skipped: 1 where the step changed no weights, else 0; the same in all processes.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    skipped: Tensor
 
 
 class Stage(ABC):
@@ -122,20 +140,28 @@ class Stage(ABC):
         source = {} if self.source is None else self.source.stateful()
         return {"net": self.weights[self.net], **average, "optimizer": self.optimizer, **source}
 
-    def require_finite(self, teacher: str, step: int) -> None:
-        """Refuse to go on where an output of the teacher since the last call is not finite.
+    def require_sound(self, teacher: str, title: str, step: int, kept: str) -> None:
+        """Refuse to go on where an output of the teacher since the last call, or a trained weight now, is unusable.
 
-        This waits for the device, once.
+        This waits for the device, a few times.
 
         Args:
             teacher: What the message calls the teacher.
+            title: What the message calls the stage.
             step: How many updates are done.
+            kept: Says which checkpoint is kept.
 
         Raises:
-            DdilError: an output is not finite.
+            DdilError: an output is not finite, or a weight is not finite or too large.
         """
         if (place := self.finite.first_broken()) is not None:
             raise not_finite("the targets", f"by update {step}, {place}", teacher, [self.teacher.network])
+        for weights in self.weights.values():
+            if (name := weights.ruined()) is not None:
+                raise DdilError(
+                    f"the weights of the stage {title!r} are ruined by update {step}, first {name}: they are not "
+                    f"finite, or larger than {LARGEST:,.0f}: lower learning_rate or weight_decay; {kept}"
+                )
 
     def unwrapped(self, net: nn.Module) -> Any:
         """Return a prepared network without the wrapper that joins its gradients over processes."""
@@ -164,24 +190,24 @@ class Stage(ABC):
 
     def descend(self, losses: Iterator[Tensor], step: int) -> Logs:
         """Do one optimiser step of the student on the sum of its losses, one for each part of the batch."""
-        loss, norm = self.step(self.net, self.optimizer, losses, self.rate(self.config.learning_rate, step))
+        stepped = self.step(self.net, self.optimizer, losses, self.rate(self.config.learning_rate, step))
         if self.ema is not None:
             self.ema.update(self.weights[self.net])
-        return {"loss": loss, "gradient_norm": norm}
+        return {"loss": stepped.loss, "gradient_norm": stepped.norm, SKIPPED: stepped.skipped}
 
     def step(
         self, net: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterator[Tensor], learning_rate: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Stepped:
         """Do one optimiser step of a network, with clipped gradients.
+
+        The step changes no weights, and no state of the optimiser, where the loss of any process or the norm of the
+        gradient is NaN or infinite, or the norm is ``skip_above`` or more.
 
         Args:
             net: A network from ``prepare``.
             optimizer: The optimiser of the network.
             losses: One loss for each part of the batch. Each is computed when its turn comes.
             learning_rate: The learning rate of this step.
-
-        Returns:
-            The loss of this process's rows, and the norm of the gradient before clipping.
         """
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -195,11 +221,15 @@ class Stage(ABC):
                 self.accelerator.backward(loss)
             weights.take_gradients()
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(weights.parameters(), self.config.gradient_clip)
-        optimizer.step()
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(weights.parameters(), self.config.gradient_clip))
+        bound = math.inf if self.config.skip_above is None else self.config.skip_above
+        skipped = 1 - (torch.isfinite(total) & (norm.detach() < bound)).float()  # NaN is not below the bound
+        if self.accelerator.num_processes > 1:
+            skipped = self.accelerator.reduce(skipped, "sum").clamp(max=1)
+        step_unless(optimizer, skipped)
         optimizer.zero_grad()
         weights.give_weights()
-        return total, torch.as_tensor(norm).detach()
+        return Stepped(total, norm.detach(), skipped)
 
     def finish(self) -> nn.Module:
         """Return the final network, float32: the next stage's teacher, or the output."""

@@ -15,8 +15,9 @@ from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.diffusion.schedule import LCM_STEPS
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
+from ddil_core.support.checksums import with_checksum
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import replacing, write_text
+from ddil_core.support.files import sort_metadata, write_text
 from ddil_core.support.finite import broken_weight
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -45,7 +46,7 @@ class Student:
 def save_student(
     model: Model, student: Student, bounds: Bounds, folder: Path, teacher: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the student as a diffusers pipeline to ``folder``, whole or not at all.
+    """Write the student as a diffusers pipeline to ``folder``, whole or not at all, with checksums.
 
     The file ``ddil.json`` in the folder holds the exact sampling, the ``bounds`` at which x̂ can be reflected, and how
     the ``teacher`` was used (``MethodConfig.teacher_use``). A LoRA is written twice: merged into the pipeline, and
@@ -68,7 +69,7 @@ def save_student(
     content["grid"] = student.sampling.times(model.denoiser.schedule)
     if teacher is not None:
         content["teacher"] = dict(teacher)
-    with replacing(folder) as temporary:
+    with with_checksum(folder) as temporary:
         if student.lora:
             save_lora(type(model.pipeline), student.net, temporary)
         pipeline.save_pretrained(temporary, safe_serialization=True)
@@ -109,11 +110,15 @@ def _with_guidance_embedding(pipeline: Any) -> Any:
 
 
 def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
-    """Write the adapters alone, under the names that ``load_lora_weights`` knows."""
+    """Write the adapters alone, under the names that ``load_lora_weights`` knows.
+
+    Equal adapters give equal bytes: sets and the metadata, whose order is random, are sorted.
+    """
     from peft.utils import get_peft_model_state_dict
 
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(net).items()}
     metadata = net.peft_config["default"].to_dict()
+    metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in metadata.items()}
     pipeline_class.save_lora_weights(
         folder,
         unet_lora_layers=layers,
@@ -121,6 +126,7 @@ def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
         safe_serialization=True,
         weight_name=LORA_FILE,
     )
+    sort_metadata(folder / LORA_FILE)
 
 
 def merged(net: nn.Module) -> nn.Module:

@@ -11,10 +11,13 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
+from ddil_core.distillation.checkpoints import Checkpoints
 from ddil_core.distillation.loop import fit
+from ddil_core.distillation.out_of_memory import memory_named
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.watch import watchers
+from ddil_core.support.checksums import require_checksum, with_checksum
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_tensors
 from ddil_core.support.finite import broken_weight
@@ -31,27 +34,33 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
         title: What the log and messages call the stage.
 
     Raises:
-        DdilError: the stage's weights are not finite, or its files are damaged.
+        DdilError: the stage's weights are not finite, its files are damaged, or the memory is too small.
         Interrupted: a signal came, and the checkpoint is saved.
     """
     finished, checkpoint = (run.out / "checkpoints" / f"{name}.{kind}" for kind in ("safetensors", "pt"))
+    config = run.config
     if finished.is_file():
         net = _load_weights(copy.deepcopy(net), finished)
     else:
-        stage = make()
-        fit(
-            stage.update,
-            stage.stateful(),
-            steps=stage.updates,
-            checkpoint=checkpoint,
-            log=run.out / "log.jsonl",
-            title=title,
-            save_every=run.config.save_every,
-            callbacks=watchers(run, stage, name, title),
-            accelerator=run.accelerator,
-            check=partial(stage.require_finite, f"the teacher of the stage {title!r}, from {run.model.reference!r}"),
-        )
-        for tracker in run.accelerator.trackers if run.config.trackers else ():
+        with memory_named(run, title):
+            stage = make()
+            fit(
+                stage.update,
+                stage.stateful(),
+                steps=stage.updates,
+                checkpoint=checkpoint,
+                log=run.out / "log.jsonl",
+                title=title,
+                save_every=config.save_every,
+                keep=config.keep_checkpoints,
+                skip_limit=config.skip_limit,
+                callbacks=watchers(run, stage, name, title),
+                accelerator=run.accelerator,
+                check=partial(
+                    stage.require_sound, f"the teacher of the stage {title!r}, from {run.model.reference!r}", title
+                ),
+            )
+        for tracker in run.accelerator.trackers if config.trackers else ():
             tracker.finish()
         net = stage.finish()
         del stage
@@ -64,16 +73,18 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
         if run.accelerator.is_main_process:
             _save_weights(net, finished)
     if run.accelerator.is_main_process:
-        checkpoint.unlink(missing_ok=True)
+        Checkpoints(checkpoint).delete()
     run.accelerator.wait_for_everyone()
     return net.eval().requires_grad_(False)
 
 
 def _save_weights(module: nn.Module, path: Path) -> None:
-    write_tensors(path, {name: tensor.contiguous() for name, tensor in module.state_dict().items()})
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    write_tensors(path, tensors, writing=with_checksum)
 
 
 def _load_weights(module: nn.Module, path: Path) -> nn.Module:
+    require_checksum(path, "the file of the stage's weights", "delete it to train the stage again")
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch have error classes of their own

@@ -80,17 +80,23 @@ class Watch:
 
     def __call__(self, step: int, means: dict[str, float] | None) -> None:
         warnings = [] if means is None else self._gradient_warnings(means)
-        if step % self.config.every == 0 or step == self.stage.updates:
+        if (step % self.config.every == 0 or step == self.stage.updates) and not self._is_done(step):
             z = self.draw()
             measured = measure_latents(z.float().cpu(), self.run.pool, self.run.reflection, self.config.images)
-            line = json.dumps({"stage": self.title, "step": step, "watch": measured})
-            append_line(self.run.out / "log.jsonl", line)
             path = self.run.out / "grids" / f"{self.name}-{step}.png"
             images = self.run.model.decode(z)
             overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
+            line = json.dumps({"stage": self.title, "step": step, "watch": measured})
+            append_line(self.run.out / "log.jsonl", line)
             warnings += alarms(measured, self.config)
         for sentence in warnings:
             warn(f"{self.title}, update {step}: {sentence}")
+
+    def _is_done(self, step: int) -> bool:
+        """Whether the log has the line of an update, which is written last: the loop calls again where a run goes on."""
+        log = self.run.out / "log.jsonl"
+        start = json.dumps({"stage": self.title, "step": step})[:-1] + ', "watch"'
+        return log.is_file() and any(line.startswith(start) for line in log.read_text(encoding="utf-8").splitlines())
 
     def draw(self) -> Tensor:
         """Return latents [prompts · images, C, H, W] of the student as it is now."""

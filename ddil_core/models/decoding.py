@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddil_core.models.memory import tiles
 from ddil_core.support.finite import Finite, not_finite
+from ddil_core.support.fitting import Fitting
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def begin_decoding(
         vae: The autoencoder.
         z: Scaled latents [B, C, h, w].
         scaling: (scale, shift) of ``latent_scaling``.
-        batch_size: The most images at once. 0 decodes them one by one, in tiles.
+        batch_size: The most images at once, or fewer where they do not fit. 0 decodes them one by one, in tiles.
         owner: What the message of an error calls the model.
         static: Give all parts the same number of rows. Rows that fill the last part up are dropped.
         whole: The latents of a whole batch, where z may be a shorter one: its parts then have as many rows, if static.
@@ -46,14 +47,19 @@ def begin_decoding(
     if static:
         whole = max(whole, len(z))
         rows = -(-whole // -(-whole // rows))  # as even as possible, so that few rows are decoded in vain
-    finite, parts = Finite[str](), list[Tensor]()
+    finite, fitting = Finite[str](), Fitting("the autoencoder")
+    fitting.most = rows
+
+    def decoded(part: slice) -> Tensor:
+        latents, rows = z[part], fitting.most or len(z)
+        full = torch.cat([latents, latents[:1].expand(rows - len(latents), -1, -1, -1)]) if static else latents
+        pixels = vae.decode((full / scale + shift).to(vae.dtype)).sample[: len(latents)]
+        finite.see("after its autoencoder decoded them", pixels)
+        levels = (pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
+        return _to_host(levels)
+
     with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
-        for part in z.split(rows):
-            full = torch.cat([part, part[:1].expand(rows - len(part), -1, -1, -1)]) if static else part
-            pixels = vae.decode((full / scale + shift).to(vae.dtype)).sample[: len(part)]
-            finite.see("after its autoencoder decoded them", pixels)
-            levels = (pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
-            parts.append(_to_host(levels))
+        parts = fitting.parts(decoded, len(z))
     done = None
     if z.is_cuda:
         done = torch.cuda.Event()

@@ -12,10 +12,16 @@ from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check_files
 from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index
+from ddil_core.support.checksums import MANIFEST, require_checksum
 from ddil_core.support.errors import DdilError
 
 if TYPE_CHECKING:
     import torch
+
+
+CHANGED = (
+    f"copy or make the model again; if you changed the file yourself, delete {MANIFEST} in the folder of the model"
+)
 
 
 def load_pipeline(
@@ -23,8 +29,8 @@ def load_pipeline(
 ) -> Any:
     """Load a pipeline from local files, on the CPU.
 
-    Headers and configurations are checked before a weight is read, so cut files and weights of another model are
-    refused early.
+    Headers, configurations and checksums are checked before a weight is read, so cut files and weights of another model
+    are refused early. A student of ``ddil distill`` and the shipped models have checksums.
 
     Args:
         files: The files of the model.
@@ -41,6 +47,7 @@ def load_pipeline(
     import diffusers
 
     weights = _check_weights(files, reference, variant)
+    require_checksum(files.folder, f"the model {reference!r}", CHANGED)
     pipeline_class = getattr(diffusers, kind, None)
     if pipeline_class is None:
         raise DdilError(

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddil_core.support.checksums import require_checksum, with_checksum
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import replacing, write_tensors, write_text
+from ddil_core.support.files import write_tensors, write_text
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -60,7 +61,7 @@ def build_scorer() -> CLIP:
 def save_scorer(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write a scorer and its tokenizer as a folder that open_clip loads. An old folder is replaced at the end."""
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(folder) as temporary:
+    with with_checksum(folder) as temporary:
         tokenizer.save_pretrained(temporary)
         write_text(temporary / FILES[0], json.dumps(scorer_config(), indent=2) + "\n")
         write_tensors(temporary / FILES[1], state)
@@ -93,6 +94,7 @@ def load_scorer(
     if problem is not None:
         raise DdilError(problem)
     require_torchvision()
+    require_checksum(folder, "the scorer", "install ddil again")
     import open_clip
     from safetensors import SafetensorError
 

@@ -6,12 +6,13 @@ between, the final name holds the old file or no file. If the disk refuses, the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,21 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.[^.]+)?")
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """The end of a message in which a Rust library (safetensors, tokenizers) reports an error of the operating system."""
+
+
+class NotWritten(DdilError):
+    """The disk or the folder refuses a file.
+
+    Attributes:
+        reason: What the system says.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} could not be written ({reason}; {_free_space(path)}): make room or name another place, and run "
+            "the same command again"
+        )
+        self.reason = reason
 
 
 @contextmanager
@@ -48,10 +64,10 @@ def replacing(path: Path) -> Iterator[Path]:
                 _flush(file)
         temporary.replace(path)
     except Exception as error:  # libraries have errors of their own for a full disk
-        reason = _system_reason(error)
-        if isinstance(error, DdilError) or reason is None:
+        reason = error.reason if isinstance(error, NotWritten) else _system_reason(error)
+        if reason is None or (isinstance(error, DdilError) and not isinstance(error, NotWritten)):
             raise
-        raise _not_written(path, reason) from error
+        raise NotWritten(path, reason) from error
     finally:
         _delete(temporary)
 
@@ -62,22 +78,46 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    writing: Callable[[Path], AbstractContextManager[Path]] = replacing,
+) -> None:
     """Write tensors as safetensors, whole or not at all.
 
-    The tensors are contiguous and share no memory. Raises as ``replacing``.
+    The tensors are contiguous and share no memory. ``writing=with_checksum`` also writes a checksum. Raises as
+    ``replacing``.
     """
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         save_file(dict(tensors), temporary, metadata)
 
 
-def write_torch(path: Path, content: Any) -> None:
-    """Write a file with ``torch.save``, whole or not at all. Raises as ``replacing``."""
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header of a safetensors file, which the library writes in a random order.
+
+    Call this on a temporary file of ``replacing``. The tensors stay where they are.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # a header is padded with spaces
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+def write_torch(
+    path: Path, content: Any, *, writing: Callable[[Path], AbstractContextManager[Path]] = replacing
+) -> None:
+    """Write a file with ``torch.save``, whole or not at all. For ``writing`` see ``write_tensors``. Raises as it."""
     import torch
 
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with writing(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch raises "unexpected pos" while it handles the system's error
@@ -105,7 +145,7 @@ def append_line(path: Path, line: str) -> None:
                     file.truncate(size)
                 raise
     except OSError as error:
-        raise _not_written(path, error.strerror or str(error)) from error
+        raise NotWritten(path, error.strerror or str(error)) from error
 
 
 def is_temporary(path: Path) -> bool:
@@ -113,13 +153,19 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def delete_temporaries(*folders: Path) -> None:
-    """Delete the temporary files of killed processes. Call this only on folders to which no other process writes."""
+def delete_temporaries(*folders: Path, below: int = 0) -> None:
+    """Delete the temporary files of killed processes. Call this only on folders to which no other process writes.
+
+    ``below`` is how many levels of their subfolders are searched too.
+    """
     for folder in folders:
-        if folder.is_dir():
-            for path in folder.iterdir():
-                if is_temporary(path):
-                    _delete(path)
+        if not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)):  # such as lost+found
+            continue
+        for path in [*folder.iterdir()]:
+            if is_temporary(path):
+                _delete(path)
+            elif below and path.is_dir() and not path.is_symlink():
+                delete_temporaries(path, below=below - 1)
 
 
 def _delete(path: Path) -> None:
@@ -132,13 +178,6 @@ def _delete(path: Path) -> None:
 def _flush(file: Path) -> None:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _not_written(path: Path, reason: str) -> DdilError:
-    return DdilError(
-        f"{path} could not be written ({reason}; {_free_space(path)}): make room or name another place, and run the "
-        "same command again"
-    )
 
 
 def _free_space(path: Path) -> str:

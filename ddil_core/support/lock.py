@@ -18,11 +18,15 @@ from pathlib import Path
 
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
+from ddil_core.support.files import delete_temporaries
 from ddil_core.support.outside import MEGABYTE, parse_json, read_file
 from ddil_core.support.progress import warn
 
 LOCK = ".ddil.lock"
 """The name of the lock's file in the folder."""
+
+LEVELS = 2
+"""How many levels of folders commands write to inside of the folder that they hold."""
 
 _LONGEST = 200
 """The most characters of a command that a message repeats."""
@@ -33,13 +37,15 @@ _held: dict[Path, int] = {}
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a folder. Make it where it does not exist.
+    """Hold a folder. Make it where it does not exist. Delete the temporary files that killed commands left in it.
 
     Raises:
         DdilError: another command holds the folder (the message names the command), or the folder cannot be made or
             written to.
     """
     with _holding(folder, _refuse, "name another"):
+        if _held[folder.resolve()] == 1:  # not in a nested call, whose caller may be writing
+            delete_temporaries(folder, below=LEVELS)
         yield
 
 
@@ -74,6 +80,7 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
     try:
         file = _locked(path, busy)
     except OSError as error:
+        _remove_empty(new)
         raise DdilError(
             f"the folder {folder} cannot be written to ({error.strerror or error}); make it writable or {cure}"
         ) from error
@@ -84,9 +91,14 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
         del _held[key]
         path.unlink(missing_ok=True)  # before the lock ends, so that no other process locks a file without a name
         os.close(file)
-        with suppress(OSError):  # the folder is not empty
-            for place in new:
-                place.rmdir()
+        _remove_empty(new)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that were made for a lock, the innermost first, as far as they are empty."""
+    with suppress(OSError):  # a folder is not empty
+        for folder in folders:
+            folder.rmdir()
 
 
 def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
@@ -98,8 +110,12 @@ def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
             if not _try(file, path):
                 busy(file, path)
             elif _is_named(file, path):  # otherwise the last holder deleted the file after it was opened here
-                os.ftruncate(file, 0)
-                os.write(file, json.dumps(_myself()).encode())
+                try:
+                    os.ftruncate(file, 0)
+                    os.write(file, json.dumps(_myself()).encode())
+                except OSError:  # the disk is full
+                    path.unlink(missing_ok=True)
+                    raise
                 return file
         except BaseException:
             os.close(file)

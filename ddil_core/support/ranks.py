@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.paths import shown
@@ -18,6 +19,15 @@ from ddil_core.support.paths import shown
 _CURE = "unset it, or start the processes with torchrun"
 PATIENCE = timedelta(days=7)
 """How long a process waits at a barrier. The main process may work alone for long."""
+
+ARRIVAL = timedelta(minutes=10)
+"""How long a process waits for the others to start. One that dies before is missed after this time."""
+
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket|timed out", re.IGNORECASE)
+"""What messages of torch.distributed say where another process is gone."""
+
+_groups: list[Any] = []
+"""The group of all processes, once they have met. It is apart from the group that trains, which may use GPUs."""
 
 
 def rank() -> int:
@@ -70,6 +80,24 @@ def described(device: str) -> str:
     return device if world() == 1 else f"{world()} × {device.partition(':')[0]}"
 
 
+def meet() -> None:
+    """Wait until all processes have started, for at most ``ARRIVAL``. The first barrier of a command begins with this.
+
+    Raises:
+        DdilError: a process did not start in this time, or has stopped.
+    """
+    if world() == 1 or _groups:
+        return
+    from torch.distributed import ProcessGroupGloo
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    with others_named():
+        store, _, _ = next(rendezvous("env://", rank(), world(), timeout=ARRIVAL))
+        store.set_timeout(ARRIVAL)
+        _groups.append(ProcessGroupGloo(PrefixStore("ddil", store), rank(), world(), ARRIVAL))
+
+
 def barrier() -> None:
     """Wait until all processes call this.
 
@@ -78,22 +106,38 @@ def barrier() -> None:
     """
     if world() == 1:
         return
+    meet()
     import torch.distributed as dist
 
+    options = dist.BarrierOptions()
+    options.timeout = PATIENCE
+    with others_named():
+        _groups[0].barrier(options).wait()
+
+
+@contextmanager
+def others_named() -> Iterator[None]:
+    """Turn an error that another process causes by stopping into one sentence.
+
+    Raises:
+        DdilError: another process has stopped, or did not start.
+    """
     try:
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=PATIENCE)
-        dist.barrier()
+        yield
     except RuntimeError as error:
+        if world() == 1 or not _LOST.search(str(error)):
+            raise
+        reason = " ".join(str(error).split()).partition(". This is typically")[0]  # gloo goes on with advice
         raise DdilError(
-            f"process {rank()} of {world()} waits in vain for the others ({' '.join(str(error).split())}); "
-            "see what they said, and run the same command again to go on"
+            f"process {rank()} of {world()} waits in vain for the others ({reason}); see what they said, and run the "
+            "same command again to go on"
         ) from error
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
     """Run the block in the main process first, and then in the others."""
+    meet()  # before the work of the main process, which may take long
     if not is_main():
         barrier()
     yield

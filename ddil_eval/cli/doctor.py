@@ -177,6 +177,8 @@ def weights() -> Iterator[Check]:
 def _shipped(name: str, folder: Path, index: str) -> Check:
     from safetensors import SafetensorError, safe_open
 
+    from ddil_core.support.checksums import Damaged, require_checksum
+
     files = sorted(folder.rglob("*.safetensors"))
     if not files or not (folder / index).is_file():
         return Check("weights", name, f"missing: {folder}", ok=False, cure=SHIPPED_AGAIN)
@@ -186,6 +188,10 @@ def _shipped(name: str, folder: Path, index: str) -> Check:
                 pass
         except (SafetensorError, OSError) as error:
             return Check("weights", name, f"damaged: {file} ({error})", ok=False, cure=SHIPPED_AGAIN)
+    try:
+        require_checksum(folder, name, SHIPPED_AGAIN)
+    except Damaged as error:
+        return Check("weights", name, f"damaged: {str(error).partition(';')[0]}", ok=False, cure=SHIPPED_AGAIN)
     size = sum(file.stat().st_size for file in files) / 2**20
     return Check("weights", name, f"{len(files)} files, {size:.1f} MiB", ok=True)
 

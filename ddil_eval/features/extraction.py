@@ -12,6 +12,7 @@ import numpy as np
 
 from ddil_core.data.base import DataSet
 from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.fitting import Fitting
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_eval.features.recipes import Preparation, Recipe
@@ -65,6 +66,7 @@ class Extractors:
         self.networks: dict[str, Network] = {row.network.name: row.network for row in rows}
         self._recipe, self._images_per_prompt = recipe, images_per_prompt
         self._loaded: dict[str, Extractor] = {name: net.open_on(device) for name, net in self.networks.items()}
+        self._fitting = {name: Fitting(f"the network {name!r}") for name in self.networks}
         self._first_metric = {row.network.name: row.name for row in reversed(rows)}
         self._group = sorted({row.network.name for row in rows if row.kind == "group"})
         self._scores = {row.network.name for row in rows if row.kind in ("mean", "group")}
@@ -124,7 +126,7 @@ class Extractors:
         clip = self._recipe.clip if self._recipe is not None else None
         if network.prefixed and clip is not None and clip.prefix:
             captions = [clip.prefix + caption for caption in captions]
-        features: Any = self._loaded[name](images, captions)
+        features: Any = self._run(name, images, captions)
         if not isinstance(features, np.ndarray):
             raise DdilError(
                 f"the network {name!r} gives a {type(features).__name__} for images; it must give an array of numpy"
@@ -143,6 +145,14 @@ class Extractors:
                 f"{features.dtype}): its weights are damaged; get them again (see 'ddil metrics')"
             )
         return features
+
+    def _run(self, name: str, images: np.ndarray, captions: list[str]) -> np.ndarray:
+        """Run a network on a batch, or on fewer images at once where the memory is too small, unless it compares them."""
+        network = self._loaded[name]
+        if name in self._group or not len(images):
+            return network(images, captions)
+        parts = self._fitting[name].parts(lambda rows: network(images[rows], captions[rows]), len(images))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _extract_all(self, name: str, batches: Sequence[np.ndarray], captions: list[str]) -> np.ndarray:
         """Run a network on batches that follow one another as the captions do: [B, d]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddil_core.support.errors import DdilError
+from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 from ddil_eval.features.storage import read_features
 from ddil_eval.report.records import Record
 
@@ -63,8 +63,8 @@ class PromptScores:
 def _keys(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.rglob("features/*/key.json")):
         try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            content = parse_json(read_file(path, DESCRIPTION))
+        except (OSError, ValueError):
             continue
         if isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in ("made", "prompts")):
             yield path.parent, content

@@ -309,11 +309,16 @@ def test_a_damaged_record(shift: Cli, cli: Cli, tmp_path: Path) -> None:
         assert last.endswith("): move it away and run its measurement again.")
 
 
+MISMATCH = (
+    "does not match its checksum {}.sha256, so one of the two was damaged or changed after it was written; "
+)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("data.safetensors", "the encoded data {} is damaged; delete the file to encode the data again"),
-        ("stage-1-of-1.safetensors", "the stage's weights {} are damaged; delete the file to train the stage again"),
+        ("data.safetensors", "the file of the encoded data {} " + MISMATCH + "delete the file to encode the data again"),
+        ("stage-1-of-1.safetensors", "the file of the stage's weights {} " + MISMATCH + "delete it to train the stage again"),
         ("stage-1-of-1.pt", "the checkpoint {} cannot be read ({}); delete it to start this stage again"),
     ],
 )
@@ -329,7 +334,7 @@ def test_a_damaged_checkpoint(name: str, sentence: str, distill: Cli, tmp_path: 
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     result = distill()
     kind = result.stderr.splitlines()[-1].split("(")[-1].split(")")[0]
-    refused(result, sentence.format(path, kind), 1)
+    refused(result, sentence.format(path, kind if name.endswith(".pt") else name), 1)
     path.unlink()
     assert distill().exit_code == 0 and (run / "student" / "model_index.json").is_file()
 

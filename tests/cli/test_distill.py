@@ -12,8 +12,8 @@ import yaml
 from click.testing import Result
 from safetensors.torch import load_file
 
-from ddil_core.distillation.loop import Logs
 from ddil_core.distillation.progressive import ProgressiveStage
+from ddil_core.distillation.training_log import Logs
 from ddil_core.models.model import load_model
 
 Cli = Callable[..., Result]

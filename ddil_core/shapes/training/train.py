@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddil_core.diffusion.schedule import Schedule
-from ddil_core.distillation.loop import Ema, Logs, Stateful, fit
+from ddil_core.distillation.checkpoints import Stateful
+from ddil_core.distillation.loop import Ema, fit
+from ddil_core.distillation.training_log import Logs
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.shapes.batches import draw_batch
@@ -33,7 +35,8 @@ from ddil_core.shapes.training import architecture
 from ddil_core.shapes.training.card import measure_weights
 from ddil_core.shapes.training.latents import SEED, TrainingPool, encode_training_pool
 from ddil_core.support import ending
-from ddil_core.support.files import replacing, write_text
+from ddil_core.support.checksums import with_checksum
+from ddil_core.support.files import write_text
 from ddil_core.support.lock import held
 
 M = TypeVar("M", bound=nn.Module)
@@ -300,7 +303,7 @@ def export_teacher(
         requires_safety_checker=False,
     )
     sampling = {"solver": "ddim", "steps": None, "guidance_scale": GUIDANCE_SCALE}
-    with replacing(folder) as temporary:
+    with with_checksum(folder) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)
         write_text(temporary / SYSTEM_FILE, json.dumps(sampling, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from ddil_core.distillation.loop import CheckpointError, Ema, Logs, fit, load_checkpoint, save_checkpoint
+from ddil_core.distillation.checkpoints import CheckpointError, Checkpoints
+from ddil_core.distillation.loop import Ema, fit
+from ddil_core.distillation.training_log import Logs
 from ddil_core.support.errors import DdilError
 
 
@@ -107,9 +109,9 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path, key: str) -> N
         fit(update, {"net": net}, save_every=2, log_every=50, **told)
     assert str(error.value) == (
         f"the {key.replace('_', ' ')} of the stage 'DMD2' is not finite at update 4: lower learning_rate or "
-        "gradient_clip; the checkpoint before is kept"
+        "gradient_clip; the checkpoint run.2.pt before it is kept"
     )
-    assert load_checkpoint(checkpoint, {"net": net}) == 2
+    assert Checkpoints(checkpoint).load({"net": net}) == 2
 
 
 def test_ema_is_the_weighted_mean_of_all_weights() -> None:
@@ -130,8 +132,8 @@ def test_ema_is_the_weighted_mean_of_all_weights() -> None:
 
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, path = nn.Linear(2, 2), tmp_path / "run.pt"
-    save_checkpoint(path, 3, {"net": first})
+    first, checkpoints = nn.Linear(2, 2), Checkpoints(tmp_path / "run.pt", keep=1)
+    checkpoints.save(3, {"net": first})
 
     def torn(_: object, file: BinaryIO) -> None:
         file.write(b"half of a file")
@@ -140,25 +142,94 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before_it(tmp_path: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", torn)
         with pytest.raises(Killed):
-            save_checkpoint(path, 4, {"net": nn.Linear(2, 2)})
+            checkpoints.save(4, {"net": nn.Linear(2, 2)})
     found = nn.Linear(2, 2)
-    assert load_checkpoint(path, {"net": found}) == 3
+    assert checkpoints.load({"net": found}) == 3
     assert torch.equal(found.weight, first.weight)
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "other"])
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "run.pt"
-    save_checkpoint(path, 3, {"net": nn.Linear(4, 5) if damage == "other" else nn.Linear(2, 2)})
-    content = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "other": content}[damage])
+def damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "a flipped bit": bytes(content)}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "a flipped bit"])
+def test_the_last_checkpoints_are_kept_and_the_newest_whole_one_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    nets, checkpoints = {step: nn.Linear(2, 2) for step in (2, 4, 6)}, Checkpoints(tmp_path / "run.pt")
+    for step, net in nets.items():
+        checkpoints.save(step, {"net": net})
+    names = ["run.4.pt", "run.4.pt.sha256", "run.6.pt", "run.6.pt.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    damaged(tmp_path / "run.6.pt", how)
+    found = nn.Linear(2, 2)
+    assert checkpoints.load({"net": found}) == 4 and torch.equal(found.weight, nets[4].weight)
+    assert " ".join(capsys.readouterr().err.split()) == (
+        f"warning: the checkpoint {tmp_path / 'run.6.pt'} cannot be read (it does not match its checksum "
+        "run.6.pt.sha256); the stage goes on from run.4.pt, update 4"
+    )
+    checkpoints.save(5, {"net": nets[4]})  # the damaged one does not count among those that are kept
+    assert [*checkpoints.files()] == [6, 5, 4]
+    for step in (5, 4):
+        damaged(tmp_path / f"run.{step}.pt", how)
     with pytest.raises(CheckpointError) as error:
-        load_checkpoint(path, {"net": nn.Linear(2, 2)})
-    message = str(error.value)
-    assert message.startswith(f"the checkpoint {path} cannot be read (")
-    assert message.endswith("; delete it to start this stage again")
-    assert "\n" not in message
+        checkpoints.load({"net": found})
+    assert str(error.value) == (
+        f"the checkpoint {tmp_path / 'run.6.pt'} cannot be read (it does not match its checksum run.6.pt.sha256), and "
+        "run.5.pt neither, and run.4.pt neither; delete them to start this stage again"
+    )
+    checkpoints.delete()
+    assert not list(tmp_path.iterdir()) and checkpoints.load({"net": found}) == 0
 
 
-def test_without_a_checkpoint_it_starts_at_zero(tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path / "none.pt", {}) == 0
+def test_a_checkpoint_of_other_models_is_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run.pt")
+    checkpoints.save(3, {"net": nn.Linear(4, 5)})
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.load({"net": nn.Linear(2, 2)})
+    assert str(error.value) == (
+        f"the checkpoint {tmp_path / 'run.3.pt'} cannot be read (RuntimeError); delete it to start this stage again"
+    )
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no step in its name, no checksum, no random states, and no sums of the log."""
+    Run(tmp_path / "whole").go()
+    with pytest.raises(Killed):
+        Run(tmp_path / "old").go(die_at=7)
+    saved = torch.load(tmp_path / "old" / "run.5.pt", weights_only=True)
+    Checkpoints(tmp_path / "old" / "run.pt").delete()
+    old = tmp_path / "old" / "run.pt"
+    torch.save({key: value for key, value in saved.items() if key not in ("window", "random", "stage", "steps")}, old)
+    resumed = Run(tmp_path / "old").go()
+    assert resumed.steps_seen[0] == 5 and torch.equal(resumed.weights(), Run(tmp_path / "whole").go().weights())
+    assert f"{old} has no checksum, because an earlier version wrote it" in " ".join(capsys.readouterr().err.split())
+    assert not old.exists() and [*Checkpoints(old).files()] == [12, 10]
+
+
+def test_a_resumed_run_writes_the_lines_of_a_whole_one(tmp_path: Path) -> None:
+    """Also the line whose updates lie on both sides of the kill."""
+    Run(tmp_path / "whole").go()
+    with pytest.raises(Killed):
+        Run(tmp_path / "killed").go(die_at=6)
+    Run(tmp_path / "killed").go()
+    assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def test_callbacks_that_a_kill_cut_off_are_called_again(tmp_path: Path) -> None:
+    net, called = nn.Linear(2, 2), list[int]()
+
+    def callback(step: int, means: dict[str, float] | None) -> None:
+        called.append(step)
+        if called == [1, 2]:
+            raise Killed
+
+    told: dict[str, Any] = {"steps": 3, "checkpoint": tmp_path / "run.pt", "log": tmp_path / "log.jsonl", "title": "x"}
+    with pytest.raises(Killed):
+        fit(lambda step: {"loss": 1.0}, {"net": net}, save_every=2, callbacks=[callback], **told)
+    fit(lambda step: {"loss": 1.0}, {"net": net}, save_every=2, callbacks=[callback], **told)
+    assert called == [1, 2, 2, 3]

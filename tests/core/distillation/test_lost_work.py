@@ -193,7 +193,7 @@ def stopped(teacher: Path, out: Path, at: int) -> None:
         for number, handler in zip(ending.SIGNALS, before, strict=True):
             signal.signal(number, handler)
         ending._received.number, ending._received.listening = None, False
-    checkpoint = out / "checkpoints" / "stage-1-of-1.pt"
+    checkpoint = out / "checkpoints" / f"stage-1-of-1.{at + 1}.pt"
     assert str(error.value) == (
         f"stopped by SIGTERM: update {at + 1} of 6 of the stage '4 → 2 steps' is saved in {checkpoint}; run the "
         "same command again to go on"
@@ -237,26 +237,29 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_its_status(folder: Path
     last = errors.splitlines()[-1]
     assert last.startswith("stopped by SIGTERM: update ") and last.endswith("; run the same command again to go on")
     assert "Traceback" not in errors and not (out / LOCK).exists()
-    assert torch.load(out / "checkpoints" / "stage-1-of-1.pt", weights_only=True)["step"] >= 50
+    (checkpoint,) = (out / "checkpoints").glob("stage-1-of-1.*.pt")
+    assert torch.load(checkpoint, weights_only=True)["step"] >= 50
 
 
 def test_a_full_disk_costs_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     """The system takes no file as large as a checkpoint."""
     out = tmp_path / "out"
     stopped(folder, out, at=2)
-    checkpoint = out / "checkpoints" / "stage-1-of-1.pt"
-    before = checkpoint.read_bytes()
+    checkpoint, before = out / "checkpoints" / "stage-1-of-1.4.pt", files(out / "checkpoints")
     limit = (
         "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, -1)); sys.argv[0] = 'ddil'; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max(map(len, before.values())) // 2}, -1)); sys.argv[0] = 'ddil'; "
         "runpy.run_module('ddil_eval.cli', run_name='__main__', alter_sys=False)"
     )
     words = command(folder, out)
     done = subprocess.run([sys.executable, "-c", limit, *words[3:]], capture_output=True, text=True, env=environment())
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"error: {checkpoint} could not be written (File too large; " in done.stderr.splitlines()[-1]
-    assert checkpoint.read_bytes() == before
-    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["data.safetensors", checkpoint.name]
+    assert files(out / "checkpoints") == before and {"stage-1-of-1.2.pt", "stage-1-of-1.3.pt"} < before.keys()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_kill_before_the_run_is_described_leaves_a_folder_that_is_taken(folder: Path, tmp_path: Path) -> None:

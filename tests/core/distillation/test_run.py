@@ -155,7 +155,9 @@ def test_a_process_killed_by_the_system_is_taken_up_by_another(folder: Path, fin
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert sorted(p.name for p in (out / "checkpoints").glob("stage*")) == [
         "stage-1-of-2.safetensors",
-        "stage-2-of-2.pt",
+        "stage-1-of-2.safetensors.sha256",
+        "stage-2-of-2.2.pt",
+        "stage-2-of-2.2.pt.sha256",
     ]
     go(folder, out, resume=True)
     assert same_student(out, finished)
@@ -329,7 +331,8 @@ def test_damaged_files_of_a_run_are_one_sentence_each(folder: Path, finished: Pa
     weights = out / "checkpoints" / "stage-1-of-2.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     assert refused(DdilError, folder, out) == (
-        f"the stage's weights {weights} are damaged; delete the file to train the stage again"
+        f"the file of the stage's weights {weights} does not match its checksum stage-1-of-2.safetensors.sha256, so "
+        "one of the two was damaged or changed after it was written; delete it to train the stage again"
     )
     weights.unlink()
     checkpoint = weights.with_suffix(".pt")
@@ -340,7 +343,8 @@ def test_damaged_files_of_a_run_are_one_sentence_each(folder: Path, finished: Pa
     data = out / "checkpoints" / "data.safetensors"
     data.write_bytes(data.read_bytes()[:500])
     assert refused(DdilError, folder, out) == (
-        f"the encoded data {data} is damaged; delete the file to encode the data again"
+        f"the file of the encoded data {data} does not match its checksum data.safetensors.sha256, so one of the two "
+        "was damaged or changed after it was written; delete the file to encode the data again"
     )
     (out / "run.yaml").write_text("teacher: [")
     assert str(out / "run.yaml") in refused(DdilError, folder, out)
@@ -417,7 +421,7 @@ def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkey
         patched.setattr(ConversionStage, "update", killer(ConversionStage.update, lambda stage, step: step == 3))
         with pytest.raises(Killed):
             go(teacher, tmp_path / "killed", config)
-    assert (tmp_path / "killed" / "checkpoints" / "convert.pt").is_file()
+    assert (tmp_path / "killed" / "checkpoints" / "convert.2.pt").is_file()
     go(teacher, tmp_path / "killed", config, resume=True)
     assert same_student(tmp_path / "killed", tmp_path / "whole")
 

@@ -14,8 +14,8 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.parameterization import Reflection
 from ddil_core.distillation.config import WatchConfig
 from ddil_core.distillation.distill import distill
-from ddil_core.distillation.loop import require_finite, window_means
 from ddil_core.distillation.methods import METHODS
+from ddil_core.distillation.training_log import Window, require_finite
 from ddil_core.distillation.watch import alarms, measure_latents
 from ddil_core.support.errors import DdilError
 from tests.core.closed_form import normal
@@ -74,12 +74,15 @@ def test_means_of_pairs_are_weighted_and_left_out_where_empty() -> None:
         {"a": 1.0, "b": torch.tensor([1.0, 1.0]), "c": torch.zeros(2)},
         {"a": 3.0, "b": torch.tensor([0.0, 3.0]), "c": torch.zeros(2)},
     ]
-    assert window_means(logs) == {"a": 2.0, "b": 0.25}
+    window = Window()
+    for entry in logs:
+        window.add(entry)
+    assert window.join(None) == {"a": 2.0, "b": 0.25}
 
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     with pytest.raises(DdilError, match="^the loss of the stage 'LCM' is not finite at update 50: lower learning_rate"):
-        require_finite({"loss": float("nan")}, "LCM", 50)
+        require_finite({"loss": float("nan")}, "LCM", 50, "nothing is kept")
 
 
 def test_looking_changes_nothing_and_says_what_it_sees(

@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import append_line, delete_temporaries, is_temporary, replacing, write_text
+from ddil_core.support.files import append_line, delete_temporaries, is_temporary, replacing, sort_metadata, write_text
 
 LIMITED = """
 import resource, signal, sys
@@ -138,6 +141,19 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(DdilError, match=r"could not be written \((Not a directory|File exists)"):
             write(tmp_path / "file" / "deeper" / "a.txt", "text")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in a random order, so that two of so many files would be equal once in 40,320."""
+    contents, metadata = set(), {name: f"{name} ε" for name in "abcdefgh"}
+    for number in range(3):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({"x": torch.arange(5.0), "y": torch.ones(2, 2)}, path, metadata)
+        sort_metadata(path)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == metadata and torch.equal(file.get_tensor("x"), torch.arange(5.0))
 
 
 def test_only_what_a_kill_left_is_deleted(tmp_path: Path) -> None:

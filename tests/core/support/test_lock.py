@@ -90,3 +90,16 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DdilError, match="cannot be written to"), held(tmp_path / "file"):
         pass
+
+
+def test_what_a_kill_left_is_gone_once_the_folder_is_held(tmp_path: Path) -> None:
+    inside = tmp_path / "images" / "teacher"
+    inside.mkdir(parents=True)
+    for folder in (tmp_path, inside):
+        (folder / ".a.0123abcd.partial.json").write_text("half")
+        (folder / ".mine.json").write_text("whole")
+    with held(tmp_path):
+        (tmp_path / ".b.0123abcd.partial.json").write_text("being written")
+        with held(tmp_path):
+            names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK)
+    assert names == [".b.0123abcd.partial.json", ".mine.json", ".mine.json"]

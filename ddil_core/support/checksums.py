@@ -1,0 +1,145 @@
+"""SHA-256 checksums. What was damaged or changed after it was written is noticed when it is read.
+
+The checksum of a file NAME is in NAME.sha256 beside it, in the format of the command ``sha256sum``. The checksums of
+the files in a folder are in ``sha256.json`` inside it. What has no checksum comes from an earlier version or another
+program. It is read as it is.
+
+Write with ``with_checksum`` and read after ``require_checksum``::
+
+    with with_checksum(path) as temporary:
+        temporary.write_bytes(content)
+
+    require_checksum(path, "the features", "delete the file to compute them again")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddil_core.support.errors import DdilError
+from ddil_core.support.files import replacing, write_text
+from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
+
+MANIFEST = "sha256.json"
+"""The file with the checksums of a folder: a JSON object from the path of each file, with slashes, to its checksum."""
+
+SUFFIX = ".sha256"
+"""The end of the name of a file's checksum."""
+
+_DIGEST = re.compile(r"^([0-9a-f]{64})  ", re.MULTILINE)
+
+
+class Damaged(DdilError):
+    """A file or folder does not match its checksum. The message names the file, and says what to do."""
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_of(path: Path) -> Path:
+    """Return the path of the checksum of a file."""
+    return path.with_name(path.name + SUFFIX)
+
+
+@contextmanager
+def with_checksum(path: Path) -> Iterator[Path]:
+    """Write the file or folder ``path`` whole or not at all, as ``replacing`` does, and its checksum.
+
+    A kill at any moment leaves a file that matches its checksum: the new checksum is written before the new file gets
+    its name, beside the one of the old file, which is removed afterwards.
+
+    Raises:
+        DdilError: the disk or the folder refuses.
+    """
+    checksum = checksum_of(path)
+    digests = _digests(checksum)
+    with replacing(path) as temporary:
+        yield temporary
+        if temporary.is_dir():
+            _write_manifest(temporary)
+        else:
+            digests = [sha256(temporary), *digests]
+            write_text(checksum, _lines(digests, path))
+    if len(digests) > 1:
+        write_text(checksum, _lines(digests[:1], path))
+
+
+def require_checksum(path: Path, what: str, cure: str) -> bool:
+    """Refuse a file or folder that does not match its checksum.
+
+    Every byte is read, at 1 to 2 GB/s where the processor has instructions for SHA-256.
+
+    Args:
+        path: A file or folder that exists.
+        what: What a message calls it, such as "the checkpoint".
+        cure: What to do, such as "delete the file to train the stage again".
+
+    Returns:
+        Whether there is a checksum.
+
+    Raises:
+        Damaged: it does not match.
+    """
+    if path.is_dir():
+        return _require_manifest(path, what, cure)
+    checksum = checksum_of(path)
+    if not checksum.is_file():
+        return False
+    if sha256(path) not in _digests(checksum):
+        raise Damaged(
+            f"{what} {path} does not match its checksum {checksum.name}, so one of the two was damaged or changed "
+            f"after it was written; {cure}"
+        )
+    return True
+
+
+def delete_with_checksum(path: Path) -> None:
+    """Delete a file and its checksum, as far as they exist."""
+    path.unlink(missing_ok=True)
+    checksum_of(path).unlink(missing_ok=True)
+
+
+def _lines(digests: list[str], path: Path) -> str:
+    return "".join(f"{digest}  {path.name}\n" for digest in digests)
+
+
+def _digests(checksum: Path) -> list[str]:
+    """Return the checksums in a file: mostly one, and two after a kill between a checksum and its file."""
+    try:
+        return _DIGEST.findall(checksum.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return []
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    write_text(folder / MANIFEST, json.dumps(digests, indent=2) + "\n")
+
+
+def _require_manifest(folder: Path, what: str, cure: str) -> bool:
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    try:
+        digests = dict(parse_json(read_file(manifest, DESCRIPTION)))
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"the checksums {manifest} of {what} are damaged; {cure}") from error
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{what} {folder} lacks its file {name}, which {MANIFEST} lists; {cure}")
+        if sha256(path) != digest:
+            raise Damaged(
+                f"the file {path} of {what} does not match its checksum in {MANIFEST}, so it was damaged or changed "
+                f"after it was written; {cure}"
+            )
+    return True
