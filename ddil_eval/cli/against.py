@@ -124,6 +124,6 @@ def _say(against: Against, files: Sequence[Path], as_json: bool) -> None:
     if against.metrics_apart:
         options.say(f"Metrics in one record only: {'; '.join(against.metrics_apart)}.", err=True)
     if against.left_out:
-        options.say(f"Differences of cells, left out since their cells are compared: {against.left_out}.", err=True)
+        options.say(f"Differences and spreads, left out since their cells are compared: {against.left_out}.", err=True)
     for path in files:
         options.say(f"wrote {path}", err=True)

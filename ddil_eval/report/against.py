@@ -18,8 +18,11 @@ from ddil_eval.statistics.estimate import Estimate, estimate_mean
 from ddil_eval.statistics.independent import independent_difference
 from ddil_eval.statistics.jackknife import GROUPS
 
-CONTRASTS = frozenset({"difference", "pair", "effect", "inverter-difference", "drift-difference"})
-"""Kinds of cells that are differences of other cells. They are not compared, since their cells are."""
+LEFT_OUT = frozenset(
+    {"difference", "pair", "effect", "inverter-difference", "drift-difference", "drift-group-difference"}
+    | {"drift-group-spread", "drift-group-difference-spread"}
+)
+"""Kinds of cells that are differences or spreads of other cells. They are not compared, since their cells are."""
 
 Result = Literal["better", "worse", "not significant", "not compared"]
 Scores = Callable[[Record, str], "np.ndarray | None"]
@@ -83,7 +86,7 @@ class Against:
         only_new: Records of cells that only the new results hold.
         only_old: Records of cells that only the old results hold.
         metrics_apart: Metrics that one record of a cell lacks, in words.
-        left_out: The number of cells that are differences of other cells, in the new results.
+        left_out: The number of cells that are differences or spreads of other cells, in the new results.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -123,7 +126,7 @@ def compare_results(
         is_rate: Whether the scores of a metric are shares.
     """
     newest, older = latest_records(new)[0], latest_records(old)[0]
-    pairs, only_new, only_old = match_cells(*([r for r in side if r.kind not in CONTRASTS] for side in (newest, older)))
+    pairs, only_new, only_old = match_cells(*([r for r in side if r.kind not in LEFT_OUT] for side in (newest, older)))
     comparisons, apart = [], []
     for after, before in pairs:
         for metric in sorted(after.metrics.keys() ^ before.metrics.keys()):
@@ -134,8 +137,8 @@ def compare_results(
     corrected = holm({i: c.difference.p_value for i, c in enumerate(comparisons)
                       if c.difference is not None and c.difference.p_value is not None})  # fmt: skip
     tested = [replace(c, corrected=corrected.get(i)) for i, c in enumerate(comparisons)]
-    contrasts = sum(record.kind in CONTRASTS for record in newest)
-    return Against(tuple(tested), tuple(only_new), tuple(only_old), tuple(apart), contrasts)
+    left_out = sum(record.kind in LEFT_OUT for record in newest)
+    return Against(tuple(tested), tuple(only_new), tuple(only_old), tuple(apart), left_out)
 
 
 def match_cells(
@@ -171,7 +174,7 @@ def cell_words(record: Record) -> str:
     }  # fmt: skip
     if kind in names:
         return names[kind].format_map(cell)
-    if "name" in cell:
+    if kind in ("system", "inverter"):
         return str(cell["name"])
     rest = ", ".join(f"{key} = {value}" for key, value in cell.items() if key != "kind")
     return f"{kind}, {rest}" if rest else kind
@@ -197,10 +200,15 @@ def _compare(
     if first is not None and second is not None and _same_prompts(new, old) and len(first) == len(second) >= 2:
         found = estimate_mean(np.stack([first, second], axis=1), np.array([1.0, -1.0]), rate=rate)
         return Comparison(metric, new, old, _recorded(found), paired=True)
-    n = min(after.n, before.n)
-    of_groups = new.metrics[metric].kind in ("set", "alone")
-    degrees = max(1, (min(GROUPS, n) if of_groups else n) - 1)
+    degrees = min(_degrees(record, metric) for record in (new, old))
     return Comparison(metric, new, old, _recorded(independent_difference(after, before, degrees)))
+
+
+def _degrees(record: Record, metric: str) -> int:
+    """Return the degrees of freedom of a value: one less than its prompts, groups of prompts or training seeds."""
+    measured, seeds = record.metrics[metric], record.cell.get("training_seeds")
+    most = GROUPS if measured.kind in ("set", "alone") else measured.estimate.n
+    return max(1, min(most, measured.estimate.n, seeds if isinstance(seeds, int) else most) - 1)
 
 
 def _same_prompts(new: Record, old: Record) -> bool:

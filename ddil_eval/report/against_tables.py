@@ -65,7 +65,7 @@ def summary(against: Against) -> dict[str, Any]:
         "only_in_new": cell_names(against.only_new),
         "only_in_old": cell_names(against.only_old),
         "metrics_in_one": list(against.metrics_apart),
-        "differences_left_out": against.left_out,
+        "left_out": against.left_out,
     }  # fmt: skip
 
 

@@ -94,6 +94,17 @@ def test_cells_meet_by_experiment_and_entries_and_the_rest_is_named() -> None:
     assert said["metrics_in_one"] == ["p_teacher = 0.8: only the new has fd_efflite0"]
 
 
+def test_few_training_seeds_leave_few_degrees_of_freedom() -> None:
+    cells = [{"kind": "drift-group", "name": "PD", "t": 749, "training_seeds": n} for n in (3, 5)]
+    spread = record(cells[0] | {"kind": "drift-group-spread"}, experiment="drift")
+    new, old = (record(cells[0], experiment="drift", fd=None, right=value) for value in (0.5, 0.9))
+    found = compared([new, spread], [old, record(cells[1], experiment="drift"), spread])
+    (comparison,) = found.comparisons
+    expected = independent_difference(new.metrics["drawn_right"].estimate, old.metrics["drawn_right"].estimate, 2)
+    assert comparison.corrected == expected.p_value and found.left_out == 1
+    assert summary(found)["only_in_old"] == ["drift-group, name = PD, t = 749, training_seeds = 5"]
+
+
 def test_two_students_of_one_folder_meet_by_the_fewest_changes() -> None:
     models = [{"student": RecordedModel(reference=f"runs/{n}", weights_sha256=n * 64)} for n in "ab"]
     new = [p_teacher(0.8, fd=value, systems=m) for m, value in zip(models, (1.0, 2.0), strict=True)]
