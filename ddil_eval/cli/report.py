@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 @click.option(
     "--latex", "as_latex", is_flag=True, help="Write each table as LaTeX. It needs only the package booktabs."
 )
+@click.option("--html", "as_html", is_flag=True, help="Write one page with charts, tables, pictures and records.")
 @click.option("--figures", is_flag=True, help="Plot each metric against p_teacher and against switch_t.")
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="The folder for files.  [default: RESULTS/report]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document in place of tables.")
-def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool) -> None:
+def report(
+    results: Path, as_csv: bool, as_latex: bool, as_html: bool, figures: bool, out: Path | None, as_json: bool
+) -> None:
     """Make tables from records. Print them, or write them as CSV and LaTeX.
 
     The command names cells without a record, and counts older records that newer records replace. If a record is
@@ -48,6 +51,8 @@ def report(results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path
     out = out or results / "report"
     drawn = _draw(records, out) if figures else []
     files = _write(built, out, as_csv, as_latex) + drawn
+    if as_html:
+        files.append(_write_page(records, built, results, out))
     replaced = len(store.latest_records(records)[1])
     if as_json:
         options.emit(_document(built, files, len(records), replaced))
@@ -74,6 +79,12 @@ def _write(built: Sequence[Table], out: Path, as_csv: bool, as_latex: bool) -> l
             write_text(path, text(table))
             files.append(path)
     return files
+
+
+def _write_page(records: Sequence[Record], built: Sequence[Table], results: Path, out: Path) -> Path:
+    from ddil_eval.report.page.write import write_page
+
+    return write_page(records, built, results, out / "index.html")
 
 
 def _draw(records: Sequence[Record], out: Path) -> list[Path]:
