@@ -90,7 +90,7 @@ def read_strips(folder: Path) -> list[Strip]:
     """Return the lines of a folder's index. A line that cannot be read, or names a file elsewhere, is left out."""
     strips = []
     try:
-        lines = (folder / INDEX).read_text(encoding="utf-8").splitlines()
+        lines = (folder / INDEX).read_text(encoding="utf-8").split("\n")  # a prompt may hold other line ends
     except (OSError, ValueError):
         return []
     for line in lines:

@@ -120,14 +120,14 @@ def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point]
     colour = {"color": {"condition": {"test": "datum.marked", "value": ACCENT}, "value": MUTED}}
     front = [{"filter": "datum.marked"}]
     label: Spec = {"y": _quantity("high"), "text": {"field": "name"}}
-    named: Spec = {"type": "text", "dy": -8, "baseline": "bottom", "fontWeight": 600}
+    named: Spec = {"type": "text", "dy": -8, "baseline": "bottom", "fontWeight": 600, "limit": 120, "aria": False}
     layers: list[Spec] = [
         {
-            "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": ACCENT},
+            "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": ACCENT, "aria": False},
             "transform": front,
             "encoding": x | {"y": _quantity("value"), "order": {"field": "cost", "type": "quantitative"}},
         },
-        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": x | colour | _interval("y")},
+        {"mark": {"type": "rule", "strokeWidth": 2, "aria": False}, "encoding": x | colour | _interval("y")},
         {
             "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
             "encoding": x | colour | {"y": _quantity("value")} | _hover(("name", "System"), ("x", "NFE")),
@@ -154,16 +154,18 @@ def forest_chart(
         header: What the rows are, such as "System".
         zero: Draw a line at 0, for differences.
     """
-    breaks = f"length(datum.label) > {_LONG} ? split(replace(datum.label, ' − ', ' −\\n'), '\\n') : datum.label"
+    parts = [f"truncate(split(datum.label, ' − ')[{part}], {_LONG})" for part in (0, 1)]
+    two_lines = f"length(datum.label) > {_LONG} && indexof(datum.label, ' − ') > 0"
+    breaks = f"{two_lines} ? [{parts[0]} + ' −', {parts[1]}] : datum.label"
     names = {"ticks": False, "domain": False, "labelPadding": 8, "grid": True, "labelExpr": breaks}
     y = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": names}}
     x = {"x": _quantity("value") | {"axis": {"tickCount": 4, "labelOverlap": "greedy"}}}
     layers: list[Spec] = []
     if zero:
-        rule = {"type": "rule", "color": "var(--line)", "strokeWidth": 1.5}
+        rule = {"type": "rule", "color": "var(--line)", "strokeWidth": 1.5, "aria": False}
         layers.append({"mark": rule, "encoding": {"x": {"datum": 0, "type": "quantitative"}}})
     layers += [
-        {"mark": {"type": "rule", "strokeWidth": 2, "color": ACCENT}, "encoding": y | _interval("x")},
+        {"mark": {"type": "rule", "strokeWidth": 2, "color": ACCENT, "aria": False}, "encoding": y | _interval("x")},
         {
             "mark": {"type": "point", "size": 70, "opacity": 1, "stroke": ACCENT, "strokeWidth": 2},
             "encoding": y
@@ -209,14 +211,15 @@ def curve_chart(metric: str, direction: Direction | None, curves: Sequence[Curve
     layers = [
         *(
             {
-                "mark": {"type": "area", "opacity": opacity},
+                "mark": {"type": "area", "opacity": opacity, "aria": False},
                 "transform": [{"filter": test}],
                 "encoding": base | _interval("y"),
             }
             for test, opacity in (("datum.level", 0.09), ("!datum.level", 0.2))
+            if test.startswith("!") or any(curve.level for curve in curves)
         ),
         {
-            "mark": {"type": "line", "strokeWidth": 2},
+            "mark": {"type": "line", "strokeWidth": 2, "aria": False},
             "encoding": base
             | {"y": _quantity("value"),
                "strokeDash": {"condition": {"test": "datum.level", "value": [5, 4]}, "value": [1, 0]},

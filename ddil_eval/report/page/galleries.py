@@ -84,12 +84,13 @@ _TITLES = {
 """The titles and texts of the folders of strips."""
 
 
-def galleries(results: Path, records: Sequence[Record]) -> list[Gallery]:
+def galleries(results: Path, records: Sequence[Record], order: Sequence[str] = ()) -> list[Gallery]:
     """Return the galleries of a results folder, with at most ``BUDGET`` bytes of pictures.
 
     Args:
         results: The results folder.
         records: Its records; they say which scores are means over prompts, and which values are better.
+        order: The names of the systems in the order of their columns; others follow.
     """
     budget, found = [BUDGET], list[Gallery]()
     directions = _directions(records)
@@ -97,7 +98,7 @@ def galleries(results: Path, records: Sequence[Record]) -> list[Gallery]:
         title, text = _TITLES.get(index.parent.name, (index.parent.name, "One row for each prompt."))
         for columns, prompts in _strips(index.parent):
             found.append(_gallery(title, text, columns, prompts, directions, budget))
-    for columns, prompts in _kept(results, records):
+    for columns, prompts in _kept(results, records, order):
         text = "Each row is one prompt from the same noise. A column is a system; its images differ in their seeds."
         found.append(_gallery("Systems side by side", text, columns, prompts, directions, budget))
     return [gallery for gallery in (*found, *_sheets(results, budget)) if gallery.rows]
@@ -123,8 +124,10 @@ def _strips(folder: Path) -> Iterator[tuple[tuple[str, ...], list[Prompted]]]:
         ]
 
 
-def _kept(results: Path, records: Sequence[Record]) -> Iterator[tuple[tuple[str, ...], list[Prompted]]]:
-    """Yield the systems and the prompts of kept images. Systems on the same prompts and with one seed stand together."""
+def _kept(
+    results: Path, records: Sequence[Record], order: Sequence[str]
+) -> Iterator[tuple[tuple[str, ...], list[Prompted]]]:
+    """Yield the systems and the prompts of kept images. Systems on the same prompts and seed stand together."""
     together: dict[tuple[object, ...], list[_Kept]] = {}
     keys = list(_feature_keys(results))
     for path in sorted(results.rglob("images/*/made.json")):
@@ -135,7 +138,6 @@ def _kept(results: Path, records: Sequence[Record]) -> Iterator[tuple[tuple[str,
         same = (path.parent.parent, *(made.get(k) for k in ("prompt_ids_sha256", "captions_sha256", "seed")), number)
         name = next((key["name"] for _, key in keys if _is_made_as(key, made)), path.parent.name)
         together.setdefault(same, []).append((str(name), path.parent, made, lines))
-    order = [str(record.cell["name"]) for record in records if record.kind == "system"]
     for (*_, number), systems in together.items():
         count = int(number) if isinstance(number, int) and number > 0 else 1
         systems.sort(key=lambda system: order.index(system[0]) if system[0] in order else len(order))
@@ -306,8 +308,9 @@ def _json(path: Path) -> object:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of an index of kept images; nothing if a line is damaged or names a file elsewhere."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        whole = all(Path(str(line["file"])).name == line["file"] and {"id", "prompt"} <= line.keys() for line in lines)
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        plain = all(Path(str(line["file"])).name == line["file"] for line in lines)
+        whole = plain and all({"id", "prompt"} <= line.keys() for line in lines)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return []
     return lines if whole else []

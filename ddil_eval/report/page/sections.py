@@ -51,8 +51,9 @@ class Results:
 
     @cached_property
     def galleries(self) -> list[Gallery]:
-        """The pictures."""
-        return galleries(self.folder, self.records)
+        """The pictures; their columns have the order of the rows of tables."""
+        order = [str(row[0]) for table in self.tables for row in table.rows if table.name in ("systems", "table5")]
+        return galleries(self.folder, self.records, order)
 
     def tables_of(self, group: Group) -> dict[str, Table]:
         """Return the tables of a group by name."""

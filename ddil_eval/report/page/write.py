@@ -24,7 +24,7 @@ from ddil_eval.report.page.sections import SECTIONS, Results, Section
 from ddil_eval.report.records import Record
 from ddil_eval.report.table_type import Table
 
-VEGA_LITE = "6.1"
+VEGA_LITE = "6.4"
 """The version of Vega-Lite that draws the charts."""
 
 
@@ -76,7 +76,7 @@ def vega() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that can stand inside an HTML page."""
     import vl_convert
 
-    script = vl_convert.javascript_bundle(None, vl_version=VEGA_LITE)
+    script = vl_convert.javascript_bundle(None, vl_version=VEGA_LITE)  # type: ignore[arg-type]  # its stub lacks None
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", r"<\!--")
 
 
