@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--latex", "as_latex", is_flag=True, help="Write each table as LaTeX. It needs only the package booktabs."
 )
 @click.option("--html", "as_html", is_flag=True, help="Write one page with charts, tables, pictures and records.")
-@click.option("--figures", is_flag=True, help="Plot each metric against p_teacher and against switch_t.")
+@click.option("--figures", is_flag=True, help="Draw systems, shift curves, effects and drift as PDF and PNG.")
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="The folder for files.  [default: RESULTS/report]"
 )
@@ -49,7 +49,7 @@ def report(
         what = "no records" if not records else "records, but none for a table,"
         raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
     out = out or results / "report"
-    drawn = _draw(records, out) if figures else []
+    drawn = _draw(records, built, out) if figures else []
     files = _write(built, out, as_csv, as_latex) + drawn
     if as_html:
         files.append(_write_page(records, built, results, out))
@@ -61,7 +61,8 @@ def report(
     _summarize(built, files, replaced)
     if figures and not drawn:
         click.echo(
-            f"No figure: --figures plots records of 'ddil eval covariate-shift', and {results} has none.", err=True
+            f"No figure: --figures draws systems with their NFE, covariate shift and drift, and {results} has none.",
+            err=True,
         )
     if damaged:
         raise store.together(damaged)
@@ -87,14 +88,10 @@ def _write_page(records: Sequence[Record], built: Sequence[Table], results: Path
     return write_page(records, built, results, out / "index.html")
 
 
-def _draw(records: Sequence[Record], out: Path) -> list[Path]:
-    from ddil_eval.report import figures, tables
+def _draw(records: Sequence[Record], built: Sequence[Table], out: Path) -> list[Path]:
+    from ddil_eval.report import paper_figures, tables
 
-    shifts = [group for group in tables.groups(records) if group.experiment == "covariate-shift"]
-    drawn = [
-        group for group in shifts if any(record.kind in figures.DRAWN and record.metrics for record in group.records)
-    ]
-    return [figures.shift_curves(group.records, out / group.name / "shift.png") for group in drawn]
+    return paper_figures.draw_all(tables.groups(records), built, out)
 
 
 def _document(built: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> dict[str, Any]:

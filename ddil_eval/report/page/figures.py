@@ -20,7 +20,7 @@ from ddil_eval.report.page.charts import (
     curve_chart,
     forest_chart,
 )
-from ddil_eval.report.page.findings import MOST_METRICS
+from ddil_eval.report.page.findings import MOST_METRICS, row_name
 from ddil_eval.report.records import RecordedEstimate
 from ddil_eval.report.table_type import Column, Table
 
@@ -103,17 +103,6 @@ def drift_curves(tables: Tables) -> list[Chart]:
     return charts
 
 
-FIGURES: tuple[tuple[tuple[str, ...], Callable[[Tables], list[Chart]]], ...] = (
-    (("systems", "table5"), quality_and_cost),
-    (("systems", "table5", "inverters"), rows),
-    (("table2", "table3", "table4"), shift_curves),
-    (("drift", "drift-states", "drift-paths"), drift_curves),
-    (("differences", "inverter-differences", "main-effects", "interactions", "drift-ratios", "drift-difference"),
-     differences),
-    (("strings",), strings),
-)
-"""The tables that a figure is drawn from, and the function that draws it. A group needs one of the tables."""
-
 COST = (
     "Each point is a system, with its 95 % interval, over the mean number of network evaluations for an image (NFE). "
     "The dashed line joins the systems that no other system beats at the same or a lower NFE; the others are grey."
@@ -136,6 +125,7 @@ DIFFERENCES = {
     "interactions": "Transitions",
     "drift-ratios": "t",
     "drift-difference": "t",
+    "drift-group-difference": "Groups",
 }
 """The tables of differences and effects, each with the header of its rows."""
 
@@ -181,6 +171,16 @@ DRIFT: tuple[tuple[str, str, str, tuple[tuple[str, str, str, Shape], ...]], ...]
 )  # fmt: skip
 """For each chart of the drift experiment: the title, the table, a sentence, and each curve's metric, label and look."""
 
+FIGURES: tuple[tuple[tuple[str, ...], Callable[[Tables], list[Chart]]], ...] = (
+    (("systems", "table5"), quality_and_cost),
+    (("systems", "table5", "inverters"), rows),
+    (("table2", "table3", "table4"), shift_curves),
+    (("drift", "drift-states", "drift-paths"), drift_curves),
+    (tuple(DIFFERENCES), differences),
+    (("strings",), strings),
+)
+"""The tables that a figure is drawn from, and the function that draws it. A group needs one of the tables."""
+
 
 def _present(tables: Tables, *names: str) -> list[Table]:
     return [tables[name] for name in names if name in tables]
@@ -200,10 +200,10 @@ def _metrics(table: Table) -> list[tuple[int, Column]]:
 
 
 def _points(table: Table, place: int) -> dict[int, Point]:
-    """Return the estimates of a column by row. The first column names them; equal names are told apart."""
+    """Return the estimates of a column by row. Rows are named; equal names are told apart."""
     names, points = list[str](), dict[int, Point]()
     for r, row in enumerate(table.rows):
-        name = str(row[0])
+        name = row_name(table, r)
         names.append(name)
         cell = row[place]
         if isinstance(cell, RecordedEstimate):

@@ -19,6 +19,7 @@ TESTED = {
     "drift-ratios": "ratio",
     "drift-states": "distance of states",
     "drift-difference": "difference of students",
+    "drift-group-difference": "difference of groups",
 }
 """The tables with tests, and what one row is."""
 
@@ -123,7 +124,7 @@ def in_words(table: Table) -> list[str]:
                 rest.append(column.header)
         if changes or rest:
             none = f"no significant change of {', '.join(rest)}" if rest else ""
-            sentences.append(f"{row[0]}: {'; '.join([*changes, *([none] if none else [])])}.")
+            sentences.append(f"{row_name(table, r)}: {'; '.join([*changes, *([none] if none else [])])}.")
     return sentences
 
 
@@ -133,6 +134,13 @@ def verdict(cell: object, column: Column) -> str:
     if column.direction is None:
         return "higher" if rises else "lower"
     return "better" if rises == (column.direction == "higher") else "worse"
+
+
+def row_name(table: Table, row: int) -> str:
+    """Return the name of a row: its first cell and, where the time stands in another column, the time."""
+    first = str(table.rows[row][0])
+    times = [place for place, column in enumerate(table.columns) if column.key == "t" and place > 0]
+    return f"{first}, t = {table.rows[row][times[0]]}" if times else first
 
 
 def _shown(difference: RecordedEstimate, digits: int) -> str:
