@@ -76,14 +76,17 @@ def _systems(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
             _bar(ax, x, cell, TEACHER if index in leading else _GREY, filled=True)
             if index in leading:
                 line.append((x, cell.value))
+                above = column.direction == "higher"  # what the front beats lies on its other side
                 ax.annotate(
-                    name, (x, cell.high), (0, 4), textcoords="offset points", ha="center", fontsize=7,
+                    name, (x, cell.high if above else cell.low), (0, 4 if above else -4), ha="center",
+                    va="bottom" if above else "top", textcoords="offset points", fontsize=7,
                     parse_math=False, path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )  # fmt: skip
         ax.plot(*zip(*sorted(line), strict=True), color=TEACHER, linestyle=":", linewidth=1)
         ax.set_xticks(range(len(costs)), [f"{cost:g}" for cost in costs])
         ax.set_xlim(-0.6, len(costs) - 0.4)
         ax.set_xlabel("NFE")
+        ax.margins(y=0.12)
         _finish(ax, column)
     return save_figure(figure, path, _DPI)
 

@@ -61,11 +61,12 @@ class Chart:
 
     Attributes:
         title: The title.
-        text: What the chart shows, in sentences. Screen readers get it as the chart's description.
+        text: What the chart shows, in sentences. The page says it once for charts that share it.
         spec: The Vega-Lite specification.
         header: The header of the table with the same numbers.
         rows: The rows of that table.
         legend: For each curve: its label, the name of its colour, and its look.
+        note: What this chart alone shows, in a sentence.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Chart:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     legend: tuple[tuple[str, str, str], ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,16 @@ def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point]
     }  # fmt: skip
     colour = {"color": {"condition": {"test": "datum.marked", "value": ACCENT}, "value": MUTED}}
     front = [{"filter": "datum.marked"}]
-    label: Spec = {"y": _quantity("high"), "text": {"field": "name"}}
-    named: Spec = {"type": "text", "dy": -8, "baseline": "bottom", "fontWeight": 600, "limit": 120, "aria": False}
+    # what the front beats lies on its other side, so that a name there hides nothing
+    end, shift, baseline = ("high", -8, "bottom") if direction == "higher" else ("low", 8, "top")
+    label: Spec = {"y": _quantity(end), "text": {"field": "name"}}
+    named: Spec = {"type": "text", "dy": shift, "baseline": baseline, "fontWeight": 600, "limit": 120, "aria": False}
+    room = {"zero": False, "padding": 24}
     layers: list[Spec] = [
         {
             "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": ACCENT, "aria": False},
             "transform": front,
-            "encoding": x | {"y": _quantity("value"), "order": {"field": "cost", "type": "quantitative"}},
+            "encoding": x | {"y": _quantity("value") | {"scale": room}, "order": {"field": "cost", "type": "quantitative"}},
         },
         {"mark": {"type": "rule", "strokeWidth": 2, "aria": False}, "encoding": x | colour | _interval("y")},
         {
@@ -157,7 +162,10 @@ def forest_chart(
     parts = [f"truncate(split(datum.label, ' − ')[{part}], {_LONG})" for part in (0, 1)]
     two_lines = f"length(datum.label) > {_LONG} && indexof(datum.label, ' − ') > 0"
     breaks = f"{two_lines} ? [{parts[0]} + ' −', {parts[1]}] : datum.label"
-    names = {"ticks": False, "domain": False, "labelPadding": 8, "grid": True, "labelExpr": breaks}
+    names = {
+        "ticks": False, "domain": False, "labelPadding": 8, "grid": True, "labelExpr": breaks,
+        "labelOffset": {"condition": {"test": two_lines, "value": -6}, "value": 0},
+    }  # fmt: skip
     y = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": names}}
     x = {"x": _quantity("value") | {"axis": {"tickCount": 4, "labelOverlap": "greedy"}}}
     layers: list[Spec] = []
@@ -181,7 +189,9 @@ def forest_chart(
     return _chart(metric, direction, text, values, layers, height, (header, metric, mark), rows)
 
 
-def curve_chart(metric: str, direction: Direction | None, curves: Sequence[Curve], axis: Axis, text: str) -> Chart:
+def curve_chart(
+    metric: str, direction: Direction | None, curves: Sequence[Curve], axis: Axis, text: str, note: str = ""
+) -> Chart:
     """Draw curves with bands of their intervals. A level is a horizontal line with a band."""
     colour = {
         "field": "name", "type": "nominal", "sort": None,
@@ -237,7 +247,7 @@ def curve_chart(metric: str, direction: Direction | None, curves: Sequence[Curve
         (c.label, c.colour.removeprefix("var(--").rstrip(")"), "level" if c.level else c.shape) for c in curves
     )
     chart = _chart(metric, direction, text, values, layers, 230, ("Curve", axis.title, metric), rows)
-    return replace(chart, legend=legend)
+    return replace(chart, legend=legend, note=note)
 
 
 def _chart(

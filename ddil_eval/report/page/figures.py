@@ -88,7 +88,7 @@ def shift_curves(tables: Tables) -> list[Chart]:
 def drift_curves(tables: Tables) -> list[Chart]:
     """Return the curves of the drift experiment by transition; sampling runs to the right."""
     charts = []
-    for title, name, text, curves in DRIFT:
+    for title, name, note, curves in DRIFT:
         for table in _present(tables, name):
             columns = {column.key: place for place, column in enumerate(table.columns)}
             times = [str(row[0]) for row in table.rows if row[0] != "all"]
@@ -99,7 +99,8 @@ def drift_curves(tables: Tables) -> list[Chart]:
             ]
             drawn = [curve for curve in drawn if curve.points]
             if drawn:
-                charts.append(curve_chart(title, None, drawn, Axis("t (sampling runs to the right)", times), text))
+                axis = Axis("t (sampling runs to the right)", times)
+                charts.append(curve_chart(title, None, drawn, axis, TRANSITIONS, note))
     return charts
 
 
@@ -109,6 +110,7 @@ COST = (
 )
 ROWS = "Points with 95 % intervals. A filled point is the best value, significantly better than the second best."
 TESTED = "Points with 95 % intervals. A filled point is significant after Holm's correction."
+TRANSITIONS = "Each point is a transition, by the time t at which it starts. Bands are 95 % intervals."
 CURVES = "Bands are 95 % intervals. Dashed lines are the teacher alone and the student alone."
 SHIFT = {
     ("p_teacher", False): (("table2", "mixed at random", MIXED),),

@@ -148,7 +148,7 @@ def _kept(
             tuple(name for name, *_ in systems),
             [
                 Prompted(
-                    id=str(systems[0][3][row * count]["id"]),
+                    id=str(systems[0][3][row * count]["id"]).removesuffix("-0" if count > 1 else ""),
                     text=str(systems[0][3][row * count]["prompt"]),
                     load=_kept_loader([(place, ls[row * count : (row + 1) * count]) for _, place, _, ls in systems]),
                     scores={metric: [float(one[metric][row]) for one in scores] for metric in metrics},
