@@ -130,7 +130,7 @@ def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point]
         {
             "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": ACCENT, "aria": False},
             "transform": front,
-            "encoding": x | {"y": _quantity("value") | {"scale": room}, "order": {"field": "cost", "type": "quantitative"}},
+            "encoding": x | {"y": _quantity("value") | {"scale": room}, "order": _quantity("cost")},
         },
         {"mark": {"type": "rule", "strokeWidth": 2, "aria": False}, "encoding": x | colour | _interval("y")},
         {
