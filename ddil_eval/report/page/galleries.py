@@ -94,13 +94,14 @@ def galleries(results: Path, records: Sequence[Record], order: Sequence[str] = (
     """
     budget, found = [BUDGET], list[Gallery]()
     directions = _directions(records)
+    pairs = [(str(of[0]), str(of[1])) for record in records if isinstance(of := record.cell.get("of"), list)]
     for index in sorted(results.rglob(f"{FOLDER}/*/{INDEX}")):
         title, text = _TITLES.get(index.parent.name, (index.parent.name, "One row for each prompt."))
         for columns, prompts in _strips(index.parent):
-            found.append(_gallery(title, text, columns, prompts, directions, budget))
+            found.append(_gallery(title, text, columns, prompts, directions, pairs, budget))
     for columns, prompts in _kept(results, records, order):
         text = "Each row is one prompt from the same noise. A column is a system; its images differ in their seeds."
-        found.append(_gallery("Systems side by side", text, columns, prompts, directions, budget))
+        found.append(_gallery("Systems side by side", text, columns, prompts, directions, pairs, budget))
     return [gallery for gallery in (*found, *_sheets(results, budget)) if gallery.rows]
 
 
@@ -237,10 +238,11 @@ def _gallery(
     columns: tuple[str, ...],
     prompts: Sequence[Prompted],
     directions: Mapping[str, Direction],
+    pairs: Sequence[tuple[str, str]],
     budget: list[int],
 ) -> Gallery:
     """Choose the prompts to show, read their images, and number the rows of each order."""
-    orders = {"in order": list(range(min(FIRST, len(prompts)))), **_orders(columns, prompts, directions)}
+    orders = {"in order": list(range(min(FIRST, len(prompts)))), **_orders(columns, prompts, directions, pairs)}
     wanted = sorted({place for places in orders.values() for place in places})
     rows, place_of = list[Row](), dict[int, int]()
     for place in wanted:
@@ -263,10 +265,17 @@ def _gallery(
 
 
 def _orders(
-    columns: Sequence[str], prompts: Sequence[Prompted], directions: Mapping[str, Direction]
+    columns: Sequence[str],
+    prompts: Sequence[Prompted],
+    directions: Mapping[str, Direction],
+    pairs: Sequence[tuple[str, str]],
 ) -> dict[str, list[int]]:
-    """Return, by name, the prompts on which each column is worst, and on which each later column differs most."""
+    """Return, by name, the prompts on which each column is worst, and on which the columns of a pair differ most.
+
+    The pairs are the recorded differences. Without one between these columns, each is compared with the first.
+    """
     orders: dict[str, list[int]] = {}
+    places = {name: c for c, name in enumerate(columns)}
     for metric in dict.fromkeys(name for prompted in prompts for name in prompted.scores):
         table = np.array(
             [
@@ -276,12 +285,12 @@ def _orders(
             dtype=np.float64,
         )
         sign = 1 if directions.get(metric, "higher") == "higher" else -1
-        scored = [c for c in range(len(columns)) if np.isfinite(table[:, c]).all()]
-        for c in scored:
-            orders[f"worst {metric}: {columns[c]}"] = _top(sign * table[:, c])
-        for c, other in ((c, other) for c in scored for other in scored if other < c):
-            changed = -np.abs(table[:, c] - table[:, other])
-            orders[f"most changed {metric}: {columns[c]} − {columns[other]}"] = _top(changed)
+        scored = [name for name, c in places.items() if np.isfinite(table[:, c]).all()]
+        recorded = [pair for pair in dict.fromkeys(pairs) if set(pair) <= set(scored)]
+        for name in scored:
+            orders[f"worst {metric}: {name}"] = _top(sign * table[:, places[name]])
+        for a, b in recorded or [(name, scored[0]) for name in scored[1:]]:
+            orders[f"most changed {metric}: {a} − {b}"] = _top(-np.abs(table[:, places[a]] - table[:, places[b]]))
     return orders
 
 
