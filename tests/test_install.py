@@ -54,6 +54,10 @@ print(len(list(protocols().rglob("*.yaml"))), len(list(paper_results().glob("*.c
 """
 
 
+def test_wheel_has_the_parts_of_the_page(names: set[str]) -> None:
+    assert {f"ddil_eval/report/page/page.{suffix}" for suffix in ("html.j2", "css", "js")} <= names
+
+
 @pytest.mark.parametrize("package", ["ddil_core", "ddil_eval"])
 def test_wheel_has_every_module(package: str, root: Path, names: set[str]) -> None:
     modules = relative(root, package, "*.py")

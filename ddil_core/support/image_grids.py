@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -30,6 +31,8 @@ MOST_IMAGES = 256
 """The most images that a wrapped overview shows: 16 × 16."""
 SMALLEST, LARGEST = 160, 256
 """The sides in pixels to which a wrapped overview enlarges small images, by a whole factor, and shrinks large ones."""
+_NO_ORIGIN = {".png": {"Software": None}, ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate"))}
+"""What a file must not hold about its making, by suffix, so that equal figures are equal bytes."""
 MOST_LINES = 6
 """The most lines of a caption in a wrapped overview."""
 
@@ -190,7 +193,7 @@ def _pixels(text: str) -> int:
 def save_figure(figure: Figure, path: Path, dpi: int) -> Path:
     """Write a figure whole or not at all, and return the file. Equal figures give equal bytes."""
     with replacing(path) as temporary:
-        # no software version in the file: the same figure is the same bytes
         FigureCanvasAgg(figure)  # draws without a display
-        figure.savefig(temporary, dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None)
+        with rc_context({"pdf.fonttype": 42}):  # TrueType, which publishers ask for
+            figure.savefig(temporary, dpi=dpi, metadata=_NO_ORIGIN.get(path.suffix))
     return path

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 @click.option(
     "--latex", "as_latex", is_flag=True, help="Write each table as LaTeX. It needs only the package booktabs."
 )
-@click.option(
-    "--figures",
-    is_flag=True,
-    help="Plot each metric against p_teacher and against switch_t, and drift by the transition.",
-)
+@click.option("--html", "as_html", is_flag=True, help="Write one page with charts, tables, pictures and records.")
+@click.option("--figures", is_flag=True, help="Draw systems, shift curves, effects and drift as PDF and PNG.")
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, metavar="DIR", help="The folder for files.  [default: RESULTS/report]"
 )
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     "--fail-on-regression", is_flag=True, help="With --against, exit with status 1 if a value is significantly worse."
 )
 def report(
-    results: Path, as_csv: bool, as_latex: bool, figures: bool, out: Path | None, as_json: bool,
+    results: Path, as_csv: bool, as_latex: bool, as_html: bool, figures: bool, out: Path | None, as_json: bool,
     against: Path | None, fail_on_regression: bool,
 ) -> None:  # fmt: skip
     """Make tables from records. Print them, or write them as CSV and LaTeX.
@@ -52,8 +49,8 @@ def report(
     from ddil_eval.report import records as store
     from ddil_eval.report import tables
 
-    if against is not None and figures:
-        raise WrongCommand("--against makes no figures; leave out --figures")
+    if against is not None and (figures or as_html):
+        raise WrongCommand("--against makes tables alone; leave out --figures and --html")
     if against is not None:
         from ddil_eval.cli.against import report_against
 
@@ -71,8 +68,10 @@ def report(
         what = "no records" if not records else "records, but none for a table,"
         raise DdilError(f"There are {what} in {results}: run `ddil eval covariate-shift`, or name another --results.")
     out = out or results / "report"
-    drawn = _draw(records, out) if figures else []
+    drawn = _draw(records, built, out) if figures else []
     files = write_tables(built, out, as_csv, as_latex) + drawn
+    if as_html:
+        files.append(_write_page(records, built, results, out))
     replaced = len(store.latest_records(records)[1])
     if as_json:
         options.emit(_document(built, files, len(records), replaced))
@@ -81,24 +80,23 @@ def report(
     _summarize(built, files, replaced)
     if figures and not drawn:
         options.say(
-            "No figure: --figures plots records of 'ddil eval covariate-shift' and of 'ddil eval drift', and "
-            f"{results} has none.",
+            f"No figure: --figures draws systems with their NFE, covariate shift and drift, and {results} has none.",
             err=True,
         )
     if damaged:
         raise store.together(damaged)
 
 
-def _draw(records: Sequence[Record], out: Path) -> list[Path]:
-    from ddil_eval.report import drift_figure, figures, tables
+def _write_page(records: Sequence[Record], built: Sequence[Table], results: Path, out: Path) -> Path:
+    from ddil_eval.report.page.write import write_page
 
-    groups = tables.groups(records)
-    shifts = [group for group in groups if group.experiment == "covariate-shift"]
-    drawn = [
-        group for group in shifts if any(record.kind in figures.DRAWN and record.metrics for record in group.records)
-    ]
-    curves = [figures.shift_curves(group.records, out / group.name / "shift.png") for group in drawn]
-    return curves + drift_figure.redraw(groups, out)
+    return write_page(records, built, results, out / "index.html")
+
+
+def _draw(records: Sequence[Record], built: Sequence[Table], out: Path) -> list[Path]:
+    from ddil_eval.report import paper_figures, tables
+
+    return paper_figures.draw_all(tables.groups(records), built, out)
 
 
 def _document(built: Sequence[Table], files: Sequence[Path], records: int, replaced: int) -> dict[str, Any]:

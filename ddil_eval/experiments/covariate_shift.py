@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from ddil_core.data.base import DataSet
+from ddil_core.data.base import DataSet, Prompt
 from ddil_core.data.pool import model_image_size
 from ddil_core.diffusion.noise import Sample, decisions
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, require_stateless
@@ -54,6 +54,7 @@ from ddil_eval.features.recipes import Recipe
 from ddil_eval.features.storage import Features
 from ddil_eval.report import figures
 from ddil_eval.report.records import Record, RecordedModel
+from ddil_eval.report.strips import write_strips
 from ddil_eval.statistics import Estimate
 
 EXPERIMENT = "covariate-shift"
@@ -282,7 +283,10 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
         write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
         shutil.rmtree(work, ignore_errors=True)
         if config.figure_prompts:
-            image_grid(*figure_2(plan), out / "figure2.png")
+            images, prompts, columns = figure_2(plan)
+            texts = [prompt.text for prompt in prompts]
+            image_grid(images, texts, columns, out / "figure2.png")
+            write_strips(images, [prompt.id for prompt in prompts], texts, columns, out, "figure2")
     return records
 
 
@@ -337,7 +341,7 @@ def _save(
     return records
 
 
-def figure_2(plan: ShiftPlan) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
+def figure_2(plan: ShiftPlan) -> tuple[np.ndarray, Sequence[Prompt], Sequence[str]]:
     """Roll out Figure 2: the student alone, the teacher until each switch time, and the teacher alone.
 
     Returns:
@@ -350,4 +354,4 @@ def figure_2(plan: ShiftPlan) -> tuple[np.ndarray, Sequence[str], Sequence[str]]
         columns[f"teacher until {switch}, then student"] = switched_string(TEACHER, STUDENT, switch, grid)
     columns["teacher alone"] = TEACHER * len(grid)
     images = roll_out_images(plan.pair, prompts, list(columns.values()), seed=config.seed, batch_size=config.batch_size)
-    return images, [prompt.text for prompt in prompts], list(columns)
+    return images, prompts, list(columns)

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ddil_core.data.base import DataSet
 from ddil_core.data.captioned import survey
@@ -30,7 +33,7 @@ from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
 from ddil_core.support.lock import held
 from ddil_core.support.progress import note
-from ddil_eval.experiments.gallery import Gallery
+from ddil_eval.experiments.gallery import Drawn, Gallery
 from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.inversion_config import InversionConfig
 from ddil_eval.experiments.inversion_records import inversion_writer, save_inverters, save_systems
@@ -41,11 +44,12 @@ from ddil_eval.experiments.system_configs import (
     find_systems,
     report_absent,
 )
-from ddil_eval.experiments.targets import read_targets, vocabulary
+from ddil_eval.experiments.targets import TargetImages, read_targets, vocabulary
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.metrics import METRICS
 from ddil_eval.report import figures
 from ddil_eval.report.records import Record
+from ddil_eval.report.strips import write_strips
 
 
 @dataclass(frozen=True)
@@ -185,5 +189,21 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
             [drawn.system.name for drawn in systems],
             out / "inverted" / f"{row:04d}-{slug(name)}.png",
         )
+    _keep_strips(systems, targets, prompts[config.inverter], config.figures, out)
     shutil.rmtree(out / "partial", ignore_errors=True)
     return records
+
+
+def _keep_strips(
+    systems: Sequence[Drawn], targets: TargetImages, prompts: Sequence[str], count: int, out: Path
+) -> None:
+    """Keep the reference and the first image of each system for the first ``count`` prompts, with their scores."""
+    if not targets.ids[:count]:
+        return
+    images = np.stack([targets.images[:count], *(drawn.shown[:count] for drawn in systems)], axis=1)
+    scores = {
+        metric: np.stack([np.full(len(images), np.nan), *(drawn.scores[metric][:count] for drawn in systems)], axis=1)
+        for metric in systems[0].scores
+    }
+    columns = ["reference", *(drawn.system.name for drawn in systems)]
+    write_strips(images, targets.ids[:count], prompts[:count], columns, out, "inverted", scores)

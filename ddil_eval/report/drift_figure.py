@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from ddil_core.support.image_grids import save_figure
 from ddil_eval.report.figures import draw_estimates
 from ddil_eval.report.records import Record
-from ddil_eval.report.tables import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,12 +60,6 @@ _PANELS: tuple[tuple[str, str, list[_Curve]], ...] = (
     ),
 )
 """For each panel: the title, the kind of its records, and each curve's metric, colour, marker and label."""
-
-
-def redraw(groups: Iterable[Group], out: Path) -> list[Path]:
-    """Draw each student's figure again from its records, as ``OUT/GROUP/drift.png``, and return the files."""
-    ours = [group for group in groups if group.experiment == "drift" and group.of_kind("drift")]
-    return [draw(group.records, out / group.name / "drift.png") for group in ours]
 
 
 def draw(records: Sequence[Record], path: Path) -> Path:

@@ -145,11 +145,11 @@ def marks_after(table: Table, row: int, column: int) -> str:
 
 def printed_cells(table: Table) -> list[list[list[str]]]:
     """Return the lines of each cell: its value, then its interval and its p-value, if it has them."""
-    places = [_decimals([row[i] for row in table.rows]) for i in range(len(table.columns))]
-    return [[_print(cell, digits) for cell, digits in zip(row, places, strict=True)] for row in table.rows]
+    places = [decimals_of([row[i] for row in table.rows]) for i in range(len(table.columns))]
+    return [[print_cell(cell, digits) for cell, digits in zip(row, places, strict=True)] for row in table.rows]
 
 
-def _decimals(cells: list[Cell]) -> int:
+def decimals_of(cells: Sequence[Cell]) -> int:
     """Return the decimals for two significant digits of the median half-width; 3 if no interval has a width."""
     # high − low can overflow, the difference of the halves cannot
     halves = [c.high / 2 - c.low / 2 for c in cells if isinstance(c, RecordedEstimate)]
@@ -157,7 +157,8 @@ def _decimals(cells: list[Cell]) -> int:
     return min(max(1 - math.floor(math.log10(statistics.median(halves))), 0), 6) if halves else 3
 
 
-def _print(cell: Cell, decimals: int) -> list[str]:
+def print_cell(cell: Cell, decimals: int) -> list[str]:
+    """Return the lines of a cell: its value, then its interval and its p-value, if it has them."""
     if isinstance(cell, RecordedEstimate):
         low, value, high = (f"{number:z.{decimals}f}" for number in (cell.low, cell.value, cell.high))
         return [value, f"[{low}, {high}]", *([] if cell.p_value is None else [_print_p(cell.p_value)])]

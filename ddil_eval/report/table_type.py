@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
-from ddil_eval.report.records import Direction, RecordedEstimate
+from ddil_eval.report.records import Direction, Record, RecordedEstimate
 
 DOUBT = "†"
 """Marks an estimate that is not reliable; a note below the table says why."""
@@ -63,6 +63,7 @@ class Table:
         significant: The cells (row, column) with a star.
         best: The cells (row, column) in bold.
         corrected: The p-value of each tested cell (row, column), corrected for the number of the table's tests.
+        records: The record of each row; None for a row that was not measured.
     """
 
     group: str
@@ -76,6 +77,7 @@ class Table:
     significant: frozenset[tuple[int, int]] = frozenset()
     best: frozenset[tuple[int, int]] = frozenset()
     corrected: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    records: tuple[Record | None, ...] = ()
 
     @property
     def label(self) -> str:

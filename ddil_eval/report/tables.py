@@ -267,6 +267,7 @@ def _table(
         group.name, name, title, " ".join([text, *marked, _setting(group)]), tuple(columns), tuple(cells),
         notes=(*notes, *explained, *_remarks(group, rows)), missing=tuple(_missing(rows, list(metrics))),
         significant=frozenset(cell for cell, p in corrected.items() if p < LEVEL), corrected=corrected,
+        records=tuple(row.record for row in rows),
     )  # fmt: skip
 
 

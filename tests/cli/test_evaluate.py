@@ -18,6 +18,7 @@ from ddil_eval.cli import ddil
 from ddil_eval.experiments.covariate_shift import NOT_HASHED
 from ddil_eval.experiments.results import hashed
 from ddil_eval.report.records import read_records
+from ddil_eval.report.strips import read_strips
 
 SMALL = [
     argument
@@ -56,6 +57,8 @@ def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result]) 
     for figure in ("figure2.png", "shift-curves.png"):
         with Image.open(out / figure) as picture:
             assert picture.width > 300 and picture.height > 200
+    strip = read_strips(out / "strips" / "figure2")[0]
+    assert (strip.columns[0], strip.columns[-1]) == ("student alone", "teacher alone")
 
 
 def test_how_each_model_is_sampled_is_printed_and_recorded(

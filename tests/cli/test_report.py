@@ -49,7 +49,8 @@ def test_it_writes_the_files_that_it_names(cli: Cli, results: Path, tmp_path: Pa
     files = {line.removeprefix("wrote ") for line in result.stderr.splitlines() if line.startswith("wrote ")}
     assert files == {str(tmp_path / "out" / name) for name in written(tmp_path / "out")}
     tables = ("pure", "systems", "table2", "table3", "table4")
-    expected = {f"{table}.{suffix}" for table in tables for suffix in ("csv", "tex")} | {"shift.png"}
+    expected = {f"{table}.{suffix}" for table in tables for suffix in ("csv", "tex")}
+    expected |= {f"{figure}.{suffix}" for figure in ("shift", "systems") for suffix in ("pdf", "png")}
     assert {Path(name).name for name in files} == expected and len(files) == len(expected)
 
 
@@ -108,18 +109,25 @@ def test_it_needs_no_torch(results: Path, root: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"  # any import of torch now fails
         "from ddil_eval.cli import ddil\n"
-        f"ddil(['report', '--results', {str(results)!r}, '--csv', '--latex', '--figures'])"
+        f"ddil(['report', '--results', {str(results)!r}, '--csv', '--latex', '--figures', '--html'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_figures_of_nothing_are_said(cli: Cli, tmp_path: Path) -> None:
-    """There are tables, but no record of a covariate-shift analysis."""
-    store.save_record(system("PD", 4), tmp_path)
+    """There are tables, but no record of systems with their cost, of covariate shift or of drift."""
+    store.save_record(record({"kind": "inverter", "name": "ph2p"}, experiment="prompt-inversion"), tmp_path)
     result = cli("report", "--results", tmp_path, "--figures")
-    assert result.exit_code == 0 and "Systems" in result.stdout
+    assert result.exit_code == 0 and "Inverters" in result.stdout
     assert result.stderr.splitlines()[-1] == (
-        f"No figure: --figures plots records of 'ddil eval covariate-shift' and of 'ddil eval drift', and {tmp_path} has none."
+        f"No figure: --figures draws systems with their NFE, covariate shift and drift, and {tmp_path} has none."
     )
     assert "No figure" not in cli("report", "--results", tmp_path).stderr
+
+
+def test_html_is_one_file_beside_the_tables(cli: Cli, results: Path) -> None:
+    result = cli("report", "--results", results, "--html", "--json")
+    page = results / "report" / "index.html"
+    assert json.loads(result.stdout)["files"] == [str(page)] and list(written(results / "report")) == ["index.html"]
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")

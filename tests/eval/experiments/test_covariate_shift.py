@@ -241,7 +241,7 @@ def test_figure_2_shows_the_strings_that_it_names(teacher: Path, student: Path) 
     ]
     assert (pictures.shape, pictures.dtype) == ((2, 5, 64, 64, 3), np.uint8)
     wanted = open_data("shapes").prompts(2)
-    assert prompts == [prompt.text for prompt in wanted]
+    assert prompts == wanted
     pipelines = [load_model(str(folder)).pipeline for folder in (teacher, student)]
     for column, string in enumerate(("SSSS", "TSSS", "TTSS", "TTTS", "TTTT")):
         expected = plain_leaf(*pipelines, wanted[1], string)[0].permute(1, 2, 0).numpy() * 255

@@ -29,7 +29,7 @@ from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, network_evaluations, pair_models
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import tables
-from ddil_eval.report.drift_figure import redraw
+from ddil_eval.report.paper_figures import draw_all
 from ddil_eval.report.records import Record, read_records
 from tests.pipelines import STUDENT, plain_step, save_pipeline
 
@@ -187,9 +187,9 @@ def test_tables_show_all_transitions(out: Path) -> None:
 
 def test_the_figure_is_redrawn_from_records(out: Path, tmp_path: Path) -> None:
     """Whatever the order of the records, the figure is the one of the command."""
-    (path,) = redraw(tables.groups(read_records(out)[::-1]), tmp_path)
+    files = draw_all(tables.groups(read_records(out)[::-1]), [], tmp_path)
     (drawn,) = out.glob("drift-*.png")
-    assert path.name == "drift.png" and path.read_bytes() == drawn.read_bytes()
+    assert [path.name for path in files] == ["drift.pdf", "drift.png"] and files[1].read_bytes() == drawn.read_bytes()
 
 
 def test_two_students_are_compared(teacher: Path, student: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from ddil_eval.experiments.prompt_inversion import measure_inversion, plan_inver
 from ddil_eval.experiments.results import hashed
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.report.records import Record, read_records
+from ddil_eval.report.strips import read_strips
 from ddil_eval.report.tables import build
 from tests.pipelines import save_pipeline
 
@@ -158,6 +159,20 @@ def test_there_is_a_figure_of_each_image_asked_for(out: Path) -> None:
     assert files == ["0000-shapes-validation-00000.png", "0001-shapes-validation-00001.png"]
     with Image.open(out / "inverted" / files[0]) as picture:
         assert picture.width > 3 * 128
+
+
+def test_the_report_finds_the_images_and_scores_of_each_image_asked_for(
+    out: Path, records: dict[tuple[str, str], Record]
+) -> None:
+    strips = read_strips(out / "strips" / "inverted")
+    assert [strip.id for strip in strips] == ["shapes-validation-00000", "shapes-validation-00001"]
+    assert {strip.prompt for strip in strips} <= set(kept(out, "ph2p").values())
+    first, *drawn = strips[0].columns
+    assert first == "reference" and all(("system", name) in records for name in drawn)
+    scores = strips[0].scores["clip_image_shapes"]
+    assert scores[0] is None and all(isinstance(score, float) for score in scores[1:])
+    with Image.open(out / "strips" / "inverted" / strips[0].file) as strip:
+        assert strip.width == strip.height * len(strips[0].columns)
 
 
 def test_table_5_has_the_papers_numbers_and_names_missing_rows(

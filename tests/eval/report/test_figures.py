@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.report import figures
+from ddil_eval.report import figures, paper_figures, tables
+from ddil_eval.report.records import read_records
+from tests.eval.report.pages import everything
 from tests.records import p_teacher, record, system
 
 
@@ -25,6 +27,17 @@ def test_curves_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     colours = {tuple(colour) for colour in pixels(first).reshape(-1, 3)}
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x44, 0x44, 0x44)} <= colours  # teacher, student, mixed
+
+
+def test_figures_for_a_paper_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """Every figure, of a folder with every kind of record, as PDF and as PNG."""
+    records = read_records(everything(tmp_path / "results"))
+    first, second = (
+        {path.name: path.read_bytes() for path in paper_figures.draw_all(tables.groups(records), tables.build(records), out)}
+        for out in (tmp_path / "a", tmp_path / "b")
+    )
+    assert first == second and set(first) == {f"{name}{suffix}" for name in paper_figures.DRAWN for suffix in (".pdf", ".png")}
+    assert all(content.startswith(b"%PDF" if name.endswith(".pdf") else b"\x89PNG") for name, content in first.items())
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:

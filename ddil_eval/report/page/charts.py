@@ -1,0 +1,294 @@
+"""Charts as Vega-Lite specifications, with the same numbers as a table for those who do not see the chart.
+
+Colours are CSS variables, so that one chart is drawn for a light page, a dark page and print. Texts from records are
+values of the data and never field names or expressions, so that they are drawn as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ddil_eval.report.records import Direction, RecordedEstimate
+from ddil_eval.report.rendering import decimals_of, print_cell
+
+Spec = dict[str, Any]
+Shape = Literal["circle", "square", "diamond"]
+
+TEACHER, STUDENT, MIXED = "var(--teacher)", "var(--student)", "var(--mixed)"
+ACCENT, MUTED = "var(--accent)", "var(--muted)"
+_ARROWS = {"lower": "↓ lower is better", "higher": "↑ higher is better", None: ""}
+_LONG = 22
+"""The longest name of a row, in characters, that stays on one line; a longer "A − B" breaks after the sign."""
+_HALO: tuple[Spec, Spec] = ({"stroke": "var(--paper)", "strokeWidth": 4}, {"color": "currentColor"})
+"""Text is drawn twice: first its outline in the colour of the page, so that no line runs through it."""
+_FONT = "system-ui, sans-serif"
+_CONFIG: Spec = {
+    "background": None,
+    "font": _FONT,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "var(--grid)",
+        "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
+        "titleFontWeight": "normal", "labelLimit": 170,
+    },
+    "axisX": {"grid": False},
+    "text": {"fontSize": 12, "font": _FONT},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a chart.
+
+    Attributes:
+        name: The system, the curve or the row that it belongs to.
+        x: Its place: a number, or the name of a place.
+        estimate: The value with its interval.
+        marked: Whether it is on the front, the best, or significant.
+    """
+
+    name: str
+    x: float | str
+    estimate: RecordedEstimate
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        title: The title.
+        text: What the chart shows, in sentences. The page says it once for charts that share it.
+        spec: The Vega-Lite specification.
+        header: The header of the table with the same numbers.
+        rows: The rows of that table.
+        legend: For each curve: its label, the name of its colour, and its look.
+        note: What this chart alone shows, in a sentence.
+    """
+
+    title: str
+    text: str
+    spec: Spec
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: tuple[tuple[str, str, str], ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve of a chart: its label, its CSS colour, its points, and whether it is a level that holds everywhere."""
+
+    label: str
+    colour: str
+    points: Sequence[Point]
+    shape: Shape = "circle"
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The horizontal axis: its title, its places in order, and whether numbers are spaced by their values."""
+
+    title: str
+    places: Sequence[float | str] = field(default_factory=tuple)
+    numeric: bool = False
+    falling: bool = False
+
+
+def heading(metric: str, direction: Direction | None) -> str:
+    """Return the title of a metric's chart, with the direction that is better."""
+    return " ".join(part for part in (metric, _ARROWS[direction]) if part)
+
+
+def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point], text: str) -> Chart:
+    """Draw quality against cost. Points of one cost stand side by side; marked points form the front."""
+    costs = sorted({float(point.x) for point in points})
+    most = max(sum(float(point.x) == cost for point in points) for cost in costs)
+    taken = {cost: (most - sum(float(point.x) == cost for point in points)) // 2 for cost in costs}
+    values = []
+    for point, shown in _shown(points):
+        cost = float(point.x)
+        values.append(_value(point, shown) | {"x": f"{cost:g}", "cost": cost, "slot": taken[cost]})
+        taken[cost] += 1
+    x: Spec = {
+        "x": {"field": "x", "type": "ordinal", "sort": [f"{cost:g}" for cost in costs], "title": "NFE",
+              "axis": {"labelAngle": 0}, "scale": {"paddingInner": 0.15, "paddingOuter": 0.1}},
+        "xOffset": {"field": "slot", "type": "ordinal", "scale": {"domain": list(range(most))}},
+    }  # fmt: skip
+    colour = {"color": {"condition": {"test": "datum.marked", "value": ACCENT}, "value": MUTED}}
+    front = [{"filter": "datum.marked"}]
+    # what the front beats lies on its other side, so that a name there hides nothing
+    end, shift, baseline = ("high", -8, "bottom") if direction == "higher" else ("low", 8, "top")
+    label: Spec = {"y": _quantity(end), "text": {"field": "name"}}
+    named: Spec = {"type": "text", "dy": shift, "baseline": baseline, "fontWeight": 600, "limit": 120, "aria": False}
+    room = {"zero": False, "padding": 24}
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.5, "color": ACCENT, "aria": False},
+            "transform": front,
+            "encoding": x | {"y": _quantity("value") | {"scale": room}, "order": _quantity("cost")},
+        },
+        {"mark": {"type": "rule", "strokeWidth": 2, "aria": False}, "encoding": x | colour | _interval("y")},
+        {
+            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+            "encoding": x | colour | {"y": _quantity("value")} | _hover(("name", "System"), ("x", "NFE")),
+        },
+        *(
+            {"mark": named | look, "transform": front, "encoding": x | label}
+            for look in _HALO
+        ),
+    ]
+    rows = [(p.name, f"{float(p.x):g}", s, "yes" if p.marked else "") for p, s in _shown(points)]
+    return _chart(metric, direction, text, values, layers, 240, ("System", "NFE", metric, "On the front"), rows)
+
+
+def forest_chart(
+    metric: str, direction: Direction | None, points: Sequence[Point], text: str, header: str, *, zero: bool = False
+) -> Chart:
+    """Draw values with their intervals below one another, one row for each name. Marked points are filled.
+
+    Args:
+        metric: The metric.
+        direction: Which values are better.
+        points: The values.
+        text: What the chart shows.
+        header: What the rows are, such as "System".
+        zero: Draw a line at 0, for differences.
+    """
+    parts = [f"truncate(split(datum.label, ' − ')[{part}], {_LONG})" for part in (0, 1)]
+    two_lines = f"length(datum.label) > {_LONG} && indexof(datum.label, ' − ') > 0"
+    breaks = f"{two_lines} ? [{parts[0]} + ' −', {parts[1]}] : datum.label"
+    names = {
+        "ticks": False, "domain": False, "labelPadding": 8, "grid": True, "labelExpr": breaks,
+        "labelOffset": {"condition": {"test": two_lines, "value": -6}, "value": 0},
+    }  # fmt: skip
+    y = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": names}}
+    x = {"x": _quantity("value") | {"axis": {"tickCount": 4, "labelOverlap": "greedy"}}}
+    layers: list[Spec] = []
+    if zero:
+        rule = {"type": "rule", "color": "var(--line)", "strokeWidth": 1.5, "aria": False}
+        layers.append({"mark": rule, "encoding": {"x": {"datum": 0, "type": "quantitative"}}})
+    layers += [
+        {"mark": {"type": "rule", "strokeWidth": 2, "color": ACCENT, "aria": False}, "encoding": y | _interval("x")},
+        {
+            "mark": {"type": "point", "size": 70, "opacity": 1, "stroke": ACCENT, "strokeWidth": 2},
+            "encoding": y
+            | x
+            | {"fill": {"condition": {"test": "datum.marked", "value": ACCENT}, "value": "var(--paper)"}}
+            | _hover(("name", header)),
+        },
+    ]
+    values = [_value(point, shown) for point, shown in _shown(points)]
+    mark = "Significant" if zero else "Best"
+    rows = [(point.name, shown, "yes" if point.marked else "") for point, shown in _shown(points)]
+    height = (32 if any(len(point.name) > _LONG for point in points) else 26) * len(points)
+    return _chart(metric, direction, text, values, layers, height, (header, metric, mark), rows)
+
+
+def curve_chart(
+    metric: str, direction: Direction | None, curves: Sequence[Curve], axis: Axis, text: str, note: str = ""
+) -> Chart:
+    """Draw curves with bands of their intervals. A level is a horizontal line with a band."""
+    colour = {
+        "field": "name", "type": "nominal", "sort": None,
+        "scale": {"domain": [c.label for c in curves], "range": [c.colour for c in curves]},
+        "legend": None,  # the page has one in HTML, which wraps on a narrow screen
+    }  # fmt: skip
+    place: Spec = {"field": "x", "type": "quantitative" if axis.numeric else "ordinal", "title": axis.title}
+    places = list(axis.places)
+    if axis.numeric:
+        place |= {"axis": {"values": places}, "scale": {"zero": False, "nice": False, "reverse": axis.falling,
+                                                        "padding": 12}}  # fmt: skip
+    else:
+        place |= {"sort": places, "axis": {"labelAngle": 0}, "scale": {"type": "point", "padding": 0.25}}
+    values, rows, layers = list[Spec](), list[tuple[str, ...]](), list[Spec]()
+    everything = [point for curve in curves for point in curve.points]
+    shown = dict(zip(map(id, everything), (text for _, text in _shown(everything)), strict=True))
+    for curve in curves:
+        for point in curve.points:
+            at = places if curve.level else [point.x]
+            values += [
+                _value(point, shown[id(point)])
+                | {"name": curve.label, "x": x, "level": curve.level, "shape": curve.shape}
+                for x in at
+            ]
+            rows.append((curve.label, "everywhere" if curve.level else f"{point.x}", shown[id(point)]))
+    base = {"x": place, "color": colour}
+    layers = [
+        *(
+            {
+                "mark": {"type": "area", "opacity": opacity, "aria": False},
+                "transform": [{"filter": test}],
+                "encoding": base | _interval("y"),
+            }
+            for test, opacity in (("datum.level", 0.09), ("!datum.level", 0.2))
+            if test.startswith("!") or any(curve.level for curve in curves)
+        ),
+        {
+            "mark": {"type": "line", "strokeWidth": 2, "aria": False},
+            "encoding": base
+            | {"y": _quantity("value"),
+               "strokeDash": {"condition": {"test": "datum.level", "value": [5, 4]}, "value": [1, 0]},
+               "detail": {"field": "level"}},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+            "transform": [{"filter": "!datum.level"}],
+            "encoding": base
+            | {"y": _quantity("value"), "shape": {"field": "shape", "type": "nominal", "scale": None}}
+            | _hover(("name", "Curve"), ("x", axis.title)),
+        },
+    ]  # fmt: skip
+    legend = tuple(
+        (c.label, c.colour.removeprefix("var(--").rstrip(")"), "level" if c.level else c.shape) for c in curves
+    )
+    chart = _chart(metric, direction, text, values, layers, 230, ("Curve", axis.title, metric), rows)
+    return replace(chart, legend=legend, note=note)
+
+
+def _chart(
+    metric: str, direction: Direction | None, text: str, values: Sequence[Spec], layers: Sequence[Spec], height: int,
+    header: tuple[str, ...], rows: Sequence[tuple[str, ...]],
+) -> Chart:  # fmt: skip
+    title = heading(metric, direction)
+    spec = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "description": f"{title}. {text}",
+        "width": "container",
+        "height": max(height, 60),
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": _CONFIG,
+        "data": {"values": list(values)},
+        "layer": list(layers),
+    }
+    return Chart(title, text, spec, header, tuple(rows))
+
+
+def _shown(points: Sequence[Point]) -> list[tuple[Point, str]]:
+    """Return each point with its value and interval in print, all with the same decimals."""
+    digits = decimals_of([point.estimate for point in points])
+    return [(point, " ".join(print_cell(point.estimate, digits))) for point in points]
+
+
+def _value(point: Point, shown: str) -> Spec:
+    estimate = point.estimate
+    return {
+        "name": point.name, "x": point.x, "value": estimate.value, "low": estimate.low, "high": estimate.high,
+        "marked": point.marked, "shown": shown,
+    }  # fmt: skip
+
+
+def _quantity(name: str) -> Spec:
+    return {"field": name, "type": "quantitative", "scale": {"zero": False}, "title": None}
+
+
+def _interval(axis: Literal["x", "y"]) -> Spec:
+    return {axis: _quantity("low"), f"{axis}2": {"field": "high"}}
+
+
+def _hover(*fields: tuple[str, str]) -> Spec:
+    return {"tooltip": [{"field": name, "title": title} for name, title in (*fields, ("shown", "Value"))]}

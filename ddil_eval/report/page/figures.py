@@ -1,0 +1,255 @@
+"""Which charts a group of tables has. An addition is one function and one row of ``FIGURES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from ddil_eval.report.front import front
+from ddil_eval.report.page.charts import (
+    MIXED,
+    MUTED,
+    STUDENT,
+    TEACHER,
+    Axis,
+    Chart,
+    Curve,
+    Point,
+    Shape,
+    cost_chart,
+    curve_chart,
+    forest_chart,
+)
+from ddil_eval.report.page.findings import MOST_METRICS, row_name
+from ddil_eval.report.records import RecordedEstimate
+from ddil_eval.report.table_type import Column, Table
+
+Tables = Mapping[str, Table]
+"""The tables of one group by name."""
+
+def charts_of(tables: Tables, *, without: Callable[[Tables], list[Chart]] | None = None) -> list[Chart]:
+    """Return the charts of a group of tables, in the order of ``FIGURES``; those of one function may be left out."""
+    drawing = [draw for names, draw in FIGURES if any(name in tables for name in names) and draw is not without]
+    return [chart for draw in drawing for chart in draw(tables)]
+
+
+def quality_and_cost(tables: Tables) -> list[Chart]:
+    """Return a chart of each metric against the NFE."""
+    charts = []
+    for table in _present(tables, "systems", "table5"):
+        for place, column in _metrics(table) if _has(table, "nfe") else []:
+            costs = {r: row[_place(table, "nfe")] for r, row in enumerate(table.rows)}
+            priced = [
+                replace(point, x=float(cost))
+                for r, point in _points(table, place).items()
+                if isinstance(cost := costs[r], int | float)
+            ]
+            if priced:
+                leading = front([(float(p.x), p.estimate.value) for p in priced], column.direction)
+                marked = [replace(point, marked=k in leading) for k, point in enumerate(priced)]
+                charts.append(cost_chart(column.header, column.direction, marked, COST))
+    return charts
+
+
+def differences(tables: Tables) -> list[Chart]:
+    """Return a chart of each metric of the tables of differences and effects."""
+    charts = []
+    for name, header in DIFFERENCES.items():
+        for table in _present(tables, name):
+            charts += _forests(table, header, f"{table.title}. {TESTED}", zero=True)
+    return charts
+
+
+def rows(tables: Tables) -> list[Chart]:
+    """Return a chart of each metric for the systems and the inverters, below one another."""
+    return _rows_of(tables, {"systems": "System", "table5": "System", "inverters": "Inverter"})
+
+
+def strings(tables: Tables) -> list[Chart]:
+    """Return a chart of each metric for the strings of a factorial, below one another."""
+    return _rows_of(tables, {"strings": "String"})
+
+
+def shift_curves(tables: Tables) -> list[Chart]:
+    """Return each metric against p_teacher, then each against switch_t, with the pure runs as levels."""
+    charts = []
+    for (title, falling), drawn in SHIFT.items():
+        columns = {column.key: column for name, *_ in drawn if name in tables for _, column in _metrics(tables[name])}
+        for metric, column in columns.items():
+            curves = [curve for name, *look in drawn for curve in _curve(tables, name, metric, *look)]
+            if curves:
+                places = sorted({float(point.x) for curve in curves for point in curve.points})
+                axis = Axis(title, places, numeric=True, falling=falling)
+                curves += _levels(tables, metric)
+                charts.append(curve_chart(column.header, column.direction, curves, axis, CURVES))
+    return charts
+
+
+def drift_curves(tables: Tables) -> list[Chart]:
+    """Return the curves of the drift experiment by transition; sampling runs to the right."""
+    charts = []
+    for title, name, note, curves in DRIFT:
+        for table in _present(tables, name):
+            columns = {column.key: place for place, column in enumerate(table.columns)}
+            times = [str(row[0]) for row in table.rows if row[0] != "all"]
+            drawn = [
+                Curve(label, colour, [p for p in _points(table, columns[key]).values() if p.name != "all"], shape)
+                for key, label, colour, shape in curves
+                if key in columns
+            ]
+            drawn = [curve for curve in drawn if curve.points]
+            if drawn:
+                axis = Axis("t (sampling runs to the right)", times)
+                charts.append(curve_chart(title, None, drawn, axis, TRANSITIONS, note))
+    return charts
+
+
+COST = (
+    "Each point is a system, with its 95 % interval, over the mean number of network evaluations for an image (NFE). "
+    "The dashed line joins the systems that no other system beats at the same or a lower NFE; the others are grey."
+)
+ROWS = "Points with 95 % intervals. A filled point is the best value, significantly better than the second best."
+TESTED = "Points with 95 % intervals. A filled point is significant after Holm's correction."
+TRANSITIONS = "Each point is a transition, by the time t at which it starts. Bands are 95 % intervals."
+CURVES = "Bands are 95 % intervals. Dashed lines are the teacher alone and the student alone."
+SHIFT = {
+    ("p_teacher", False): (("table2", "mixed at random", MIXED),),
+    ("switch_t (sampling runs to the right)", True): (
+        ("table3", "teacher, then student", TEACHER),
+        ("table4", "student, then teacher", STUDENT),
+    ),
+}
+"""For each axis of the shift curves, and whether it falls to the right: the table, label and colour of each curve."""
+DIFFERENCES = {
+    "differences": "Difference",
+    "inverter-differences": "Difference",
+    "main-effects": "Transition",
+    "interactions": "Transitions",
+    "drift-ratios": "t",
+    "drift-difference": "t",
+    "drift-group-difference": "Groups",
+}
+"""The tables of differences and effects, each with the header of its rows."""
+
+DRIFT: tuple[tuple[str, str, str, tuple[tuple[str, str, str, Shape], ...]], ...] = (
+    (
+        "Disagreement with the teacher", "drift",
+        "How far the student's predictions are from the teacher's, on states of three sources.",
+        (
+            ("disagreement_data", "forward-diffused data", MIXED, "square"),
+            ("disagreement_teacher", "the teacher's states", TEACHER, "circle"),
+            ("disagreement_student", "the student's own states", STUDENT, "diamond"),
+        ),
+    ),
+    (
+        "Covariate-shift ratio", "drift",
+        "The disagreement on the student's own states, divided by that on other states. 1 is no covariate shift.",
+        (
+            ("shift_ratio", "own states / data", MIXED, "square"),
+            ("rollout_ratio", "own states / the teacher's states", TEACHER, "circle"),
+        ),
+    ),
+    (
+        "Kernel distance of the states", "drift-states",
+        "How far the distribution of the student's states is from that of other states.",
+        (
+            ("mmd_data", "own states, data", MIXED, "square"),
+            ("mmd_teacher", "own states, the teacher's states", TEACHER, "circle"),
+        ),
+    ),
+    (
+        "Distance of the trajectories", "drift-paths",
+        "‖student − teacher‖ / ‖teacher‖ after each step, from the same noise.",
+        (("distance", "student and teacher", STUDENT, "diamond"),),
+    ),
+    (
+        "Commitment to the end", "drift-paths",
+        "The share of the end's variance that the prediction x̂ explains before each step.",
+        (
+            ("commitment_teacher", "the teacher", TEACHER, "circle"),
+            ("commitment_student", "the student", STUDENT, "diamond"),
+        ),
+    ),
+)  # fmt: skip
+"""For each chart of the drift experiment: the title, the table, a sentence, and each curve's metric, label and look."""
+
+FIGURES: tuple[tuple[tuple[str, ...], Callable[[Tables], list[Chart]]], ...] = (
+    (("systems", "table5"), quality_and_cost),
+    (("systems", "table5", "inverters"), rows),
+    (("table2", "table3", "table4"), shift_curves),
+    (("drift", "drift-states", "drift-paths"), drift_curves),
+    (tuple(DIFFERENCES), differences),
+    (("strings",), strings),
+)
+"""The tables that a figure is drawn from, and the function that draws it. A group needs one of the tables."""
+
+
+def _present(tables: Tables, *names: str) -> list[Table]:
+    return [tables[name] for name in names if name in tables]
+
+
+def _has(table: Table, key: str) -> bool:
+    return any(column.key == key for column in table.columns)
+
+
+def _place(table: Table, key: str) -> int:
+    return next(place for place, column in enumerate(table.columns) if column.key == key)
+
+
+def _metrics(table: Table) -> list[tuple[int, Column]]:
+    """Return the first columns of metrics, by place."""
+    return [(place, column) for place, column in enumerate(table.columns) if column.interval][:MOST_METRICS]
+
+
+def _points(table: Table, place: int) -> dict[int, Point]:
+    """Return the estimates of a column by row. Rows are named; equal names are told apart."""
+    names, points = list[str](), dict[int, Point]()
+    for r, row in enumerate(table.rows):
+        name = row_name(table, r)
+        names.append(name)
+        cell = row[place]
+        if isinstance(cell, RecordedEstimate):
+            label = name if names.count(name) == 1 else f"{name} ({names.count(name)})"
+            marked = (r, place) in table.significant or (r, place) in table.best
+            points[r] = Point(label, name, cell, marked)
+    return points
+
+
+def _forests(table: Table, header: str, text: str, *, zero: bool = False) -> list[Chart]:
+    charts = []
+    for place, column in _metrics(table):
+        points = list(_points(table, place).values())
+        if points:
+            charts.append(forest_chart(column.header, column.direction, points, text, header, zero=zero))
+    return charts
+
+
+def _rows_of(tables: Tables, headers: Mapping[str, str]) -> list[Chart]:
+    charts = []
+    for name, header in headers.items():
+        for table in _present(tables, name):
+            charts += _forests(table, header, f"{table.title}. {ROWS}")
+    return charts
+
+
+def _curve(tables: Tables, name: str, metric: str, label: str, colour: str) -> list[Curve]:
+    """Return the curve of a table's metric over its first column, in a list; an empty list without values."""
+    if name not in tables or not _has(tables[name], metric):
+        return []
+    table = tables[name]
+    points = [
+        Point(label, float(x), point.estimate)
+        for r, point in _points(table, _place(table, metric)).items()
+        if isinstance(x := table.rows[r][0], int | float)
+    ]
+    shapes: dict[str, Shape] = {MIXED: "square", TEACHER: "circle", STUDENT: "diamond"}
+    return [Curve(label, colour, sorted(points, key=lambda point: float(point.x)), shapes[colour])] if points else []
+
+
+def _levels(tables: Tables, metric: str) -> list[Curve]:
+    """Return the pure runs as levels."""
+    if "pure" not in tables or not _has(tables["pure"], metric):
+        return []
+    points = _points(tables["pure"], _place(tables["pure"], metric)).values()
+    colours = {"teacher": TEACHER, "student": STUDENT}
+    return [Curve(f"{p.name} alone", colours.get(p.name, MUTED), [p], level=True) for p in points]
