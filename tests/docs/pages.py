@@ -84,7 +84,7 @@ def joined(block: str) -> Iterator[str]:
 def table() -> tuple[dict[Command, Row], list[str]]:
     """Return a row for each command that ``commands.yaml`` names, and what it names that is on no page.
 
-    A page's value is a mapping from modes to commands, or a text: the reason why its commands are only parsed. A
+    A page's value is a mapping from modes to commands, or a text: the reason why its commands are skipped. A
     command is named by its text, or by a part of it that no other command of the page has.
     """
     content: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ def table() -> tuple[dict[Command, Row], list[str]]:
     for page, modes in content.items():
         on_page = commands(page)
         if isinstance(modes, str):
-            rows |= {command: Row("parse", modes) for command in on_page}
+            rows |= {command: Row("skip", modes) for command in on_page}
             continue
         for mode, entries in modes.items():
             assert mode in MODES, f"{page}: there is no mode {mode!r}"
