@@ -42,7 +42,9 @@ class Fitting:
                     raise
             # Outside of the handler, because the error holds the tensors of the work.
             self.most = (size + 1) // 2
-            warn_once(f"the memory of the device is too small for {size} rows of {self.what} at once; taking {self.most}")
+            warn_once(
+                f"the memory of the device is too small for {size} rows of {self.what} at once; taking {self.most}"
+            )
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
         return results

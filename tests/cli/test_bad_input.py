@@ -309,16 +309,20 @@ def test_a_damaged_record(shift: Cli, cli: Cli, tmp_path: Path) -> None:
         assert last.endswith("): move it away and run its measurement again.")
 
 
-MISMATCH = (
-    "does not match its checksum {}.sha256, so one of the two was damaged or changed after it was written; "
-)
+MISMATCH = "does not match its checksum {}.sha256, so one of the two was damaged or changed after it was written; "
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("data.safetensors", "the file of the encoded data {} " + MISMATCH + "delete the file to encode the data again"),
-        ("stage-1-of-1.safetensors", "the file of the stage's weights {} " + MISMATCH + "delete it to train the stage again"),
+        (
+            "data.safetensors",
+            "the file of the encoded data {} " + MISMATCH + "delete the file to encode the data again",
+        ),
+        (
+            "stage-1-of-1.safetensors",
+            "the file of the stage's weights {} " + MISMATCH + "delete it to train the stage again",
+        ),
         ("stage-1-of-1.pt", "the checkpoint {} cannot be read ({}); delete it to start this stage again"),
     ],
 )

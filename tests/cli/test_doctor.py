@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from safetensors.numpy import save_file
 
+from ddil_core.support.checksums import MANIFEST, sha256
 from ddil_core.support.errors import DdilError
 from ddil_eval.cli import doctor
 
@@ -144,7 +145,12 @@ def test_shipped_weights_are_found_missing_or_damaged(tmp_path: Path) -> None:
     assert not doctor._shipped("teacher", tmp_path, "index.json").ok
     (tmp_path / "index.json").write_text("{}")
     assert doctor._shipped("teacher", tmp_path, "index.json").found == "1 files, 1.0 MiB"
-    file.write_bytes(file.read_bytes()[:-4])
+    whole = file.read_bytes()
+    (tmp_path / MANIFEST).write_text(json.dumps({"unet/model.safetensors": sha256(file)}))
+    file.write_bytes(whole[:-1] + b"\x01")  # the header does not show it
+    check = doctor._shipped("teacher", tmp_path, "index.json")
+    assert not check.ok and check.found.startswith(f"damaged: the file {file} of teacher does not match its checksum")
+    file.write_bytes(whole[:-4])
     check = doctor._shipped("teacher", tmp_path, "index.json")
     assert not check.ok and check.found.startswith(f"damaged: {file} (") and "git checkout" in check.cure
 

@@ -39,7 +39,9 @@ def test_a_skipped_step_is_no_step(optimizer: str) -> None:
         ends.append((net.state_dict(), adam.state_dict()["state"]))
     (weights, state), (others, other_state) = ends
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert all(torch.equal(a[key], b[key]) for a, b in zip(state.values(), other_state.values(), strict=True) for key in a)
+    assert all(
+        torch.equal(a[key], b[key]) for a, b in zip(state.values(), other_state.values(), strict=True) for key in a
+    )
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float], calls: list[int]) -> None:

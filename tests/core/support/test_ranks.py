@@ -31,7 +31,7 @@ def free_port() -> str:
 
 
 @pytest.mark.parametrize(
-    ("fate", "arrival", "reason"), [("dies", 60, "Connection closed by peer"), ("never starts", 1, "Timed out after ")]
+    ("fate", "arrival", "reason"), [("dies", 60, "Connection "), ("never starts", 1, "Timed out after ")]
 )
 def test_a_process_that_is_gone_ends_the_others_in_a_sentence(fate: str, arrival: int, reason: str) -> None:
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2",
