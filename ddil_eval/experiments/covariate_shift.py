@@ -130,8 +130,8 @@ class CovariateShiftConfig(NetworkDtypeKeys):
         own = {self.teacher_dtype, self.student_dtype}
         if self.drift and own != {DTYPES[self.dtype]}:
             raise ValueError(
-                "drift is measured with both networks in the dtype of the models; leave teacher_dtype and student_dtype "
-                "out, or measure without drift"
+                "drift is measured with both networks in the dtype of the models; leave teacher_dtype and "
+                "student_dtype out, or measure without drift"
             )
         return self
 

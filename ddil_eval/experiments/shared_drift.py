@@ -62,8 +62,8 @@ class SharedDrift:
         sampling = pair.student.sampling
         if sampling.distilled and SOLVERS.find(sampling.solver).stochastic:
             raise WrongCommand(
-                f"{pair.student.reference!r} adds noise between its steps, so that its drift is measured on rollouts of "
-                "its own; leave out --drift, and use ddil eval drift"
+                f"{pair.student.reference!r} adds noise between its steps, so that its drift is measured on rollouts "
+                "of its own; leave out --drift, and use ddil eval drift"
             )
         require_encoder(pair.teacher.pipeline.vae, pair.teacher.reference)
         images = read_targets(data, len(prompts.prompts), image_side(pair.teacher)).images

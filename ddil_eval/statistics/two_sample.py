@@ -181,7 +181,7 @@ def log_ratio(above: Array, below: Array, *, other: tuple[Array, Array] | None =
 
 
 def log_ratio_scores(above: Array, below: Array) -> Array:
-    """Return a score [n] for each prompt. Their mean is ln(mean(above)/mean(below)); their spread is the delta method's.
+    """Return a score [n] for each prompt: the mean is ln(mean(above)/mean(below)), the spread is the delta method's.
 
     Args:
         above: Scores [n], at least 0, with a mean above 0.

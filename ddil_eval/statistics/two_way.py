@@ -4,10 +4,10 @@ Students of several seeds are measured on the same prompts. Both are samples: ot
 other prompts other scores. An interval over prompts alone speaks of these students only, and one over seeds alone of
 these prompts only, because what a prompt does to all students cannot be seen between seeds.
 
-With M seeds and N prompts, the variance of the mean is estimated as s²/M + p²/N, where s² is the variance of the M means
-over prompts and p² that of the N means over seeds. Both parts hold the variance of single scores, so that the estimate
-is at least the true variance on average. Degrees of freedom are Satterthwaite's. The test of 0 is Clark's min F′ (1973,
-J. Verbal Learning and Verbal Behavior 12, 335); Owen's pigeonhole bootstrap (2007, 0712.1111) has the same variance.
+With M seeds and N prompts, the variance of the mean is estimated as s²/M + p²/N, where s² is the variance of the M
+means over prompts and p² that of the N means over seeds. Both parts hold the variance of single scores, so that the
+estimate is at least the true variance on average. Degrees of freedom are Satterthwaite's. The test of 0 is Clark's
+min F′ (1973, J. Verbal Learning and Verbal Behavior 12, 335).
 """
 
 from __future__ import annotations
