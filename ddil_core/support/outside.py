@@ -140,7 +140,9 @@ def newer(what: str, version: int, known: int, ddil: object = None) -> str:
         ddil: The version of ddil that made the file, where the file states it.
     """
     by = f"a newer ddil ({ddil})" if isinstance(ddil, str) and len(ddil) < 40 else "a newer ddil"
-    return f"{what} was made by {by}: it has schema {version}, and this ddil reads schema {known}; update ddil to read it"
+    return (
+        f"{what} was made by {by}: it has schema {version}, and this ddil reads schema {known}; update ddil to read it"
+    )
 
 
 def inside(name: str) -> bool:
