@@ -51,7 +51,7 @@ LONGEST_PATTERN = 10_000
 """The most characters of a pattern."""
 EXAMPLE = "webdataset:/data/train-{000000..000099}.tar"
 
-MOST_SHARDS = 1_000_000
+MOST_SHARDS = 100_000
 """The most shards of a pattern."""
 LARGEST_IMAGE = 200 * MEGABYTE
 """The largest file of an image in a shard."""

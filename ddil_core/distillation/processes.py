@@ -12,14 +12,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.support import ranks
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
-from ddil_core.support.ranks import world
 
 TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 ENCODING_TIME = timedelta(hours=6)
@@ -30,7 +28,8 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
     """Return the accelerator of a run. Its trackers write to ``out/tracked``.
 
     Raises:
-        WrongCommand: the package of a tracker is not installed.
+        WrongCommand: the package of a tracker is not installed, or an earlier run of this process had another device
+            or precision.
         DdilError: another process did not start, or has stopped.
     """
     for name in config.trackers:
@@ -41,18 +40,24 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
                 "to []"
             )
     ranks.barrier()  # all processes are here, so that none waits for hours for one that did not start
-    if AcceleratorState._shared_state:  # of an earlier run in this process, perhaps with another precision
-        AcceleratorState._reset_state(reset_partial_state=world() == 1)
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers) or None,
-        project_dir=out / "tracked" if config.trackers else None,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=ENCODING_TIME),
-        ],
-    )
+    try:
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision=config.mixed_precision,
+            log_with=list(config.trackers) or None,
+            project_dir=out / "tracked" if config.trackers else None,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=ENCODING_TIME),
+            ],
+        )
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise WrongCommand(
+            "this process has distilled on another device or with another mixed_precision before, and accelerate keeps "
+            "both for a process; start this run in a process of its own"
+        ) from error
 
 
 def own_rows(accelerator: Accelerator, count: int) -> slice:

@@ -26,8 +26,8 @@ from ddil_core.support.outside import NotPlain, newer
 from ddil_core.support.plain_yaml import load_plain_file
 
 RUN = "run.yaml"
-VERSION, SCHEMA_VERSION = "schema_version", 1
-"""The key for the version of the layout of a run folder, and the present version. A file without the key has it."""
+SCHEMA_VERSION = 1
+"""The version of the layout of a run folder. A ``run.yaml`` that states none has it."""
 C = TypeVar("C", bound=MethodConfig)
 MOST_NAMED = 5
 """The most keys that the sentence on another run names."""
@@ -47,11 +47,8 @@ def read_run(path: Path) -> dict[str, Any]:
     """
     try:
         content = load_plain_file(path)
-        version = content.get(VERSION, SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
-        if type(version) is int and version > SCHEMA_VERSION:
-            made_by = content.get("versions")
-            ddil = made_by.get("ddil") if isinstance(made_by, dict) else None
-            raise DdilError(newer(f"the run in {path.parent}", version, SCHEMA_VERSION, ddil))
+        if (message := newer(f"the run in {path.parent}", content, SCHEMA_VERSION)) is not None:
+            raise DdilError(message)
         if isinstance(content, dict) and {"teacher", "data", "config"} <= content.keys():
             return content
         why = "it does not say what the run is"
@@ -130,7 +127,7 @@ def open_run(
             _write(path, content)
     else:
         changeable = {"changeable": list(config.CHANGEABLE)}
-        _write(path, {VERSION: SCHEMA_VERSION} | identity | changeable | dict(provenance) | {"started": now})
+        _write(path, {"schema_version": SCHEMA_VERSION} | identity | changeable | dict(provenance) | {"started": now})
     checkpoints = out / "checkpoints"
     delete_temporaries(out, checkpoints, checkpoints / "data.parts", out / "grids")
     old = [out / name for name in _OLD_TEMPORARIES]

@@ -74,8 +74,9 @@ def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
     size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(_is_count(side, LARGEST_SIDE) for side in size)):
         raise DdilError(
-            f"the network of the model {reference!r} has the sample_size {value_text(sample_size)} in its configuration, so the "
-            "size of its latents is not known; set sample_size to a number, or to a list of height and width"
+            f"the network of the model {reference!r} has the sample_size {value_text(sample_size)} in its "
+            "configuration, so the size of its latents is not known; set sample_size to a number, or to a list of "
+            "height and width"
         )
     return size[0], size[1]
 

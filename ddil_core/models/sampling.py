@@ -170,9 +170,8 @@ class Sampling:
         Raises:
             WrongCommand: a value in the file does not fit, or a newer ddil made the file.
         """
-        version = content.get("schema_version")
-        if type(version) is int and version > SCHEMA_VERSION:
-            raise WrongCommand(newer(source, version, SCHEMA_VERSION))
+        if (message := newer(source, content, SCHEMA_VERSION)) is not None:
+            raise WrongCommand(message)
         file = validate(SystemFile, dict(content), source)
         settings = {name: getattr(file, name) for name in file.model_fields_set - FOR_READERS}
         if file.bounds is not None:

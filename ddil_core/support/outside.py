@@ -130,17 +130,23 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def newer(what: str, version: int, known: int, ddil: object = None) -> str:
-    """Return the message for a file of a later version of its layout.
+def newer(what: str, content: Any, known: int) -> str | None:
+    """Return the message for a file of a later version of its layout, or None for any other content.
 
     Args:
         what: The file, which starts the message.
-        version: The version that the file states.
+        content: What it holds: a mapping with ``schema_version``, and perhaps the ``versions`` of packages.
         known: The newest version that is read here.
-        ddil: The version of ddil that made the file, where the file states it.
     """
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if type(version) is not int or version <= known:
+        return None
+    packages = content.get("versions")
+    ddil = packages.get("ddil") if isinstance(packages, dict) else None
     by = f"a newer ddil ({ddil})" if isinstance(ddil, str) and len(ddil) < 40 else "a newer ddil"
-    return f"{what} was made by {by}: it has schema {version}, and this ddil reads schema {known}; update ddil to read it"
+    return (
+        f"{what} was made by {by}: it has schema {version}, and this ddil reads schema {known}; update ddil to read it"
+    )
 
 
 def inside(name: str) -> bool:

@@ -308,7 +308,8 @@ def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record
 def _read(path: Path) -> Record:
     try:
         content = parse_json(read_file(path, LARGEST))
-        _require_version(content, path)
+        if (message := newer(f"The record {path}", content, SCHEMA_VERSION)) is not None:
+            raise DdilError(message)
         return Record.model_validate(content)
     except NotPlain as error:
         raise _damaged(path, f"it {error}") from error
@@ -325,19 +326,6 @@ def _read(path: Path) -> Record:
 
 def _damaged(path: Path, why: str) -> DdilError:
     return DdilError(f"The record {path} is damaged ({why}): move it away and run its measurement again.")
-
-
-def _require_version(content: Any, path: Path) -> None:
-    """Refuse a record of another version of the schema. Version 1 is the first and the present one.
-
-    Raises:
-        DdilError: the version is newer.
-    """
-    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
-    if type(version) is int and version > SCHEMA_VERSION:
-        made_by = content.get("versions")
-        ddil = made_by.get("ddil") if isinstance(made_by, dict) else None
-        raise DdilError(newer(f"The record {path}", version, SCHEMA_VERSION, ddil))
 
 
 def _slug(cell: dict[str, JsonValue]) -> str:

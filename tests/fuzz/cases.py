@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -75,10 +76,10 @@ def some_json(rng: Random, value: Any) -> str:
 def _changed(rng: Random, value: Any) -> Any:
     inner = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
     if not inner or rng.random() < 0.15:
-        return rng.choice(ODD)
+        return copy.deepcopy(rng.choice(ODD))  # a later change must not change the table
     key = rng.choice(inner)
     if isinstance(value, dict) and rng.random() < 0.1:
-        new = {text(rng): rng.choice(ODD)} if rng.random() < 0.5 else {}
+        new = {text(rng): copy.deepcopy(rng.choice(ODD))} if rng.random() < 0.5 else {}
         return {name: item for name, item in value.items() if name != key} | new
     value[key] = _changed(rng, value[key])
     return value
