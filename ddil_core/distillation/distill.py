@@ -17,6 +17,7 @@ from ddil_core.distillation.methods import METHODS, read_config
 from ddil_core.distillation.processes import make_accelerator
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.run_folder import begun_with, open_run, require_run_folder, require_same_run
+from ddil_core.distillation.start import require_start
 from ddil_core.distillation.student import save_student
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import Bounds, sampling_line
@@ -99,10 +100,12 @@ def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) 
     """Load the teacher, and put its own guidance scale into a configuration that has none.
 
     Raises:
+        WrongCommand: the section ``student`` does not fit the teacher.
         DdilError: the method cannot distil this teacher.
     """
     model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32))
     require_teacher(model)
+    require_start(model, config)
     METHODS[config.method].require(model, config)
     unset = getattr(config, "guidance_scale", 1.0) is None
     return model, config.with_guidance(model.own_guidance()) if unset else config
