@@ -51,7 +51,7 @@ class GaussianMixture(ModelMixin, ConfigMixin, ClosedForm):
     def student(self, width: int, depth: int) -> PointNetwork:
         """Return a new network for a student, with random weights from torch's global generator."""
         config: Any = self.config
-        return PointNetwork(config.in_channels, config.classes, width, depth)
+        return PointNetwork(config.in_channels, config.classes, (width,), depth)
 
     def class_weights(self) -> Tensor:
         """Return the probability of each class, float32 [classes]."""
@@ -75,7 +75,7 @@ class GaussianMixture(ModelMixin, ConfigMixin, ClosedForm):
         prior = torch.log(self.weights.float() * allowed)
         prior = prior - prior.logsumexp(1, keepdim=True)
         variance = (alpha * self.widths.float()) ** 2 + sigma**2
-        squared = self._offsets(z, alpha).square().sum(2)
+        squared = (z[:, None] - alpha[..., None] * self.means.float()).square().sum(2)
         density = -0.5 * (squared / variance + z.shape[1] * torch.log(2 * torch.pi * variance))
         evidence = (prior + density).logsumexp(1, keepdim=True)
         return prior + density - evidence, evidence.squeeze(1)
@@ -85,8 +85,8 @@ class GaussianMixture(ModelMixin, ConfigMixin, ClosedForm):
         responsibility = self.log_responsibilities(z, alpha, sigma, classes)[0].exp()
         squares = self.widths.float() ** 2
         gain = alpha * squares / (alpha**2 * squares + sigma**2)
-        means = self.means.float() + gain[..., None] * self._offsets(z, alpha)
-        return (responsibility[..., None] * means).sum(1)
+        # The mean over k of μ_k + gain_k (z − α μ_k), with the terms in μ_k and in z apart.
+        return (responsibility * (1 - alpha * gain)) @ self.means.float() + (responsibility * gain).sum(1, True) * z
 
     def forward(self, z: Tensor, alpha: Tensor, sigma: Tensor, classes: Tensor) -> Tensor:
         """Return the v of the exact x̂ at z [B, D, 1, 1], for α and σ [B, 1, 1, 1], σ > 0."""
@@ -94,10 +94,6 @@ class GaussianMixture(ModelMixin, ConfigMixin, ClosedForm):
             points, a, s = z.float().flatten(1), alpha.float().flatten(1), sigma.float().flatten(1)
             v = to_v(self.posterior_mean(points, a, s, classes), points, a, s)
         return v.view(z.shape).to(z.dtype)
-
-    def _offsets(self, z: Tensor, alpha: Tensor) -> Tensor:
-        """Return z − α μ_k, [B, modes, D]."""
-        return z[:, None] - alpha[..., None] * self.means.float()
 
 
 class PointNetwork(ModelMixin, ConfigMixin):
@@ -114,7 +110,7 @@ class PointNetwork(ModelMixin, ConfigMixin):
         self,
         in_channels: int = 8,
         classes: int = 8,
-        width: int = 128,
+        block_out_channels: tuple[int, ...] = (128,),
         depth: int = 3,
         time_cond_proj_dim: int | None = None,
         sample_size: int = 1,
@@ -124,13 +120,13 @@ class PointNetwork(ModelMixin, ConfigMixin):
         Args:
             in_channels: D, the dimension of the points.
             classes: The number of classes.
-            width: The number of features.
+            block_out_channels: The number of features, under the name that a U-Net's configuration has for it.
             depth: The number of residual blocks, the middle block among them.
             time_cond_proj_dim: The width of LCM's guidance embedding; None for none.
             sample_size: The side of a latent.
         """
         super().__init__()
-        self.register_to_config(block_out_channels=[width])
+        width = block_out_channels[-1]
         self.gradient_checkpointing = False
         self.level = Timesteps(2 * FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(2 * FREQUENCIES, width, cond_proj_dim=time_cond_proj_dim)

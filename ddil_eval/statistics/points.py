@@ -5,6 +5,8 @@ All is float64. Each is a function of two sets, and a ``Statistic`` with the del
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.spatial.distance import cdist
 
@@ -74,11 +76,15 @@ class EnergyDistance:
         across = groups.T @ _sums(x, self.reference)
         within = np.stack([_sums(x, x, members) for members in groups.T], axis=1)
         pairs, sizes = groups.T @ within, groups.sum(axis=0)
-        kept = np.concatenate([[len(x)], len(x) - sizes])
-        to_reference = np.concatenate([[across.sum()], across.sum() - across]) / (kept * len(self.reference))
+        everyone = self._distance(across.sum(), pairs.sum(), len(x))
+        if len(sizes) == 1:
+            return np.array([everyone])
         left = pairs.sum() - 2 * pairs.sum(axis=1) + np.diag(pairs)
-        between = np.concatenate([[pairs.sum()], left]) / (kept * np.maximum(kept - 1, 1))
-        return 2 * to_reference - between - self.within
+        return np.array([everyone, *self._distance(across.sum() - across, left, len(x) - sizes)])
+
+    def _distance(self, across: Any, within: Any, count: Any) -> Any:
+        """Return the distance of ``count`` points from the sums of ‖x − y‖ and of ‖x − x'‖."""
+        return 2 * across / (count * len(self.reference)) - within / (count * (count - 1)) - self.within
 
 
 def _sums(x: Array, y: Array, weights: Array | None = None) -> Array:
