@@ -83,9 +83,10 @@ class Watch:
         if (step % self.config.every == 0 or step == self.stage.updates) and not self._is_done(step):
             z = self.draw()
             measured = measure_latents(z.float().cpu(), self.run.pool, self.run.reflection, self.config.images)
-            path = self.run.out / "grids" / f"{self.name}-{step}.png"
-            images = self.run.model.decode(z)
-            overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
+            if self.run.model.layout.images.pictures:
+                path = self.run.out / "grids" / f"{self.name}-{step}.png"
+                images = self.run.model.decode(z)
+                overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
             line = json.dumps({"stage": self.title, "step": step, "watch": measured})
             append_line(self.run.out / "log.jsonl", line)
             warnings += alarms(measured, self.config)

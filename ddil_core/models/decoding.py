@@ -22,11 +22,12 @@ def begin_decoding(
     scaling: tuple[float | Tensor, float | Tensor],
     batch_size: int,
     owner: str,
+    to_images: Callable[[Tensor], Tensor],
     *,
     static: bool = False,
     whole: int = 0,
 ) -> Callable[[], np.ndarray]:
-    """Begin to decode scaled latents, and return a function that waits for the images, uint8 [B, H, W, 3].
+    """Begin to decode scaled latents, and return a function that waits for the images [B, H, W, C].
 
     A GPU's images are copied to pinned memory behind its work, so that the host waits once and not after each part.
 
@@ -36,6 +37,7 @@ def begin_decoding(
         scaling: (scale, shift) of ``latent_scaling``.
         batch_size: The most images at once, or fewer where they do not fit. 0 decodes them one by one, in tiles.
         owner: What the message of an error calls the model.
+        to_images: Returns the images of decoded values (``ImageFormat``).
         static: Give all parts the same number of rows. Rows that fill the last part up are dropped.
         whole: The latents of a whole batch, where z may be a shorter one: its parts then have as many rows, if static.
 
@@ -55,8 +57,7 @@ def begin_decoding(
         full = torch.cat([latents, latents[:1].expand(rows - len(latents), -1, -1, -1)]) if static else latents
         pixels = vae.decode((full / scale + shift).to(vae.dtype)).sample[: len(latents)]
         finite.see("after its autoencoder decoded them", pixels)
-        levels = (pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
-        return _to_host(levels)
+        return _to_host(to_images(pixels).permute(0, 2, 3, 1))
 
     with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
         parts = fitting.parts(decoded, len(z))

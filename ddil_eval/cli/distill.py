@@ -32,7 +32,10 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
     help="Train on states of rollouts and on data (DDIL), or on data alone.",
 )
 @click.option(
-    "--data", type=choices.TRAINING_DATA, default="shapes", show_default=True, help=options.TRAINING_DATA_HELP
+    "--data",
+    type=choices.TRAINING_DATA,
+    default=None,
+    help=options.TRAINING_DATA_HELP + " The default is the data of the teacher's world: shapes, or gaussians.",
 )
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted, help="The run folder."
@@ -58,7 +61,7 @@ def distill(
     method: str | None,
     lora: bool,
     ddil: bool,
-    data: str,
+    data: str | None,
     out: Path,
     resume: bool,
     seed: int | None,
@@ -77,7 +80,7 @@ def distill(
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
-    from ddil_core.distillation.shipped import ChosenProtocol, announce
+    from ddil_core.distillation.shipped import ChosenProtocol, announce, world
     from ddil_core.models.sampling import SYSTEM_FILE, sampling_line
     from ddil_core.models.weights import read_json
     from ddil_core.support import ranks
@@ -99,7 +102,7 @@ def distill(
     announce(chosen, teacher)
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
-    student = run(teacher, data, config, out, resume=resume, device=device, download=download)
+    student = run(teacher, data or world(teacher), config, out, resume=resume, device=device, download=download)
     if not ranks.is_main():
         return
     made = read_json(student / SYSTEM_FILE)
@@ -165,11 +168,14 @@ def _shipped(teacher: str, method: str, lora: bool) -> ChosenProtocol:
     Raises:
         WrongCommand: The method has no LoRA or no shipped protocol.
     """
+    from ddil_core.distillation.methods import METHODS
     from ddil_core.distillation.shipped import shipped_protocol
 
     shipped = shipped_protocol(teacher, method, "-lora" * lora)
     if shipped is not None:
         return shipped
+    if lora and "lora" in METHODS[method].config.model_fields:
+        raise WrongCommand(f"no shipped protocol trains a LoRA of {teacher!r}; leave out --lora, or name a protocol")
     if lora and shipped_protocol(teacher, method) is not None:
         raise WrongCommand(f"the method {method!r} trains no LoRA; leave out --lora, or use --method lcm")
     raise WrongCommand(f"the method {method!r} has no shipped protocol; name one with --protocol")

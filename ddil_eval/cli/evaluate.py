@@ -110,10 +110,9 @@ def covariate_shift(
 
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
     given["switch"] = options.numbers(switch, options.time, "--switch")
-    content, source = starting_protocol(EXPERIMENTS["covariate-shift"], protocol, settings)
-    run_experiment(
-        EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json, show_pictures=show
-    )
+    experiment = EXPERIMENTS["covariate-shift"]
+    content, source = starting_protocol(experiment, protocol, settings, given["teacher"])
+    run_experiment(experiment, content, given, source, out, download, device, as_json, show_pictures=show)
 
 
 @evaluate.command("drift")
@@ -153,7 +152,7 @@ def drift(
     from ddil_eval.experiments.experiments import EXPERIMENTS
 
     given |= {"students": students or None, "groups": options.groups(groups) or None}
-    content, source = starting_protocol(EXPERIMENTS["drift"], protocol, settings)
+    content, source = starting_protocol(EXPERIMENTS["drift"], protocol, settings, given["teacher"])
     run_experiment(EXPERIMENTS["drift"], content, given, source, out, download, device, as_json)
 
 
