@@ -136,7 +136,8 @@ def _states(ax: Axes, arrays: Arrays, place: int, plane: Plane, title: str) -> N
 
 
 def _scatter(ax: Axes, points: np.ndarray, colour: str, label: str | None = None, size: float = 4) -> None:
-    ax.scatter(*points.T, s=size, color=colour, alpha=0.5 if colour != DATA else 0.3, linewidths=0, label=label)
+    x, y = points.T
+    ax.scatter(x, y, s=size, color=colour, alpha=0.3 if colour == DATA else 0.5, linewidths=0, label=label)
 
 
 def _finish(ax: Axes, title: str) -> None:

@@ -135,7 +135,7 @@ def _flat(images: Array) -> Array:
     return images.reshape(len(images), -1).astype(np.float64)
 
 
-def _open(features: Callable[[Array, list[str]], Array]) -> Callable[[str], Extractor]:
+def _open(features: Extractor) -> Callable[[str], Extractor]:
     return lambda device: features
 
 
@@ -153,7 +153,7 @@ def _likelihood_of(images: Array, captions: list[str]) -> Array:
     return log_likelihood(_flat(images), _classes(captions))[:, None]
 
 
-def _network(name: str, features: Callable[[Array, list[str]], Array], *, reads_captions: bool = True) -> Network:
+def _network(name: str, features: Extractor, *, reads_captions: bool = True) -> Network:
     return Network(
         name=name,
         needs="nothing: the mixture is part of the gaussians world",
