@@ -103,11 +103,7 @@ def effects_of(config: StudyConfig, done: Mapping[Unit, UnitRecord]) -> list[Eff
     values = values_of(done)
     relative = {name: _is_relative(name, values) for *_, name in values}
     found = list(_uncorrected(config, values, relative))
-    tests = {
-        i: p
-        for i, e in enumerate(found)
-        if e.measure in config.measure.tested and (p := e.estimate.p_value) is not None
-    }
+    tests = {i: p for i, effect in enumerate(found) if (p := effect.estimate.p_value) is not None}
     corrected = holm(tests)
     return [replace(effect, p_holm=corrected.get(i)) for i, effect in enumerate(found)]
 
@@ -121,12 +117,13 @@ def _uncorrected(config: StudyConfig, values: Values, relative: Mapping[str, boo
         pairs = np.array([[theirs[seed], base[seed]] for seed in seeds])
         pairs = np.log(pairs) if relative[measure] else pairs
         difficulty = values.get((place, config.baseline, None, DIFFICULTY))
+        estimate = paired_difference(pairs[:, 0] - pairs[:, 1])
         yield Effect(
             place,
             source,
             share,
             measure,
-            paired_difference(pairs[:, 0] - pairs[:, 1]),
+            estimate if measure in config.measure.tested else replace(estimate, p_value=None),
             relative[measure],
             direction_of(measure),
             None if difficulty is None else _mean(difficulty),

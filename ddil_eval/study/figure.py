@@ -62,6 +62,8 @@ def _panel(ax: Axes, config: StudyConfig, effects: Sequence[Effect]) -> None:
         )  # fmt: skip
     ax.axhline(0.0, color="#999999", linewidth=0.8)
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
     ax.set_xlabel(f"difficulty: end distance of the student of {config.baseline} states")
     better = "below 0 is better" if effects and effects[0].direction == "lower" else "above 0 is better"
     ax.set_ylabel(f"change, {'% ' if effects and effects[0].relative else ''}({better})")

@@ -27,10 +27,10 @@ def render_page(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]
     """
     tested = [name for name in config.measure.tested if any(e.measure == name for e in effects)]
     lines = [f"# {config.title}", "", *_setting(config, units, done), "", *_how_to_read(config), "", "## In short", ""]
-    lines += [line for name in tested for line in _summary(name, [e for e in effects if e.measure == name])]
+    lines += [line for name in tested for line in _summary(config, name, [e for e in effects if e.measure == name])]
     for name in tested:
         lines += ["", f"## {short_title(name).capitalize()}", "", f"The measure is the {title(name)}.", ""]
-        lines += _places([e for e in effects if e.measure == name], effects)
+        lines += _places(config, [e for e in effects if e.measure == name], effects)
     lines += ["", "## What goes with what", "", *_correlations(config, effects)]
     lines += ["", "## Files", "", *_files(tested)]
     return "\n".join(lines) + "\n"
@@ -67,28 +67,28 @@ def _how_to_read(config: StudyConfig) -> Iterator[str]:
     )
 
 
-def _summary(measure: str, effects: Sequence[Effect]) -> Iterator[str]:
+def _summary(config: StudyConfig, measure: str, effects: Sequence[Effect]) -> Iterator[str]:
     found = [effect for effect in effects if effect.significant(LEVEL)]
     helps = [effect for effect in found if effect.better]
     harms = [effect for effect in found if not effect.better]
     yield (
         f"- **{short_title(measure)}**: of {len(effects)} tests, {len(helps)} find that rollout states help, {len(harms)} "
-        f"that they harm, and {len(effects) - len(found)} decide nothing at the {LEVEL:.0%} level."
+        f"that they harm, and {len(effects) - len(found)} decide nothing at the {100 * LEVEL:g} % level."
     )
     for word, part in (("most help", helps), ("most harm", harms)):
         if part:
             best = max(part, key=lambda effect: abs(effect.estimate.value))
-            yield f"  The {word}, with {best.place.words()}: {sentence(best)}."
+            yield f"  The {word}, with {best.place.words(len(config.methods) > 1)}: {sentence(best)}."
 
 
-def _places(effects: Sequence[Effect], every: Sequence[Effect]) -> Iterator[str]:
+def _places(config: StudyConfig, effects: Sequence[Effect], every: Sequence[Effect]) -> Iterator[str]:
     """Yield a paragraph for each place, the easiest first."""
     by_place: dict[Place, list[Effect]] = {}
     for effect in effects:
         by_place.setdefault(effect.place, []).append(effect)
     for place, here in sorted(by_place.items(), key=lambda item: item[1][0].difficulty or 0.0):
         hard = "" if here[0].difficulty is None else f" (difficulty {here[0].difficulty:.3g})"
-        yield f"- **{place.words()}**{hard}. {_verdict(here)} {_why(here, every)}".rstrip()
+        yield f"- **{place.words(len(config.methods) > 1)}**{hard}. {_verdict(here)} {_why(here, every)}".rstrip()
 
 
 def _verdict(effects: Sequence[Effect]) -> str:

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from ddil_eval.study.analysis import Effect
 
-LEVELS = (0.001, 0.01, 0.05)
-
 
 class Wording(NamedTuple):
     """How sentences speak of a measure.
@@ -48,8 +46,8 @@ def title(measure: str) -> str:
 
 
 def p_words(p_value: float) -> str:
-    """Return a p-value: below a usual level, or with two digits."""
-    return next((f"p < {level:g}" for level in LEVELS[:1] if p_value < level), f"p = {p_value:.2g}")
+    """Return a p-value with two digits, or "p < 0.001"."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
 
 
 def source_words(effect: Effect) -> str:
@@ -59,7 +57,7 @@ def source_words(effect: Effect) -> str:
 
 
 def change_words(effect: Effect) -> str:
-    """Return the size of a change with its interval, without a sign in relative changes that ``sentence`` names."""
+    """Return the size of a change with its interval: a relative one without its sign, which the sentence says."""
     value, low, high = effect.change
     if not effect.relative:
         return f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"
@@ -72,9 +70,8 @@ def change_words(effect: Effect) -> str:
 
 def sentence(effect: Effect) -> str:
     """Return an effect as a sentence, with its corrected p-value where it is tested."""
-    p = effect.estimate.p_value if effect.p_holm is None else effect.p_holm
-    corrected = "" if effect.p_holm is None else " after Holm's correction"
-    tested = f"({p_words(p)}{corrected}, {effect.estimate.n} seeds)" if p is not None else ""
+    p = "" if effect.p_holm is None else f"{p_words(effect.p_holm)}, "
+    tested = f"({p}{effect.estimate.n} seeds)"
     worded = WORDINGS.get(effect.measure)
     if worded is not None and effect.relative:
         way = worded.nearer if effect.estimate.value < 0 else worded.further
