@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
-    *("ddil_core.support", "ddil_core.diffusion", "ddil_core.models", "ddil_core.shapes", "ddil_core.data"),
+    *("ddil_core.support", "ddil_core.diffusion", "ddil_core.gaussians", "ddil_core.models", "ddil_core.shapes"),
+    "ddil_core.data",
     *("ddil_core.distillation", "ddil_core.inversion", "ddil_core.shapes.training"),
     *("ddil_eval.statistics", "ddil_eval.report", "ddil_eval.metrics", "ddil_eval.features", "ddil_eval.experiments"),
     "ddil_eval.cli",

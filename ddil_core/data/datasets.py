@@ -47,6 +47,12 @@ def _open_shapes(reference: str, download: bool) -> DataSet:
     return ShapesData()
 
 
+def _open_gaussians(reference: str, download: bool) -> DataSet:
+    from ddil_core.data.gaussians import GaussiansData
+
+    return GaussiansData()
+
+
 def _open_coco(reference: str, download: bool) -> DataSet:
     from ddil_core.data.coco import open_coco
 
@@ -91,6 +97,15 @@ DATASETS = Registry(
             source="drawn by the package",
             needs="",
             open=_open_shapes,
+        ),
+        DataSetKind(
+            name="gaussians",
+            form="gaussians",
+            use="training, evaluation",
+            description="points of a mixture of Gaussians with their classes, drawn when they are read",
+            source="drawn by the package",
+            needs="",
+            open=_open_gaussians,
         ),
         _coco(2014, "82,783", "40,504"),
         _coco(2017, "118,287", "5,000"),

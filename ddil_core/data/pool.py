@@ -44,12 +44,12 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LatentPool:
-    """Encoded training images and captions.
+    """Encoded training images and captions. All is float16, or float32 for points (``ImageFormat.stored``).
 
     Attributes:
-        mean: The posterior's mean, float16 [N, C, H, W], in scaled latents.
-        std: The posterior's standard deviation, float16 [N, C, H, W], in scaled latents.
-        condition: The encoded captions: each tensor of the network's condition, float16 [N, …], by its name.
+        mean: The posterior's mean [N, C, H, W], in scaled latents.
+        std: The posterior's standard deviation [N, C, H, W], in scaled latents.
+        condition: The encoded captions: each tensor of the network's condition [N, …], by its name.
     """
 
     mean: Tensor
@@ -152,7 +152,7 @@ def _encode(
     model: Model, images: np.ndarray, captions: list[str], advance: Callable[[int], None]
 ) -> tuple[dict[str, Tensor], int]:
     """Encode a batch; return its tensors by their names in the file, and how many of its captions are cut."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = model.values(images)
     # Encoding needs less memory than decoding.
     at_once = decode_batch(model.pipeline.vae, *model.latent_shape[1:], model.device, MOST_ENCODED)
     posteriors = [model.encode_images(part) for part in pixels.split(max(at_once, 1))]
@@ -160,13 +160,13 @@ def _encode(
     advance(len(images))
     mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
     tensors = {"mean": mean, "std": std} | {_CONDITION + name: tensor for name, tensor in condition.items()}
-    halves = {name: tensor.half() for name, tensor in tensors.items()}
-    if not all_finite(halves.values()):
+    stored = {name: tensor.to(model.layout.images.stored) for name, tensor in tensors.items()}
+    if not all_finite(stored.values()):
         raise DdilError(
             f"the encoded images or captions of the model {model.reference!r} are too large for float16 "
             "(above 65,504); check its autoencoder's scaling_factor"
         )
-    return {name: tensor.cpu().contiguous() for name, tensor in halves.items()}, model.cut(captions)
+    return {name: tensor.cpu().contiguous() for name, tensor in stored.items()}, model.cut(captions)
 
 
 def _valid_parts(folder: Path, metadata: dict[str, str]) -> list[Path]:

@@ -82,6 +82,19 @@ class Denoiser(Protocol):
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 
 
+class ClosedForm(ABC):
+    """A network that is a formula. It has no weights that a student can start from, so it makes a student's network."""
+
+    @abstractmethod
+    def student(self, width: int, depth: int) -> nn.Module:
+        """Return a new network with random weights, which is called as this one is.
+
+        Args:
+            width: The number of its features.
+            depth: The number of its blocks.
+        """
+
+
 class NetworkDenoiser(nn.Module, ABC):
     """A network of one of diffusers' layouts as a denoiser. A subclass says how its layout's network is called."""
 

@@ -145,7 +145,7 @@ class AggregatedDataset:
             taken = (*taken, self.guidance[places])
         self.used += int((self.remaining[places.unique()] == self.uses).sum())
         self.remaining.index_add_(0, places, torch.full_like(places, -1))
-        self.free.extend(sorted({place for place in places.tolist() if self.remaining[place] == 0}))
+        self.free.extend(places[self.remaining[places] == 0].unique().tolist())
         return taken
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,10 @@ from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError, WrongCommand
 
 
+FEW_STEP = ("unet", "denoiser")
+"""The networks, by their names in a pipeline, with a middle block and a place for LCM's guidance embedding."""
+
+
 def require_teacher(model: Model) -> None:
     """Refuse a teacher that no method can distil. Each method's own ``require`` refuses more.
 
@@ -40,7 +44,7 @@ def require_unet(model: Model, method: str) -> None:
     Raises:
         DdilError: the teacher is one of these.
     """
-    if model.denoiser.prediction in FLOWS or model.layout.network != "unet":
+    if model.denoiser.prediction in FLOWS or model.layout.network not in FEW_STEP:
         raise DdilError(
             f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and "
             f"{method} needs a U-Net that predicts ε, v or x₀; distil another teacher"

@@ -40,6 +40,21 @@ class ConvertConfig(Strict):
     unconditional: float = Field(default=0.1, ge=0, le=1)
 
 
+class StudentConfig(ConvertConfig):
+    """The network of a student whose teacher is a formula, and its fit to the formula before distillation.
+
+    Attributes:
+        width: The number of its features.
+        depth: The number of its residual blocks.
+        updates: The number of updates of the fit.
+        unconditional: The share of rows without a caption in the fit.
+    """
+
+    width: int = Field(default=128, ge=4, multiple_of=4)
+    depth: int = Field(default=3, ge=1)
+    updates: int = Field(default=400, ge=1)
+
+
 class ReflectionConfig(Strict):
     """Reflection of the teacher's x̂ into the data's range.
 
@@ -117,6 +132,8 @@ class MethodConfig(NetworkDtypeKeys):
         watch: Measurements during training; None for none.
         seed: The seed of all random numbers of the run.
         ddil: The aggregated dataset; None trains on data alone.
+        student: The student's network, where the teacher is a formula (``gaussians``). Any other teacher's student
+            starts from its teacher's network.
         method: The name of the method.
     """
 
@@ -153,6 +170,7 @@ class MethodConfig(NetworkDtypeKeys):
     watch: WatchConfig | None = None
     seed: int = Field(default=0, ge=0)
     ddil: DdilConfig | None = None
+    student: StudentConfig | None = None
     method: str
 
     @field_validator("dtype")
@@ -216,12 +234,17 @@ class ProgressiveConfig(MethodConfig):
         guidance_scale: The guidance of the first teacher; None for the teacher's own.
         convert: The conversion of a teacher that predicts ε.
         stages: The stages, each with half the steps of the one before.
+        keep_stages: Keep the student of every stage, as ``stages/8-steps``, ``stages/4-steps`` … in the run folder. A
+            reference names such a folder as any model.
     """
+
+    CHANGEABLE: ClassVar[tuple[str, ...]] = (*MethodConfig.CHANGEABLE, "keep_stages")
 
     method: Literal["pd"] = "pd"
     guidance_scale: GuidanceScale | None = None
     convert: ConvertConfig | None = None
     stages: tuple[StageConfig, ...]
+    keep_stages: bool = False
 
     @model_validator(mode="after")
     def _stages_halve(self) -> ProgressiveConfig:

@@ -36,6 +36,7 @@ from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
+from ddil_core.distillation.start import starting_network
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
 from ddil_core.models.model import Model
@@ -55,9 +56,13 @@ def require_consistency(model: Model, config: ConsistencyConfig) -> None:
 
     Raises:
         DdilError: the teacher is a flow or has no U-Net.
-        WrongCommand: the teacher has no grid of ``teacher_steps`` steps.
+        WrongCommand: a LoRA is wanted and there is no U-Net, or the teacher has no grid of ``teacher_steps`` steps.
     """
     require_unet(model, "consistency distillation")
+    if config.lora is not None and model.layout.network != "unet":
+        raise WrongCommand(
+            f"a LoRA adapts the layers of a U-Net, which {model.reference!r} has not; leave the LoRA out"
+        )
     size = len(model.denoiser.schedule)
     if size % config.teacher_steps:
         raise WrongCommand(
@@ -70,7 +75,7 @@ def train_consistency(run: Run[ConsistencyConfig]) -> Student:
     """Train the one stage of the method, which leaves ``checkpoints/consistency.safetensors``."""
     model, config = run.model, run.config
     teacher = GuidedDenoiser(run.frozen(model.denoiser.net), model.nothing(), reflection=run.reflection)
-    start = student_network(model.denoiser.net, config)
+    start = student_network(starting_network(run), config)
     make = partial(ConsistencyStage, teacher, run.pool, config, run.accelerator, start)
     net = train_stage(run, make, start, "consistency", f"LCM{'-LoRA' * (config.lora is not None)}")
     sampling = lcm_sampling(config, model.denoiser.schedule)

@@ -77,16 +77,18 @@ class ConversionStage(Stage):
         config: ProgressiveConfig,
         accelerator: Accelerator,
         start: nn.Module | None = None,
+        name: str = "convert",
     ) -> None:
         """Start the student that predicts v.
 
         Args:
             nothing: The condition of the empty caption, one row.
-            convert: The section ``convert`` of ``config``.
+            convert: The section ``convert`` or ``student`` of ``config``.
+            name: The name of the stage. It is part of every random seed.
 
         For the other arguments see ``Stage``.
         """
-        super().__init__(teacher, pool, convert.updates, config, accelerator, "convert", start, "v_prediction")
+        super().__init__(teacher, pool, convert.updates, config, accelerator, name, start, "v_prediction")
         self.nothing, self.unconditional = nothing.to(self.device), convert.unconditional
         self.ahead = Ahead(self._drawn, self.device)
 

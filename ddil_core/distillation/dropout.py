@@ -27,6 +27,12 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
 @contextmanager
 def seeded(device: torch.device, *key: object) -> Iterator[None]:
     """Seed torch's global generators, from which dropout draws. Afterwards they have their earlier state again."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(generator_for(*key).initial_seed())
+    seed = generator_for(*key).initial_seed()
+    if device.type == "cuda":
+        with torch.random.fork_rng(devices=[device]):
+            torch.manual_seed(seed)
+            yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also keeps a note for GPUs at every call
         yield

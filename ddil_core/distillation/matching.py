@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
-from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser, NetworkDenoiser
+from ddil_core.diffusion.denoiser import ClosedForm, Condition, Denoiser, GuidedDenoiser, NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, to_v
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, transitions
@@ -39,6 +39,7 @@ from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import BackwardSimulation, MixedSource, StateSource
 from ddil_core.distillation.stage import Stage
+from ddil_core.distillation.start import starting_network
 from ddil_core.distillation.student import Student
 from ddil_core.distillation.training import train_stage
 from ddil_core.distillation.transfer import Ahead
@@ -57,7 +58,8 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
         WrongCommand: the teacher does not have the timesteps of the configuration.
     """
     require_unet(model, "distribution matching")
-    if config.gan is not None and getattr(model.denoiser.net, "mid_block", None) is None:
+    net = model.denoiser.net
+    if config.gan is not None and not isinstance(net, ClosedForm) and getattr(net, "mid_block", None) is None:
         raise DdilError(
             f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say "
             "--set gan=null"
@@ -71,19 +73,19 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
 
 def train_matching(run: Run[MatchingConfig]) -> Student:
     """Train the optional regression, then the matching, which leaves ``checkpoints/matching.safetensors``."""
-    model, config = run.model, run.config
+    model, config, network = run.model, run.config, run.model.denoiser.net
     guided = model.guided(config.guidance_scale)
 
     def teacher_of(network: NetworkDenoiser) -> GuidedDenoiser:
         return GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
 
-    unrounded = start = model.denoiser.net  # the frozen teacher may be rounded
+    unrounded = start = starting_network(run)  # the frozen teacher may be rounded
     pairs: Pairs = {}
     if config.regression is not None:
-        path, exact = run.out / "checkpoints" / "pairs.safetensors", run.frozen(unrounded, under_autocast=False)
+        path, exact = run.out / "checkpoints" / "pairs.safetensors", run.frozen(network, under_autocast=False)
         pairs = encode_pairs(teacher_of(exact), run.pool, config, path, run.accelerator)
         del exact
-    teacher = teacher_of(run.frozen(unrounded))
+    teacher = teacher_of(run.frozen(network))
     if config.regression is not None:
         begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, unrounded)
         start = train_stage(run, begin, start, "regression", "regression")
@@ -155,8 +157,8 @@ class MatchingStage(Stage):
         self.sampling = matching_sampling(config)
         self.draws_per_update = 1 + config.critic_updates
         self.times = torch.tensor(config.timesteps, device=self.device)
-        side = None if config.gan is None else mid_side(teacher.network.net, pool.mean.shape[-1])
         copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
+        side = None if config.gan is None else mid_side(copied, pool.mean.shape[-1])
         network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)
         critic = Critic(network, side, config.seed).train().requires_grad_(True)
         self.critic_rate = config.critic_learning_rate or config.learning_rate

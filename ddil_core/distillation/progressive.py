@@ -30,29 +30,44 @@ from ddil_core.distillation.losses import pd_loss, pd_target
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
-from ddil_core.distillation.student import Student
+from ddil_core.distillation.start import starting_network
+from ddil_core.distillation.student import Student, save_student
 from ddil_core.distillation.training import train_stage
-from ddil_core.models.sampling import Sampling
+from ddil_core.models.sampling import Bounds, Sampling
 from ddil_core.support.devices import sent
 
 
 def train_progressive(run: Run[ProgressiveConfig]) -> Student:
     """Train all stages in order.
 
-    A finished stage leaves ``checkpoints/stage-I-of-N.safetensors`` and is not trained again.
+    A finished stage leaves ``checkpoints/stage-I-of-N.safetensors`` and is not trained again. With ``keep_stages`` it
+    also leaves its student, ``stages/N-steps``.
     """
     convert_to_v(run)
     guided = run.model.guided(run.config.guidance_scale, run.reflection)
-    net: nn.Module = run.model.denoiser.net
+    net = starting_network(run)
     for index, stage in enumerate(run.config.stages):
-        teacher = GuidedDenoiser(run.frozen(net), reflection=run.reflection)
         if index == 0:
-            teacher = GuidedDenoiser(teacher.network, guided.unconditional, guided.guidance_scale, run.reflection)
+            first = run.frozen(run.model.denoiser.net)
+            teacher = GuidedDenoiser(first, guided.unconditional, guided.guidance_scale, run.reflection)
+        else:
+            teacher = GuidedDenoiser(run.frozen(net), reflection=run.reflection)
         make = partial(ProgressiveStage, teacher, run.pool, stage, run.config, run.accelerator, index, net)
         name = f"stage-{index + 1}-of-{len(run.config.stages)}"
         net = train_stage(run, make, net, name, f"{2 * stage.steps} → {stage.steps} steps")
         run.model.denoiser.net.to("cpu")  # the first teacher is not used again
-    return Student(net, run.model.denoiser.prediction, ddim_sampling(run.config.student_steps))
+        student = Student(net, run.model.denoiser.prediction, ddim_sampling(stage.steps))
+        if run.config.keep_stages and run.accelerator.is_main_process:
+            _keep(run, student, stage.steps)
+    return student
+
+
+def _keep(run: Run[ProgressiveConfig], student: Student, steps: int) -> None:
+    """Save the student of a stage in the run folder, unless an earlier call has."""
+    folder = run.out / "stages" / f"{steps}-steps"
+    if not folder.is_dir():
+        bounds = Bounds.of(run.reflection, run.config.reflection.quantile)
+        save_student(run.model, student, bounds, folder, run.config.teacher_use())
 
 
 def ddim_sampling(steps: int) -> Sampling:

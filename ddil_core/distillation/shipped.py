@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddil_core.distillation.run_folder import RUN, read_run
-from ddil_core.models.layouts import LAYOUTS
+from ddil_core.models.layouts import LAYOUTS, Layout
 from ddil_core.models.memory import latent_size
 from ddil_core.models.references import resolve
 from ddil_core.models.system_specs import load_systems
@@ -36,7 +36,8 @@ class ChosenProtocol:
 def shipped_protocol(teacher: str, method: str, variant: str = "") -> ChosenProtocol | None:
     """Return the shipped protocol of a method for a teacher; None where there is none, as for a method of a package.
 
-    A teacher of Stable Diffusion's size or more gets the paper's protocol, any other the one of the shapes world.
+    A teacher of Stable Diffusion's size or more gets the paper's protocol, any other the one of its layout's world: of
+    the gaussians world for points, of the shapes world for pictures.
 
     Args:
         teacher: The reference of the teacher.
@@ -47,7 +48,8 @@ def shipped_protocol(teacher: str, method: str, variant: str = "") -> ChosenProt
         DdilError: the files of the teacher are not here, or damaged.
     """
     origin = _origin(teacher)
-    candidates = [ChosenProtocol(protocols() / "shapes" / f"{method}{variant}.yaml", "shapes")]
+    small = world(teacher)
+    candidates = [ChosenProtocol(protocols() / small / f"{method}{variant}.yaml", small)]
     if origin != "shapes" and _is_full_size(teacher):
         candidates.insert(0, ChosenProtocol(protocols() / "paper" / f"{method}{variant}.yaml", "sd15"))
         if origin in load_systems():
@@ -75,11 +77,25 @@ def _origin(teacher: str) -> str:
     return next((system for system, row in load_systems().items() if row.source == name), name)
 
 
+def world(teacher: str) -> str:
+    """Return the world of a teacher, small or not: the data set of its kind, and the folder of its protocols.
+
+    Raises:
+        DdilError: the files of the teacher are not here, or damaged.
+    """
+    layout = _layout(teacher)
+    return "shapes" if layout is None else layout.world
+
+
+def _layout(teacher: str) -> Layout | None:
+    """Return the layout of a teacher; None for one that is not known."""
+    return LAYOUTS.get(str(read_index(resolve(teacher).folder).get("_class_name")))
+
+
 def _is_full_size(teacher: str) -> bool:
     """Whether the latents of a teacher have at least Stable Diffusion's size."""
-    folder = resolve(teacher).folder
-    layout = LAYOUTS.get(str(read_index(folder).get("_class_name")))
-    config = None if layout is None else folder / layout.network / "config.json"
+    layout = _layout(teacher)
+    config = None if layout is None else resolve(teacher).folder / layout.network / "config.json"
     if config is None or not config.is_file():
         return False
     try:

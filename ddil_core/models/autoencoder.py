@@ -16,6 +16,8 @@ ENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL")
 """Autoencoders that encode an image as a distribution of latents. Training and prompt inversion need them."""
 DECODERS = (*ENCODERS, "AutoencoderTiny")
 """Autoencoders that a model can be sampled with."""
+IDENTITY = "IdentityAutoencoder"
+"""The autoencoder of a world whose latents are its images. It is no component in a pipeline's files."""
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """The keys of an autoencoder's configuration that say how its latents are scaled."""
 SMALLEST = 1e-6
@@ -45,7 +47,7 @@ def require_encoder(vae: Any, reference: str) -> None:
         DdilError: the class of ``vae`` is none of ``ENCODERS``.
     """
     kind = type(vae).__name__
-    if kind not in ENCODERS:
+    if kind not in (*ENCODERS, IDENTITY):
         raise DdilError(
             f"the model {reference!r} has an autoencoder of the class {kind}, which gives no distribution of "
             f"latents, so it cannot encode images; put the model's own {ENCODERS[0]} in its place"

@@ -21,11 +21,12 @@ def begin_decoding(
     scaling: tuple[float | Tensor, float | Tensor],
     batch_size: int,
     owner: str,
+    to_images: Callable[[Tensor], Tensor],
     *,
     static: bool = False,
     whole: int = 0,
 ) -> Callable[[], np.ndarray]:
-    """Begin to decode scaled latents, and return a function that waits for the images, uint8 [B, H, W, 3].
+    """Begin to decode scaled latents, and return a function that waits for the images [B, H, W, C].
 
     A GPU's images are copied to pinned memory behind its work, so that the host waits once and not after each part.
 
@@ -35,6 +36,7 @@ def begin_decoding(
         scaling: (scale, shift) of ``latent_scaling``.
         batch_size: The most images at once. 0 decodes them one by one, in tiles.
         owner: What the message of an error calls the model.
+        to_images: Returns the images of decoded values (``ImageFormat``).
         static: Give all parts the same number of rows. Rows that fill the last part up are dropped.
         whole: The latents of a whole batch, where z may be a shorter one: its parts then have as many rows, if static.
 
@@ -52,8 +54,7 @@ def begin_decoding(
             full = torch.cat([part, part[:1].expand(rows - len(part), -1, -1, -1)]) if static else part
             pixels = vae.decode((full / scale + shift).to(vae.dtype)).sample[: len(part)]
             finite.see("after its autoencoder decoded them", pixels)
-            levels = (pixels.float() * 127.5 + 127.5).round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
-            parts.append(_to_host(levels))
+            parts.append(_to_host(to_images(pixels).permute(0, 2, 3, 1)))
     done = None
     if z.is_cuda:
         done = torch.cuda.Event()

@@ -129,10 +129,10 @@ def expected_shapes(folder: Path, library: str, class_name: str, owner: str) -> 
         raise DdilError(f"{owner} is of the class {library}.{class_name}, which is not supported")
     try:
         with torch.device("meta"):
-            if library == "diffusers":
-                module = network.from_config(read_json(folder / "config.json"))
-            else:
+            if library == "transformers":
                 module = network(network.config_class.from_dict(read_json(folder / "config.json")))
+            else:
+                module = network.from_config(read_json(folder / "config.json"))
     except DdilError:
         raise
     except Exception as error:  # each class raises errors of its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ddil_core.models.memory import latent_size
+from ddil_core.models.memory import DENOISERS, latent_size
 from ddil_core.models.references import resolve
 from ddil_core.models.weights import components, read_index, read_json
 
@@ -20,9 +20,10 @@ def image_size(reference: str) -> tuple[int, int]:
         DdilError: a configuration is missing or damaged, or does not say the size.
     """
     folder = resolve(reference).folder
-    network = "unet" if "unet" in components(read_index(folder)) else "transformer"
+    parts = components(read_index(folder))
+    network = next((name for name in DENOISERS if name in parts), DENOISERS[0])
     latent = latent_size(read_json(folder / network / "config.json"), reference)
-    return decoded_size(latent, read_json(folder / "vae" / "config.json"))
+    return decoded_size(latent, read_json(folder / "vae" / "config.json")) if "vae" in parts else latent
 
 
 def decoded_size(latent: tuple[int, int], autoencoder: Mapping[str, Any]) -> tuple[int, int]:

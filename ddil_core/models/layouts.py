@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
+from ddil_core.gaussians.networks import PointDenoiser
+from ddil_core.models.image_format import LEVELS, POINTS, ImageFormat
 from ddil_core.models.memory import latent_size
 from ddil_core.support.errors import DdilError
 from ddil_core.support.registry import Registry
@@ -38,6 +40,9 @@ class Layout:
         encode: ``encode(pipeline, prompts)`` returns the tensors [B, …] of the condition.
         unconditional: ``unconditional(pipeline)`` returns the tensors [1, …] of the condition without a prompt. None:
             the condition of the empty prompt.
+        library: The module of the pipeline class.
+        images: What the images are.
+        world: The world of small teachers of this layout: their data set, and the folder of their protocols.
     """
 
     pipeline: str
@@ -46,6 +51,9 @@ class Layout:
     guidance_scale: float
     encode: Callable[[Any, list[str]], Tensors]
     unconditional: Callable[[Any], Tensors] | None = None
+    library: str = "diffusers"
+    images: ImageFormat = LEVELS
+    world: str = "shapes"
 
     def nothing(self, pipeline: Any) -> Tensors:
         """Return the tensors [1, …] of the condition without a prompt."""
@@ -82,6 +90,10 @@ def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
 
+def _gaussians(pipeline: Any, prompts: list[str]) -> Tensors:
+    return {"classes": pipeline.encode_classes(prompts)}
+
+
 LAYOUTS = Registry(
     "layout",
     "ddil.layouts",
@@ -91,6 +103,16 @@ LAYOUTS = Registry(
         Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_unconditional),
         Layout("LatentConsistencyModelPipeline", "unet", UNetDenoiser, 8.5, _stable_diffusion),
         Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3),
+        Layout(
+            "GaussiansPipeline",
+            "denoiser",
+            PointDenoiser,
+            1.0,
+            _gaussians,
+            library="ddil_core.gaussians.pipeline",
+            images=POINTS,
+            world="gaussians",
+        ),
     ),
     key=lambda layout: layout.pipeline,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(
-    files: Files, reference: str, kind: str, dtype: torch.dtype, variant: str | None = None, *, fuse_lora: bool = True
+    files: Files,
+    reference: str,
+    kind: str,
+    dtype: torch.dtype,
+    variant: str | None = None,
+    *,
+    fuse_lora: bool = True,
+    library: str = "diffusers",
 ) -> Any:
     """Load a pipeline from local files, on the CPU.
 
@@ -28,10 +36,11 @@ def load_pipeline(
     Args:
         files: The files of the model.
         reference: The name of the model in messages.
-        kind: The name of diffusers' pipeline class.
+        kind: The name of the pipeline class.
         dtype: The dtype of the weights in memory.
         variant: The set of weights to read, such as ``fp16``. None: the plain files, or the only variant.
         fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights as adapters.
+        library: The module of the pipeline class.
 
     Raises:
         WrongCommand: no component has the variant.
@@ -40,7 +49,7 @@ def load_pipeline(
     import diffusers
 
     weights = _check_weights(files, reference, variant)
-    pipeline_class = getattr(diffusers, kind, None)
+    pipeline_class = getattr(importlib.import_module(library), kind, None)
     if pipeline_class is None:
         raise DdilError(
             f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such "

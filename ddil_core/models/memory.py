@@ -27,7 +27,8 @@ MOST_ENCODED = 64
 _SPARE = 0.8
 """The share of the free memory that decoding may take. Libraries keep some of the rest for themselves."""
 
-_DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "denoiser")
+"""The names that the denoising network has in pipelines."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def need_memory(parameters: Mapping[str, int], width: int, decoding: int) -> Nee
     - matching (DMD2, without an average): width · P_denoiser, and 16 bytes a parameter for the generator and for the
       critic, or 10 with moments of 8 bits (``optimizer: 8bit``).
     """
-    denoiser = sum(parameters.get(name, 0) for name in _DENOISERS)
+    denoiser = sum(parameters.get(name, 0) for name in DENOISERS)
     text = sum(number for name, number in parameters.items() if name.startswith("text_encoder"))
     rest = sum(parameters.values()) - text
     sampling = max(width * (text + rest), width * rest + decoding)
@@ -155,7 +156,7 @@ def need_memory(parameters: Mapping[str, int], width: int, decoding: int) -> Nee
 
 
 def _decoding(folder: Path, width: int) -> int:
-    part = next((name for name in _DENOISERS if (folder / name).is_dir()), None)
+    part = next((name for name in DENOISERS if (folder / name).is_dir()), None)
     if part is None or not (folder / "vae").is_dir():
         return 0
     vae, denoiser = (read_json(folder / name / "config.json") for name in ("vae", part))

@@ -141,11 +141,15 @@ class Model:
         """Count the prompts that are too long for a text encoder. The encoder ignores the rest of such a prompt."""
         return layouts.count_truncated(self.pipeline, prompts)
 
+    def values(self, images: np.ndarray) -> Tensor:
+        """Return the values, float32 [B, C, H, W], that the autoencoder reads of images [B, H, W, C]."""
+        return self.layout.images.to_values(images)
+
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images: return (mean, std) of the autoencoder's posterior, in scaled latents [B, C, h, w].
 
-        ``pixels`` are float32 [B, 3, H, W] in [-1, 1].
+        ``pixels`` are what ``values`` returns: of pictures float32 [B, 3, H, W] in [-1, 1].
 
         Raises:
             DdilError: the autoencoder has no posterior, or the posterior is not finite.
@@ -161,7 +165,7 @@ class Model:
         return latents
 
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
-        """Decode scaled latents [B, C, h, w] to images uint8 [B, H, W, 3], and wait for them (``begin_decode``)."""
+        """Decode scaled latents [B, C, h, w] to images [B, H, W, C'] (uint8, or points float32), and wait for them (``begin_decode``)."""
         return self.begin_decode(z, batch_size)()
 
     def begin_decode(self, z: Tensor, batch_size: int | None = None, whole: int = 0) -> Callable[[], np.ndarray]:
@@ -179,7 +183,9 @@ class Model:
         if batch_size is None:
             batch_size = decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         scaling = latent_scaling(vae, self.reference, z.device)
-        return begin_decoding(vae, z, scaling, batch_size, owner, static=self.static, whole=whole)
+        return begin_decoding(
+            vae, z, scaling, batch_size, owner, self.layout.images.to_images, static=self.static, whole=whole
+        )
 
     def weights_sha256(self) -> str:
         """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""
@@ -256,7 +262,8 @@ def assemble(
     layout = _layout(files, reference)
     if (vae := components(read_index(files.folder)).get("vae")) is not None:
         require_decoder(vae[1], reference)
-    pipeline = load_pipeline(files, reference, layout.pipeline, compute.torch_dtype, variant, fuse_lora=fuse_lora)
+    options: dict[str, Any] = {"fuse_lora": fuse_lora, "library": layout.library}
+    pipeline = load_pipeline(files, reference, layout.pipeline, compute.torch_dtype, variant, **options)
     device = torch.device(device)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):

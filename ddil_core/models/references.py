@@ -2,7 +2,7 @@
 
 A reference is one of these:
 
-- ``shapes``, the shipped teacher,
+- ``shapes``, the shipped teacher, or ``gaussians``, the exact one,
 - the name of a system in ``protocols/systems.yaml``,
 - a folder in diffusers' pipeline layout, or a run folder of ``ddil distill``,
 - a single-file checkpoint, or FOLDER:FILE, a checkpoint with the configuration of a pipeline folder,
@@ -23,7 +23,8 @@ from ddil_core.models.weights import AGAIN, PICKLES, PipelineFiles, pipeline_fil
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.paths import shown, user_path
 
-SHIPPED = {"shapes": Path(__file__).parents[1] / "shapes" / "weights" / "teacher"}
+_CORE = Path(__file__).parents[1]
+SHIPPED = {"shapes": _CORE / "shapes" / "weights" / "teacher", "gaussians": _CORE / "gaussians" / "world"}
 """The models that come with the package."""
 
 _ACCEPTED = (
@@ -186,7 +187,8 @@ def _require_pipeline(folder: Path, reference: str) -> Path:
     if (folder / INDEX).is_file():
         return folder
     if reference in SHIPPED:
-        problem = "is not in this checkout; train it with: python -m ddil_core.shapes.training"
+        made = f"python -m ddil_core.{reference}{'.training' * (reference == 'shapes')}"
+        problem = f"is not in this checkout; make it with: {made}"
     elif folder.name == "student" and (folder.parent / "run.yaml").is_file():
         problem = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
     else:

@@ -21,8 +21,8 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of pickles. Reading a pickle can run code, so only ``ddil models convert`` opens one."""
 
-LIBRARIES = ("diffusers", "transformers")
-"""The libraries that a pipeline's classes may come from."""
+LIBRARIES = ("diffusers", "transformers", "ddil_core.gaussians.networks")
+"""The modules that a pipeline's classes may come from."""
 
 _WITHOUT_WEIGHTS = ("Scheduler", "Tokenizer", "Processor", "FeatureExtractor")
 AGAIN = "fetch or make the model again"

@@ -33,7 +33,10 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
     help="Train on states of rollouts and on data (DDIL), or on data alone.",
 )
 @click.option(
-    "--data", type=choices.TRAINING_DATA, default="shapes", show_default=True, help=options.TRAINING_DATA_HELP
+    "--data",
+    type=choices.TRAINING_DATA,
+    default=None,
+    help=options.TRAINING_DATA_HELP + " The default is the data of the teacher's world: shapes, or gaussians.",
 )
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted, help="The run folder."
@@ -58,7 +61,7 @@ def distill(
     method: str | None,
     lora: bool,
     ddil: bool,
-    data: str,
+    data: str | None,
     out: Path,
     resume: bool,
     seed: int | None,
@@ -77,7 +80,7 @@ def distill(
     """
     options.quiet_libraries()
     from ddil_core.distillation.distill import distill as run
-    from ddil_core.distillation.shipped import ChosenProtocol, announce
+    from ddil_core.distillation.shipped import ChosenProtocol, announce, world
     from ddil_core.models.sampling import SYSTEM_FILE, sampling_line
     from ddil_core.support import ranks
     from ddil_core.support.compute import require_effect
@@ -98,7 +101,7 @@ def distill(
     announce(chosen, teacher)
     options.fetch_missing([teacher], download)
     device = options.choose_device(device)
-    student = run(teacher, data, config, out, resume=resume, device=device, download=download)
+    student = run(teacher, data or world(teacher), config, out, resume=resume, device=device, download=download)
     if not ranks.is_main():
         return
     made = json.loads((student / SYSTEM_FILE).read_text(encoding="utf-8"))

@@ -104,7 +104,7 @@ def covariate_shift(
 
     given["p_teacher"] = options.numbers(p_teacher, float, "--p-teacher")
     given["switch"] = options.numbers(switch, options.time, "--switch")
-    content, source = starting_protocol(EXPERIMENTS["covariate-shift"], protocol, settings)
+    content, source = starting_protocol(EXPERIMENTS["covariate-shift"], protocol, settings, given["teacher"])
     run_experiment(EXPERIMENTS["covariate-shift"], content, given, source, out, download, device, as_json)
 
 
@@ -138,7 +138,7 @@ def drift(
     """
     from ddil_eval.experiments.experiments import EXPERIMENTS
 
-    content, source = starting_protocol(EXPERIMENTS["drift"], protocol, settings)
+    content, source = starting_protocol(EXPERIMENTS["drift"], protocol, settings, given["teacher"])
     run_experiment(EXPERIMENTS["drift"], content, given, source, out, download, device, as_json)
 
 

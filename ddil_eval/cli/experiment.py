@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def starting_protocol(
-    experiment: Experiment, protocol: Path | None, settings: Sequence[str]
+    experiment: Experiment, protocol: Path | None, settings: Sequence[str], teacher: str | None = None
 ) -> tuple[dict[str, Any], str]:
     """Read the protocol that a command starts from, with its ``--set`` settings, and return its name for messages too.
 
@@ -22,11 +22,16 @@ def starting_protocol(
         experiment: The experiment, which has a shipped protocol.
         protocol: The user's protocol, in place of the shipped one.
         settings: KEY=VALUE settings.
+        teacher: The teacher that the user named. The shipped protocol of its world is taken, where there is one.
     """
+    from ddil_core.distillation.shipped import world
     from ddil_core.support.protocol import override, read_yaml
     from ddil_core.support.resources import protocols
 
     path = protocol or protocols() / str(experiment.protocol)
+    if protocol is None and teacher is not None:
+        of_world = protocols() / world(teacher) / path.name
+        path = of_world if of_world.is_file() else path
     return override(read_yaml(path), settings), str(path)
 
 

@@ -139,8 +139,7 @@ def measure_states(pair: Drifting, prompts: Sequence[Prompt], images: np.ndarray
     samples = [Sample(prompt.id) for prompt in prompts]
     condition = teacher.encode([prompt.text for prompt in prompts])
     z = initial_noise(samples, teacher.latent_shape, seed).to(device)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    x0 = teacher.encode_images(pixels)[0]
+    x0 = teacher.encode_images(teacher.values(images))[0]
     times = [rows_at(t, z) for t in pair.grid]
     noisy = condition
     if pair.stochastic:  # as ``sample_latents`` draws it

@@ -23,7 +23,7 @@ def refuse_other_reference(recipe: Recipe, reference: str) -> None:
         WrongCommand: the data set belongs to another recipe.
     """
     kind = reference.partition(":")[0]
-    others = {"shapes", "coco2014", "coco2017"} - {recipe.reference.data}
+    others = {"shapes", "gaussians", "coco2014", "coco2017"} - {recipe.reference.data}
     if kind in others and recipe.reference.data != "any":
         raise WrongCommand(
             f"the recipe {recipe.name!r} compares with {recipe.reference.data}, and {reference!r} is the reference of "

@@ -212,7 +212,8 @@ def recipe_for(data: str) -> str:
         WrongCommand: no recipe belongs to this kind of data set, or there is no such data set.
     """
     kind = data.partition(":")[0]
-    recipes = {"shapes": "shapes", "coco2014": "gigagan", "coco2017": "coco2017-5k", "folder": "folder-256"}
+    worlds = {"shapes": "shapes", "gaussians": "gaussians"}
+    recipes = worlds | {"coco2014": "gigagan", "coco2017": "coco2017-5k", "folder": "folder-256"}
     if kind not in recipes:
         from ddil_core.data.datasets import open_data
 

@@ -12,6 +12,7 @@ from ddil_eval.metrics.clip_embedding import CLIP_EMBEDDING
 from ddil_eval.metrics.clip_score import CLIP_S12B, CLIP_S34B
 from ddil_eval.metrics.dinov2 import DINOV2
 from ddil_eval.metrics.efflite0 import EFFLITE0
+from ddil_eval.metrics.gaussians_world import POINT_LIKELIHOOD, POINT_MODES, POINTS, ModesFound
 from ddil_eval.metrics.hps import HPS
 from ddil_eval.metrics.inception import INCEPTION, INCEPTION_PATCH
 from ddil_eval.metrics.inception_pytorch import INCEPTION_PYTORCH
@@ -22,6 +23,7 @@ from ddil_eval.metrics.shapes_world import SHAPES_READER, SHAPES_SCORER
 from ddil_eval.statistics import FrechetInfinity, FrechetReference
 from ddil_eval.statistics.kernels import GaussianDiscrepancy, KernelDistance
 from ddil_eval.statistics.neighbours import COLUMNS, Neighbours
+from ddil_eval.statistics.points import EnergyDistance, SlicedWasserstein
 from ddil_eval.statistics.vendi import Vendi
 
 
@@ -119,5 +121,27 @@ METRICS: Registry[Metric] = Registry(
             bounds=(0.0, 1.0),
             rate=True,
         ),
+        # Székely and Rizzo, 2013. It is unbiased, so it may fall below 0.
+        Metric("energy_distance", "energy distance of points", "lower", "set", POINTS, EnergyDistance),
+        # Bonneel et al., 2015
+        Metric(
+            name="sliced_wasserstein",
+            title="sliced Wasserstein distance of points",
+            direction="lower",
+            kind="set",
+            network=POINTS,
+            statistic=SlicedWasserstein,
+            bounds=(0.0, inf),
+        ),
+        Metric(
+            name="modes_found",
+            title="modes that at least half of their expected points reach",
+            direction="higher",
+            kind="alone",
+            network=POINT_MODES,
+            statistic=ModesFound,
+            bounds=(0.0, 1.0),
+        ),
+        Metric("log_likelihood", "exact log-likelihood of points, in nats", "higher", "mean", POINT_LIKELIHOOD),
     ),
 )
