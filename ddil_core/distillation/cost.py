@@ -37,7 +37,7 @@ def progressive_costs(config: ProgressiveConfig, model: Model) -> Costs:
 
     A rollout costs no more: where the teacher acts, its steps are the target already.
     """
-    costs: Costs = {}
+    costs = fit_costs(config)
     if config.convert is not None and model.denoiser.prediction != "v_prediction":
         costs["convert.updates"] = lambda updates: updates * config.batch_size
     first = model.guided(config.guidance_scale).nfe
@@ -58,7 +58,7 @@ def consistency_costs(config: ConsistencyConfig, model: Model) -> Costs:
         counts = count_states(config, "lcm", updates, lengths, lambda n, p, g: trajectories(n, p, lengths, g))
         return 2 * (counts[DATA] + sum(length * counts[name] for name, length in lengths.items()))
 
-    return {"updates": cost}
+    return fit_costs(config) | {"updates": cost}
 
 
 def matching_costs(config: MatchingConfig, model: Model) -> Costs:
@@ -74,7 +74,14 @@ def matching_costs(config: MatchingConfig, model: Model) -> Costs:
         counts = count_states(config, "dmd2", draws, lengths, lambda n, p, g: trajectories(n, p, lengths, g))
         return (updates * config.batch_size + counts[TEACHER] * rollout + pairs) * nfe
 
-    return {"updates": cost}
+    return fit_costs(config) | {"updates": cost}
+
+
+def fit_costs(config: MethodConfig) -> Costs:
+    """Return the cost of the fit of a student's network to a teacher that is a formula."""
+    if config.student is None:
+        return {}
+    return {"student.updates": lambda updates: updates * config.batch_size}
 
 
 def count_states(

@@ -15,6 +15,7 @@ from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.models.model import Model, load_model
 from ddil_eval.experiments.drift_states import KINDS, measure_states, pair_models
+from ddil_eval.experiments.point_measures import measure_points
 from ddil_eval.experiments.prompts import choose_prompts
 from ddil_eval.experiments.system_configs import SystemConfig
 from ddil_eval.experiments.systems import SystemsConfig, compare_systems
@@ -95,8 +96,17 @@ def image_measures(m: Measurement) -> dict[str, float]:
     return {name: metric.estimate.value for name, metric in records[0].metrics.items()}
 
 
+def point_measures(m: Measurement) -> dict[str, float]:
+    """Return ``measure_points`` without the teacher's own values, which are the same for all students."""
+    student = load_model(str(m.student), m.teacher.device)
+    guidance, steps = getattr(m.config, "guidance_scale", None), m.measure.teacher_steps
+    found = measure_points(m.teacher, student, m.measure.count, m.seed, teacher_steps=steps, guidance_scale=guidance)
+    return {name: value for name, value in found.items() if not name.startswith("teacher_")}
+
+
 KINDS_OF_MEASURES: dict[str, Callable[[Measurement], dict[str, float]]] = {
     "drift": drift_measures,
+    "points": point_measures,
     "images": image_measures,
 }
 

@@ -62,8 +62,8 @@ def _how_to_read(config: StudyConfig) -> Iterator[str]:
         f"Every number compares a source of states with `{config.baseline}`, paired by seed. Relative changes are means "
         "of differences of logarithms. Intervals are 95 % intervals by Student's t over the seeds. p-values are those "
         "of the exact sign-flip test, corrected for all tests of the study by Holm's method. The difficulty of a "
-        f"condition is the end distance of its student of {config.baseline} states: ‖student − teacher‖ over the norm "
-        "of the teacher's end, from the same noise. Measures that are not tested have intervals alone."
+        f"condition is the end distance of its student of {config.baseline} states: how far the student ends from its "
+        "teacher, from the same noise. Measures that are not tested have intervals alone."
     )
 
 
