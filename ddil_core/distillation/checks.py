@@ -17,7 +17,6 @@ from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError, WrongCommand
 
-
 FEW_STEP = ("unet", "denoiser")
 """The networks, by their names in a pipeline, with a middle block and a place for LCM's guidance embedding."""
 

@@ -85,9 +85,10 @@ class Watch:
             measured = measure_latents(z.float().cpu(), self.run.pool, self.run.reflection, self.config.images)
             line = json.dumps({"stage": self.title, "step": step, "watch": measured})
             append_line(self.run.out / "log.jsonl", line)
-            path = self.run.out / "grids" / f"{self.name}-{step}.png"
-            images = self.run.model.decode(z)
-            overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
+            if self.run.model.layout.images.pictures:
+                path = self.run.out / "grids" / f"{self.name}-{step}.png"
+                images = self.run.model.decode(z)
+                overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
             warnings += alarms(measured, self.config)
         for sentence in warnings:
             warn(f"{self.title}, update {step}: {sentence}")

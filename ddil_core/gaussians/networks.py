@@ -19,7 +19,7 @@ from ddil_core.diffusion.parameterization import to_v
 
 FREQUENCIES = 32
 """Sines and cosines that describe the noise level to a student."""
-LEVEL_SCALE = 100.0
+LEVEL_SCALE = 10.0
 """What log(α/σ), which is between −3 and 4, is multiplied by before its sines are taken."""
 
 

@@ -18,11 +18,13 @@ class ImageFormat:
         to_values: Returns the values, float32, of images.
         to_images: Returns the images of values, with the channels first: [B, C, H, W].
         stored: The dtype in which encoded images are stored.
+        pictures: Whether the images are pictures, which files and figures can show.
     """
 
     to_values: Callable[[np.ndarray], Tensor]
     to_images: Callable[[Tensor], Tensor]
     stored: torch.dtype
+    pictures: bool = True
 
 
 def _levels_to_values(images: np.ndarray) -> Tensor:
@@ -39,5 +41,5 @@ def _channels_first(images: np.ndarray) -> Tensor:
 
 LEVELS = ImageFormat(_levels_to_values, _values_to_levels, torch.float16)
 """Pictures: levels uint8 in [0, 255], whose values lie in [−1, 1]."""
-POINTS = ImageFormat(_channels_first, Tensor.float, torch.float32)
+POINTS = ImageFormat(_channels_first, Tensor.float, torch.float32, pictures=False)
 """Points float32 [B, 1, 1, D], which are their own values. They are few numbers, so they are stored unrounded."""

@@ -35,7 +35,7 @@ from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.support.compute import FP32, Compute
 from ddil_core.support.devices import choose_device
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.finite import all_finite, not_finite
 from ddil_core.support.progress import warn_once
 from ddil_core.support.protocol import require_guidance
@@ -141,6 +141,15 @@ class Model:
         """Count the prompts that are too long for a text encoder. The encoder ignores the rest of such a prompt."""
         return layouts.count_truncated(self.pipeline, prompts)
 
+    def require_pictures(self, instead: str) -> None:
+        """Refuse a model that draws points. ``instead`` is what the message advises.
+
+        Raises:
+            WrongCommand: it does.
+        """
+        if not self.layout.images.pictures:
+            raise WrongCommand(f"the model {self.reference!r} draws points, which are no pictures; {instead}")
+
     def values(self, images: np.ndarray) -> Tensor:
         """Return the values, float32 [B, C, H, W], that the autoencoder reads of images [B, H, W, C]."""
         return self.layout.images.to_values(images)
@@ -165,7 +174,10 @@ class Model:
         return latents
 
     def decode(self, z: Tensor, batch_size: int | None = None) -> np.ndarray:
-        """Decode scaled latents [B, C, h, w] to images [B, H, W, C'] (uint8, or points float32), and wait for them (``begin_decode``)."""
+        """Decode scaled latents [B, C, h, w] to images [B, H, W, …], and wait for them (``begin_decode``).
+
+        Pictures are uint8 [B, H, W, 3], and points float32 [B, 1, 1, D].
+        """
         return self.begin_decode(z, batch_size)()
 
     def begin_decode(self, z: Tensor, batch_size: int | None = None, whole: int = 0) -> Callable[[], np.ndarray]:

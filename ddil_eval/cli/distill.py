@@ -167,11 +167,14 @@ def _shipped(teacher: str, method: str, lora: bool) -> ChosenProtocol:
     Raises:
         WrongCommand: The method has no LoRA or no shipped protocol.
     """
+    from ddil_core.distillation.methods import METHODS
     from ddil_core.distillation.shipped import shipped_protocol
 
     shipped = shipped_protocol(teacher, method, "-lora" * lora)
     if shipped is not None:
         return shipped
+    if lora and "lora" in METHODS[method].config.model_fields:
+        raise WrongCommand(f"no shipped protocol trains a LoRA of {teacher!r}; leave out --lora, or name a protocol")
     if lora and shipped_protocol(teacher, method) is not None:
         raise WrongCommand(f"the method {method!r} trains no LoRA; leave out --lora, or use --method lcm")
     raise WrongCommand(f"the method {method!r} has no shipped protocol; name one with --protocol")

@@ -78,6 +78,7 @@ def sample(
         _require_empty(out)
         options.fetch_missing([reference], download, variant)
         model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**settings))
+        model.require_pictures("draw them in Python with ddil_core.sample, which returns them as an array")
         resolved = resolve_sampling(model, **sampling)
         announce_sampling(model, prompts, resolved)
         images = generate(model, prompts, num_images=num_images, seed=seed, **sampling)

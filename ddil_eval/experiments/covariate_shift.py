@@ -197,6 +197,8 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         teacher_dtype=config.teacher_dtype,
         student_dtype=config.student_dtype,
     )
+    if config.figure_prompts:
+        pair.teacher.require_pictures("leave Figure 2 out with --set figure_prompts=0")
     drawn = ImageSizes.drawn(config.teacher, model_image_size(pair.teacher))
     require_sizes(drawn, reference_sizes, recipe, extractors.metrics, captions)
     if cut := pair.teacher.cut(captions):
