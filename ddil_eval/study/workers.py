@@ -97,7 +97,8 @@ class _Worker(Generic[T]):
 
 def _serve(connection: Connection, work: Callable[[Any], None], log: Path, parent: int) -> None:
     """Do the tasks that come through a connection, until it is closed. Answer each with its error or None."""
-    os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers
     _end_with(parent)
     with log.open("ab", buffering=0) as file:
         for stream in (1, 2):
