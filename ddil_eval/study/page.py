@@ -59,9 +59,9 @@ def _span(numbers: Sequence[float]) -> str:
 
 def _how_to_read(config: StudyConfig) -> Iterator[str]:
     yield (
-        f"Every number compares a source of states with `{config.baseline}`, paired by seed. Relative changes are means "
-        "of differences of logarithms. Intervals are 95 % intervals by Student's t over the seeds. p-values are those "
-        "of the exact sign-flip test, corrected for all tests of the study by Holm's method. The difficulty of a "
+        f"Every number compares a source of states with `{config.baseline}`, paired by seed. Relative changes are "
+        "means of differences of logarithms. Intervals are 95 % intervals by Student's t over the seeds. p-values are "
+        "those of the exact sign-flip test, corrected for all tests of the study by Holm's method. The difficulty of a "
         f"condition is the end distance of its student of {config.baseline} states: how far the student ends from its "
         "teacher, from the same noise. Measures that are not tested have intervals alone."
     )
@@ -72,8 +72,8 @@ def _summary(config: StudyConfig, measure: str, effects: Sequence[Effect]) -> It
     helps = [effect for effect in found if effect.better]
     harms = [effect for effect in found if not effect.better]
     yield (
-        f"- **{short_title(measure)}**: of {len(effects)} tests, {len(helps)} find that rollout states help, {len(harms)} "
-        f"that they harm, and {len(effects) - len(found)} decide nothing at the {100 * LEVEL:g} % level."
+        f"- **{short_title(measure)}**: of {len(effects)} tests, {len(helps)} find that rollout states help, "
+        f"{len(harms)} that they harm, and {len(effects) - len(found)} decide nothing at the {100 * LEVEL:g} % level."
     )
     for word, part in (("most help", helps), ("most harm", harms)):
         if part:

@@ -54,8 +54,8 @@ def _effect_table(config: StudyConfig, measure: str, effects: Sequence[Effect]) 
     starred = f" A star marks p < {LEVEL:g} after Holm's correction for all tests of the study." if tests else ""
     seeds = sorted({effect.estimate.n for effect in effects})
     caption = (
-        f"{unit}; 95 % intervals are Student's over {'-'.join(map(str, seeds[:1] + seeds[1:][-1:]))} seeds, and printed "
-        f"p-values those of the uncorrected sign-flip test.{starred}"
+        f"{unit}; 95 % intervals are Student's over {'-'.join(map(str, seeds[:1] + seeds[1:][-1:]))} seeds, and "
+        f"printed p-values those of the uncorrected sign-flip test.{starred}"
     )
     significant = frozenset(place for place, p in corrected.items() if p < LEVEL)
     return Table(
