@@ -11,7 +11,7 @@ from ddil_core.models.memory import latent_size
 from ddil_core.models.references import resolve
 from ddil_core.models.system_specs import load_systems
 from ddil_core.models.weights import read_index, read_json
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.paths import user_path
 from ddil_core.support.progress import note, warn
 from ddil_core.support.resources import protocols
@@ -80,10 +80,15 @@ def _origin(teacher: str) -> str:
 def world(teacher: str) -> str:
     """Return the world of a teacher, small or not: the data set of its kind, and the folder of its protocols.
 
+    A teacher whose files are not here draws pictures: points come with the package. Who loads it says what to do.
+
     Raises:
-        DdilError: the files of the teacher are not here, or damaged.
+        DdilError: the files of the teacher are damaged.
     """
-    layout = _layout(teacher)
+    try:
+        layout = _layout(teacher)
+    except WrongCommand:
+        return "shapes"
     return "shapes" if layout is None else layout.world
 
 

@@ -14,7 +14,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ddil_core.diffusion.denoiser import ClosedForm, NetworkDenoiser
+from ddil_core.diffusion.denoiser import ClosedForm
 from ddil_core.diffusion.parameterization import to_v
 
 FREQUENCIES = 32
@@ -31,8 +31,8 @@ class GaussianMixture(ModelMixin, ConfigMixin, ClosedForm):
         p(z | k) = N(α μ_k, (α² s_k² + σ²) I),
         E[x₀ | z, k] = μ_k + α s_k² / (α² s_k² + σ²) · (z − α μ_k),
 
-    and E[x₀ | z] is their mean under the responsibilities p(k | z). A class leaves its own modes alone; the empty prompt
-    leaves all. All is computed in float32, and the responsibilities by log-sum-exp.
+    and E[x₀ | z] is their mean under the responsibilities p(k | z). With a class, k runs over its own modes; with the
+    empty prompt, over all. All is computed in float32, and the responsibilities by log-sum-exp.
 
     Attributes:
         means: μ, float32 [modes, D].
@@ -178,10 +178,3 @@ class MidBlock(Block):
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """Return features [B, width, 1, 1]."""
         return super().forward(h, embedding)[..., None, None]
-
-
-class PointDenoiser(NetworkDenoiser):
-    """A network of points. Inputs: ``classes`` [B, C]; for LCM also ``timestep_cond`` [B, W]."""
-
-    def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        return self.net(z, *self.schedule.at(t, z), **inputs)

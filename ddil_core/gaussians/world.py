@@ -25,8 +25,8 @@ NARROWEST, WIDEST = 0.08, 0.3
 def make_mixture(dimensions: int = 8, modes: int = 40, classes: int = 8, seed: int = 0) -> GaussianMixture:
     """Draw a mixture whose coordinates have mean 0 and variance 1.
 
-    The means are normal, the widths log-uniform from ``NARROWEST`` to ``WIDEST``, and the weights log-normal, so that the
-    largest is about ten times the smallest.
+    The means are normal, the widths log-uniform from ``NARROWEST`` to ``WIDEST``, and the weights log-normal, so that
+    the largest is about ten times the smallest.
 
     Args:
         dimensions: D.

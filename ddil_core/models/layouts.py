@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
-from ddil_core.gaussians.networks import PointDenoiser
+from ddil_core.gaussians.denoiser import PointDenoiser
 from ddil_core.models.image_format import LEVELS, POINTS, ImageFormat
 from ddil_core.models.memory import latent_size
 from ddil_core.support.errors import DdilError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ddil_core.diffusion.parameterization import to_eps
 from ddil_core.diffusion.schedule import rows_at
 from ddil_core.models.model import Model
 from ddil_core.support.image_grids import save_figure
-from ddil_eval.experiments.drift_states import measure_states, pair_models
+from ddil_eval.experiments.drift_states import KINDS, measure_states, pair_models
 from ddil_eval.experiments.point_measures import CONSISTENCY_STEP
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report.drift_figure import DATA, STUDENT, TEACHER
@@ -27,12 +27,14 @@ from ddil_eval.report.drift_figure import DATA, STUDENT, TEACHER
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FIELD_TIME = 500
+FIELD_TIME = 200
 """The timestep of the field."""
 ARROWS = 17
 """The arrows along each side of the field."""
 TRAJECTORIES = 12
 """The trajectories that are drawn."""
+JOINED = 120
+"""The states of each kind that are drawn in pairs."""
 EDGE = 2.8
 """The half width of each panel."""
 
@@ -76,18 +78,21 @@ def draw_points(teacher: Model, student: Model, path: Path, *, teacher_steps: in
     arrays = measure_states(pair, data.prompts(points), images, seed=0)
     truth = images.reshape(points, -1)
     plane = Plane.of(truth)
-    columns = max(2, len(pair.grid))
-    figure = Figure(figsize=(3.4 * columns, 7.4), layout="constrained")
+    columns = max(4, len(pair.grid))
+    figure = Figure(figsize=(3.2 * columns, 7.2), layout="constrained")
     axes = figure.subplots(2, columns)
+    for ax in (*axes[0, 4:], *axes[1, len(pair.grid) :]):
+        ax.set_axis_off()
     _field(axes[0, 0], teacher, plane, plane(truth))
     _trajectories(axes[0, 1], arrays, plane, plane(truth))
-    for ax in axes[0, 2:]:
-        ax.set_axis_off()
+    for ax, kind, colour in ((axes[0, 2], "teacher", TEACHER), (axes[0, 3], "student", STUDENT)):
+        _scatter(ax, plane(truth), DATA)
+        _scatter(ax, plane(arrays[f"end {kind}"][..., 0, 0]), colour)
+        _finish(ax, f"The {kind}'s points, over true points")
     for place, t in enumerate(pair.grid):
         _states(axes[1, place], arrays, place, plane, f"States at t = {t:g}")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", frameon=False, markerscale=3)
-    return save_figure(figure, path, 150)
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return save_figure(figure, path, 120)
 
 
 def _field(ax: Axes, teacher: Model, plane: Plane, truth: np.ndarray) -> None:
@@ -101,14 +106,14 @@ def _field(ax: Axes, teacher: Model, plane: Plane, truth: np.ndarray) -> None:
         x0 = teacher.denoiser(z, t, Condition(dict(nothing.tensors)).expand(len(z)))
         eps = to_eps(x0, z, *teacher.denoiser.schedule.at(t, z))
     arrows = -eps.flatten(1).numpy() @ plane.directions.T
-    ax.scatter(*truth.T, s=2, color=DATA, alpha=0.35, linewidths=0)
+    _scatter(ax, truth, DATA)
     ax.quiver(*grid.T, *arrows.T, color=TEACHER, width=0.004, angles="xy")
     _finish(ax, f"The exact field, −ε̂ at t = {FIELD_TIME}")
 
 
 def _trajectories(ax: Axes, arrays: Arrays, plane: Plane, truth: np.ndarray) -> None:
     """Draw both actors' trajectories from the same noise, from z_T to the end."""
-    ax.scatter(*truth.T, s=2, color=DATA, alpha=0.35, linewidths=0)
+    _scatter(ax, truth, DATA)
     for kind, colour in (("teacher", TEACHER), ("student", STUDENT)):
         path = np.concatenate([arrays[f"states {kind}"], arrays[f"end {kind}"][:, None]], axis=1)[
             :TRAJECTORIES, ..., 0, 0
@@ -120,16 +125,19 @@ def _trajectories(ax: Axes, arrays: Arrays, plane: Plane, truth: np.ndarray) -> 
 
 
 def _states(ax: Axes, arrays: Arrays, place: int, plane: Plane, title: str) -> None:
-    """Draw the states that the three distributions have at a transition."""
-    sources: tuple[tuple[str, str, str], ...] = (
-        ("data", DATA, "forward-diffused data"),
-        ("teacher", TEACHER, "the teacher's states"),
-        ("student", STUDENT, "the student's own states"),
-    )
-    for kind, colour, label in sources:
-        shown: Any = plane(arrays[f"states {kind}"][:, place, :, 0, 0])
-        ax.scatter(*shown.T, s=3, color=colour, alpha=0.5, linewidths=0, label=label)
+    """Draw the states at a transition: of data, and the student's, each joined to the teacher's of the same noise."""
+    data, teacher, student = (plane(arrays[f"states {kind}"][:, place, :, 0, 0]) for kind in KINDS)
+    _scatter(ax, data, DATA, "forward-diffused data")
+    pairs = np.stack([teacher[:JOINED], student[:JOINED]])
+    ax.plot(pairs[..., 0], pairs[..., 1], color=STUDENT, linewidth=0.8, alpha=0.7)
+    _scatter(ax, teacher[:JOINED], TEACHER, "the teacher's states", size=10)
+    _scatter(ax, student[:JOINED], STUDENT, "the student's own states, from the same noise", size=10)
     _finish(ax, title)
+
+
+def _scatter(ax: Axes, points: np.ndarray, colour: str, label: str | None = None, size: float = 4) -> None:
+    x, y = points.T
+    ax.scatter(x, y, s=size, color=colour, alpha=0.3 if colour == DATA else 0.5, linewidths=0, label=label)
 
 
 def _finish(ax: Axes, title: str) -> None:

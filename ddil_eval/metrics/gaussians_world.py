@@ -1,19 +1,20 @@
-"""Networks for points of the gaussians world: the points themselves, the modes that they reach, and their likelihood."""
+"""Networks for points of the gaussians world: the points, the modes that they reach, and their likelihood."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy.special import chdtri
 
-from ddil_core.gaussians.networks import GaussianMixture
-from ddil_core.gaussians.world import class_index, shipped_mixture
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.metrics.metric import Extractor, Network
 from ddil_eval.statistics.jackknife import Spread, pseudovalues
+
+if TYPE_CHECKING:
+    from ddil_core.gaussians.networks import GaussianMixture
 
 Array = np.ndarray
 HELD = 0.999
@@ -51,18 +52,20 @@ def modes_found(points: Array, classes: Array, mixture: GaussianMixture | None =
         classes: The class that was asked for, int64 [N].
         mixture: The mixture; None for the shipped one.
     """
-    mixture = mixture or shipped_mixture()
+    mixture = mixture or _shipped()
     reached = modes_reached(points, classes, mixture)
     return float(_found(reached.sum(0), expected_mass(classes, mixture).sum(0)))
 
 
 def log_likelihood(points: Array, classes: Array, mixture: GaussianMixture | None = None) -> Array:
     """Return log p(x₀ | class), float64 [N], in nats. For the arguments see ``modes_found``."""
-    return _log_probabilities(points, classes, mixture or shipped_mixture())[1]
+    return _log_probabilities(points, classes, mixture or _shipped())[1]
 
 
 def _log_probabilities(points: Array, classes: Array, mixture: GaussianMixture) -> tuple[Array, Array]:
     """Return log p(k | x₀, class) [N, modes], and log p(x₀ | class) [N], float64."""
+    import torch
+
     x = torch.from_numpy(np.asarray(points, dtype=np.float64))
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(classes), mixture.config.classes)
     clean = torch.ones(len(x), 1, dtype=torch.float64)
@@ -115,8 +118,16 @@ def _require_points(metric: str, size: tuple[int, int], captions: Sequence[str])
     _classes(captions)
 
 
+def _shipped() -> GaussianMixture:
+    from ddil_core.gaussians.world import shipped_mixture  # loads torch, which a list of metrics does not need
+
+    return shipped_mixture()
+
+
 def _classes(captions: Sequence[str]) -> Array:
-    count = shipped_mixture().config.classes
+    from ddil_core.gaussians.world import class_index
+
+    count = _shipped().config.classes
     return np.array([class_index(caption, count) for caption in captions], dtype=np.int64)
 
 
@@ -124,7 +135,7 @@ def _flat(images: Array) -> Array:
     return images.reshape(len(images), -1).astype(np.float64)
 
 
-def _open(features: Callable[[Array, list[str]], Array]) -> Callable[[str], Extractor]:
+def _open(features: Extractor) -> Callable[[str], Extractor]:
     return lambda device: features
 
 
@@ -133,7 +144,7 @@ def _points_of(images: Array, captions: list[str]) -> Array:
 
 
 def _modes_of(images: Array, captions: list[str]) -> Array:
-    mixture, classes = shipped_mixture(), _classes(captions)
+    mixture, classes = _shipped(), _classes(captions)
     reached = modes_reached(_flat(images), classes, mixture)
     return np.concatenate([reached, expected_mass(classes, mixture)], axis=1)
 
@@ -142,7 +153,7 @@ def _likelihood_of(images: Array, captions: list[str]) -> Array:
     return log_likelihood(_flat(images), _classes(captions))[:, None]
 
 
-def _network(name: str, features: Callable[[Array, list[str]], Array], *, reads_captions: bool = True) -> Network:
+def _network(name: str, features: Extractor, *, reads_captions: bool = True) -> Network:
     return Network(
         name=name,
         needs="nothing: the mixture is part of the gaussians world",

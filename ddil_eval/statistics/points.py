@@ -124,17 +124,15 @@ class SlicedWasserstein:
         return Spread(value, pseudovalues(value, np.array(without)[:, None], labels))
 
     def _distance(self, projected: Array) -> float:
-        """Compare sorted projections [directions, n] with the reference's at the middles of the finer set's steps."""
-        count = max(projected.shape[1], self.sorted.shape[1])
-        levels = (np.arange(count) + 0.5) / count
-        ours, theirs = (_quantiles(values, levels) for values in (projected, self.sorted))
-        return float(np.sqrt(np.square(ours - theirs).mean()))
+        """Compare the quantile functions of sorted projections [directions, n] with the reference's.
 
-
-def _quantiles(values: Array, levels: Array) -> Array:
-    """Return the quantiles of sorted values [directions, n]: steps, [directions, levels]."""
-    index = np.minimum((levels * values.shape[1]).astype(np.int64), values.shape[1] - 1)
-    return values[:, index]
+        Both are steps. Between two edges of either, neither changes.
+        """
+        pair = (projected, self.sorted)
+        edges = np.union1d(*(np.arange(values.shape[1] + 1) / values.shape[1] for values in pair))
+        middles = (edges[1:] + edges[:-1]) / 2
+        ours, theirs = (values[:, (middles * values.shape[1]).astype(np.int64)] for values in pair)
+        return float(np.sqrt((np.square(ours - theirs) @ np.diff(edges)).mean()))
 
 
 def _points(points: Array | None, fewest: int) -> Array:

@@ -68,7 +68,7 @@ def test_a_model_that_fits_nothing(name: str, hint: str, cli: Cli, shift: Cli, t
 
 
 def test_data_that_fits_nothing(distill: Cli, shift: Cli) -> None:
-    kinds = "it may be one of 'shapes', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR', 'webdataset:PATTERN'"
+    kinds = "it may be one of 'shapes', 'gaussians', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR', 'webdataset:PATTERN'"
     refused(distill("--data", "shape"), f"the data set 'shape' is not known: {kinds}; did you mean 'shapes'?", 2)
     refused(
         shift("--data", "coco2015:x"),

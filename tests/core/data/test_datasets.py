@@ -14,7 +14,7 @@ from tests.toy_data import install
 
 
 def test_each_kind_has_its_row() -> None:
-    assert list(DATASETS) == ["shapes", "coco2014", "coco2017", "folder", "webdataset"]
+    assert list(DATASETS) == ["shapes", "gaussians", "coco2014", "coco2017", "folder", "webdataset"]
     assert all(kind.form.partition(":")[0] == name for name, kind in DATASETS.items())
     assert [row["name"] for row in list_datasets()] == [kind.form for kind in DATASETS.values()]
     assert isinstance(open_data("shapes"), ShapesData)
@@ -22,7 +22,7 @@ def test_each_kind_has_its_row() -> None:
 
 @pytest.mark.parametrize("reference", ["shapes:", "folder", "coco2014", "webdataset", ""])
 def test_a_reference_in_another_form_is_refused(reference: str) -> None:
-    with pytest.raises(WrongCommand, match=r"is not known: it may be one of 'shapes', "):
+    with pytest.raises(WrongCommand, match=r"is not known: it may be one of 'shapes', 'gaussians', "):
         open_data(reference)
 
 

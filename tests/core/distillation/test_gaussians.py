@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[3]
 TINY: dict[str, Any] = {"pool": 256, "batch_size": 16, "student": {"width": 16, "depth": 2, "updates": 4}}
 
 
-def protocol(method: str, **changes: Any) -> dict[str, Any]:
+def protocol(shipped: str, **changes: Any) -> dict[str, Any]:
     """The shipped protocol of a method with a small student and few updates."""
     ddil = {"capacity": 4096, "collect_every": 4, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]}
-    return read_yaml(ROOT / "protocols" / "gaussians" / f"{method}.yaml") | TINY | {"ddil": ddil} | changes
+    return read_yaml(ROOT / "protocols" / "gaussians" / f"{shipped}.yaml") | TINY | {"ddil": ddil} | changes
 
 
 PD = protocol("pd", stages=[{"steps": 4, "updates": 3}, {"steps": 2, "updates": 3}])
@@ -49,7 +49,7 @@ def test_a_run_of_one_seed_is_repeated_bit_for_bit_and_keeps_no_stage_unasked(ru
     distill("gaussians", "gaussians", PD | {"keep_stages": False}, tmp_path / "again", device="cpu")
     assert not (tmp_path / "again" / "stages").exists()
     assert load_model(str(tmp_path / "again"), "cpu").weights_sha256() == load_model(str(run), "cpu").weights_sha256()
-    assert read_run(run)["config"]["student"]["width"] == 16
+    assert read_run(run / "run.yaml")["config"]["student"]["width"] == 16
 
 
 @pytest.mark.parametrize(("method", "changes"), [("lcm", {"updates": 3}), ("dmd2", {"updates": 2})])
@@ -70,13 +70,13 @@ def test_the_other_methods(method: str, changes: dict[str, Any], tmp_path: Path)
             "is a formula without weights, so that its student needs a network of its own",
         ),
         ("gaussians", {"student": {"width": 6}}, "student.width"),
-        ("gaussians", {"method": "lcm", "lora": {}, "w_embedding": None}, "a LoRA adapts the layers of a U-Net"),
+        ("gaussians", {"updates": 2, "lora": {}, "w_embedding": None}, "a LoRA adapts the layers of a U-Net"),
         ("gaussians", {"data": "shapes"}, "the teacher 'gaussians' draws 1 x 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(teacher: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     data = changes.pop("data", "gaussians")
-    content = protocol("lcm", **changes) if "method" in changes else PD | changes
+    content = protocol("lcm", **changes) if "lora" in changes else PD | changes
     with pytest.raises((WrongCommand, DdilError), match=message):
         distill(teacher, data, content, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

@@ -26,7 +26,7 @@ def test_a_data_set_that_fits_nothing_names_the_nearest() -> None:
     with pytest.raises(WrongCommand) as error:
         open_data("shape")
     assert str(error.value) == (
-        "the data set 'shape' is not known: it may be one of 'shapes', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR', "
+        "the data set 'shape' is not known: it may be one of 'shapes', 'gaussians', 'coco2014:DIR', 'coco2017:DIR', 'folder:DIR', "
         "'webdataset:PATTERN'; did you mean 'shapes'?"
     )
     with pytest.raises(WrongCommand, match=r"'imagenet' is not known: it may be one of .*'webdataset:PATTERN'$"):

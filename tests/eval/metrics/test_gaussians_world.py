@@ -64,7 +64,7 @@ def test_the_exact_teacher_as_its_own_student() -> None:
     """With the same steps it equals itself; its points have the true distribution."""
     teacher = load_model("gaussians", "cpu")
     found = measure_points(teacher, teacher, 1024, teacher_steps=4)
-    assert found["end_distance"] == found["disagreement_student"] == 0
+    assert max(found["end_distance"], found["disagreement_student"]) < 1e-9
     fine = measure_points(teacher, teacher, 1024, teacher_steps=64)
     assert fine["teacher_modes_found"] == 1
     assert abs(fine["teacher_energy_distance"]) < 0.005 < fine["energy_distance"]  # four steps are too few
