@@ -14,7 +14,7 @@ ROOMS = (
     "ddil_core.data",
     *("ddil_core.distillation", "ddil_core.inversion", "ddil_core.shapes.training"),
     *("ddil_eval.statistics", "ddil_eval.report", "ddil_eval.metrics", "ddil_eval.features", "ddil_eval.experiments"),
-    "ddil_eval.cli",
+    *("ddil_eval.study", "ddil_eval.cli"),
 )
 """The rooms in the order of the work. A room imports from itself and from those before it."""
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip", "timm"} | {

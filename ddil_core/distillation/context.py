@@ -43,8 +43,8 @@ class StageContext:
         return self.accelerator.device
 
     def generator(self, step: int, purpose: int) -> torch.Generator:
-        """Return a CPU generator for one update and one purpose. It is the same in every process."""
-        return generator_for(self.config.seed, "distill", self.index, step, purpose)
+        """Return a CPU generator for one update and one purpose (see ``stage_generator``)."""
+        return stage_generator(self.config.seed, self.index, step, purpose)
 
     def condition(self, row: Tensor) -> Condition:
         """Return the condition of the pool's rows int64 [B], float32, on the device.
@@ -60,3 +60,15 @@ class StageContext:
     def steady(self, denoiser: Denoiser) -> Denoiser:
         """Return a denoiser for evaluations without gradients, which on a GPU evaluates few sizes of batches."""
         return steady(denoiser, self.device, self.config.teacher_batch_size)
+
+
+def stage_generator(seed: int, index: int | str, step: int, purpose: int) -> torch.Generator:
+    """Return a CPU generator for one update of a stage and one purpose. It is the same in every process.
+
+    Args:
+        seed: The seed of the run.
+        index: The number or name of the stage.
+        step: The update.
+        purpose: ``DATA``, ``COLLECTION``, ``LOSS`` or ``ROUNDING``.
+    """
+    return generator_for(seed, "distill", index, step, purpose)

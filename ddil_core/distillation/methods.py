@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddil_core.distillation import consistency, conversion, matching, progressive
+from ddil_core.distillation import consistency, conversion, cost, matching, progressive
 from ddil_core.distillation.config import MatchingConfig, MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
+from ddil_core.distillation.cost import Costs
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.shipped import announce, shipped_protocol
 from ddil_core.distillation.student import Student
@@ -36,6 +37,7 @@ class Method:
         config: The class of its configuration. The field ``method`` of the class must be ``name``.
         require: ``require(model, config)`` refuses a teacher that the method cannot distil.
         train: ``train(run)`` trains the student of a ``run.Run`` and returns it.
+        costs: ``costs(config, model)`` counts the evaluations of the teachers (see ``cost``); None where nobody counts.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Method:
     config: type[MethodConfig]
     require: Callable[[Model, Any], None]
     train: Callable[[Run[Any]], Student]
+    costs: Callable[[Any, Model], Costs] | None = None
 
 
 METHODS = Registry(
@@ -58,6 +61,7 @@ METHODS = Registry(
             ProgressiveConfig,
             conversion.require_convertible,
             progressive.train_progressive,
+            cost.progressive_costs,
         ),
         Method(
             "lcm",
@@ -66,6 +70,7 @@ METHODS = Registry(
             ConsistencyConfig,
             consistency.require_consistency,
             consistency.train_consistency,
+            cost.consistency_costs,
         ),
         Method(
             "dmd2",
@@ -74,6 +79,7 @@ METHODS = Registry(
             MatchingConfig,
             matching.require_matching,
             matching.train_matching,
+            cost.matching_costs,
         ),
     ),
 )

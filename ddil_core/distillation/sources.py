@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ddil_core.distillation.aggregate import AggregatedDataset, States
 from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.collectors import Collector, Labeler
-from ddil_core.distillation.context import COLLECTION, DATA, ROUNDING, StageContext
+from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.context import COLLECTION, DATA, ROUNDING, StageContext, stage_generator
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.distillation.processes import gather_rows, own_rows, owners, slices
@@ -106,11 +107,8 @@ class MixedSource(StateSource):
         config = self.context.config
         if self.dataset is None or config.ddil is None:
             return self._data(step), 0
-        phase, _, end = phase_at(config.ddil.phases, step, self.draws)
-        count = self.aggregated_count(phase.aggregated, step)
-        if self.dataset.pending < count:
-            served = range(step, min(step + config.ddil.collect_every, end))
-            uses = sum(self.aggregated_count(phase.aggregated, later) for later in served) - self.dataset.pending
+        phase, count, uses = aggregated_uses(config, self.context.index, self.draws, step, self.dataset.pending)
+        if uses:
             self.collect(phase, uses, step)
         aggregated = States(*self.dataset.take(count))
         if count == config.batch_size:
@@ -127,17 +125,8 @@ class MixedSource(StateSource):
         self.dataset.enqueue(places, generator)
 
     def aggregated_count(self, share: float, step: int) -> int:
-        """Return how many states of a batch are aggregated ones. The mean over batches is ``share`` of the batch.
-
-        A number that is not whole is rounded up or down at random, with the probability that keeps the mean. The draw
-        depends on ``step`` alone, so that every process knows it, and so does a collection for later batches.
-        """
-        size = self.context.config.batch_size
-        fewest, most = whole_numbers(share * size)
-        if fewest == most:
-            return fewest
-        draw = torch.rand((), generator=self.context.generator(step, ROUNDING), dtype=torch.float64)
-        return fewest + int(float(draw) < share * size - fewest)
+        """Return how many states of batch ``step`` are aggregated ones (see ``aggregated_rows``)."""
+        return aggregated_rows(self.context.config, self.context.index, share, step)
 
     def _data(self, step: int) -> States:
         """Return the forward-diffused states of a batch.
@@ -252,6 +241,45 @@ class BackwardSimulation(StateSource):
                         z[part] = self.sampler.act(place, z[part], condition.rows(part))
         z = gather_rows(context.accelerator, z[rows], owners(context.accelerator, size))
         return States(z, z.new_empty(size, 0), exits, row), 0
+
+
+def aggregated_rows(config: MethodConfig, index: int | str, share: float, step: int) -> int:
+    """Return how many states of a batch are aggregated ones. The mean over batches is ``share`` of the batch.
+
+    A number that is not whole is rounded up or down at random, with the probability that keeps the mean. The draw
+    depends on ``step`` alone, so that every process knows it, and so does a collection for later batches.
+
+    Args:
+        config: The configuration of the method.
+        index: The number or name of the stage.
+        share: The share of aggregated states.
+        step: The number of the batch.
+    """
+    fewest, most = whole_numbers(share * config.batch_size)
+    if fewest == most:
+        return fewest
+    generator = stage_generator(config.seed, index, step, ROUNDING)
+    draw = torch.rand((), generator=generator, dtype=torch.float64)
+    return fewest + int(float(draw) < share * config.batch_size - fewest)
+
+
+def aggregated_uses(
+    config: MethodConfig, index: int | str, draws: int, step: int, pending: int
+) -> tuple[PhaseConfig, int, int]:
+    """Return the phase of batch ``step``, how many aggregated states it takes, and what must be collected before it.
+
+    The last number counts uses of states. It is 0 where the ``pending`` uses of the aggregated dataset are enough.
+    Otherwise it serves ``ddil.collect_every`` batches of the phase. For the other arguments see ``aggregated_rows`` and
+    ``MixedSource``.
+    """
+    assert config.ddil is not None
+    phase, _, end = phase_at(config.ddil.phases, step, draws)
+    count = aggregated_rows(config, index, phase.aggregated, step)
+    if pending >= count:
+        return phase, count, 0
+    served = range(step, min(step + config.ddil.collect_every, end))
+    wanted = sum(aggregated_rows(config, index, phase.aggregated, later) for later in served)
+    return phase, count, wanted - pending
 
 
 def whole_numbers(number: float) -> tuple[int, int]:

@@ -55,4 +55,6 @@ def _content(value: object) -> object:
         return {name: _content(item) for name, item in value}
     if isinstance(value, tuple | list):
         return [_content(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _content(item) for name, item in value.items()}
     return value

@@ -23,6 +23,7 @@ COMMANDS = {
     "distill": "ddil_eval.cli.distill:distill",
     "sample": "ddil_eval.cli.sample:sample",
     "eval": "ddil_eval.cli.evaluate:evaluate",
+    "study": "ddil_eval.cli.study:study",
     "report": "ddil_eval.cli.report:report",
     "models": "ddil_eval.cli.models:models",
     "data": "ddil_eval.cli.listing:data",

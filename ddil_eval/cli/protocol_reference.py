@@ -39,6 +39,7 @@ def render() -> str:
     from ddil_core.models.system_specs import SystemSpec
     from ddil_eval.experiments.experiments import EXPERIMENTS
     from ddil_eval.features.recipes import Recipe
+    from ddil_eval.study.config import StudyConfig
 
     shared = keys(MethodConfig)
     parts = [HEAD, "\n## Distillation\n\nFor `ddil distill --protocol FILE`. The key `method` chooses the method.\n"]
@@ -53,6 +54,8 @@ def render() -> str:
         parts += _keys(f"Experiment `{experiment.name}`: {experiment.title}", keys(experiment.config))
     for inverter in INVERTERS.values():
         parts += _keys(f"Inverter `{inverter.name}`: {inverter.title}", keys(inverter.settings))
+    parts += ["\n## Studies\n\nFor `ddil study FILE`.\n"]
+    parts += _keys("A study", keys(StudyConfig))
     parts += ["\n## Recipes, systems and `ddil.json`\n"]
     parts += _keys("A recipe, in `recipes.yaml` or in a file for `--recipe`", keys(Recipe))
     parts += _keys("A system, in `systems.yaml`", keys(SystemSpec))
@@ -67,7 +70,8 @@ def _keys(title: str, listed: Sequence[Key], place: str = "") -> Iterator[str]:
     seen: dict[object, str] = {}
     for key in listed:
         if key.section is not None and seen.setdefault(key.section, key.name) == key.name:
-            inner = f"{place}{key.name}" + ".0" * key.takes.startswith("a list")
+            named = key.takes.startswith("a mapping") and not key.takes.startswith("a mapping of the keys")
+            inner = f"{place}{key.name}" + ".0" * key.takes.startswith("a list") + ".NAME" * named
             yield from _keys(f"Section `{inner}`", keys(key.section), f"{inner}.")
 
 

@@ -23,6 +23,7 @@ from ddil_core.support.plain_yaml import load_plain
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_eval.experiments.experiments import EXPERIMENTS, find_experiment
 from ddil_eval.features.recipes import Recipe
+from ddil_eval.study.config import StudyConfig
 
 CONFIGURATIONS: tuple[type[BaseModel], ...] = (
     *(method.config for method in METHODS.values()),
@@ -144,7 +145,9 @@ def shipped(root: Path) -> Iterator[tuple[Path, BaseModel]]:
         content = read_yaml(path)
         if path.name == "demo.yaml":
             continue
-        if "method" in content:
+        if "sources" in content:
+            model: type[BaseModel] = StudyConfig
+        elif "method" in content:
             model = method_of(content, str(path)).config
             content = {"updates": 1} | content if "updates" in model.model_fields else content
         else:

@@ -1,0 +1,103 @@
+"""Run a study: all units in parallel, then the analysis of those that are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ddil_core.models.model import load_model
+from ddil_core.support.files import delete_temporaries
+from ddil_core.support.lock import held
+from ddil_core.support.progress import clock_text, note, progress, warn
+from ddil_eval.study.config import StudyConfig
+from ddil_eval.study.matrix import Unit, conditions_of, units_of
+from ddil_eval.study.records import UnitRecord, read_unit, record_path
+from ddil_eval.study.unit import run_unit
+from ddil_eval.study.workers import run_tasks
+
+
+def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") -> list[str]:
+    """Do the units that are missing, and write the tables, the figure and the page of those that are there.
+
+    Args:
+        config: The study.
+        out: Its folder. Finished units in it are not done again.
+        jobs: The number of worker processes.
+        device: Where networks are evaluated.
+
+    Returns:
+        The failed units, each with its cause, in sentences.
+
+    Raises:
+        WrongCommand: a condition does not fit its method or its teacher.
+        DdilError: a record is damaged, or another command works in the folder.
+        Interrupted: a signal came. Finished units and checkpoints are kept.
+    """
+    units = units_of(config)
+    with held(out):
+        delete_temporaries(out, out / "units", out / "shared")
+        missing = [unit for unit in units if not record_path(out, unit).is_file()]
+        note(f"{describe(config, units)}; {len(units) - len(missing)} of them are done")
+        failed = _run_missing(config, units, missing, out, jobs, device)
+        _analyse(config, units, out)
+    return failed
+
+
+def describe(config: StudyConfig, units: Sequence[Unit]) -> str:
+    """Say in words how many units a study has."""
+    conditions, seeds = len(list(conditions_of(config))), len(config.seed_list())
+    cells = len(units) // (conditions * seeds)
+    return (
+        f"{len(units):,} units: {conditions} condition{'s' * (conditions > 1)} x {cells} sources and shares x {seeds} "
+        "seeds"
+    )
+
+
+def matrix_lines(config: StudyConfig, units: Sequence[Unit]) -> list[str]:
+    """Return a line for each cell of the matrix: its updates are fixed by its budget, and its teacher evaluations."""
+    model = load_model(config.teacher, "cpu")
+    lines = []
+    for unit in units:
+        if unit.seed == config.seed_list()[0]:
+            nfe = unit.within_budget(model)[1]
+            cost = "not counted" if nfe is None else f"{nfe:,}"
+            lines.append(f"{unit.cell.words()}: {cost} teacher evaluations a seed")
+    return lines
+
+
+def _run_missing(
+    config: StudyConfig, units: Sequence[Unit], missing: Sequence[Unit], out: Path, jobs: int, device: str
+) -> list[str]:
+    """Do units in worker processes. Return the failed ones, each with its cause."""
+    if not missing:
+        return []
+    failed: list[str] = []
+    started, finished, jobs = time.monotonic(), 0, min(jobs, len(missing))
+    work = partial(run_unit, out=out, device=device, keep_run=config.keep_runs)
+    with progress("units", total=len(units), done=len(units) - len(missing)) as advance:
+        for unit, error in run_tasks(missing, work, jobs, out / "logs"):
+            finished += 1
+            if error is not None:
+                failed.append(f"{unit.words()}: {error}")
+                warn(f"the unit {failed[-1]}")
+            if finished == jobs and len(missing) > jobs:
+                left = (time.monotonic() - started) * (len(missing) - finished) / finished
+                note(f"the first {finished} units say that the rest takes about {clock_text(left)}")
+            advance(1, f"{len(failed)} failed" if failed else None)
+    return failed
+
+
+def _analyse(config: StudyConfig, units: Sequence[Unit], out: Path) -> None:
+    """Write the tables, the figure and the page of the units that are done."""
+    from ddil_eval.study.outputs import write_outputs
+
+    done: dict[Unit, UnitRecord] = {}
+    for unit in units:
+        if (record := read_unit(out, unit)) is not None:
+            done[unit] = record
+    if len({unit.seed for unit in done}) < 2:
+        warn("fewer than two seeds are done, so that there is nothing to compare yet")
+        return
+    write_outputs(config, len(units), done, out / "study")

@@ -1,0 +1,138 @@
+"""The analysis of made-up units: effects by hand, one correction for all tests, and sentences that say what is there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ddil_core.support.errors import WrongCommand
+from ddil_core.support.protocol import validate
+from ddil_eval.report.comparisons import holm
+from ddil_eval.study.analysis import Effect, effects_of
+from ddil_eval.study.config import StudyConfig
+from ddil_eval.study.matrix import Unit, units_of
+from ddil_eval.study.outputs import write_outputs
+from ddil_eval.study.records import UnitRecord
+
+STUDY: dict[str, Any] = {
+    "title": "A made-up study",
+    "methods": {"PD": {"method": "pd", "stages": [{"steps": 4, "updates": 10}]}},
+    "sources": {"data": None, "teacher": {"phases": [{"until": 1, "aggregated": 1, "p_teacher": 1}]}},
+    "shares": [0.25, 1],
+    "factors": {"guidance_scale": [1.0, 3.0]},
+    "seeds": 12,
+    "measure": {"tested": ["end_distance"]},
+}
+CONFIG = validate(StudyConfig, STUDY, "the study")
+
+
+def measured(unit: Unit) -> dict[str, float]:
+    """With guidance 3, states of the teacher bring the end 10 % nearer; without guidance they change nothing."""
+    shared, own = np.random.default_rng(unit.seed), np.random.default_rng([unit.seed, int(unit.key, 16)])
+    guided = dict(unit.cell.condition.factors)["guidance_scale"] == "3"
+    nearer = 0.9 if guided and unit.cell.share else 1.0
+    return {
+        "end_distance": float(0.1 * nearer * np.exp(shared.normal(0, 0.2) + own.normal(0, 0.01))),
+        "energy_distance": float(own.normal(0, 1)),
+        "disagreement_data": float(np.exp(0.1 * (unit.cell.share or 0))),
+    }
+
+
+@pytest.fixture(scope="module")
+def done() -> dict[Unit, UnitRecord]:
+    common: dict[str, Any] = {"config": {}, "teacher_sha256": None, "seconds": 1.0, "versions": {}, "commit": None}
+    return {
+        unit: UnitRecord(
+            unit=unit.words(), key=unit.key, seed=unit.seed, study=dict(unit.study), created="now", teacher_nfe=100,
+            students={4: measured(unit)}, **common,
+        )
+        for unit in units_of(CONFIG)
+    }  # fmt: skip
+
+
+def find(effects: list[Effect], measure: str, guidance: str, share: float) -> Effect:
+    (found,) = (
+        e for e in effects if (e.measure, e.share) == (measure, share) and e.place.condition.factors[0][1] == guidance
+    )
+    return found
+
+
+def test_the_matrix_is_the_product_of_its_parts() -> None:
+    units = units_of(CONFIG)
+    assert len(units) == 2 * 3 * 12 == len({unit.key for unit in units}) == len({unit.name for unit in units})
+    assert [unit.seed for unit in units[:7]] == [0] * 6 + [1]
+    first, quarter, whole = units[:3]
+    assert (first.config.ddil, first.cell.source, first.config.seed) == (None, "data", 0)
+    assert [unit.config.ddil.phases[0].aggregated for unit in (quarter, whole) if unit.config.ddil] == [0.25, 1.0]
+    assert quarter.words() == "PD, guidance_scale 1, teacher 0.25, seed 0"
+
+
+def test_effects_are_paired_by_seed_and_corrected_together(done: Mapping[Unit, UnitRecord]) -> None:
+    effects = effects_of(CONFIG, done)
+    effect = find(effects, "end_distance", "3", 1.0)
+    columns = [
+        [
+            done[unit].students[4]["end_distance"]
+            for unit in done
+            if unit.cell.words() == f"PD, guidance_scale 3, {cell}"
+        ]
+        for cell in ("teacher 1", "data")
+    ]
+    differences = np.log(columns[0]) - np.log(columns[1])
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert effect.change == pytest.approx(tuple(np.expm1([differences.mean(), interval.low, interval.high])))
+    assert effect.estimate.p_value == 2**-11 and effect.better
+    tested = [e for e in effects if e.measure == "end_distance"]
+    assert len(tested) == 4 and all(e.p_holm is None for e in effects if e not in tested)
+    corrected = holm({place: float(e.estimate.p_value or 0) for place, e in enumerate(tested)})
+    assert [e.p_holm for e in tested] == [corrected[place] for place in range(4)]
+    assert not find(effects, "energy_distance", "1", 1.0).relative  # some of its values are negative
+    assert effect.difficulty == pytest.approx(np.mean(columns[1]))
+
+
+def test_the_page_says_what_was_found(done: Mapping[Unit, UnitRecord], tmp_path: Path) -> None:
+    write_outputs(CONFIG, len(done), done, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "72 of 72 units are done" in page and "of 4 tests, 2 find that rollout states help, 0 that they harm" in page
+    said = (
+        r"Teacher states \(share 1\) bring the end of the trajectory [\d.]+ % \[.+\] nearer to the teacher's \(p = 0.00"
+    )
+    assert re.search(said, page)
+    assert "**guidance_scale 1, 4 steps** (difficulty 0.1" in page and "None of 2 tests decides" in page
+    assert "With teacher states (share 1), disagreement data rises by 11 % [11, 11]." in page
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "effects.csv").read_text())))
+    assert len(rows) == 12 and {row["p"] == "" for row in rows if row["measure"] != "end_distance"} == {True}
+    assert r"\begin{tabular}" in (tmp_path / "table-end_distance.tex").read_text()
+    assert len((tmp_path / "values.csv").read_text().splitlines()) == 1 + 72
+    assert (tmp_path / "effects.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"baseline": "nothing"}, "the baseline 'nothing' is no source"),
+        ({"seeds": 1}, "2 to 40 seeds"),
+        ({"seeds": [3, 3]}, "2 to 40 seeds|different whole numbers"),
+        ({"shares": [0.5, 0.5]}, "a share stands twice"),
+        ({"factors": {"guidance_scale": []}}, "has no values"),
+        ({"budgets": "updates"}, "budgets"),
+        ({"measure": {"kinds": ["images"]}}, "belong together"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(WrongCommand, match=said):
+        validate(StudyConfig, STUDY | change, "the study")
+
+
+def test_a_condition_that_does_not_fit_its_method_is_named() -> None:
+    config = validate(StudyConfig, STUDY | {"factors": {"guidance": [1]}}, "the study")
+    with pytest.raises(WrongCommand, match=r"the condition 'PD, guidance 1'.*guidance"):
+        units_of(config)
