@@ -127,9 +127,8 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
         DdilError: a component is no name of a folder beside the file, or its library or class is no text.
     """
     for name, value in index.items():
-        if isinstance(value, list) and value and (
-            not re.fullmatch(r"\w+", name) or not all(part is None or isinstance(part, str | bool) for part in value)
-        ):
+        named = isinstance(value, list) and None not in value  # [null, null] and [null, true] stand for none
+        if named and not (re.fullmatch(r"\w+", name) and all(isinstance(part, str) for part in value)):
             raise DdilError(f"the file model_index.json of the model has the damaged component {shown(name)}; {AGAIN}")
     return {
         name: (value[0], value[1])

@@ -104,7 +104,10 @@ def test_numbers_of_wrong_types() -> None:
             latent_size({"sample_size": 10**9 if value == 64 else value}, "mine")
 
 
-@pytest.mark.parametrize("index", [{"../unet": ["diffusers", "X"]}, {"unet": ["diffusers", 3]}, {"a/b": ["a", "b"]}])
+@pytest.mark.parametrize(
+    "index",
+    [{"../unet": ["diffusers", "X"]}, {"unet": ["diffusers", 3]}, {"unet": ["diffusers", True]}, {"a/b": ["a", "b"]}],
+)
 def test_components_that_lead_out_of_the_folder(index: dict[str, Any]) -> None:
     with pytest.raises(DdilError, match=r"^the file model_index\.json of the model has the damaged component "):
         components(index)
