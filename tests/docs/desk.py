@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from tests.coco import save_coco
@@ -20,8 +21,9 @@ def furnish(desk: Path, hub: Path) -> None:
     """Fill a folder with what the pages say that a reader brings.
 
     Args:
-        desk: The working folder. ``train`` and ``test`` get captioned images, ``data/coco`` the two years of COCO, and
-            the files of the pages that have a title their content.
+        desk: The working folder. ``train`` and ``test`` get captioned images, ``data/coco`` the two years of COCO,
+            ``results/old`` and ``results/new`` the records of the shapes world, and the files of the pages that have a
+            title their content.
         hub: The cache of the hub. ``sd15`` and its LCM-LoRA are there, tiny and untrained.
     """
     for folder, seed in (("train", 0), ("test", 1)):
@@ -29,6 +31,8 @@ def furnish(desk: Path, hub: Path) -> None:
     for year in (2014, 2017):
         for part in ("train", "val"):
             save_coco(desk / "data" / "coco", IMAGES, year, part)
+    for name in ("old", "new"):
+        shutil.copytree(ROOT / "results" / "shapes" / "records", desk / "results" / name / "records")
     (desk / "DIR").symlink_to(desk / "data" / "coco")  # what pages write where any folder may stand
     for page in pages():
         if page == "docs/guides/your-own-teacher.md":  # walked by a test of its own, with names of its own

@@ -27,6 +27,9 @@ from tests.docs.pages import ROOT, Command, commands, pages, table
 PAGES = [page for page in pages() if commands(page)]
 ROWS, STRAY = table()
 
+SHOW = "--show"
+"""Commands with this option run in what looks like a terminal of Kitty's protocol."""
+
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -76,7 +79,13 @@ def ran(command: Command, small: str) -> str:
     called = found(f"{text} {small}")
     assert called is not None, f"{command.text}: a test cannot run this; parse or skip it"
     AcceleratorState._reset_state(reset_partial_state=True)  # one process runs all commands, in different precisions
-    result = CliRunner().invoke(*called)
+    with pytest.MonkeyPatch.context() as patch:
+        if SHOW in called[1]:
+            patch.setenv("DDIL_SHOW", "kitty")
+            patch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
+        result = CliRunner().invoke(*called)
+    if SHOW in called[1] and "\x1b_G" not in result.stdout:
+        return f"it shows no picture: {result.stderr.strip()[-1500:]}"
     if file:
         Path(file).write_text(result.stdout, encoding="utf-8")
     if result.exit_code == 0:
@@ -98,7 +107,7 @@ def parsed(command: Command) -> str:
     except (click.UsageError, DdilError) as error:
         return str(error)
     if any("--print-protocol" in option.opts for option in last.params):
-        result = CliRunner().invoke(program, [*words, "--print-protocol"])
+        result = CliRunner().invoke(program, [*(word for word in words if word != SHOW), "--print-protocol"])
         return "" if result.exit_code == 0 else result.stderr.strip()
     return ""
 
