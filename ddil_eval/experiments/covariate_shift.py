@@ -56,6 +56,7 @@ from ddil_eval.report import figures
 from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.report.strips import write_strips
 from ddil_eval.statistics import Estimate
+from ddil_eval.statistics.two_sample import FOLDS
 
 EXPERIMENT = "covariate-shift"
 NOT_HASHED = frozenset({"teacher", "student", "sampling", "drift"})
@@ -136,18 +137,16 @@ class CovariateShiftConfig(NetworkDtypeKeys):
         return self
 
     def drift_config(self, num_prompts: int) -> DriftConfig:
-        """Return the drift experiment that measures the same student on the same prompts."""
-        shared = (
-            "teacher",
-            "data",
-            "teacher_steps",
-            "guidance_scale",
-            "batch_size",
-            "seed",
-            "dtype",
-            "tf32",
-            "compile",
-        )
+        """Return the drift experiment that measures the same student on the same prompts.
+
+        Raises:
+            WrongCommand: there are too few prompts.
+        """
+        if num_prompts < FOLDS:
+            raise WrongCommand(
+                f"{num_prompts} prompts are too few to measure drift; measure at least {FOLDS}, or leave drift out"
+            )
+        shared = ("teacher", "data", "teacher_steps", "guidance_scale", "batch_size", "seed", "dtype", "tf32", "compile")
         given = {key: getattr(self, key) for key in shared}
         return DriftConfig(students=(str(self.student),), num_prompts=num_prompts, **given)
 
@@ -222,6 +221,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
     captions = [prompt.text for prompt in prompts.prompts]
     require_enough(len(captions), config.data)
+    drifting = config.drift_config(len(captions)) if config.drift else None
     pair = load_pair(
         config.teacher,
         config.student,
@@ -241,7 +241,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         warn(TRUNCATED.format(cut, len(captions)))
     draws = decisions([Sample(prompt.id) for prompt in prompts.prompts], len(pair.grid), config.seed)
     runs = shift_runs(config.p_teacher, config.switch, config.factorial, pair.grid, draws)
-    drift = SharedDrift.of(config.drift_config(len(captions)), pair, data, prompts) if config.drift else None
+    drift = None if drifting is None else SharedDrift.of(drifting, pair, data, prompts)
     return ShiftPlan(config, data, recipe, images, extractors, pair, prompts, runs, drift)
 
 

@@ -23,7 +23,11 @@ from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
 from ddil_core.support.errors import WrongCommand
 from ddil_eval.experiments import drift as experiment
-from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
+from ddil_eval.experiments.covariate_shift import (
+    CovariateShiftConfig,
+    analyse_covariate_shift,
+    plan_covariate_shift,
+)
 from ddil_eval.experiments.drift import measure_drift
 from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.drift_states import KINDS, Drifting, measure_states, network_evaluations, pair_models
@@ -363,6 +367,16 @@ def test_on_shared_rollouts_the_numbers_are_those_of_the_command(
     cost = json.loads((tmp_path / "both" / "evaluations.json").read_text())["drift"]
     # rollouts 16 + 4; labels of data 16 and of the student's states 16; x̂ of the student 4 · 4 and of the teacher 4 · 2
     assert cost["alone"] == 16 + 4 + 16 + 12 + 16 + 8 and cost["shared"] == 16 + 16 + 8
+
+
+def test_four_prompts_are_enough_for_the_tables_and_too_few_for_drift(
+    teacher: Path, student: Path, pixel_metrics: tuple[str, ...]
+) -> None:
+    config = CovariateShiftConfig(
+        teacher=str(teacher), student=str(student), num_prompts=4, reference_images=8, metrics=pixel_metrics, drift=True
+    )
+    with pytest.raises(WrongCommand, match="4 prompts are too few to measure drift; measure at least 5, or leave"):
+        plan_covariate_shift(config)
 
 
 def test_the_evaluations_are_those_of_the_networks(teacher: Path, student: Path) -> None:
