@@ -25,7 +25,7 @@ from ddil_core.diffusion.schedule import Time
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
 from ddil_core.support import ranks
-from ddil_core.support.compute import LongDtypeName, NetworkDtypeKeys
+from ddil_core.support.compute import ComputeKeys, LongDtypeName, NetworkDtypeKeys
 from ddil_core.support.devices import DTYPES
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
@@ -146,7 +146,7 @@ class CovariateShiftConfig(NetworkDtypeKeys):
             raise WrongCommand(
                 f"{num_prompts} prompts are too few to measure drift; measure at least {FOLDS}, or leave drift out"
             )
-        shared = ("teacher", "data", "teacher_steps", "guidance_scale", "batch_size", "seed", "dtype", "tf32", "compile")
+        shared = ("teacher", "data", "teacher_steps", "guidance_scale", "batch_size", "seed", *ComputeKeys.model_fields)
         given = {key: getattr(self, key) for key in shared}
         return DriftConfig(students=(str(self.student),), num_prompts=num_prompts, **given)
 
