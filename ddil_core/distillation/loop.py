@@ -74,21 +74,13 @@ class Ema(Generic[M]):
 
 
 def fit(
-    update: Callable[[int], Logs],
-    stateful: Mapping[str, Stateful],
-    *,
-    steps: int,
-    checkpoint: Path,
-    log: Path,
-    title: str,
-    save_every: int,
-    log_every: int = 50,
-    keep: int = 2,
-    skip_limit: int = 10,
+    update: Callable[[int], Logs], stateful: Mapping[str, Stateful], *,
+    steps: int, checkpoint: Path, log: Path, title: str,
+    save_every: int, log_every: int = 50, keep: int = 2, skip_limit: int = 10,
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
     check: Callable[[int, str], None] = lambda step, kept: None,
-) -> None:
+) -> None:  # fmt: skip
     """Call ``update(step)`` for every step after the checkpoint's, and save and log on the way.
 
     Args:
@@ -115,11 +107,7 @@ def fit(
     checkpoints, window = Checkpoints(checkpoint, keep), Window()
     held = {**stateful, "window": window, "random": RandomStates()}
     main = accelerator is None or accelerator.is_main_process
-    step = checkpoints.load(held)
-    if main:
-        forget_after(step, title, log)
-    else:
-        window.clear()  # the main process holds the sums of all
+    step = _resume(checkpoints, held, log if main else None, title)
     for callback in callbacks if step else ():  # a kill can come between a checkpoint and its callbacks
         callback(step, None)
     with progress(title, total=steps, done=step) as advance, between_updates() as signal:
@@ -131,14 +119,10 @@ def fit(
             if writes or saves or stopped:
                 window.read()
                 check(step, checkpoints.kept())  # so weights that are not finite are never saved
-                require_progress(window, title, step, min(skip_limit, steps), checkpoints.kept())
-                joined = window.join(accelerator)
-                require_finite(joined, title, step, checkpoints.kept())
+                joined = _joined(window, accelerator, title, step, min(skip_limit, steps), checkpoints.kept())
             means = joined if writes else None
             if means is not None:
-                if main:
-                    append_line(log, json.dumps({"stage": title, "step": step, **means}))
-                    _warn_of_skipped(means, title, step)
+                _write(means, log if main else None, title, step)
                 window.clear()
             if main and (saves or stopped):
                 checkpoints.save(step, held, stage=title, steps=steps)
@@ -150,7 +134,34 @@ def fit(
             advance(1, f"loss {means['loss']:.4f}" if means and "loss" in means else None)
 
 
-def _warn_of_skipped(means: Mapping[str, float], title: str, step: int) -> None:
+def _resume(checkpoints: Checkpoints, held: Mapping[str, Any], log: Path | None, title: str) -> int:
+    """Load the newest checkpoint, and forget what the log says of later updates. Return the updates that are done.
+
+    Only the main process has a log. It holds the sums of all processes.
+    """
+    step = checkpoints.load(held)
+    if log is not None:
+        forget_after(step, title, log)
+    else:
+        held["window"].clear()
+    return step
+
+
+def _joined(
+    window: Window, accelerator: Accelerator | None, title: str, step: int, skip_limit: int, kept: str
+) -> dict[str, float]:
+    """Return the means over all processes. Refuse to go on where they are not finite or too many were skipped."""
+    require_progress(window, title, step, skip_limit, kept)
+    means = window.join(accelerator)
+    require_finite(means, title, step, kept)
+    return means
+
+
+def _write(means: Mapping[str, float], log: Path | None, title: str, step: int) -> None:
+    """Write a line of the log, and warn where updates were skipped. Only the main process has a log."""
+    if log is None:
+        return
+    append_line(log, json.dumps({"stage": title, "step": step, **means}))
     if share := means.get(SKIPPED, 0.0):
         warn(
             f"{title}, update {step}: {share:.0%} of the updates since the last line of the log were skipped, because "

@@ -94,7 +94,7 @@ class Watch:
             warn(f"{self.title}, update {step}: {sentence}")
 
     def _is_done(self, step: int) -> bool:
-        """Whether the log has the line of an update, which is written last: the loop calls again where a run goes on."""
+        """Whether the log has an update's line, which is written last: the loop calls again where a run goes on."""
         log = self.run.out / "log.jsonl"
         start = json.dumps({"stage": self.title, "step": step})[:-1] + ', "watch"'
         return log.is_file() and any(line.startswith(start) for line in log.read_text(encoding="utf-8").splitlines())

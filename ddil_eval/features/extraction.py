@@ -147,7 +147,7 @@ class Extractors:
         return features
 
     def _run(self, name: str, images: np.ndarray, captions: list[str]) -> np.ndarray:
-        """Run a network on a batch, or on fewer images at once where the memory is too small, unless it compares them."""
+        """Run a network on a batch, or on fewer images at once where memory is too small, unless it compares them."""
         network = self._loaded[name]
         if name in self._group or not len(images):
             return network(images, captions)
