@@ -84,6 +84,7 @@ def meet() -> None:
     """Wait until all processes have started, for at most ``ARRIVAL``. The first barrier of a command begins with this.
 
     Raises:
+        WrongCommand: the environment does not say where the processes meet.
         DdilError: a process did not start in this time, or has stopped.
     """
     if world() == 1 or _groups:
@@ -92,6 +93,9 @@ def meet() -> None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise WrongCommand(f"the environment variable WORLD_SIZE is {world()}, and {name} is not set; {_CURE}")
     with others_named():
         store, _, _ = next(rendezvous("env://", rank(), world(), timeout=ARRIVAL))
         store.set_timeout(ARRIVAL)

@@ -131,7 +131,7 @@ def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
     refused(
         result,
         f"the model '{tmp_path}' has the layout FluxPipeline; known here are StableDiffusionPipeline, "
-        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline",
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline, GaussiansPipeline",
         1,
     )
 

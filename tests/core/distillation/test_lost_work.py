@@ -67,6 +67,7 @@ def test_a_finished_stage_leaves_only_its_network(tmp_path: Path, monkeypatch: p
     generator do.
     """
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
+    gc.freeze()  # as a run does: what is there before it is not counted
     before, counted = alive(), list[tuple[int, int]]()
 
     def counting(*args: Any) -> Any:

@@ -21,6 +21,7 @@ from ddil_core.models.generate import sample, sampling_warnings
 from ddil_core.models.memory import estimate_memory, latent_size
 from ddil_core.models.model import Model, load_model
 from ddil_core.support.errors import DdilError
+from ddil_core.support.misfits import value_text
 from tests.core.closed_form import distance, normal
 from tests.pipelines import STUDENT, build, edited, save_pipeline, tiny_autoencoder, tiny_unet
 
@@ -217,7 +218,7 @@ def test_a_size_that_is_none_is_refused(folder: Path, tmp_path: Path, value: Any
     broken = edited(folder, tmp_path / "broken", "unet/config.json", sample_size=value)
     with pytest.raises(DdilError) as error:
         load_model(str(broken))
-    assert f"has the sample_size {value!r} in its configuration" in str(error.value) and "\n" not in str(error.value)
+    assert f"has the sample_size {value_text(value)} in its configuration" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_memory_is_estimated_for_any_size(folder: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: 
     (broken / "model_index.json").write_text(json.dumps(index | {"unet": ["mine", "MyUNet"]}))
     assert refused(broken) == (
         "the component unet of the model 'HERE' is of the class mine.MyUNet, and only classes of diffusers and "
-        "transformers are loaded, so that no code of a model runs"
+        "transformers and ddil_core.gaussians.networks are loaded, so that no code of a model runs"
     )
 
 

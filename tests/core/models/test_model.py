@@ -98,7 +98,7 @@ def test_another_layout_is_refused(folder: Path, tmp_path: Path, layout: object)
         load_model(str(tmp_path))
     assert str(error.value) == (
         f"the model '{tmp_path}' has the layout {layout}; known here are StableDiffusionPipeline, "
-        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline"
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline, GaussiansPipeline"
     )
 
 
@@ -171,6 +171,11 @@ def test_the_pool_is_made_once_and_a_damaged_one_is_said(model: Model, tmp_path:
     assert len(read) == 5
     assert set(load_file(path)) == {"mean", "std", "condition.encoder_hidden_states"}
     cut(path)
+    with pytest.raises(DdilError) as error:
+        encode_pool(model, open_data("shapes"), 5, path)
+    assert str(error.value).startswith(f"the file of the encoded data {path} does not match its checksum")
+    assert str(error.value).endswith("; delete the file to encode the data again")
+    path.with_name("data.safetensors.sha256").unlink()  # as before files had checksums
     with pytest.raises(DdilError) as error:
         encode_pool(model, open_data("shapes"), 5, path)
     assert str(error.value) == f"the encoded data {path} is damaged; delete the file to encode the data again"

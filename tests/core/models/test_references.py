@@ -194,10 +194,10 @@ def test_parameters_are_counted_from_headers(folder: Path, checkpoint: Path, mod
 
 def test_the_listing_names_what_was_not_read_at_its_source() -> None:
     rows = {row["name"]: row for row in list_models()}
-    assert list(rows) == ["shapes", *load_systems()]
+    assert list(rows) == ["shapes", "gaussians", *load_systems()]
     assert (rows["sd15"]["licence"], rows["sd15"]["revision"]) == ("unverified", "unverified")
     assert rows["ssd1b"]["revision"] == load_systems()["ssd1b"].revision
-    assert not any(row["here"] or row["bytes"] for name, row in rows.items() if name != "shapes")
-    assert all(row["needs"] for name, row in rows.items() if name != "shapes")
+    assert not any(row["here"] or row["bytes"] for name, row in rows.items() if name not in SHIPPED)
+    assert all(row["needs"] for name, row in rows.items() if name not in SHIPPED)
     assert rows["dmd2"]["source"] == "stabilityai/stable-diffusion-xl-base-1.0 + tianweiy/DMD2/dmd2_sdxl_4step_unet.bin"
     json.dumps(list_models())

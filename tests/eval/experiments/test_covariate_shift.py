@@ -285,7 +285,8 @@ def test_two_processes_share_the_chunks_and_the_first_measures(
     out: Path, teacher: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here one process runs after the other, the second first; ``tests/cli/test_processes.py`` runs two at once."""
-    monkeypatch.setattr(ranks, "barrier", lambda: None)
+    for wait in ("meet", "barrier"):
+        monkeypatch.setattr(ranks, wait, lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     shares = []
     for rank in ("1", "0"):

@@ -321,7 +321,8 @@ def test_damaged_features_are_reported_in_one_sentence(config: SystemsConfig, tm
 
 def test_a_missing_batch_is_named(config: SystemsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process writes to a folder on another machine."""
-    monkeypatch.setattr(ranks, "barrier", lambda: None)
+    for wait in ("meet", "barrier"):
+        monkeypatch.setattr(ranks, wait, lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(DdilError) as error:

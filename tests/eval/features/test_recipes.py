@@ -25,7 +25,7 @@ from tests.coco import photograph
 from tests.pixels import add_metric
 from tests.shards import save_shards
 
-NAMES = ("gigagan", "dmd2-sdxl", "bk-sdm", "coco2017-5k", "folder-256", "shapes")
+NAMES = ("gigagan", "dmd2-sdxl", "bk-sdm", "coco2017-5k", "folder-256", "shapes", "gaussians")
 
 
 def zone_plate(size: int = 512) -> np.ndarray:
