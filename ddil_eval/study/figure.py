@@ -63,7 +63,10 @@ def _panel(ax: Axes, config: StudyConfig, effects: Sequence[Effect]) -> None:
     ax.axhline(0.0, color="#999999", linewidth=0.8)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "235" else "")
+    low, high = ax.get_xlim()
+    labelled = "23456789" if high < 5 * low else "235"  # first digits of the ticks between powers of ten
+    ax.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in labelled else "")
+    ax.tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"difficulty: end distance of the student of {config.baseline} states")
     better = "below 0 is better" if effects and effects[0].direction == "lower" else "above 0 is better"
     ax.set_ylabel(f"change, {'% ' if effects and effects[0].relative else ''}({better})")
@@ -82,7 +85,8 @@ def _legend(config: StudyConfig, effects: Sequence[Effect]) -> list[Line2D]:
     shares = sorted({effect.share for effect in effects if effect.share is not None})
     rows: list[tuple[str, dict[str, Any]]]
     rows = [(f"{s} states", {"color": _COLOURS[i % len(_COLOURS)], "marker": "o"}) for i, s in enumerate(sources)]
-    rows += [(f"share {share:g}", {"color": "#666666", "marker": "o", "markersize": _size(share)}) for share in shares]
+    if len(shares) > 1:
+        rows += [(f"share {s:g}", {"color": "#666666", "marker": "o", "markersize": _size(s)}) for s in shares]
     rows += [(f"{n} steps", {"color": "#666666", "marker": _MARKERS[i % len(_MARKERS)]}) for i, n in enumerate(steps)]
     rows.append(("not significant", {"color": "#666666", "marker": "o", "markerfacecolor": "white"}))
     return [Line2D([], [], linestyle="", label=text, **style) for text, style in rows]
