@@ -22,6 +22,7 @@ from ddil_eval.cli import options
 @click.option("--dry-run", is_flag=True, help="Print the matrix and its costs, and stop.")
 @options.print_option
 @options.device_option
+@options.quiet_option
 def study(
     protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | None, dry_run: bool, device: str | None
 ) -> None:
@@ -42,9 +43,9 @@ def study(
     options.print_if_asked(config, str(protocol))
     if dry_run:
         units = units_of(config)
-        click.echo(describe(config, units))
+        options.say(describe(config, units))
         for line in matrix_lines(config, units):
-            click.echo(line)
+            options.say(line)
         return
     failed = run_study(config, out, jobs or os.cpu_count() or 1, options.choose_device(device))
     if failed:
@@ -52,4 +53,4 @@ def study(
             f"{len(failed)} unit{'s' * (len(failed) > 1)} failed, first {failed[0]}; the same command tries "
             f"{'them' if len(failed) > 1 else 'it'} again"
         )
-    click.echo(f"The page of the study is {out / 'study' / 'README.md'}")
+    options.say(f"The page of the study is {out / 'study' / 'README.md'}")
