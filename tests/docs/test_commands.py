@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 
@@ -40,6 +41,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
         patch.chdir(folder)
         yield folder
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)  # other modules of tests made theirs when they were imported
 
 
 def test_every_command_has_a_row_and_every_row_a_command() -> None:
