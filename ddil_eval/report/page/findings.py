@@ -39,6 +39,10 @@ def headline(tables: Mapping[str, Table]) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+DIVERSITY = ("lpips_", "vendi_")
+"""The starts of the names of metrics of diversity."""
+
+
 def best_sentence(table: Table) -> str:
     """Say which system has the best value of the first metric and what it costs, beside the costliest system."""
     places = [place for place, column in enumerate(table.columns) if column.interval]
@@ -54,11 +58,14 @@ def best_sentence(table: Table) -> str:
     digits = decimals_of(list(measured.values()))
     costs = {r: cost for r in measured if (cost := _cost(table, r)) is not None}
     at = f" at an NFE of {costs[best]:g}" if best in costs else ""
+    diverse = column.direction == "higher" and column.header.startswith(DIVERSITY)
     sure = "" if (best, place) in table.best else ", not significantly better than the second best"
     sentence = (
-        f"Of {len(measured)} systems, {table.rows[best][0]} has the best {column.header}, "
+        f"Of {len(measured)} systems, {table.rows[best][0]} has the {'highest' if diverse else 'best'} {column.header}, "
         f"{' '.join(print_cell(measured[best], digits)[:2])}{at}{sure}."
     )
+    if diverse:
+        sentence += " Images that are drawn wrong raise it too."
     costly = max(costs, key=lambda r: costs[r], default=best)
     if costs.get(costly, 0) > costs.get(best, 0):
         shown = " ".join(print_cell(measured[costly], digits)[:2])
