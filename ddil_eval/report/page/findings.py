@@ -60,8 +60,9 @@ def best_sentence(table: Table) -> str:
     at = f" at an NFE of {costs[best]:g}" if best in costs else ""
     diverse = column.direction == "higher" and column.header.startswith(DIVERSITY)
     sure = "" if (best, place) in table.best else ", not significantly better than the second best"
+    rank = "highest" if diverse else "best"
     sentence = (
-        f"Of {len(measured)} systems, {table.rows[best][0]} has the {'highest' if diverse else 'best'} {column.header}, "
+        f"Of {len(measured)} systems, {table.rows[best][0]} has the {rank} {column.header}, "
         f"{' '.join(print_cell(measured[best], digits)[:2])}{at}{sure}."
     )
     if diverse:
