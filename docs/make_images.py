@@ -9,7 +9,7 @@ from ddil_core.distillation.distill import distill
 from ddil_core.models.model import load_model
 from ddil_core.shapes.batches import draw_batch
 from ddil_core.support.image_grids import image_grid
-from ddil_eval.experiments.point_figures import draw_points
+from ddil_eval.experiments.point_figures import point_figure
 
 HERE = Path(__file__).parent / "images"
 
@@ -32,7 +32,7 @@ def draw_gaussians() -> None:
         run = Path(folder) / "run"
         distill("gaussians", "gaussians", "pd", run, device="cpu")
         student = load_model(str(run / "stages" / "4-steps"), "cpu")
-        draw_points(load_model("gaussians", "cpu"), student, HERE / "gaussians.png")
+        point_figure(load_model("gaussians", "cpu"), student, HERE / "gaussians.png")
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ def _check(desk: Path, printed: dict[str, str]) -> None:
     assert yaml.safe_load(protocol)["stages"][-1] == {"steps": 4, "updates": 1500}
     tables = {path.stem: path for path in (desk / "results" / "mine" / "report").glob("*/*.csv")}
     assert {"systems", "differences", "pure", "table2", "table3", "table4", "table5", "inverters"} <= tables.keys()
+    page = (desk / "results" / "mine" / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "LCM-LoRA + DDIL" in page
     rows = tables["systems"].read_text()
     assert all(name in rows for name in ("PD + DDIL", "LCM + DDIL", "LCM-LoRA + DDIL", "DMD2 + DDIL"))
 

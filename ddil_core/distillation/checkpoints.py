@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ddil_core.support import ranks
 from ddil_core.support.checksums import checksum_of, delete_with_checksum, require_checksum, with_checksum
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_torch
@@ -137,9 +138,10 @@ def _load(path: Path, stateful: Mapping[str, Stateful]) -> int:
 
 
 class RandomStates:
-    """The global random generators of Python, NumPy and torch.
+    """The global random generators of Python, NumPy and torch, of the main process.
 
-    This project draws from none of them in an update. A method of another package may.
+    This project draws from none of them in an update. A method of another package may. In a run of several processes
+    the other ones keep the state with which they start.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,6 +155,8 @@ class RandomStates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not ranks.is_main():
+            return
         version, words, gauss = state["python"]
         random.setstate((version, tuple(words), gauss))
         kind, keys, *rest = state["numpy"]

@@ -32,7 +32,7 @@ class ClippedFraction:
             self._measured.append((self.reflection.clipped(x0.detach()), t))
 
     def logs(self) -> Logs:
-        """Return the fraction, and for each band the pair of a sum and its weight (see ``loop.Logs``)."""
+        """Return the fraction, and for each band the pair of a sum and its weight (see ``training_log.Logs``)."""
         if not self._measured:
             return {}
         fractions, t = (torch.cat(column) for column in zip(*self._measured, strict=True))

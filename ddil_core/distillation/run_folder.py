@@ -19,7 +19,7 @@ import yaml
 
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.files import delete_temporaries, is_temporary, write_text
+from ddil_core.support.files import is_temporary, write_text
 from ddil_core.support.lock import LOCK
 from ddil_core.support.misfits import value_text
 from ddil_core.support.outside import NotPlain, newer
@@ -129,7 +129,6 @@ def open_run(
         changeable = {"changeable": list(config.CHANGEABLE)}
         _write(path, {"schema_version": SCHEMA_VERSION} | identity | changeable | dict(provenance) | {"started": now})
     checkpoints = out / "checkpoints"
-    delete_temporaries(out, checkpoints, checkpoints / "data.parts", out / "grids")
     old = [out / name for name in _OLD_TEMPORARIES]
     for left in (*old, *checkpoints.glob("*.partial"), *(out / "grids").glob("*.partial")):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)

@@ -31,6 +31,8 @@ class Window:
     def __init__(self) -> None:
         self.in_a_row = 0
         """How many updates were skipped one after another, up to the last."""
+        self.longest = 0
+        """The most updates that were skipped one after another, among those that were last read."""
         self._sums: dict[str, Tensor] = {}
         self._new: list[Logs] = []
 
@@ -52,8 +54,10 @@ class Window:
             for pair in pairs:  # one by one, so that the sum does not depend on how often it was read
                 total = total + pair
             self._sums[key] = total
+        self.longest = self.in_a_row
         for flag in skipped.tolist():
             self.in_a_row = self.in_a_row + 1 if flag else 0
+            self.longest = max(self.longest, self.in_a_row)
         self._new = []
 
     def join(self, accelerator: Accelerator | None) -> dict[str, float]:
@@ -112,9 +116,9 @@ def require_progress(window: Window, title: str, step: int, limit: int, kept: st
     Raises:
         DdilError: they were.
     """
-    if window.in_a_row >= limit:
+    if window.longest >= limit:
         raise DdilError(
-            f"the last {window.in_a_row} updates of the stage {title!r} were skipped by update {step}, because their "
+            f"{window.longest} updates of the stage {title!r} in a row were skipped by update {step}, because their "
             "loss or their gradient's norm was not finite, or the norm was above skip_above: lower learning_rate or "
             f"gradient_clip; {kept}"
         )

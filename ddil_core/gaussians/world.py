@@ -56,19 +56,20 @@ def shipped_mixture() -> GaussianMixture:
 
 
 def draw_points(mixture: GaussianMixture, classes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Draw a point of each class, float32 [N, D].
+    """Draw a point of each class, float32 [N, D]. The first points do not depend on N.
 
     Args:
         mixture: The mixture.
         classes: The classes, int64 [N].
-        random: Gives the random numbers.
+        random: Gives two generators, one for the modes and one for the noise.
     """
+    for_modes, for_noise = random.spawn(2)
     weights, widths, means = (part.double().numpy() for part in (mixture.weights, mixture.widths, mixture.means))
     within = weights.reshape(mixture.config.classes, -1)
     cumulative = np.cumsum(within / within.sum(1, keepdims=True), axis=1)
-    chosen = (random.random((len(classes), 1)) > cumulative[classes, :-1]).sum(1)
+    chosen = (for_modes.random((len(classes), 1)) > cumulative[classes, :-1]).sum(1)
     mode = classes * within.shape[1] + chosen
-    points = means[mode] + widths[mode, None] * random.normal(size=(len(classes), means.shape[1]))
+    points = means[mode] + widths[mode, None] * for_noise.normal(size=(len(classes), means.shape[1]))
     return points.astype(np.float32)
 
 

@@ -279,9 +279,7 @@ def _settings(metadata: Mapping[str, str], network: str, path: Path) -> dict[str
         for values in settings.values():
             values["r"], values["lora_alpha"] = int(values["r"]), float(values["lora_alpha"])
             for name in ("rank_pattern", "alpha_pattern"):
-                values[name] = {
-                    _pattern(key): float(value) for key, value in (values.get(name) or {}).items()
-                }
+                values[name] = {_pattern(key): float(value) for key, value in (values.get(name) or {}).items()}
     except (ValueError, TypeError, KeyError, AttributeError, re.error) as error:
         raise DdilError(
             f"the LoRA {path} has damaged settings in its metadata (lora_adapter_metadata); {AGAIN}"

@@ -153,10 +153,13 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def delete_temporaries(*folders: Path, below: int = 0) -> None:
+def delete_temporaries(*folders: Path, below: int = 0, unless: str | None = None) -> None:
     """Delete the temporary files of killed processes. Call this only on folders to which no other process writes.
 
-    ``below`` is how many levels of their subfolders are searched too.
+    Args:
+        folders: The folders.
+        below: How many levels of their subfolders are searched too.
+        unless: The name of a file that keeps a subfolder from being searched, such as the lock of another command.
     """
     for folder in folders:
         if not (folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)):  # such as lost+found
@@ -164,8 +167,8 @@ def delete_temporaries(*folders: Path, below: int = 0) -> None:
         for path in [*folder.iterdir()]:
             if is_temporary(path):
                 _delete(path)
-            elif below and path.is_dir() and not path.is_symlink():
-                delete_temporaries(path, below=below - 1)
+            elif below and path.is_dir() and not path.is_symlink() and not (unless and (path / unless).exists()):
+                delete_temporaries(path, below=below - 1, unless=unless)
 
 
 def _delete(path: Path) -> None:

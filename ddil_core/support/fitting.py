@@ -30,6 +30,8 @@ class Fitting:
         Raises:
             OutOfMemoryError: not even one row fits.
         """
+        if not count:
+            return [work(slice(0, 0))]
         done, results = 0, list[T]()
         while done < count:
             size = min(self.most or count, count - done)

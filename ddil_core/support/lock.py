@@ -45,7 +45,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     with _holding(folder, _refuse, "name another"):
         if _held[folder.resolve()] == 1:  # not in a nested call, whose caller may be writing
-            delete_temporaries(folder, below=LEVELS)
+            delete_temporaries(folder, below=LEVELS, unless=LOCK)
         yield
 
 

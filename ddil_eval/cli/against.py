@@ -42,8 +42,10 @@ def report_against(
     (records, damaged), (before, damaged_before) = store.sift(new), store.sift(old)
     for folder, held in ((new, records), (old, before)):
         if not held:
-            raise store.together([*damaged, *damaged_before]) if damaged or damaged_before else DdilError(
-                f"There are no records in {folder}: name a results folder of `ddil eval`."
+            raise (
+                store.together([*damaged, *damaged_before])
+                if damaged or damaged_before
+                else DdilError(f"There are no records in {folder}: name a results folder of `ddil eval`.")
             )
     against = _compare(records, before, new, old)
     tables = against_tables(against)

@@ -34,10 +34,11 @@ def study(
     """
     ranks.require_one("a study")
     options.quiet_libraries()
+    from ddil_core.support.progress import warn
     from ddil_core.support.protocol import override, read_yaml, validate
     from ddil_eval.study.config import StudyConfig
     from ddil_eval.study.matrix import units_of
-    from ddil_eval.study.study import describe, matrix_lines, run_study
+    from ddil_eval.study.study import describe, matrix_lines, run_study, too_few_seeds
 
     config = validate(StudyConfig, override(read_yaml(protocol), settings), str(protocol))
     options.print_if_asked(config, str(protocol))
@@ -46,6 +47,8 @@ def study(
         options.say(describe(config, units))
         for line in matrix_lines(config, units):
             options.say(line)
+        if (reason := too_few_seeds(config, units)) is not None:
+            warn(reason)
         return
     failed = run_study(config, out, jobs or os.cpu_count() or 1, options.choose_device(device))
     if failed:

@@ -62,7 +62,7 @@ class Plane:
         return (points - self.origin) @ self.directions.T
 
 
-def draw_points(teacher: Model, student: Model, path: Path, *, teacher_steps: int = 16, points: int = 600) -> Path:
+def point_figure(teacher: Model, student: Model, path: Path, *, teacher_steps: int = 16, points: int = 600) -> Path:
     """Draw the figure of a student of the exact teacher, and return the file.
 
     Args:

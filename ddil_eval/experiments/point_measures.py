@@ -13,7 +13,7 @@ from ddil_eval.metrics.gaussians_world import log_likelihood, modes_found
 from ddil_eval.statistics.points import energy_distance, sliced_wasserstein
 
 CONSISTENCY_STEP = 20
-"""The length of the teacher's step in the consistency target of a stochastic student, in timesteps."""
+"""The default length of the teacher's step in the consistency target of a stochastic student, in timesteps."""
 
 
 def measure_points(
@@ -24,6 +24,7 @@ def measure_points(
     *,
     teacher_steps: int = 16,
     guidance_scale: float | None = None,
+    consistency_step: int = CONSISTENCY_STEP,
 ) -> dict[str, float]:
     """Measure a student of the exact teacher on points from noise that depends on the seed alone.
 
@@ -34,6 +35,7 @@ def measure_points(
         seed: The seed of the noise. Two students with the same seed start from the same z_T.
         teacher_steps: DDIM steps of the teacher, a multiple of the student's.
         guidance_scale: The teacher's guidance. None takes the model's own, which is 1.
+        consistency_step: The length of the teacher's step in the loss of a stochastic student, in timesteps.
 
     Returns:
         - against the true distribution: ``energy_distance``, ``sliced_wasserstein``, ``modes_found``,
@@ -48,7 +50,7 @@ def measure_points(
     """
     if not isinstance(teacher.denoiser.net, GaussianMixture):
         raise WrongCommand(f"the truth is known for the teacher 'gaussians' alone, not for {teacher.reference!r}")
-    pair = pair_models(teacher, student, teacher_steps, guidance_scale, CONSISTENCY_STEP)
+    pair = pair_models(teacher, student, teacher_steps, guidance_scale, consistency_step)
     data = GaussiansData()
     prompts, images = data.prompts(points), np.concatenate(list(data.images(points)))
     arrays = measure_states(pair, prompts, images, seed)

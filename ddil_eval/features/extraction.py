@@ -149,7 +149,7 @@ class Extractors:
     def _run(self, name: str, images: np.ndarray, captions: list[str]) -> np.ndarray:
         """Run a network on a batch, or on fewer images at once where memory is too small, unless it compares them."""
         network = self._loaded[name]
-        if name in self._group or not len(images):
+        if name in self._group:
             return network(images, captions)
         parts = self._fitting[name].parts(lambda rows: network(images[rows], captions[rows]), len(images))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

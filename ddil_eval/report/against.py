@@ -20,9 +20,9 @@ from ddil_eval.statistics.jackknife import GROUPS
 
 LEFT_OUT = frozenset(
     {"difference", "pair", "effect", "inverter-difference", "drift-difference", "drift-group-difference"}
-    | {"drift-group-spread", "drift-group-difference-spread"}
+    | {"drift-group-spread", "drift-group-difference-spread", "drift-ratios"}
 )
-"""Kinds of cells that are differences or spreads of other cells. They are not compared, since their cells are."""
+"""Kinds of cells that are differences, spreads or logarithms of others. They are not compared, since the others are."""
 
 Result = Literal["better", "worse", "not significant", "not compared"]
 Scores = Callable[[Record, str], "np.ndarray | None"]
@@ -219,4 +219,3 @@ def _same_prompts(new: Record, old: Record) -> bool:
 
 def _recorded(estimate: Estimate) -> RecordedEstimate:
     return RecordedEstimate.model_validate(estimate)
-

@@ -104,9 +104,7 @@ def _effects(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
         return None
     heights = [len(table.rows) + 1 for table in chosen]
     figure = Figure(figsize=(3.6 * len(panels) + 1, 0.3 * sum(heights) + 1.2), layout="constrained")
-    axes = figure.subplots(
-        len(chosen), len(panels), squeeze=False, sharex="col", sharey="row", height_ratios=heights
-    )
+    axes = figure.subplots(len(chosen), len(panels), squeeze=False, sharex="col", sharey="row", height_ratios=heights)
     for line, table in zip(axes, chosen, strict=True):
         for ax, (place, column) in zip(line, panels, strict=True):
             for r, row in enumerate(table.rows):

@@ -9,13 +9,34 @@ from pydantic import Field, field_validator, model_validator
 from ddil_core.distillation.phases import DdilConfig
 from ddil_core.support.protocol import Strict
 from ddil_core.support.text import listed
-
-MOST_SEEDS = 40
-"""The most seeds: all signs of so many differences can be counted at once."""
+from ddil_eval.metrics import METRICS
+from ddil_eval.statistics.paired import MOST_PAIRS
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Value = bool | int | float | str | None
 """A value of a factor."""
+
+_STATES = ("data", "teacher", "student")
+_LOSSES = tuple(f"{name}_{kind}" for name in ("disagreement", "end_disagreement") for kind in _STATES)
+MEASURES = {
+    "drift": ("end_distance", "shift_ratio", *_LOSSES[: len(_STATES)]),
+    "points": (
+        *("end_distance", "energy_distance", "sliced_wasserstein", "modes_found", "log_likelihood"),
+        *("shift_ratio", "rollout_ratio", *_LOSSES),
+    ),
+}
+"""The measures of each kind. Those that start with ``end_disagreement`` are of stochastic students alone."""
+
+
+def label_of(value: Value) -> str:
+    """Return the text that stands for a value of a factor. Different numbers have different texts."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
+
+
+def _keys(name: str, values: tuple[Value, ...] | dict[str, dict[str, Any]]) -> list[str]:
+    """Return the keys that a factor sets."""
+    return [key for settings in values.values() for key in settings] if isinstance(values, dict) else [name]
 
 
 class MeasureConfig(Strict):
@@ -41,6 +62,13 @@ class MeasureConfig(Strict):
     def _metrics_fit(self) -> MeasureConfig:
         if bool(self.metrics) != ("images" in self.kinds):
             raise ValueError("the kind 'images' and the list 'metrics' belong together; give both or none")
+        if {"points", "drift"} <= set(self.kinds):
+            raise ValueError("the kinds 'points' and 'drift' measure the same; give one of them")
+        if unknown := [name for name in self.metrics if name not in METRICS]:
+            raise ValueError(f"there is no metric {unknown[0]!r}; 'ddil metrics' lists them")
+        names = [*(name for kind in self.kinds for name in MEASURES.get(kind, ())), *self.metrics]
+        if unknown := [name for name in self.tested if name not in names]:
+            raise ValueError(f"{unknown[0]!r} in 'tested' is not measured; name {listed(names, 'or')}")
         return self
 
 
@@ -86,8 +114,8 @@ class StudyConfig(Strict):
     @classmethod
     def _seeds_fit(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
         count = seeds if isinstance(seeds, int) else len(set(seeds))
-        if not 2 <= count <= MOST_SEEDS:
-            raise ValueError(f"a study has 2 to {MOST_SEEDS} seeds, and these are {count}")
+        if not 2 <= count <= MOST_PAIRS:
+            raise ValueError(f"a study has 2 to {MOST_PAIRS} seeds, and these are {count}")
         if not isinstance(seeds, int) and (count < len(seeds) or min(seeds) < 0):
             raise ValueError("the seeds are different whole numbers of at least 0")
         return seeds
@@ -101,6 +129,12 @@ class StudyConfig(Strict):
             raise ValueError("a share stands twice; name each share once")
         if max(self.shares, default=0) * largest > 1:
             raise ValueError("a share times 'aggregated' is above 1")
+        keys = [key for name, values in self.factors.items() for key in _keys(name, values)]
+        if fixed := [key for key in keys if key.split(".")[0] in ("seed", "ddil", "method")]:
+            raise ValueError(f"the factor key {fixed[0]!r} is set by seeds, sources and methods; vary it there")
+        for name, values in self.factors.items():
+            if not isinstance(values, dict) and len({label_of(value) for value in values}) < len(values):
+                raise ValueError(f"a value of the factor {name!r} stands twice; name each value once")
         if empty := [name for name, values in self.factors.items() if not values]:
             raise ValueError(f"the factor {empty[0]!r} has no values; give some or leave it out")
         return self

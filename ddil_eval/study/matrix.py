@@ -17,7 +17,7 @@ from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import content_hash, override, read_yaml, validate
 from ddil_core.support.resources import find_protocol
-from ddil_eval.study.config import StudyConfig, Value
+from ddil_eval.study.config import StudyConfig, Value, label_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Unit:
     def name(self) -> str:
         """The name of the unit's files."""
         text = f"{self.cell.words()} seed {self.seed}".lower()
-        return "-".join("".join(c if c.isalnum() or c == "." else " " for c in text).split()) + f"-{self.key}"
+        words = "".join(c if c.isalnum() or c == "." else " " for c in text).split()
+        return "-".join(words)[:120].rstrip("-") + f"-{self.key}"
 
     def words(self) -> str:
         """Return the unit in words."""
@@ -117,7 +118,8 @@ def cells_of(config: StudyConfig, condition: Condition) -> Iterator[tuple[Cell, 
     """Yield the cells of a condition with their sections ``ddil``. The baseline comes first."""
     for source in sorted(config.sources, key=lambda name: name != config.baseline):
         ddil = config.sources[source]
-        for share in config.shares if ddil is not None and config.shares else (None,):
+        shares = config.shares if ddil is not None and source != config.baseline else ()
+        for share in shares or (None,):
             phases = {"phases": tuple(_scaled(phase, share) for phase in ddil.phases)} if ddil and share else {}
             yield Cell(condition, source, share), ddil and ddil.model_copy(update=phases)
 
@@ -142,8 +144,7 @@ def _choices(name: str, values: tuple[Value, ...] | dict[str, dict[str, Any]]) -
             yield label, [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         return
     for value in values:
-        label = f"{value:g}" if isinstance(value, float) else str(value)
-        yield label, [f"{name}={json.dumps(value)}"]
+        yield label_of(value), [f"{name}={json.dumps(value)}"]
 
 
 def units_of(config: StudyConfig) -> list[Unit]:

@@ -15,7 +15,7 @@ from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.models.model import Model, load_model
 from ddil_eval.experiments.drift_states import KINDS, measure_states, pair_models
-from ddil_eval.experiments.point_measures import measure_points
+from ddil_eval.experiments.point_measures import CONSISTENCY_STEP, measure_points
 from ddil_eval.experiments.prompts import choose_prompts
 from ddil_eval.experiments.system_configs import SystemConfig
 from ddil_eval.experiments.systems import SystemsConfig, compare_systems
@@ -67,9 +67,7 @@ def drift_measures(m: Measurement) -> dict[str, float]:
     """
     student = load_model(str(m.student), m.teacher.device)
     guidance = getattr(m.config, "guidance_scale", None)
-    lcm = isinstance(m.config, ConsistencyConfig)
-    step = len(m.teacher.denoiser.schedule) // m.config.teacher_steps if isinstance(m.config, ConsistencyConfig) else 20
-    pair = pair_models(m.teacher, student, m.measure.teacher_steps, guidance, step if lcm else 20)
+    pair = pair_models(m.teacher, student, m.measure.teacher_steps, guidance, consistency_step(m))
     data = open_data(m.data)
     prompts = choose_prompts(data, m.measure.count, None).prompts
     images = read_targets(data, m.measure.count, image_side(m.teacher)).images
@@ -77,9 +75,16 @@ def drift_measures(m: Measurement) -> dict[str, float]:
     losses = {kind: _mean(np.concatenate([part[f"disagreement {kind}"] for part in parts])) for kind in KINDS}
     return {
         "end_distance": _mean(np.concatenate([part["distance"][:, -1] for part in parts])),
-        "shift_ratio": losses["student"] / losses["data"],
+        "shift_ratio": losses["student"] / max(losses["data"], np.finfo(np.float64).tiny),
         **{f"disagreement_{kind}": loss for kind, loss in losses.items()},
     }
+
+
+def consistency_step(m: Measurement) -> int:
+    """Return the length of the teacher's step in the student's consistency loss, in timesteps."""
+    if isinstance(m.config, ConsistencyConfig):
+        return len(m.teacher.denoiser.schedule) // m.config.teacher_steps
+    return CONSISTENCY_STEP
 
 
 def image_measures(m: Measurement) -> dict[str, float]:
@@ -100,7 +105,10 @@ def point_measures(m: Measurement) -> dict[str, float]:
     """Return ``measure_points`` without the teacher's own values, which are the same for all students."""
     student = load_model(str(m.student), m.teacher.device)
     guidance, steps = getattr(m.config, "guidance_scale", None), m.measure.teacher_steps
-    found = measure_points(m.teacher, student, m.measure.count, m.seed, teacher_steps=steps, guidance_scale=guidance)
+    found = measure_points(
+        m.teacher, student, m.measure.count, m.seed,
+        teacher_steps=steps, guidance_scale=guidance, consistency_step=consistency_step(m),
+    )  # fmt: skip
     return {name: value for name, value in found.items() if not name.startswith("teacher_")}
 
 
@@ -110,15 +118,10 @@ KINDS_OF_MEASURES: dict[str, Callable[[Measurement], dict[str, float]]] = {
     "images": image_measures,
 }
 
-HIGHER = frozenset({"modes_found", "log_likelihood"})
-"""Measures other than metrics of which more is better."""
-
 
 def direction_of(name: str) -> Direction:
     """Return which values of a measure are better."""
-    if name in METRICS:
-        return METRICS[name].direction
-    return "higher" if name in HIGHER else "lower"
+    return METRICS[name].direction if name in METRICS else "lower"
 
 
 def _mean(values: np.ndarray) -> float:

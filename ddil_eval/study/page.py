@@ -100,12 +100,12 @@ def _verdict(effects: Sequence[Effect]) -> str:
         return f"{many}; the largest change: {sentence(strongest)}."
     sentences = []
     for word, part in (
-        ("helps", [effect for effect in found if effect.better]),
-        ("harms", [effect for effect in found if not effect.better]),
+        ("help", [effect for effect in found if effect.better]),
+        ("harm", [effect for effect in found if not effect.better]),
     ):
         if part:
             best = max(part, key=lambda effect: abs(effect.estimate.value))
-            sentences.append(f"{sentence(best)}. It {word} in {len(part)} of {len(effects)} tests.")
+            sentences.append(f"{sentence(best)}. Rollout states {word} in {len(part)} of {len(effects)} tests.")
     return " ".join(sentences)
 
 

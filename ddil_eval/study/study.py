@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from ddil_core.models.model import load_model
-from ddil_core.support.files import delete_temporaries
 from ddil_core.support.lock import held
 from ddil_core.support.progress import clock_text, note, progress, warn
+from ddil_eval.report.comparisons import LEVEL
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Unit, conditions_of, units_of
 from ddil_eval.study.records import UnitRecord, read_unit, record_path
@@ -37,7 +38,8 @@ def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") ->
     """
     units = units_of(config)
     with held(out):
-        delete_temporaries(out, out / "units", out / "shared")
+        if (reason := too_few_seeds(config, units)) is not None:
+            warn(reason)
         missing = [unit for unit in units if not record_path(out, unit).is_file()]
         note(f"{describe(config, units)}; {len(units) - len(missing)} of them are done")
         failed = _run_missing(config, units, missing, out, jobs, device)
@@ -53,6 +55,29 @@ def describe(config: StudyConfig, units: Sequence[Unit]) -> str:
         f"{len(units):,} units: {conditions} condition{'s' * (conditions > 1)} x {cells} sources and shares x {seeds} "
         "seeds"
     )
+
+
+def too_few_seeds(config: StudyConfig, units: Sequence[Unit]) -> str | None:
+    """Return why no test of a study can be significant, or None where one can.
+
+    The sign-flip test of n seeds has no p-value below 2^(1−n), and Holm's method multiplies the smallest p-value by the
+    number of tests.
+    """
+    first = [unit for unit in units if unit.seed == units[0].seed and unit.cell.source != config.baseline]
+    tests = sum(len(config.measure.tested) * _students(unit) for unit in first)
+    needed = 1 + math.floor(math.log2(tests / LEVEL)) + 1
+    seeds = len(config.seed_list())
+    if seeds >= needed:
+        return None
+    return (
+        f"none of the {tests} tests can be significant with {seeds} seeds, since their smallest corrected p-value is "
+        f"{min(tests * 2.0 ** (1 - seeds), 1):.2g}; take at least {needed} seeds, or fewer tests"
+    )
+
+
+def _students(unit: Unit) -> int:
+    """Return how many students of a unit are measured."""
+    return len(getattr(unit.config, "stages", [1])) if getattr(unit.config, "keep_stages", False) else 1
 
 
 def matrix_lines(config: StudyConfig, units: Sequence[Unit]) -> list[str]:

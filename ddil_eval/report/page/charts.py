@@ -137,10 +137,7 @@ def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point]
             "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
             "encoding": x | colour | {"y": _quantity("value")} | _hover(("name", "System"), ("x", "NFE")),
         },
-        *(
-            {"mark": named | look, "transform": front, "encoding": x | label}
-            for look in _HALO
-        ),
+        *({"mark": named | look, "transform": front, "encoding": x | label} for look in _HALO),
     ]
     rows = [(p.name, f"{float(p.x):g}", s, "yes" if p.marked else "") for p, s in _shown(points)]
     return _chart(metric, direction, text, values, layers, 240, ("System", "NFE", metric, "On the front"), rows)

@@ -27,6 +27,7 @@ from ddil_eval.report.table_type import Column, Table
 Tables = Mapping[str, Table]
 """The tables of one group by name."""
 
+
 def charts_of(tables: Tables, *, without: Callable[[Tables], list[Chart]] | None = None) -> list[Chart]:
     """Return the charts of a group of tables, in the order of ``FIGURES``; those of one function may be left out."""
     drawing = [draw for names, draw in FIGURES if any(name in tables for name in names) and draw is not without]

@@ -118,11 +118,14 @@ def _strips(folder: Path) -> Iterator[tuple[tuple[str, ...], list[Prompted]]]:
 
             return load
 
-        yield columns, [
-            Prompted(strip.id, strip.prompt, loader(strip.file), strip.scores)
-            for strip in strips
-            if tuple(strip.columns) == columns
-        ]
+        yield (
+            columns,
+            [
+                Prompted(strip.id, strip.prompt, loader(strip.file), strip.scores)
+                for strip in strips
+                if tuple(strip.columns) == columns
+            ],
+        )
 
 
 def _kept(

@@ -66,9 +66,7 @@ def render(sections: Sequence[Section], name: str) -> str:
     )
     environment.filters["groupby_text"] = _by_text
     template = environment.get_template("page.html.j2")
-    return template.render(
-        name=name, sections=sections, style=style, script=script, library=library, policy=policy
-    )
+    return template.render(name=name, sections=sections, style=style, script=script, library=library, policy=policy)
 
 
 @cache

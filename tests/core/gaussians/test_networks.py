@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.diffusion.schedule import Schedule
 from ddil_core.gaussians.__main__ import write_world
@@ -120,3 +121,10 @@ def test_a_student_network_is_called_as_the_teacher_is(teacher: Model, depth: in
     z = normal(3, 8, 1, 1)
     assert denoiser(z, torch.tensor([0, 500, 999]), teacher.encode(["class 0", "", "class 7"])).shape == z.shape
     assert len([*denoiser.net.down_blocks, denoiser.net.mid_block, *denoiser.net.up_blocks]) == depth
+
+
+def test_the_first_points_do_not_depend_on_how_many_are_read() -> None:
+    data = open_data("gaussians")
+    few, many = (np.concatenate(list(data.images(count))) for count in (10, 200))
+    np.testing.assert_array_equal(few, many[:10])
+    assert data.prompts(10) == data.prompts(200)[:10]

@@ -102,9 +102,7 @@ def test_the_page_says_what_was_found(done: Mapping[Unit, UnitRecord], tmp_path:
     write_outputs(CONFIG, len(done), done, tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert "72 of 72 units are done" in page and "of 4 tests, 2 find that rollout states help, 0 that they harm" in page
-    said = (
-        r"Teacher states \(share [\d.]+\) bring the end of the trajectory [\d.]+ % \[.+\] nearer to the teacher's \(p = 0.00"
-    )
+    said = r"Teacher states \(share [\d.]+\) bring the end of the trajectory [\d.]+ % \[.+\] nearer to the teacher's \(p = 0.00"
     assert re.search(said, page)
     assert "**guidance_scale 1, 4 steps** (difficulty 0.1" in page and "None of 2 tests decides" in page
     assert "With teacher states (share 1), disagreement data rises by 11 % [11, 11]." in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from click.testing import Result
 
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.models.model import load_model
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import validate
 from ddil_eval.study import unit as units_module
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Unit, units_of
 from ddil_eval.study.records import read_unit, record_path
+from ddil_eval.study.study import too_few_seeds
 from ddil_eval.study.unit import run_unit
 
 METHOD = {
@@ -114,6 +116,47 @@ def test_a_stopped_unit_goes_on_at_its_checkpoint(tmp_path: Path, monkeypatch: p
     record_path(whole, unit).write_text("{")
     with pytest.raises(DdilError, match="is damaged; delete it"):
         read_unit(whole, unit)
+
+
+@pytest.mark.parametrize(("steps", "seeds", "needed"), [([4, 2], 7, 7), ([4, 2], 6, 7), ([2], 6, 6), ([2], 5, 6)])
+def test_too_few_seeds_for_any_significant_test_are_said(steps: list[int], seeds: int, needed: int) -> None:
+    """The smallest p-value of n seeds is 2^(1−n): 2 tests need 7 seeds for 2 · 2^(1−n) < 0.05, and one test needs 6."""
+    stages = [{"steps": number, "updates": 1} for number in steps]
+    content = STUDY | {"methods": {"PD": METHOD | {"stages": stages}}, "seeds": seeds}
+    config = validate(StudyConfig, content, "the study")
+    reason = too_few_seeds(config, units_of(config))
+    if seeds >= needed:
+        assert reason is None
+    else:
+        smallest = len(steps) * 2.0 ** (1 - seeds)
+        assert smallest >= 0.05
+        assert reason == (
+            f"none of the {len(steps)} tests can be significant with {seeds} seeds, since their smallest corrected p-value "
+            f"is {smallest:.2g}; take at least {needed} seeds, or fewer tests"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"factors": {"ddil.uses": [1, 2]}}, "the factor key 'ddil.uses' is set by seeds, sources and methods"),
+        ({"factors": {"pool": [16, 16]}}, "a value of the factor 'pool' stands twice"),
+        ({"measure": {"kinds": ["points", "drift"]}}, "the kinds 'points' and 'drift' measure the same"),
+        ({"measure": {"kinds": ["images"], "metrics": ["fda"]}}, "there is no metric 'fda'"),
+        (
+            {"measure": {"kinds": ["drift"], "tested": ["energy_distance"]}},
+            "'energy_distance' in 'tested' is not measured",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_analysed_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(WrongCommand, match=re.escape(sentence)):
+        units_with(**changes)
+
+
+def test_near_values_have_units_of_their_own() -> None:
+    names = [unit.name for unit in units_with(factors={"learning_rate": [1e-3, 1.0000001e-3]})]
+    assert len(set(names)) == len(names) == 8 and any("0.0010000001" in name for name in names)
 
 
 def stopped(_: object) -> dict[str, float]:
