@@ -10,8 +10,7 @@ from ddil_core.distillation.config import MatchingConfig, MethodConfig
 from ddil_core.distillation.run import Run
 from ddil_core.models.hub import size_text
 from ddil_core.models.memory import need_memory
-from ddil_core.support.errors import DdilError
-from ddil_core.support.fitting import lacks_memory
+from ddil_core.support.errors import DdilError, lacks_memory
 
 
 @contextmanager

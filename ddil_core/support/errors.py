@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -27,3 +28,10 @@ class WrongCommand(DdilError):
     """A command, option or configuration is wrong. A command ends with exit status 2 and without a traceback."""
 
     exit_status = 2
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means too little memory, on any device. The function does not import torch."""
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, MemoryError) or on_device or "DefaultCPUAllocator" in str(error)

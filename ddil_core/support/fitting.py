@@ -50,8 +50,3 @@ class Fitting:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
         return results
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means too little memory, on any device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -15,7 +15,7 @@ import click
 
 from ddil_core.support import ranks
 from ddil_core.support.ending import GO_ON, Interrupted, listen
-from ddil_core.support.errors import DdilError, Missing, WrongCommand
+from ddil_core.support.errors import DdilError, Missing, WrongCommand, lacks_memory
 from ddil_core.support.paths import shown
 from ddil_core.support.text import one_line
 
@@ -91,7 +91,7 @@ class Commands(click.Group):
             click.echo(f"error: {one_line(str(error.filename))} cannot be used: {error.strerror}", err=True)
             ctx.exit(DdilError.exit_status)
         except (MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
+            if not lacks_memory(error):
                 raise
             click.echo(f"error: {LACKS_MEMORY}", err=True)
             ctx.exit(DdilError.exit_status)
@@ -106,13 +106,6 @@ OF_THE_MACHINE = {
 LACKS_MEMORY = (
     "the machine has too little memory; generate fewer or smaller images at once, or set a smaller batch_size"
 )
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether an error means too little memory, on any device. The function does not import torch."""
-    torch = sys.modules.get("torch")
-    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    return isinstance(error, MemoryError) or on_device or "DefaultCPUAllocator" in str(error)
 
 
 def _require_readable(arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from ddil_core.support.image_grids import save_figure
 from ddil_eval.experiments.drift_states import KINDS, measure_states, pair_models
 from ddil_eval.experiments.point_measures import CONSISTENCY_STEP
 from ddil_eval.features.storage import Arrays
-from ddil_eval.report.drift_figure import DATA, STUDENT, TEACHER
+from ddil_eval.report.figures import MIXED, STUDENT, TEACHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def point_figure(teacher: Model, student: Model, path: Path, *, teacher_steps: i
     _field(axes[0, 0], teacher, plane, plane(truth))
     _trajectories(axes[0, 1], arrays, plane, plane(truth))
     for ax, kind, colour in ((axes[0, 2], "teacher", TEACHER), (axes[0, 3], "student", STUDENT)):
-        _scatter(ax, plane(truth), DATA)
+        _scatter(ax, plane(truth), MIXED)
         _scatter(ax, plane(arrays[f"end {kind}"][..., 0, 0]), colour)
         _finish(ax, f"The {kind}'s points, over true points")
     for place, t in enumerate(pair.grid):
@@ -106,14 +106,14 @@ def _field(ax: Axes, teacher: Model, plane: Plane, truth: np.ndarray) -> None:
         x0 = teacher.denoiser(z, t, Condition(dict(nothing.tensors)).expand(len(z)))
         eps = to_eps(x0, z, *teacher.denoiser.schedule.at(t, z))
     arrows = -eps.flatten(1).numpy() @ plane.directions.T
-    _scatter(ax, truth, DATA)
+    _scatter(ax, truth, MIXED)
     ax.quiver(*grid.T, *arrows.T, color=TEACHER, width=0.004, angles="xy")
     _finish(ax, f"The exact field, −ε̂ at t = {FIELD_TIME}")
 
 
 def _trajectories(ax: Axes, arrays: Arrays, plane: Plane, truth: np.ndarray) -> None:
     """Draw both actors' trajectories from the same noise, from z_T to the end."""
-    _scatter(ax, truth, DATA)
+    _scatter(ax, truth, MIXED)
     for kind, colour in (("teacher", TEACHER), ("student", STUDENT)):
         path = np.concatenate([arrays[f"states {kind}"], arrays[f"end {kind}"][:, None]], axis=1)[
             :TRAJECTORIES, ..., 0, 0
@@ -127,7 +127,7 @@ def _trajectories(ax: Axes, arrays: Arrays, plane: Plane, truth: np.ndarray) -> 
 def _states(ax: Axes, arrays: Arrays, place: int, plane: Plane, title: str) -> None:
     """Draw the states at a transition: of data, and the student's, each joined to the teacher's of the same noise."""
     data, teacher, student = (plane(arrays[f"states {kind}"][:, place, :, 0, 0]) for kind in KINDS)
-    _scatter(ax, data, DATA, "forward-diffused data")
+    _scatter(ax, data, MIXED, "forward-diffused data")
     pairs = np.stack([teacher[:JOINED], student[:JOINED]])
     ax.plot(pairs[..., 0], pairs[..., 1], color=STUDENT, linewidth=0.8, alpha=0.7)
     _scatter(ax, teacher[:JOINED], TEACHER, "the teacher's states", size=10)
@@ -137,7 +137,7 @@ def _states(ax: Axes, arrays: Arrays, place: int, plane: Plane, title: str) -> N
 
 def _scatter(ax: Axes, points: np.ndarray, colour: str, label: str | None = None, size: float = 4) -> None:
     x, y = points.T
-    ax.scatter(x, y, s=size, color=colour, alpha=0.3 if colour == DATA else 0.5, linewidths=0, label=label)
+    ax.scatter(x, y, s=size, color=colour, alpha=0.3 if colour == MIXED else 0.5, linewidths=0, label=label)
 
 
 def _finish(ax: Axes, title: str) -> None:

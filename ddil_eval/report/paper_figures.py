@@ -64,7 +64,7 @@ def _systems(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
             for row in table.rows
             if isinstance(cell := row[place], RecordedEstimate) and isinstance(nfe := row[cost], int | float)
         ]
-        leading = front([(nfe, cell.value) for _, nfe, cell in points], column.direction)
+        leading = front([(nfe, cell) for _, nfe, cell in points], column.direction)
         costs = sorted({nfe for _, nfe, _ in points})
         most = max((sum(nfe == cost for _, nfe, _ in points) for cost in costs), default=1)
         taken = dict.fromkeys(costs, 0)

@@ -140,6 +140,11 @@ def _mean(column: Mapping[int, float]) -> float:
     return float(np.mean(list(column.values())))
 
 
+def is_drawn(config: StudyConfig, effects: Sequence[Effect]) -> bool:
+    """Whether the figure has something to show: a tested effect with a difficulty."""
+    return any(e.measure in config.measure.tested and e.difficulty is not None for e in effects)
+
+
 def rank_correlations(config: StudyConfig, effects: Sequence[Effect]) -> dict[tuple[str, str], tuple[float, int]]:
     """Return how the effects on tested measures go with the effects on other measures, over all places and sources.
 

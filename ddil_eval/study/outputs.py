@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddil_core.support.files import write_text
 from ddil_eval.report.rendering import to_csv, to_latex
-from ddil_eval.study.analysis import effects_of
+from ddil_eval.study.analysis import effects_of, is_drawn
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.figure import draw_effects
 from ddil_eval.study.matrix import Unit
@@ -31,6 +31,6 @@ def write_outputs(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecor
         write_text(folder / f"table-{table.name}.tex", to_latex(table))
     write_text(folder / "effects.csv", effects_csv(config, effects))
     write_text(folder / "values.csv", values_csv(config, done))
-    if any(e.measure in config.measure.tested and e.difficulty is not None for e in effects):
+    if is_drawn(config, effects):
         draw_effects(config, effects, folder / "effects.png")
     write_text(folder / "README.md", render_page(config, units, done, effects))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ddil_core.support.text import listed
 from ddil_eval.report.comparisons import LEVEL
-from ddil_eval.study.analysis import Effect, Place, cost_of, rank_correlations
+from ddil_eval.study.analysis import Effect, Place, cost_of, is_drawn, rank_correlations
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Cell, Unit
 from ddil_eval.study.records import UnitRecord
@@ -32,7 +32,7 @@ def render_page(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]
         lines += ["", f"## {short_title(name).capitalize()}", "", f"The measure is the {title(name)}.", ""]
         lines += _places(config, [e for e in effects if e.measure == name], effects)
     lines += ["", "## What goes with what", "", *_correlations(config, effects)]
-    lines += ["", "## Files", "", *_files(tested)]
+    lines += ["", "## Files", "", *_files(tested, is_drawn(config, effects))]
     return "\n".join(lines) + "\n"
 
 
@@ -141,8 +141,9 @@ def _correlations(config: StudyConfig, effects: Sequence[Effect]) -> Iterator[st
         yield f"| {short_title(tested)} | {short_title(other)} | {value:+.2f} | {cells} |"
 
 
-def _files(tested: Sequence[str]) -> Iterator[str]:
-    yield "- `effects.png`: each effect over the difficulty of its condition"
+def _files(tested: Sequence[str], drawn: bool) -> Iterator[str]:
+    if drawn:
+        yield "- `effects.png`: each effect over the difficulty of its condition"
     yield "- `effects.csv`: every effect with its interval and p-values"
     yield "- `values.csv`: every measure of every student"
     yield f"- `table-{tested[0] if tested else 'MEASURE'}.csv` and `.tex`, and so on: the effects on each measure"

@@ -13,10 +13,16 @@ from typing import Any, Literal
 from ddil_eval.report.records import Direction, RecordedEstimate
 from ddil_eval.report.rendering import decimals_of, print_cell
 
-Spec = dict[str, Any]
 Shape = Literal["circle", "square", "diamond"]
+Spec = dict[str, Any]
 
 TEACHER, STUDENT, MIXED = "var(--teacher)", "var(--student)", "var(--mixed)"
+LOOKS: dict[str, tuple[str, Shape]] = {
+    "mixed": (MIXED, "square"),
+    "teacher": (TEACHER, "circle"),
+    "student": (STUDENT, "diamond"),
+}
+"""The colour and the mark of each actor's curves."""
 ACCENT, MUTED = "var(--accent)", "var(--muted)"
 _ARROWS = {"lower": "↓ lower is better", "higher": "↑ higher is better", None: ""}
 _LONG = 22

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from ddil_eval.report.drift_panels import PANELS
 from ddil_eval.report.front import front
 from ddil_eval.report.page.charts import (
-    MIXED,
+    LOOKS,
     MUTED,
-    STUDENT,
-    TEACHER,
     Axis,
     Chart,
     Curve,
     Point,
-    Shape,
     cost_chart,
     curve_chart,
     forest_chart,
@@ -46,7 +44,7 @@ def quality_and_cost(tables: Tables) -> list[Chart]:
                 if isinstance(cost := costs[r], int | float)
             ]
             if priced:
-                leading = front([(float(p.x), p.estimate.value) for p in priced], column.direction)
+                leading = front([(float(p.x), p.estimate) for p in priced], column.direction)
                 marked = [replace(point, marked=k in leading) for k, point in enumerate(priced)]
                 charts.append(cost_chart(column.header, column.direction, marked, COST))
     return charts
@@ -89,19 +87,21 @@ def shift_curves(tables: Tables) -> list[Chart]:
 def drift_curves(tables: Tables) -> list[Chart]:
     """Return the curves of the drift experiment by transition; sampling runs to the right."""
     charts = []
-    for title, name, note, curves in DRIFT:
-        for table in _present(tables, name):
+    for panel in PANELS:
+        for table in _present(tables, panel.table):
             columns = {column.key: place for place, column in enumerate(table.columns)}
             times = [str(row[0]) for row in table.rows if row[0] != "all"]
             drawn = [
-                Curve(label, colour, [p for p in _points(table, columns[key]).values() if p.name != "all"], shape)
-                for key, label, colour, shape in curves
-                if key in columns
+                Curve(
+                    c.label, colour, [p for p in _points(table, columns[c.metric]).values() if p.name != "all"], shape
+                )
+                for c, (colour, shape) in ((curve, LOOKS[curve.actor]) for curve in panel.curves)
+                if c.metric in columns
             ]
             drawn = [curve for curve in drawn if curve.points]
             if drawn:
                 axis = Axis("t (sampling runs to the right)", times)
-                charts.append(curve_chart(title, None, drawn, axis, TRANSITIONS, note))
+                charts.append(curve_chart(panel.title, None, drawn, axis, TRANSITIONS, panel.note))
     return charts
 
 
@@ -114,13 +114,13 @@ TESTED = "Points with 95 % intervals. A filled point is significant after Holm's
 TRANSITIONS = "Each point is a transition, by the time t at which it starts. Bands are 95 % intervals."
 CURVES = "Bands are 95 % intervals. Dashed lines are the teacher alone and the student alone."
 SHIFT = {
-    ("p_teacher", False): (("table2", "mixed at random", MIXED),),
+    ("p_teacher", False): (("table2", "mixed at random", "mixed"),),
     ("switch_t (sampling runs to the right)", True): (
-        ("table3", "teacher, then student", TEACHER),
-        ("table4", "student, then teacher", STUDENT),
+        ("table3", "teacher, then student", "teacher"),
+        ("table4", "student, then teacher", "student"),
     ),
 }
-"""For each axis of the shift curves, and whether it falls to the right: the table, label and colour of each curve."""
+"""For each axis of the shift curves, and whether it falls to the right: the table, label and actor of each curve."""
 DIFFERENCES = {
     "differences": "Difference",
     "inverter-differences": "Difference",
@@ -131,48 +131,6 @@ DIFFERENCES = {
     "drift-group-difference": "Groups",
 }
 """The tables of differences and effects, each with the header of its rows."""
-
-DRIFT: tuple[tuple[str, str, str, tuple[tuple[str, str, str, Shape], ...]], ...] = (
-    (
-        "Disagreement with the teacher", "drift",
-        "How far the student's predictions are from the teacher's, on states of three sources.",
-        (
-            ("disagreement_data", "forward-diffused data", MIXED, "square"),
-            ("disagreement_teacher", "the teacher's states", TEACHER, "circle"),
-            ("disagreement_student", "the student's own states", STUDENT, "diamond"),
-        ),
-    ),
-    (
-        "Covariate-shift ratio", "drift",
-        "The disagreement on the student's own states, divided by that on other states. 1 is no covariate shift.",
-        (
-            ("shift_ratio", "own states / data", MIXED, "square"),
-            ("rollout_ratio", "own states / the teacher's states", TEACHER, "circle"),
-        ),
-    ),
-    (
-        "Kernel distance of the states", "drift-states",
-        "How far the distribution of the student's states is from that of other states.",
-        (
-            ("mmd_data", "own states, data", MIXED, "square"),
-            ("mmd_teacher", "own states, the teacher's states", TEACHER, "circle"),
-        ),
-    ),
-    (
-        "Distance of the trajectories", "drift-paths",
-        "‖student − teacher‖ / ‖teacher‖ after each step, from the same noise.",
-        (("distance", "student and teacher", STUDENT, "diamond"),),
-    ),
-    (
-        "Commitment to the end", "drift-paths",
-        "The share of the end's variance that the prediction x̂ explains before each step.",
-        (
-            ("commitment_teacher", "the teacher", TEACHER, "circle"),
-            ("commitment_student", "the student", STUDENT, "diamond"),
-        ),
-    ),
-)  # fmt: skip
-"""For each chart of the drift experiment: the title, the table, a sentence, and each curve's metric, label and look."""
 
 FIGURES: tuple[tuple[tuple[str, ...], Callable[[Tables], list[Chart]]], ...] = (
     (("systems", "table5"), quality_and_cost),
@@ -233,7 +191,7 @@ def _rows_of(tables: Tables, headers: Mapping[str, str]) -> list[Chart]:
     return charts
 
 
-def _curve(tables: Tables, name: str, metric: str, label: str, colour: str) -> list[Curve]:
+def _curve(tables: Tables, name: str, metric: str, label: str, actor: str) -> list[Curve]:
     """Return the curve of a table's metric over its first column, in a list; an empty list without values."""
     if name not in tables or not _has(tables[name], metric):
         return []
@@ -243,8 +201,8 @@ def _curve(tables: Tables, name: str, metric: str, label: str, colour: str) -> l
         for r, point in _points(table, _place(table, metric)).items()
         if isinstance(x := table.rows[r][0], int | float)
     ]
-    shapes: dict[str, Shape] = {MIXED: "square", TEACHER: "circle", STUDENT: "diamond"}
-    return [Curve(label, colour, sorted(points, key=lambda point: float(point.x)), shapes[colour])] if points else []
+    colour, shape = LOOKS[actor]
+    return [Curve(label, colour, sorted(points, key=lambda point: float(point.x)), shape)] if points else []
 
 
 def _levels(tables: Tables, metric: str) -> list[Curve]:
@@ -252,5 +210,4 @@ def _levels(tables: Tables, metric: str) -> list[Curve]:
     if "pure" not in tables or not _has(tables["pure"], metric):
         return []
     points = _points(tables["pure"], _place(tables["pure"], metric)).values()
-    colours = {"teacher": TEACHER, "student": STUDENT}
-    return [Curve(f"{p.name} alone", colours.get(p.name, MUTED), [p], level=True) for p in points]
+    return [Curve(f"{p.name} alone", LOOKS[p.name][0] if p.name in LOOKS else MUTED, [p], level=True) for p in points]

@@ -72,6 +72,25 @@ def test_no_exchange_raises_the_loss_and_the_best_words_are_found(candidates: in
         assert torch.equal(index, exact.truth)
 
 
+def test_the_gradient_ranks_the_words_that_are_tried() -> None:
+    """To first order, a word w at a place with the vector e and the gradient g changes the loss by g · (w − e)."""
+    world, start = Distances(noise=0.3), torch.zeros(ROWS, PLACES, dtype=torch.long)
+    tried: list[Tensor] = []
+
+    def loss(index: Tensor, draws: int) -> Tensor:
+        if draws == 1 and not torch.equal(index[:, 1:], start[:, 1:]):
+            raise AssertionError("only the first place is exchanged within this budget")
+        tried.extend([index[:, 0]] if draws == 1 else [])
+        return world.loss(index, draws)
+
+    objective = Objective(loss, world.gradient, world.table)
+    exchange_words(objective, start, ExchangeSettings(candidates=3, evaluations=4 + 3 + 2 * 4 + 3 * 4), nothing)
+    changes = torch.einsum("bd,wd->bw", world.gradient(start)[:, 0], world.table - world.table[0])
+    expected = changes.argsort(dim=1)[:, :3]
+    assert torch.equal(torch.stack(tried, dim=1).sort(dim=1).values, expected.sort(dim=1).values)
+    assert not torch.equal(expected, expected[:1].expand(ROWS, -1))  # the rows differ, and so the gradient counts
+
+
 def test_the_budget_is_kept_and_the_search_ends_where_no_exchange_helps() -> None:
     start = torch.zeros(ROWS, PLACES, dtype=torch.long)
     cost = WORDS + 2 * 4

@@ -55,7 +55,12 @@ def test_the_metric_of_modes_counts_as_the_function_does() -> None:
     captions = [prompt.text for prompt in DATA.prompts(6000)]
     features = POINT_MODES.open_on("cpu")(POINTS[:, None, None], captions)
     assert ModesFound().values(features)[0] == modes_found(POINTS, CLASSES)
-    assert ModesFound().spread(features, np.arange(6000) % 20).pseudovalues.shape == (20, 1)
+    few, labels = 400, np.arange(400) % 20  # so few that leaving a group out loses modes
+    spread = ModesFound().spread(features[:few], labels).pseudovalues
+    whole = modes_found(POINTS[:few], CLASSES[:few])
+    without = [modes_found(POINTS[:few][labels != k], CLASSES[:few][labels != k]) for k in range(20)]
+    np.testing.assert_allclose(spread[:, 0], [20 * whole - 19 * part for part in without])
+    assert len(set(without)) > 1
     with pytest.raises(WrongCommand, match="point_modes measures points of the gaussians world, not images of 64 × 64"):
         POINT_MODES.require((64, 64), ["class 0"])
 

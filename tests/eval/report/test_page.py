@@ -16,7 +16,7 @@ from ddil_eval.report.front import front
 from ddil_eval.report.page.findings import best_sentence, in_words
 from ddil_eval.report.page.galleries import galleries
 from ddil_eval.report.page.write import write_page
-from ddil_eval.report.records import read_records, save_record
+from ddil_eval.report.records import Direction, RecordedEstimate, read_records, save_record
 from ddil_eval.report.strips import FOLDER, INDEX, read_strips, write_strips
 from tests.eval.report.pages import CAPTIONS, HOSTILE, everything
 from tests.records import measured, record, system
@@ -116,8 +116,13 @@ def test_strips_come_back_as_they_were_written(tmp_path: Path) -> None:
         ([], "lower", set()),
     ],
 )
-def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]], direction: str, expected: set[int]) -> None:
-    assert front(points, direction) == expected  # type: ignore[arg-type]
+def test_the_front_holds_what_nothing_beats(
+    points: list[tuple[float, float]], direction: Direction, expected: set[int]
+) -> None:
+    found = [(cost, RecordedEstimate(value=value, low=value, high=value, n=1)) for cost, value in points]
+    assert front(found, direction) == expected
+    doubted = RecordedEstimate(value=0, low=0, high=0, n=1, note="too few images")
+    assert front([*found, (0, doubted)], direction) == expected
 
 
 def test_sentences_are_filled_from_the_records() -> None:
@@ -129,7 +134,9 @@ def test_sentences_are_filled_from_the_records() -> None:
         "The costliest, teacher with an NFE of 64, has 12.00 [11.50, 12.50]."
     )
     effects = [
-        record({"kind": "effect", "transitions": [k]}, fd=None, right=None, metrics={"fd": measured(value, 0.5, "lower")})
+        record(
+            {"kind": "effect", "transitions": [k]}, fd=None, right=None, metrics={"fd": measured(value, 0.5, "lower")}
+        )
         for k, value in enumerate((-3.0, 0.1))
     ]
     table = next(table for table in tables.build(effects) if table.name == "main-effects")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.study.workers import run_tasks
+
+LONG = 120.0
+"""Seconds of the task that is stopped."""
 
 
 def work(task: str) -> None:
@@ -16,6 +21,8 @@ def work(task: str) -> None:
         raise DdilError("the task is wrong; do another")
     if task == "faulty":
         raise ZeroDivisionError("a fault")
+    if task == "long":
+        time.sleep(LONG)
     if task == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     assert os.environ["OMP_NUM_THREADS"] == "1"
@@ -36,7 +43,10 @@ def test_failed_tasks_are_named_and_the_others_are_done(tmp_path: Path) -> None:
 
 
 def test_a_caller_that_stops_stops_the_workers(tmp_path: Path) -> None:
-    tasks = run_tasks(["a", "b", "c"], work, 1, tmp_path)
+    tasks = run_tasks(["a", "long", "c"], work, 1, tmp_path)
     assert next(tasks) == ("a", None)
+    started = time.monotonic()
     tasks.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < LONG / 2
+    assert not multiprocessing.active_children()
     assert "worked on c" not in (tmp_path / "worker-0.log").read_text()
