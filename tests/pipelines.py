@@ -82,12 +82,12 @@ def tiny_unet(**more: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(shape | more))
 
 
-def tiny_transformer() -> Any:
+def tiny_transformer(**more: Any) -> Any:
     from diffusers import SD3Transformer2DModel
 
     from ddil_core.shapes.training.architecture import LATENT_CHANNELS, LATENT_SIZE
 
-    return SD3Transformer2DModel(
+    shape: dict[str, Any] = dict(
         sample_size=LATENT_SIZE,
         patch_size=2,
         in_channels=LATENT_CHANNELS,
@@ -100,10 +100,11 @@ def tiny_transformer() -> Any:
         pooled_projection_dim=32,
         pos_embed_max_size=8,
     )
+    return SD3Transformer2DModel(**(shape | more))
 
 
-def tiny_t5(folder: Path) -> dict[str, Any]:
-    """SD3's third text encoder and its tokenizer, on the words of the shapes world."""
+def tiny_t5(folder: Path, place: str = "_3") -> dict[str, Any]:
+    """A T5 text encoder and its tokenizer, on the words of the shapes world: SD3's third, FLUX's second, PixArt's only one."""
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
     from ddil_core.shapes.training.architecture import caption_words
@@ -119,7 +120,8 @@ def tiny_t5(folder: Path) -> dict[str, Any]:
     tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
     tokenizer.save_pretrained(folder)
     config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    return {"tokenizer_3": T5TokenizerFast.from_pretrained(folder), "text_encoder_3": T5EncoderModel(config)}
+    parts = {"tokenizer": T5TokenizerFast.from_pretrained(folder), "text_encoder": T5EncoderModel(config)}
+    return {name + place: part for name, part in parts.items()}
 
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -138,7 +140,10 @@ def build(
     import torch
 
     from ddil_core.shapes.training.architecture import write_tokenizer
+    from tests.transformers import BUILDERS
 
+    if layout in BUILDERS:
+        return BUILDERS[layout](words, seed, frame_seed)
     tokenizer = write_tokenizer(words)
     torch.manual_seed(frame_seed)
     parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": tiny_text_encoder(tokenizer)}

@@ -93,10 +93,21 @@ def run_diffusers(
         seen.append(kept["latents"])
         return kept
 
-    done = pipeline(
-        PROMPTS, latents=z.clone(), generator=list(generators), output_type="np", callback_on_step_end=keep, **call
-    )
-    return seen[-1], done.images
+    kind, (height, width) = type(pipeline).__name__, z.shape[-2:]
+    told: dict[str, Any] = {"callback_on_step_end": keep}
+    latents = z.clone()
+    if kind == "PixArtSigmaPipeline":  # an older kind of callback
+        told = {"callback": lambda step, t, latents: seen.append(latents), "clean_caption": False}
+    if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
+        told |= {"use_resolution_binning": False}
+    if kind == "FluxPipeline":
+        latents = pipeline._pack_latents(latents, *z.shape)
+    done = pipeline(PROMPTS, latents=latents, generator=list(generators), output_type="np", **told, **call)
+    last = seen[-1]
+    if kind == "FluxPipeline":
+        scale = pipeline.vae_scale_factor
+        last = pipeline._unpack_latents(last, height * scale, width * scale, scale)
+    return last, done.images
 
 
 @torch.no_grad()

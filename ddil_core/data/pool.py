@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddil_core.data.base import DataSet
-from ddil_core.models.image_size import decoded_size
 from ddil_core.models.memory import MOST_ENCODED, decode_batch, on_device
 from ddil_core.models.model import Model
 from ddil_core.support import ranks
@@ -84,18 +83,13 @@ PART = 16
 """Batches in one part file. With 64 images a batch, an interruption loses at most 1,024 images."""
 
 
-def model_image_size(model: Model) -> tuple[int, int]:
-    """Return the size (H, W) in pixels of the images that a loaded model draws."""
-    return decoded_size(model.latent_shape[1:], model.pipeline.vae.config, model.reference)
-
-
 def image_side(model: Model) -> int:
     """Return the side in pixels of the images that a model draws.
 
     Raises:
         DdilError: the images are not square.
     """
-    height, width = model_image_size(model)
+    height, width = model.image_size
     if height != width:
         raise DdilError(
             f"the model {model.reference!r} draws images of {height} x {width} pixels (height x width), but data are "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from math import isfinite
+from math import exp, isfinite
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,10 @@ class Schedule:
         """Return the project's grid of ``steps`` times on this schedule. Coarser grids nest in finer ones."""
         return list(timestep_grid(steps, len(self)))
 
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return what the network reads of times [B]."""
+        return t
+
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return z_t = α_t x₀ + σ_t ε for timesteps [B]."""
         alpha, sigma = self.at(t, x0)
@@ -142,9 +146,13 @@ class FlowSchedule(Schedule):
 
     Attributes:
         shift: Moves the times of grids, s ← shift·s/(1 + (shift − 1) s). SD3 has 3. The process itself has no shift.
+        dynamic: Whether the shift came from the number of tokens (``dynamic_shift``).
+        whole_times: Whether the network reads times rounded down, as from diffusers' DPM-Solver++ on a flow.
     """
 
     shift: float = 1.0
+    dynamic: bool = False
+    whole_times: bool = False
 
     @classmethod
     def straight(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> FlowSchedule:
@@ -156,24 +164,41 @@ class FlowSchedule(Schedule):
         return 1e-6, len(self)  # at 0 there is no noise, and the network has no velocity to predict
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
-        """Make the schedule from the configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+    def from_config(cls, config: Mapping[str, Any], tokens: int | None = None) -> FlowSchedule:
+        """Make the schedule from the configuration of a diffusers scheduler.
+
+        Args:
+            config: The configuration of FlowMatchEulerDiscreteScheduler, or of one with ``use_flow_sigmas``.
+            tokens: How many tokens the network makes of an image. A shift by the resolution needs it.
 
         Raises:
-            WrongCommand: the scheduler moves its times by more than a constant shift.
+            WrongCommand: the scheduler moves its times by more than a shift, or the shift needs ``tokens``.
         """
         unknown = [key for key in FLOW_VARIANTS if config.get(key)]
-        if unknown:
-            raise WrongCommand(f"the scheduler's {unknown[0]} is not known here; take a model whose shift is constant")
+        dynamic, by_solver = bool(config.get("use_dynamic_shifting")), bool(config.get("use_flow_sigmas"))
+        if unknown or (dynamic and (by_solver or tokens is None)):
+            key = unknown[0] if unknown else "use_dynamic_shifting"
+            raise WrongCommand(f"the scheduler's {key} is not known here; take a model whose shift is constant")
         try:
-            shift, steps = float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000))
+            steps = int(config.get("num_train_timesteps", 1000))
+            shift = float(config.get("flow_shift" if by_solver else "shift", 1.0))
+            if dynamic and tokens is not None:
+                shift = dynamic_shift(config, tokens)
         except (TypeError, ValueError, OverflowError) as error:
             raise WrongCommand(
                 f"the scheduler's configuration holds a value that does not fit ({error}); fetch the model again"
             ) from error
         if not (isfinite(shift) and shift > 0 and steps > 0):
             raise WrongCommand(f"the scheduler's shift and num_train_timesteps are above 0, not {shift:g} and {steps}")
-        return cls.straight(shift, steps)
+        return replace(cls.straight(shift, steps), dynamic=dynamic, whole_times=by_solver)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t.floor() if self.whole_times else t
+
+    @property
+    def lowest(self) -> float:
+        """s at the lower end of diffusers' grid, before the grid's own shift. A constant shift moves this end too."""
+        return 1 / len(self) if self.dynamic else float(self.shifted(1 / len(self)))
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = t.double().clamp(min=0) / len(self)
@@ -192,13 +217,42 @@ class FlowSchedule(Schedule):
         return [t.numerator if t.denominator == 1 else float(t) for t in exact]
 
 
+def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """Return the shift of a flow whose times depend on the resolution, as FLUX and SD3 have it in diffusers.
+
+    μ rises linearly with the number of tokens, from ``base_shift`` at ``base_image_seq_len`` to ``max_shift`` at
+    ``max_image_seq_len``. The shift is e^μ, or μ itself where ``time_shift_type`` is linear.
+
+    Args:
+        config: The configuration of the scheduler.
+        tokens: The number of the image's tokens.
+
+    Raises:
+        ValueError: ``time_shift_type`` is another one.
+    """
+    kind = config.get("time_shift_type", "exponential")
+    if kind not in ("exponential", "linear"):
+        raise ValueError(f"the time_shift_type is {kind!r}")
+    low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+    first, last = int(config.get("base_image_seq_len", 256)), int(config.get("max_image_seq_len", 4096))
+    if first == last:
+        raise ValueError(f"base_image_seq_len and max_image_seq_len are both {first}")
+    mu = low + (high - low) / (last - first) * (tokens - first)
+    return exp(mu) if kind == "exponential" else mu
+
+
 def has_betas(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler's configuration describes a discrete process by its β."""
     return "beta_schedule" in config or config.get("trained_betas") is not None
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration describes a rectified flow: one with a ``shift`` and without β."""
+    """Whether a scheduler's configuration describes a rectified flow.
+
+    One with a ``shift`` and without β does, and one with ``use_flow_sigmas`` for a network that predicts a velocity.
+    """
+    if config.get("use_flow_sigmas"):
+        return config.get("prediction_type") == FLOW_PREDICTION
     return "shift" in config and not has_betas(config)
 
 
@@ -251,8 +305,9 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
     return betas
 
 
+FLOW_PREDICTION = "flow_prediction"
+"""diffusers' name for a network that predicts a velocity, in schedulers that know other predictions too."""
 FLOW_VARIANTS = (
-    "use_dynamic_shifting",
     "shift_terminal",
     "invert_sigmas",
     "stochastic_sampling",
@@ -349,7 +404,14 @@ def _flow(schedule: Schedule, steps: int, offset: int) -> list[Time]:
     if not isinstance(schedule, FlowSchedule):
         raise WrongCommand("the spacing 'flow' is that of a rectified flow, and this model is none; take 'even'")
     size = len(schedule)
-    return [float(size * schedule.shifted(s)) for s in np.linspace(1, schedule.shifted(1 / size), steps)]
+    return [float(size * schedule.shifted(s)) for s in np.linspace(1, schedule.lowest, steps)]
+
+
+def _flow_inner(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    if not isinstance(schedule, FlowSchedule):
+        raise WrongCommand("the spacing 'flow_inner' is that of a rectified flow, and this model is none; take 'even'")
+    size = len(schedule)
+    return [float(size * schedule.shifted(s)) for s in np.linspace(0, 1 - 1 / size, steps + 1)[:0:-1]]
 
 
 SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
@@ -360,6 +422,7 @@ SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
     "linspace": _linspace,  # Euler's, with fractions
     "lcm": _lcm,
     "flow": _flow,  # FlowMatchEuler's, which shifts the lower end twice
+    "flow_inner": _flow_inner,  # DPM-Solver++'s on a flow, which starts after pure noise
 }
 """The grid of each spacing, from the schedule, the number of steps and an offset.
 

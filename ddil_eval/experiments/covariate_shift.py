@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet, Prompt
-from ddil_core.data.pool import model_image_size
 from ddil_core.diffusion.noise import Sample, decisions
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, require_stateless
 from ddil_core.diffusion.schedule import Time
@@ -235,7 +234,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     )
     if config.figure_prompts:
         pair.teacher.require_pictures("leave Figure 2 out with --set figure_prompts=0")
-    drawn = ImageSizes.drawn(config.teacher, model_image_size(pair.teacher))
+    drawn = ImageSizes.drawn(config.teacher, pair.teacher.image_size)
     require_sizes(drawn, reference_sizes, recipe, extractors.metrics, captions)
     if cut := pair.teacher.cut(captions):
         warn(TRUNCATED.format(cut, len(captions)))
