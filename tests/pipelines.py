@@ -87,19 +87,19 @@ def tiny_transformer(**more: Any) -> Any:
 
     from ddil_core.shapes.training.architecture import LATENT_CHANNELS, LATENT_SIZE
 
-    shape: dict[str, Any] = dict(
-        sample_size=LATENT_SIZE,
-        patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        caption_projection_dim=16,
-        pooled_projection_dim=32,
-        pos_embed_max_size=8,
-    )
+    shape: dict[str, Any] = {
+        "sample_size": LATENT_SIZE,
+        "patch_size": 2,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 32,
+        "pos_embed_max_size": 8,
+    }
     return SD3Transformer2DModel(**(shape | more))
 
 

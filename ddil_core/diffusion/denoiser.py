@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -117,9 +117,15 @@ class NetworkDenoiser(nn.Module, ABC):
         self.fitting = Fitting("a network")
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """The network's configuration, empty where it has none."""
+        config: Any = getattr(self.net, "config", None)
+        return {} if config is None else config
+
+    @property
     def guidance_width(self) -> int | None:
-        """The width of LCM's guidance embedding. None: the network has no such input and is guided from outside."""
-        return getattr(getattr(self.net, "config", None), "time_cond_proj_dim", None)
+        """The width of LCM's guidance embedding. None: the network has no such input."""
+        return self.config.get("time_cond_proj_dim")
 
     @property
     def reads_guidance(self) -> bool:

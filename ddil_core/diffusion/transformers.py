@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ class FluxDenoiser(NetworkDenoiser):
 
     @property
     def reads_guidance(self) -> bool:
-        return bool(getattr(self.net, "config").guidance_embeds)
+        return bool(self.config["guidance_embeds"])
 
     def guidance_inputs(self, scale: float | Tensor) -> dict[str, Tensor]:
         return {"guidance": torch.as_tensor(scale, dtype=torch.float32).reshape(-1)}
@@ -47,18 +49,12 @@ class CaptionedDenoiser(NetworkDenoiser):
     """
 
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        return self.net(z, timestep=t * self.time_scale, **inputs, **self.constants).sample[:, : z.shape[1]]
-
-    @property
-    def time_scale(self) -> float:
-        """The factor of times: SANA's is in its configuration."""
-        return float(getattr(self.net, "config").get("timestep_scale", 1.0))
-
-    @property
-    def constants(self) -> dict[str, object]:
-        """Further arguments: PixArt's sizes, which its later versions do not read."""
-        sized = "use_additional_conditions" in getattr(self.net, "config")
-        return {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}} if sized else {}
+        more: dict[str, Any] = {}
+        if "use_additional_conditions" in self.config:  # of PixArt-α; its successor has no sizes to read
+            more["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+        timestep = t * self.config.get("timestep_scale", 1.0)
+        output: Tensor = self.net(z, timestep=timestep, **inputs, **more).sample
+        return output[:, : z.shape[1]]
 
 
 def to_tokens(z: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,18 @@ def _count(config: Mapping[str, Any], key: str, default: int, reference: str) ->
     if type(value) is not int or not 0 < value <= MOST_PIXELS:
         raise DdilError(f"a configuration of the model {reference!r} has the {key} {value_text(value)}; {AGAIN}")
     return value
+
+
+def require_drawable(references: Iterable[str | None], height: int | None, width: int | None) -> None:
+    """Refuse images of a size that a model cannot draw, before anything heavy is loaded. None is no model.
+
+    Raises:
+        WrongCommand: one cannot.
+        DdilError: see :func:`image_size`.
+    """
+    for reference in references:
+        if reference is not None and (height, width) != (None, None):
+            image_size(reference, height, width)
 
 
 def image_size(reference: str, height: int | None = None, width: int | None = None) -> Size:

@@ -82,7 +82,7 @@ class Model:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of a latent of the model's images."""
-        config: Any = self.denoiser.net.config
+        config = self.denoiser.config
         if self.size is None:
             return latent_channels(config), *latent_size(config, self.reference)
         scale = latent_scale(self.pipeline.vae.config, self.reference)
@@ -368,7 +368,7 @@ def _sampling(
             sampling = replace(sampling, spacing=layout.spacing)
         return sampling, not told and denoiser.guided_outside
     sampling = Sampling.from_file(own_sampling, f"the file {files.folder / SYSTEM_FILE}")
-    channels = latent_channels(getattr(denoiser.net, "config"))
+    channels = latent_channels(denoiser.config)
     if sampling.bounds is not None and len(sampling.bounds.bound) != channels:
         raise DdilError(
             f"the file {files.folder / SYSTEM_FILE} has bounds for {len(sampling.bounds.bound)} channels, and the "

@@ -13,7 +13,7 @@ from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import Model, load_model
 from tests.core.closed_form import distance
-from tests.pipelines import build, save_pipeline
+from tests.pipelines import save_pipeline
 from tests.reference import PROMPTS, run_diffusers
 from tests.transformers import BUILDERS
 
