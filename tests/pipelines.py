@@ -128,11 +128,18 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 
 def build(
-    layout: str, words: Path, *, prediction: str = "epsilon", seed: int = 1, frame_seed: int = 0, t5: bool = False
+    layout: str,
+    words: Path,
+    *,
+    prediction: str = "epsilon",
+    seed: int = 1,
+    frame_seed: int = 0,
+    t5: bool = False,
+    distilled: bool = False,
 ) -> Any:
     """An untrained pipeline of one of diffusers' layouts with the scheduler that such models are published with.
 
-    SD3's comes with or without its T5 encoder, as diffusers allows.
+    SD3's comes with or without its T5 encoder, as diffusers allows; FLUX's is dev, or schnell where it is ``distilled``.
 
     ``seed`` decides the denoising network, ``frame_seed`` the text encoders and the autoencoder, which distillation leaves alone.
     """
@@ -143,7 +150,7 @@ def build(
     from tests.transformers import BUILDERS
 
     if layout in BUILDERS:
-        return BUILDERS[layout](words, seed, frame_seed)
+        return BUILDERS[layout](words, seed, frame_seed, distilled)
     tokenizer = write_tokenizer(words)
     torch.manual_seed(frame_seed)
     parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": tiny_text_encoder(tokenizer)}

@@ -12,14 +12,14 @@ LATENT_CHANNELS = 8
 HALF_BETAS = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
 
 
-def flux(words: Path, seed: int, frame_seed: int, *, dev: bool = True) -> Any:
-    """FLUX.1: dev reads its guidance and shifts its times by the resolution; schnell does neither."""
+def flux(words: Path, seed: int, frame_seed: int, distilled: bool = False) -> Any:
+    """FLUX.1: dev reads its guidance and shifts its times by the resolution; schnell, ``distilled``, does neither."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     from ddil_core.shapes.training.architecture import write_tokenizer
 
-    tokenizer = write_tokenizer(words)
+    tokenizer, dev = write_tokenizer(words), not distilled
     torch.manual_seed(frame_seed)
     parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": tiny_text_encoder(tokenizer)}
     parts |= tiny_t5(words / "t5", "_2")
@@ -42,11 +42,7 @@ def flux(words: Path, seed: int, frame_seed: int, *, dev: bool = True) -> Any:
     return FluxPipeline(transformer=network, scheduler=scheduler, **parts)
 
 
-def schnell(words: Path, seed: int, frame_seed: int) -> Any:
-    return flux(words, seed, frame_seed, dev=False)
-
-
-def pixart(words: Path, seed: int, frame_seed: int) -> Any:
+def pixart(words: Path, seed: int, frame_seed: int, distilled: bool = False) -> Any:
     """PixArt-Σ: a transformer that predicts ε and a variance."""
     import torch
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
@@ -68,7 +64,7 @@ def pixart(words: Path, seed: int, frame_seed: int) -> Any:
     return PixArtSigmaPipeline(transformer=network, scheduler=DPMSolverMultistepScheduler(**HALF_BETAS), **parts)
 
 
-def sana(words: Path, seed: int, frame_seed: int) -> Any:
+def sana(words: Path, seed: int, frame_seed: int, distilled: bool = False) -> Any:
     """SANA: a flow with linear attention, an AutoencoderDC of 32 pixels a latent, and Gemma."""
     import torch
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
@@ -137,9 +133,9 @@ def tiny_gemma(folder: Path) -> dict[str, Any]:
     return {"tokenizer": tokenizer, "text_encoder": Gemma2Model(config)}
 
 
-BUILDERS: dict[str, Callable[[Path, int, int], Any]] = {
+BUILDERS: dict[str, Callable[..., Any]] = {
     "FluxPipeline": flux,
     "PixArtSigmaPipeline": pixart,
     "SanaPipeline": sana,
 }
-"""The builders by the name of diffusers' pipeline class: the seeds are those of the network and of the frame."""
+"""The builders by the name of diffusers' pipeline class: (folder, the network's seed, the frame's seed, distilled)."""

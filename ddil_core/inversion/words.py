@@ -159,7 +159,7 @@ def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") 
     """
     held = {name for name, part in model.pipeline.components.items() if part is not None}
     require_text_encoder(model.reference, held)
-    if not held.isdisjoint(model.layout.max_tokens):  # a text encoder that is no CLIP
+    if not held.isdisjoint(model.layout.max_tokens(model.pipeline)):  # a text encoder that is no CLIP
         raise WrongCommand(
             f"the model {model.reference!r} has the layout {model.layout.pipeline}, and prompt inversion supports only "
             "the layouts of Stable Diffusion and SDXL; name another --teacher"

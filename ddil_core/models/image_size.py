@@ -71,10 +71,12 @@ class Geometry:
             if asked is not None and side % unit:
                 below = side - side % unit
                 nearest = " or ".join(str(one) for one in (below, below + unit) if 0 < one <= longest)
-                of_patches = f" and its network's patches of {self.patch} latents" * (self.patch > 1)
+                parts = "its autoencoder takes"
+                if self.patch > 1:
+                    parts = f"its autoencoder and its network's patches of {self.patch} latents take"
                 raise WrongCommand(
-                    f"the model {reference!r} cannot draw images of a {name} of {side}: its autoencoder{of_patches} "
-                    f"take sides in multiples of {unit} pixels; say {nearest}"
+                    f"the model {reference!r} cannot draw images of a {name} of {side}: {parts} sides in multiples of "
+                    f"{unit} pixels; say {nearest}"
                 )
             if asked is not None and side > longest:
                 raise WrongCommand(

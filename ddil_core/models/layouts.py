@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class Layout:
         library: The module of the pipeline class.
         images: What the images are.
         world: The world of small teachers of this layout: their data set, and the folder of their protocols.
-        max_tokens: The number of tokens that the pipeline gives a text encoder, by the tokenizer's name. Any other
-            tokenizer is limited by the positions of its text encoder.
+        max_tokens: ``max_tokens(pipeline)`` returns the number of tokens that the pipeline gives a text encoder, by the
+            tokenizer's name. Any other tokenizer is limited by the positions of its text encoder.
         sized: ``sized(size)`` returns the tensors [1, …] of a condition that depend on the size (H, W) of the images in
             pixels.
         spacing: The spacing (``SPACINGS``) of the pipeline's own times. None: the scheduler has them.
@@ -59,7 +59,7 @@ class Layout:
     library: str = "diffusers"
     images: ImageFormat = LEVELS
     world: str = "shapes"
-    max_tokens: Mapping[str, int] = field(default_factory=dict)
+    max_tokens: Callable[[Any], Mapping[str, int]] = lambda pipeline: {}
     sized: Callable[[tuple[int, int]], Tensors] | None = None
     spacing: str | None = None
 
@@ -96,21 +96,39 @@ def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
         None,
         device=pipeline.device,
         do_classifier_free_guidance=False,
-        max_sequence_length=SD3_TOKENS["tokenizer_3"],
+        max_sequence_length=_sd3_tokens(pipeline)["tokenizer_3"],
     )
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+def _sd3_tokens(pipeline: Any) -> dict[str, int]:
+    return {"tokenizer_3": 256}
+
+
+def _flux_tokens(pipeline: Any) -> dict[str, int]:
+    """Return dev's number of T5's tokens, or that of schnell, which reads no guidance."""
+    return {"tokenizer_2": 512 if pipeline.transformer.config.guidance_embeds else 256}
 
 
 def _flux(pipeline: Any, prompts: list[str]) -> Tensors:
     text, pooled, _ = pipeline.encode_prompt(
-        prompts, device=pipeline.device, max_sequence_length=FLUX_TOKENS["tokenizer_2"]
+        prompts, device=pipeline.device, max_sequence_length=_flux_tokens(pipeline)["tokenizer_2"]
     )
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+def _pixart_tokens(pipeline: Any) -> dict[str, int]:
+    return {"tokenizer": 300}
 
 
 def _pixart(pipeline: Any, prompts: list[str]) -> Tensors:
     text, mask, _, _ = pipeline.encode_prompt(prompts, False, device=pipeline.device)
     return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+
+
+def _sana_tokens(pipeline: Any) -> dict[str, int]:
+    """Return how many tokens of a prompt Gemma reads: two less than 300 beside the instruction, and its first one."""
+    return {"tokenizer": 299}
 
 
 def _sana(pipeline: Any, prompts: list[str]) -> Tensors:
@@ -134,12 +152,6 @@ def _gaussians(pipeline: Any, prompts: list[str]) -> Tensors:
     return {"classes": pipeline.encode_classes(prompts)}
 
 
-SD3_TOKENS = {"tokenizer_3": 256}
-FLUX_TOKENS = {"tokenizer_2": 512}
-PIXART_TOKENS = {"tokenizer": 300}
-SANA_TOKENS = {"tokenizer": 299}
-"""SANA's pipeline gives its text encoder 300 tokens beside the instruction, of which it shares one with the prompt."""
-
 LAYOUTS = Registry(
     "layout",
     "ddil.layouts",
@@ -148,12 +160,12 @@ LAYOUTS = Registry(
         Layout("StableDiffusionPipeline", "unet", UNetDenoiser, 7.5, _stable_diffusion),
         Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_unconditional, sized=_sdxl_sized),
         Layout("LatentConsistencyModelPipeline", "unet", UNetDenoiser, 8.5, _stable_diffusion),
-        Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3, max_tokens=SD3_TOKENS),
-        Layout("FluxPipeline", "transformer", FluxDenoiser, 3.5, _flux, max_tokens=FLUX_TOKENS, spacing="even"),
-        Layout("PixArtSigmaPipeline", "transformer", CaptionedDenoiser, 4.5, _pixart, max_tokens=PIXART_TOKENS),
+        Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3, max_tokens=_sd3_tokens),
+        Layout("FluxPipeline", "transformer", FluxDenoiser, 3.5, _flux, max_tokens=_flux_tokens, spacing="even"),
+        Layout("PixArtSigmaPipeline", "transformer", CaptionedDenoiser, 4.5, _pixart, max_tokens=_pixart_tokens),
         Layout(
             *("SanaPipeline", "transformer", CaptionedDenoiser, 4.5, _sana, _sana_unconditional),
-            max_tokens=SANA_TOKENS,
+            max_tokens=_sana_tokens,
         ),
         Layout(
             "GaussiansPipeline",
@@ -177,10 +189,11 @@ def bound_tokenizers(pipeline: Any, layout: Layout, reference: str) -> None:
     Raises:
         DdilError: neither the tokenizer nor the text encoder has a limit, or the tokenizer's is no number.
     """
+    limited = layout.max_tokens(pipeline)
     for name in TEXT_ENCODERS:
         tokenizer_name = name.replace("text_encoder", "tokenizer")
         tokenizer, encoder = getattr(pipeline, tokenizer_name, None), getattr(pipeline, name, None)
-        if tokenizer is None or encoder is None or tokenizer_name in layout.max_tokens:
+        if tokenizer is None or encoder is None or tokenizer_name in limited:
             continue
         longest = tokenizer.model_max_length
         if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
@@ -200,11 +213,12 @@ def bound_tokenizers(pipeline: Any, layout: Layout, reference: str) -> None:
 
 def count_truncated(pipeline: Any, layout: Layout, prompts: Sequence[str]) -> int:
     """Count the prompts that are too long for a text encoder of the pipeline."""
+    limited = layout.max_tokens(pipeline)
     distinct, too_long = list(dict.fromkeys(prompts)), set()
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name, None)
         if tokenizer is not None:
-            limit = layout.max_tokens.get(name, tokenizer.model_max_length)
+            limit = limited.get(name, tokenizer.model_max_length)
             tokens = tokenizer(distinct).input_ids
             too_long |= {prompt for prompt, ids in zip(distinct, tokens, strict=True) if len(ids) > limit}
     return sum(prompt in too_long for prompt in prompts)
