@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
-from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timesteps, transitions
+from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, timesteps, transitions
+from ddil_core.diffusion.scheduler_config import is_flow
 from ddil_core.diffusion.solvers import SOLVERS, require_start
 from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import WrongCommand

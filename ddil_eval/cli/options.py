@@ -286,7 +286,7 @@ def compute_options(*dtypes: str) -> Callable[[F], F]:
 def size_options(command: F) -> F:
     """Add ``--height`` and ``--width``."""
     for side in ("width", "height"):
-        text = f"The {side} of the images in pixels. The default is the protocol's, or each model's own."
+        text = f"The {side} of the images in pixels. The default is the model's own."
         command = click.option(f"--{side}", type=COUNT, default=None, metavar="PIXELS", help=text)(command)
     return command
 

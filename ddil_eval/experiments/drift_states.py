@@ -128,6 +128,7 @@ def pair_models(
         return Drifting(
             teacher, student, *take_turns(teacher, student, teacher_steps, guidance_scale), consistency_step
         )
+    require_one_size(teacher, student)
     if different := differences(teacher, student):
         raise WrongCommand(
             f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that "

@@ -16,6 +16,7 @@ from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.image_size import Geometry, image_size
 from ddil_core.models.memory import estimate_memory
 from ddil_core.models.model import load_model
+from ddil_core.models.turns import take_turns
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.image_sources import ImageOrigin
@@ -94,6 +95,16 @@ def test_the_size_that_a_student_was_made_for_is_its_own(folder: Path, tmp_path:
     broken = edited(folder, tmp_path / "broken", "ddil.json", height=-8)
     with pytest.raises(DdilError, match="has the height -8; fetch or make the model again"):
         image_size(str(broken))
+
+
+def test_models_of_different_sizes_cannot_take_turns(folder: Path) -> None:
+    teacher, student = load_model(str(folder)), load_model(str(folder), width=96)
+    with pytest.raises(WrongCommand) as error:
+        take_turns(teacher, student)
+    assert str(error.value) == (
+        f"{str(folder)!r} draws images of 96 × 64 px and {str(folder)!r} of 64 × 64 px; give both one size with "
+        "--height and --width (in Python, of load_model)"
+    )
 
 
 def test_tokens_are_counted_in_patches() -> None:
