@@ -1,6 +1,6 @@
 """What works with every system, on random weights: loading, sampling as diffusers does, distilling, and analysing.
 
-    python -m benchmarks.systems [--csv FILE]          tiny networks, in seconds on a CPU
+    python -m benchmarks.systems [--system NAME …] [--csv FILE]     tiny networks, in seconds on a CPU
 
 The tiny pipelines and the diffusers side come from the checkout's tests, which need pytest. The tolerances are
 ‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the images in
@@ -32,6 +32,7 @@ from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.models.system_specs import Files, SystemSpec, load_systems
 from ddil_core.models.turns import take_turns
 from ddil_core.support.errors import DdilError
+from ddil_core.support.size import WantedSize
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
 from tests.pipelines import save_pipeline
@@ -48,6 +49,7 @@ DISTILL = ProgressiveConfig.model_validate(
     }
 )
 ANALYSIS = CovariateShiftConfig(teacher_steps=8)
+SIZE = WantedSize(height=64, width=64)
 
 
 def generators() -> list[torch.Generator]:
@@ -89,10 +91,10 @@ def analyses(teacher: Model, student: Model) -> str:
 
 
 def row(name: str, system: SystemSpec, files: Files, folder: Path) -> dict[str, Any]:
-    model = assemble(name, files)
+    model = assemble(name, files, **SIZE)
     z = initial_noise(SAMPLES, model.latent_shape, 0)
     apart, levels = equality(model, reference(name, files, z, generators))
-    other = assemble(name, random_files(system, folder / "other", seed=5))
+    other = assemble(name, random_files(system, folder / "other", seed=5), **SIZE)
     return {
         "system": name,
         "layout": system.layout.removesuffix("Pipeline"),
@@ -109,6 +111,8 @@ def whole(model: Model, folder: Path) -> Path:
     """Write the system as one pipeline folder with its ``ddil.json``."""
     model.pipeline.save_pretrained(folder / "whole", safe_serialization=True)
     settings = vars(model.sampling) | {"prediction": model.denoiser.prediction}
+    if model.asked_size:  # FLUX's network names no size
+        settings |= dict(zip(("height", "width"), model.image_size, strict=True))
     (folder / "whole" / SYSTEM_FILE).write_text(json.dumps(settings))
     return folder / "whole"
 
@@ -138,15 +142,17 @@ def flow_row(folder: Path) -> dict[str, Any]:
 
 
 @click.command()
+@click.option("--system", "names", multiple=True, help="A row of systems.yaml; all rows without this option.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
-def main(csv_path: Path | None) -> None:
+def main(names: tuple[str, ...], csv_path: Path | None) -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as scratch:
         rows = [
             row(name, system, random_files(system, Path(scratch) / name), Path(scratch) / name)
             for name, system in load_systems().items()
+            if not names or name in names
         ]
-        frame = pd.DataFrame([*rows, flow_row(Path(scratch) / "flow")])
+        frame = pd.DataFrame(rows if names else [*rows, flow_row(Path(scratch) / "flow")])
     show(frame, csv_path, ".2g")
     for refusal in REFUSALS:
         click.echo(refusal)

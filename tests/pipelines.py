@@ -82,28 +82,29 @@ def tiny_unet(**more: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(shape | more))
 
 
-def tiny_transformer() -> Any:
+def tiny_transformer(**more: Any) -> Any:
     from diffusers import SD3Transformer2DModel
 
     from ddil_core.shapes.training.architecture import LATENT_CHANNELS, LATENT_SIZE
 
-    return SD3Transformer2DModel(
-        sample_size=LATENT_SIZE,
-        patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        caption_projection_dim=16,
-        pooled_projection_dim=32,
-        pos_embed_max_size=8,
-    )
+    shape: dict[str, Any] = {
+        "sample_size": LATENT_SIZE,
+        "patch_size": 2,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 32,
+        "pos_embed_max_size": 8,
+    }
+    return SD3Transformer2DModel(**(shape | more))
 
 
-def tiny_t5(folder: Path) -> dict[str, Any]:
-    """SD3's third text encoder and its tokenizer, on the words of the shapes world."""
+def tiny_t5(folder: Path, place: str = "_3") -> dict[str, Any]:
+    """A T5 text encoder and its tokenizer, on the words of the shapes world: SD3's third, FLUX's second, PixArt's only one."""
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
     from ddil_core.shapes.training.architecture import caption_words
@@ -119,18 +120,26 @@ def tiny_t5(folder: Path) -> dict[str, Any]:
     tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
     tokenizer.save_pretrained(folder)
     config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    return {"tokenizer_3": T5TokenizerFast.from_pretrained(folder), "text_encoder_3": T5EncoderModel(config)}
+    parts = {"tokenizer": T5TokenizerFast.from_pretrained(folder), "text_encoder": T5EncoderModel(config)}
+    return {name + place: part for name, part in parts.items()}
 
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def build(
-    layout: str, words: Path, *, prediction: str = "epsilon", seed: int = 1, frame_seed: int = 0, t5: bool = False
+    layout: str,
+    words: Path,
+    *,
+    prediction: str = "epsilon",
+    seed: int = 1,
+    frame_seed: int = 0,
+    t5: bool = False,
+    distilled: bool = False,
 ) -> Any:
     """An untrained pipeline of one of diffusers' layouts with the scheduler that such models are published with.
 
-    SD3's comes with or without its T5 encoder, as diffusers allows.
+    SD3's comes with or without its T5 encoder, as diffusers allows; FLUX's is dev, or schnell where it is ``distilled``.
 
     ``seed`` decides the denoising network, ``frame_seed`` the text encoders and the autoencoder, which distillation leaves alone.
     """
@@ -138,7 +147,10 @@ def build(
     import torch
 
     from ddil_core.shapes.training.architecture import write_tokenizer
+    from tests.transformers import BUILDERS
 
+    if layout in BUILDERS:
+        return BUILDERS[layout](words, seed, frame_seed, distilled)
     tokenizer = write_tokenizer(words)
     torch.manual_seed(frame_seed)
     parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": tiny_text_encoder(tokenizer)}

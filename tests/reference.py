@@ -24,7 +24,7 @@ def random_files(system: SystemSpec, folder: Path, seed: int = 1) -> Files:
     from safetensors.torch import save_file
 
     prediction = system.prediction if system.prediction in ("epsilon", "v_prediction") else "epsilon"
-    pipeline = build(system.layout, folder / "words", prediction=prediction, seed=seed)
+    pipeline = build(system.layout, folder / "words", prediction=prediction, seed=seed, distilled=system.distilled)
     pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
     unet = lora = None
     if system.unet is not None:
@@ -51,6 +51,8 @@ def scheduler_for(name: str, config: Any) -> Any:
     return EulerDiscreteScheduler.from_config(config)  # sdxl, ssd1b: as published, leading
 
 
+OWN_SCHEDULERS = ("instaflow", "sd3", "sd35", "flux-dev", "flux-schnell", "sana", "pixart-sigma")
+"""The systems that are sampled with the scheduler of their repository, as it is."""
 CALLS: dict[str, dict[str, Any]] = {
     "sd15": {"num_inference_steps": 50},
     "sd21": {"num_inference_steps": 50},
@@ -61,6 +63,12 @@ CALLS: dict[str, dict[str, Any]] = {
     "dmd": {"num_inference_steps": 1, "guidance_scale": 1.0},
     "dmd2": {"timesteps": [999, 749, 499, 249], "guidance_scale": 0.0},
     "dmd2-1step": {"timesteps": [399], "guidance_scale": 0.0},
+    "sd3": {"num_inference_steps": 28, "guidance_scale": 7.0},
+    "sd35": {"num_inference_steps": 28, "guidance_scale": 7.0},
+    "flux-dev": {"num_inference_steps": 50, "guidance_scale": 3.5},
+    "flux-schnell": {"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256},
+    "sana": {"num_inference_steps": 20, "guidance_scale": 4.5},
+    "pixart-sigma": {"num_inference_steps": 20, "guidance_scale": 4.5},
     "ssd1b": {"num_inference_steps": 50},
     "sdxl": {"num_inference_steps": 50},
 }
@@ -72,13 +80,14 @@ def diffusers_pipeline(name: str, files: Files) -> Any:
     from safetensors.torch import load_file
 
     system = load_systems()[name]
-    pipeline = getattr(diffusers, system.layout).from_pretrained(files.folder)
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if system.layout == "StableDiffusion3Pipeline" else {}
+    pipeline = getattr(diffusers, system.layout).from_pretrained(files.folder, **absent)
     if files.unet is not None:
         pipeline.unet.load_state_dict(load_file(files.unet))
     if files.lora is not None:
         pipeline.load_lora_weights(files.lora.parent, weight_name=files.lora.name)
     pipeline.set_progress_bar_config(disable=True)
-    if name != "instaflow":
+    if name not in OWN_SCHEDULERS:
         pipeline.scheduler = scheduler_for(name, pipeline.scheduler.config)
     return pipeline
 
@@ -93,10 +102,23 @@ def run_diffusers(
         seen.append(kept["latents"])
         return kept
 
-    done = pipeline(
-        PROMPTS, latents=z.clone(), generator=list(generators), output_type="np", callback_on_step_end=keep, **call
-    )
-    return seen[-1], done.images
+    kind, (height, width) = type(pipeline).__name__, z.shape[-2:]
+    told: dict[str, Any] = {"callback_on_step_end": keep}
+    latents = z.clone()
+    if kind == "PixArtSigmaPipeline":  # an older kind of callback
+        told = {"callback": lambda step, t, latents: seen.append(latents), "clean_caption": False}
+    if kind in ("PixArtSigmaPipeline", "SanaPipeline"):
+        told |= {"use_resolution_binning": False}
+        told |= {"height": height * pipeline.vae_scale_factor, "width": width * pipeline.vae_scale_factor}
+    if kind == "FluxPipeline":  # its network names no size
+        told |= {"height": height * pipeline.vae_scale_factor, "width": width * pipeline.vae_scale_factor}
+        latents = pipeline._pack_latents(latents, *z.shape)
+    done = pipeline(PROMPTS, latents=latents, generator=list(generators), output_type="np", **told, **call)
+    last = seen[-1]
+    if kind == "FluxPipeline":
+        scale = pipeline.vae_scale_factor
+        last = pipeline._unpack_latents(last, height * scale, width * scale, scale)
+    return last, done.images
 
 
 @torch.no_grad()

@@ -8,6 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
+Side = int | tuple[int, int]
+"""The side of a square image in pixels, or (height, width) of another image."""
+
+
+def in_words(side: Side) -> str:
+    """Return the side of a square, or the height and the width of another image, for a message."""
+    return f"{side}" if isinstance(side, int) else f"{side[0]} x {side[1]}"
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -32,20 +40,20 @@ class DataSet(Protocol):
         """Return a text that changes when the training images change. This method does not read the images."""
         ...
 
-    def require(self, count: int, side: int) -> None:
+    def require(self, count: int, side: Side) -> None:
         """Check the first ``count`` training images, if that is quick. Raises DdilError where training would fail."""
         ...
 
     def training(
-        self, count: int, side: int, batch_size: int = 64, first: int = 0
+        self, count: int, side: Side, batch_size: int = 64, first: int = 0
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """Yield the first ``count`` training images, uint8 [B, side, side, 3], with their captions.
+        """Yield the first ``count`` training images, uint8 [B, H, W, 3], with their captions.
 
         A batch depends on its index and on ``batch_size`` alone, and not on the batches that were read before it.
 
         Args:
             count: The number of training images in all batches together.
-            side: The side in pixels to which the images are resized.
+            side: The side to which the images are resized, or (height, width) where they are no squares.
             batch_size: The number of images in a batch; the last batch may be smaller.
             first: The index of the first batch that is yielded.
         """

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from ddil_core.data.base import Side
 from ddil_core.data.images import BAD_IMAGE, Head, read_head, read_rgb
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.progress import warn
@@ -166,8 +167,8 @@ def refuse_bad(names: Sequence[str], fault: str, count: int, what: str, kind: st
         )
 
 
-def require_training(images: Iterable[CaptionedImage], side: int, what: str, cure: str) -> int:
-    """Check images for training at ``side`` pixels, warn of the changes to them, and return their number.
+def require_training(images: Iterable[CaptionedImage], side: Side, what: str, cure: str) -> int:
+    """Check images for training at a size, warn of the changes to them, and return their number.
 
     ``what`` names their data set in messages, and ``cure`` says how the user gives an image a caption.
 
@@ -182,9 +183,10 @@ def require_training(images: Iterable[CaptionedImage], side: int, what: str, cur
             f"{name_some(result.uncaptioned)}; {cure}, or leave them out"
         )
     result.warn_of_changes()
-    small = [name for size, name in result.sizes.items() if min(size) < side]
+    height, width = (side, side) if isinstance(side, int) else side
+    small = [name for size, name in result.sizes.items() if size[0] < width or size[1] < height]
     if small:
-        warn(f"images of {what} are smaller than {side} x {side} and are enlarged, such as {small[0]}")
+        warn(f"images of {what} are smaller than {height} x {width} and are enlarged, such as {small[0]}")
     return result.count
 
 
@@ -199,26 +201,31 @@ def refuse_fewer(available: int, count: int, what: str) -> None:
         )
 
 
-def prepare_image(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [H, W, 3] → uint8 [side, side, 3]: crop the centre to the short edge, then resize with Pillow's Lanczos.
+def prepare_image(image: np.ndarray, side: Side) -> np.ndarray:
+    """uint8 [H, W, 3] → uint8 [h, w, 3]: crop the largest centre of the size's shape, then resize by Pillow's Lanczos.
 
     The recipe ``gigagan`` prepares images in the same way, so training and evaluation images match. Smaller images are
     enlarged; an image of this size stays as it is. An odd border is split as torchvision's ``center_crop`` splits it.
     """
-    short = min(image.shape[:2])
-    top, left = (round((length - short) / 2) for length in image.shape[:2])
-    square = Image.fromarray(image[top : top + short, left : left + short])
-    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+    height, width = (side, side) if isinstance(side, int) else side
+    tall, wide = image.shape[:2]
+    if tall * width > wide * height:
+        tall = max(1, round(wide * height / width))
+    else:
+        wide = max(1, round(tall * width / height))
+    top, left = round((image.shape[0] - tall) / 2), round((image.shape[1] - wide) / 2)
+    centre = Image.fromarray(image[top : top + tall, left : left + wide])
+    return np.asarray(centre.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def prepare_batches(
-    images: Iterable[CaptionedImage], side: int, batch_size: int, count: int, what: str
+    images: Iterable[CaptionedImage], side: Side, batch_size: int, count: int, what: str
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Read and prepare images, and yield batches uint8 [B, side, side, 3] with their captions.
+    """Read and prepare images, and yield batches uint8 [B, H, W, 3] with their captions.
 
     Args:
         images: The images, in the order of training.
-        side: The side in pixels of the prepared images.
+        side: The side in pixels of the prepared images, or their (height, width).
         batch_size: The number of images in a batch; the last batch may be smaller.
         count: The number of images that a message states.
         what: The name of their data set in messages.

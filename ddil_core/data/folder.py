@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddil_core.data.base import Prompt
+from ddil_core.data.base import Prompt, Side
 from ddil_core.data.captioned import (
     ImageFile,
     files_sha256,
@@ -63,7 +63,7 @@ class ImageFiles:
         content = "\n".join(f"{image.id}\t{image.caption}" for image in self.training_files())
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def require(self, count: int, side: int) -> None:
+    def require(self, count: int, side: Side) -> None:
         """Check the training images' captions and heads, and warn of what preparation changes beside the crop.
 
         Raises:
@@ -74,7 +74,7 @@ class ImageFiles:
         require_training((files[place] for place in sorted(chosen)), side, self.reference, "put a .txt beside each")
 
     def training(
-        self, count: int, side: int, batch_size: int = 64, first: int = 0
+        self, count: int, side: Side, batch_size: int = 64, first: int = 0
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
         """See ``DataSet``. The images come in one shuffled order, each of them once.
 

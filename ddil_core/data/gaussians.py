@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddil_core.data.base import Prompt
+from ddil_core.data.base import Prompt, Side
 from ddil_core.gaussians.world import class_name, draw_classes, draw_points, shipped_mixture
 
 TRAINING, VALIDATION = 0, 1
@@ -29,11 +29,11 @@ class GaussiansData:
         """Return the reference: the training points never change."""
         return self.reference
 
-    def require(self, count: int, side: int) -> None:
+    def require(self, count: int, side: Side) -> None:
         """Accept any count: the points are drawn when they are read."""
 
     def training(
-        self, count: int, side: int = 1, batch_size: int = 64, first: int = 0
+        self, count: int, side: Side = 1, batch_size: int = 64, first: int = 0
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
         """See ``DataSet``. ``side`` is ignored: a point has no size."""
         for index, start in enumerate(range(0, count, batch_size)):

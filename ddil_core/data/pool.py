@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddil_core.data.base import DataSet
-from ddil_core.models.image_size import decoded_size
+from ddil_core.data.base import DataSet, Side, in_words
 from ddil_core.models.memory import MOST_ENCODED, decode_batch, on_device
 from ddil_core.models.model import Model
 from ddil_core.support import ranks
@@ -84,24 +83,10 @@ PART = 16
 """Batches in one part file. With 64 images a batch, an interruption loses at most 1,024 images."""
 
 
-def model_image_size(model: Model) -> tuple[int, int]:
-    """Return the size (H, W) in pixels of the images that a loaded model draws."""
-    return decoded_size(model.latent_shape[1:], model.pipeline.vae.config, model.reference)
-
-
-def image_side(model: Model) -> int:
-    """Return the side in pixels of the images that a model draws.
-
-    Raises:
-        DdilError: the images are not square.
-    """
-    height, width = model_image_size(model)
-    if height != width:
-        raise DdilError(
-            f"the model {model.reference!r} draws images of {height} x {width} pixels (height x width), but data are "
-            "prepared as squares; name a model of square images"
-        )
-    return height
+def image_side(model: Model) -> Side:
+    """Return the side in pixels of the square images that a model draws, or (height, width) of other images."""
+    height, width = model.image_size
+    return height if height == width else (height, width)
 
 
 @torch.no_grad()
@@ -134,7 +119,7 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
     folder.mkdir(parents=True, exist_ok=True)
     side = image_side(model)
     # "pictures" stays: parts of earlier versions carry these words.
-    metadata = {"data": data.identity(), "of": f"{size} pictures of {side} px in batches of {batch_size}"}
+    metadata = {"data": data.identity(), "of": f"{size} pictures of {in_words(side)} px in batches of {batch_size}"}
     parts = _valid_parts(folder, metadata)
     done, cut = min(len(parts) * PART * batch_size, size), 0
     with (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ddil_core.data.base import Prompt
+from ddil_core.data.base import Prompt, Side
 from ddil_core.shapes.batches import SPLIT_KEY, TRAIN_SEED, draw_batch
 from ddil_core.shapes.render import render
 from ddil_core.shapes.scene import IMAGE_SIZE, Scene, draw_scene
@@ -22,11 +22,11 @@ class ShapesData:
         """Return the reference: the training images never change."""
         return self.reference
 
-    def require(self, count: int, side: int) -> None:
+    def require(self, count: int, side: Side) -> None:
         """Accept any count: the images are drawn on the fly."""
 
     def training(
-        self, count: int, side: int = IMAGE_SIZE, batch_size: int = 64, first: int = 0
+        self, count: int, side: Side = IMAGE_SIZE, batch_size: int = 64, first: int = 0
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
         """See ``DataSet``. ``side`` is ignored: all images have ``IMAGE_SIZE`` pixels a side."""
         for index, start in enumerate(range(0, count, batch_size)):

@@ -30,7 +30,7 @@ import numpy as np
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from ddil_core.data.base import Prompt
+from ddil_core.data.base import Prompt, Side
 from ddil_core.data.captioned import name_some, prepare_batches, refuse_bad, refuse_fewer, require_training
 from ddil_core.data.captions import CAPTION_FILE, caption_of, decode, parse_json
 from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
@@ -187,7 +187,7 @@ class Shards:
         content = "\n".join(f"{shard}\t{size}" for shard, size in zip(self.shards, sizes, strict=True))
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def require(self, count: int, side: int) -> None:
+    def require(self, count: int, side: Side) -> None:
         """Read the shards that hold the first ``count`` images, and check heads and captions. Download missing shards.
 
         Raises:
@@ -207,7 +207,7 @@ class Shards:
         refuse_fewer(available, count, self.reference)
 
     def training(
-        self, count: int, side: int, batch_size: int = 64, first: int = 0
+        self, count: int, side: Side, batch_size: int = 64, first: int = 0
     ) -> Iterator[tuple[np.ndarray, list[str]]]:
         """See ``DataSet``. Raises as ``require``."""
         images = islice(self._images(), first * batch_size, count)

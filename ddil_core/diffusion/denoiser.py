@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,8 @@ class NetworkDenoiser(nn.Module, ABC):
     """A network of one of diffusers' layouts as a denoiser. A subclass says how its layout's network is called."""
 
     nfe = 1
+    guided_outside = True
+    """Whether diffusers guides the network by a second evaluation without a prompt, unless it ``reads_guidance``."""
     reuses_output = False
     """Whether the next call of the network overwrites its output, as a captured graph does."""
 
@@ -115,9 +117,28 @@ class NetworkDenoiser(nn.Module, ABC):
         self.fitting = Fitting("a network")
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """The network's configuration, empty where it has none."""
+        config: Any = getattr(self.net, "config", None)
+        return {} if config is None else config
+
+    @property
     def guidance_width(self) -> int | None:
-        """The width of LCM's guidance embedding. None: the network has no such input and is guided from outside."""
-        return getattr(getattr(self.net, "config", None), "time_cond_proj_dim", None)
+        """The width of LCM's guidance embedding. None: the network has no such input."""
+        return self.config.get("time_cond_proj_dim")
+
+    @property
+    def reads_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network, which is then evaluated once at any scale."""
+        return self.guidance_width is not None
+
+    def guidance_inputs(self, scale: float | Tensor) -> dict[str, Tensor]:
+        """Return the inputs [1, …] or [B, …] by which the network reads a guidance scale, or one for each row.
+
+        They are float32, and of one scale on the CPU. Only a network that ``reads_guidance`` has such inputs.
+        """
+        assert self.guidance_width is not None
+        return {"timestep_cond": guidance_embedding(scale - 1, self.guidance_width)}
 
     @abstractmethod
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -126,7 +147,7 @@ class NetworkDenoiser(nn.Module, ABC):
     def output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's own output (ε, v, x₀ or a velocity) in the dtype of z."""
         inputs = dict(self.cast(condition).tensors)
-        output = self.call(z.to(next(self.net.parameters()).dtype), t, inputs)
+        output = self.call(z.to(next(self.net.parameters()).dtype), self.schedule.network_time(t), inputs)
         return output.to(z.dtype, copy=self.reuses_output)
 
     def cast(self, condition: Condition) -> Condition:
@@ -177,7 +198,7 @@ class GuidedDenoiser:
     """A network with classifier-free guidance, ε = ε_∅ + g (ε_c − ε_∅), and after it the reflection of x̂.
 
     Guidance combines the raw outputs. The result is the same for ε, v, x₀ and velocities, because each is affine in the
-    others at the same z. A network with a guidance embedding (LCM) reads g and is evaluated once.
+    others at the same z. A network with a guidance embedding (LCM, FLUX.1-dev) reads g and is evaluated once.
 
     Args:
         network: The network.
@@ -199,13 +220,13 @@ class GuidedDenoiser:
         self.guidance_scale = guidance_scale
         self.reflection = reflection
         self.schedule = network.schedule
-        self._embedding: Tensor | None = None
+        self._told: dict[str, Tensor] | None = None
         self._read: tuple[Condition, Condition] | None = None
-        if network.guidance_width is not None:
-            self._embedding = guidance_embedding(guidance_scale - 1, network.guidance_width)
+        if network.reads_guidance:
+            self._told = network.guidance_inputs(guidance_scale)
         elif unconditional is None and guidance_scale != 1.0:
             raise ValueError(f"the guidance scale {guidance_scale:g} needs the condition of the empty prompt")
-        self.nfe = 1 if unconditional is None or self._embedding is not None else 2
+        self.nfe = 1 if unconditional is None or self._told is not None else 2
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return x̂. Without gradients, take fewer rows at once where the memory is too small for all."""
@@ -224,9 +245,9 @@ class GuidedDenoiser:
         return x0 if self.reflection is None else self.reflection(x0)
 
     def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        if self._embedding is not None:
-            embedded = {"timestep_cond": self._embedded(condition.guidance, z)}
-            return self.network.output(z, t, Condition(self._inputs(condition).tensors | embedded))
+        if self._told is not None:
+            told = self._guidance(condition.guidance, z)
+            return self.network.output(z, t, Condition(self._inputs(condition).tensors | told))
         if self.unconditional is None:
             return self.network.output(z, t, self._inputs(condition))
         scale: float | Tensor = self.guidance_scale
@@ -244,16 +265,16 @@ class GuidedDenoiser:
         if self._read is not None and self._read[0] is condition and not torch.is_grad_enabled():
             return self._read[1]
         inputs = condition
-        if self.unconditional is not None and self._embedding is None:
+        if self.unconditional is not None and self._told is None:
             inputs = Condition.cat([self.unconditional.expand(len(condition)), condition])
         inputs = self.network.cast(inputs)
         self._read = None if torch.is_grad_enabled() else (condition, inputs)
         return inputs
 
-    def _embedded(self, guidance: Tensor | None, z: Tensor) -> Tensor:
-        """The network's guidance embedding [B, W] on the device of z."""
-        assert self._embedding is not None
+    def _guidance(self, guidance: Tensor | None, z: Tensor) -> dict[str, Tensor]:
+        """Return the network's inputs [B, …] of the guidance scale, on the device of z."""
+        assert self._told is not None
         if guidance is not None:
-            return guidance_embedding(guidance - 1, self._embedding.shape[1]).to(z.device)
-        self._embedding = self._embedding.to(z.device)
-        return self._embedding.expand(len(z), -1)
+            return {name: told.to(z.device) for name, told in self.network.guidance_inputs(guidance).items()}
+        self._told = {name: told.to(z.device) for name, told in self._told.items()}
+        return {name: told.expand(len(z), *told.shape[1:]) for name, told in self._told.items()}

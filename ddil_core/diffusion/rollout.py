@@ -48,7 +48,7 @@ class Actor:
 
     def __post_init__(self) -> None:
         require_stateless(self.solver)
-        require_start(self.solver, self.denoiser.schedule)
+        require_start(self.solver, self.denoiser.schedule, self.steps[0][0][0])
 
     @property
     def nfe(self) -> list[int]:

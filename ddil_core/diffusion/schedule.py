@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddil_core.diffusion.scheduler_config import betas_of, flow_clock, require_betas
 from ddil_core.support.errors import WrongCommand
 
 CLEAN = -1
@@ -63,7 +64,7 @@ class Schedule:
         """
         require_betas(config)
         try:
-            schedule = cls.from_betas(_betas(config))
+            schedule = cls.from_betas(betas_of(config))
             scaling = float(config.get("timestep_scaling", TIMESTEP_SCALING))
         except (TypeError, ValueError, OverflowError) as error:
             raise WrongCommand(
@@ -130,6 +131,10 @@ class Schedule:
         """Return the project's grid of ``steps`` times on this schedule. Coarser grids nest in finer ones."""
         return list(timestep_grid(steps, len(self)))
 
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return what the network reads of times [B]."""
+        return t
+
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return z_t = α_t x₀ + σ_t ε for timesteps [B]."""
         alpha, sigma = self.at(t, x0)
@@ -142,9 +147,13 @@ class FlowSchedule(Schedule):
 
     Attributes:
         shift: Moves the times of grids, s ← shift·s/(1 + (shift − 1) s). SD3 has 3. The process itself has no shift.
+        dynamic: Whether the shift came from the number of tokens (``dynamic_shift``).
+        whole_times: Whether the network reads times rounded down, as from diffusers' DPM-Solver++ on a flow.
     """
 
     shift: float = 1.0
+    dynamic: bool = False
+    whole_times: bool = False
 
     @classmethod
     def straight(cls, shift: float = 1.0, num_train_timesteps: int = 1000) -> FlowSchedule:
@@ -156,24 +165,30 @@ class FlowSchedule(Schedule):
         return 1e-6, len(self)  # at 0 there is no noise, and the network has no velocity to predict
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
-        """Make the schedule from the configuration of diffusers' FlowMatchEulerDiscreteScheduler.
+    def from_config(cls, config: Mapping[str, Any], tokens: int | None = None) -> FlowSchedule:
+        """Make the schedule from the configuration of a diffusers scheduler.
+
+        Args:
+            config: The configuration of FlowMatchEulerDiscreteScheduler, or of one with ``use_flow_sigmas``.
+            tokens: How many tokens the network makes of an image. A shift by the resolution needs it.
 
         Raises:
-            WrongCommand: the scheduler moves its times by more than a constant shift.
+            WrongCommand: the scheduler moves its times by more than a shift, or the shift needs ``tokens``.
         """
-        unknown = [key for key in FLOW_VARIANTS if config.get(key)]
-        if unknown:
-            raise WrongCommand(f"the scheduler's {unknown[0]} is not known here; take a model whose shift is constant")
-        try:
-            shift, steps = float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise WrongCommand(
-                f"the scheduler's configuration holds a value that does not fit ({error}); fetch the model again"
-            ) from error
-        if not (isfinite(shift) and shift > 0 and steps > 0):
-            raise WrongCommand(f"the scheduler's shift and num_train_timesteps are above 0, not {shift:g} and {steps}")
-        return cls.straight(shift, steps)
+        clock = flow_clock(config, tokens)
+        return replace(
+            cls.straight(clock.shift, clock.steps),
+            dynamic=clock.dynamic,
+            whole_times=bool(config.get("use_flow_sigmas")),
+        )
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return t.floor() if self.whole_times else t
+
+    @property
+    def lowest(self) -> float:
+        """s at the lower end of diffusers' grid, before the grid's own shift. A constant shift moves this end too."""
+        return 1 / len(self) if self.dynamic else float(self.shifted(1 / len(self)))
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = t.double().clamp(min=0) / len(self)
@@ -190,77 +205,6 @@ class FlowSchedule(Schedule):
             raise WrongCommand(f"a grid has at least 1 step, not {steps}")
         exact = [len(self) * self.shifted(Fraction(i, steps)) for i in range(steps, 0, -1)]
         return [t.numerator if t.denominator == 1 else float(t) for t in exact]
-
-
-def has_betas(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration describes a discrete process by its β."""
-    return "beta_schedule" in config or config.get("trained_betas") is not None
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's configuration describes a rectified flow: one with a ``shift`` and without β."""
-    return "shift" in config and not has_betas(config)
-
-
-def require_betas(config: Mapping[str, Any]) -> None:
-    """Refuse a scheduler that does not describe its process by β alone.
-
-    Raises:
-        WrongCommand: the scheduler has no betas (EDM's schedulers have another preconditioning), or it changes the
-            process that they give.
-    """
-    if not has_betas(config):
-        kind = config.get("_class_name", "its scheduler")
-        raise WrongCommand(
-            f"the scheduler {kind} has no betas and is no rectified flow, so that the model's noise schedule is not "
-            "known here; take a model with a scheduler such as DDIMScheduler or FlowMatchEulerDiscreteScheduler"
-        )
-    changed = [key for key, usual in BETA_VARIANTS.items() if config.get(key) not in (None, usual)]
-    if changed:
-        raise WrongCommand(f"the scheduler's {changed[0]} is not known here; use a model trained without it")
-
-
-BETA_VARIANTS = {
-    "rescale_betas_zero_snr": False,
-    "use_flow_sigmas": False,
-    "snr_shift_scale": 1.0,
-    "timestep_type": "discrete",  # "continuous" evaluates the network at log(σ)/4
-}
-"""Settings that change the process or the network's time, each with the value that changes nothing."""
-
-
-def _betas(config: Mapping[str, Any]) -> np.ndarray:
-    """Return β [T] of a configuration. Raises WrongCommand or ValueError."""
-    steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
-    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-    kind = config.get("beta_schedule", "linear")
-    if trained is not None:
-        betas = np.asarray(trained, dtype=np.float64)
-        if betas.shape != (steps,):
-            raise ValueError(f"trained_betas are {betas.size}, and num_train_timesteps is {steps}")
-    elif kind == "scaled_linear":
-        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
-    elif kind == "linear":
-        betas = np.linspace(start, end, steps)
-    else:
-        raise WrongCommand(
-            f"the scheduler's beta_schedule {kind!r} is not known; it may be 'scaled_linear' or 'linear'"
-        )
-    if not len(betas) or not ((betas > 0) & (betas < 1)).all():  # NaN fails this too
-        raise ValueError("betas lie between 0 and 1")
-    return betas
-
-
-FLOW_VARIANTS = (
-    "use_dynamic_shifting",
-    "shift_terminal",
-    "invert_sigmas",
-    "stochastic_sampling",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-)
-"""Settings of diffusers' flow scheduler that are not supported here."""
 
 
 def timestep_grid(steps: int, num_train_timesteps: int = 1000) -> list[int]:
@@ -349,7 +293,14 @@ def _flow(schedule: Schedule, steps: int, offset: int) -> list[Time]:
     if not isinstance(schedule, FlowSchedule):
         raise WrongCommand("the spacing 'flow' is that of a rectified flow, and this model is none; take 'even'")
     size = len(schedule)
-    return [float(size * schedule.shifted(s)) for s in np.linspace(1, schedule.shifted(1 / size), steps)]
+    return [float(size * schedule.shifted(s)) for s in np.linspace(1, schedule.lowest, steps)]
+
+
+def _flow_inner(schedule: Schedule, steps: int, offset: int) -> list[Time]:
+    if not isinstance(schedule, FlowSchedule):
+        raise WrongCommand("the spacing 'flow_inner' is that of a rectified flow, and this model is none; take 'even'")
+    size = len(schedule)
+    return [float(size * schedule.shifted(s)) for s in np.linspace(0, 1 - 1 / size, steps + 1)[:0:-1]]
 
 
 SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
@@ -360,6 +311,7 @@ SPACINGS: dict[str, Callable[[Schedule, int, int], list[Time]]] = {
     "linspace": _linspace,  # Euler's, with fractions
     "lcm": _lcm,
     "flow": _flow,  # FlowMatchEuler's, which shifts the lower end twice
+    "flow_inner": _flow_inner,  # DPM-Solver++'s on a flow, which starts after pure noise
 }
 """The grid of each spacing, from the schedule, the number of steps and an offset.
 

@@ -142,7 +142,7 @@ class Solver:
         source: The paper.
         corrector: Improves a step by a second evaluation at (z_s, s). None takes no second evaluation.
         scaled_start: The spacings at which sampling starts from σ_T ε and not from ε, as diffusers' EulerDiscrete does.
-        any_start: Whether a trajectory may start at pure noise, α = 0, as on a flow.
+        any_start: Whether a trajectory may start at pure noise, α = 0, where most grids of a flow start.
     """
 
     name: str
@@ -183,13 +183,18 @@ SOLVERS = Registry(
 """The solvers by name. Other packages add theirs as entry points of the group ``ddil.solvers``."""
 
 
-def require_start(solver: Solver, schedule: Schedule) -> None:
-    """Refuse a solver that cannot start where the schedule starts.
+def require_start(solver: Solver, schedule: Schedule, first: Time) -> None:
+    """Refuse a solver that cannot start where a trajectory starts.
+
+    Args:
+        solver: The solver.
+        schedule: The forward process.
+        first: The first time of the trajectory.
 
     Raises:
-        WrongCommand: the schedule is a flow, which starts at α = 0, and the solver divides by α.
+        WrongCommand: the trajectory starts at α = 0, as on a flow, and the solver divides by α.
     """
-    if isinstance(schedule, FlowSchedule) and not solver.any_start:
+    if isinstance(schedule, FlowSchedule) and first >= len(schedule) and not solver.any_start:
         raise WrongCommand(
             f"the solver {solver.name!r} works with σ/α, which is infinite where a flow starts; use 'flow_euler'"
         )

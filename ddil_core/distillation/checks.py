@@ -25,15 +25,27 @@ def require_teacher(model: Model) -> None:
     """Refuse a teacher that no method can distil. Each method's own ``require`` refuses more.
 
     Raises:
-        DdilError: the teacher cannot encode images, draws images that are not square, or takes its guidance as an
-            embedding.
+        DdilError: the teacher cannot encode images, or takes its guidance as an embedding.
     """
     require_encoder(model.pipeline.vae, model.reference)
-    image_side(model)
-    if model.denoiser.guidance_width is not None:
+    if model.denoiser.reads_guidance:
         raise DdilError(
             f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student "
             "itself; distil its own teacher"
+        )
+
+
+def require_discriminated(model: Model, config: MethodConfig) -> None:
+    """Refuse images that are no squares where a discriminator takes them.
+
+    Raises:
+        WrongCommand: they are none.
+    """
+    height, width = model.image_size
+    if getattr(config, "gan", None) is not None and height != width:
+        raise WrongCommand(
+            f"the discriminator of {config.method} takes squares, and the teacher {model.reference!r} draws images of "
+            f"{height} x {width} pixels (height x width); take a square size, or leave it out with --set gan=null"
         )
 
 
@@ -73,11 +85,11 @@ def require_data(data: DataSet, model: Model, count: int) -> None:
         WrongCommand: the images have another size than the model's, there are too few, or some have no caption.
         DdilError: some images are missing or damaged.
     """
-    side = image_side(model)
+    side, (height, width) = image_side(model), model.image_size
     if data.side not in (None, side):
         raise WrongCommand(
             f"the images of the data set {data.reference!r} have {data.side} x {data.side} pixels, and the teacher "
-            f"{model.reference!r} draws {side} x {side}; choose data or a teacher of the same size"
+            f"{model.reference!r} draws {height} x {width}; choose data or a teacher of the same size"
         )
     data.require(count, side)
 

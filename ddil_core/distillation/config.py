@@ -11,6 +11,7 @@ from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.distillation.phases import DdilConfig
 from ddil_core.support.compute import NetworkDtypeKeys
 from ddil_core.support.protocol import GuidanceScale, Strict
+from ddil_core.support.size import SizeKeys
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """A decay of AdamW's averages."""
@@ -97,7 +98,7 @@ PoolSize = Annotated[int, Field(ge=1)] | Literal["all"]
 """The number of training images."""
 
 
-class MethodConfig(NetworkDtypeKeys):
+class MethodConfig(NetworkDtypeKeys, SizeKeys):
     """The settings that all methods share. A method's class sets a default for ``method``.
 
     The weights that the optimiser changes, their average, the autoencoder and the text encoders are float32 in every

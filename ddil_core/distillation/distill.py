@@ -12,7 +12,14 @@ from accelerate import Accelerator
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
-from ddil_core.distillation.checks import pool_size, require_batch, require_capacity, require_data, require_teacher
+from ddil_core.distillation.checks import (
+    pool_size,
+    require_batch,
+    require_capacity,
+    require_data,
+    require_discriminated,
+    require_teacher,
+)
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS, read_config
 from ddil_core.distillation.processes import make_accelerator
@@ -121,8 +128,9 @@ def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) 
         WrongCommand: the section ``student`` does not fit the teacher.
         DdilError: the method cannot distil this teacher.
     """
-    model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32))
+    model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32), **config.size)
     require_teacher(model)
+    require_discriminated(model, config)
     require_start(model, config)
     METHODS[config.method].require(model, config)
     unset = getattr(config, "guidance_scale", 1.0) is None

@@ -66,6 +66,8 @@ def save_student(
     if net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline":
         pipeline = _with_guidance_embedding(pipeline)
     content = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
+    if model.asked_size:
+        content["height"], content["width"] = model.image_size
     content["grid"] = student.sampling.times(model.denoiser.schedule)
     if teacher is not None:
         content["teacher"] = dict(teacher)

@@ -136,7 +136,7 @@ def encode(model: Model, words: Words, vectors: Tensor) -> Condition:
     The text encoders must stay on the model's device until the gradient is computed.
     """
     with words.reading(vectors) as prompts:
-        return Condition(model.layout.encode(model.pipeline, prompts))
+        return model.with_size(model.layout.encode(model.pipeline, prompts))
 
 
 def require_text_encoder(reference: str, parts: Iterable[str]) -> None:
@@ -159,7 +159,7 @@ def model_words(model: Model, vocabulary: Vocabulary | Sequence[str] = "words") 
     """
     held = {name for name, part in model.pipeline.components.items() if part is not None}
     require_text_encoder(model.reference, held)
-    if "text_encoder_3" in held:
+    if not held.isdisjoint(model.layout.max_tokens(model.pipeline)):  # a text encoder that is no CLIP
         raise WrongCommand(
             f"the model {model.reference!r} has the layout {model.layout.pipeline}, and prompt inversion supports only "
             "the layouts of Stable Diffusion and SDXL; name another --teacher"

@@ -12,8 +12,11 @@ from torch import Tensor
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import broken_weight
 
-ENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL")
-"""Autoencoders that encode an image as a distribution of latents. Training and prompt inversion need them."""
+ENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderDC")
+"""Autoencoders that encode an image as a distribution of latents, or as one latent (AutoencoderDC).
+
+Training and prompt inversion need them.
+"""
 DECODERS = (*ENCODERS, "AutoencoderTiny")
 """Autoencoders that a model can be sampled with."""
 IDENTITY = "IdentityAutoencoder"

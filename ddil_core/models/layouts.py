@@ -6,7 +6,8 @@ the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ddil_core.diffusion.denoiser import NetworkDenoiser, TransformerDenoiser, UNetDenoiser
+from ddil_core.diffusion.transformers import CaptionedDenoiser, FluxDenoiser
 from ddil_core.gaussians.denoiser import PointDenoiser
 from ddil_core.models.image_format import LEVELS, POINTS, ImageFormat
-from ddil_core.models.memory import latent_size
 from ddil_core.support.errors import DdilError
 from ddil_core.support.misfits import value_text
 from ddil_core.support.registry import Registry
@@ -25,8 +26,6 @@ Tensors = dict[str, Tensor]
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 UNLIMITED = 10**9
 """Smaller than the ``model_max_length`` that transformers gives a tokenizer without a limit."""
-MAX_SEQUENCE = 256
-"""The number of tokens that SD3's pipeline gives its T5 encoder."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class Layout:
         library: The module of the pipeline class.
         images: What the images are.
         world: The world of small teachers of this layout: their data set, and the folder of their protocols.
+        max_tokens: ``max_tokens(pipeline)`` returns the number of tokens that the pipeline gives a text encoder, by the
+            tokenizer's name. Any other tokenizer is limited by the positions of its text encoder.
+        sized: ``sized(size)`` returns the tensors [1, …] of a condition that depend on the size (H, W) of the images in
+            pixels.
+        spacing: The spacing (``SPACINGS``) of the pipeline's own times. None: the scheduler has them.
     """
 
     pipeline: str
@@ -55,9 +59,12 @@ class Layout:
     library: str = "diffusers"
     images: ImageFormat = LEVELS
     world: str = "shapes"
+    max_tokens: Callable[[Any], Mapping[str, int]] = lambda pipeline: {}
+    sized: Callable[[tuple[int, int]], Tensors] | None = None
+    spacing: str | None = None
 
     def nothing(self, pipeline: Any) -> Tensors:
-        """Return the tensors [1, …] of the condition without a prompt."""
+        """Return the tensors [1, …] of the condition without a prompt and without its size."""
         return self.encode(pipeline, [""]) if self.unconditional is None else self.unconditional(pipeline)
 
 
@@ -68,27 +75,77 @@ def _stable_diffusion(pipeline: Any, prompts: list[str]) -> Tensors:
 
 def _sdxl(pipeline: Any, prompts: list[str]) -> Tensors:
     text, _, pooled, _ = pipeline.encode_prompt(prompts, device=pipeline.device, do_classifier_free_guidance=False)
-    return _sized(pipeline, text, pooled)
+    return {"encoder_hidden_states": text, "text_embeds": pooled}
 
 
 def _sdxl_unconditional(pipeline: Any) -> Tensors:
     """Return zeros or the empty prompt's embedding, by the pipeline's ``force_zeros_for_empty_prompt``."""
     _, text, _, pooled = pipeline.encode_prompt([""], device=pipeline.device, do_classifier_free_guidance=True)
-    return _sized(pipeline, text, pooled)
+    return {"encoder_hidden_states": text, "text_embeds": pooled}
 
 
-def _sized(pipeline: Any, text: Tensor, pooled: Tensor) -> Tensors:
-    """Add SDXL's size ids of an uncropped image: original size, crop corner, target size, each (height, width)."""
-    size = [side * pipeline.vae_scale_factor for side in latent_size(pipeline.unet.config, type(pipeline).__name__)]
-    ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device)
-    return {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": ids.repeat(len(text), 1)}
+def _sdxl_sized(size: tuple[int, int]) -> Tensors:
+    """Return SDXL's size ids of an uncropped image: original size, crop corner, target size, each (height, width)."""
+    return {"time_ids": torch.tensor([[*size, 0, 0, *size]])}
 
 
 def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
     text, _, pooled, _ = pipeline.encode_prompt(
-        prompts, None, None, device=pipeline.device, do_classifier_free_guidance=False, max_sequence_length=MAX_SEQUENCE
+        prompts,
+        None,
+        None,
+        device=pipeline.device,
+        do_classifier_free_guidance=False,
+        max_sequence_length=_sd3_tokens(pipeline)["tokenizer_3"],
     )
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+def _sd3_tokens(pipeline: Any) -> dict[str, int]:
+    return {"tokenizer_3": 256}
+
+
+def _flux_tokens(pipeline: Any) -> dict[str, int]:
+    """Return dev's number of T5's tokens, or that of schnell, which reads no guidance."""
+    return {"tokenizer_2": 512 if pipeline.transformer.config.guidance_embeds else 256}
+
+
+def _flux(pipeline: Any, prompts: list[str]) -> Tensors:
+    text, pooled, _ = pipeline.encode_prompt(
+        prompts, device=pipeline.device, max_sequence_length=_flux_tokens(pipeline)["tokenizer_2"]
+    )
+    return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+def _pixart_tokens(pipeline: Any) -> dict[str, int]:
+    return {"tokenizer": 300}
+
+
+def _pixart(pipeline: Any, prompts: list[str]) -> Tensors:
+    text, mask, _, _ = pipeline.encode_prompt(prompts, False, device=pipeline.device)
+    return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+
+
+def _sana_tokens(pipeline: Any) -> dict[str, int]:
+    """Return how many tokens of a prompt Gemma reads: two less than 300 beside the instruction, and its first one."""
+    return {"tokenizer": 299}
+
+
+def _sana(pipeline: Any, prompts: list[str]) -> Tensors:
+    """Encode prompts after the instruction to Gemma that diffusers' pipeline has by default."""
+    instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+    return _sana_encoded(pipeline, prompts, instruction)
+
+
+def _sana_unconditional(pipeline: Any) -> Tensors:
+    return _sana_encoded(pipeline, [""], None)  # as diffusers: without the instruction
+
+
+def _sana_encoded(pipeline: Any, prompts: list[str], instruction: list[str] | None) -> Tensors:
+    text, mask, _, _ = pipeline.encode_prompt(
+        prompts, False, device=pipeline.device, complex_human_instruction=instruction
+    )
+    return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
 
 
 def _gaussians(pipeline: Any, prompts: list[str]) -> Tensors:
@@ -101,9 +158,15 @@ LAYOUTS = Registry(
     Layout,
     (
         Layout("StableDiffusionPipeline", "unet", UNetDenoiser, 7.5, _stable_diffusion),
-        Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_unconditional),
+        Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_unconditional, sized=_sdxl_sized),
         Layout("LatentConsistencyModelPipeline", "unet", UNetDenoiser, 8.5, _stable_diffusion),
-        Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3),
+        Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3, max_tokens=_sd3_tokens),
+        Layout("FluxPipeline", "transformer", FluxDenoiser, 3.5, _flux, max_tokens=_flux_tokens, spacing="even"),
+        Layout("PixArtSigmaPipeline", "transformer", CaptionedDenoiser, 4.5, _pixart, max_tokens=_pixart_tokens),
+        Layout(
+            *("SanaPipeline", "transformer", CaptionedDenoiser, 4.5, _sana, _sana_unconditional),
+            max_tokens=_sana_tokens,
+        ),
         Layout(
             "GaussiansPipeline",
             "denoiser",
@@ -120,16 +183,17 @@ LAYOUTS = Registry(
 """The layouts by the name of diffusers' pipeline class."""
 
 
-def bound_tokenizers(pipeline: Any, reference: str) -> None:
-    """Limit each tokenizer to the number of positions of its text encoder.
+def bound_tokenizers(pipeline: Any, layout: Layout, reference: str) -> None:
+    """Limit each tokenizer to the number of positions of its text encoder, unless the layout limits it.
 
     Raises:
         DdilError: neither the tokenizer nor the text encoder has a limit, or the tokenizer's is no number.
     """
-    for name in TEXT_ENCODERS[:2]:  # the third is T5, which has no positions; ``MAX_SEQUENCE`` limits it
-        tokenizer = getattr(pipeline, name.replace("text_encoder", "tokenizer"), None)
-        encoder = getattr(pipeline, name, None)
-        if tokenizer is None or encoder is None:
+    limited = layout.max_tokens(pipeline)
+    for name in TEXT_ENCODERS:
+        tokenizer_name = name.replace("text_encoder", "tokenizer")
+        tokenizer, encoder = getattr(pipeline, tokenizer_name, None), getattr(pipeline, name, None)
+        if tokenizer is None or encoder is None or tokenizer_name in limited:
             continue
         longest = tokenizer.model_max_length
         if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
@@ -147,13 +211,14 @@ def bound_tokenizers(pipeline: Any, reference: str) -> None:
             )
 
 
-def count_truncated(pipeline: Any, prompts: Sequence[str]) -> int:
+def count_truncated(pipeline: Any, layout: Layout, prompts: Sequence[str]) -> int:
     """Count the prompts that are too long for a text encoder of the pipeline."""
+    limited = layout.max_tokens(pipeline)
     distinct, too_long = list(dict.fromkeys(prompts)), set()
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name, None)
         if tokenizer is not None:
-            limit = MAX_SEQUENCE if name == "tokenizer_3" else tokenizer.model_max_length
+            limit = limited.get(name, tokenizer.model_max_length)
             tokens = tokenizer(distinct).input_ids
             too_long |= {prompt for prompt, ids in zip(distinct, tokens, strict=True) if len(ids) > limit}
     return sum(prompt in too_long for prompt in prompts)

@@ -65,13 +65,29 @@ def free_bytes(device: torch.device) -> int:
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
+PACKED, PACKED_SIZE = 2, 128
+"""The side of FLUX's patches, and the side of the latents that its pipeline draws: its network names no size."""
+
+
+def packed(config: Mapping[str, Any]) -> int:
+    """Return the side of the patches that a network gets as the channels of one token: ``PACKED`` for FLUX, or 1."""
+    return PACKED if "axes_dims_rope" in config else 1
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """Return the number of channels of a network's latents."""
+    return int(config["in_channels"]) // packed(config) ** 2
+
+
 def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
     """Return (height, width) of a model's latents: the ``sample_size`` of its network, one number or a pair.
+
+    FLUX's network names none, and its latents have the size of diffusers' pipeline.
 
     Raises:
         DdilError: ``sample_size`` is neither.
     """
-    sample_size = config.get("sample_size")
+    sample_size = config.get("sample_size", None if packed(config) == 1 else PACKED_SIZE)
     size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(_is_count(side, LARGEST_SIDE) for side in size)):
         raise DdilError(
@@ -83,19 +99,31 @@ def latent_size(config: Mapping[str, Any], reference: str) -> tuple[int, int]:
 
 
 def block_channels(config: Mapping[str, Any], reference: str) -> list[int]:
-    """Return ``block_out_channels`` of an autoencoder's configuration: the channels of its blocks.
+    """Return the channels of the blocks of an autoencoder's decoder, from its configuration.
+
+    They are ``block_out_channels``, or ``decoder_block_out_channels`` of an AutoencoderDC.
 
     Raises:
         DdilError: it is no list of 1 to ``MOST_BLOCKS`` whole numbers above 0.
     """
-    channels = config.get("block_out_channels", (128,) * 4)
+    key = "decoder_block_out_channels" if "decoder_block_out_channels" in config else "block_out_channels"
+    channels = config.get(key, (128,) * 4)
     fits = isinstance(channels, list | tuple) and 1 <= len(channels) <= MOST_BLOCKS
     if not fits or not all(_is_count(number, LARGEST_SIDE) for number in channels):
         raise DdilError(
-            f"the autoencoder of the model {reference!r} has the block_out_channels {value_text(channels)} in its "
+            f"the autoencoder of the model {reference!r} has the {key} {value_text(channels)} in its "
             f"configuration; {AGAIN}"
         )
     return list(channels)
+
+
+def latent_scale(config: Mapping[str, Any], reference: str) -> int:
+    """Return how many pixels a side of a latent stands for. Every block of an autoencoder but one doubles the side.
+
+    Raises:
+        DdilError: see :func:`block_channels`.
+    """
+    return int(2 ** (len(block_channels(config, reference)) - 1))
 
 
 def _is_count(value: object, most: int) -> bool:
@@ -106,10 +134,10 @@ def decode_bytes(config: Mapping[str, Any], pixels: int, width: int) -> int:
     """Return the peak bytes to decode one image of ``pixels`` pixels with numbers of ``width`` bytes.
 
     The peak is in the decoder's last block, at full resolution. It holds four maps (input, normalised, activated,
-    convolved) with the C₁ = ``block_out_channels[1]`` channels of the block before: 4 · C₁ · H · W · width bytes.
+    convolved) with the C₁ channels of the block before (:func:`block_channels`): 4 · C₁ · H · W · width bytes.
     Stable Diffusion's decoder (C₁ = 256) needs 1 GiB at 512² and 4 GiB at 1024² in float32.
     """
-    channels = list(config.get("block_out_channels", (128,)))
+    channels = list(config.get("decoder_block_out_channels", config.get("block_out_channels", (128,))))
     return 4 * channels[min(1, len(channels) - 1)] * pixels * width
 
 
@@ -117,7 +145,7 @@ def decode_batch(
     vae: Any, latent_height: int, latent_width: int, device: torch.device, most: int = MOST_DECODED
 ) -> int:
     """Return how many images fit the free memory when they are decoded at once: 0 to ``most``."""
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    scale = latent_scale(vae.config, "")
     pixels = latent_height * latent_width * scale**2
     fit = int(_SPARE * free_bytes(device)) // decode_bytes(vae.config, pixels, vae.dtype.itemsize)
     return min(fit, most)
@@ -131,11 +159,18 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
     autoencoder's default tile is as large as its training images. A tile's side is a multiple of 4 latents, so its
     overlap, a quarter, is whole.
     """
-    names = ("tile_latent_min_size", "tile_sample_min_size", "use_tiling")
-    before = {name: getattr(vae, name) for name in names}
-    vae.tile_latent_min_size = 4 * -(-latent_side // 8)
-    vae.tile_sample_min_size = vae.tile_latent_min_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    vae.enable_tiling()
+    side = 4 * -(-latent_side // 8)
+    pixels = side * latent_scale(vae.config, "")
+    if hasattr(vae, "tile_sample_stride_height"):  # AutoencoderDC
+        settings = dict.fromkeys(("tile_sample_min_height", "tile_sample_min_width"), pixels)
+        settings |= dict.fromkeys(("tile_sample_stride_height", "tile_sample_stride_width"), pixels * 3 // 4)
+        settings |= dict.fromkeys(("tile_latent_min_height", "tile_latent_min_width"), side)
+    else:
+        settings = {"tile_latent_min_size": side, "tile_sample_min_size": pixels}
+    settings |= {"use_tiling": True}
+    before = {name: getattr(vae, name) for name in settings}
+    for name, value in settings.items():
+        setattr(vae, name, value)
     try:
         yield
     finally:
@@ -157,9 +192,14 @@ def on_device(modules: Iterable[nn.Module | None], device: torch.device) -> Iter
             module.to("cpu")
 
 
-def estimate_memory(folder: Path, parameters: Mapping[str, int], width: int) -> Need:
-    """Estimate the memory that a pipeline needs from its numbers of parameters and the configurations in ``folder``."""
-    return need_memory(parameters, width, _decoding(folder, width))
+def estimate_memory(
+    folder: Path, parameters: Mapping[str, int], width: int, size: tuple[int, int] | None = None
+) -> Need:
+    """Estimate the memory that a pipeline needs from its numbers of parameters and the configurations in ``folder``.
+
+    ``size`` is the size (H, W) of its images in pixels; None takes the model's own.
+    """
+    return need_memory(parameters, width, _decoding(folder, width, size))
 
 
 def need_memory(parameters: Mapping[str, int], width: int, decoding: int) -> Need:
@@ -182,10 +222,11 @@ def need_memory(parameters: Mapping[str, int], width: int, decoding: int) -> Nee
     return Need(sampling, (width + 20) * denoiser, (width + 2 * 16) * denoiser, (width + 2 * 10) * denoiser)
 
 
-def _decoding(folder: Path, width: int) -> int:
+def _decoding(folder: Path, width: int, size: tuple[int, int] | None) -> int:
     part = next((name for name in DENOISERS if (folder / name).is_dir()), None)
     if part is None or not (folder / "vae").is_dir():
         return 0
     vae, denoiser = (read_json(folder / name / "config.json") for name in ("vae", part))
-    scale = 2 ** (len(block_channels(vae, str(folder))) - 1)
-    return decode_bytes(vae, math.prod(latent_size(denoiser, str(folder))) * scale**2, width)
+    scale = latent_scale(vae, str(folder))
+    own = math.prod(latent_size(denoiser, str(folder))) * scale**2
+    return decode_bytes(vae, own if size is None else math.prod(size), width)

@@ -6,15 +6,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
-from ddil_core.diffusion.parameterization import FLOWS, Prediction, Reflection
-from ddil_core.diffusion.schedule import FlowSchedule, Schedule, is_flow
+from ddil_core.diffusion.parameterization import Reflection
 from ddil_core.models import layouts
 from ddil_core.models.autoencoder import (
     latent_scaling,
@@ -26,16 +25,18 @@ from ddil_core.models.autoencoder import (
 from ddil_core.models.compiling import compile_module
 from ddil_core.models.decoding import begin_decoding
 from ddil_core.models.fetch import fetch_missing
-from ddil_core.models.layouts import LAYOUTS, TEXT_ENCODERS, Layout
+from ddil_core.models.image_size import Geometry, Size
+from ddil_core.models.layouts import TEXT_ENCODERS, Layout, Tensors
 from ddil_core.models.loading import load_pipeline
-from ddil_core.models.memory import decode_batch, latent_size, on_device
+from ddil_core.models.memory import decode_batch, latent_channels, latent_scale, latent_size, on_device
 from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
+from ddil_core.models.settings import layout_of, process_of, sampling_of
 from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.support.compute import FP32, Compute
 from ddil_core.support.devices import choose_device
-from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.errors import WrongCommand
 from ddil_core.support.finite import all_finite, not_finite
 from ddil_core.support.progress import warn_once
 from ddil_core.support.protocol import require_guidance
@@ -56,6 +57,8 @@ class Model:
         variant: The set of weights that the user asked for, such as ``fp16``.
         guidance_assumed: Whether the model names no guidance scale, so that ``sampling`` has diffusers' default.
         compute: The number format, TF32, and whether the networks are compiled.
+        size: The size (H, W) in pixels of the images. None: the size that the model's network names.
+        asked_size: Whether the user asked for another size than the model's own.
     """
 
     reference: str
@@ -68,6 +71,8 @@ class Model:
     variant: str | None = None
     guidance_assumed: bool = False
     compute: Compute = FP32
+    size: Size | None = None
+    asked_size: bool = False
 
     @property
     def static(self) -> bool:
@@ -76,9 +81,20 @@ class Model:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of a latent at the model's own resolution."""
-        config: Any = self.denoiser.net.config
-        return config.in_channels, *latent_size(config, self.reference)
+        """Shape (C, H, W) of a latent of the model's images."""
+        config = self.denoiser.config
+        if self.size is None:
+            return latent_channels(config), *latent_size(config, self.reference)
+        scale = latent_scale(self.pipeline.vae.config, self.reference)
+        return latent_channels(config), self.size[0] // scale, self.size[1] // scale
+
+    @property
+    def image_size(self) -> Size:
+        """The size (H, W) in pixels of the model's images."""
+        if self.size is not None:
+            return self.size
+        scale = latent_scale(self.pipeline.vae.config, self.reference)
+        return self.latent_shape[1] * scale, self.latent_shape[2] * scale
 
     def guided(self, guidance_scale: float | None = None, reflection: Reflection | None = None) -> GuidedDenoiser:
         """Return the denoiser with guidance and reflection. None takes the model's own guidance scale.
@@ -88,7 +104,7 @@ class Model:
         """
         scale = self.own_guidance() if guidance_scale is None else guidance_scale
         require_guidance(scale)
-        outside = scale != 1.0 and self.denoiser.guidance_width is None
+        outside = scale != 1.0 and not self.denoiser.reads_guidance
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
 
     def own_guidance(self) -> float:
@@ -109,7 +125,7 @@ class Model:
     @torch.no_grad()
     def _nothing(self) -> Condition:
         with on_device(self.text_encoders(), self.device):
-            return self._checked(Condition(self.layout.nothing(self.pipeline)))
+            return self._checked(self.with_size(self.layout.nothing(self.pipeline)))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
@@ -117,10 +133,19 @@ class Model:
         distinct = list(dict.fromkeys(prompts))
         parts = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
         with on_device(self.text_encoders(), self.device):
-            encoded = [Condition(self.layout.encode(self.pipeline, part)) for part in parts]
+            encoded = [self.with_size(self.layout.encode(self.pipeline, part)) for part in parts]
         row_of = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.device)
         return self._checked(Condition.cat(encoded)).rows(rows)
+
+    def with_size(self, encoded: Tensors) -> Condition:
+        """Return the condition of encoded prompts: their tensors [B, …], and what depends on the images' size."""
+        if self.layout.sized is None:
+            return Condition(encoded)
+        like = next(iter(encoded.values()))
+        sized = self.layout.sized(self.image_size)
+        rows = {name: tensor.to(like).expand(len(like), *tensor.shape[1:]) for name, tensor in sized.items()}
+        return Condition(encoded | rows)
 
     def _checked(self, condition: Condition) -> Condition:
         """Return the condition if all its numbers are finite.
@@ -139,7 +164,7 @@ class Model:
 
     def cut(self, prompts: Sequence[str]) -> int:
         """Count the prompts that are too long for a text encoder. The encoder ignores the rest of such a prompt."""
-        return layouts.count_truncated(self.pipeline, prompts)
+        return layouts.count_truncated(self.pipeline, self.layout, prompts)
 
     def require_pictures(self, instead: str) -> None:
         """Refuse a model that draws points. ``instead`` is what the message advises.
@@ -158,16 +183,21 @@ class Model:
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images: return (mean, std) of the autoencoder's posterior, in scaled latents [B, C, h, w].
 
-        ``pixels`` are what ``values`` returns: of pictures float32 [B, 3, H, W] in [-1, 1].
+        ``pixels`` are what ``values`` returns: of pictures float32 [B, 3, H, W] in [-1, 1]. An AutoencoderDC encodes an
+        image as one latent, so that std is 0.
 
         Raises:
-            DdilError: the autoencoder has no posterior, or the posterior is not finite.
+            DdilError: the autoencoder has no encoder, or the latents are not finite.
         """
         vae = self.pipeline.vae
         require_encoder(vae, self.reference)
-        posterior = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist
+        encoded = vae.encode(pixels.to(self.device, vae.dtype))
         scale, shift = latent_scaling(vae, self.reference, self.device)
-        latents = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        if hasattr(encoded, "latent_dist"):
+            mean, std = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+        else:
+            mean, std = encoded.latent.float(), torch.zeros_like(encoded.latent, dtype=torch.float32)
+        latents = (mean - shift) * scale, std * scale
         if not all_finite(latents):
             owner = f"the model {self.reference!r}"
             raise not_finite("the latents of images", "after its autoencoder encoded them", owner, [vae])
@@ -221,6 +251,8 @@ def load_model(
     variant: str | None = None,
     *,
     compute: Compute | None = None,
+    height: int | None = None,
+    width: int | None = None,
     download: bool = False,
     fuse_lora: bool = True,
 ) -> Model:
@@ -232,12 +264,14 @@ def load_model(
         dtype: What the model computes in: float32, bfloat16 or float16, as a name or as torch's dtype.
         variant: Which of several sets of weights to read, such as ``fp16``. None: the plain files, or the only variant.
         compute: The dtype with TF32 and compilation; it replaces ``dtype``.
+        height: The height of the images in pixels. None: the model's own.
+        width: The width of the images in pixels. None: the model's own.
         download: Fetch the files that are not here from the hub. Without it nothing is fetched.
         fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights.
 
     Raises:
-        WrongCommand: the reference fits nothing (the message names the nearest that does), there is no such device, or
-            a setting has no effect on it.
+        WrongCommand: the reference fits nothing (the message names the nearest that does), there is no such device, a
+            setting has no effect on it, or the model cannot draw images of this size.
         DdilError: the files are damaged, do not fit each other, or have an unknown layout.
     """
     if device is None or isinstance(device, str):
@@ -246,7 +280,8 @@ def load_model(
     compute.require_device(torch.device(device))
     if download:
         fetch_missing([reference], variant)
-    return assemble(reference, resolve(reference), device, compute, variant, fuse_lora=fuse_lora)
+    size = {"height": height, "width": width}
+    return assemble(reference, resolve(reference), device, compute, variant, fuse_lora=fuse_lora, **size)
 
 
 def assemble(
@@ -257,6 +292,8 @@ def assemble(
     variant: str | None = None,
     *,
     fuse_lora: bool = True,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Model:
     """Load a model from its files. ``reference`` is the model's name in messages and records.
 
@@ -267,11 +304,16 @@ def assemble(
         compute: How the model computes.
         variant: See :func:`load_model`.
         fuse_lora: See :func:`load_model`.
+        height: See :func:`load_model`.
+        width: See :func:`load_model`.
 
     Raises:
+        WrongCommand: see :func:`load_model`.
         DdilError: see :func:`load_model`.
     """
-    layout = _layout(files, reference)
+    layout = layout_of(files, reference)
+    if (height, width) != (None, None):  # refuse a wrong size before anything heavy is loaded
+        Geometry.of_files(files.folder, reference).size(height, width, reference)
     if (vae := components(read_index(files.folder)).get("vae")) is not None:
         require_decoder(vae[1], reference)
     options: dict[str, Any] = {"fuse_lora": fuse_lora, "library": layout.library}
@@ -282,32 +324,24 @@ def assemble(
             part.eval().requires_grad_(False)
             if name not in TEXT_ENCODERS:  # ``Model.encode`` moves the text encoders to the device
                 part.to(device)
-    if compute.dtype == "fp16" and pipeline.vae.config.force_upcast:
+    if compute.dtype == "fp16" and pipeline.vae.config.get("force_upcast"):
         pipeline.vae.float()  # SDXL's autoencoder overflows in float16
     own_sampling = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
     config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
-    schedule, prediction = _process(files, own_sampling, config, reference)
+    geometry = Geometry.of_files(files.folder, reference)
+    size = geometry.size(height, width, reference)
+    schedule, prediction = process_of(files, own_sampling, config, reference, geometry.tokens(size))
     require_scaling(pipeline.vae, reference)
     require_finite_tiny(pipeline.vae, reference)
-    latent_size(getattr(pipeline, layout.network).config, reference)
-    layouts.bound_tokenizers(pipeline, reference)
+    layouts.bound_tokenizers(pipeline, layout, reference)
     denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
-    if files.system is not None:
-        _require_embedding(denoiser.guidance_width, files.system.w_embedding, reference)
-        sampling = Sampling.from_system(files.system, layout.guidance_scale)
-    elif own_sampling:
-        sampling = Sampling.from_file(own_sampling, f"the file {files.folder / SYSTEM_FILE}")
-    else:
-        sampling = Sampling.from_scheduler(config, layout.guidance_scale)
-    channels = getattr(pipeline, layout.network).config.in_channels
-    if sampling.bounds is not None and len(sampling.bounds.bound) != channels:
-        raise DdilError(
-            f"the file {files.folder / SYSTEM_FILE} has bounds for {len(sampling.bounds.bound)} channels, and the "
-            f"model's latents have {channels}; take the file of this model"
-        )
-    assumed = files.system is None and not own_sampling and denoiser.guidance_width is None
+    sampling, assumed = sampling_of(files, own_sampling, config, layout, denoiser, reference)
     prepare_networks(denoiser, pipeline.vae, device, compute)
-    return Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, assumed, compute)
+    model = Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, assumed, compute)
+    if size != model.image_size:
+        model.size = size
+    model.asked_size = size != geometry.own
+    return model
 
 
 def prepare_networks(denoiser: NetworkDenoiser, vae: Any, device: torch.device, compute: Compute) -> None:
@@ -323,60 +357,3 @@ def prepare_networks(denoiser: NetworkDenoiser, vae: Any, device: torch.device, 
         compile_module(denoiser.net, device)
         compile_module(vae.decoder, device)
         denoiser.reuses_output = device.type == "cuda"
-
-
-def _layout(files: Files, reference: str) -> Layout:
-    name = read_index(files.folder).get("_class_name")
-    if files.system is not None:  # the repository may name a class of its own, as InstaFlow's does
-        name = files.system.layout
-    if not isinstance(name, str) or name not in LAYOUTS:  # a list names a class of the repository
-        raise DdilError(f"the model {reference!r} has the layout {name}; known here are {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
-
-
-def _require_embedding(width: int | None, wanted: int | None, reference: str) -> None:
-    """Refuse a network with another guidance embedding than its row in ``systems.yaml`` says.
-
-    Raises:
-        DdilError: the widths differ, so these are the files of another system.
-    """
-    if width != wanted:
-        says = "none" if wanted is None else f"one of width {wanted}"
-        has = "without a guidance embedding" if width is None else f"with a guidance embedding of width {width}"
-        raise DdilError(
-            f"the model {reference!r} has a U-Net {has}, and its row in systems.yaml says {says}; "
-            "name the files of that system"
-        )
-
-
-def _process(
-    files: Files, own_sampling: dict[str, Any], config: dict[str, Any], reference: str
-) -> tuple[Schedule, Prediction]:
-    """Return the noise schedule and what the network predicts.
-
-    The first of these that names a prediction decides: the single file, the row or ``ddil.json``, the scheduler's
-    ``config``.
-
-    Raises:
-        WrongCommand: the scheduler's process is not supported.
-        DdilError: ``ddil.json`` and the scheduler name different predictions, or the prediction is not supported.
-    """
-    flow = "flow" if is_flow(config) else "epsilon"  # diffusers' default
-    scheduled: Any = config.get("prediction_type") or flow
-    named: Any = files.system.prediction if files.system is not None else own_sampling.get("prediction")
-    prediction: Prediction = files.prediction or named or scheduled
-    if files.system is None and files.prediction is None and named not in (None, "rectified_flow", scheduled):
-        raise DdilError(
-            f"the model {reference!r} was trained to predict {named}, and its scheduler/scheduler_config.json says "
-            f"{scheduled}; set its prediction_type to {named}"
-        )
-    if prediction not in get_args(Prediction):
-        raise DdilError(
-            f"the model {reference!r} predicts {prediction}, which is not supported; the prediction may be "
-            f"{', '.join(get_args(Prediction))}"
-        )
-    if config.get("variance_type") in ("learned", "learned_range"):
-        raise DdilError(f"the model {reference!r} also predicts a variance, which is not supported; take another model")
-    if prediction not in FLOWS:
-        return Schedule.from_config(config), prediction
-    return FlowSchedule.straight() if prediction == "rectified_flow" else FlowSchedule.from_config(config), prediction

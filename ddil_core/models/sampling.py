@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
-from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timesteps, transitions
+from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, timesteps, transitions
+from ddil_core.diffusion.scheduler_config import is_flow
 from ddil_core.diffusion.solvers import SOLVERS, require_start
 from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import WrongCommand
@@ -26,8 +27,8 @@ SYSTEM_FILE = "ddil.json"
 """The file beside ``model_index.json`` that says how a pipeline is meant to be sampled. diffusers ignores it."""
 SCHEMA_VERSION = 1
 """The version of the layout of ``ddil.json``."""
-FOR_READERS = {"prediction", "grid", "teacher", "schema_version"}
-"""The keys of ``ddil.json`` that are no settings of ``Sampling``."""
+FOR_READERS = {"height", "width", "prediction", "grid", "teacher", "schema_version"}
+"""The keys of ``ddil.json`` that are no settings of ``Sampling``. Others read the size and the prediction."""
 DEFAULT_STEPS = 32
 
 
@@ -91,6 +92,8 @@ class SystemFile(BaseModel):
         replaces: A diffusers scheduler that is not known here. These settings take its place.
         reflection: How x̂ is kept inside ``bounds``.
         bounds: The range of the data that the student was distilled on.
+        height: The height in pixels of the images that the student was distilled on, where its network does not say it.
+        width: Their width, likewise.
         prediction: What the network predicts, where the scheduler's configuration does not say it.
         grid: For readers; nothing reads it.
         teacher: For readers: how the teacher was used.
@@ -111,6 +114,8 @@ class SystemFile(BaseModel):
     replaces: str | None = None
     reflection: ReflectionMode = "none"
     bounds: _Bounds | None = None
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     prediction: Any = None
     grid: Any = None
     teacher: Any = None
@@ -186,7 +191,8 @@ class Sampling:
         """
         kind = str(config.get("_class_name"))
         solver, spacings = SCHEDULERS.get(kind, ("", {}))
-        spacing = spacings.get(str(config.get("timestep_spacing", "")), spacings.get("", ""))
+        named = "flow" if config.get("use_flow_sigmas") else str(config.get("timestep_spacing", ""))
+        spacing = spacings.get(named, spacings.get("", ""))
         unusual = [key for key, value in USUAL.items() if config.get(key) not in (None, value)]
         if not spacing or unusual:
             in_place = "flow_euler" if is_flow(config) else "dpmpp_2m"
@@ -218,8 +224,9 @@ class Sampling:
         Raises:
             WrongCommand: the solver cannot start where this schedule starts.
         """
-        require_start(SOLVERS.find(self.solver), schedule)
-        return transitions(self.times(schedule), CLEAN if self.ends_clean else 0)
+        solver, times = SOLVERS.find(self.solver), self.times(schedule)
+        require_start(solver, schedule, times[0])
+        return transitions(times, CLEAN if self.ends_clean else 0)
 
     def reflected(self, reference: str) -> Reflection | None:
         """Return the reflection of x̂, on the CPU, or None for ``none``. ``reference`` names the model in messages.
@@ -246,7 +253,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     "DDIMScheduler": ("ddim", {"leading": "leading", "trailing": "trailing"}),
     "DPMSolverMultistepScheduler": (
         "dpmpp_2m",
-        {"linspace": "even", "trailing": "trailing", "leading": "leading_inner"},
+        {"linspace": "even", "trailing": "trailing", "leading": "leading_inner", "flow": "flow_inner"},
     ),
     "EulerDiscreteScheduler": (
         "euler",
@@ -255,7 +262,10 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     "LCMScheduler": ("lcm", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
 }
-"""For each scheduler of diffusers: its solver, and the name here of each spacing. "" stands for any spacing."""
+"""For each scheduler of diffusers: its solver, and the name here of each spacing.
+
+"" stands for any spacing, and "flow" for the times of a scheduler with ``use_flow_sigmas``.
+"""
 USUAL = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,

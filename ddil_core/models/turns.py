@@ -19,6 +19,7 @@ from ddil_core.models.generate import require_prompts
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import warn
+from ddil_core.support.size import pixels
 
 
 def rollout(
@@ -97,9 +98,11 @@ def take_turns(
         solver: Takes the steps of both.
 
     Raises:
-        WrongCommand: the student's grid does not nest in the teacher's; the two models differ in the layout, the noise
-            schedule, the text encoders or the autoencoder; or the solver does not exist or cannot serve in a rollout.
+        WrongCommand: the student's grid does not nest in the teacher's; the two models differ in the size of images, the
+            layout, the noise schedule, the text encoders or the autoencoder; or the solver does not exist or cannot
+            serve in a rollout.
     """
+    require_one_size(teacher, student)
     different = differences(teacher, student)
     if different:
         raise WrongCommand(
@@ -117,6 +120,19 @@ def take_turns(
     denoisers = teacher.guided(guidance_scale), student.guided(None if distilled else 1.0)
     grids = schedule.grid(teacher_steps), student_grid
     return pair_actors(*denoisers, *grids, SOLVERS.find(solver)), student_grid
+
+
+def require_one_size(teacher: Model, student: Model) -> None:
+    """Refuse two models that draw images of different sizes.
+
+    Raises:
+        WrongCommand: they do.
+    """
+    if teacher.image_size != student.image_size:
+        raise WrongCommand(
+            f"{student.reference!r} draws images of {pixels(student.image_size)} and {teacher.reference!r} of "
+            f"{pixels(teacher.image_size)}; give both one size with --height and --width (in Python, of load_model)"
+        )
 
 
 def actors_sampling(actors: Mapping[str, Actor]) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,7 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
     help="The guidance scale g: of the teacher (pd, dmd2), or at which the student is sampled (lcm). The default is "
     "the protocol's, or the teacher's own.",
 )
+@options.size_options
 @options.compute_options("fp32", "bf16")
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
@@ -71,7 +72,7 @@ def distill(
     download: bool,
     device: str | None,
     as_json: bool,
-    **computing: Any,
+    **given: Any,
 ) -> None:
     """Distil a few-step student from a teacher.
 
@@ -93,8 +94,8 @@ def distill(
     chosen = ChosenProtocol(protocol) if protocol is not None else _shipped(teacher, method or "pd", lora)
     content, model = configuration(chosen.path, method, lora, settings)
     _set_options(content, ddil, seed, guidance_scale)
-    require_effect(computing["dtype"], content)
-    content |= {key: value for key, value in computing.items() if value is not None}
+    require_effect(given["dtype"], content)
+    content |= {key: value for key, value in given.items() if value is not None}
     config: Any = validate(model, content, str(chosen.path))
     if ddil and config.ddil is None:
         raise WrongCommand(f"{chosen.path} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil")

@@ -90,6 +90,7 @@ evaluate.add_command(prompt_inversion)
     help="The seed of the noise and of the random choices, in place of the protocol's.",
 )
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
+@options.size_options
 @options.compute_options()
 @options.protocol_options
 @options.download_option
@@ -133,6 +134,7 @@ def covariate_shift(
 @options.teacher_guidance_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
+@options.size_options
 @options.compute_options()
 @options.protocol_options
 @options.download_option
@@ -175,6 +177,7 @@ def drift(
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise.")
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @save_option
+@options.size_options
 @options.compute_options()
 @options.protocol_options
 @options.download_option
@@ -221,6 +224,7 @@ def systems(
 @click.option(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
+@options.size_options
 @options.compute_options()
 @save_option
 @options.download_option

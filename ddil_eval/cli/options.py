@@ -283,6 +283,14 @@ def compute_options(*dtypes: str) -> Callable[[F], F]:
     return add
 
 
+def size_options(command: F) -> F:
+    """Add ``--height`` and ``--width``."""
+    for side in ("width", "height"):
+        text = f"The {side} of the images in pixels. The default is the model's own."
+        command = click.option(f"--{side}", type=COUNT, default=None, metavar="PIXELS", help=text)(command)
+    return command
+
+
 def fetch_missing(references: Iterable[str], download: bool, variant: str | None = None) -> None:
     """With ``--download``, download the missing files of models on the hub. Complete models cause no request."""
     if download:

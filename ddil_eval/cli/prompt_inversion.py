@@ -30,6 +30,7 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
 @click.option(
     "--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted, help="The results folder."
 )
+@options.size_options
 @options.compute_options()
 @options.protocol_options
 @options.download_option

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-images", type=options.COUNT, default=1, show_default=True, help="The number of images for each prompt."
 )
+@options.size_options
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
 @options.compute_options()
@@ -49,6 +50,8 @@ def sample(
     guidance_scale: float | None,
     reflection: str | None,
     num_images: int,
+    height: int | None,
+    width: int | None,
     seed: int,
     out: Path,
     variant: str | None,
@@ -71,6 +74,7 @@ def sample(
     from ddil_core.models.model import load_model
     from ddil_core.support.compute import FP32
     from ddil_core.support.lock import held
+    from ddil_core.support.size import WantedSize
     from ddil_eval.experiments.image_sources import INDEX, write_sample
     from ddil_eval.experiments.system_configs import image_origin
 
@@ -81,7 +85,8 @@ def sample(
     with held(out):
         _require_empty(out)
         options.fetch_missing([reference], download, variant)
-        model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**settings))
+        compute, size = FP32.override(**settings), WantedSize(height=height, width=width)
+        model = load_model(reference, options.choose_device(device), variant=variant, compute=compute, **size)
         model.require_pictures("draw them in Python with ddil_core.sample, which returns them as an array")
         resolved = resolve_sampling(model, **sampling)
         announce_sampling(model, prompts, resolved)

@@ -18,12 +18,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from ddil_core.data.base import DataSet, Prompt
-from ddil_core.data.pool import model_image_size
 from ddil_core.diffusion.noise import Sample, decisions
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, require_stateless
 from ddil_core.diffusion.schedule import Time
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.generate import TRUNCATED
+from ddil_core.models.image_size import require_drawable
 from ddil_core.support import ranks
 from ddil_core.support.compute import ComputeKeys, LongDtypeName, NetworkDtypeKeys
 from ddil_core.support.devices import DTYPES
@@ -33,6 +33,7 @@ from ddil_core.support.image_grids import image_grid
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.progress import warn
 from ddil_core.support.protocol import GuidanceScale, content_hash, renamed
+from ddil_core.support.size import SizeKeys
 from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.measurement import Cells
@@ -64,7 +65,7 @@ NOT_HASHED = frozenset({"teacher", "student", "sampling", "drift"})
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 
 
-class CovariateShiftConfig(NetworkDtypeKeys):
+class CovariateShiftConfig(NetworkDtypeKeys, SizeKeys):
     """The covariate-shift analysis as data. What is None comes from the recipe, and the recipe from the data set.
 
     Attributes:
@@ -146,8 +147,8 @@ class CovariateShiftConfig(NetworkDtypeKeys):
             raise WrongCommand(
                 f"{num_prompts} prompts are too few to measure drift; measure at least {FOLDS}, or leave drift out"
             )
-        shared = ("teacher", "data", "teacher_steps", "guidance_scale", "batch_size", "seed", *ComputeKeys.model_fields)
-        given = {key: getattr(self, key) for key in shared}
+        shared = ("teacher", "data", "teacher_steps", "guidance_scale", "batch_size", "seed")
+        given = {key: getattr(self, key) for key in (*shared, *ComputeKeys.model_fields, *SizeKeys.model_fields)}
         return DriftConfig(students=(str(self.student),), num_prompts=num_prompts, **given)
 
 
@@ -215,6 +216,7 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     if config.student is None:
         raise WrongCommand("the analysis needs a student; name one with --student, or with --set student=REF")
     require_stateless(SOLVERS.find(config.solver))
+    require_drawable((config.teacher, config.student), **config.size)
     recipe, data, images = open_reference(config.data, config.recipe, config.reference_images)
     extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     reference_sizes = check_reference(data, images, recipe, extractors.metrics)
@@ -230,12 +232,13 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
         guidance_scale=config.guidance_scale,
         solver=config.solver,
         compute=config.compute,
+        size=config.size,
         teacher_dtype=config.teacher_dtype,
         student_dtype=config.student_dtype,
     )
     if config.figure_prompts:
         pair.teacher.require_pictures("leave Figure 2 out with --set figure_prompts=0")
-    drawn = ImageSizes.drawn(config.teacher, model_image_size(pair.teacher))
+    drawn = ImageSizes.drawn(config.teacher, pair.teacher.image_size)
     require_sizes(drawn, reference_sizes, recipe, extractors.metrics, captions)
     if cut := pair.teacher.cut(captions):
         warn(TRUNCATED.format(cut, len(captions)))
@@ -331,6 +334,7 @@ def _save(
         "guidance_scale": pair.sampling["teacher"]["guidance_scale"],
         "reflection": "none",
         "compute": config.compute,
+        "size": pair.teacher.image_size if pair.teacher.asked_size else None,
         "seeds": [config.seed],
     }
     records = [

@@ -79,9 +79,10 @@ def _load(config: DriftConfig, device: str) -> list[Drifting]:
         raise WrongCommand("drift needs a student; name one with --student, or with --set students=[REF]")
     if len(students) < len(config.students) + sum(map(len, config.groups.values())):
         raise WrongCommand("a student stands twice; name each student once")
-    teacher = load_model(config.teacher, device, compute=config.compute)
+    load = partial(load_model, device=device, compute=config.compute, **config.size)
+    teacher = load(config.teacher)
     settings = config.teacher_steps, config.guidance_scale, config.consistency_step
-    pairs = [pair_models(teacher, load_model(one, device, compute=config.compute), *settings) for one in students]
+    pairs = [pair_models(teacher, load(one), *settings) for one in students]
     _require_one_grid(config, dict(zip(students, pairs, strict=True)))
     used = used_sampling(pairs)
     for model, sampling in [(config.teacher, used["teacher"]), *used["students"].items()]:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ddil_core.support.compute import ComputeKeys
 from ddil_core.support.protocol import GuidanceScale
+from ddil_core.support.size import SizeKeys
 from ddil_eval.statistics.two_sample import FOLDS
 
 EXPERIMENT = "drift"
@@ -17,7 +18,7 @@ ALL = "all"
 """The cell that takes all transitions together, as training does."""
 
 
-class DriftConfig(ComputeKeys):
+class DriftConfig(ComputeKeys, SizeKeys):
     """The drift experiment as data.
 
     Attributes:

@@ -271,6 +271,7 @@ def _fields(config: DriftConfig, roles: Mapping[str, Drift]) -> dict[str, Any]:
         "guidance_scale": scale,
         "reflection": "none",
         "compute": config.compute,
+        "size": pair.teacher.image_size if pair.teacher.asked_size else None,
         "seeds": [config.seed],
         "nfe": float(sum(pair.actors[TEACHER].nfe) + sum(pair.actors[STUDENT].nfe)),
     }

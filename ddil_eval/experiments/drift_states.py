@@ -25,7 +25,7 @@ from ddil_core.diffusion.solvers import SOLVERS, ddim
 from ddil_core.distillation.losses import pd_target
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.models.model import Model
-from ddil_core.models.turns import actors_sampling, differences, take_turns
+from ddil_core.models.turns import actors_sampling, differences, require_one_size, take_turns
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.finite import Finite, not_finite
 from ddil_eval.features.storage import Arrays
@@ -128,6 +128,7 @@ def pair_models(
         return Drifting(
             teacher, student, *take_turns(teacher, student, teacher_steps, guidance_scale), consistency_step
         )
+    require_one_size(teacher, student)
     if different := differences(teacher, student):
         raise WrongCommand(
             f"{student.reference!r} has another {' and another '.join(different)} than {teacher.reference!r}, so that "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddil_core.data.captioned import prepare_image
 from ddil_core.diffusion.noise import Sample
 from ddil_core.inversion.towers import Towers
 from ddil_core.models.generate import sample_images
@@ -20,10 +21,10 @@ from ddil_core.support.compute import FP32, Compute
 from ddil_core.support.environment import full_precision
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
+from ddil_core.support.size import OWN_SIZE, WantedSize
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.experiments.system_configs import SystemConfig, image_origin, sampling_of
 from ddil_eval.features.extraction import Extractors
-from ddil_eval.features.recipes import Preparation
 from ddil_eval.features.storage import Arrays, cached_arrays
 from ddil_eval.statistics.moments import blocks
 
@@ -57,7 +58,7 @@ class Gallery:
 
     Attributes:
         ids: The N names of the inverted images.
-        references: The inverted images, uint8 [N, size, size, 3]. Drawn images are resized to their size.
+        references: The inverted images, uint8 [N, H, W, 3]. Drawn images are resized to their size.
         distance: The name of the metric between images.
         extractors: The network of that metric.
         towers: The CLIP that compares images with the inverted ones; None for no such comparison.
@@ -67,6 +68,7 @@ class Gallery:
         work: The folder of finished batches.
         device: The device of this process.
         compute: How models compute that have no settings of their own.
+        size: The height and width of their images.
     """
 
     ids: tuple[str, ...]
@@ -80,6 +82,7 @@ class Gallery:
     work: Path
     device: str
     compute: Compute = FP32
+    size: WantedSize = field(default_factory=OWN_SIZE.copy)
 
     @property
     def to_reference(self) -> str:
@@ -105,7 +108,8 @@ class Gallery:
             prompts: The N prompts.
             model: The system's model, where it is loaded already.
         """
-        model = model or load_model(system.model, self.device, compute=system.compute(self.compute))
+        compute, size = system.compute(self.compute), system.size(self.size)
+        model = model or load_model(system.model, self.device, compute=compute, **size)
         sampling = sampling_of(system, model, prompts)
         origin = image_origin(model, sampling, self.seed)
         place = self.work / self._work_key(origin, sampling, prompts)
@@ -143,14 +147,14 @@ class Gallery:
             "networks": self.extractors.identity(),
             "towers": None if self.towers is None else self.towers.identity,
         } | (origin.compute.changed() if origin.compute else {})
+        depends |= {} if origin.size is None else {"size": list(origin.size)}
         return content_hash(depends)[:16]
 
     def _sized(self, images: np.ndarray) -> np.ndarray:
         """Resize images [M, …] to the size of the references, and group them: [M / number, number, …]."""
-        size = self.references.shape[1]
-        if images.shape[1:3] != (size, size):
-            prepare = Preparation(crop=True, size=size, filter="lanczos")
-            images = np.stack([prepare(image) for image in images])
+        height, width = self.references.shape[1:3]
+        if images.shape[1:3] != (height, width):
+            images = np.stack([prepare_image(image, (height, width)) for image in images])
         return images.reshape(-1, self.number, *images.shape[1:])
 
     def _measured(self, images: np.ndarray, part: slice, prompts: Sequence[str]) -> Arrays:

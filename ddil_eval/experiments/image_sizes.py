@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ddil_core.data.captioned import Survey
 from ddil_core.support.errors import WrongCommand
+from ddil_core.support.size import pixels
 from ddil_eval.features.extraction import require_fitting
 from ddil_eval.features.recipes import Recipe
 from ddil_eval.metrics import METRICS
@@ -50,12 +51,6 @@ class ImageSizes:
 
 NO_SIZES = ImageSizes("the images of the reference", {})
 """The sizes of a reference that no metric compares with, or whose sizes are not known."""
-
-
-def pixels(size: Size) -> str:
-    """Write a size as width × height."""
-    height, width = size
-    return f"{width} × {height} px"
 
 
 def require_one_size(images: ImageSizes, recipe: Recipe, metrics: Sequence[str], *, generated: bool = True) -> None:

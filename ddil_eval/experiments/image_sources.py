@@ -183,6 +183,7 @@ class ImageOrigin:
         pictures_sha256: The hash of the files, where images are read from a folder. The name is a key on disk.
         reflection: How x̂ was kept inside the range of the data.
         compute: How the model computed. None: not known.
+        size: The height and width in pixels, where the user asked for another size than the model's own.
     """
 
     reference: str
@@ -195,13 +196,15 @@ class ImageOrigin:
     pictures_sha256: str | None = None
     reflection: str = "none"
     compute: Compute | None = None
+    size: tuple[int, int] | None = None
 
     def described(self) -> dict[str, Any]:
-        """Return the fields as the images' folder and hashes hold them: settings of ``compute`` where they changed."""
+        """Return the fields as the images' folder and hashes hold them: ``compute`` and ``size`` where they changed."""
         content = asdict(self)
-        del content["compute"]
+        del content["compute"], content["size"]
         changed = None if self.compute is None else self.compute.changed()
-        return content | ({"compute": changed} if changed else {})
+        size = {} if self.size is None else {"size": list(self.size)}
+        return content | ({"compute": changed} if changed else {}) | size
 
     @classmethod
     def read(cls, folder: Path) -> ImageOrigin:

@@ -11,6 +11,7 @@ from ddil_core.inversion.towers import SHAPES
 from ddil_core.inversion.words import Vocabulary
 from ddil_core.support.compute import ComputeKeys
 from ddil_core.support.protocol import GuidanceScale, renamed
+from ddil_core.support.size import SizeKeys
 from ddil_eval.experiments.system_configs import SystemConfig, refuse_names
 from ddil_eval.metrics import METRICS
 
@@ -18,7 +19,7 @@ LPIPS = ("lpips_diversity", "lpips_efflite0")
 """The metric of Table 5, and the one for machines without AlexNet's weights."""
 
 
-class InversionConfig(ComputeKeys):
+class InversionConfig(ComputeKeys, SizeKeys):
     """Prompt inversion as data.
 
     The keys of ``ComputeKeys`` say how the models that draw compute. Images are inverted in float32.

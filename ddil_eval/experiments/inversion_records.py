@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ddil_core.data.base import DataSet
+from ddil_core.data.base import DataSet, in_words
 from ddil_core.inversion import get_inverter
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.size import SizeKeys
 from ddil_eval.experiments.caption_recall import ATTRIBUTES, caption_recall
 from ddil_eval.experiments.gallery import Drawn, Gallery
 from ddil_eval.experiments.inversion_config import InversionConfig
@@ -26,6 +27,7 @@ from ddil_eval.statistics import estimate_mean
 EXPERIMENT = "prompt-inversion"
 NOT_HASHED = frozenset(
     {"systems", "differences", "batch_size", "draw_batch_size", "figures", "sampling", "dtype", "tf32", "compile"}
+    | SizeKeys.model_fields.keys()
 )
 """Keys of the configuration that no row's numbers depend on, or that the record of a row names itself."""
 RECALL = "recovered"
@@ -60,7 +62,8 @@ def inversion_writer(
     inverters = {
         name: get_inverter(name, settings)[1].model_dump(mode="json") for name, settings in config.inverters.items()
     }  # with the defaults, so that other defaults give another protocol
-    size = targets.images.shape[1]
+    height, width = targets.images.shape[1:3]
+    size = height if height == width else (height, width)
     protocol = config.model_dump(mode="json") | {"lpips": config.distance, "inverters": inverters}
     if config.guidance_scale is None:
         del protocol["guidance_scale"]  # a newer key, which must not change the hashes of older records
@@ -78,10 +81,10 @@ def inversion_writer(
             "teacher_weights_sha256": teacher.weights_sha256(),
             "inverter": config.inverter,
             "pictures_per_prompt": config.images_per_prompt,
-            "size": size,
+            "size": size if height == width else [height, width],
             "clip": None if gallery.towers is None else gallery.towers.identity,
         },
-        recipe=f"{config.images_per_prompt} pictures a prompt, {size} px",  # a part of old records' identities
+        recipe=f"{config.images_per_prompt} pictures a prompt, {in_words(size)} px",  # a part of old records' identities
         count=len(targets.ids),
         device=gallery.device,
         started=started,

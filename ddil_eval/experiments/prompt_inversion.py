@@ -25,6 +25,7 @@ from ddil_core.inversion.towers import load_inversion_towers, missing_towers
 from ddil_core.inversion.words import model_words, require_text_encoder
 from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.generate import resolve_sampling
+from ddil_core.models.image_size import require_drawable
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import sampling_line
@@ -147,9 +148,11 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     started, config = time.monotonic(), plan.config
     if plan.data is None or not plan.possible:
         raise DdilError(NOTHING_TO_MEASURE)
+    for system in (SystemConfig(name=config.teacher, model=config.teacher), *plan.systems):
+        require_drawable([system.model], **system.size(config.size))
     extractors = Extractors([config.distance], device)
     towers = None if config.clip is None else load_inversion_towers(config.clip, device)
-    teacher = load_model(config.teacher, device)
+    teacher = load_model(config.teacher, device, **config.size)
     require_encoder(teacher.pipeline.vae, teacher.reference)
     targets, allowed = read_targets(plan.data, config.num_images, image_side(teacher)), vocabulary(config)
     words, tower_words = model_words(teacher, allowed), None if towers is None else towers.words(allowed)
@@ -173,6 +176,7 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
         work=out / "partial",
         device=device,
         compute=config.compute,
+        size=config.size,
     )
     systems = [gallery.draw(config.guided(system), prompts[config.inverter]) for system in plan.systems]
     teacher_row = config.guided(SystemConfig(name=config.teacher, model=config.teacher))

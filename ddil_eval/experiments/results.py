@@ -16,6 +16,7 @@ from ddil_core.support import ranks
 from ddil_core.support.compute import without_defaults
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import commit, versions
+from ddil_core.support.size import without_own_size
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, RecordedMetric, RecordedModel, save_record
@@ -90,9 +91,9 @@ class RecordWriter:
 
 
 def hashed(protocol: Mapping[str, Any], not_hashed: Iterable[str]) -> dict[str, Any]:
-    """Return what the hash of a protocol covers: no key of ``not_hashed``, and no default of how models compute."""
+    """Return what the hash of a protocol covers: no key of ``not_hashed``, and no default of compute or size."""
     left_out = set(not_hashed)
-    return without_defaults({key: value for key, value in protocol.items() if key not in left_out})
+    return without_own_size(without_defaults({key: value for key, value in protocol.items() if key not in left_out}))
 
 
 def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:
@@ -111,6 +112,7 @@ def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:
         "guidance_scale": first.guidance_scale,
         "reflection": first.reflection,
         "compute": first.compute,
+        "size": first.size,
         "pictures_sha256": first.pictures_sha256 if alone else None,
         "nfe": first.nfe if alone else None,
         "seeds": sorted({origin.seed for _, origin in systems if origin.seed is not None}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ddil_core.support import ranks
 from ddil_core.support.compute import Compute
 from ddil_core.support.devices import torch_dtype
 from ddil_core.support.progress import note, progress
+from ddil_core.support.size import OWN_SIZE, WantedSize
 from ddil_eval.experiments.shift_runs import ShiftRun
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
@@ -64,6 +66,7 @@ def load_pair(
     guidance_scale: float | None = None,
     solver: str = "ddim",
     compute: Compute | None = None,
+    size: WantedSize = OWN_SIZE,
     teacher_dtype: str | None = None,
     student_dtype: str | None = None,
 ) -> Pair:
@@ -77,13 +80,15 @@ def load_pair(
         guidance_scale: The teacher's guidance scale. Defaults to the model's own.
         solver: The solver of both models.
         compute: How both models compute. None: in float32 without TF32, not compiled.
+        size: The height and width of the images.
         teacher_dtype: The dtype of the weights of the teacher's network, in place of that of ``compute``.
         student_dtype: The dtype of the weights of the student's network, in place of that of ``compute``.
 
     Raises:
         WrongCommand: the two models cannot take turns.
     """
-    models = load_model(teacher, device, compute=compute), load_model(student, device, compute=compute)
+    load = partial(load_model, device=device, compute=compute, **size)
+    models = load(teacher), load(student)
     for model, dtype in zip(models, (teacher_dtype, student_dtype), strict=True):
         if dtype is not None:
             model.denoiser.net.to(torch_dtype(dtype))

@@ -16,6 +16,7 @@ from ddil_core.support import ranks
 from ddil_core.support.compute import Compute, DtypeName
 from ddil_core.support.errors import DdilError
 from ddil_core.support.protocol import GuidanceScale, Strict
+from ddil_core.support.size import WantedSize
 from ddil_core.support.text import one_line
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.report.tables import paper_rows
@@ -36,6 +37,8 @@ class SystemConfig(Strict):
         dtype: The number format of the row's model. Left out, it is the protocol's, as in the next two.
         tf32: Whether a GPU may use TF32.
         compile: Whether the networks are compiled.
+        height: The height of the images in pixels. Left out, it is the protocol's, as in the next.
+        width: The width of the images in pixels.
         paper: The name of the row in the paper's Table 1 or 5.
         provide: What a user does to get a model that is missing.
     """
@@ -49,12 +52,19 @@ class SystemConfig(Strict):
     dtype: DtypeName | None = None
     tf32: bool | None = None
     compile: bool | None = None
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     paper: str | None = None
     provide: str | None = None
 
     def compute(self, shared: Compute) -> Compute:
         """Return how the row's model computes: its own settings over those that all rows share."""
         return shared.override(dtype=self.dtype, tf32=self.tf32, compile=self.compile)
+
+    def size(self, shared: WantedSize) -> WantedSize:
+        """Return the row's size: its own sides over those that all rows share."""
+        height = shared["height"] if self.height is None else self.height
+        return WantedSize(height=height, width=shared["width"] if self.width is None else self.width)
 
 
 def system_rows(
@@ -151,4 +161,5 @@ def image_origin(model: Model, sampling: Sampling, seed: int, *, with_weights: b
         nfe=float(evaluations),
         seed=seed,
         compute=model.compute,
+        size=model.image_size if model.asked_size else None,
     )

@@ -24,6 +24,7 @@ from ddil_core.support.errors import DdilError, Missing
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import renamed
+from ddil_core.support.size import SizeKeys
 from ddil_eval.experiments.engine import measure_systems
 from ddil_eval.experiments.image_sizes import NO_SIZES, ImageSizes, require_sizes
 from ddil_eval.experiments.image_sources import GeneratedImages, ImageSource, ImageWriter, slug
@@ -51,14 +52,17 @@ from ddil_eval.report.records import Record
 
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
-NOT_HASHED = frozenset({"systems", "differences", "batch_size", "experiment", "dtype", "tf32", "compile"})
+NOT_HASHED = frozenset(
+    {"systems", "differences", "batch_size", "experiment", "dtype", "tf32", "compile", "height", "width"}
+)
 """Keys of the configuration that no row's numbers depend on, or that the record of a row names itself."""
 
 
-class SystemsConfig(ComputeKeys):
+class SystemsConfig(ComputeKeys, SizeKeys):
     """A comparison of systems as data. What is None comes from the recipe, and the recipe from the data set.
 
-    The keys of ``ComputeKeys`` say how its models compute; a row may have its own.
+    The keys of ``ComputeKeys`` say how its models compute, and those of ``SizeKeys`` which images they draw; a row may
+    have its own.
 
     Attributes:
         experiment: The name of the experiment.
@@ -175,7 +179,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         require_enough(len(prompts.prompts), config.prompts or config.data)
         captions = [prompt.text for prompt in prompts.prompts]
         for system in systems:
-            drawn = ImageSizes.drawn(system.model, image_size(system.model))
+            drawn = ImageSizes.drawn(system.model, image_size(system.model, **system.size(config.size)))
             require_sizes(drawn, reference_sizes or NO_SIZES, recipe, metrics, captions)
     return ComparisonPlan(config, recipe, data, prompts, systems, metrics, absent | absent_systems)
 
@@ -253,7 +257,8 @@ def _open(
     system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
 ) -> ImageSource:
     """Load a system, and open a folder for its images where they are kept."""
-    model, number = load_model(system.model, device, compute=system.compute(config.compute)), config.images_per_prompt
+    compute, size, number = system.compute(config.compute), system.size(config.size), config.images_per_prompt
+    model = load_model(system.model, device, compute=compute, **size)
     sampling = sampling_of(system, model, [prompt.text for prompt in prompts.prompts])
     origin = image_origin(model, sampling, config.seed)
     writer = None if folder is None else ImageWriter(folder / slug(system.name), origin, prompts.prompts, number)

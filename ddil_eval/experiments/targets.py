@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddil_core.data.base import DataSet
-from ddil_core.data.captioned import read_image
+from ddil_core.data.base import DataSet, Side
+from ddil_core.data.captioned import prepare_image, read_image
 from ddil_core.data.folder import ImageFiles
 from ddil_core.inversion.towers import SHAPES
 from ddil_core.inversion.words import Vocabulary
 from ddil_eval.experiments.inversion_config import InversionConfig
-from ddil_eval.features.recipes import Preparation
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class TargetImages:
 
     Attributes:
         ids: N names.
-        images: uint8 [N, size, size, 3], in [0, 255].
+        images: uint8 [N, H, W, 3], in [0, 255].
         captions: The N true captions in the shapes world; None elsewhere.
     """
 
@@ -30,20 +29,20 @@ class TargetImages:
     captions: tuple[str, ...] | None
 
 
-def read_targets(data: DataSet, count: int, size: int) -> TargetImages:
-    """Read the first ``count`` images, cropped to their middle square and resized to ``size`` pixels.
+def read_targets(data: DataSet, count: int, size: Side) -> TargetImages:
+    """Read the first ``count`` images, cropped to their middle and resized to ``size`` (``prepare_image``).
 
     Raises:
         DdilError: an image cannot be read; the message names it.
     """
-    prepare = Preparation(crop=True, size=size, filter="lanczos")
+    height, width = (size, size) if isinstance(size, int) else size
     if isinstance(data, ImageFiles):
         files = data.take(count, "images")
-        images = np.stack([prepare(read_image(file.path)) for file in files])
+        images = np.stack([prepare_image(read_image(file.path), size) for file in files])
         return TargetImages(tuple(file.id for file in files), images, None)
     images = np.stack(
         [
-            image if image.shape[:2] == (size, size) else prepare(image)
+            image if image.shape[:2] == (height, width) else prepare_image(image, size)
             for batch in data.images(count)
             for image in batch
         ]

@@ -84,6 +84,7 @@ def _setting(record: Record) -> dict[str, Entry]:
         "dtype": compute.dtype,
         "tf32": compute.tf32,
         "compile": compute.compile,
+        "size": record.size,
         "seed": record.seeds[0] if len(record.seeds) == 1 else tuple(record.seeds),
         "n_asked": record.n_asked,
         "n_done": record.n_done,

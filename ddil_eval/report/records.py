@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
 from ddil_core.support.outside import MEGABYTE, NotPlain, newer, parse_json, read_file
+from ddil_core.support.size import pixels
 from ddil_eval.report.cells import misfit
 
 Direction = Literal["higher", "lower"]
@@ -35,6 +36,7 @@ SETTING = (
     "guidance_scale",
     "reflection",
     "compute",
+    "size",
     "seeds",
     "n_asked",
 )
@@ -132,7 +134,8 @@ class Record(_Strict):
     difference that the protocol does not name; a table needs it to mark the best system.
 
     `pictures_sha256` is the hash of the image files, if the images came from a folder. `nfe` is the mean number of
-    network evaluations for each sample. `compute` is None in records from before it was a setting, which have its
+    network evaluations for each sample. `size` is the height and width in pixels of the images that the models drew;
+    it is None where that is each model's own size. `compute` is None in records from before it was a setting, which have its
     defaults, and where no model drew. `created` is an ISO time with a zone.
     """
 
@@ -149,6 +152,7 @@ class Record(_Strict):
     guidance_scale: float | None
     reflection: JsonValue
     compute: RecordedCompute | None = None
+    size: tuple[int, int] | None = None
     pictures_sha256: str | None = None
     nfe: float | None
     seeds: list[int]
@@ -195,6 +199,8 @@ class Record(_Strict):
         content = self.model_dump(mode="json", include=set(fields))
         if self.compute in (None, RecordedCompute()):
             content.pop("compute", None)
+        if self.size is None:
+            content.pop("size", None)
         if "experiment" in content:
             content["experiment"] = self.first_name
         return digest(content)
@@ -286,11 +292,16 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def computed_words(records: Sequence[Record]) -> list[str]:
-    """Return how the models of a table computed, where it is no default: once, or by the names of the rows."""
-    words = {str(r.cell.get("name", r.kind)): (r.compute or RecordedCompute()).words() for r in records}
+    """Return how models of a table computed, and at which size, if not by default: once, or by the rows' names."""
+    words = {str(r.cell.get("name", r.kind)): _computed(r) for r in records}
     if len(set(words.values())) == 1:
         return [word for word in words.values() if word][:1]
     return [f"{name} {word}" for name, word in words.items() if word]
+
+
+def _computed(record: Record) -> str:
+    size = "" if record.size is None else f"images of {pixels(record.size)}"
+    return ", ".join(word for word in ((record.compute or RecordedCompute()).words(), size) if word)
 
 
 def latest_records(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ddil_core.support.size import pixels
 from ddil_eval.report.records import Record, RecordedCompute
 
 _COUNTS = re.compile(r" \([\d,]+ → [\d,]+\)$")
@@ -57,6 +58,7 @@ def _of_models(new: Record, old: Record) -> Iterator[str]:
         ("guidance", new.guidance_scale, old.guidance_scale),
         ("reflection", new.reflection, old.reflection),
         ("compute", _computed(new), _computed(old)),
+        ("size", _size(new), _size(old)),
         ("seed", new.seeds, old.seeds),
     ):
         if after_value != before_value:
@@ -110,6 +112,10 @@ def _same_reference(new: Record, old: Record) -> bool:
 
 def _computed(record: Record) -> str:
     return (record.compute or RecordedCompute()).words() or "fp32"
+
+
+def _size(record: Record) -> str:
+    return "the model's own" if record.size is None else pixels(record.size)
 
 
 def _arrow(before: object, after: object) -> str:

@@ -64,7 +64,7 @@ class _Row:
     paper: tuple[Cell, ...] = ()
 
 
-_OWN = {"systems", "solver", "grid", "guidance_scale", "reflection", "compute"}
+_OWN = {"systems", "solver", "grid", "guidance_scale", "reflection", "compute", "size"}
 """The fields in which the rows of a comparison may differ."""
 _SHARED = {
     # The rows of a comparison are different systems with their own grids; columns name them.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ddil_core.support.size import pixels
 from ddil_eval.report.records import Record, RecordedCompute, digest
 from ddil_eval.report.rendering import header_text, marks_after, notes_below, printed_cells
 from ddil_eval.report.table_type import Table
@@ -125,6 +126,7 @@ def _settings(record: Record) -> list[tuple[str, str]]:
         ("guidance scale", "none" if record.guidance_scale is None else f"{record.guidance_scale:g}"),
         ("reflection", _plain(record.reflection)),
         ("compute", compute),
+        *([] if record.size is None else [("size", pixels(record.size))]),
         ("NFE", "" if record.nfe is None else f"{record.nfe:g}"),
         ("seeds", _joined(record.seeds)),
         ("samples", f"{record.n_done} of {record.n_asked}"),

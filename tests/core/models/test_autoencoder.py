@@ -20,7 +20,7 @@ from ddil_core.distillation.methods import METHODS
 from ddil_core.models.generate import sample, sampling_warnings
 from ddil_core.models.memory import estimate_memory, latent_size
 from ddil_core.models.model import Model, load_model
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.misfits import value_text
 from tests.core.closed_form import distance, normal
 from tests.pipelines import STUDENT, build, edited, save_pipeline, tiny_autoencoder, tiny_unet
@@ -200,17 +200,17 @@ def test_a_wide_model_draws_what_diffusers_draws(folder: Path, tmp_path: Path) -
     assert np.abs(sample(model, PROMPTS, steps=4, guidance_scale=3.0)[:, 0] - expected).max() <= 1
 
 
-def test_a_wide_model_is_no_teacher(folder: Path, tmp_path: Path) -> None:
+def test_a_wide_model_takes_no_square_data(folder: Path, tmp_path: Path) -> None:
     wide = edited(folder, tmp_path / "wide", "unet/config.json", sample_size=[8, 12])
     config = METHODS["pd"].config.model_validate({"stages": [{"steps": 2, "updates": 1}], "batch_size": 2, "pool": 4})
-    with pytest.raises(DdilError) as error:
+    with pytest.raises(WrongCommand) as error:
         distill(str(wide), "shapes", config, tmp_path / "run", device="cpu")
     assert str(error.value) == (
-        f"the model {str(wide)!r} draws images of 64 x 96 pixels (height x width), but data are prepared as squares; "
-        "name a model of square images"
+        f"the images of the data set 'shapes' have 64 x 64 pixels, and the teacher {str(wide)!r} draws 64 x 96; choose "
+        "data or a teacher of the same size"
     )
     assert not (tmp_path / "run").exists()
-    assert image_side(load_model(str(folder))) == 64
+    assert (image_side(load_model(str(folder))), image_side(load_model(str(wide)))) == (64, (64, 96))
 
 
 @pytest.mark.parametrize("value", [None, [], [8], [8, 8, 8], [8, 0], "8", 0, -8, 8.5, [8, "8"], True])
@@ -218,7 +218,9 @@ def test_a_size_that_is_none_is_refused(folder: Path, tmp_path: Path, value: Any
     broken = edited(folder, tmp_path / "broken", "unet/config.json", sample_size=value)
     with pytest.raises(DdilError) as error:
         load_model(str(broken))
-    assert f"has the sample_size {value_text(value)} in its configuration" in str(error.value) and "\n" not in str(error.value)
+    assert f"has the sample_size {value_text(value)} in its configuration" in str(error.value) and "\n" not in str(
+        error.value
+    )
 
 
 def test_memory_is_estimated_for_any_size(folder: Path, tmp_path: Path) -> None:

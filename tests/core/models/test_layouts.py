@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddil_core.models import layouts, model
+from ddil_core.models import layouts, settings
 from ddil_core.models.generate import sample
 from ddil_core.models.layouts import LAYOUTS, Layout
 from ddil_core.models.model import load_model
@@ -35,7 +35,7 @@ def toy_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "toy_layouts", raising=False)
     table = Registry("layout", "ddil.layouts", Layout, list(LAYOUTS.values())[:4], key=lambda row: row.pipeline)
     monkeypatch.setattr(layouts, "LAYOUTS", table)
-    monkeypatch.setattr(model, "LAYOUTS", table)
+    monkeypatch.setattr(settings, "LAYOUTS", table)
 
 
 def with_layout(folder: Path, out: Path, name: str) -> Path:
