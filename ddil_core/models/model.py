@@ -379,4 +379,6 @@ def _process(
         raise DdilError(f"the model {reference!r} also predicts a variance, which is not supported; take another model")
     if prediction not in FLOWS:
         return Schedule.from_config(config), prediction
+    if "shift" in own_sampling:  # a student's scheduler has the shift and the end of the student's own grid
+        config = config | {"shift": own_sampling["shift"], "shift_terminal": None}
     return FlowSchedule.straight() if prediction == "rectified_flow" else FlowSchedule.from_config(config), prediction

@@ -26,7 +26,7 @@ SYSTEM_FILE = "ddil.json"
 """The file beside ``model_index.json`` that says how a pipeline is meant to be sampled. diffusers ignores it."""
 SCHEMA_VERSION = 1
 """The version of the layout of ``ddil.json``."""
-FOR_READERS = {"prediction", "grid", "teacher", "schema_version"}
+FOR_READERS = {"prediction", "shift", "grid", "teacher", "schema_version"}
 """The keys of ``ddil.json`` that are no settings of ``Sampling``."""
 DEFAULT_STEPS = 32
 
@@ -92,6 +92,7 @@ class SystemFile(BaseModel):
         reflection: How x̂ is kept inside ``bounds``.
         bounds: The range of the data that the student was distilled on.
         prediction: What the network predicts, where the scheduler's configuration does not say it.
+        shift: The shift of a flow's times. A student's scheduler has another, with which it takes the student's grid.
         grid: For readers; nothing reads it.
         teacher: For readers: how the teacher was used.
         schema_version: The version of the layout of the file.
@@ -112,6 +113,7 @@ class SystemFile(BaseModel):
     reflection: ReflectionMode = "none"
     bounds: _Bounds | None = None
     prediction: Any = None
+    shift: float | None = Field(default=None, gt=0)
     grid: Any = None
     teacher: Any = None
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
@@ -254,6 +256,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "LCMScheduler": ("lcm", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
+    "FlowMatchLCMScheduler": ("lcm", {"": "flow"}),
 }
 """For each scheduler of diffusers: its solver, and the name here of each spacing. "" stands for any spacing."""
 USUAL = {
@@ -270,6 +273,7 @@ USUAL = {
     "use_beta_sigmas": False,
     "use_lu_lambdas": False,
     "lambda_min_clipped": -math.inf,
+    "scale_factors": None,
 }
 """The values that a scheduler's configuration must have to be supported here. A missing key is fine."""
 
