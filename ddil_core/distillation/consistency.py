@@ -67,8 +67,8 @@ def require_consistency(model: Model, config: ConsistencyConfig) -> None:
         )
     if config.w_embedding is not None and model.layout.network == "transformer":
         raise WrongCommand(
-            f"the teacher {model.reference!r} has a transformer, which has no place for LCM's embedding of the guidance; "
-            "say --set w_embedding=null, which builds the guidance of guidance_range into the student"
+            f"the teacher {model.reference!r} has a transformer, which has no place for LCM's embedding of the "
+            "guidance; say --set w_embedding=null, which builds the guidance of guidance_range into the student"
         )
     schedule = model.denoiser.schedule
     if isinstance(schedule, FlowSchedule):
