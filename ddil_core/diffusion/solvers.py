@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ddil_core.diffusion.parameterization import boundary_scalings, to_eps
+from ddil_core.diffusion.few_step import consistency_value
+from ddil_core.diffusion.parameterization import to_eps
 from ddil_core.diffusion.schedule import FlowSchedule, Schedule, Time, Transition
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.registry import Registry
@@ -103,7 +104,7 @@ def lcm(
 ) -> tuple[Tensor, Carry]:
     """Multistep consistency sampling (Luo et al., 2310.04378): the consistency function's value plus noise of level s.
 
-    The value is c_skip z + c_out x̂ (``boundary_scalings``).
+    For the value see ``few_step.consistency_value``.
 
     Raises:
         ValueError: ``noise`` is None.
@@ -111,8 +112,7 @@ def lcm(
     if noise is None:
         raise ValueError("the lcm step adds fresh noise to its estimate; pass noise")
     alpha_s, sigma_s = schedule.at(s, z)
-    c_skip, c_out = boundary_scalings(t, z, schedule.timestep_scaling)
-    return alpha_s * (c_skip * z + c_out * x0) + sigma_s * noise, None
+    return alpha_s * consistency_value(schedule, z, t, x0) + sigma_s * noise, None
 
 
 def heun_corrector(

@@ -10,15 +10,11 @@ from accelerate import Accelerator
 from ddil_core.data.base import DataSet
 from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
-from ddil_core.diffusion.parameterization import FLOWS
 from ddil_core.distillation.config import Collection, MethodConfig
 from ddil_core.distillation.phases import DdilConfig, PhaseConfig
 from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError, WrongCommand
-
-FEW_STEP = ("unet", "denoiser")
-"""The networks, by their names in a pipeline, with a middle block and a place for LCM's guidance embedding."""
 
 
 def require_teacher(model: Model) -> None:
@@ -49,16 +45,18 @@ def require_discriminated(model: Model, config: MethodConfig) -> None:
         )
 
 
-def require_unet(model: Model, method: str) -> None:
-    """Refuse a flow, and a teacher without a U-Net. ``method`` is what the message calls the method.
+def require_few_step(model: Model, method: str) -> None:
+    """Refuse InstaFlow's velocity, for which diffusers has no scheduler that a student could be saved with.
+
+    ``method`` is what the message calls the method.
 
     Raises:
-        DdilError: the teacher is one of these.
+        DdilError: the teacher predicts it.
     """
-    if model.denoiser.prediction in FLOWS or model.layout.network not in FEW_STEP:
+    if model.denoiser.prediction == "rectified_flow":
         raise DdilError(
-            f"the teacher {model.reference!r} predicts {model.denoiser.prediction} with a {model.layout.network}, and "
-            f"{method} needs a U-Net that predicts ε, v or x₀; distil another teacher"
+            f"the teacher {model.reference!r} predicts {model.denoiser.prediction}, and {method} needs a network that "
+            "predicts ε, v, x₀ or a flow's ε − x₀; distil another teacher"
         )
 
 

@@ -39,6 +39,6 @@ class ClippedFraction:
         logs: Logs = {self.name: fractions.mean()}
         for band in range(BANDS):
             low, high = (self.timesteps * edge // BANDS for edge in (band, band + 1))
-            inside = ((t >= low) & (t < high)).to(fractions.dtype)
+            inside = ((t >= low) & ((t < high) | (high == self.timesteps))).to(fractions.dtype)  # a flow starts at T
             logs[f"{self.name}_t{low}-{high - 1}"] = torch.stack([(fractions * inside).sum(), inside.sum()])
         return logs

@@ -30,7 +30,7 @@ class StageConfig(Strict):
 
 
 class ConvertConfig(Strict):
-    """Conversion of a teacher that predicts ε into one that predicts v. A teacher that predicts v needs none.
+    """Conversion of a teacher that predicts ε into one that predicts v. Any other teacher needs none.
 
     Attributes:
         updates: The number of updates.
@@ -277,7 +277,7 @@ class ProgressiveConfig(MethodConfig):
 
 
 class GanConfig(Strict):
-    """The discriminator on the critic's mid-block.
+    """The discriminator on the features of the critic's middle block.
 
     Attributes:
         generator_weight: The weight of its loss for the generator.
@@ -309,11 +309,12 @@ class MatchingConfig(MethodConfig):
 
     Attributes:
         updates: The number of updates.
-        timesteps: The timesteps of the generator, from noise to data.
+        timesteps: The timesteps of the generator, from noise to data. On a flow they count before the shift: of 1000
+            timesteps n stands for the shifted time of (n + 1)/1000.
         guidance_scale: The guidance of the real score; None for the teacher's own.
         critic_updates: Updates of the critic for each one of the generator.
         critic_learning_rate: The learning rate of the critic; None for ``learning_rate``.
-        matching_range: The timesteps at which the scores are compared.
+        matching_range: The timesteps at which the scores are compared. On a flow they are shifted as ``timesteps`` are.
         gan: The discriminator; None for none.
         regression: Pre-training of the generator; None for none.
         teacher_steps: The steps of the teacher's rollouts with ``ddil``, a multiple of the number of ``timesteps``.

@@ -1,8 +1,8 @@
 """Consistency distillation (LCM: Luo et al., 2310.04378; LCM-LoRA: 2311.05556), and DDIL on it.
 
-On the grid 19, 39, …, 999 the guided teacher takes one DDIM step t → t − 20. The student's consistency function
-must have the same value at both ends of the step. Without DDIL every step starts at forward-diffused data. With DDIL
-some steps start at states that rollouts of the teacher or of the student visited.
+On the grid 19, 39, …, 999, or on the even grid of a flow, the guided teacher takes one DDIM step to the next time. The
+student's consistency function must have the same value at both ends of the step. Without DDIL every step starts at
+forward-diffused data. With DDIL some steps start at states that rollouts of the teacher or of the student visited.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser, NetworkDenoiser, guidance_embedding
-from ddil_core.diffusion.parameterization import Reflection, boundary_scalings
+from ddil_core.diffusion.few_step import consistency_grid, consistency_value
+from ddil_core.diffusion.parameterization import Reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
-from ddil_core.diffusion.schedule import LCM_STEPS, Schedule, lcm_grid, transitions
+from ddil_core.diffusion.schedule import LCM_STEPS, FlowSchedule, Schedule, Time, Transition, transitions
 from ddil_core.diffusion.solvers import ddim
-from ddil_core.distillation.checks import require_unet
+from ddil_core.distillation.checks import require_few_step
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor, TransitionBatch
 from ddil_core.distillation.consistency_config import ConsistencyConfig, LoraConfig
@@ -55,19 +56,43 @@ def require_consistency(model: Model, config: ConsistencyConfig) -> None:
     """Refuse a teacher that consistency distillation cannot use.
 
     Raises:
-        DdilError: the teacher is a flow or has no U-Net.
-        WrongCommand: a LoRA is wanted and there is no U-Net, or the teacher has no grid of ``teacher_steps`` steps.
+        DdilError: the method does not know the teacher's network, or what it predicts.
+        WrongCommand: a LoRA or an embedding of the guidance is wanted and there is no U-Net, or the teacher has no grid
+            of ``teacher_steps`` steps in which the student's nests.
     """
-    require_unet(model, "consistency distillation")
+    require_few_step(model, "consistency distillation")
     if config.lora is not None and model.layout.network != "unet":
         raise WrongCommand(
             f"a LoRA adapts the layers of a U-Net, which {model.reference!r} has not; leave the LoRA out"
         )
-    size = len(model.denoiser.schedule)
+    if config.w_embedding is not None and model.layout.network == "transformer":
+        raise WrongCommand(
+            f"the teacher {model.reference!r} has a transformer, which has no place for LCM's embedding of the "
+            "guidance; say --set w_embedding=null, which builds the guidance of guidance_range into the student"
+        )
+    schedule = model.denoiser.schedule
+    if isinstance(schedule, FlowSchedule):
+        _require_nesting(config)
+        return
+    size = len(schedule)
     if size % config.teacher_steps:
         raise WrongCommand(
             f"teacher_steps must divide the teacher's {size} timesteps, and {config.teacher_steps} does not; choose "
             "another"
+        )
+
+
+def _require_nesting(config: ConsistencyConfig) -> None:
+    """Refuse a student whose grid on a flow does not nest in its teacher's.
+
+    Raises:
+        WrongCommand: it does not.
+    """
+    if config.teacher_steps % config.student_steps:
+        steps = config.student_steps * max(1, round(config.teacher_steps / config.student_steps))
+        raise WrongCommand(
+            f"on a flow the student's grid nests in the teacher's where student_steps divides teacher_steps, and "
+            f"{config.student_steps} does not divide {config.teacher_steps}; say --set teacher_steps={steps}"
         )
 
 
@@ -85,17 +110,24 @@ def train_consistency(run: Run[ConsistencyConfig]) -> Student:
 def lcm_sampling(config: ConsistencyConfig, schedule: Schedule) -> Sampling:
     """Return how the student is sampled.
 
-    LCM's own grid of 50 points needs no timesteps; every other grid lists them.
+    LCM's own grid of 50 points needs no timesteps, and neither does a flow; every other grid lists them.
     """
-    guidance = 1.0 if config.lora is not None else config.guidance_scale
+    guidance = 1.0 if config.w_embedding is None else config.guidance_scale
+    if isinstance(schedule, FlowSchedule):
+        return Sampling("lcm", config.student_steps, None, guidance, "even", distilled=True)
     lcm_own = config.teacher_steps == LCM_STEPS
-    times = None if lcm_own else tuple(lcm_grid(schedule, config.teacher_steps, config.student_steps))
+    times = None if lcm_own else tuple(consistency_grid(schedule, config.teacher_steps, config.student_steps))
     return Sampling("lcm", config.student_steps, None, guidance, "lcm", timesteps=times, distilled=True)
 
 
 def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:
-    """Return a copy of the teacher's network with a LoRA, or with a projection of the guidance's embedding."""
-    return with_lora(net, config.lora) if config.lora is not None else with_embedding(net, config.w_embedding or 256)
+    """Return a copy of the teacher's network with a LoRA, or with a projection of the guidance's embedding.
+
+    A student with neither is the network itself.
+    """
+    if config.lora is not None:
+        return with_lora(net, config.lora)
+    return net if config.w_embedding is None else with_embedding(net, config.w_embedding)
 
 
 def with_embedding(net: Any, width: int) -> nn.Module:
@@ -136,7 +168,7 @@ class ConsistencyLabeler(Labeler):
     def __init__(
         self, context: StageContext, teacher: Denoiser, table: Tensor, guidance_range: tuple[float, float]
     ) -> None:
-        """``table`` int64 [K, 2] holds t and s of every transition."""
+        """``table`` [K, 2] holds t and s of every transition."""
         self.context, self.teacher, self.table, self.guidance_range = context, teacher, table, guidance_range
 
     def draw_guidance(self, count: int, generator: torch.Generator) -> Tensor:
@@ -180,7 +212,7 @@ class ConsistencyStage(Stage):
         super().__init__(teacher, pool, config.updates, config, accelerator, "lcm", start)
         self.settings = config
         self.sampling = lcm_sampling(config, self.schedule)
-        pairs = pairs_of(lcm_grid(self.schedule, config.teacher_steps, config.teacher_steps))
+        pairs = pairs_of(consistency_grid(self.schedule, config.teacher_steps, config.teacher_steps))
         self.table = torch.tensor(pairs, device=self.device)
         self.times = self.table[:, 0]
         self.target_net = type(self.student)(
@@ -215,7 +247,7 @@ class ConsistencyStage(Stage):
                 with self.accelerator.autocast():
                     x0 = self.student(part.z, t, condition)
                 clipped.add(x0, t)
-                value = boundary(x0.float(), part.z, t, self.schedule.timestep_scaling)
+                value = consistency_value(self.schedule, part.z, t, x0.float())
                 huber = self.settings.huber_c if self.settings.loss == "huber" else None
                 weight = (
                     self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
@@ -251,21 +283,12 @@ class StudentCondition:
         return Condition(condition.tensors | {"timestep_cond": sent(embedded, self.context.device)})
 
 
-def pairs_of(grid: list[Any]) -> list[tuple[int, int]]:
+def pairs_of(grid: list[Time]) -> list[Transition]:
     """Return LCM's steps t → s on its falling grid.
 
-    The last step ends at timestep 0, where σ is not 0, and not clean.
+    The last step ends at time 0. On a diffusion process σ is not 0 there. On a flow that is the clean end.
     """
-    return [(int(t), int(s)) for t, s in transitions(grid, end=0)]
-
-
-def boundary(x0: Tensor, z: Tensor, t: Tensor, scaling: float) -> Tensor:
-    """Return the consistency function c_skip z + c_out x̂, which is z at t = 0;
-
-    for ``scaling`` see ``boundary_scalings``.
-    """
-    c_skip, c_out = boundary_scalings(t, z, scaling)
-    return c_skip * z + c_out * x0
+    return transitions(grid, end=0)
 
 
 def consistency(
@@ -276,9 +299,9 @@ def consistency(
     Args:
         network: The target network.
         z: States [B, C, H, W].
-        t: Timesteps int64 [B].
+        t: Times [B].
         condition: B rows.
         reflection: Keeps x̂ inside the data's range; None leaves x̂ as it is.
     """
     x0 = network(z, t, condition).float()
-    return boundary(x0 if reflection is None else reflection(x0), z, t, network.schedule.timestep_scaling)
+    return consistency_value(network.schedule, z, t, x0 if reflection is None else reflection(x0))

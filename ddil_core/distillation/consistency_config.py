@@ -39,18 +39,20 @@ class ConsistencyConfig(MethodConfig):
     Attributes:
         updates: The number of updates.
         teacher_steps: The teacher's DDIM steps from noise to data; 50 in LCM. With fewer steps, what the student knows
-            near the data reaches the noise in fewer updates.
+            near the data reaches the noise in fewer updates. On a flow it is a multiple of ``student_steps``.
         student_steps: The steps in which the student is sampled.
         guidance_range: The range of the guidance scale g = w + 1, which is drawn for every state.
         guidance_scale: The guidance scale at which the student is sampled, inside ``guidance_range``. Defaults to LCM's
-            8.5, or to the middle of a range without 8.5. A LoRA has its guidance built in and does not use it.
+            8.5, or to the middle of a range without 8.5. A student without ``w_embedding`` has its guidance built in
+            and does not use it.
         loss: Pseudo-Huber with the constant ``huber_c``, or squared.
         huber_c: The constant c of the pseudo-Huber loss √(d² + c²) − c.
         weighting: "v" divides the loss at t by σ_t, so that an error counts as it does in v. LCM has "none"; a network
             that learns fast then forgets what it should give near the data.
         ema_decay: The decay of the target network, without a warm-up. With a LoRA there is no average.
-        w_embedding: The width of the embedding that gives the guidance to the student. A LoRA has none, and a
-            configuration with ``lora`` may leave it out.
+        w_embedding: The width of the embedding that gives the guidance to the student. None builds the guidance of
+            ``guidance_range`` into the student. A LoRA has none, and a configuration with ``lora`` may leave it out.
+            A transformer has no place for one.
         lora: Adapters to train in place of a whole student.
     """
 
@@ -89,8 +91,6 @@ class ConsistencyConfig(MethodConfig):
             )
         if self.lora is not None and self.w_embedding is not None:
             raise ValueError("a LoRA has no embedding of its guidance; set w_embedding to null")
-        if self.lora is None and self.w_embedding is None:
-            raise ValueError("a student without a LoRA takes its guidance through w_embedding; set it (256 in LCM)")
         return self
 
     def collections(self) -> tuple[Collection, ...]:

@@ -31,13 +31,13 @@ from ddil_core.support.errors import DdilError
 
 
 def require_convertible(model: Model, config: ProgressiveConfig) -> None:
-    """Refuse a teacher that neither predicts v nor can be converted.
+    """Refuse a teacher that predicts neither v nor a flow's velocity, and cannot be converted.
 
     Raises:
         DdilError: the teacher predicts ε and the protocol has no section ``convert``, or it predicts something else.
     """
     prediction = model.denoiser.prediction
-    if prediction == "v_prediction" or (prediction == "epsilon" and config.convert is not None):
+    if prediction in ("v_prediction", "flow") or (prediction == "epsilon" and config.convert is not None):
         return
     needs = "progressive distillation needs a network that predicts v"
     why = f"the teacher {model.reference!r} predicts {prediction}, and {needs}"
@@ -46,16 +46,16 @@ def require_convertible(model: Model, config: ProgressiveConfig) -> None:
             f"{why}: at t = 999 an ε divides by α ≈ 0.07; convert it first with a section 'convert' in the "
             "protocol, or --set convert.updates=N"
         )
-    raise DdilError(f"{why} or ε; distil another teacher")
+    raise DdilError(f"{why}, ε or a flow's ε − x₀; distil another teacher")
 
 
 def convert_to_v(run: Run[ProgressiveConfig]) -> None:
-    """Replace the run's teacher by a model that predicts v, unless it predicts v already.
+    """Replace the run's teacher by a model that predicts v, if it predicts ε.
 
     The weights of the new teacher stay in ``checkpoints/convert.safetensors``.
     """
     model, convert = run.model, run.config.convert
-    if model.denoiser.prediction == "v_prediction" or convert is None:
+    if model.denoiser.prediction != "epsilon" or convert is None:
         return
     start = model.denoiser.net
     teacher = GuidedDenoiser(run.frozen(start))

@@ -38,7 +38,7 @@ def progressive_costs(config: ProgressiveConfig, model: Model) -> Costs:
     A rollout costs no more: where the teacher acts, its steps are the target already.
     """
     costs = fit_costs(config)
-    if config.convert is not None and model.denoiser.prediction != "v_prediction":
+    if config.convert is not None and model.denoiser.prediction == "epsilon":
         costs["convert.updates"] = lambda updates: updates * config.batch_size
     first = model.guided(config.guidance_scale).nfe
 

@@ -1,4 +1,4 @@
-"""DMD2's critic: it learns the score of what the generator draws, and has a discriminator on its mid-block."""
+"""DMD2's critic: it learns the score of what the generator draws. A discriminator reads its middle block."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
 
 
 class Critic(nn.Module):
-    """A denoising network, and a discriminator of data and generated latents on its mid-block's features."""
+    """A denoising network, and a discriminator of data and generated latents on the features of its middle block."""
 
-    def __init__(self, denoiser: NetworkDenoiser, side: int | None, seed: int = 0) -> None:
-        """``side`` is the height and width of the mid-block; None leaves the discriminator out."""
+    def __init__(self, denoiser: NetworkDenoiser, latent_side: int | None, seed: int = 0) -> None:
+        """``latent_side`` is the height and width of the latents; None leaves the discriminator out."""
         super().__init__()
         self.denoiser = denoiser
         net: Any = denoiser.net
-        self.head = None if side is None else discriminator(net.config.block_out_channels[-1], side, seed)
+        self.head: nn.Module | None = None
         self._features: list[Tensor] = []
-        if side is not None:
-            net.mid_block.register_forward_hook(lambda _, args, output: self._features.append(output))
+        block = middle_block(net)
+        if latent_side is not None and block is not None:
+            self.head = discriminator(*feature_shape(net, latent_side), seed)
+            block.register_forward_hook(lambda _, args, output: self._features.append(as_picture(output)))
 
     def enable_gradient_checkpointing(self) -> None:
         net: Any = self.denoiser.net
@@ -35,6 +37,39 @@ class Critic(nn.Module):
         if self.head is None:
             return output.float(), None
         return output.float(), self.head(self._features.pop()).float().flatten()
+
+
+def middle_block(net: Any) -> nn.Module | None:
+    """Return the block whose features the discriminator reads.
+
+    It is a U-Net's mid-block, or the block at half the depth of a transformer. None: the network has no such block.
+    """
+    blocks = getattr(net, "transformer_blocks", None)
+    block: nn.Module | None = getattr(net, "mid_block", None) if blocks is None else blocks[len(blocks) // 2]
+    return block
+
+
+def as_picture(features: Tensor | tuple[Tensor | None, ...]) -> Tensor:
+    """Return features as [B, C, side, side]. A transformer's block gives tokens [B, side², C], SD3's after the text."""
+    tokens = features[-1] if isinstance(features, tuple) else features
+    assert tokens is not None
+    if tokens.dim() != 3:
+        return tokens
+    side = math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def feature_shape(net: Any, latent_side: int) -> tuple[int, int]:
+    """Return the channels and the side of the middle block's features for square latents.
+
+    Every block of a U-Net but the last halves the side, rounded up. A transformer has a token for each patch.
+    """
+    config = net.config
+    if hasattr(net, "transformer_blocks"):
+        return config.num_attention_heads * config.attention_head_dim, latent_side // config.patch_size
+    for _ in config.block_out_channels[1:]:
+        latent_side = -(-latent_side // 2)
+    return config.block_out_channels[-1], latent_side
 
 
 def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
@@ -63,10 +98,3 @@ def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
             layers += block(4, 2, 1)
             side //= 2
         return nn.Sequential(*layers, *block(side, 1, 0), nn.Conv2d(channels, 1, 1))
-
-
-def mid_side(net: Any, latent_size: int) -> int:
-    """Return the side of a U-Net's mid-block. Every block but the last halves ``latent_size``, rounded up."""
-    for _ in net.config.block_out_channels[1:]:
-        latent_size = -(-latent_size // 2)
-    return latent_size

@@ -12,14 +12,15 @@ def pd_target(schedule: Schedule, z_t: Tensor, z_s: Tensor, t: Tensor, s: Tensor
     """Return the x̃ with which one DDIM step t → s ends where the teacher's two steps end.
 
     Salimans & Ho, 2202.00512, eq. 8-9: x̃ = (z_s − (σ_s/σ_t) z_t) / (α_s − (σ_s/σ_t) α_t). At s = ``CLEAN`` this is
-    z_s, the x̂ of the teacher's second evaluation.
+    z_s, the x̂ of the teacher's second evaluation. On a flow it is z_t − σ_t u with u = (z_t − z_s)/(σ_t − σ_s), the
+    velocity of the straight line between the two.
 
     Args:
         schedule: The forward process.
         z_t: The latents [B, …] at the start.
         z_s: The latents [B, …] at the end of the teacher's steps.
-        t: The times of z_t, int64 [B].
-        s: The times of z_s, int64 [B].
+        t: The times of z_t, [B].
+        s: The times of z_s, [B].
     """
     alpha_t, sigma_t = schedule.at(t, z_t)
     alpha_s, sigma_s = schedule.at(s, z_t)

@@ -9,7 +9,7 @@ rollouts of the generator.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import ClosedForm, Condition, Denoiser, GuidedDenoiser, NetworkDenoiser
+from ddil_core.diffusion.few_step import between, time_of, times_of
 from ddil_core.diffusion.parameterization import Reflection, to_v
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
-from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, transitions
+from ddil_core.diffusion.schedule import CLEAN, Schedule, Transition, transitions
 from ddil_core.distillation.aggregate import States
 from ddil_core.distillation.checkpoints import Stateful
-from ddil_core.distillation.checks import require_unet
+from ddil_core.distillation.checks import require_few_step
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
 from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.context import LOSS
-from ddil_core.distillation.critic import Critic, mid_side
+from ddil_core.distillation.critic import Critic, middle_block
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.distillation.processes import slices
@@ -55,12 +56,12 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
     """Refuse a teacher that distribution matching cannot use.
 
     Raises:
-        DdilError: the teacher is a flow, has no U-Net, or has no mid-block for the discriminator.
+        DdilError: the method does not know what the teacher predicts, or the discriminator has no block to read.
         WrongCommand: the teacher does not have the timesteps of the configuration.
     """
-    require_unet(model, "distribution matching")
+    require_few_step(model, "distribution matching")
     net = model.denoiser.net
-    if config.gan is not None and not isinstance(net, ClosedForm) and getattr(net, "mid_block", None) is None:
+    if config.gan is not None and not isinstance(net, ClosedForm) and middle_block(net) is None:
         raise DdilError(
             f"the teacher {model.reference!r} has a U-Net without a mid-block, which the discriminator reads; say "
             "--set gan=null"
@@ -93,12 +94,13 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
     make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded)
     title = f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}"
     net = train_stage(run, make, start, "matching", title)
-    return Student(net, model.denoiser.prediction, matching_sampling(config))
+    return Student(net, model.denoiser.prediction, matching_sampling(config, model.denoiser.schedule))
 
 
-def matching_sampling(config: MatchingConfig) -> Sampling:
-    """Return how the generator is sampled."""
-    return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=config.timesteps, distilled=True)
+def matching_sampling(config: MatchingConfig, schedule: Schedule) -> Sampling:
+    """Return how the generator is sampled: at the times of ``timesteps`` on the teacher's schedule."""
+    times = tuple(time_of(schedule, timestep) for timestep in config.timesteps)
+    return Sampling("lcm", config.student_steps, guidance_scale=1.0, timesteps=times, distilled=True)
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ class LossDraws(NamedTuple):
     """Random numbers of a loss, for a whole batch.
 
     Attributes:
-        t: Timesteps of the scores or of the critic, int64 [B].
+        t: Times of the scores or of the critic, [B].
         eps: Their noise [B, C, H, W].
-        judged_t: Timesteps of what the discriminator judges; this and the following are empty without one.
+        judged_t: Times of what the discriminator judges; this and the following are empty without one.
         judged_eps: Their noise.
         x0: Data for the discriminator; empty in the generator's loss.
         row: The rows of the pool of these data.
@@ -155,13 +157,14 @@ class MatchingStage(Stage):
         super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
         self.settings = config
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
-        self.sampling = matching_sampling(config)
+        self.sampling = matching_sampling(config, self.schedule)
+        self.grid = self.sampling.times(self.schedule)
+        self.times = torch.tensor(self.grid, device=self.device)
         self.draws_per_update = 1 + config.critic_updates
-        self.times = torch.tensor(config.timesteps, device=self.device)
         copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
-        side = None if config.gan is None else mid_side(copied, pool.mean.shape[-1])
         network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)
-        critic = Critic(network, side, config.seed).train().requires_grad_(True)
+        latent_side = None if config.gan is None else pool.mean.shape[-1]
+        critic = Critic(network, latent_side, config.seed).train().requires_grad_(True)
         self.critic_rate = config.critic_learning_rate or config.learning_rate
         self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)
         self.source = self._source(config)
@@ -169,11 +172,11 @@ class MatchingStage(Stage):
 
     def _source(self, config: MatchingConfig) -> StateSource:
         """Return the source of the generator's input: backward simulation, or with DDIL the mixed source."""
-        steps = [[step] for step in transitions(config.timesteps)]
+        steps = [[step] for step in transitions(self.grid)]
         sampler = ConsistencySampler(self.context.steady(self.student), [*steps[:-1], []])
         if config.ddil is None:
             return BackwardSimulation(self.context, self.times, sampler, self.net)
-        finer = [[*part] for part in teacher_segments(config.timesteps, config.teacher_steps)]
+        finer = teacher_segments(self.schedule, config.timesteps, config.teacher_steps)
         actors = {
             TEACHER: SoleActor(Actor(self.context.steady(self.teacher), [*finer[:-1], []]), range(len(steps))),
             STUDENT: SoleActor(sampler, range(len(steps))),
@@ -235,10 +238,13 @@ class MatchingStage(Stage):
     def _times_and_noise(
         self, generator: torch.Generator, bounds: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw t [B], uniform in ``bounds`` (None: all timesteps), and ε [B, C, H, W] for a batch, on the host."""
+        """Draw t [B] and ε [B, C, H, W] for a batch, on the host.
+
+        The timestep of t is uniform in ``bounds`` (None: all timesteps); on a flow its time is shifted (``times_of``).
+        """
         low, high = (0, len(self.schedule) - 1) if bounds is None else bounds
         t = torch.randint(low, high + 1, (self.config.batch_size,), generator=generator)
-        return t, self.context.noise(len(t), generator)
+        return times_of(self.schedule, t), self.context.noise(len(t), generator)
 
     def _loss_draws(self, draw: int) -> LossDraws:
         """Return the random numbers of the loss of batch ``draw``, on the device but for rows of the pool."""
@@ -306,8 +312,9 @@ class MatchingStage(Stage):
             yield share * loss
 
     def _expected(self, x: Tensor, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return what the critic should predict: ε, v or x₀."""
-        return {"epsilon": eps, "sample": x}.get(self.teacher.network.prediction, to_v(x, z, *self.schedule.at(t, z)))
+        """Return what the critic should predict: ε, v, x₀ or a flow's velocity ε − x₀."""
+        known = {"epsilon": eps, "sample": x, "flow": eps - x}
+        return known.get(self.teacher.network.prediction, to_v(x, z, *self.schedule.at(t, z)))
 
 
 CLIPPED = ("generator", "real", "fake")
@@ -332,7 +339,7 @@ def score_difference(
         fake: Returns the critic's x̂.
         x: [B, C, H, W], what the generator draws.
         eps: [B, C, H, W], the noise.
-        t: [B], the timesteps.
+        t: [B], the times.
         condition: B rows.
         reflection: Reflects both x̂.
         clipped: Measures the clipped fractions of both x̂, under "real" and "fake".
@@ -350,14 +357,13 @@ def score_difference(
     return matching_gradient(x, x_real, x_fake)
 
 
-def teacher_segments(times: tuple[int, ...], steps: int) -> list[list[tuple[Time, Time]]]:
-    """Return the teacher's DDIM steps in each interval of a student's ``times``, in equal parts.
+def teacher_segments(schedule: Schedule, timesteps: Sequence[int], steps: int) -> list[list[Transition]]:
+    """Return the teacher's DDIM steps in each interval between a student's ``timesteps``, in equal parts.
 
     The last interval ends clean.
     """
-    parts, segments = steps // len(times), list[list[tuple[Time, Time]]]()
-    for t, s in zip(times, [*times[1:], CLEAN], strict=True):
-        end = 0 if s == CLEAN else s
-        grid = [round(t + (end - t) * i / parts) for i in range(parts)]
-        segments.append(list(zip(grid, [*grid[1:], s], strict=True)))
-    return segments
+    parts = steps // len(timesteps)
+    return [
+        transitions(between(schedule, timestep, end, parts), time_of(schedule, end))
+        for timestep, end in zip(timesteps, [*timesteps[1:], CLEAN], strict=True)
+    ]

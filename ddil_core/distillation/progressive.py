@@ -81,7 +81,7 @@ class ProgressiveLabeler(Labeler):
     has_targets = True
 
     def __init__(self, context: StageContext, teacher: Denoiser, table: Tensor) -> None:
-        """``table`` int64 [K, 3] holds t, t' and s of every transition t → t' → s."""
+        """``table`` [K, 3] holds t, t' and s of every transition t → t' → s."""
         self.context, self.teacher, self.table = context, teacher, table
 
     def label(self, z: Tensor, transition: Tensor, row: Tensor, guidance: Tensor | None = None) -> Tensor:
@@ -143,7 +143,7 @@ class ProgressiveStage(Stage):
 
 
 def two_step_target(teacher: Denoiser, z: Tensor, t: Tensor, middle: Tensor, s: Tensor, condition: Condition) -> Tensor:
-    """Return PD's target x̃ for z [B, …]: the teacher takes two DDIM steps t → middle → s, int64 [B].
+    """Return PD's target x̃ for z [B, …]: the teacher takes two DDIM steps t → middle → s.
 
     Args:
         teacher: The teacher.

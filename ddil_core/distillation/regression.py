@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
+from ddil_core.diffusion.few_step import time_of
 from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.schedule import rows_at, transitions
@@ -123,7 +124,7 @@ class RegressionStage(Stage):
     ) -> None:
         assert config.regression is not None
         super().__init__(teacher, pool, config.regression.updates, config, accelerator, "regression", start)
-        self.pairs, self.time = pairs, config.timesteps[0]
+        self.pairs, self.time = pairs, time_of(self.schedule, config.timesteps[0])
 
     def _update(self, step: int) -> Logs:
         chosen = torch.randint(len(self.pairs["row"]), (self.config.batch_size,), generator=self.generator(step, 0))

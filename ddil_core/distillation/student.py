@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from ddil_core.diffusion.few_step import scheduler_shift
 from ddil_core.diffusion.parameterization import Prediction
-from ddil_core.diffusion.schedule import LCM_STEPS
+from ddil_core.diffusion.schedule import LCM_STEPS, FlowSchedule
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
 from ddil_core.support.checksums import with_checksum
@@ -69,6 +70,8 @@ def save_student(
     if model.asked_size:
         content["height"], content["width"] = model.image_size
     content["grid"] = student.sampling.times(model.denoiser.schedule)
+    if isinstance(model.denoiser.schedule, FlowSchedule):
+        content["shift"] = model.denoiser.schedule.shift
     if teacher is not None:
         content["teacher"] = dict(teacher)
     with with_checksum(folder) as temporary:
@@ -86,12 +89,14 @@ def _scheduler(model: Model, student: Student) -> Any:
     """
     from diffusers import DDIMScheduler, LCMScheduler
 
-    config = model.pipeline.scheduler.config
+    schedule, config = model.denoiser.schedule, model.pipeline.scheduler.config
+    if isinstance(schedule, FlowSchedule):
+        return _flow_scheduler(schedule, student.sampling)
     # A student is neither trained nor sampled with clipping or thresholding, whatever its teacher's scheduler says.
     unclipped = {"clip_sample": False, "thresholding": False}
     shared = {"prediction_type": student.prediction, "set_alpha_to_one": True} | unclipped
     if student.sampling.solver == "lcm":
-        scaling = model.denoiser.schedule.timestep_scaling
+        scaling = schedule.timestep_scaling
         grid = {"original_inference_steps": student.points, "timestep_scaling": scaling, "steps_offset": 1}
         return LCMScheduler.from_config(config, **shared, **grid)
     return DDIMScheduler.from_config(
@@ -100,6 +105,21 @@ def _scheduler(model: Model, student: Student) -> Any:
         timestep_spacing="trailing",
         steps_offset=1,  # without effect; diffusers warns of any other value
     )
+
+
+def _flow_scheduler(schedule: FlowSchedule, sampling: Sampling) -> Any:
+    """Return diffusers' scheduler for a student on a flow.
+
+    Its own times are the even grid of the student's steps. It takes another grid only through the pipeline's argument
+    ``sigmas``, which are times before the shift.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+
+    kind = FlowMatchLCMScheduler if sampling.solver == "lcm" else FlowMatchEulerDiscreteScheduler
+    times = sampling.times(schedule)
+    even = times == schedule.grid(len(times))
+    shift = scheduler_shift(schedule, len(times)) if even else {"shift": schedule.shift}
+    return kind(num_train_timesteps=len(schedule), **shift)
 
 
 def _with_guidance_embedding(pipeline: Any) -> Any:

@@ -27,8 +27,8 @@ SYSTEM_FILE = "ddil.json"
 """The file beside ``model_index.json`` that says how a pipeline is meant to be sampled. diffusers ignores it."""
 SCHEMA_VERSION = 1
 """The version of the layout of ``ddil.json``."""
-FOR_READERS = {"height", "width", "prediction", "grid", "teacher", "schema_version"}
-"""The keys of ``ddil.json`` that are no settings of ``Sampling``. Others read the size and the prediction."""
+FOR_READERS = {"height", "width", "prediction", "shift", "grid", "teacher", "schema_version"}
+"""The keys of ``ddil.json`` that are no settings of ``Sampling``. Others read the size, the prediction and the shift."""
 DEFAULT_STEPS = 32
 
 
@@ -95,6 +95,7 @@ class SystemFile(BaseModel):
         height: The height in pixels of the images that the student was distilled on, where its network does not say it.
         width: Their width, likewise.
         prediction: What the network predicts, where the scheduler's configuration does not say it.
+        shift: The shift of a flow's times. A student's scheduler has another, with which it takes the student's grid.
         grid: For readers; nothing reads it.
         teacher: For readers: how the teacher was used.
         schema_version: The version of the layout of the file.
@@ -117,6 +118,7 @@ class SystemFile(BaseModel):
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
     prediction: Any = None
+    shift: float | None = Field(default=None, gt=0)
     grid: Any = None
     teacher: Any = None
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
@@ -261,6 +263,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "LCMScheduler": ("lcm", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
+    "FlowMatchLCMScheduler": ("lcm", {"": "flow"}),
 }
 """For each scheduler of diffusers: its solver, and the name here of each spacing.
 
@@ -280,6 +283,7 @@ USUAL = {
     "use_beta_sigmas": False,
     "use_lu_lambdas": False,
     "lambda_min_clipped": -math.inf,
+    "scale_factors": None,
 }
 """The values that a scheduler's configuration must have to be supported here. A missing key is fine."""
 

@@ -60,6 +60,8 @@ def process_of(
         return Schedule.from_config(config), prediction
     if prediction == "rectified_flow":
         return FlowSchedule.straight(), prediction
+    if "shift" in own_sampling:  # a student's scheduler has the shift and the end of the student's own grid
+        config = config | {"shift": own_sampling["shift"], "shift_terminal": None, "use_dynamic_shifting": False}
     return FlowSchedule.from_config(config, tokens), prediction
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ddil_core.data.base import Prompt
 from ddil_core.diffusion.denoiser import Condition
+from ddil_core.diffusion.few_step import consistency_value, earlier
 from ddil_core.diffusion.noise import Sample, initial_noise, solver_noise
-from ddil_core.diffusion.parameterization import boundary_scalings
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, rows_at, segments
 from ddil_core.diffusion.solvers import SOLVERS, ddim
@@ -43,7 +43,8 @@ class Drifting:
         student: The student.
         actors: Both as actors. A stochastic student's actor adds noise between its steps.
         grid: The K times of the student's grid.
-        consistency_step: The length of the teacher's step in the consistency target, in timesteps.
+        consistency_step: The length of the teacher's step in the consistency target, in timesteps. On a flow they count
+            before the shift.
     """
 
     teacher: Model
@@ -253,10 +254,10 @@ def _disagreement(
         z_s = teacher.act(k, z, condition) if z_s is None else z_s
         target = pd_target(schedule, z, z_s, t, rows_at(pair.ends[k], z))
         return {"disagreement": schedule.snr(t).to(z.dtype).clamp(min=1.0) * _mean((x0 - target).square())}
-    s = rows_at(max(int(pair.grid[k]) - pair.consistency_step, 0), z)
+    s = rows_at(earlier(schedule, pair.grid[k], pair.consistency_step), z)
     z_s = ddim(schedule, z, t, s, teacher.denoiser(z, t, condition))[0]
-    value = _consistency(pair, z, t, x0)
-    target = _consistency(pair, z_s, s, student(z_s, s, condition))
+    value = consistency_value(schedule, z, t, x0)
+    target = consistency_value(schedule, z_s, s, student(z_s, s, condition))
     end = z if follows is None else follows[-1]
     for later in range(k, len(pair.grid)) if follows is None else ():
         end = teacher.act(later, end, condition)
@@ -264,12 +265,6 @@ def _disagreement(
         "disagreement": _mean((value - target).square()),
         "end_disagreement": _mean((value - end).square()),
     }
-
-
-def _consistency(pair: Drifting, z: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-    """Return the consistency function c_skip z + c_out x̂."""
-    c_skip, c_out = boundary_scalings(t, z, pair.schedule.timestep_scaling)
-    return c_skip * z + c_out * x0
 
 
 def _mean(values: Tensor) -> Tensor:

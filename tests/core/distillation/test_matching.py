@@ -17,7 +17,7 @@ from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.schedule import CLEAN, Schedule
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.config import MatchingConfig
-from ddil_core.distillation.critic import discriminator, mid_side
+from ddil_core.distillation.critic import discriminator, feature_shape
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.distillation.matching import CLIPPED, MatchingStage, score_difference, teacher_segments
 from ddil_core.distillation.regression import RegressionStage
@@ -236,12 +236,13 @@ def test_backward_simulation_leaves_every_row_at_a_random_step(model: Model, poo
 
 
 def test_the_teachers_steps_end_at_the_generators_times() -> None:
-    assert teacher_segments((999, 749, 499, 249), 8)[0] == [(999, 874), (874, 749)]
-    assert teacher_segments((999, 749, 499, 249), 8)[-1] == [(249, 124), (124, CLEAN)]
+    segments = teacher_segments(Schedule.stable_diffusion(), (999, 749, 499, 249), 8)
+    assert segments[0] == [(999, 874), (874, 749)]
+    assert segments[-1] == [(249, 124), (124, CLEAN)]
 
 
 def test_discriminator_reads_a_mid_block(model: Model) -> None:
-    assert mid_side(model.denoiser.net, 8) == 4
+    assert feature_shape(model.denoiser.net, 8) == (16, 4)
     for side in (4, 8, 32):
         assert discriminator(16, side)(normal(2, 16, side, side)).shape == (2, 1, 1, 1)
     assert distance(discriminator(16, 4)(normal(2, 16, 4, 4)), discriminator(16, 4)(normal(2, 16, 4, 4))) == 0

@@ -222,14 +222,6 @@ def test_a_discriminator_without_a_mid_block_is_refused(folder: Path, tmp_path: 
     )
 
 
-def test_a_flow_is_refused(tmp_path: Path) -> None:
-    flow = save_pipeline(tmp_path, None, seed=1, layout="StableDiffusion3Pipeline")
-    for name in ("lcm", "dmd2"):
-        with pytest.raises(DdilError, match="needs a U-Net that predicts ε, v or x₀; distil another teacher$"):
-            go(flow, tmp_path / "out", name)
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_is_not_installed_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ddil_core.distillation.processes.find_spec", lambda name: None)
     with pytest.raises(

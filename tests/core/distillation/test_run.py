@@ -385,13 +385,6 @@ def test_a_teacher_of_another_size_than_its_pictures_is_refused(folder: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_flow_is_refused_as_a_teacher(tmp_path: Path) -> None:
-    flow = save_pipeline(tmp_path, None, seed=1, layout="StableDiffusion3Pipeline")
-    assert refused(DdilError, flow, tmp_path / "out").endswith(
-        "needs a network that predicts v or ε; distil another teacher"
-    )
-
-
 def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
     told = save_pipeline(tmp_path, None, seed=1, layout="LatentConsistencyModelPipeline")
     assert refused(DdilError, told, tmp_path / "out").endswith(
