@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, is_flow, timesteps, transitions
-from ddil_core.diffusion.solvers import SOLVERS, require_start
+from ddil_core.diffusion.solvers import GAMMA, SOLVERS, Solver, require_start
 from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.outside import newer
@@ -91,6 +91,7 @@ class SystemFile(BaseModel):
         replaces: A diffusers scheduler that is not known here. These settings take its place.
         reflection: How x̂ is kept inside ``bounds``.
         bounds: The range of the data that the student was distilled on.
+        gamma: The γ of the solver ``tcd``; diffusers calls it ``eta``. None: 0.3.
         prediction: What the network predicts, where the scheduler's configuration does not say it.
         grid: For readers; nothing reads it.
         teacher: For readers: how the teacher was used.
@@ -111,6 +112,7 @@ class SystemFile(BaseModel):
     replaces: str | None = None
     reflection: ReflectionMode = "none"
     bounds: _Bounds | None = None
+    gamma: float | None = Field(default=None, ge=0, le=1)
     prediction: Any = None
     grid: Any = None
     teacher: Any = None
@@ -135,6 +137,7 @@ class Sampling:
         replaces: A diffusers scheduler that is not known here. These settings take its place.
         reflection: How x̂ is kept inside ``bounds``.
         bounds: The range of the data. Students of this project bring it.
+        gamma: The γ of a solver that has one (``tcd``), in [0, 1]. None: the solver's default.
     """
 
     solver: str = "ddim"
@@ -149,6 +152,7 @@ class Sampling:
     replaces: str | None = None
     reflection: ReflectionMode = "none"
     bounds: Bounds | None = None
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         require_guidance(self.guidance_scale)
@@ -191,14 +195,26 @@ class Sampling:
         if not spacing or unusual:
             in_place = "flow_euler" if is_flow(config) else "dpmpp_2m"
             return cls(in_place, guidance_scale=guidance_scale, replaces=" with ".join([kind, *unusual[:1]]))
-        steps = 4 if solver == "lcm" else None
-        ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
+        steps = 4 if solver in ("lcm", "tcd") else None
+        ends_clean = solver != "tcd" and (solver != "ddim" or bool(config.get("set_alpha_to_one", True)))
         offset = config.get("steps_offset", 0)
         return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
 
     def effective(self) -> dict[str, Any]:
         """Return the number of steps, the solver and the guidance scale that are used, for records."""
-        return {"steps": self.steps or DEFAULT_STEPS, "solver": self.solver, "guidance_scale": self.guidance_scale}
+        return {"steps": self.steps or DEFAULT_STEPS, "solver": self.solver_text, "guidance_scale": self.guidance_scale}
+
+    @property
+    def solver_text(self) -> str:
+        """The solver for records, such as "ddim" or "tcd (gamma 0.3)"."""
+        if SOLVERS.find(self.solver).with_gamma is None:
+            return self.solver
+        return f"{self.solver} (gamma {GAMMA if self.gamma is None else self.gamma:g})"
+
+    def own_solver(self) -> Solver:
+        """Return the solver, with the γ of these settings."""
+        solver = SOLVERS.find(self.solver)
+        return solver if self.gamma is None or solver.with_gamma is None else solver.with_gamma(self.gamma)
 
     def times(self, schedule: Schedule) -> list[Time]:
         """Return the falling grid on a schedule. ``timesteps`` apply only to their own number of steps.
@@ -253,6 +269,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
         {"leading": "leading", "trailing": "trailing", "linspace": "linspace"},
     ),
     "LCMScheduler": ("lcm", {"": "lcm"}),
+    "TCDScheduler": ("tcd", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
 }
 """For each scheduler of diffusers: its solver, and the name here of each spacing. "" stands for any spacing."""

@@ -67,7 +67,7 @@ class Drifting:
         """The steps, the solver and the guidance scale of each, for records."""
         used = actors_sampling(self.actors)
         if self.stochastic:
-            used["student"]["solver"] = self.student.sampling.solver
+            used["student"]["solver"] = self.student.sampling.solver_text
         return used
 
     @property
@@ -136,10 +136,10 @@ def pair_models(
     schedule = teacher.denoiser.schedule
     grid = sampling.times(schedule)
     fine = sorted({*grid, *(t for t in schedule.grid(teacher_steps) if t < grid[0])}, reverse=True)
-    steps = [[step] for step in zip(grid, [*grid[1:], CLEAN], strict=True)]
+    steps = [[step] for step in sampling.transitions(schedule)]
     actors = {
         TEACHER: Actor(teacher.guided(guidance_scale), segments(fine, grid)),
-        STUDENT: ConsistencySampler(student.guided(), steps),
+        STUDENT: ConsistencySampler(student.guided(), steps, sampling.own_solver()),
     }
     return Drifting(teacher, student, actors, grid, consistency_step)
 
@@ -266,7 +266,9 @@ def _disagreement(
 
 
 def _consistency(pair: Drifting, z: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-    """Return the consistency function c_skip z + c_out x̂."""
+    """Return the consistency function c_skip z + c_out x̂; of a student of TCD its jump to timestep 0."""
+    if pair.student.sampling.solver == "tcd":
+        return ddim(pair.schedule, z, t, torch.zeros_like(t), x0)[0]
     c_skip, c_out = boundary_scalings(t, z, pair.schedule.timestep_scaling)
     return c_skip * z + c_out * x0
 
