@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ddil_core.diffusion.parameterization import Reflection
 from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.phases import curve_bounds
 from ddil_core.support.image_grids import save_figure
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.resources import protocols
@@ -55,8 +56,8 @@ def draw_sources(path: Path) -> None:
     edges, shares = [0.0], []
     for phase in config.ddil.phases:
         edges.append(phase.until)
-        by_teacher = phase.aggregated * phase.p_teacher
-        shares.append((1 - phase.aggregated, by_teacher, phase.aggregated - by_teacher))
+        aggregated, p_teacher = (sum(curve_bounds(curve)) / 2 for curve in (phase.aggregated, phase.p_teacher))
+        shares.append((1 - aggregated, aggregated * p_teacher, aggregated - aggregated * p_teacher))
     figure = Figure(figsize=(8, 2.9), layout="constrained")
     ax = figure.subplots()
     rows = np.array(shares).T

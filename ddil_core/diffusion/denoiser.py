@@ -19,6 +19,9 @@ from ddil_core.diffusion.parameterization import Prediction, Reflection, to_x0
 from ddil_core.diffusion.schedule import Schedule
 from ddil_core.support.fitting import Fitting
 
+END = "class_labels"
+"""The name of the times at which jumps end, among the tensors of a condition: diffusers' name of that input."""
+
 
 @dataclass(frozen=True, eq=False)
 class Condition:
@@ -56,6 +59,10 @@ class Condition:
 
     def to(self, device: torch.device | str) -> Condition:
         return self._map(lambda tensor: tensor.to(device))
+
+    def ending_at(self, s: Tensor) -> Condition:
+        """Say at which times [B] the jumps of a network end that reads them. ``CLEAN`` is said as timestep 0."""
+        return replace(self, tensors=self.tensors | {END: s.clamp(min=0)})
 
     def where(self, rows: Tensor, other: Condition) -> Condition:
         """Replace ``tensors`` by those of ``other``, a single row, where bool ``rows`` [B] is true."""
@@ -140,6 +147,11 @@ class NetworkDenoiser(nn.Module, ABC):
         assert self.guidance_width is not None
         return {"timestep_cond": guidance_embedding(scale - 1, self.guidance_width)}
 
+    @property
+    def reads_end(self) -> bool:
+        """Whether the network is told at which time its jump ends, as a student of CTM is."""
+        return False
+
     @abstractmethod
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Return the network's output. z and ``inputs`` have the network's dtype."""
@@ -151,9 +163,10 @@ class NetworkDenoiser(nn.Module, ABC):
         return output.to(z.dtype, copy=self.reuses_output)
 
     def cast(self, condition: Condition) -> Condition:
-        """Return the tensors of a condition in the network's dtype."""
+        """Return the tensors of a condition in the network's dtype. Times are not rounded."""
         dtype = next(self.net.parameters()).dtype
-        return Condition({name: tensor.to(dtype) for name, tensor in condition.tensors.items()})
+        tensors = condition.tensors.items()
+        return Condition({name: tensor if name == END else tensor.to(dtype) for name, tensor in tensors})
 
     def x0(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Return x̂ from the network's output."""
@@ -168,10 +181,18 @@ class UNetDenoiser(NetworkDenoiser):
     """``UNet2DConditionModel``.
 
     Inputs: ``encoder_hidden_states`` [B, L, D]; for SDXL also ``text_embeds`` [B, D'] and ``time_ids`` [B, 6]; for LCM
-    also ``timestep_cond`` [B, W], the guidance embedding.
+    also ``timestep_cond`` [B, W], the guidance embedding; for a network that ``reads_end`` also ``class_labels`` [B], the
+    times at which its jumps end. Without them they end at timestep 0.
     """
 
+    @property
+    def reads_end(self) -> bool:
+        net = getattr(self.net, "module", self.net)  # several processes wrap a network that is trained
+        return getattr(getattr(net, "config", None), "class_embed_type", None) == "timestep"
+
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if self.reads_end:
+            inputs.setdefault(END, torch.zeros_like(t))
         added = {name: inputs.pop(name) for name in ("text_embeds", "time_ids") if name in inputs}
         return self.net(z, t, **inputs, **({"added_cond_kwargs": added} if added else {})).sample
 
@@ -227,6 +248,10 @@ class GuidedDenoiser:
         elif unconditional is None and guidance_scale != 1.0:
             raise ValueError(f"the guidance scale {guidance_scale:g} needs the condition of the empty prompt")
         self.nfe = 1 if unconditional is None or self._told is not None else 2
+
+    @property
+    def reads_end(self) -> bool:
+        return self.network.reads_end
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return x̂. Without gradients, take fewer rows at once where the memory is too small for all."""

@@ -40,7 +40,8 @@ def integrate(
     for index, (t, s) in enumerate(steps):
         t_rows, s_rows = rows_at(t, z), rows_at(s, z)
         drawn = noise(index) if solver.stochastic and noise is not None else None
-        x0 = denoiser(z, t_rows, condition)
+        told = condition.ending_at(solver.landing(s_rows)) if getattr(denoiser, "reads_end", False) else condition
+        x0 = denoiser(z, t_rows, told)
         z_s, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, drawn)
         if solver.corrector is not None and solver.corrects(schedule, s):
             x0_s = denoiser(z_s, s_rows, condition)

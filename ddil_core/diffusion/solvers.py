@@ -8,8 +8,9 @@ because α = 1 − σ. The samplers of these names differ in the grid, the end, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -115,6 +116,53 @@ def lcm(
     return alpha_s * consistency_value(schedule, z, t, x0) + sigma_s * noise, None
 
 
+GAMMA = 0.3
+"""The γ of TCD's authors, and the default ``eta`` of diffusers' TCDScheduler."""
+
+
+def tcd(
+    schedule: Schedule,
+    z: Tensor,
+    t: Tensor,
+    s: Tensor,
+    x0: Tensor,
+    carry: Carry = None,
+    noise: Tensor | None = None,
+    gamma: float = GAMMA,
+) -> tuple[Tensor, Carry]:
+    """Strategic stochastic sampling (Zheng et al., 2402.19159, Algorithm 4): DDIM's step to s', then noise up to s.
+
+    s' is ``tcd_landing(s)``. With r = α_s/α_s', z_s = r z_s' + √(σ_s² − r² σ_s'²) noise, the forward process from s' to
+    s. A step to timestep 0 or to ``CLEAN`` adds no noise.
+
+    Args:
+        gamma: 0 is DDIM; at 1 each step goes to timestep 0 and is noised again, as in LCM's sampling.
+
+    For the other arguments see ``Step``.
+
+    Raises:
+        ValueError: ``noise`` is None.
+    """
+    if noise is None:
+        raise ValueError("the tcd step adds fresh noise after its jump; pass noise")
+    end = tcd_landing(s, gamma)
+    jumped, _ = ddim(schedule, z, t, end, x0)
+    (alpha_s, sigma_s), (alpha_end, sigma_end) = schedule.levels(s), schedule.levels(end)
+    kept = alpha_s / alpha_end
+    added = (sigma_s**2 - (kept * sigma_end) ** 2).clamp(min=0).sqrt()
+    shape = (-1,) + (1,) * (z.dim() - 1)
+    return kept.to(z.dtype).view(shape) * jumped + added.to(z.dtype).view(shape) * noise, None
+
+
+def tcd_landing(s: Tensor, gamma: float = GAMMA) -> Tensor:
+    """Return s' = ⌊(1 − γ) s⌋, to which a step of TCD to the times s [B] goes before it adds noise.
+
+    A fraction, as on a flow, is not rounded. ``CLEAN`` stays.
+    """
+    lower = (1 - gamma) * s
+    return torch.where(s < 0, s, lower if s.is_floating_point() else lower.floor().to(s.dtype))
+
+
 def heun_corrector(
     schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, x0: Tensor, z_s: Tensor, x0_s: Tensor
 ) -> Tensor:
@@ -143,6 +191,9 @@ class Solver:
         corrector: Improves a step by a second evaluation at (z_s, s). None takes no second evaluation.
         scaled_start: The spacings at which sampling starts from σ_T ε and not from ε, as diffusers' EulerDiscrete does.
         any_start: Whether a trajectory may start at pure noise, α = 0, where most grids of a flow start.
+        landing: ``landing(s)`` returns the times [B] to which steps to s [B] go by x̂ alone, before they add noise. A
+            network that is told where its jump ends is told these.
+        with_gamma: ``with_gamma(gamma)`` returns the solver with another γ; None for a solver without one.
     """
 
     name: str
@@ -153,6 +204,8 @@ class Solver:
     corrector: Corrector | None = None
     scaled_start: tuple[str, ...] = ()
     any_start: bool = True
+    landing: Callable[[Tensor], Tensor] = lambda s: s
+    with_gamma: Callable[[float], Solver] | None = None
 
     def corrects(self, schedule: Schedule, s: Time) -> bool:
         """Whether a step to ``s`` takes a second evaluation. A step to a time without noise takes none."""
@@ -163,6 +216,13 @@ class Solver:
         return len(steps) + sum(self.corrects(schedule, s) for _, s in steps)
 
 
+def tcd_solver(gamma: float = GAMMA) -> Solver:
+    """Return TCD's solver with a γ in [0, 1]."""
+    step, landing = partial(tcd, gamma=gamma), partial(tcd_landing, gamma=gamma)
+    source = "Zheng et al., 2402.19159"
+    return Solver("tcd", step, False, True, source, landing=landing, with_gamma=tcd_solver)
+
+
 SOLVERS = Registry(
     "solver",
     "ddil.solvers",
@@ -170,7 +230,8 @@ SOLVERS = Registry(
     (
         Solver("ddim", ddim, False, False, "Song et al., 2010.02502"),
         Solver("dpmpp_2m", dpmpp_2m, True, False, "Lu et al., 2211.01095", any_start=False),
-        Solver("lcm", lcm, False, True, "Luo et al., 2310.04378"),
+        Solver("lcm", lcm, False, True, "Luo et al., 2310.04378", landing=torch.zeros_like),
+        tcd_solver(),
         Solver("euler", ddim, False, False, "Karras et al., 2206.00364", scaled_start=("trailing", "linspace")),
         Solver("flow_euler", ddim, False, False, "Liu et al., 2209.03003"),
         Solver(

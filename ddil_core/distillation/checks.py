@@ -11,7 +11,7 @@ from ddil_core.data.base import DataSet
 from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
 from ddil_core.distillation.config import Collection, MethodConfig
-from ddil_core.distillation.phases import DdilConfig, PhaseConfig
+from ddil_core.distillation.phases import DdilConfig, PhaseConfig, curve_bounds
 from ddil_core.models.autoencoder import require_encoder
 from ddil_core.models.model import Model
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -138,7 +138,8 @@ def most_states(ddil: DdilConfig, stage: Collection, batch_size: int) -> int:
     for phase in ddil.phases:
         end = round(phase.until * stage.draws)
         updates = min(ddil.collect_every, end - first)
-        count = math.ceil(round(phase.aggregated * batch_size, 6))  # the most of a batch; 0.1 · 30 is above 3
+        largest = curve_bounds(phase.aggregated)[1]
+        count = math.ceil(round(largest * batch_size, 6))  # the most of a batch; 0.1 · 30 is above 3
         if updates > 0 and count > 0:
             # Before a collection fewer uses are pending than a batch takes. Each may be of another state. With
             # ``period`` more pending uses there are at least as many states, so that the largest numbers decide.
@@ -154,7 +155,8 @@ def collected(wanted: int, uses: int, stage: Collection, phase: PhaseConfig) -> 
     states = math.ceil(wanted / uses)
     if len(stage.lengths) == 1:
         return math.ceil(states / stage.lengths[0]) * stage.lengths[0]
-    shares = zip(stage.lengths, (phase.p_teacher, 1 - phase.p_teacher), strict=True)
+    least, most = curve_bounds(phase.p_teacher)
+    shares = zip(stage.lengths, (most, 1 - least), strict=True)
     return states + sum(length for length, share in shares if share > 0) - 1
 
 

@@ -209,9 +209,9 @@ class ConsistencyStage(Stage):
         start: nn.Module,
     ) -> None:
         """``start`` is what ``student_network`` returns. For the other arguments see ``Stage``."""
-        super().__init__(teacher, pool, config.updates, config, accelerator, "lcm", start)
+        super().__init__(teacher, pool, config.updates, config, accelerator, config.method, start)
         self.settings = config
-        self.sampling = lcm_sampling(config, self.schedule)
+        self.sampling = self.own_sampling()
         pairs = pairs_of(consistency_grid(self.schedule, config.teacher_steps, config.teacher_steps))
         self.table = torch.tensor(pairs, device=self.device)
         self.times = self.table[:, 0]
@@ -224,7 +224,8 @@ class ConsistencyStage(Stage):
         steps = [[step] for step in transitions(grid)]
         visited = [index for index, (t, _) in enumerate(pairs) if t in grid]
         every_pair = Actor(self.labeler.teacher, [[pair] for pair in pairs])
-        sampler = ConsistencySampler(self.context.steady(self.student), [*steps[:-1], []])
+        own_solver = self.sampling.own_solver()
+        sampler = ConsistencySampler(self.context.steady(self.student), [*steps[:-1], []], own_solver)
         actors = {
             TEACHER: SoleActor(every_pair, range(len(pairs)), self.labeler.condition),
             STUDENT: SoleActor(sampler, visited, self.student_condition),
@@ -248,13 +249,19 @@ class ConsistencyStage(Stage):
                     x0 = self.student(part.z, t, condition)
                 clipped.add(x0, t)
                 value = consistency_value(self.schedule, part.z, t, x0.float())
-                huber = self.settings.huber_c if self.settings.loss == "huber" else None
-                weight = (
-                    self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
-                )
-                yield share * consistency_loss(value, target.float(), huber, weight)
+                yield share * self.loss(value, target, t)
 
         return self.descend(losses(), step) | clipped.logs() | self.source.logs(aggregated)
+
+    def own_sampling(self) -> Sampling:
+        """Return how the student is sampled."""
+        return lcm_sampling(self.settings, self.schedule)
+
+    def loss(self, value: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """Return the loss between two values [B, C, H, W] of the consistency function from states at t [B]."""
+        huber = self.settings.huber_c if self.settings.loss == "huber" else None
+        weight = self.schedule.at(t, value)[1].flatten().reciprocal() if self.settings.weighting == "v" else None
+        return consistency_loss(value, target.float(), huber, weight)
 
     @torch.no_grad()
     def _target(self, z: Tensor, s: Tensor, condition: Condition) -> Tensor:

@@ -94,7 +94,7 @@ class ConsistencyConfig(MethodConfig):
         return self
 
     def collections(self) -> tuple[Collection, ...]:
-        return (Collection("LCM", self.updates, (self.teacher_steps, self.student_steps)),)
+        return (Collection(self.method.upper(), self.updates, (self.teacher_steps, self.student_steps)),)
 
     @classmethod
     def of_run(cls, written: dict[str, Any], own: float) -> Self:

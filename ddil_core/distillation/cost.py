@@ -55,7 +55,7 @@ def consistency_costs(config: ConsistencyConfig, model: Model) -> Costs:
     lengths = {TEACHER: config.teacher_steps, STUDENT: config.student_steps}
 
     def cost(updates: int) -> int:
-        counts = count_states(config, "lcm", updates, lengths, lambda n, p, g: trajectories(n, p, lengths, g))
+        counts = count_states(config, config.method, updates, lengths, lambda n, p, g: trajectories(n, p, lengths, g))
         return 2 * (counts[DATA] + sum(length * counts[name] for name, length in lengths.items()))
 
     return fit_costs(config) | {"updates": cost}
@@ -104,10 +104,10 @@ def count_states(
     if ddil is None:
         return Counter({DATA: draws * config.batch_size})
     for step in range(draws):
-        phase, taken, uses = aggregated_uses(config, index, draws, step, pending)
+        p_teacher, taken, uses = aggregated_uses(config, index, draws, step, pending)
         if uses:
             generator = stage_generator(config.seed, index, step, COLLECTION)
-            rolled = roll(math.ceil(uses / ddil.uses), phase.p_teacher, generator)
+            rolled = roll(math.ceil(uses / ddil.uses), p_teacher, generator)
             counts.update(rolled)
             pending += ddil.uses * sum(lengths[kind] * count for kind, count in rolled.items())
         pending -= taken

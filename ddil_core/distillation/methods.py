@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddil_core.distillation import consistency, conversion, cost, matching, progressive
+from ddil_core.distillation import consistency, conversion, cost, matching, progressive, trajectory
 from ddil_core.distillation.config import MatchingConfig, MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.cost import Costs
@@ -70,6 +70,15 @@ METHODS = Registry(
             ConsistencyConfig,
             consistency.require_consistency,
             consistency.train_consistency,
+            cost.consistency_costs,
+        ),
+        Method(
+            "tcd",
+            "Trajectory Consistency Distillation (TCD)",
+            "Zheng et al., 2402.19159; CTM, 2310.02279",
+            trajectory.TrajectoryConfig,
+            trajectory.require_trajectory,
+            trajectory.train_trajectory,
             cost.consistency_costs,
         ),
         Method(

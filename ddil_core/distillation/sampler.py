@@ -1,4 +1,4 @@
-"""A student that samples as LCM does: it adds fresh noise after every step. Rollouts collect the states on its way."""
+"""A student that adds fresh noise after every step, as LCM and TCD do. Rollouts collect the states on its way."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from torch import Tensor
 from ddil_core.diffusion.denoiser import Condition
 from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.rollout import Actor
-from ddil_core.diffusion.solvers import SOLVERS
+from ddil_core.diffusion.solvers import SOLVERS, Solver
 
 
 @dataclass(frozen=True)
 class ConsistencySampler(Actor):
-    """LCM's multistep sampling as the only actor of a rollout.
+    """Stochastic sampling as the only actor of a rollout, with LCM's solver or another one.
 
     It cannot take turns with a teacher, because it draws noise.
 
     The noise of all steps is drawn before the rollout (``step_noise``). So it depends neither on the batches nor on the
     processes that share the rows.
     """
+
+    solver: Solver = SOLVERS["lcm"]
+
+    def __post_init__(self) -> None:
+        """Accept a solver that draws noise."""
 
     def act(self, transition: int, z: Tensor, condition: Condition) -> Tensor:
         """Take the transition's step with the noise of ``condition.noise``."""
@@ -30,7 +35,7 @@ class ConsistencySampler(Actor):
             assert condition.noise is not None, "the noise is drawn before, by step_noise"
             return condition.noise[:, transition]
 
-        return integrate(self.denoiser, SOLVERS["lcm"], z, condition, self.steps[transition], noise=noise)
+        return integrate(self.denoiser, self.solver, z, condition, self.steps[transition], noise=noise)
 
 
 def step_noise(z: Tensor, going: Tensor, generator: torch.Generator) -> Tensor:

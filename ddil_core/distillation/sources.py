@@ -21,7 +21,7 @@ from ddil_core.distillation.collectors import Collector, Labeler
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.context import COLLECTION, DATA, ROUNDING, StageContext, stage_generator
 from ddil_core.distillation.dropout import evaluating
-from ddil_core.distillation.phases import PhaseConfig
+from ddil_core.distillation.phases import PhaseConfig, curve_bounds, curve_mean
 from ddil_core.distillation.processes import gather_rows, own_rows, owners, slices
 from ddil_core.distillation.sampler import ConsistencySampler, step_noise
 from ddil_core.distillation.training_log import Logs
@@ -107,20 +107,23 @@ class MixedSource(StateSource):
         config = self.context.config
         if self.dataset is None or config.ddil is None:
             return self._data(step), 0
-        phase, count, uses = aggregated_uses(config, self.context.index, self.draws, step, self.dataset.pending)
+        p_teacher, count, uses = aggregated_uses(config, self.context.index, self.draws, step, self.dataset.pending)
         if uses:
-            self.collect(phase, uses, step)
+            self.collect(p_teacher, uses, step)
         aggregated = States(*self.dataset.take(count))
         if count == config.batch_size:
             return aggregated, count
         return States.cat(self._data(step), aggregated), count
 
-    def collect(self, phase: PhaseConfig, uses: int, step: int) -> None:
-        """Add states to the aggregated dataset until it can serve ``uses`` more uses."""
+    def collect(self, p_teacher: float, uses: int, step: int) -> None:
+        """Add states to the aggregated dataset until it can serve ``uses`` more uses.
+
+        The teacher acts with probability ``p_teacher``.
+        """
         assert self.dataset is not None and self.collector is not None
         generator = self.context.generator(step, COLLECTION)
         places: list[int] = []
-        for states in self.collector.collect(math.ceil(uses / self.dataset.uses), phase.p_teacher, generator):
+        for states in self.collector.collect(math.ceil(uses / self.dataset.uses), p_teacher, generator):
             places += self.dataset.add(states)
         self.dataset.enqueue(places, generator)
 
@@ -144,16 +147,17 @@ class MixedSource(StateSource):
     def _group(self, step: int) -> Group:
         """Return the group of batches with batch ``step`` that the teacher labels together. They lie in one phase."""
         size, ddil = self.context.config.batch_size, self.context.config.ddil
-        share, first, end = 0.0, 0, self.draws
+        first, end, most = 0, self.draws, size
+        phase: PhaseConfig | None = None
         if self.dataset is not None and ddil is not None:
             phase, first, end = phase_at(ddil.phases, step, self.draws)
-            share = phase.aggregated
-        most = size - whole_numbers(share * size)[0]
+            most = size - whole_numbers(curve_bounds(phase.aggregated)[0] * size)[0]
         room = self.context.config.teacher_batch_size * self.context.accelerator.num_processes
         together = max(1, room // max(1, most))
         start = step - (step - first) % together
         steps = range(start, min(start + together, end))
-        return Group(start, [size - self.aggregated_count(share, later) for later in steps])
+        shares = [0.0 if phase is None else curve_mean(phase.aggregated, [later], first, end) for later in steps]
+        return Group(start, [size - self.aggregated_count(*place) for place in zip(shares, steps, strict=True)])
 
     def _drawn(self, start: int) -> Draws:
         """Draw data, times and noise for the group of batches that begins at ``start``."""
@@ -265,21 +269,23 @@ def aggregated_rows(config: MethodConfig, index: int | str, share: float, step: 
 
 def aggregated_uses(
     config: MethodConfig, index: int | str, draws: int, step: int, pending: int
-) -> tuple[PhaseConfig, int, int]:
-    """Return the phase of batch ``step``, how many aggregated states it takes, and what must be collected before it.
+) -> tuple[float, int, int]:
+    """Return ``p_teacher`` at batch ``step``, how many aggregated states it takes, and what must be collected before.
 
     The last number counts uses of states. It is 0 where the ``pending`` uses of the aggregated dataset are enough.
-    Otherwise it serves ``ddil.collect_every`` batches of the phase. For the other arguments see ``aggregated_rows`` and
-    ``MixedSource``.
+    Otherwise it serves ``ddil.collect_every`` batches of the phase, and ``p_teacher`` is the mean over these. For the
+    other arguments see ``aggregated_rows`` and ``MixedSource``.
     """
     assert config.ddil is not None
-    phase, _, end = phase_at(config.ddil.phases, step, draws)
-    count = aggregated_rows(config, index, phase.aggregated, step)
-    if pending >= count:
-        return phase, count, 0
+    phase, first, end = phase_at(config.ddil.phases, step, draws)
+
+    def rows(batch: int) -> int:
+        return aggregated_rows(config, index, curve_mean(phase.aggregated, [batch], first, end), batch)
+
+    count = rows(step)
     served = range(step, min(step + config.ddil.collect_every, end))
-    wanted = sum(aggregated_rows(config, index, phase.aggregated, later) for later in served)
-    return phase, count, wanted - pending
+    p_teacher = curve_mean(phase.p_teacher, served, first, end)
+    return p_teacher, count, 0 if pending >= count else sum(map(rows, served)) - pending
 
 
 def whole_numbers(number: float) -> tuple[int, int]:

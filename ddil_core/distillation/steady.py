@@ -31,6 +31,10 @@ class Steady:
         """The network, which messages about it name."""
         return getattr(self.denoiser, "network", self.denoiser)
 
+    @property
+    def reads_end(self) -> bool:
+        return bool(getattr(self.denoiser, "reads_end", False))
+
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         missing = -len(z) % self.rows
         if not missing:

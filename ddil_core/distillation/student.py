@@ -34,7 +34,7 @@ class Student:
         prediction: What the network predicts.
         sampling: How the student is meant to be sampled.
         lora: Whether the network is the teacher's with adapters in it.
-        points: The size of the grid from which diffusers' LCMScheduler takes its timesteps.
+        points: The size of the grid from which diffusers' LCMScheduler and TCDScheduler take their timesteps.
     """
 
     net: nn.Module
@@ -64,11 +64,14 @@ def save_student(
         )
     pipeline = copy.copy(model.pipeline)
     pipeline.register_modules(**{model.layout.network: net, "scheduler": _scheduler(model, student)})
-    if net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline":
+    embedded = net.config.get("time_cond_proj_dim") and type(pipeline).__name__ == "StableDiffusionPipeline"
+    if embedded and student.sampling.solver == "lcm":  # this pipeline gives no other scheduler its γ
         pipeline = _with_guidance_embedding(pipeline)
     content = asdict(replace(student.sampling, bounds=bounds)) | {"prediction": student.prediction}
     if model.asked_size:
         content["height"], content["width"] = model.image_size
+    if student.sampling.gamma is None:
+        del content["gamma"]
     content["grid"] = student.sampling.times(model.denoiser.schedule)
     if isinstance(model.denoiser.schedule, FlowSchedule):
         content["shift"] = model.denoiser.schedule.shift
@@ -85,9 +88,10 @@ def _scheduler(model: Model, student: Student) -> Any:
     """Return diffusers' scheduler for the student.
 
     DDIM has the spacing ``trailing`` (999, 749, 499, 249 at four steps), diffusers' nearest to the grid of the
-    training. LCM takes timesteps of another grid only through the pipeline's argument ``timesteps``.
+    training. LCM takes timesteps of another grid only through the pipeline's argument ``timesteps``. TCD takes γ only
+    through the pipeline's argument ``eta``.
     """
-    from diffusers import DDIMScheduler, LCMScheduler
+    from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
     schedule, config = model.denoiser.schedule, model.pipeline.scheduler.config
     if isinstance(schedule, FlowSchedule):
@@ -95,10 +99,11 @@ def _scheduler(model: Model, student: Student) -> Any:
     # A student is neither trained nor sampled with clipping or thresholding, whatever its teacher's scheduler says.
     unclipped = {"clip_sample": False, "thresholding": False}
     shared = {"prediction_type": student.prediction, "set_alpha_to_one": True} | unclipped
-    if student.sampling.solver == "lcm":
+    if student.sampling.solver in ("lcm", "tcd"):
         scaling = schedule.timestep_scaling
         grid = {"original_inference_steps": student.points, "timestep_scaling": scaling, "steps_offset": 1}
-        return LCMScheduler.from_config(config, **shared, **grid)
+        kind: Any = LCMScheduler if student.sampling.solver == "lcm" else TCDScheduler
+        return kind.from_config(config, **shared, **grid)
     return DDIMScheduler.from_config(
         config,
         **shared,

@@ -69,7 +69,7 @@ def _integrate(
     seed: int,
     on_step: Callable[[], object] | None,
 ) -> Tensor:
-    solver, schedule = SOLVERS.find(sampling.solver), model.denoiser.schedule
+    solver, schedule = sampling.own_solver(), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
     denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ddil_core.diffusion.parameterization import Reflection, ReflectionMode
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Time, timesteps, transitions
 from ddil_core.diffusion.scheduler_config import is_flow
-from ddil_core.diffusion.solvers import SOLVERS, require_start
+from ddil_core.diffusion.solvers import GAMMA, SOLVERS, Solver, require_start
 from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.outside import newer
@@ -94,6 +94,7 @@ class SystemFile(BaseModel):
         bounds: The range of the data that the student was distilled on.
         height: The height in pixels of the images that the student was distilled on, where its network does not say it.
         width: Their width, likewise.
+        gamma: The γ of the solver ``tcd``; diffusers calls it ``eta``. None: 0.3.
         prediction: What the network predicts, where the scheduler's configuration does not say it.
         shift: The shift of a flow's times. A student's scheduler has another, with which it takes the student's grid.
         grid: For readers; nothing reads it.
@@ -117,6 +118,7 @@ class SystemFile(BaseModel):
     bounds: _Bounds | None = None
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
+    gamma: float | None = Field(default=None, ge=0, le=1)
     prediction: Any = None
     shift: float | None = Field(default=None, gt=0)
     grid: Any = None
@@ -142,6 +144,7 @@ class Sampling:
         replaces: A diffusers scheduler that is not known here. These settings take its place.
         reflection: How x̂ is kept inside ``bounds``.
         bounds: The range of the data. Students of this project bring it.
+        gamma: The γ of a solver that has one (``tcd``), in [0, 1]. None: the solver's default.
     """
 
     solver: str = "ddim"
@@ -156,6 +159,7 @@ class Sampling:
     replaces: str | None = None
     reflection: ReflectionMode = "none"
     bounds: Bounds | None = None
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         require_guidance(self.guidance_scale)
@@ -199,14 +203,26 @@ class Sampling:
         if not spacing or unusual:
             in_place = "flow_euler" if is_flow(config) else "dpmpp_2m"
             return cls(in_place, guidance_scale=guidance_scale, replaces=" with ".join([kind, *unusual[:1]]))
-        steps = 4 if solver == "lcm" else None
-        ends_clean = solver != "ddim" or bool(config.get("set_alpha_to_one", True))
+        steps = 4 if solver in ("lcm", "tcd") else None
+        ends_clean = solver != "tcd" and (solver != "ddim" or bool(config.get("set_alpha_to_one", True)))
         offset = config.get("steps_offset", 0)
         return cls(solver, steps, None, guidance_scale, spacing, offset, None, ends_clean)
 
     def effective(self) -> dict[str, Any]:
         """Return the number of steps, the solver and the guidance scale that are used, for records."""
-        return {"steps": self.steps or DEFAULT_STEPS, "solver": self.solver, "guidance_scale": self.guidance_scale}
+        return {"steps": self.steps or DEFAULT_STEPS, "solver": self.solver_text, "guidance_scale": self.guidance_scale}
+
+    @property
+    def solver_text(self) -> str:
+        """The solver for records, such as "ddim" or "tcd (gamma 0.3)"."""
+        if SOLVERS.find(self.solver).with_gamma is None:
+            return self.solver
+        return f"{self.solver} (gamma {GAMMA if self.gamma is None else self.gamma:g})"
+
+    def own_solver(self) -> Solver:
+        """Return the solver, with the γ of these settings."""
+        solver = SOLVERS.find(self.solver)
+        return solver if self.gamma is None or solver.with_gamma is None else solver.with_gamma(self.gamma)
 
     def times(self, schedule: Schedule) -> list[Time]:
         """Return the falling grid on a schedule. ``timesteps`` apply only to their own number of steps.
@@ -262,6 +278,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, str]]] = {
         {"leading": "leading", "trailing": "trailing", "linspace": "linspace"},
     ),
     "LCMScheduler": ("lcm", {"": "lcm"}),
+    "TCDScheduler": ("tcd", {"": "lcm"}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {"": "flow"}),
     "FlowMatchLCMScheduler": ("lcm", {"": "flow"}),
 }

@@ -68,7 +68,7 @@ class Drifting:
         """The steps, the solver and the guidance scale of each, for records."""
         used = actors_sampling(self.actors)
         if self.stochastic:
-            used["student"]["solver"] = self.student.sampling.solver
+            used["student"]["solver"] = self.student.sampling.solver_text
         return used
 
     @property
@@ -138,10 +138,10 @@ def pair_models(
     schedule = teacher.denoiser.schedule
     grid = sampling.times(schedule)
     fine = sorted({*grid, *(t for t in schedule.grid(teacher_steps) if t < grid[0])}, reverse=True)
-    steps = [[step] for step in zip(grid, [*grid[1:], CLEAN], strict=True)]
+    steps = [[step] for step in sampling.transitions(schedule)]
     actors = {
         TEACHER: Actor(teacher.guided(guidance_scale), segments(fine, grid)),
-        STUDENT: ConsistencySampler(student.guided(), steps),
+        STUDENT: ConsistencySampler(student.guided(), steps, sampling.own_solver()),
     }
     return Drifting(teacher, student, actors, grid, consistency_step)
 
@@ -256,8 +256,8 @@ def _disagreement(
         return {"disagreement": schedule.snr(t).to(z.dtype).clamp(min=1.0) * _mean((x0 - target).square())}
     s = rows_at(earlier(schedule, pair.grid[k], pair.consistency_step), z)
     z_s = ddim(schedule, z, t, s, teacher.denoiser(z, t, condition))[0]
-    value = consistency_value(schedule, z, t, x0)
-    target = consistency_value(schedule, z_s, s, student(z_s, s, condition))
+    value = _consistency(pair, z, t, x0)
+    target = _consistency(pair, z_s, s, student(z_s, s, condition))
     end = z if follows is None else follows[-1]
     for later in range(k, len(pair.grid)) if follows is None else ():
         end = teacher.act(later, end, condition)
@@ -265,6 +265,13 @@ def _disagreement(
         "disagreement": _mean((value - target).square()),
         "end_disagreement": _mean((value - end).square()),
     }
+
+
+def _consistency(pair: Drifting, z: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+    """Return the consistency function of x̂; of a student of TCD its jump to timestep 0."""
+    if pair.student.sampling.solver == "tcd":
+        return ddim(pair.schedule, z, t, torch.zeros_like(t), x0)[0]
+    return consistency_value(pair.schedule, z, t, x0)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def image_origin(model: Model, sampling: Sampling, seed: int, *, with_weights: b
     return ImageOrigin(
         reference=model.reference,
         weights_sha256=model.weights_sha256() if with_weights else None,
-        solver=sampling.solver,
+        solver=sampling.solver_text,
         grid=tuple(sampling.times(schedule)),
         guidance_scale=sampling.guidance_scale,
         reflection=sampling.reflection,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ddil_core.distillation.phases import DdilConfig
+from ddil_core.distillation.phases import DdilConfig, curve_bounds
 from ddil_core.support.protocol import Strict
 from ddil_core.support.text import listed
 from ddil_eval.metrics import METRICS
@@ -124,7 +124,8 @@ class StudyConfig(Strict):
     def _fits(self) -> StudyConfig:
         if self.baseline not in self.sources:
             raise ValueError(f"the baseline {self.baseline!r} is no source; name {listed(list(self.sources), 'or')}")
-        largest = max((p.aggregated for ddil in self.sources.values() if ddil for p in ddil.phases), default=0)
+        curves = [phase.aggregated for ddil in self.sources.values() if ddil for phase in ddil.phases]
+        largest = max((curve_bounds(curve)[1] for curve in curves), default=0)
         if len(set(self.shares)) < len(self.shares):
             raise ValueError("a share stands twice; name each share once")
         if max(self.shares, default=0) * largest > 1:

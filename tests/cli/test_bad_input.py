@@ -137,7 +137,7 @@ def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_method_and_a_device_that_are_not_there(distill: Cli) -> None:
-    unknown = "the method 'dmd3' is not known; it may be one of pd, lcm, dmd2; did you mean 'dmd2'?"
+    unknown = "the method 'dmd3' is not known; it may be one of pd, lcm, tcd, dmd2; did you mean 'dmd2'?"
     refused(distill("--method", "dmd3"), unknown, 2)
     refused(distill("--device", "tpu"), "this machine has no device 'tpu'; leave out --device to take the best one", 2)
 

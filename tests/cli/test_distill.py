@@ -157,7 +157,7 @@ def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, roo
         ("--lora", "--protocol", one): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
         ("--method", "dmd2", "--lora"): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
         ("--protocol", one): f"{one} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil",
-        ("--method", "dmd"): "the method 'dmd' is not known; it may be one of pd, lcm, dmd2; did you mean 'dmd2'?",
+        ("--method", "dmd"): "the method 'dmd' is not known; it may be one of pd, lcm, tcd, dmd2; did you mean 'dmd2'?",
     }
     for more, sentence in cases.items():
         result = cli(*told, *more)

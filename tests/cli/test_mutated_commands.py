@@ -105,7 +105,7 @@ def test_mutated_commands_are_refused_in_one_sentence(place: Path) -> None:
         (("distill", "--out", "o", "--set", "seed=2020-99-99"),
          "--set 'seed=2020-99-99' has a value that holds a date in line 1; put a text into quotes"),
         (("distill", "--out", "o", "--protocol", "mapping.yaml"),
-         "mapping.yaml has the method \"{{'a': 1}}\", which is not known; it may be one of pd, lcm, dmd2"),
+         "mapping.yaml has the method \"{{'a': 1}}\", which is not known; it may be one of pd, lcm, tcd, dmd2"),
         (("distill", "--out", "o", "--protocol", "deep.yaml"),
          "the protocol deep.yaml is nested more than 32 levels deep in line 1"),
         (("eval", "prompt-inversion", "--protocol", "list.yaml", "--inverter", "ph2p", "--out", "o"),

@@ -126,7 +126,7 @@ CASES: dict[str, tuple[type[BaseModel], dict[str, Any], str]] = {
     "deep": (
         METHODS["lcm"].config,
         {"updates": 1, "ddil": {"phases": [{"until": 1, "aggregated": 2, "p_teacher": 0}]}},
-        "at 'ddil.phases.0.aggregated': it takes a number from 0 to 1, not 2",
+        "at 'ddil.phases.0.aggregated': it takes a number from 0 to 1 or a mapping of the keys start and end, not 2",
     ),
     "either": (EXPERIMENTS["covariate-shift"].config, {"switch": ["x"]}, "at 'switch.0': it takes a number, not 'x'"),
 }

@@ -16,6 +16,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
 )
 from torch import Tensor
 
@@ -32,7 +33,15 @@ from ddil_core.diffusion.schedule import (
     timesteps,
     transitions,
 )
-from ddil_core.diffusion.solvers import SOLVERS, Solver, heun_corrector, require_start
+from ddil_core.diffusion.solvers import (
+    SOLVERS,
+    Solver,
+    heun_corrector,
+    require_start,
+    tcd,
+    tcd_landing,
+    tcd_solver,
+)
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import Gaussian, distance, normal, shifts
 
@@ -172,6 +181,36 @@ def test_lcm_equals_diffusers(steps: int, explicit: list[int] | None) -> None:
     times, states = theirs(scheduler, z, generator=torch.Generator().manual_seed(5))
     assert (explicit or timesteps(SD, "lcm", steps)) == times
     assert same(ours("lcm", times, z, "epsilon", noise=torch.Generator().manual_seed(5)), states)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("steps", "prediction"), [(4, "epsilon"), (7, "v_prediction"), (1, "sample"), (50, "epsilon")])
+def test_tcd_equals_diffusers(steps: int, prediction: Prediction, gamma: float) -> None:
+    z, noise = normal(2, 4, 8, 8), torch.Generator().manual_seed(5)
+    scheduler = prepared(TCDScheduler, steps, prediction_type=prediction)
+    times, states = theirs(scheduler, z, eta=gamma, generator=torch.Generator().manual_seed(5))
+    assert timesteps(SD, "lcm", steps) == times
+    found = list[Tensor]()
+    integrate(
+        Toy(prediction), tcd_solver(gamma), z, Condition({}), transitions(times, 0),
+        noise=lambda step: torch.randn(z.shape, generator=noise), observe=lambda step, after: found.append(after),
+    )  # fmt: skip
+    assert same(found, states)
+
+
+@pytest.mark.parametrize("schedule", [SD, FlowSchedule.straight(3.0)], ids=["diffusion", "flow"])
+def test_tcds_noise_is_the_forward_process(schedule: Schedule) -> None:
+    """From exact x̂ the state at s has the mean α_s x₀ + r σ_s' ε and, with the added noise, the deviation σ_s."""
+    t, s = torch.tensor([900, 500, 400]), torch.tensor([700, 250, 0])
+    x0, eps, noise = (normal(3, 1, 4, 4, seed=seed, dtype=torch.float64) for seed in range(3))
+    z = schedule.add_noise(x0, eps, t)
+    end = tcd_landing(s, 0.3)
+    assert end.tolist() == [490, 175, 0]
+    alpha, sigma = schedule.at(s, z)
+    alpha_end, sigma_end = schedule.at(end, z)
+    ratio = alpha / alpha_end * sigma_end
+    expected = alpha * x0 + ratio * eps + (sigma**2 - ratio**2).clamp(min=0).sqrt() * noise
+    torch.testing.assert_close(tcd(schedule, z, t, s, x0, None, noise, 0.3)[0], expected)
 
 
 def test_lcm_grids_are_those_of_its_paper() -> None:
@@ -327,7 +366,7 @@ def test_times_differ_from_row_to_row(name: str) -> None:
     torch.testing.assert_close(together[2], x0[2])  # the row that ends clean is its x̂
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "flow_euler", "lcm"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "flow_euler", "lcm", "tcd"])
 def test_times_of_a_flow_differ_from_row_to_row(name: str) -> None:
     flow, step = FlowSchedule.straight(3.0), SOLVERS[name].step
     t, s = torch.tensor([1000.0, 900.0, 500.5, 3.25]), torch.tensor([900.0, 749.9, CLEAN, 0.5])
@@ -338,7 +377,7 @@ def test_times_of_a_flow_differ_from_row_to_row(name: str) -> None:
         alone, _ = step(flow, z[own], t[own], s[own], x0[own], None, noise[own])
         torch.testing.assert_close(together[own], alone, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(together[2], x0[2])
-    if name != "lcm":  # the straight line through z_t and x̂
+    if not SOLVERS[name].stochastic:  # the straight line through z_t and x̂
         torch.testing.assert_close(together[1], x0[1] + (z[1] - x0[1]) * 749.9 / 900)
 
 
@@ -357,6 +396,6 @@ def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(WrongCommand) as error:
         SOLVERS.find("huen")
     assert str(error.value) == (
-        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; "
+        "the solver 'huen' is not known; it may be one of ddim, dpmpp_2m, lcm, tcd, euler, flow_euler, heun; "
         "did you mean 'heun'?"
     )

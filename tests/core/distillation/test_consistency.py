@@ -22,7 +22,6 @@ from ddil_core.distillation.consistency import (
 )
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.losses import consistency_loss
-from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import distance, normal
@@ -190,7 +189,7 @@ def test_a_collected_pair_is_the_teachers_step_at_the_states_own_guidance(model:
         return label(batch)
 
     trainer.labeler.label_transitions = counted  # type: ignore[method-assign]
-    trainer.source.collect(PhaseConfig(until=1, aggregated=0.5, p_teacher=0.5), 80, step=0)
+    trainer.source.collect(0.5, 80, step=0)
     assert dataset.collected >= 80
     assert actors.count(TEACHER) % 50 == 0 and actors.count(STUDENT) % 4 == 0
     places = torch.tensor(sorted(dataset.queue))

@@ -82,8 +82,8 @@ def held(trainer: ProgressiveStage) -> States:
     return States(dataset.z[places], dataset.target[places], dataset.transition[places], dataset.row[places])
 
 
-def collected(trainer: ProgressiveStage, phase: PhaseConfig, wanted: int) -> None:
-    trainer.source.collect(phase, wanted, step=0)
+def collected(trainer: ProgressiveStage, p_teacher: float, wanted: int) -> None:
+    trainer.source.collect(p_teacher, wanted, step=0)
 
 
 def test_the_student_starts_as_a_copy_of_the_teacher(model: Model, pool: LatentPool) -> None:
@@ -109,7 +109,7 @@ def test_the_target_of_a_visited_state_is_the_teachers_two_steps_from_it(
     model: Model, pool: LatentPool, p_teacher: float
 ) -> None:
     trainer = stage(model, pool)
-    collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 24)
+    collected(trainer, p_teacher, 24)
     dataset = trainer.source.dataset
     assert dataset is not None
     assert dataset.collected == 24  # six trajectories of four states
@@ -121,7 +121,7 @@ def test_the_target_of_a_visited_state_is_the_teachers_two_steps_from_it(
 
 def test_a_trajectory_starts_at_noise_and_goes_where_its_actor_takes_it(model: Model, pool: LatentPool) -> None:
     trainer = stage(model, pool)
-    collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=0.0), 24)
+    collected(trainer, 0.0, 24)
     dataset = trainer.source.dataset
     assert dataset is not None
     states = {k: dataset.z[[p for p in dataset.queue if dataset.transition[p] == k]] for k in range(STEPS)}
@@ -156,7 +156,7 @@ def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
 ) -> None:
     trainer = stage(model, pool)
     with rows_through(trainer.net) as seen:
-        collected(trainer, PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 400)
+        collected(trainer, p_teacher, 400)
     walks = 100 * (STEPS - 1)
     expected = (1 - p_teacher) * walks
     assert abs(sum(seen) - expected) <= 3.5 * (walks * p_teacher * (1 - p_teacher)) ** 0.5

@@ -149,11 +149,12 @@ def test_a_batch_changes_nothing(arrays: Arrays, teacher: Path, student: Path) -
         assert np.allclose(values[0], arrays[name][2], rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.parametrize("own", [{"solver": "lcm"}, {"solver": "tcd", "gamma": 0.5, "ends_clean": False}])
 def test_a_stochastic_student_visits_the_states_that_it_samples(
-    teacher: Path, tmp_path_factory: pytest.TempPathFactory
+    teacher: Path, own: dict[str, object], tmp_path: Path
 ) -> None:
-    sampling = {"solver": "lcm", "steps": 4, "guidance_scale": 1.0, "spacing": "lcm"}
-    folder = save_pipeline(tmp_path_factory.mktemp("lcm"), sampling, seed=2)
+    sampling = own | {"steps": 4, "guidance_scale": 1.0, "spacing": "lcm"}
+    folder = save_pipeline(tmp_path, sampling, seed=2)
     pair = pair_of(teacher, folder)
     found = measure_states(pair, PROMPTS, IMAGES, 0)
     samples = [Sample(prompt.id) for prompt in PROMPTS]
