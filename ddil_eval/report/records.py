@@ -1,6 +1,7 @@
 """Records of measurements: one JSON file for each cell. A file is written whole or not at all, and never changed.
 
-A record contains everything that its numbers depend on. Tables therefore need only records, and no torch.
+A record contains everything that its numbers depend on. Tables therefore need only records, and no torch. The file also
+holds the SHA-256 of the record (``content_sha256``), which is checked where it is there.
 The files lie in `records/` folders below a results folder.
 """
 
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from ddil_core.support.checksums import with_content_sha256, without_content_sha256
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
 from ddil_core.support.outside import MEGABYTE, NotPlain, newer, parse_json, read_file
@@ -231,7 +233,8 @@ def save_record(record: Record, folder: Path | str) -> Path:
     while True:
         path = Path(folder) / "records" / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         if not path.exists():
-            write_text(path, record.model_dump_json(indent=2) + "\n")
+            content = with_content_sha256(record.model_dump(mode="json"))
+            write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             return path
         if _read(path).numbers() == record.numbers():
             return path
@@ -310,7 +313,7 @@ def _read(path: Path) -> Record:
         content = parse_json(read_file(path, LARGEST))
         if (message := newer(f"The record {path}", content, SCHEMA_VERSION)) is not None:
             raise DdilError(message)
-        return Record.model_validate(content)
+        return Record.model_validate(without_content_sha256(content))
     except NotPlain as error:
         raise _damaged(path, f"it {error}") from error
     except ValidationError as error:
