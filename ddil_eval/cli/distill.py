@@ -51,6 +51,7 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
     "the protocol's, or the teacher's own.",
 )
 @options.compute_options("fp32", "bf16")
+@options.deterministic_option
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option

@@ -91,6 +91,7 @@ evaluate.add_command(prompt_inversion)
 )
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -134,6 +135,7 @@ def covariate_shift(
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the noise, in place of the protocol's.")
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -176,6 +178,7 @@ def drift(
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @save_option
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -222,6 +225,7 @@ def systems(
     "--out", type=RESULTS, default=None, help="The results folder.  [default: results/FOLDER-NAME of the protocol]"
 )
 @options.compute_options()
+@options.deterministic_option
 @save_option
 @options.download_option
 @options.device_option

@@ -31,6 +31,7 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
     "--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted, help="The results folder."
 )
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
 @options.compute_options()
+@options.deterministic_option
 @options.variant_option
 @options.download_option
 @options.device_option
@@ -70,6 +71,7 @@ def sample(
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
     from ddil_core.support.compute import FP32
+    from ddil_core.support.environment import is_deterministic
     from ddil_core.support.lock import held
     from ddil_eval.experiments.image_sources import INDEX, write_sample
     from ddil_eval.experiments.system_configs import image_origin
@@ -81,7 +83,12 @@ def sample(
     with held(out):
         _require_empty(out)
         options.fetch_missing([reference], download, variant)
-        model = load_model(reference, options.choose_device(device), variant=variant, compute=FP32.override(**settings))
+        model = load_model(
+            reference,
+            options.choose_device(device),
+            variant=variant,
+            compute=FP32.override(**settings, deterministic=is_deterministic()),
+        )
         model.require_pictures("draw them in Python with ddil_core.sample, which returns them as an array")
         resolved = resolve_sampling(model, **sampling)
         announce_sampling(model, prompts, resolved)

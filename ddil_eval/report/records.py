@@ -114,11 +114,16 @@ class RecordedCompute(_Strict):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     compile: bool = False
+    deterministic: bool = False
 
     def words(self) -> str:
         """Return the settings that are no defaults, in words."""
         chosen = {f"computed in {self.dtype}": self.dtype != "fp32", "TF32": self.tf32, "compiled": self.compile}
+        chosen["deterministic"] = self.deterministic
         return ", ".join(word for word, holds in chosen.items() if holds)
+
+
+_PLAIN = RecordedCompute().model_dump(mode="json", exclude={"deterministic"})
 
 
 class Record(_Strict):
@@ -195,8 +200,10 @@ class Record(_Strict):
     def digest_of(self, fields: Collection[str]) -> str:
         """Return the SHA-256 of some fields, with the first name of the experiment, so that old hashes stay valid."""
         content = self.model_dump(mode="json", include=set(fields))
-        if self.compute in (None, RecordedCompute()):
-            content.pop("compute", None)
+        compute = content.pop("compute", None) or {}
+        compute.pop("deterministic", None)  # it changes the rounding alone
+        if compute not in ({}, _PLAIN):
+            content["compute"] = compute
         if "experiment" in content:
             content["experiment"] = self.first_name
         return digest(content)
