@@ -266,6 +266,7 @@ def run(
 @reference_images_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
+@options.deterministic_option
 @options.protocol_options
 @options.device_option
 @options.quiet_option
