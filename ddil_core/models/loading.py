@@ -118,7 +118,7 @@ def _require_checksums(files: Files, weights: PipelineFiles, reference: str) -> 
     single = [path for path in (files.checkpoint, files.unet, files.lora) if path is not None]
     for path in single:
         require_checksum(path, f"the file of {what}", CHANGED_FILE)
-    for path in (*single, *itertools.chain(*weights.files.values())):
+    for path in (*single, *itertools.chain(*weights.components.values())):
         require_blob(path, what)
 
 

@@ -81,7 +81,7 @@ def _disturbed(command: Command, folder: Path, given: argparse.Namespace) -> Ite
     place = folder / command.name.replace(" ", "-")
     for what, number in STOPS.items():
         times, fault = given.moments if number == signal.SIGKILL else given.signals, f"{what} of `{command.name}`"
-        if times and given.only in fault:
+        if times and command.goes_on and given.only in fault:
             (place / what).mkdir(parents=True)
             yield fault, times, stops(command, place / what, times, number), "the same result"
     fault = f"a full disk in `{command.name}`"

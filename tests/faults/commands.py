@@ -66,6 +66,13 @@ def commands(folder: Path, teacher: Path, student: Path) -> Iterator[Command]:
     study = _written(folder / "study.yaml", STUDY)
     yield Command("study", with_out(["study", study, "--jobs", 1, "--device", "cpu"]), study_of)
     yield Command("demo", with_out(["demo", "--device", "cpu"]), demo_of, protocols=_demo(folder / "protocols"))
+    drawn = ["sample", "--model", student, "--prompt", "a small red circle", "--num-images", "4", "--device", "cpu"]
+    yield Command("sample", with_out(drawn), lambda out: files_of(out, out, "*.png"), goes_on=False)
+    pickle = _pickle(folder / "weights.bin")
+    yield Command(
+        "models convert", lambda out: ["models", "convert", str(pickle), str(out / "w.safetensors")],
+        lambda out: files_of(out, out, "*"), goes_on=False,
+    )  # fmt: skip
 
 
 def distillation(folder: Path, name: str, teacher: Path, data: object, settings: Mapping[str, Any]) -> Command:
@@ -103,6 +110,13 @@ def save_images(folder: Path, count: int = 12) -> Path:
 
 def _written(path: Path, content: object) -> Path:
     path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+def _pickle(path: Path) -> Path:
+    import torch
+
+    torch.save({"weight": torch.arange(50_000.0)}, path)
     return path
 
 

@@ -50,6 +50,7 @@ class Command:
         results: Returns what must not depend on faults, by name.
         environment: Returns environment variables for a folder of results.
         protocols: A folder in place of the shipped protocols.
+        goes_on: Whether a finished command may be run again.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Command:
     results: Callable[[Path], Mapping[str, object]]
     environment: Callable[[Path], Mapping[str, str]] = field(default=lambda out: {})
     protocols: Path | None = None
+    goes_on: bool = True
 
     def run(self, out: Path, until: Callable[[], bool] = lambda: False, number: int = signal.SIGKILL) -> Ended:
         """Run the command in a child, and send it a signal when ``until`` says so."""
@@ -83,9 +85,10 @@ class Command:
             os.environ.update(self.environment(out))
             if self.protocols is not None:
                 resources.protocols = lambda: self.protocols  # type: ignore[assignment,return-value]
-            from ddil_eval.cli import ddil
+            from ddil_eval.cli import main
 
-            ddil(self.arguments(out), prog_name="ddil")
+            sys.argv = ["ddil", *self.arguments(out)]
+            main()
         except SystemExit as error:
             return error.code if isinstance(error.code, int) else 0
         except BaseException:

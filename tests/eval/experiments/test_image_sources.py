@@ -15,6 +15,7 @@ from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.checksums import MANIFEST
 from ddil_core.support.compute import FP32
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
@@ -23,6 +24,7 @@ from ddil_eval.experiments.image_sources import (
     ORIGIN,
     FolderImages,
     GeneratedImages,
+    ImageBatch,
     ImageOrigin,
     ImageWriter,
     open_image_folder,
