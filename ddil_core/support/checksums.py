@@ -181,12 +181,20 @@ def without_content_sha256(content: Any) -> Any:
     Raises:
         NotPlain: the content does not match it. The message starts with a verb.
     """
-    if not isinstance(content, dict) or CONTENT not in content:
-        return content
-    rest = {key: value for key, value in content.items() if key != CONTENT}
-    if content[CONTENT] != _content_sha256(rest):
-        raise NotPlain(f"does not match its {CONTENT}, {AFTER}")
-    return rest
+    require_content_sha256(content)
+    return {key: value for key, value in content.items() if key != CONTENT} if isinstance(content, dict) else content
+
+
+def require_content_sha256(content: Any) -> None:
+    """Check the checksum of a JSON object, where it has one.
+
+    Raises:
+        NotPlain: the content does not match it. The message starts with a verb.
+    """
+    if isinstance(content, dict) and CONTENT in content:
+        rest = {key: value for key, value in content.items() if key != CONTENT}
+        if content[CONTENT] != _content_sha256(rest):
+            raise NotPlain(f"does not match its {CONTENT}, {AFTER}")
 
 
 def _content_sha256(content: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
 INDEX = INDEXES[0]
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last part of every PNG file, whose checksum Pillow does not compare."""
 ORIGIN = "made.json"
 """The file beside kept images that says which model made them and how it was sampled. A later score reads it."""
 
@@ -305,14 +308,17 @@ class ImageWriter:
 def is_whole(path: Path) -> bool:
     """Whether a PNG file is here and whole. PNG holds a checksum of each of its parts, which Pillow compares."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.verify()
+        if content.endswith(PNG_END):
+            return True
     except FileNotFoundError:
         return False
     except BAD_IMAGE:
-        warn(f"the image {path} is damaged, and is made again")
-        return False
-    return True
+        pass
+    warn(f"the image {path} is damaged, and is made again")
+    return False
 
 
 def write_sample(

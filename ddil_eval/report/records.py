@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
-from ddil_core.support.checksums import with_content_sha256, without_content_sha256
+from ddil_core.support.checksums import CONTENT, require_content_sha256, with_content_sha256
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
 from ddil_core.support.outside import MEGABYTE, NotPlain, newer, parse_json, read_file
@@ -320,7 +320,11 @@ def _read(path: Path) -> Record:
         content = parse_json(read_file(path, LARGEST))
         if (message := newer(f"The record {path}", content, SCHEMA_VERSION)) is not None:
             raise DdilError(message)
-        return Record.model_validate(without_content_sha256(content))
+        record = Record.model_validate(
+            {key: value for key, value in content.items() if key != CONTENT} if isinstance(content, dict) else content
+        )
+        require_content_sha256(content)  # last, because the other reasons are more exact
+        return record
     except NotPlain as error:
         raise _damaged(path, f"it {error}") from error
     except ValidationError as error:

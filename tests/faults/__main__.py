@@ -29,7 +29,7 @@ import ddil_eval.experiments.systems
 import ddil_eval.study.study  # noqa: F401
 from ddil_core.distillation.distill import distill  # noqa: F401
 from tests.faults.commands import commands
-from tests.faults.harness import DAMAGE, Command, Outcomes, damage, full_disks, may_mount, stops
+from tests.faults.harness import DAMAGE, Command, Outcomes, Undisturbed, damage, full_disks, may_mount, stops
 from tests.faults.scenes import Scene, scenes
 from tests.pipelines import STUDENT, TEACHER, save_pipeline
 
@@ -79,15 +79,19 @@ def _rows(folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, O
 
 def _disturbed(command: Command, folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:
     place = folder / command.name.replace(" ", "-")
-    for what, number in STOPS.items():
-        times, fault = given.moments if number == signal.SIGKILL else given.signals, f"{what} of `{command.name}`"
-        if times and command.goes_on and given.only in fault:
-            (place / what).mkdir(parents=True)
-            yield fault, times, stops(command, place / what, times, number), "the same result"
-    fault = f"a full disk in `{command.name}`"
-    if given.disks and given.only in fault and may_mount():
-        (place / "disks").mkdir(parents=True)
-        yield fault, given.disks, full_disks(command, place / "disks", given.disks), "a sentence, then the same result"
+    asked = {"kill -9": given.moments, "SIGTERM": given.signals, "Ctrl-C": given.signals}
+    signals = {f"{what} of `{command.name}`": (STOPS[what], times) for what, times in asked.items() if times}
+    signals = {fault: row for fault, row in signals.items() if command.goes_on and given.only in fault}
+    full = f"a full disk in `{command.name}`"
+    disks = given.disks if given.only in full and may_mount() else 0
+    if not (signals or disks):
+        return
+    place.mkdir()
+    whole = Undisturbed.of(command, place / "whole")
+    for fault, (number, times) in signals.items():
+        yield fault, times, stops(command, whole, place, times, number), "the same result"
+    if disks:
+        yield full, disks, full_disks(command, whole, place, disks), "a sentence, then the same result"
 
 
 def _damaged(scene: Scene, folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:

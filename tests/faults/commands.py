@@ -79,6 +79,7 @@ def distillation(folder: Path, name: str, teacher: Path, data: object, settings:
     """Return a distillation of a protocol, which is written to ``folder``."""
     protocol = _written(folder / f"{name.replace(' ', '-')}.yaml", settings)
     words = ["distill", "--teacher", teacher, "--data", data, "--protocol", protocol, "--device", "cpu"]
+    words += ["--no-ddil"] * (settings["ddil"] is None)
     return Command(name, with_out(words), student_of)
 
 

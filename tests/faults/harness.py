@@ -115,23 +115,39 @@ class Outcomes:
         return ", ".join(f"{count} {name}" for name, count in known.items()) if len(known) > 1 else "".join(known)
 
 
-def stops(command: Command, folder: Path, moments: int, number: int = signal.SIGKILL, seed: int = 0) -> Outcomes:
+@dataclass(frozen=True)
+class Undisturbed:
+    """A command that nobody disturbed: its results, how long it took, and the bytes that it needs on a disk."""
+
+    results: Mapping[str, object]
+    seconds: float
+    size: int
+
+    @classmethod
+    def of(cls, command: Command, out: Path) -> Undisturbed:
+        """Run the command, which must end well."""
+        ended, page = command.run(out), os.sysconf("SC_PAGE_SIZE")
+        results = command.results(out) if ended.status == 0 else {}
+        assert results, f"{command.name} ends with {ended.status}: {ended.said[-2000:]}"
+        sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+        return cls(results, ended.seconds, sum(-(-size // page) * page for size in sizes))
+
+
+def stops(
+    command: Command, whole: Undisturbed, folder: Path, moments: int, number: int = signal.SIGKILL, seed: int = 0
+) -> Outcomes:
     """Send a command a signal at random moments, and run it again to its end each time.
 
     The end is that of a command that nobody stopped. SIGTERM and SIGINT end it within ``SOON`` seconds, with a sentence
     and the exit status of the signal.
     """
-    whole = command.run(folder / "whole")
-    if whole.status:
-        return Outcomes(wrong=[f"{command.name} ends with {whole.status}: {whole.said[-500:]}"])
-    expected, draw, outcomes = command.results(folder / "whole"), random.Random(seed), Outcomes()
-    assert expected
+    draw, outcomes = random.Random(seed), Outcomes()
     for moment in range(moments):
         out, end = folder / f"stopped-{moment}", time.monotonic() + draw.uniform(0.05, whole.seconds)
         stopped = command.run(out, lambda end=end: time.monotonic() >= end, number)  # type: ignore[misc]
         problem = None if number == signal.SIGKILL else _ending(stopped, number)
         again = command.run(out)
-        if again.status or command.results(out) != expected:
+        if again.status or command.results(out) != whole.results:
             problem = f"exit status {again.status}: {again.said[-500:]}"
         elif left := [path for path in out.rglob("*") if ".partial" in path.name]:
             problem = f"temporary files are left: {left}"
@@ -180,10 +196,9 @@ def damage(command: Command, before: Path, files: Sequence[Path], times: int, ho
         how: A key of ``DAMAGE``.
         seed: The seed of the places.
     """
-    whole = before.with_name(before.name + "-undamaged")
-    shutil.copytree(before, whole)
-    assert (ended := command.run(whole)).status == 0, ended.said[-2000:]
-    expected, draw, outcomes = command.results(whole), random.Random(seed), Outcomes()
+    undamaged = before.with_name(before.name + "-undamaged")
+    shutil.copytree(before, undamaged)
+    expected, draw, outcomes = Undisturbed.of(command, undamaged).results, random.Random(seed), Outcomes()
     for path in files:
         for _ in range(times):
             out = before.with_name(before.name + "-damaged")
@@ -221,25 +236,19 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
         folder.rmdir()
 
 
-def full_disks(command: Command, folder: Path, times: int, seed: int = 0) -> Outcomes:
+def full_disks(command: Command, whole: Undisturbed, folder: Path, times: int, seed: int = 0) -> Outcomes:
     """Run a command on disks that are too small for it, then make room and run it again to its end."""
-    whole = folder / "whole"
-    ended = command.run(whole)
-    if ended.status:
-        return Outcomes(wrong=[f"{command.name} ends with {ended.status}: {ended.said[-500:]}"])
-    expected, draw, outcomes = command.results(whole), random.Random(seed), Outcomes()
-    page = os.sysconf("SC_PAGE_SIZE")
-    needed = sum(-(-path.stat().st_size // page) * page for path in whole.rglob("*") if path.is_file())
-    for time_ in range(times):
-        size = round(draw.uniform(0.02, 0.9) * needed)
-        with small_disk(folder / f"disk-{time_}", size) as disk:
+    draw, outcomes = random.Random(seed), Outcomes()
+    for number in range(times):
+        size = round(draw.uniform(0.02, 0.9) * whole.size)
+        with small_disk(folder / f"disk-{number}", size) as disk:
             full = command.run(disk / "out")
-            subprocess.run(["mount", "-o", f"remount,size={8 * needed + 2**26}", disk], check=True)
+            subprocess.run(["mount", "-o", f"remount,size={8 * whole.size + 2**26}", disk], check=True)
             again = command.run(disk / "out")
             results = command.results(disk / "out") if again.status == 0 else None
         if not (full.status == 0 or (full.refused and full.status == 1)):
             outcomes.wrong.append(f"{command.name}, {size:,} bytes: exit status {full.status}: {full.said[-1000:]}")
-        elif results != expected:
+        elif results != whole.results:
             outcomes.wrong.append(f"{command.name}, {size:,} bytes, then room: {again.status}: {again.said[-500:]}")
         else:
             outcomes.same += 1

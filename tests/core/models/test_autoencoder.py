@@ -218,7 +218,9 @@ def test_a_size_that_is_none_is_refused(folder: Path, tmp_path: Path, value: Any
     broken = edited(folder, tmp_path / "broken", "unet/config.json", sample_size=value)
     with pytest.raises(DdilError) as error:
         load_model(str(broken))
-    assert f"has the sample_size {value_text(value)} in its configuration" in str(error.value) and "\n" not in str(error.value)
+    assert f"has the sample_size {value_text(value)} in its configuration" in str(error.value) and "\n" not in str(
+        error.value
+    )
 
 
 def test_memory_is_estimated_for_any_size(folder: Path, tmp_path: Path) -> None:

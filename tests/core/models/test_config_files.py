@@ -61,7 +61,9 @@ def test_own_kernels_are_taken(value: object, changed: Callable[..., Path]) -> N
 
 def test_an_adapter_beside_a_text_encoder(changed: Callable[..., Path]) -> None:
     copy = changed("text_encoder/adapter_config.json", base_model_name_or_path="/elsewhere")
-    with pytest.raises(DdilError, match=r"has the file .*adapter_config\.json, by which libraries load weights from another"):
+    with pytest.raises(
+        DdilError, match=r"has the file .*adapter_config\.json, by which libraries load weights from another"
+    ):
         require_plain_configs(copy, "mine")
 
 
@@ -76,7 +78,9 @@ def test_an_adapter_beside_a_text_encoder(changed: Callable[..., Path]) -> None:
 )
 def test_a_network_without_end_is_not_built(file: str, keys: dict[str, Any], changed: Callable[..., Path]) -> None:
     copy = changed(file, **keys)
-    with pytest.raises(DdilError, match=rf"^the file {copy / file} of the model has a number or a list at '.*' that no model"):
+    with pytest.raises(
+        DdilError, match=rf"^the file {copy / file} of the model has a number or a list at '.*' that no model"
+    ):
         require_plain_configs(copy, "mine")
 
 

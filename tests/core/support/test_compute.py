@@ -127,7 +127,9 @@ def test_deterministic_algorithms_hold_inside_the_context_alone(
 
 def test_an_operation_without_a_deterministic_algorithm_is_one_sentence() -> None:
     before = flags()
-    expected = "^put_ does not have a deterministic implementation.*; leave out --deterministic, or take another device$"
+    expected = (
+        "^put_ does not have a deterministic implementation.*; leave out --deterministic, or take another device$"
+    )
     with pytest.raises(DdilError, match=expected), deterministic():
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
     assert flags() == before

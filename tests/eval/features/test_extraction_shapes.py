@@ -36,5 +36,7 @@ def test_features_that_are_no_array_are_refused() -> None:
 def test_values_outside_of_the_bounds_of_a_metric_are_refused(score: float, value: str) -> None:
     name = METRICS["drawn_right"].network.name
     cells = Cells({name: np.full((8, 1), score)}, {"a": np.arange(8)}, {}, metrics=("drawn_right",))
-    with pytest.raises(DdilError, match=rf"^the metric 'drawn_right' has the value {value}, outside of its bounds 0 to 1; "):
+    with pytest.raises(
+        DdilError, match=rf"^the metric 'drawn_right' has the value {value}, outside of its bounds 0 to 1; "
+    ):
         cells.estimates(cells.single())

@@ -254,7 +254,8 @@ def test_a_damaged_reference_is_one_sentence(counting: Counting) -> None:
     (kept,) = references_folder().rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(
-        DdilError, match="the stored reference features .* does not match its checksum .*; delete the file to compute them again"
+        DdilError,
+        match="the stored reference features .* does not match its checksum .*; delete the file to compute them again",
     ):
         reference_of(counting, Pictures())
 

@@ -13,7 +13,9 @@ from ddil_eval.report.records import Record, RecordedMetric, save_record
 from ddil_eval.report.strips import write_strips
 from tests.records import measured, p_teacher, record, system
 
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> \"&<!-- {{ 7 * 7 }} \u2028"
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> \"&<!-- {{ 7 * 7 }} \u2028"
+)
 """A text that would run if any place of the page, also its JSON, did not escape it."""
 CAPTIONS = ("a small red circle", HOSTILE, "a large blue star")
 SCORES = {"PD": (0.9, 0.2, 0.8), "LCM": (0.8, 0.95, 0.1)}

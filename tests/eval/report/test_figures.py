@@ -33,10 +33,15 @@ def test_figures_for_a_paper_are_the_same_bytes_each_time(tmp_path: Path) -> Non
     """Every figure, of a folder with every kind of record, as PDF and as PNG."""
     records = read_records(everything(tmp_path / "results"))
     first, second = (
-        {path.name: path.read_bytes() for path in paper_figures.draw_all(tables.groups(records), tables.build(records), out)}
+        {
+            path.name: path.read_bytes()
+            for path in paper_figures.draw_all(tables.groups(records), tables.build(records), out)
+        }
         for out in (tmp_path / "a", tmp_path / "b")
     )
-    assert first == second and set(first) == {f"{name}{suffix}" for name in paper_figures.DRAWN for suffix in (".pdf", ".png")}
+    assert first == second and set(first) == {
+        f"{name}{suffix}" for name in paper_figures.DRAWN for suffix in (".pdf", ".png")
+    }
     assert all(content.startswith(b"%PDF" if name.endswith(".pdf") else b"\x89PNG") for name, content in first.items())
 
 

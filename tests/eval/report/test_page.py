@@ -116,7 +116,9 @@ def test_strips_come_back_as_they_were_written(tmp_path: Path) -> None:
         ([], "lower", set()),
     ],
 )
-def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]], direction: str, expected: set[int]) -> None:
+def test_the_front_holds_what_nothing_beats(
+    points: list[tuple[float, float]], direction: str, expected: set[int]
+) -> None:
     assert front(points, direction) == expected  # type: ignore[arg-type]
 
 
@@ -129,7 +131,9 @@ def test_sentences_are_filled_from_the_records() -> None:
         "The costliest, teacher with an NFE of 64, has 12.00 [11.50, 12.50]."
     )
     effects = [
-        record({"kind": "effect", "transitions": [k]}, fd=None, right=None, metrics={"fd": measured(value, 0.5, "lower")})
+        record(
+            {"kind": "effect", "transitions": [k]}, fd=None, right=None, metrics={"fd": measured(value, 0.5, "lower")}
+        )
         for k, value in enumerate((-3.0, 0.1))
     ]
     table = next(table for table in tables.build(effects) if table.name == "main-effects")
