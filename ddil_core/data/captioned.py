@@ -15,9 +15,11 @@ from PIL import Image
 
 from ddil_core.data.base import Side
 from ddil_core.data.images import BAD_IMAGE, Head, read_head, read_rgb
+from ddil_core.support.checksums import MANIFEST, require_digest
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.progress import warn
 
+CHANGED = f"make or copy the images again; if you changed the file yourself, delete {MANIFEST} beside it"
 _NAMED = 5
 
 
@@ -29,11 +31,19 @@ def name_some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image in a file. Its noise is drawn from ``id``; ``caption`` is None where the image has none."""
+    """An image in a file.
+
+    Attributes:
+        id: Its noise is drawn from this name.
+        path: The file.
+        caption: None where the image has none.
+        sha256: The file's checksum in the folder's ``sha256.json``; None where it has none.
+    """
 
     id: str
     path: Path
     caption: str | None
+    sha256: str | None = None
 
     @property
     def name(self) -> str:
@@ -46,7 +56,9 @@ class ImageFile:
         return read_head(self.path)
 
     def read(self) -> np.ndarray:
-        """See ``read_image``."""
+        """See ``read_image``. Raises DdilError too where the file does not match its checksum."""
+        if self.path.is_file():
+            require_digest(self.path, self.sha256, "the images", CHANGED)
         return read_image(self.path)
 
 

@@ -6,12 +6,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ddil_core.data.base import Prompt, Side
 from ddil_core.data.captioned import (
+    CHANGED,
     ImageFile,
     files_sha256,
     name_some,
@@ -22,6 +24,7 @@ from ddil_core.data.captioned import (
     survey,
 )
 from ddil_core.data.captions import CAPTION_FILE, Row, caption_of, read_rows, read_text
+from ddil_core.support.checksums import read_manifest, require_digest
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.outside import inside
 from ddil_core.support.paths import shown, user_path
@@ -150,10 +153,14 @@ def open_folder(reference: str) -> ImageFiles:
 def read_folder(folder: Path) -> list[ImageFile]:
     """Read which images a folder holds, with their captions from its index or from the ``.txt`` beside each.
 
+    Where the folder has checksums (``sha256.json``), the index is checked now, and each image when it is read.
+
     Raises:
         WrongCommand: there are no images, an index or a caption cannot be read, or an id or a file occurs twice.
+        DdilError: the index or the list of checksums is damaged.
     """
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    digests = read_manifest(folder, "the images", CHANGED) or {}
     try:
         with os.scandir(folder) as entries:
             is_folder = {folder / entry.name: entry.is_dir() for entry in entries}
@@ -161,6 +168,7 @@ def read_folder(folder: Path) -> list[ImageFile]:
         raise WrongCommand(f"the folder {folder} cannot be read: {error}") from error
     files = sorted(path for path, value in is_folder.items() if not value)
     if index is not None:
+        require_digest(index, digests.get(index.name), "the images", CHANGED)
         images = [_indexed_image(folder, row) for row in read_rows(index)]
     else:
         visible = [path for path in files if path.suffix.lower() in ENDINGS and not _hidden(path)]
@@ -170,7 +178,7 @@ def read_folder(folder: Path) -> list[ImageFile]:
         raise WrongCommand(f"the folder {folder} holds no images ({', '.join(ENDINGS)})")
     refuse_twice([(image.id, image.caption) for image in images], str(index or folder))
     _refuse_file_twice(images, str(index or folder))
-    return images
+    return [replace(image, sha256=digests.get(image.path.relative_to(folder).as_posix())) for image in images]
 
 
 def _hidden(path: Path) -> bool:

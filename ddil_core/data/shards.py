@@ -4,6 +4,9 @@ A sample is an image (.jpg, .jpeg, .png, .webp) and a caption of the same name: 
 "caption". A name ends at its first dot, as in the library ``webdataset``, so ``img_1.5.png`` is not read.
 Other files of a shard are never read. Pillow decodes the images; pickles, arrays and code are never loaded.
 
+A shard may have its SHA-256 in NAME.sha256 beside it or in a line of SHA256SUMS in its folder, as the command
+``sha256sum`` writes both. It is compared once in a run. A downloaded shard has one.
+
 PATTERN is a path or an http(s) URL with braces, which the library expands, or a path with ``*`` and ``?``. Commands
 (``pipe:``) are refused. With the user's consent, shards on the web are downloaded whole into the user's folder.
 """
@@ -32,11 +35,11 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from ddil_core.data.base import Prompt, Side
 from ddil_core.data.captioned import name_some, prepare_batches, refuse_bad, refuse_fewer, require_training
-from ddil_core.data.captions import CAPTION_FILE, caption_of, decode, parse_json
+from ddil_core.data.captions import CAPTION_FILE, caption_of, decode, parse_json, read_text
 from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
 from ddil_core.data.images import Head, read_head, read_rgb
+from ddil_core.support.checksums import Damaged, require_checksum, sha256, with_checksum
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.files import replacing
 from ddil_core.support.lock import waiting_for
 from ddil_core.support.outside import MEGABYTE, require_regular, size_words
 from ddil_core.support.paths import shown, user_path
@@ -63,6 +66,9 @@ LARGEST_HEADER = MEGABYTE
 """The largest extended header of a tar file, which tarfile reads into memory."""
 MOST_GROWTH = 100
 """The most that a compressed shard may grow. Images and captions hardly shrink."""
+
+SUMS = "SHA256SUMS"
+"""A file with the checksums of the shards beside it."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
@@ -120,6 +126,24 @@ def read_shard(path: Path, ignored: list[str] | None = None) -> Iterator[ShardIm
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = str(error.args[0] if type(error) is ValueError else error).partition("\n")[0].rstrip(":")
         raise DamagedShard(f"the shard {path} is damaged ({reason}); fetch or make it again") from error
+
+
+def require_listed(path: Path) -> None:
+    """Compare a shard with its SHA-256, in NAME.sha256 or in SHA256SUMS. A shard without one passes.
+
+    Raises:
+        DamagedShard: it has another SHA-256.
+    """
+    sums, cure = path.with_name(SUMS), "fetch or make it again"
+    try:
+        if require_checksum(path, "the shard", cure) or not sums.is_file():
+            return
+        line = re.compile(rf"^([0-9a-f]{{64}}) [ *](?:\./)?{re.escape(path.name)}\r?$", re.MULTILINE)
+        digests = line.findall(read_text(sums))
+    except (Damaged, OSError, ValueError) as error:
+        raise DamagedShard(str(error)) from error
+    if digests and sha256(path) not in digests:
+        raise DamagedShard(f"the shard {path} does not match its checksum in {SUMS}; {cure}")
 
 
 def _members(path: Path, ignored: list[str]) -> Iterator[dict[str, Any]]:
@@ -180,6 +204,7 @@ class Shards:
 
     def __init__(self, reference: str, shards: list[str], download: bool) -> None:
         self.reference, self.shards, self.download = reference, shards, download
+        self._compared = set[Path]()
 
     def identity(self) -> str:
         """Return a hash of the shards' names, and of the sizes of the local shards."""
@@ -235,7 +260,11 @@ class Shards:
         """
         for shard in self.shards:
             try:
-                yield from read_shard(self._local(shard), ignored)
+                path = self._local(shard)
+                if path not in self._compared:
+                    require_listed(path)
+                    self._compared.add(path)
+                yield from read_shard(path, ignored)
             except DamagedShard:
                 if damaged is None:
                     raise
@@ -331,7 +360,7 @@ def fetch_shard(url: str, path: Path) -> None:
     with waiting_for(path.parent):
         if path.is_file():
             return  # another command has downloaded it meanwhile
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with with_checksum(path) as temporary, temporary.open("wb") as file:
             for block in _received(url):
                 file.write(block)
 

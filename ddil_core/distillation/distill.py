@@ -32,6 +32,7 @@ from ddil_core.models.sampling import Bounds, sampling_line
 from ddil_core.support import ranks
 from ddil_core.support.checksums import require_checksum
 from ddil_core.support.compute import Compute
+from ddil_core.support.environment import is_deterministic
 from ddil_core.support.lock import held
 from ddil_core.support.progress import note
 from ddil_core.support.provenance import commit, versions
@@ -156,5 +157,6 @@ def _holding(
             if accelerator.is_main_process:
                 require_run_folder(out, resume)
                 stack.enter_context(held(out))
-                open_run(out, identity, {"versions": versions(), "commit": commit()}, type(config), own)
+                origin = {"versions": versions(), "commit": commit(), "deterministic": is_deterministic()}
+                open_run(out, identity, origin, type(config), own)
         yield

@@ -118,12 +118,13 @@ def open_run(
     if path.is_file():
         content = read_run(path)
         before = require_same_run(out, identity, config, guidance_scale)
-        changed = _differences(before, identity["config"])
-        if content["config"] != identity["config"]:  # an older run may lack newer keys, which are no changes
-            content["config"] = identity["config"]
+        changed = {key: new for key, (_, new) in _differences(before, identity["config"]).items()}
+        if _mode(content) != _mode(provenance):
+            changed["deterministic"] = _mode(provenance)
+        if content["config"] != identity["config"] or changed:  # an older run may lack newer keys; these are no changes
+            content |= {"config": identity["config"], "deterministic": _mode(provenance)}
             if changed:
-                change = {"at": now, **{key: new for key, (_, new) in changed.items()}}
-                content["changes"] = [*(content.get("changes") or []), change]
+                content["changes"] = [*(content.get("changes") or []), {"at": now, **changed}]
             _write(path, content)
     else:
         changeable = {"changeable": list(config.CHANGEABLE)}
@@ -132,6 +133,11 @@ def open_run(
     old = [out / name for name in _OLD_TEMPORARIES]
     for left in (*old, *checkpoints.glob("*.partial"), *(out / "grids").glob("*.partial")):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _mode(content: Mapping[str, Any]) -> bool:
+    """Whether a run is deterministic. One of an earlier version does not say it, and is not."""
+    return content.get("deterministic") is True
 
 
 def require_same_run(

@@ -1,4 +1,7 @@
-"""Convert pickles of weights to safetensors. Read them with ``weights_only``, and write files whole or not at all."""
+"""Convert pickles of weights to safetensors, with checksums.
+
+Pickles are read with ``weights_only``. What is written is whole, or nothing is.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.weights import PICKLES, read_index
+from ddil_core.support.checksums import MANIFEST, with_checksum
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.files import replacing, write_tensors, write_text
+from ddil_core.support.files import write_tensors, write_text
 from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 
 if TYPE_CHECKING:
@@ -80,13 +84,14 @@ def convert_weights(source: Path, out: Path, part: str | None = None) -> list[Co
         )
     if out.suffix != ".safetensors":
         raise WrongCommand(f"the file to write, {out}, must end in .safetensors")
-    with replacing(out) as temporary:
+    with with_checksum(out) as temporary:
         done = _convert_file(source, temporary, part)
     return [_named(done, source, out)]
 
 
 def _convert_folder(source: Path, out: Path) -> list[Converted]:
     files = sorted(path for path in source.rglob("*") if path.is_file() and not _hidden(path.relative_to(source)))
+    files = [path for path in files if path.name != MANIFEST]  # the copy gets its own
     if (source / "model_index.json").is_file():  # leave out what the pipeline does not name, such as a whole checkpoint
         components = {name for name, value in read_index(source).items() if isinstance(value, list)}
         files = [path for path in files if _belongs(path.relative_to(source), components)]
@@ -96,7 +101,7 @@ def _convert_folder(source: Path, out: Path) -> list[Converted]:
     if out.resolve().is_relative_to(source.resolve()):
         raise WrongCommand(f"{out} lies in {source}, the folder to convert; name a folder outside of it")
     done = []
-    with replacing(out) as temporary:
+    with with_checksum(out) as temporary:
         for path in files:
             place = temporary / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)

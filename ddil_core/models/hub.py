@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.system_specs import PIPELINE_FILES
 from ddil_core.models.weights import PICKLES, components, has_weights, read_json, sets_of_weights
+from ddil_core.support.checksums import sha256
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.lock import waiting_for
 
@@ -37,6 +37,7 @@ FETCHED = (".safetensors", ".json", ".txt")
 INDEX = "model_index.json"
 MAX_LENGTH = 96
 """Most characters of a repository's name (the hub's own limit) and of a revision (our limit)."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -296,9 +297,9 @@ def _fetch_weights(plan: DownloadPlan, file: RepoFile, advance: Callable[[int], 
     from huggingface_hub import HfFileSystem, constants
 
     assert file.lfs is not None
-    repository, sha256 = plan.repository, file.lfs.sha256
-    blob = repository.storage / "blobs" / sha256
-    unfinished = blob.with_name(f"{sha256}.incomplete")
+    repository, expected = plan.repository, file.lfs.sha256
+    blob = repository.storage / "blobs" / expected
+    unfinished = blob.with_name(f"{expected}.incomplete")
     if _is_whole(blob, file):  # another process fetched the file while this one waited
         return advance(file.size)
     blob.parent.mkdir(exist_ok=True)
@@ -315,15 +316,29 @@ def _fetch_weights(plan: DownloadPlan, file: RepoFile, advance: Callable[[int], 
                 raise OSError(f"{file.path} ended after {out.tell()} of {file.size} bytes")
             out.write(piece)
             advance(len(piece))
-    with unfinished.open("rb") as read:
-        received = hashlib.file_digest(read, "sha256").hexdigest()
-    if received != sha256:
+    received = sha256(unfinished)
+    if received != expected:
         unfinished.unlink()
         raise DdilError(
             f"the file {file.path} of the hub model {repository} came with the SHA-256 {received[:12]}…, and the hub "
-            f"says {sha256[:12]}…; the copy was deleted, so run the command again"
+            f"says {expected[:12]}…; the copy was deleted, so run the command again"
         )
     unfinished.replace(blob)
+
+
+def require_blob(path: Path, what: str) -> None:
+    """Refuse a file of the hub's cache that was damaged after the download. Other files pass.
+
+    The cache keeps a file of weights under its SHA-256 (``blobs/SHA-256``), and links to it.
+
+    Raises:
+        DdilError: the content has another SHA-256. ``what`` names the model in the message.
+    """
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) and sha256(blob) != blob.name:
+        raise DdilError(
+            f"the file {path} of {what} was damaged after its download; delete {blob}, and download the model again"
+        )
 
 
 def _not_writable(path: object, reason: str | None) -> DdilError:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.checkpoint import check_checkpoint
 from ddil_core.models.config_files import require_plain_configs
 from ddil_core.models.fit import check_pipeline, check_weights
+from ddil_core.models.hub import require_blob
 from ddil_core.models.lora import keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check_files
 from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index
-from ddil_core.support.checksums import MANIFEST, require_checksum
+from ddil_core.support.checksums import MANIFEST, SUFFIX, require_checksum
 from ddil_core.support.errors import DdilError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 CHANGED = (
     f"copy or make the model again; if you changed the file yourself, delete {MANIFEST} in the folder of the model"
 )
+CHANGED_FILE = f"copy or make it again; if you changed it yourself, delete the file that ends in {SUFFIX}"
 
 
 def load_pipeline(
@@ -38,7 +41,7 @@ def load_pipeline(
     """Load a pipeline from local files, on the CPU.
 
     Headers, configurations and checksums are checked before a weight is read, so cut files and weights of another model
-    are refused early. A student of ``ddil distill`` and the shipped models have checksums.
+    are refused early. Students, shipped models, converted models and files of the hub's cache have checksums.
 
     Args:
         files: The files of the model.
@@ -56,7 +59,7 @@ def load_pipeline(
     import diffusers
 
     weights = _check_weights(files, reference, variant)
-    require_checksum(files.folder, f"the model {reference!r}", CHANGED)
+    _require_checksums(files, weights, reference)
     pipeline_class = getattr(importlib.import_module(library), kind, None)
     if pipeline_class is None:
         raise DdilError(
@@ -106,6 +109,17 @@ def _check_weights(files: Files, reference: str, variant: str | None) -> Pipelin
         network = components(read_index(files.folder))["unet"]
         check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
     return weights
+
+
+def _require_checksums(files: Files, weights: PipelineFiles, reference: str) -> None:
+    """Compare what is read with its checksums, where there are any: of the folder, of files, and of the hub's cache."""
+    what = f"the model {reference!r}"
+    require_checksum(files.folder, what, CHANGED)
+    single = [path for path in (files.checkpoint, files.unet, files.lora) if path is not None]
+    for path in single:
+        require_checksum(path, f"the file of {what}", CHANGED_FILE)
+    for path in (*single, *itertools.chain(*weights.components.values())):
+        require_blob(path, what)
 
 
 def _absent_components(pipeline_class: Any, folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """SHA-256 checksums. What was damaged or changed after it was written is noticed when it is read.
 
 The checksum of a file NAME is in NAME.sha256 beside it, in the format of the command ``sha256sum``. The checksums of
-the files in a folder are in ``sha256.json`` inside it. What has no checksum comes from an earlier version or another
-program. It is read as it is.
+the files in a folder are in ``sha256.json`` inside it. A small JSON file holds its own, as ``content_sha256``. What has
+no checksum comes from an earlier version or another program. It is read as it is.
 
 Write with ``with_checksum`` and read after ``require_checksum``::
 
@@ -17,19 +17,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import replacing, write_text
-from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
+from ddil_core.support.outside import MEGABYTE, NotPlain, parse_json, read_file
 
 MANIFEST = "sha256.json"
 """The file with the checksums of a folder: a JSON object from the path of each file, with slashes, to its checksum."""
 
+LARGEST = 100 * MEGABYTE
+"""The largest ``sha256.json``, of a million files."""
+
 SUFFIX = ".sha256"
 """The end of the name of a file's checksum."""
+
+CONTENT = "content_sha256"
+"""The key of a JSON object with the checksum of all its other keys and their values."""
+
+AFTER = "so it was damaged or changed after it was written"
 
 _DIGEST = re.compile(r"^([0-9a-f]{64})  ", re.MULTILINE)
 
@@ -64,7 +73,7 @@ def with_checksum(path: Path) -> Iterator[Path]:
     with replacing(path) as temporary:
         yield temporary
         if temporary.is_dir():
-            _write_manifest(temporary)
+            write_manifest(temporary)
         else:
             digests = [sha256(temporary), *digests]
             write_text(checksum, _lines(digests, path))
@@ -119,27 +128,75 @@ def _digests(checksum: Path) -> list[str]:
         return []
 
 
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
+    """Write the checksums of some files in a folder, or of all, into its ``sha256.json``. Raises as ``replacing``."""
+    chosen = sorted(path for path in folder.rglob("*") if path.is_file()) if files is None else files
+    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in chosen}
     write_text(folder / MANIFEST, json.dumps(digests, indent=2) + "\n")
 
 
-def _require_manifest(folder: Path, what: str, cure: str) -> bool:
+def read_manifest(folder: Path, what: str, cure: str) -> dict[str, str] | None:
+    """Return the checksums in a folder's ``sha256.json`` by path; None where there is none.
+
+    Args:
+        folder: The folder.
+        what: What a message calls it.
+        cure: What to do.
+
+    Raises:
+        Damaged: the file is damaged.
+    """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        return False
+        return None
     try:
-        digests = dict(parse_json(read_file(manifest, DESCRIPTION)))
+        return {str(name): str(digest) for name, digest in dict(parse_json(read_file(manifest, LARGEST))).items()}
     except (ValueError, TypeError) as error:
         raise Damaged(f"the checksums {manifest} of {what} are damaged; {cure}") from error
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file():
+
+
+def require_digest(path: Path, digest: str | None, what: str, cure: str) -> None:
+    """Refuse a file with another SHA-256 than a manifest says. None: it says nothing. Raises Damaged."""
+    if digest is not None and sha256(path) != digest:
+        raise Damaged(f"the file {path} of {what} does not match its checksum in {MANIFEST}, {AFTER}; {cure}")
+
+
+def _require_manifest(folder: Path, what: str, cure: str) -> bool:
+    digests = read_manifest(folder, what, cure)
+    for name, digest in (digests or {}).items():
+        if not (folder / name).is_file():
             raise Damaged(f"{what} {folder} lacks its file {name}, which {MANIFEST} lists; {cure}")
-        if sha256(path) != digest:
-            raise Damaged(
-                f"the file {path} of {what} does not match its checksum in {MANIFEST}, so it was damaged or changed "
-                f"after it was written; {cure}"
-            )
-    return True
+        require_digest(folder / name, digest, what, cure)
+    return digests is not None
+
+
+def with_content_sha256(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the checksum of its content as its last key."""
+    return {**content, CONTENT: _content_sha256(content)}
+
+
+def without_content_sha256(content: Any) -> Any:
+    """Check the checksum of a JSON object, and return the object without it. Any other value is returned as it is.
+
+    Raises:
+        NotPlain: the content does not match it. The message starts with a verb.
+    """
+    require_content_sha256(content)
+    return {key: value for key, value in content.items() if key != CONTENT} if isinstance(content, dict) else content
+
+
+def require_content_sha256(content: Any) -> None:
+    """Check the checksum of a JSON object, where it has one.
+
+    Raises:
+        NotPlain: the content does not match it. The message starts with a verb.
+    """
+    if isinstance(content, dict) and CONTENT in content:
+        rest = {key: value for key, value in content.items() if key != CONTENT}
+        if content[CONTENT] != _content_sha256(rest):
+            raise NotPlain(f"does not match its {CONTENT}, {AFTER}")
+
+
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    """Return a hash that does not depend on the order of keys, or on how a text is indented."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

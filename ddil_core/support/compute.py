@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, model_validator
 
 from ddil_core.support.devices import DTYPES, torch_dtype
-from ddil_core.support.environment import float32_precision
+from ddil_core.support.environment import float32_precision, is_deterministic
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.keys import Takes
 from ddil_core.support.misfits import value_text
@@ -32,11 +32,14 @@ class Compute:
         dtype: The dtype of the weights and of the arithmetic: ``fp32``, ``bf16`` or ``fp16``.
         tf32: Whether a GPU rounds the factors of float32 products to 10 bits (TF32).
         compile: Whether the denoising network and the decoder are compiled.
+        deterministic: Whether only algorithms are used that give the same bits each time on the same device. It is a
+            setting of the process (``--deterministic``) and no key of a protocol.
     """
 
     dtype: str = "fp32"
     tf32: bool = False
     compile: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -128,7 +131,7 @@ class ComputeKeys(Strict):
 
     @property
     def compute(self) -> Compute:
-        return Compute(self.dtype, self.tf32, self.compile)
+        return Compute(self.dtype, self.tf32, self.compile, is_deterministic())
 
 
 def with_network_dtypes(content: Any) -> Any:

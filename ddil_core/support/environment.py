@@ -1,7 +1,8 @@
-"""Requirements on the installed packages, and the precision of float32 products."""
+"""Requirements on the installed packages, the precision of float32 products, and deterministic algorithms."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 from ddil_core.support.errors import DdilError
 
 _REINSTALL = "install the two of one build together: pip install --force-reinstall torch torchvision (same index)"
+_WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""The variable that fixes the memory of NVIDIA's library of products, and the values with which it is deterministic."""
 _LIBRARIES = ("_C_stable.*", "_C.*")
 """Torchvision's compiled operators, in recent versions and in older ones."""
 
@@ -138,3 +141,44 @@ def full_precision() -> Iterator[None]:
     """Compute float32 products and convolutions in float32, not in TF32, on any device (`float32_precision`)."""
     with float32_precision(tf32=False):
         yield
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Use only algorithms inside the context that give the same bits each time on the same device.
+
+    On a GPU, some algorithms add up in an order that differs from run to run. Enter the context before anything is
+    computed on the GPU. The settings are those of the whole process, and are restored afterwards.
+
+    Raises:
+        DdilError: an operation has no deterministic algorithm on this device.
+    """
+    import torch
+
+    cudnn, workspace = torch.backends.cudnn, os.environ.get(_WORKSPACE)
+    before = torch.get_deterministic_debug_mode(), cudnn.deterministic, cudnn.benchmark
+    if workspace not in _WORKSPACES:
+        os.environ[_WORKSPACE] = _WORKSPACES[0]
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).partition(". ")[0]
+        raise DdilError(f"{reason}; leave out --deterministic, or take another device") from error
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
+        else:
+            os.environ[_WORKSPACE] = workspace
+
+
+def is_deterministic() -> bool:
+    """Whether this process uses deterministic algorithms alone (:func:`deterministic`)."""
+    import torch
+
+    return torch.are_deterministic_algorithms_enabled()

@@ -2,6 +2,9 @@
 
 The lock is the kernel's (``flock``) on a file inside the folder. The kernel releases it when the process ends, in
 whatever way. The file names the process that holds the lock. The file is deleted when the lock is released.
+
+Over a network file system the lock works where the system passes ``flock`` on, as NFS does. Where it refuses, a warning
+says so. Where it pretends, the file of another machine's command is still there, and a warning names that command.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
@@ -110,6 +114,7 @@ def _locked(path: Path, busy: Callable[[int, Path], None]) -> int:
             if not _try(file, path):
                 busy(file, path)
             elif _is_named(file, path):  # otherwise the last holder deleted the file after it was opened here
+                _warn_of_another_machine(path)
                 try:
                     os.ftruncate(file, 0)
                     os.write(file, json.dumps(_myself()).encode())
@@ -136,6 +141,16 @@ def _try(file: int, path: Path) -> bool:
     except OSError as error:
         warn(f"the folder {path.parent} cannot be locked ({error.strerror}); start no second command on it")
     return True
+
+
+def _warn_of_another_machine(path: Path) -> None:
+    """Warn where a command on another machine took the lock and did not release it: was it killed, or does it run?"""
+    held_by = _holding_process(path)
+    if held_by is not None and held_by.host != socket.gethostname():
+        warn(
+            f"the folder {path.parent} was taken by {held_by} and not released; if that still runs, stop one of the "
+            "two, because locks do not reach over this file system"
+        )
 
 
 def _wait(file: int, path: Path) -> None:
@@ -167,12 +182,28 @@ def _myself() -> dict[str, str | int]:
     }
 
 
+class _Process(NamedTuple):
+    """What the file of a lock says of a process."""
+
+    host: str
+    pid: int
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        command = self.command if len(self.command) <= _LONGEST else self.command[:_LONGEST] + "…"
+        return f"process {self.pid} on {self.host} since {self.since} ({' '.join(command.split())})"
+
+
+def _holding_process(path: Path) -> _Process | None:
+    """Return the process that a lock's file names; None where it names none."""
+    try:
+        content = parse_json(read_file(path, MEGABYTE))
+        return _Process(str(content["host"]), int(content["pid"]), str(content["since"]), str(content["command"]))
+    except (OSError, ValueError, TypeError, KeyError):  # the file is new, or another process writes or deletes it now
+        return None
+
+
 def _holder(path: Path) -> str:
     """Describe the process that holds a lock."""
-    try:
-        holder = parse_json(read_file(path, MEGABYTE))
-        command = str(holder["command"])
-        command = command if len(command) <= _LONGEST else command[:_LONGEST] + "…"
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({' '.join(command.split())})"
-    except (OSError, ValueError, TypeError, KeyError):  # another process writes the file now, or deleted it
-        return "another command"
+    return str(_holding_process(path) or "another command")

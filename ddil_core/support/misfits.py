@@ -115,6 +115,7 @@ def _advice(model: type[BaseModel], keys: Sequence[str]) -> str:
     *parents, key = keys
     known = _keys_at(model, parents)
     elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == key]
+    elsewhere.sort(key=lambda path: not model.model_fields[path.partition(".")[0]].is_required())
     nearest = [".".join([*parents, name]) for name in difflib.get_close_matches(key, known, n=1)]
     meant = elsewhere or nearest
     if meant:

@@ -54,7 +54,8 @@ def report_against(
         options.emit(_document(against, tables, files, new, old))
     else:
         show_tables(tables)
-    _say(against, files, as_json)
+    worst = worst_sentence(against)
+    _say(against, files, as_json, None if fail_on_regression else worst)  # a failure says the worst, once
     if damaged or damaged_before:
         raise store.together([*damaged, *damaged_before])
     if not against.tests:
@@ -62,7 +63,6 @@ def report_against(
             f"No value of {new} can be compared with one of {old}: measure the same cells with the same recipe, "
             "metrics and number of images."
         )
-    worst = worst_sentence(against)
     if fail_on_regression and worst is not None:
         raise DdilError(f"{worst}.")
 
@@ -109,15 +109,14 @@ def _document(
     }  # fmt: skip
 
 
-def _say(against: Against, files: Sequence[Path], as_json: bool) -> None:
-    """Print the counts of results to stdout, and what was not compared to stderr."""
+def _say(against: Against, files: Sequence[Path], as_json: bool, worst: str | None) -> None:
+    """Print the counts of results and the sentence on the worst to stdout, and what was not compared to stderr."""
     from ddil_eval.report.against import Result
-    from ddil_eval.report.against_tables import cell_names, worst_sentence
+    from ddil_eval.report.against_tables import cell_names
 
     if not as_json:
         counts = ", ".join(f"{len(against.of(result))} {result}" for result in get_args(Result))
         options.say(f"Values in both: {counts}.")
-        worst = worst_sentence(against)
         if worst is not None:
             options.say(f"The worst: {worst}.")
     for side, records in (("new", against.only_new), ("old", against.only_old)):

@@ -74,12 +74,13 @@ def _share_encoded_data(first: Path, student: Path) -> bool:
     Returns:
         Whether the run folder of ``student`` has begun, so that a distillation must go on in it.
     """
-    from ddil_core.support.files import replacing
+    from ddil_core.support.checksums import require_checksum, with_checksum
 
     theirs, ours = (folder / "checkpoints" / "data.safetensors" for folder in (first, student))
     if theirs.is_file() and not ours.is_file() and not (student / "student").is_dir():
         ours.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(ours) as temporary:
+        require_checksum(theirs, "the file of the encoded data", "delete it to make it again")
+        with with_checksum(ours) as temporary:
             shutil.copyfile(theirs, temporary)
     return ours.is_file()
 

@@ -52,6 +52,7 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
 )
 @options.size_options
 @options.compute_options("fp32", "bf16")
+@options.deterministic_option
 @options.protocol_options
 @click.option("--download", is_flag=True, help=options.DOWNLOAD_HELP + SHARDS_HELP)
 @options.device_option

@@ -92,6 +92,7 @@ evaluate.add_command(prompt_inversion)
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.size_options
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -136,6 +137,7 @@ def covariate_shift(
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
 @options.size_options
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -179,6 +181,7 @@ def drift(
 @save_option
 @options.size_options
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option
@@ -226,6 +229,7 @@ def systems(
 )
 @options.size_options
 @options.compute_options()
+@options.deterministic_option
 @save_option
 @options.download_option
 @options.device_option
@@ -266,6 +270,7 @@ def run(
 @reference_images_option
 @click.option("--seed", type=options.SEED, default=None, help="The seed of the jackknife's groups, for intervals.")
 @click.option("--out", type=RESULTS, required=True, cls=options.RequiredUnlessPrinted, help="The results folder.")
+@options.deterministic_option
 @options.protocol_options
 @options.device_option
 @options.quiet_option

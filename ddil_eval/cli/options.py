@@ -299,6 +299,19 @@ def fetch_missing(references: Iterable[str], download: bool, variant: str | None
         fetch(references, variant)
 
 
+def deterministic_option(command: F) -> F:
+    """Add ``--deterministic``, which holds until the command ends."""
+
+    def enter(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            from ddil_core.support.environment import deterministic
+
+            ctx.with_resource(deterministic())
+
+    text = "Use algorithms alone that give the same bits each time on the same GPU. They are slower."
+    return click.option("--deterministic", is_flag=True, expose_value=False, callback=enter, help=text)(command)
+
+
 def numbers(text: str | None, kind: Callable[[str], Any], option: str) -> list[Any] | None:
     """Return a comma-separated list of numbers; None without a text.
 

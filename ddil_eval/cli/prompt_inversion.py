@@ -32,6 +32,7 @@ from ddil_eval.cli.experiment import run_experiment, starting_protocol
 )
 @options.size_options
 @options.compute_options()
+@options.deterministic_option
 @options.protocol_options
 @options.download_option
 @options.device_option

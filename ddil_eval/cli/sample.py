@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=options.SEED, default=0, show_default=True, help="The seed of the noise.")
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, help="The folder for the images.")
 @options.compute_options()
+@options.deterministic_option
 @options.variant_option
 @options.download_option
 @options.device_option
@@ -73,6 +74,7 @@ def sample(
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
     from ddil_core.support.compute import FP32
+    from ddil_core.support.environment import is_deterministic
     from ddil_core.support.lock import held
     from ddil_core.support.size import WantedSize
     from ddil_eval.experiments.image_sources import INDEX, write_sample
@@ -85,7 +87,8 @@ def sample(
     with held(out):
         _require_empty(out)
         options.fetch_missing([reference], download, variant)
-        compute, size = FP32.override(**settings), WantedSize(height=height, width=width)
+        compute = FP32.override(**settings, deterministic=is_deterministic())
+        size = WantedSize(height=height, width=width)
         model = load_model(reference, options.choose_device(device), variant=variant, compute=compute, **size)
         model.require_pictures("draw them in Python with ddil_core.sample, which returns them as an array")
         resolved = resolve_sampling(model, **sampling)

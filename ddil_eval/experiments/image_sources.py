@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -15,22 +16,27 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from ddil_core.data.base import Prompt
-from ddil_core.data.captioned import ImageFile, Survey, read_image, survey
+from ddil_core.data.captioned import CHANGED, ImageFile, Survey, survey
 from ddil_core.data.folder import INDEXES, OVERVIEW, read_folder
+from ddil_core.data.images import BAD_IMAGE
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support import ranks
+from ddil_core.support.checksums import MANIFEST, read_manifest, require_digest, write_manifest
 from ddil_core.support.compute import Compute
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import delete_temporaries, replacing, write_text
 from ddil_core.support.image_grids import overview
 from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
+from ddil_core.support.progress import warn
 from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
 INDEX = INDEXES[0]
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last part of every PNG file, whose checksum Pillow does not compare."""
 ORIGIN = "made.json"
 """The file beside kept images that says which model made them and how it was sampled. A later score reads it."""
 
@@ -131,7 +137,7 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> ImageBatch:
         start, part = _part(self.files, index, self.per_batch * self.number)
-        images = [read_image(file.path) for file in part]
+        images = [file.read() for file in part]
         one_size = len({image.shape for image in images}) == 1
         prompts = [Prompt(file.id, file.caption or "") for file in part[:: self.number]]
         return ImageBatch(start // self.number, np.stack(images) if one_size else images, prompts, self.number)
@@ -211,11 +217,13 @@ class ImageOrigin:
         """Read the file beside the images; where there is none, only the folder's name is known.
 
         Raises:
-            DdilError: the file is damaged.
+            DdilError: the file is damaged, or does not match its checksum.
         """
         path = folder / ORIGIN
         if not path.is_file():
             return cls(str(folder))
+        digests = read_manifest(folder, "the images", CHANGED) or {}
+        require_digest(path, digests.get(ORIGIN), "the images", CHANGED)
         try:
             content = parse_json(read_file(path, DESCRIPTION))
             known = {"compute": {}} | {f.name: content[f.name] for f in fields(cls) if f.name in content}
@@ -230,8 +238,8 @@ _ORIGIN_TYPE = TypeAdapter(ImageOrigin)
 class ImageWriter:
     """Keeps generated images as PNG files in a folder.
 
-    ``close`` writes the index, one line of ``id, file, prompt, seed`` for each image. Where a prompt has several
-    images, the id of an image is the prompt's id and the sample index.
+    ``close`` writes the index, one line of ``id, file, prompt, seed`` for each image, and the checksums of all files.
+    Where a prompt has several images, the id of an image is the prompt's id and the sample index.
 
     Raises:
         WrongCommand: the folder holds something else.
@@ -269,13 +277,14 @@ class ImageWriter:
         if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise WrongCommand(f"the folder {folder} is not empty and holds no kept images; choose another --out")
         if ranks.is_main():
-            (folder / INDEX).unlink(missing_ok=True)  # a new index is written once all images are kept
+            for name in (MANIFEST, INDEX):  # new ones are written once all images are kept
+                (folder / name).unlink(missing_ok=True)
             write_text(path, text)
 
     def has(self, start: int, count: int) -> bool:
-        """Whether all images of the prompts from ``start`` to ``start + count`` are kept."""
+        """Whether all images of the prompts from ``start`` to ``start + count`` are kept, and none is damaged."""
         places = range(start * self.number, (start + count) * self.number)
-        return all((self.folder / _file(place)).is_file() for place in places)
+        return all(is_whole(self.folder / _file(place)) for place in places)
 
     def keep(self, batch: ImageBatch) -> None:
         """Write the images of a batch, each file whole or not at all."""
@@ -284,7 +293,7 @@ class ImageWriter:
                 Image.fromarray(image).save(temporary)
 
     def close(self) -> None:
-        """Write the index of all images."""
+        """Write the index of all images, and the checksums of the folder's files."""
         rows = [
             {
                 "id": prompt.id if self.number == 1 else f"{prompt.id}-{n}",
@@ -296,12 +305,30 @@ class ImageWriter:
             for n in range(self.number)
         ]
         write_text(self.folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        files = [_file(place) for place in range(len(rows))]
+        write_manifest(self.folder, [self.folder / name for name in (*files, INDEX, ORIGIN)])
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a PNG file is here and whole. PNG holds a checksum of each of its parts, which Pillow compares."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.verify()
+        if content.endswith(PNG_END):
+            return True
+    except FileNotFoundError:
+        return False
+    except BAD_IMAGE:
+        pass
+    warn(f"the image {path} is damaged, and is made again")
+    return False
 
 
 def write_sample(
     images: np.ndarray, prompts: Sequence[Prompt], origin: ImageOrigin, folder: Path
 ) -> tuple[list[Path], int]:
-    """Write the images of prompts, their index, how they were made, and an overview: all files, or none.
+    """Write the images of prompts, their index, how they were made, an overview, and checksums: all files, or none.
 
     Args:
         images: uint8 [P, N, H, W, 3], N images of each prompt.
@@ -327,11 +354,12 @@ def write_sample(
                 paths.append(path)
                 name = prompt.id if len(images_of_prompt) == 1 else f"{prompt.id}-{number}"
                 rows.append({"id": name, "file": path.name, "prompt": prompt.text, "seed": origin.seed})
-        for file in (OVERVIEW, ORIGIN, INDEX):
+        for file in (OVERVIEW, ORIGIN, INDEX, MANIFEST):
             undo.callback((folder / file).unlink, missing_ok=True)
         shown = overview(images, [prompt.text for prompt in prompts], folder / OVERVIEW)
         write_text(folder / ORIGIN, json.dumps(asdict(origin), indent=2) + "\n")
         write_text(folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_manifest(folder, [*paths, folder / INDEX, folder / ORIGIN])
         undo.pop_all()
     return paths, shown
 

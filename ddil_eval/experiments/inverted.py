@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddil_core.inversion import InversionProblem, InvertedPrompt, SelectionSettings, get_inverter, invert
+from ddil_core.support.checksums import with_content_sha256, without_content_sha256
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
@@ -61,7 +62,8 @@ def invert_all(
     with full_precision(), progress(f"invert: {name}", total=total) as advance:
         for batch in invert(rest, inverter, chosen, size, choosing, advance):
             for inverted in batch:
-                write_text(by_id[inverted.id], json.dumps(asdict(inverted), indent=2, ensure_ascii=False) + "\n")
+                content = with_content_sha256(asdict(inverted))
+                write_text(by_id[inverted.id], json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return [read_inverted(path).prompt for path in paths]
 
 
@@ -72,7 +74,7 @@ def read_inverted(path: Path) -> InvertedPrompt:
         DdilError: the file is damaged.
     """
     try:
-        content = parse_json(read_file(path, DESCRIPTION))
+        content = without_content_sha256(parse_json(read_file(path, DESCRIPTION)))
         inverted = InvertedPrompt(**content | {"candidates": tuple(content["candidates"])})
         if not all(isinstance(text, str) for text in (inverted.id, inverted.prompt, *inverted.candidates)):
             raise TypeError("id, prompt and candidates are texts")

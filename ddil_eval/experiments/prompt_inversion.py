@@ -31,7 +31,7 @@ from ddil_core.models.references import check_files, resolve
 from ddil_core.models.sampling import sampling_line
 from ddil_core.models.weights import components, read_index
 from ddil_core.support import ranks
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.lock import held
 from ddil_core.support.progress import note
 from ddil_eval.experiments.gallery import Drawn, Gallery
@@ -160,10 +160,8 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     own = resolve_sampling(teacher, config.choosing_steps, guidance_scale=config.guidance_scale)
     choosing = SelectionSettings(own, config.choosing_images)
     note(sampling_line(f"{config.teacher}, to choose prompts", own.effective()))
-    prompts = {
-        name: invert_all(problem, name, settings, config.batch_size, choosing, out / "inversions")
-        for name, settings in config.inverters.items()
-    }
+    prompts = _invert(problem, config, choosing, out / "inversions")
+    config = config.model_copy(update={"inverters": {name: config.inverters[name] for name in prompts}})
     gallery = Gallery(
         ids=targets.ids,
         references=targets.images,
@@ -196,6 +194,25 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     _keep_strips(systems, targets, prompts[config.inverter], config.figures, out)
     shutil.rmtree(out / "partial", ignore_errors=True)
     return records
+
+
+def _invert(
+    problem: InversionProblem, config: InversionConfig, choosing: SelectionSettings, folder: Path
+) -> dict[str, list[str]]:
+    """Return the prompts of each inverter. A line names those that do not fit the teacher, unless they are needed.
+
+    Raises:
+        WrongCommand: the inverter whose prompts the systems draw does not fit the teacher.
+    """
+    found: dict[str, list[str]] = {}
+    for name in sorted(config.inverters, key=lambda name: name != config.inverter):  # the needed one first
+        try:
+            found[name] = invert_all(problem, name, config.inverters[name], config.batch_size, choosing, folder)
+        except WrongCommand as error:
+            if name == config.inverter:
+                raise WrongCommand(f"the inverter {name!r} does not fit: {error}") from error
+            report_absent({f"inverter {name}": error})
+    return {name: found[name] for name in config.inverters if name in found}
 
 
 def _keep_strips(

@@ -17,7 +17,7 @@ from typing import Any
 from ddil_core.data.base import DataSet
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import write_text
+from ddil_core.support.files import replacing, write_text
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import versions
@@ -170,9 +170,9 @@ def collect(row: SystemFeatures, count: int) -> Features:
 
 
 def join_features(rows: Sequence[Features], count: int, folder: Path) -> Features:
-    """Write the features of several rows one after another, into files of ``folder``."""
+    """Write the features of several rows one after another, into files of a temporary ``folder``."""
     parts = ({name: held[block] for name, held in row.items()} for row in rows for block in blocks(count))
-    return gather_features(parts, count * len(rows), folder)
+    return gather_features(parts, count * len(rows), folder, writing=replacing)
 
 
 def _key(origin: ImageOrigin, extractors: Extractors, setting: Setting, number: int) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""Read and write features: ``.npy`` files that grow block by block, and ``.npz`` files of one chunk."""
+"""Read and write features: ``.npy`` files that grow block by block, and ``.npz`` files of one chunk.
+
+Each file that is kept has a checksum beside it, which is checked when the file is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from ddil_core.support.checksums import require_checksum, with_checksum
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import replacing
 
 Arrays = dict[str, np.ndarray]
 Features = Arrays
@@ -19,11 +22,17 @@ BLOCK = 4096
 """Rows that are read at once when a whole file is checked."""
 
 
-def gather_features(parts: Iterable[Features], count: int, folder: Path | Mapping[str, Path]) -> Features:
+def gather_features(
+    parts: Iterable[Features],
+    count: int,
+    folder: Path | Mapping[str, Path],
+    *,
+    writing: Callable[[Path], AbstractContextManager[Path]] = with_checksum,
+) -> Features:
     """Write the features of batches that follow one another to files; return them memory-mapped, read-only.
 
     Each network has a file of its name in ``folder``, or in its own folder where ``folder`` is a mapping. Only one
-    batch is in memory at a time.
+    batch is in memory at a time. ``writing=replacing`` writes no checksums, for files that are deleted soon.
 
     Raises:
         DdilError: the batches hold fewer or more than ``count`` rows, or a file cannot be written.
@@ -37,7 +46,7 @@ def gather_features(parts: Iterable[Features], count: int, folder: Path | Mappin
         for part in parts:
             for name, block in part.items():
                 if name not in files:
-                    path = open_files.enter_context(replacing(path_of(name)))
+                    path = open_files.enter_context(writing(path_of(name)))
                     files[name] = _RowWriter(open_files.enter_context(path.open("wb")), count, block)
                 files[name].add(block)
         for name, rows in files.items():
@@ -52,6 +61,7 @@ def read_features(path: Path, count: int, what: str) -> np.ndarray:
     Raises:
         DdilError: the file is damaged, or holds numbers that are not finite.
     """
+    require_checksum(path, f"the file of the stored {what}", "delete the file to compute them again")
     try:
         features: np.ndarray = np.load(path, mmap_mode="r")
         if features.ndim != 2 or len(features) != count:
@@ -84,9 +94,10 @@ def cached_arrays(path: Path, make: Callable[[], Arrays]) -> Arrays:
     """
     if not path.is_file():
         arrays = make()
-        with replacing(path) as temporary:
+        with with_checksum(path) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # the stub takes every name for allow_pickle
         return arrays
+    require_checksum(path, "the finished chunk", "delete the file to make the chunk again")
     try:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -21,6 +21,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from ddil_core.models.weights import read_header
+from ddil_core.support.checksums import require_checksum, with_checksum
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
 from ddil_core.support.lock import waiting_for
@@ -82,12 +83,14 @@ class WeightsFile:
         return _sha256(path, status.st_size, status.st_mtime_ns)
 
     def checked(self) -> Path:
-        """Return the file after comparing it with the published SHA-256, where one is known.
+        """Return the file after comparing it with its checksum, and with the published SHA-256 where one is known.
 
         Raises:
-            DdilError: the file is missing, or is not the published file.
+            DdilError: the file is missing, was damaged after it was stored, or is not the published file.
         """
         path = self.path()
+        if path.is_file():
+            require_checksum(path, "the file of weights", "delete it and get it again")
         if self.convert is None and self.sha256 is not None:
             _compare(path, self.digest(), self.sha256)
         elif problem := self.missing():
@@ -116,7 +119,7 @@ class WeightsFile:
         if self.convert is None or as_read:
             self._examine(published, published)
         require_cache()
-        with replacing(target) as temporary:
+        with with_checksum(target) as temporary:
             if self.convert is None or as_read:
                 shutil.copyfile(published, temporary)
             else:

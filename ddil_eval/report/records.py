@@ -1,6 +1,7 @@
 """Records of measurements: one JSON file for each cell. A file is written whole or not at all, and never changed.
 
-A record contains everything that its numbers depend on. Tables therefore need only records, and no torch.
+A record contains everything that its numbers depend on. Tables therefore need only records, and no torch. The file also
+holds the SHA-256 of the record (``content_sha256``), which is checked where it is there.
 The files lie in `records/` folders below a results folder.
 """
 
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from ddil_core.support.checksums import CONTENT, require_content_sha256, with_content_sha256
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
 from ddil_core.support.outside import MEGABYTE, NotPlain, newer, parse_json, read_file
@@ -114,11 +116,16 @@ class RecordedCompute(_Strict):
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     compile: bool = False
+    deterministic: bool = False
 
     def words(self) -> str:
         """Return the settings that are no defaults, in words."""
         chosen = {f"computed in {self.dtype}": self.dtype != "fp32", "TF32": self.tf32, "compiled": self.compile}
+        chosen["deterministic"] = self.deterministic
         return ", ".join(word for word, holds in chosen.items() if holds)
+
+
+_PLAIN = RecordedCompute().model_dump(mode="json", exclude={"deterministic"})
 
 
 class Record(_Strict):
@@ -197,8 +204,10 @@ class Record(_Strict):
     def digest_of(self, fields: Collection[str]) -> str:
         """Return the SHA-256 of some fields, with the first name of the experiment, so that old hashes stay valid."""
         content = self.model_dump(mode="json", include=set(fields))
-        if self.compute in (None, RecordedCompute()):
-            content.pop("compute", None)
+        compute = content.pop("compute", None) or {}
+        compute.pop("deterministic", None)  # it changes the rounding alone
+        if compute not in ({}, _PLAIN):
+            content["compute"] = compute
         if self.size is None:
             content.pop("size", None)
         if "experiment" in content:
@@ -237,7 +246,8 @@ def save_record(record: Record, folder: Path | str) -> Path:
     while True:
         path = Path(folder) / "records" / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         if not path.exists():
-            write_text(path, record.model_dump_json(indent=2) + "\n")
+            content = with_content_sha256(record.model_dump(mode="json"))
+            write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             return path
         if _read(path).numbers() == record.numbers():
             return path
@@ -321,7 +331,11 @@ def _read(path: Path) -> Record:
         content = parse_json(read_file(path, LARGEST))
         if (message := newer(f"The record {path}", content, SCHEMA_VERSION)) is not None:
             raise DdilError(message)
-        return Record.model_validate(content)
+        record = Record.model_validate(
+            {key: value for key, value in content.items() if key != CONTENT} if isinstance(content, dict) else content
+        )
+        require_content_sha256(content)  # last, because the other reasons are more exact
+        return record
     except NotPlain as error:
         raise _damaged(path, f"it {error}") from error
     except ValidationError as error:

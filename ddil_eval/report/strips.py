@@ -1,6 +1,7 @@
 """Strips: the images of one prompt side by side, one PNG file for each prompt, with an index that a report reads.
 
-A folder of strips lies in ``RESULTS/strips/NAME``. Its index has one line for each prompt.
+A folder of strips lies in ``RESULTS/strips/NAME``. Its index has one line for each prompt. The checksums of all files
+are beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ddil_core.support.checksums import MANIFEST, write_manifest
 from ddil_core.support.files import replacing, write_text
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ def write_strips(
         DdilError: A file cannot be written.
     """
     folder = out / FOLDER / name
-    (folder / INDEX).unlink(missing_ok=True)  # a new index is written once all strips are kept
+    for index in (MANIFEST, INDEX):  # new ones are written once all strips are kept
+        (folder / index).unlink(missing_ok=True)
     lines = []
     for row, strip in enumerate(images):
         line = Strip(
@@ -83,6 +86,7 @@ def write_strips(
             Image.fromarray(np.concatenate(list(strip), axis=1)).save(temporary)
         lines.append(line.model_dump_json() + "\n")
     write_text(folder / INDEX, "".join(lines))
+    write_manifest(folder, [folder / INDEX, *(folder / f"{row:06d}.png" for row in range(len(lines)))])
     return folder
 
 

@@ -57,6 +57,11 @@ class Cell:
         """Return the cell in words."""
         return f"{self.condition.words()}, {self.source}" + ("" if self.share is None else f" {self.share:g}")
 
+    def sentence(self) -> str:
+        """Return the cell as the subject of a message."""
+        share = "" if self.share is None else f" and the share {self.share:g}"
+        return f"the condition {self.condition.words()!r} with the source {self.source!r}{share}"
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
@@ -113,7 +118,10 @@ class Unit:
         config = self.config
         if self.baseline is not None:
             budget = {key: cost(updates_of(self.baseline, key)) for key, cost in make(self.baseline, model).items()}
-            config = with_cost_of(config, make(config, model), budget)
+            try:
+                config = with_cost_of(config, make(config, model), budget)
+            except WrongCommand as error:
+                raise WrongCommand(f"{self.cell.sentence()} does not fit its budget, {error}") from error
         return config, evaluations(config, make(config, model))
 
 
@@ -160,13 +168,12 @@ def units_of(config: StudyConfig) -> list[Unit]:
     contents = {name: _content(method) for name, method in config.methods.items()}
     units = []
     for condition, settings in conditions_of(config):
-        source = f"the condition {condition.words()!r}"
         content = override(contents[condition.method], settings)
         cells = list(cells_of(config, condition))
         for seed in config.seed_list():
             made = [
-                _method_config(content | {"seed": seed, "ddil": ddil and ddil.model_dump(mode="json")}, source)
-                for _, ddil in cells
+                _method_config(content | {"seed": seed, "ddil": ddil and ddil.model_dump(mode="json")}, cell.sentence())
+                for cell, ddil in cells
             ]
             for (cell, _), complete in zip(cells, made, strict=True):
                 fixed = config.budget == "teacher_evaluations" and cell.source != config.baseline

@@ -9,10 +9,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddil_core.support.checksums import with_content_sha256, without_content_sha256
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
+from ddil_core.support.outside import DESCRIPTION, newer, parse_json, read_file
 from ddil_core.support.provenance import commit, versions
 from ddil_eval.study.matrix import Unit
+
+SCHEMA_VERSION = 1
+"""The version of the format of a unit's record."""
 
 
 class UnitRecord(BaseModel):
@@ -88,7 +93,8 @@ def save_unit(
     except ValidationError as error:
         broken = ", ".join(".".join(map(str, part["loc"])) for part in error.errors())
         raise DdilError(f"a measure is not finite ({broken}); lower the learning rate of this condition") from error
-    write_text(record_path(out, unit), record.model_dump_json(indent=1) + "\n")
+    content = with_content_sha256(record.model_dump(mode="json"))
+    write_text(record_path(out, unit), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_unit(out: Path, unit: Unit) -> UnitRecord | None:
@@ -101,7 +107,10 @@ def read_unit(out: Path, unit: Unit) -> UnitRecord | None:
     if not path.is_file():
         return None
     try:
-        record = UnitRecord.model_validate(json.loads(path.read_bytes()))
+        content = parse_json(read_file(path, DESCRIPTION))
+        if (message := newer(f"the record {path}", content, SCHEMA_VERSION)) is not None:
+            raise DdilError(message)
+        record = UnitRecord.model_validate(without_content_sha256(content))
     except (ValueError, OSError) as error:
         raise DdilError(
             f"the record {path} is damaged; delete it, and the same command measures its unit again"

@@ -81,7 +81,11 @@ def test_scores_that_are_not_the_records_are_not_taken(cli: Cli, folders: tuple[
         (("--results", ".", "--against", "old"), 2, "one lies inside the other"),
         (("--results", "new", "--against", "absent"), 1, "There are no records in absent"),
         (("--results", "new", "--fail-on-regression"), 2, "name them with --against DIR"),
-        (("--results", "new", "--against", "old", "--figures"), 2, "--against makes tables alone; leave out --figures and --html"),
+        (
+            ("--results", "new", "--against", "old", "--figures"),
+            2,
+            "--against makes tables alone; leave out --figures and --html",
+        ),
         (("--results", "new", "--against", "other"), 1, "No value of new can be compared with one of other"),
     ],
 )

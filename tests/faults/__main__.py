@@ -1,82 +1,124 @@
-"""Run the long form: ``make faults``, or ``python -m tests.faults --moments 5 --only pd``."""
+"""Run the long form: ``make faults``, or ``python -m tests.faults --moments 5 --only pd``.
+
+Each row of the table is printed when it is done. ``--write FILE`` also puts the rows into the table of a page.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+import ddil_eval.cli.demo
 import ddil_eval.cli.distill
+import ddil_eval.cli.report
 import ddil_eval.experiments.covariate_shift
 import ddil_eval.experiments.drift
-import ddil_eval.experiments.systems  # noqa: F401
+import ddil_eval.experiments.prompt_inversion
+import ddil_eval.experiments.score
+import ddil_eval.experiments.systems
+import ddil_eval.study.study  # noqa: F401
 from ddil_core.distillation.distill import distill  # noqa: F401
-from tests.faults.harness import DAMAGE, Command, commands, damage, interrupted, kills
+from tests.faults.commands import commands
+from tests.faults.harness import DAMAGE, Command, Outcomes, Undisturbed, damage, full_disks, may_mount, stops
+from tests.faults.scenes import Scene, scenes
 from tests.pipelines import STUDENT, TEACHER, save_pipeline
+
+STOPS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+HEAD = "| fault | times | outcome |\n|---|---:|---|"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=20, help="kills of each command")
+    parser.add_argument("--signals", type=int, default=5, help="SIGTERM and Ctrl-C, each, of each command")
+    parser.add_argument("--disks", type=int, default=5, help="full disks for each command; needs root")
     parser.add_argument("--times", type=int, default=3, help="damages of each kind to each file")
     parser.add_argument("--files", type=int, default=99, help="at most so many files of a folder")
-    parser.add_argument("--only", default="", help="only commands whose name contains this")
+    parser.add_argument("--only", default="", help="only rows whose fault contains this")
+    parser.add_argument("--write", type=Path, help="a page whose table gets the rows")
     given = parser.parse_args()
     torch.set_num_threads(1)
     wrong = list[str]()
-    print("| fault | times | outcome |\n|---|---:|---|", flush=True)
+    print(HEAD, flush=True)
     with tempfile.TemporaryDirectory(prefix="ddil-faults-") as name:
-        folder = Path(name)
-        os.environ["DDIL_CACHE"] = str(folder / "cache")
-        os.environ["PWD"] = name
-        pipelines = {
-            key: save_pipeline(folder / key, sampling, seed=seed)
-            for seed, (key, sampling) in enumerate({"teacher": TEACHER, "student": STUDENT}.items(), 1)
-        }
-        chosen = [command for command in commands(folder, **pipelines) if given.only in command.name]
-        for number, command in enumerate(chosen):
-            place = folder / f"kills-{number}"
-            place.mkdir()
-            found = kills(command, place, given.moments)
-            print(f"| kill -9 of `{command.name}` | {given.moments} | {_said(given.moments, found)} |", flush=True)
-            wrong += found
-        for command in chosen:
-            if command.name == "distill pd with DDIL":
-                wrong += _damaged(command, folder, given.times, given.files)
-    print("\n".join(wrong), file=sys.stderr)
+        for fault, times, outcomes, same in _rows(Path(name), given):
+            row = f"| {fault} | {times} | {outcomes.words(same)} |"
+            print(row, flush=True)
+            wrong += outcomes.wrong
+            print("\n".join(outcomes.wrong), file=sys.stderr, flush=True)
+            if given.write is not None:
+                write_row(given.write, fault, row)
     return bool(wrong)
 
 
-def _said(moments: int, wrong: list[str]) -> str:
-    return "the same bytes" if not wrong else f"**{len(wrong)} of {moments} wrong**"
+def _rows(folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:
+    """Yield the fault, how often it was tried, its outcomes, and what a good end is called."""
+    os.environ["DDIL_CACHE"] = str(folder / "cache")
+    os.environ["PWD"] = str(folder)
+    pipelines = {
+        key: save_pipeline(folder / key, sampling, seed=seed)
+        for seed, (key, sampling) in enumerate({"teacher": TEACHER, "student": STUDENT}.items(), 1)
+    }
+    (folder / "a").mkdir()
+    for command in commands(folder / "a", **pipelines):
+        yield from _disturbed(command, folder, given)
+    (folder / "b").mkdir()
+    for scene in scenes(folder / "b", **pipelines):
+        yield from _damaged(scene, folder, given)
 
 
-def _damaged(command: Command, folder: Path, times: int, most: int) -> list[str]:
-    """Damage the files of a run that was killed, and of a finished one."""
-    wrong = list[str]()
-    for state in ("killed", "finished"):
-        for how in DAMAGE:
-            out = folder / f"{state}-{how.replace(' ', '-')}"
-            if state == "killed":
-                files = interrupted(command, out)
-            else:
-                command.run(out)
-                files = sorted(path for path in (out / "student").rglob("*") if path.is_file())
-            files = random.Random(0).sample(files, min(most, len(files)))
-            found = damage(command, out, files, times, how)
-            said = f"{found.same} the same student, {found.refused} refused in a sentence"
-            said += f", **{len(found.wrong)} wrong**" if found.wrong else ""
-            what = "a killed run" if state == "killed" else "a student"
-            print(f"| {how} in each of {len(files)} files of {what} | {len(files) * times} | {said} |", flush=True)
-            wrong += found.wrong
-    return wrong
+def _disturbed(command: Command, folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:
+    place = folder / command.name.replace(" ", "-")
+    asked = {"kill -9": given.moments, "SIGTERM": given.signals, "Ctrl-C": given.signals}
+    signals = {f"{what} of `{command.name}`": (STOPS[what], times) for what, times in asked.items() if times}
+    signals = {fault: row for fault, row in signals.items() if command.goes_on and given.only in fault}
+    full = f"a full disk in `{command.name}`"
+    disks = given.disks if given.only in full and may_mount() else 0
+    if not (signals or disks):
+        return
+    place.mkdir()
+    whole = Undisturbed.of(command, place / "whole")
+    for fault, (number, times) in signals.items():
+        yield fault, times, stops(command, whole, place, times, number), "the same result"
+    if disks:
+        yield full, disks, full_disks(command, whole, place, disks), "a sentence, then the same result"
+
+
+def _damaged(scene: Scene, folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:
+    for how in DAMAGE:
+        if not given.times or given.only not in (fault := f"{how} in each file: {scene.what}"):
+            continue
+        out = folder / f"{how} {scene.what}".replace(" ", "-").replace("`", "")
+        scene.make(out)
+        files = scene.files(out)
+        assert files
+        files = random.Random(0).sample(files, min(given.files, len(files)))
+        yield fault, len(files) * given.times, damage(scene.command, out, files, given.times, how), "the same result"
+
+
+def write_row(page: Path, fault: str, row: str) -> None:
+    """Put a row into the table of a page: in place of the row of the same fault, or at its end."""
+    before, head, after = page.read_text(encoding="utf-8").partition(HEAD + "\n")
+    assert head
+    lines = after.split("\n")
+    count = next(number for number, line in enumerate([*lines, ""]) if not line.startswith("|"))
+    rows, rest = lines[:count], lines[count:]
+    same = [number for number, line in enumerate(rows) if line.startswith(f"| {fault} | ")]
+    if same:
+        rows[same[0]] = row
+    else:
+        rows.append(row)
+    page.write_text(before + head + "\n".join([*rows, *rest]), encoding="utf-8")
 
 
 if __name__ == "__main__":

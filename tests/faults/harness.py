@@ -1,39 +1,28 @@
-"""Run commands in child processes that are killed at random, and damage files that they keep.
+"""Run commands in child processes, disturb them, and look what becomes of their results.
 
 A child is forked from a process that has imported the project and computed nothing. So it starts at once.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-DDIL = {"collect_every": 2, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]}
-BASE = {"batch_size": 2, "pool": 6, "warmup": 1, "save_every": 2}
-PD: dict[str, Any] = BASE | {"method": "pd", "stages": [{"steps": 4, "updates": 5}, {"steps": 2, "updates": 7}]}
-LCM: dict[str, Any] = BASE | {"method": "lcm", "updates": 8, "w_embedding": 16}
-LORA = {key: value for key, value in LCM.items() if key != "w_embedding"} | {
-    "lora": {"rank": 4}, "guidance_range": [6, 6], "ema_decay": 0,
-}  # fmt: skip
-DMD2 = BASE | {"method": "dmd2", "updates": 5, "critic_updates": 1, "gan": {}, "teacher_steps": 4}
-METHODS = {"pd": PD, "lcm": LCM, "lcm-lora": LORA, "dmd2": DMD2}
-EVALUATIONS = {
-    "eval covariate-shift": ("--num-prompts", "4", "--set", "teacher_steps=8", "--set", "figure_prompts=0",
-                             "--set", "metrics=[drawn_right]", "--set", "chunk=2"),
-    "eval systems": ("--data", "shapes", "--num-images", "12", "--set", "metrics=[drawn_right]", "--set", "batch_size=4",
-                     "--save-images"),
-    "eval drift": ("--num-prompts", "4", "--set", "teacher_steps=8"),
-}  # fmt: skip
+from ddil_core.support import resources
+
+SOON = 10.0
+"""Seconds in which a command ends after SIGTERM or Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,12 @@ class Ended:
     said: str
     seconds: float
 
+    @property
+    def refused(self) -> bool:
+        """Whether it ended with one sentence and no traceback."""
+        last = self.said.rstrip().splitlines()[-1:] or [""]
+        return self.status in (1, 2) and last[0].startswith("error: ") and "Traceback" not in self.said
+
 
 @dataclass(frozen=True)
 class Command:
@@ -52,105 +47,125 @@ class Command:
     Attributes:
         name: What the table calls it.
         arguments: Returns its arguments for a folder of results.
-        results: Returns what must not depend on kills, by name.
+        results: Returns what must not depend on faults, by name.
+        environment: Returns environment variables for a folder of results.
+        protocols: A folder in place of the shipped protocols.
+        goes_on: Whether a finished command may be run again.
     """
 
     name: str
     arguments: Callable[[Path], list[str]]
     results: Callable[[Path], Mapping[str, object]]
+    environment: Callable[[Path], Mapping[str, str]] = field(default=lambda out: {})
+    protocols: Path | None = None
+    goes_on: bool = True
 
-    def run(self, out: Path, until: Callable[[], bool] = lambda: False) -> Ended:
-        """Run the command in a child, and kill it when ``until`` says so."""
-        log, start = out.with_name(out.name + ".said"), time.monotonic()
-        child = os.fork()
-        if not child:
-            os._exit(_child(self.arguments(out), log))
-        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if until():
-                os.kill(child, signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        _, status = os.waitpid(child, 0)
-        said = log.read_text(errors="replace") if log.exists() else ""
+    def run(self, out: Path, until: Callable[[], bool] = lambda: False, number: int = signal.SIGKILL) -> Ended:
+        """Run the command in a child, and send it a signal when ``until`` says so."""
+        start, sent = time.monotonic(), False
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "said"
+            child = os.fork()
+            if not child:
+                os._exit(self._child(out, log))
+            while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if not sent and until():
+                    os.kill(child, number)
+                    start, sent = time.monotonic(), True
+                time.sleep(0.002)
+            _, status = os.waitpid(child, 0)
+            said = log.read_text(errors="replace") if log.exists() else ""
         return Ended(os.waitstatus_to_exitcode(status), said, time.monotonic() - start)
 
+    def _child(self, out: Path, log: Path) -> int:
+        try:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(descriptor, stream)
+            os.environ.update(self.environment(out))
+            if self.protocols is not None:
+                resources.protocols = lambda: self.protocols  # type: ignore[assignment,return-value]
+            from ddil_eval.cli import main
 
-def _child(arguments: list[str], log: Path) -> int:
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(descriptor, stream)
-        from ddil_eval.cli import ddil
-
-        ddil(arguments, prog_name="ddil")
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 0
-    except BaseException:
-        traceback.print_exc()
-        return 99
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
-
-
-def commands(folder: Path, teacher: Path, student: Path) -> Iterator[Command]:
-    """Yield every command that is killed. Protocols are written to ``folder``."""
-    for method, settings in METHODS.items():
-        for ddil in (None, DDIL):
-            name = f"distill {method}" + (" with DDIL" if ddil else "")
-            protocol = folder / f"{name.replace(' ', '-')}.yaml"
-            protocol.write_text(json.dumps(settings | {"ddil": ddil}))  # JSON is YAML
-            words = ["distill", "--teacher", teacher, "--data", "shapes", "--protocol", protocol, "--device", "cpu"]
-            yield Command(name, _with_out(words), student_of)
-    for name, options in EVALUATIONS.items():
-        models = ["--model", teacher] if name == "eval systems" else ["--teacher", teacher, "--student", student]
-        yield Command(name, _with_out([*name.split(), *models, "--device", "cpu", *options]), records_of)
+            sys.argv = ["ddil", *self.arguments(out)]
+            main()
+        except SystemExit as error:
+            return error.code if isinstance(error.code, int) else 0
+        except BaseException:
+            traceback.print_exc()
+            return 99
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        return 0
 
 
-def _with_out(words: Sequence[object]) -> Callable[[Path], list[str]]:
-    return lambda out: [*map(str, words), "--out", str(out)]
+@dataclass
+class Outcomes:
+    """How often a command ended as without a fault, how often in a sentence, and what was wrong."""
+
+    same: int = 0
+    refused: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def words(self, same: str) -> str:
+        """Return the outcomes for the table; ``same`` says what a good end is."""
+        counts = {same: self.same, "refused in a sentence": self.refused, "**wrong**": len(self.wrong)}
+        known = {name: count for name, count in counts.items() if count}
+        return ", ".join(f"{count} {name}" for name, count in known.items()) if len(known) > 1 else "".join(known)
 
 
-def student_of(out: Path) -> dict[str, object]:
-    """Return every byte of the student in a run folder."""
-    files = (out / "student").rglob("*")
-    return {str(path.relative_to(out)): path.read_bytes() for path in files if path.is_file()}
+@dataclass(frozen=True)
+class Undisturbed:
+    """A command that nobody disturbed: its results, how long it took, and the bytes that it needs on a disk."""
+
+    results: Mapping[str, object]
+    seconds: float
+    size: int
+
+    @classmethod
+    def of(cls, command: Command, out: Path) -> Undisturbed:
+        """Run the command, which must end well."""
+        ended, page = command.run(out), os.sysconf("SC_PAGE_SIZE")
+        results = command.results(out) if ended.status == 0 else {}
+        assert results, f"{command.name} ends with {ended.status}: {ended.said[-2000:]}"
+        sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+        return cls(results, ended.seconds, sum(-(-size // page) * page for size in sizes))
 
 
-def records_of(out: Path) -> dict[str, object]:
-    """Return the numbers of every record, and every byte of kept images."""
-    found: dict[str, object] = {}
-    for path in (out / "records").glob("*.json"):
-        record = json.loads(path.read_text())
-        found[path.name] = {name: metric["estimate"] for name, metric in record["metrics"].items()}
-    images = (out / "images").rglob("*.png")
-    return found | {str(path.relative_to(out)): path.read_bytes() for path in images}
+def stops(
+    command: Command, whole: Undisturbed, folder: Path, moments: int, number: int = signal.SIGKILL, seed: int = 0
+) -> Outcomes:
+    """Send a command a signal at random moments, and run it again to its end each time.
 
-
-def kills(command: Command, folder: Path, moments: int, seed: int = 0) -> list[str]:
-    """Kill a command at random moments, and run it again to its end each time.
-
-    Returns:
-        What was not as it should be: another result, or a command that did not go on.
+    The end is that of a command that nobody stopped. SIGTERM and SIGINT end it within ``SOON`` seconds, with a sentence
+    and the exit status of the signal.
     """
-    whole = folder / "whole"
-    ended = command.run(whole)
-    if ended.status:
-        return [f"{command.name} ends with {ended.status}: {ended.said[-500:]}"]
-    expected, draw, wrong = command.results(whole), random.Random(seed), list[str]()
-    assert expected
+    draw, outcomes = random.Random(seed), Outcomes()
     for moment in range(moments):
-        out, end = folder / f"killed-{moment}", time.monotonic() + draw.uniform(0, ended.seconds)
-        command.run(out, until=lambda end=end: time.monotonic() >= end)  # type: ignore[misc]
+        out, end = folder / f"stopped-{moment}", time.monotonic() + draw.uniform(0.05, whole.seconds)
+        stopped = command.run(out, lambda end=end: time.monotonic() >= end, number)  # type: ignore[misc]
+        problem = None if number == signal.SIGKILL else _ending(stopped, number)
         again = command.run(out)
-        if again.status or command.results(out) != expected:
-            wrong.append(f"{command.name}, moment {moment}: exit status {again.status}: {again.said[-500:]}")
+        if again.status or command.results(out) != whole.results:
+            problem = f"exit status {again.status}: {again.said[-500:]}"
         elif left := [path for path in out.rglob("*") if ".partial" in path.name]:
-            wrong.append(f"{command.name}, moment {moment}: temporary files are left: {left}")
-        else:
+            problem = f"temporary files are left: {left}"
+        if problem is None:
+            outcomes.same += 1
             shutil.rmtree(out)
-    return wrong
+        else:
+            outcomes.wrong.append(f"{command.name}, moment {moment}: {problem}")
+    return outcomes
+
+
+def _ending(stopped: Ended, number: int) -> str | None:
+    """Return what is wrong with the end of a command that was told to stop, or None."""
+    if stopped.status not in (0, 128 + number):
+        return f"exit status {stopped.status} after signal {number}: {stopped.said[-500:]}"
+    if stopped.status and (stopped.seconds > SOON or "stopped by" not in stopped.said or "Traceback" in stopped.said):
+        return f"{stopped.seconds:.1f} s after signal {number}: {stopped.said[-500:]}"
+    return None
 
 
 def flipped(content: bytes, draw: random.Random) -> bytes:
@@ -168,15 +183,6 @@ def cut(content: bytes, draw: random.Random) -> bytes:
 DAMAGE: dict[str, Callable[[bytes, random.Random], bytes]] = {"a flipped bit": flipped, "a cut": cut}
 
 
-@dataclass
-class Outcomes:
-    """What became of a command whose files were damaged: how often each outcome came, and what was wrong."""
-
-    same: int = 0
-    refused: int = 0
-    wrong: tuple[str, ...] = ()
-
-
 def damage(command: Command, before: Path, files: Sequence[Path], times: int, how: str, seed: int = 0) -> Outcomes:
     """Damage one file of a folder at a time, and run the command again.
 
@@ -190,10 +196,9 @@ def damage(command: Command, before: Path, files: Sequence[Path], times: int, ho
         how: A key of ``DAMAGE``.
         seed: The seed of the places.
     """
-    whole = before.with_name(before.name + "-undamaged")
-    shutil.copytree(before, whole)
-    assert command.run(whole).status == 0
-    expected, draw, outcomes = command.results(whole), random.Random(seed), Outcomes()
+    undamaged = before.with_name(before.name + "-undamaged")
+    shutil.copytree(before, undamaged)
+    expected, draw, outcomes = Undisturbed.of(command, undamaged).results, random.Random(seed), Outcomes()
     for path in files:
         for _ in range(times):
             out = before.with_name(before.name + "-damaged")
@@ -201,20 +206,50 @@ def damage(command: Command, before: Path, files: Sequence[Path], times: int, ho
             target = out / path.relative_to(before)
             target.write_bytes(DAMAGE[how](target.read_bytes(), draw))
             ended = command.run(out)
-            last = ended.said.rstrip().splitlines()[-1:] or [""]
             if ended.status == 0 and command.results(out) == expected:
                 outcomes.same += 1
-            elif ended.status in (1, 2) and last[0].startswith("error: ") and "Traceback" not in ended.said:
+            elif ended.refused:
                 outcomes.refused += 1
             else:
-                outcomes.wrong += (f"{how} in {path.name}: exit status {ended.status}: {ended.said[-500:]}",)
+                outcomes.wrong.append(
+                    f"{command.name}, {how} in {path.relative_to(before)}: exit status {ended.status}: "
+                    f"{ended.said[-500:]}"
+                )
             shutil.rmtree(out)
     return outcomes
 
 
-def interrupted(command: Command, out: Path) -> list[Path]:
-    """Kill a distillation once it has two checkpoints of its last stage. Return the files that it keeps."""
-    checkpoints = out / "checkpoints"
-    command.run(out, until=lambda: len([*checkpoints.glob("stage-2-*.pt")]) >= 2)
-    kept = sorted(path for path in out.rglob("*") if path.is_file() and ".partial" not in path.name)
-    return [path for path in kept if path.name != ".ddil.lock"]
+def may_mount() -> bool:
+    """Whether this process may mount file systems, as root may on Linux."""
+    return sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """Mount a disk of ``size`` bytes in memory on a new folder."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        folder.rmdir()
+
+
+def full_disks(command: Command, whole: Undisturbed, folder: Path, times: int, seed: int = 0) -> Outcomes:
+    """Run a command on disks that are too small for it, then make room and run it again to its end."""
+    draw, outcomes = random.Random(seed), Outcomes()
+    for number in range(times):
+        size = round(draw.uniform(0.02, 0.9) * whole.size)
+        with small_disk(folder / f"disk-{number}", size) as disk:
+            full = command.run(disk / "out")
+            subprocess.run(["mount", "-o", f"remount,size={8 * whole.size + 2**26}", disk], check=True)
+            again = command.run(disk / "out")
+            results = command.results(disk / "out") if again.status == 0 else None
+        if not (full.status == 0 or (full.refused and full.status == 1)):
+            outcomes.wrong.append(f"{command.name}, {size:,} bytes: exit status {full.status}: {full.said[-1000:]}")
+        elif results != whole.results:
+            outcomes.wrong.append(f"{command.name}, {size:,} bytes, then room: {again.status}: {again.said[-500:]}")
+        else:
+            outcomes.same += 1
+    return outcomes

@@ -104,7 +104,11 @@ def fuzz(count: int, seed: int, only: str | None = None) -> tuple[Counter[tuple[
                 outcomes[kind.name, status] += 1
                 if finding is not None:
                     findings.append(finding)
-                    print(json.dumps([finding.kind, finding.case, finding.line, finding.what])[:3000], file=sys.stderr, flush=True)
+                    print(
+                        json.dumps([finding.kind, finding.case, finding.line, finding.what])[:3000],
+                        file=sys.stderr,
+                        flush=True,
+                    )
     finally:
         signal.signal(signal.SIGALRM, before)
     return outcomes, findings
@@ -120,9 +124,13 @@ def main(count: int, seed: int, only: str | None) -> None:
     outcomes, findings = fuzz(count, seed, only)
     click.echo(f"{'kind':20} {'success':>8} {'status 1':>9} {'status 2':>9}")
     for kind in KINDS:
-        click.echo(f"{kind.name:20} {outcomes[kind.name, 0]:8,} {outcomes[kind.name, 1]:9,} {outcomes[kind.name, 2]:9,}")
+        click.echo(
+            f"{kind.name:20} {outcomes[kind.name, 0]:8,} {outcomes[kind.name, 1]:9,} {outcomes[kind.name, 2]:9,}"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    click.echo(f"{outcomes.total():,} cases in {time.monotonic() - start:,.0f} s, {len(findings)} findings, {peak:.1f} GiB at most")
+    click.echo(
+        f"{outcomes.total():,} cases in {time.monotonic() - start:,.0f} s, {len(findings)} findings, {peak:.1f} GiB at most"
+    )
     sys.exit(bool(findings))
 
 

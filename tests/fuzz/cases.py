@@ -189,9 +189,11 @@ def prompts(rng: Random, place: Path) -> Line:
     """A changed list of prompts in one of its formats."""
     kind = rng.choice(["txt", "jsonl", "csv"])
     if kind == "txt":
-        content = "\n".join([CAPTION, text(rng), rng.choice(caption_words()), *(["y" * 30_000] if rng.random() < 0.05 else [])])
+        content = "\n".join(
+            [CAPTION, text(rng), rng.choice(caption_words()), *(["y" * 30_000] if rng.random() < 0.05 else [])]
+        )
     elif kind == "csv":
-        content = f"id,prompt\n1,{CAPTION}\n2,{text(rng)}\n3,\"a, b\"\n"
+        content = f'id,prompt\n1,{CAPTION}\n2,{text(rng)}\n3,"a, b"\n'
     else:
         content = "\n".join(some_json(rng, {"id": n, "prompt": CAPTION}) for n in range(3))
     file = write(place / "new" / f"p.{kind}", some_bytes(rng, content.encode("utf-8", "surrogatepass")))
@@ -234,7 +236,10 @@ def images(rng: Random, place: Path) -> Line:
         rows = [some_json(rng, {"id": str(n), "file": f"{n}.png", "prompt": CAPTION, "seed": 0}) for n in range(2)]
         write(folder / "index.jsonl", some_bytes(rng, "\n".join(rows).encode()))
     if rng.random() < 0.3:
-        write(folder / "made.json", some_bytes(rng, some_json(rng, {"reference": "shapes", "grid": [1], "seed": 0}).encode()))
+        write(
+            folder / "made.json",
+            some_bytes(rng, some_json(rng, {"reference": "shapes", "grid": [1], "seed": 0}).encode()),
+        )
     return ["eval", "score", str(folder), "--reference", f"folder:{reference}", "--recipe", "shapes", "--metrics", "drawn_right",
             "--device", "cpu", "--out", "o"]  # fmt: skip
 
@@ -258,7 +263,10 @@ def shards(rng: Random, place: Path) -> Line:
     file = place / "new" / "a.tar"
     file.parent.mkdir(parents=True, exist_ok=True)
     ends = ["png", "txt", "json", "cls", "pyd", "x.png", "PNG"]
-    sample = {rng.choice(ends): some_bytes(rng, rng.choice([picture(1), CAPTION.encode(), b'{"caption": "a"}'])) for _ in range(3)}
+    sample = {
+        rng.choice(ends): some_bytes(rng, rng.choice([picture(1), CAPTION.encode(), b'{"caption": "a"}']))
+        for _ in range(3)
+    }
     save_shard(file, [sample])
     file.write_bytes(some_bytes(rng, file.read_bytes()))
     odd = ["{0..9}" * rng.randrange(12), "{a,b}{" + text(rng), text(rng), f"{file}::{text(rng)}"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddil_core.support.checksums import Damaged, require_checksum
 from ddil_eval.report.page.pictures import Picture, embed, read_image, split
 from ddil_eval.report.records import Direction, Record
 from ddil_eval.report.strips import FOLDER, INDEX, read_strips
@@ -207,8 +208,9 @@ def _scores(
         for metric, value in measured.items():
             path = folder / f"{(value.network or {}).get('name')}.npy"
             try:
+                require_checksum(path, "the file of the scores", "delete it")
                 scores = np.load(path, allow_pickle=False) if path.parent == folder else None
-            except (OSError, ValueError, EOFError):
+            except (Damaged, OSError, ValueError, EOFError):
                 continue
             if scores is not None and scores.ndim == 2 and scores.shape[1] == 1 and np.isfinite(scores).all():
                 found[metric] = scores[:, 0]

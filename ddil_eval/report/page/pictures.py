@@ -1,6 +1,7 @@
 """Pictures from a results folder: read, made small, and written into the page as data.
 
-Files are pixels from anywhere: one that Pillow does not read, or that is very large, is left out and counted.
+Files are pixels from anywhere: one that Pillow does not read, that is very large, or that does not match its checksum
+is left out and counted.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
+
+from ddil_core.support.checksums import MANIFEST, Damaged, read_manifest, require_digest
 
 MOST_PIXELS = 40_000_000
 """The most pixels of a file that is read."""
@@ -31,16 +35,26 @@ class Picture:
 
 
 def read_image(path: Path) -> Image.Image | None:
-    """Return an RGB image; None for a file that cannot be read or is too large."""
+    """Return an RGB image; None for a file that cannot be read, is too large, or does not match its checksum."""
     try:
+        manifest = path.parent / MANIFEST
+        if manifest.is_file():
+            digests = _digests(path.parent, manifest.stat().st_mtime_ns)
+            require_digest(path, digests.get(path.name), "the images", "make them again")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
                 if opened.width * opened.height > MOST_PIXELS:
                     return None
                 return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except (Damaged, OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
         return None
+
+
+@lru_cache(maxsize=8)
+def _digests(folder: Path, modified: int) -> dict[str, str]:
+    """Return the checksums in a folder, read once for all of its images. ``modified`` is the time of the file."""
+    return read_manifest(folder, "the images", "make them again") or {}
 
 
 def embed(image: Image.Image, alt: str, side: int) -> Picture:

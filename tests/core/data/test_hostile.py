@@ -56,7 +56,9 @@ def test_a_shard_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         list(read_shard(tmp_path / "a.tar"))
 
 
-@pytest.mark.parametrize("pattern", ["{0..999999999}.tar", "{a,b}" * 40, "{0..9}" * 9, "{0.." + "9" * 5000 + "}", "a" * 20_000])
+@pytest.mark.parametrize(
+    "pattern", ["{0..999999999}.tar", "{a,b}" * 40, "{0..9}" * 9, "{0.." + "9" * 5000 + "}", "a" * 20_000]
+)
 def test_a_pattern_of_too_many_shards(pattern: str) -> None:
     with pytest.raises(WrongCommand, match=r"names more than 100,000 shards; name fewer$"):
         open_data(f"webdataset:{pattern}")
@@ -72,7 +74,10 @@ def test_a_caption_without_end(tmp_path: Path) -> None:
     with pytest.raises(WrongCommand) as error:
         read_prompts(tmp_path / "p.jsonl")
     where = f"the 'prompt' of row 1 of {tmp_path / 'p.jsonl'}"
-    assert str(error.value) == f"{where} has 20,001 characters, and a caption has at most 20,000; shorten it or leave it out"
+    assert (
+        str(error.value)
+        == f"{where} has 20,001 characters, and a caption has at most 20,000; shorten it or leave it out"
+    )
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "a/../../b.png"])

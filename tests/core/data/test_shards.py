@@ -21,6 +21,7 @@ from PIL import Image
 from ddil_core.data.base import Prompt
 from ddil_core.data.captioned import prepare_image
 from ddil_core.data.datasets import open_data
+from ddil_core.support.checksums import sha256
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.resources import user_folder
 from tests.coco import photograph
@@ -250,6 +251,20 @@ def test_a_damaged_shard_is_named(damage: str, shards: str, tmp_path: Path) -> N
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("kind", ["beside it", "in SHA256SUMS"])
+def test_a_shard_that_does_not_match_its_checksum_is_named(shards: str, tmp_path: Path, kind: str) -> None:
+    """The flipped bit changes a caption, which nothing else would notice."""
+    path = tmp_path / "train-1.tar"
+    line = f"{sha256(path)} *train-1.tar\n" if kind == "in SHA256SUMS" else f"{sha256(path)}  train-1.tar\n"
+    (tmp_path / ("SHA256SUMS" if kind == "in SHA256SUMS" else "train-1.tar.sha256")).write_text(line)
+    assert captions(shards, 12)[5] == "picture 5"
+    path.write_bytes(path.read_bytes().replace(b"picture\n5", b"picture\n4"))
+    assert refused(shards) == f"1 of 3 shards of {shards} are damaged: train-1.tar; fetch or make them again"
+    with pytest.raises(DdilError, match="the shard .*train-1.tar does not match its checksum .*; fetch or make it aga"):
+        captions(shards, 12)
+    assert captions(shards, 4) == [f"picture {place}" for place in range(4)]  # that shard is not read
+
+
 def test_a_name_twice_in_a_shard(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for _ in range(2):
@@ -324,7 +339,7 @@ def test_shards_that_are_needed_are_fetched_once_and_kept(shards: str, web: str)
     data.require(12, 32)
     assert Server.asked == ["/train-0.tar", "/train-1.tar", "/train-2.tar"]
     assert data.identity() == identity != open_data(shards).identity()
-    assert len(list((user_folder() / "shards").iterdir())) == 3
+    assert len(list((user_folder() / "shards").glob("*.tar"))) == 3
 
 
 def test_shards_that_cannot_be_fetched(shards: str, web: str, tmp_path: Path) -> None:

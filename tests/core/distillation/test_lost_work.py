@@ -68,7 +68,9 @@ def test_a_finished_stage_leaves_only_its_network(tmp_path: Path, monkeypatch: p
     generator do.
     """
     teacher = save_pipeline(tmp_path / "teacher", TEACHER, seed=1, prediction="epsilon")
-    monkeypatch.setattr(sys.modules["ddil_core.distillation.distill"], "frozen_heap", nullcontext)  # gc lists all objects
+    monkeypatch.setattr(
+        sys.modules["ddil_core.distillation.distill"], "frozen_heap", nullcontext
+    )  # gc lists all objects
     before, counted = alive(), list[tuple[int, int]]()
 
     def counting(*args: Any) -> Any:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ddil_core.models.convert import convert_weights, safetensors_path
 from ddil_core.models.model import Model, load_model
+from ddil_core.support.checksums import require_checksum
 from ddil_core.support.errors import DdilError, WrongCommand
 
 
@@ -41,6 +42,12 @@ def test_a_file_keeps_its_tensors_and_the_result_has_both_hashes(tmp_path: Path)
     assert all(torch.equal(read[name], weight) and read[name].dtype == weight.dtype for name, weight in weights.items())
     assert (done.tensors, done.dropped) == (3, ())
     assert (done.source_sha256, done.out_sha256) == (sha256(done.source), sha256(done.out))
+
+
+def test_what_is_converted_has_its_checksum(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "w.bin")
+    convert_weights(tmp_path / "w.bin", tmp_path / "w.safetensors")
+    assert require_checksum(tmp_path / "w.safetensors", "the weights", "convert them again")
 
 
 def test_tensors_that_share_memory_are_all_kept(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,14 +12,21 @@ import pytest
 
 from ddil_core.support import checksums
 from ddil_core.support.checksums import (
+    CONTENT,
     MANIFEST,
     Damaged,
     checksum_of,
     delete_with_checksum,
+    read_manifest,
     require_checksum,
+    require_digest,
     with_checksum,
+    with_content_sha256,
+    without_content_sha256,
+    write_manifest,
 )
 from ddil_core.support.files import replacing
+from ddil_core.support.outside import NotPlain, parse_json
 
 CURE = "delete the file to make it again"
 
@@ -127,3 +135,36 @@ def test_a_kill_between_a_file_and_its_checksum_is_no_damage(
     assert require_checksum(path, "the weights", CURE)
     write(path, b"newer")
     assert require_checksum(path, "the weights", CURE) and len(checksums._digests(checksum_of(path))) == 1
+
+
+def test_every_flipped_bit_of_an_object_with_its_checksum_is_noticed_or_changes_nothing() -> None:
+    content = {"name": "PD — 4", "value": 1.5e-7, "grid": [999, 749], "more": {"n": None}}
+    text = json.dumps(with_content_sha256(content), ensure_ascii=False).encode()
+    assert without_content_sha256(json.loads(text)) == content
+    assert without_content_sha256(content) == content and without_content_sha256([1]) == [1]
+    noticed = 0
+    for bit in range(8 * len(text)):
+        changed = bytearray(text)
+        changed[bit // 8] ^= 1 << bit % 8
+        try:
+            found = without_content_sha256(parse_json(bytes(changed)))
+        except ValueError:  # no JSON, or another content
+            noticed += 1
+        else:  # another key in place of content_sha256, which a record refuses, or another white space
+            assert found == content or CONTENT not in json.loads(changed)
+    assert noticed > 0.9 * 8 * len(text)
+    with pytest.raises(NotPlain, match="^does not match its content_sha256, so it was damaged or changed after"):
+        without_content_sha256(with_content_sha256(content) | {"name": "DMD2"})
+
+
+def test_a_manifest_may_name_some_files(tmp_path: Path) -> None:
+    write_folder(tmp_path / "kept")
+    (tmp_path / "kept" / MANIFEST).unlink()
+    assert read_manifest(tmp_path / "kept", "the images", CURE) is None
+    write_manifest(tmp_path / "kept", [tmp_path / "kept" / "index.json"])
+    digests = read_manifest(tmp_path / "kept", "the images", CURE)
+    assert digests is not None and list(digests) == ["index.json"]
+    (tmp_path / "kept" / "index.json").write_text("[]")
+    with pytest.raises(Damaged, match="index.json of the images does not match its checksum in sha256.json"):
+        require_digest(tmp_path / "kept" / "index.json", digests["index.json"], "the images", CURE)
+    require_digest(tmp_path / "kept" / "index.json", None, "the images", CURE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.support.compute import FP32, Compute, with_network_dtypes, without_defaults
-from ddil_core.support.environment import float32_precision, full_precision
-from ddil_core.support.errors import WrongCommand
+from ddil_core.support.environment import deterministic, float32_precision, full_precision
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import validate
 
 PD = {"stages": [{"steps": 4, "updates": 1}]}
@@ -101,3 +102,53 @@ def test_a_thread_waits_while_another_computes_in_another_precision() -> None:
         assert seen == [] and switched() == ("tf32", "tf32")
     thread.join(10)
     assert seen == [("ieee", "ieee")]
+
+
+def flags() -> tuple[object, ...]:
+    cudnn = torch.backends.cudnn
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    return torch.get_deterministic_debug_mode(), cudnn.deterministic, cudnn.benchmark, workspace
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8", ":0:0"])
+def test_deterministic_algorithms_hold_inside_the_context_alone(
+    monkeypatch: pytest.MonkeyPatch, workspace: str | None
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if workspace is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", workspace)
+    before, config = flags(), validate(ProgressiveConfig, PD, "the test")
+    assert not config.compute.deterministic and not config.compute.changed()
+    with deterministic():
+        assert flags() == (2, True, False, ":16:8" if workspace == ":16:8" else ":4096:8")
+        assert config.compute.changed() == {"deterministic": True}  # work that is under way is not mixed
+    assert flags() == before
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_one_sentence() -> None:
+    before = flags()
+    expected = (
+        "^put_ does not have a deterministic implementation.*; leave out --deterministic, or take another device$"
+    )
+    with pytest.raises(DdilError, match=expected), deterministic():
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    assert flags() == before
+
+
+@pytest.mark.gpu
+def test_a_deterministic_update_gives_the_same_bits_on_a_gpu() -> None:
+    """Backward through a convolution, attention and an embedding, whose sums differ from run to run without it."""
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        conv, table = torch.nn.Conv2d(8, 64, 3).cuda(), torch.nn.Embedding(7, 64).cuda()
+        tokens = torch.randint(7, (64, 512), device="cuda")
+        keys = table(tokens)[:, None]
+        queries = conv(torch.randn(64, 8, 18, 18, device="cuda")).flatten(2).mT[:, None]
+        torch.nn.functional.scaled_dot_product_attention(queries, keys, keys).square().sum().backward()
+        return [conv.weight.grad, table.weight.grad]  # type: ignore[list-item]
+
+    with deterministic():
+        first = gradients()
+        for _ in range(5):
+            assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))

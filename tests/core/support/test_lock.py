@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import socket
@@ -103,3 +105,29 @@ def test_what_a_kill_left_is_gone_once_the_folder_is_held(tmp_path: Path) -> Non
         with held(tmp_path):
             names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != LOCK)
     assert names == [".b.0123abcd.partial.json", ".mine.json", ".mine.json"]
+
+
+def test_a_lock_that_another_machine_left_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Over a network file system without locks, that command may still run."""
+    content = {"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00+00:00", "command": "ddil distill"}
+    (tmp_path / LOCK).write_text(json.dumps(content))
+    with held(tmp_path):
+        said = " ".join(capfd.readouterr().err.split())
+    assert "was taken by process 7 on elsewhere since 2026-01-01T00:00:00+00:00 (ddil distill) and not released" in said
+    (tmp_path / LOCK).write_text(json.dumps(content | {"host": socket.gethostname()}))
+    with held(tmp_path):
+        assert capfd.readouterr().err == ""  # this machine's locks end with their process
+
+
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    def refused(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with held(tmp_path):
+        said = " ".join(capfd.readouterr().err.split())
+    assert "cannot be locked (No locks available); start no second command on it" in said

@@ -15,6 +15,7 @@ from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import sample_images
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.checksums import MANIFEST
 from ddil_core.support.compute import FP32
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
@@ -23,6 +24,7 @@ from ddil_eval.experiments.image_sources import (
     ORIGIN,
     FolderImages,
     GeneratedImages,
+    ImageBatch,
     ImageOrigin,
     ImageWriter,
     open_image_folder,
@@ -77,6 +79,34 @@ def test_kept_images_are_read_back_unchanged(generated: GeneratedImages, tmp_pat
     assert ImageOrigin.read(tmp_path / "kept") == MADE_BY
 
 
+def test_a_flipped_bit_in_kept_images_is_found(generated: GeneratedImages, tmp_path: Path) -> None:
+    """While they are made, a damaged image is made again. Later it is refused, and so are the files beside it."""
+    writer = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
+    batch = ImageBatch(0, np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8), generated.prompts)
+    writer.keep(batch)
+    image = tmp_path / "kept" / "000002.png"
+    content = image.read_bytes()
+    assert writer.has(0, 5)
+    for place in range(len(content)):
+        image.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        assert not writer.has(2, 1) and writer.has(0, 2)
+    writer.keep(batch)
+    writer.close()
+    for name, place in {"000002.png": 50, INDEX: 7, ORIGIN: -5, MANIFEST: 0}.items():
+        path = tmp_path / "kept" / name
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(DdilError) as error:
+            ImageOrigin.read(tmp_path / "kept")
+            for _ in FolderImages(open_image_folder(tmp_path / "kept", None)[0], 8):
+                pass
+        assert "does not match its checksum in sha256.json" in str(error.value) or name == MANIFEST
+        path.write_bytes(whole)
+    assert len(list(FolderImages(open_image_folder(tmp_path / "kept", None)[0], 8))) == 1
+
+
 def test_a_folder_of_other_images_is_left_alone(generated: GeneratedImages, tmp_path: Path) -> None:
     ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
     ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)  # the same again goes on
@@ -93,9 +123,10 @@ def test_a_folder_of_other_images_is_left_alone(generated: GeneratedImages, tmp_
     ):  # other captions under the same ids
         ImageWriter(tmp_path / "kept", MADE_BY, [replace(prompt, text="another") for prompt in generated.prompts])
     keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
+    keeper.keep(ImageBatch(0, np.zeros((5, 8, 8, 3), np.uint8), generated.prompts))
     keeper.close()
     ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
-    assert not (tmp_path / "kept" / INDEX).exists()
+    assert not (tmp_path / "kept" / INDEX).exists() and not (tmp_path / "kept" / MANIFEST).exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("keep me")
     with pytest.raises(WrongCommand) as error:

@@ -19,7 +19,7 @@ from ddil_eval.experiments.measurement import Cells
 from ddil_eval.features.extraction import Extractors, map_ahead
 from ddil_eval.features.recipes import Recipe, load_recipe
 from ddil_eval.features.reference_features import content_sha256, references_folder
-from ddil_eval.features.storage import gather_features
+from ddil_eval.features.storage import cached_arrays, gather_features, read_features
 from ddil_eval.metrics import Metric, Network, WeightsFile
 from ddil_eval.statistics import FrechetReference
 from tests.pixels import add_metric
@@ -102,7 +102,32 @@ def test_features_on_disk_are_those_of_memory(tmp_path: Path) -> None:
     held = gather_features(iter(parts), 15, tmp_path)
     assert isinstance(held["a"], np.memmap) and held["a"].dtype == np.float32
     np.testing.assert_array_equal(held["a"], np.concatenate([part["a"] for part in parts]))
-    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.npy", "a.npy.sha256"]
+
+
+@pytest.mark.parametrize("kind", ["features", "chunk"])
+def test_one_flipped_bit_of_stored_numbers_is_found(tmp_path: Path, kind: str) -> None:
+    """A flip in the last bits of a number changes it, and every number stays finite."""
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    path = tmp_path / ("a.npy" if kind == "features" else "a.npz")
+
+    def read() -> np.ndarray:
+        return read_features(path, 6, "features") if kind == "features" else cached_arrays(path, dict)["a"]
+
+    if kind == "features":
+        gather_features(iter([{"a": values}]), 6, tmp_path)
+    else:
+        cached_arrays(path, lambda: {"a": values})
+    np.testing.assert_array_equal(read(), values)
+    content = bytearray(path.read_bytes())
+    content[content.index(values[3].tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DdilError, match=r"does not match its checksum a.np.\.sha256.*delete (it|the file) to"):
+        read()
+    path.unlink()
+    if kind == "chunk":
+        np.testing.assert_array_equal(cached_arrays(path, lambda: {"a": values})["a"], values)
+        np.testing.assert_array_equal(read(), values)
 
 
 @pytest.mark.parametrize("asked", [4, 6])
@@ -229,7 +254,8 @@ def test_a_damaged_reference_is_one_sentence(counting: Counting) -> None:
     (kept,) = references_folder().rglob("*.npy")
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(
-        DdilError, match="the stored reference features .* are damaged; delete the file to compute them again"
+        DdilError,
+        match="the stored reference features .* does not match its checksum .*; delete the file to compute them again",
     ):
         reference_of(counting, Pictures())
 
