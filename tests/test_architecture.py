@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     *("ddil_core.support", "ddil_core.diffusion", "ddil_core.gaussians", "ddil_core.models", "ddil_core.shapes"),
     "ddil_core.data",
-    *("ddil_core.distillation", "ddil_core.inversion", "ddil_core.shapes.training"),
+    *("ddil_core.distillation", "ddil_core.export", "ddil_core.inversion", "ddil_core.shapes.training"),
     *("ddil_eval.statistics", "ddil_eval.report", "ddil_eval.metrics", "ddil_eval.features", "ddil_eval.experiments"),
     *("ddil_eval.study", "ddil_eval.cli"),
 )

@@ -14,6 +14,9 @@ from ddil_core.support.errors import DdilError
 UNVERIFIED = "unverified"
 """Stands for a fact that nobody read at its source."""
 
+SHIPPED_LICENCE = "apache-2.0"
+"""The licence of the models that come with the package."""
+
 _SINGLE_FILE_PREFIXES = {
     "model.diffusion_model.": "unet",
     "first_stage_model.": "vae",
@@ -31,7 +34,7 @@ def list_models() -> list[dict[str, Any]]:
             "description": "the shipped teacher of the shapes world: 64 px, v-prediction, guided",
             "source": "shipped with the package",
             "revision": "shipped",
-            "licence": "apache-2.0",
+            "licence": SHIPPED_LICENCE,
             "bytes": _bytes_in(folder),
         }
         rows.append({"name": name, **row, **_state(name)})

@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": "ddil_eval.cli.evaluate:evaluate",
     "study": "ddil_eval.cli.study:study",
     "report": "ddil_eval.cli.report:report",
+    "export": "ddil_eval.cli.export:export",
     "models": "ddil_eval.cli.models:models",
     "data": "ddil_eval.cli.listing:data",
     "metrics": "ddil_eval.cli.listing:metrics",

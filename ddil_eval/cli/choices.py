@@ -88,6 +88,7 @@ class DataReference(RowName):
 
 
 METHOD = RowName("method", "ddil_core.distillation.methods:METHODS")
+FORMAT = RowName("format", "ddil_core.export.formats:FORMATS")
 SOLVER = RowName("solver", "ddil_core.diffusion.solvers:SOLVERS")
 INVERTER = RowName("inverter", "ddil_core.inversion:INVERTERS")
 METRICS = RowNames("metric", "ddil_eval.metrics:METRICS")
