@@ -38,7 +38,7 @@ def base_of(reference: str) -> Base:
         source = row.source if row.base is None else None
         return Base(f"{row.title} (`{head}`)", source, row.licence)
     if head in systems:
-        return Base(f"a file or folder of its author, `{last_part(tail)}`, in the layout of {systems[head].title}")
+        return Base(f"a local model, `{last_part(tail)}`, in the layout of {systems[head].title}")
     path = user_path(reference, "the teacher")
     if (path / RUN).is_file():
         before = base_of(str(read_run(path / RUN)["teacher"]))
@@ -47,7 +47,7 @@ def base_of(reference: str) -> Base:
     row_of = next((row for row in systems.values() if repository is not None and row.source == repository.name), None)
     # A relative path such as runs/teacher looks like an id of the hub. Its files tell them apart.
     if repository is None or (row_of is None and repository.snapshot() is None):
-        return Base(f"a file or folder of its author, `{last_part(reference)}`")
+        return Base(f"a local model, `{last_part(reference)}`")
     return Base(f"`{reference}`", repository.name, None if row_of is None else row_of.licence)
 
 

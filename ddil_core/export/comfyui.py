@@ -2,8 +2,8 @@
 
 ComfyUI samples in x = z/α with σ' = σ/α. Its node ``ManualSigmas`` takes the σ' of the student's grid, and its clock
 finds their timesteps again. Its sampler ``euler`` takes DDIM's steps, and ``lcm`` those of consistency models. The
-names of nodes and inputs, and what the nodes compute, were read in ComfyUI's sources (nodes.py, comfy_extras, the
-samplers and model_sampling.py, of 2025). ``ManualSigmas`` is younger than the other nodes.
+names of nodes and inputs, and what the nodes compute, were read in ComfyUI's sources (nodes.py, comfy_extras, samplers,
+model_sampling.py). ``ManualSigmas`` is younger than the other nodes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def write(run: FinishedRun, folder: Path, options: Options) -> str:
     return f"""\
 Copy the folder `models` into ComfyUI's own folder, and open `{WORKFLOW}` in ComfyUI (drag it into the window).{needs}
 
-The workflow is in ComfyUI's API format. Its node `ManualSigmas` needs a ComfyUI of 2025 or later. {noise} Do not
+The workflow is in ComfyUI's API format. An old ComfyUI has no node `ManualSigmas`: update it. {noise} Do not
 replace `ManualSigmas` by a scheduler of ComfyUI's list: none has this grid. In diffusers' words it is {call.text()}.
 {f"{chr(10)}**ComfyUI will not load these weights**: {unknown}.{chr(10)}" if unknown else ""}"""
 
