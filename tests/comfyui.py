@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ def inputs_of(workflow: Workflow, kind: str) -> dict[str, Any]:
 
 def parsed_sigmas(workflow: Workflow) -> Tensor:
     """What ``ManualSigmas`` makes of its text: decimal numbers without exponents, in float32."""
-    return torch.tensor([float(n) for n in re.findall(r"[-+]?(?:\d*\.*\d+)", inputs_of(workflow, "ManualSigmas")["sigmas"])])
+    return torch.tensor(
+        [float(n) for n in re.findall(r"[-+]?(?:\d*\.*\d+)", inputs_of(workflow, "ManualSigmas")["sigmas"])]
+    )
 
 
 class Clock:
@@ -94,7 +97,7 @@ def sample(workflow: Workflow, network: Callable[[Tensor, Tensor], Tensor], z: T
     largest = float(clock.sigmas[-1])
     full = abs(float(sigmas[0]) - largest) <= 1e-5 * largest or float(sigmas[0]) > largest
     x = z * (1 + sigmas[0] ** 2).sqrt() if full else z * sigmas[0]
-    for step, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, after) in enumerate(pairwise(sigmas)):
         scale = (sigma**2 + 1).sqrt()
         out = network(x / scale, torch.full((len(x),), clock.timestep(sigma)))
         denoised = x - sigma * out if kind == "eps" else x / scale**2 - out * sigma / scale

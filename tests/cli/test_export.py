@@ -35,7 +35,9 @@ def test_a_pipeline_with_a_card(cli: Cli, run: Path, tmp_path: Path) -> None:
     told = json.loads(result.stdout)
     assert (told["to"], told["folder"]) == ("diffusers", str(out))
     assert told["weights_sha256"] == model["my student"]["weights_sha256"]
-    assert sorted(told["files"]) == sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert sorted(told["files"]) == sorted(
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
+    )
     card = (out / "README.md").read_text()
     assert "# my-run\n" in card and "| my student | 4 | ddim |" in card and "12.50 [12.00, 13.00]" in card
 
@@ -47,7 +49,9 @@ def test_the_folder_of_its_own_and_a_second_time(cli: Cli, run: Path) -> None:
     assert (run / "export" / "single-file" / "my-run.safetensors").is_file()
     again = cli("export", run, "--to", "single-file")
     assert (again.exit_code, again.stdout) == (2, "")
-    assert again.stderr == f"error: {run / 'export' / 'single-file'} exists and is not overwritten; name another --out\n"
+    assert (
+        again.stderr == f"error: {run / 'export' / 'single-file'} exists and is not overwritten; name another --out\n"
+    )
 
 
 def test_records_of_other_weights_are_no_measurement(cli: Cli, run: Path, tmp_path: Path) -> None:

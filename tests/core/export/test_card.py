@@ -20,10 +20,10 @@ from tests.records import record
 Runs = Callable[[str], Path]
 
 
-def card_of(run: Path, out: Path, kind: str = "diffusers", measured: Measured = Measured(), **changed: Any) -> str:
+def card_of(run: Path, out: Path, kind: str = "diffusers", measured: Measured | None = None, **changed: Any) -> str:
     finished = open_finished(run)
     finished.content |= changed
-    write_card(finished, out, kind, Options("student"), "How to sample it.", measured)
+    write_card(finished, out, kind, Options("student"), "How to sample it.", measured or Measured())
     return (out / "README.md").read_text()
 
 
@@ -100,7 +100,12 @@ def measured(name: str, sha256: str, **changes: Any) -> Any:
 
 
 def test_measurements_are_those_of_these_weights_and_of_the_teacher() -> None:
-    records = [measured("PD", "b" * 64), measured("teacher", "a" * 64), measured("LCM", "c" * 64), record({"kind": "x"})]
+    records = [
+        measured("PD", "b" * 64),
+        measured("teacher", "a" * 64),
+        measured("LCM", "c" * 64),
+        record({"kind": "x"}),
+    ]
     found = measured_of(records, "b" * 64, "a" * 64)
     (table,) = found.tables
     lines = table.splitlines()

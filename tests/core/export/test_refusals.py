@@ -56,7 +56,9 @@ def test_what_is_no_finished_run(light: Callable[..., Path], tmp_path: Path) -> 
 
 def test_names_and_folders(light: Callable[..., Path]) -> None:
     run = light("pd")
-    assert "the format 'zip' is not known; it may be one of diffusers, single-file, lora, comfyui" in refused(run, "zip")
+    assert "the format 'zip' is not known; it may be one of diffusers, single-file, lora, comfyui" in refused(
+        run, "zip"
+    )
     assert "is no name of a model" in refused(run, "diffusers", name="a/b")
     assert "belongs to --to comfyui" in refused(run, "lora", checkpoint="a.safetensors")
     with pytest.raises(WrongCommand, match="exists and is not overwritten; name another --out"):
@@ -82,8 +84,16 @@ def test_a_guidance_embedding_has_no_name_in_a_single_file(light: Callable[..., 
         ("diffusers", {"solver": "heun"}, "is sampled with heun, and export knows no scheduler of diffusers for it"),
         ("single-file", {"prediction": "sample"}, "predicts sample, which no single file can say"),
         ("comfyui", {"guidance_scale": 2.0}, "is sampled with guidance 2"),
-        ("comfyui", {"timesteps": [399], "steps": 1}, "starts from pure noise at t = 399, and ComfyUI does so at t = 999"),
-        ("comfyui", {"timesteps": [999, 4], "steps": 2}, "takes a step at t = 4, where LCM's boundary conditions count"),
+        (
+            "comfyui",
+            {"timesteps": [399], "steps": 1},
+            "starts from pure noise at t = 399, and ComfyUI does so at t = 999",
+        ),
+        (
+            "comfyui",
+            {"timesteps": [999, 4], "steps": 2},
+            "takes a step at t = 4, where LCM's boundary conditions count",
+        ),
     ],
 )
 def test_a_student_that_would_be_sampled_in_another_way(
