@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddil_core.diffusion.schedule import FlowSchedule, Schedule, Time, is_flow
+from ddil_core.diffusion.schedule import FlowSchedule, Schedule, Time
+from ddil_core.diffusion.scheduler_config import is_flow
 from ddil_core.distillation.methods import Method, method_of
 from ddil_core.distillation.run_folder import RUN, read_run
 from ddil_core.distillation.student import LORA_FILE
