@@ -20,7 +20,6 @@ from ddil_core.diffusion.few_step import times_of
 from ddil_core.diffusion.schedule import CLEAN, FlowSchedule
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.losses import pd_target
-from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.distillation.progressive import two_step_target
 from ddil_core.models.model import Model, load_model
 from tests.core.closed_form import Gaussian, distance, normal, shifts
@@ -250,7 +249,7 @@ def test_rollouts_visit_the_times_of_the_flow_with_targets_of_their_own(
 ) -> None:
     for p_teacher, length in zip((1.0, 0.0), lengths, strict=True):
         trainer = make(kind, flow, images, **(LCM if kind == "lcm" else {}))
-        trainer.source.collect(PhaseConfig(until=1, aggregated=0.5, p_teacher=p_teacher), 16, step=0)
+        trainer.source.collect(p_teacher, 16, step=0)
         dataset = trainer.source.dataset
         places = torch.tensor(dataset.queue)
         transition = dataset.transition[places]
