@@ -66,7 +66,8 @@ def outcome(name: str, folder: Path, work: Callable[[], str]) -> str:
     try:
         return work()
     except DdilError as error:
-        REFUSALS.append(f"{name}: {error}".replace(str(folder), name))
+        refusal = f"{name}: {error}".replace(str(folder), name)
+        REFUSALS.extend({refusal} - {*REFUSALS})  # methods may refuse with the same sentence
         return "refused"
 
 
