@@ -241,13 +241,13 @@ class GuidedDenoiser:
         self.guidance_scale = guidance_scale
         self.reflection = reflection
         self.schedule = network.schedule
-        self._told: dict[str, Tensor] | None = None
+        self._own_scale: dict[str, Tensor] | None = None
         self._read: tuple[Condition, Condition] | None = None
         if network.reads_guidance:
-            self._told = network.guidance_inputs(guidance_scale)
+            self._own_scale = network.guidance_inputs(guidance_scale)
         elif unconditional is None and guidance_scale != 1.0:
             raise ValueError(f"the guidance scale {guidance_scale:g} needs the condition of the empty prompt")
-        self.nfe = 1 if unconditional is None or self._told is not None else 2
+        self.nfe = 1 if unconditional is None or self._own_scale is not None else 2
 
     @property
     def reads_end(self) -> bool:
@@ -270,9 +270,9 @@ class GuidedDenoiser:
         return x0 if self.reflection is None else self.reflection(x0)
 
     def _output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        if self._told is not None:
-            told = self._guidance(condition.guidance, z)
-            return self.network.output(z, t, Condition(self._inputs(condition).tensors | told))
+        if self._own_scale is not None:
+            given = self._scale_inputs(condition.guidance, z)
+            return self.network.output(z, t, Condition(self._inputs(condition).tensors | given))
         if self.unconditional is None:
             return self.network.output(z, t, self._inputs(condition))
         scale: float | Tensor = self.guidance_scale
@@ -290,16 +290,16 @@ class GuidedDenoiser:
         if self._read is not None and self._read[0] is condition and not torch.is_grad_enabled():
             return self._read[1]
         inputs = condition
-        if self.unconditional is not None and self._told is None:
+        if self.unconditional is not None and self._own_scale is None:
             inputs = Condition.cat([self.unconditional.expand(len(condition)), condition])
         inputs = self.network.cast(inputs)
         self._read = None if torch.is_grad_enabled() else (condition, inputs)
         return inputs
 
-    def _guidance(self, guidance: Tensor | None, z: Tensor) -> dict[str, Tensor]:
+    def _scale_inputs(self, guidance: Tensor | None, z: Tensor) -> dict[str, Tensor]:
         """Return the network's inputs [B, …] of the guidance scale, on the device of z."""
-        assert self._told is not None
+        assert self._own_scale is not None
         if guidance is not None:
-            return {name: told.to(z.device) for name, told in self.network.guidance_inputs(guidance).items()}
-        self._told = {name: told.to(z.device) for name, told in self._told.items()}
-        return {name: told.expand(len(z), *told.shape[1:]) for name, told in self._told.items()}
+            return {name: value.to(z.device) for name, value in self.network.guidance_inputs(guidance).items()}
+        self._own_scale = {name: value.to(z.device) for name, value in self._own_scale.items()}
+        return {name: value.expand(len(z), *value.shape[1:]) for name, value in self._own_scale.items()}

@@ -21,13 +21,18 @@ def require_teacher(model: Model) -> None:
     """Refuse a teacher that no method can distil. Each method's own ``require`` refuses more.
 
     Raises:
-        DdilError: the teacher cannot encode images, or takes its guidance as an embedding.
+        DdilError: the teacher cannot encode images, or reads its guidance scale.
     """
     require_encoder(model.pipeline.vae, model.reference)
-    if model.denoiser.reads_guidance:
+    if model.denoiser.guidance_width is not None:
         raise DdilError(
             f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student "
             "itself; distil its own teacher"
+        )
+    if model.denoiser.reads_guidance:
+        raise DdilError(
+            f"the teacher {model.reference!r} reads its guidance scale, as a model that was distilled from a guided one "
+            "does, and no method gives it a scale in training; distil another teacher"
         )
 
 

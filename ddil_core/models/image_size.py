@@ -85,10 +85,6 @@ class Geometry:
                 )
         return size
 
-    def latents(self, size: Size) -> Size:
-        """Return the size (h, w) of the latents of images of ``size`` (H, W) in pixels."""
-        return size[0] // self.scale, size[1] // self.scale
-
     def tokens(self, size: Size) -> int:
         """Return how many tokens the network makes of an image of ``size`` (H, W) in pixels."""
         unit = self.scale * self.patch

@@ -142,8 +142,8 @@ class Record(_Strict):
 
     `pictures_sha256` is the hash of the image files, if the images came from a folder. `nfe` is the mean number of
     network evaluations for each sample. `size` is the height and width in pixels of the images that the models drew;
-    it is None where that is each model's own size. `compute` is None in records from before it was a setting, which have its
-    defaults, and where no model drew. `created` is an ISO time with a zone.
+    it is None where that is each model's own size. `compute` is None in records from before it was a setting, which
+    have its defaults, and where no model drew. `created` is an ISO time with a zone.
     """
 
     schema_version: Literal[1] = 1

@@ -277,3 +277,16 @@ def test_reflection_needs_the_bounds_that_a_student_brings(
     own, none, clamp = (pixels(tmp_path / name / "000-00.png") for name in ("own", "none", "clamp"))
     assert (own == none).all()
     assert np.abs(own - clamp).max() > 1
+
+
+def test_a_size_is_asked_for_or_refused(sample: Callable[..., Result], student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "wide"
+    assert sample(out, PROMPTS[0], more=("--height", 32, "--width", 96)).exit_code == 0
+    assert pixels(out / "000-00.png").shape == (32, 96, 3)
+    assert json.loads((out / "made.json").read_text())["size"] == [32, 96]
+    result = sample(tmp_path / "no", PROMPTS[0], more=("--width", 100))
+    assert result.exit_code == 2 and result.stderr.endswith(
+        f"the model {str(student)!r} cannot draw images of a width of 100: its autoencoder takes sides in multiples of "
+        "8 pixels; say 96 or 104\n"
+    )
+    assert not list((tmp_path / "no").glob("*.png"))

@@ -124,6 +124,14 @@ def test_dev_reads_its_guidance_and_schnell_has_none(saved: Saved) -> None:
     torch.testing.assert_close(both, torch.stack([weak[0], strong[1]]), rtol=1e-5, atol=1e-5)
 
 
+def test_schnell_is_guided_by_a_second_evaluation(saved: Saved) -> None:
+    model = loaded(saved, "FLUX.1-schnell", (32, 32))
+    z, call = initial_noise(SAMPLES, model.latent_shape, SEED), CALLS["FLUX.1-schnell"]
+    guided = {**call, "true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
+    latents, _ = run_diffusers(saved("FLUX.1-schnell")[1], z, [torch.Generator()] * 2, guided)
+    assert distance(sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model, 2, None, 2.0), SEED), latents) < 1e-5
+
+
 def test_times_depend_on_the_size(saved: Saved) -> None:
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
