@@ -181,8 +181,8 @@ class UNetDenoiser(NetworkDenoiser):
     """``UNet2DConditionModel``.
 
     Inputs: ``encoder_hidden_states`` [B, L, D]; for SDXL also ``text_embeds`` [B, D'] and ``time_ids`` [B, 6]; for LCM
-    also ``timestep_cond`` [B, W], the guidance embedding; for a network that ``reads_end`` also ``class_labels`` [B], the
-    times at which its jumps end. Without them they end at timestep 0.
+    also ``timestep_cond`` [B, W], the guidance embedding; for a network that ``reads_end`` also ``class_labels`` [B],
+    the times at which its jumps end. Without them they end at timestep 0.
     """
 
     @property

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
+from ddil_core.distillation.lora_config import LoraConfig
 from ddil_core.distillation.phases import DdilConfig
 from ddil_core.support.compute import NetworkDtypeKeys
 from ddil_core.support.protocol import GuidanceScale, Strict
@@ -107,6 +108,9 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
     Attributes:
         CHANGEABLE: The keys that change a student by rounding alone. They are no part of a run's identity, and a
             resumed run may have other values.
+        LATER: The keys that earlier versions did not have. They are not written where they are None, so that the hashes
+            of earlier configurations stay.
+        WITHOUT_LORA: The keys that have no use beside a LoRA. ``--lora`` sets them to None.
         reflection: How the teacher's x̂ is kept inside the data's range.
         dtype: The default of ``teacher_dtype`` and ``student_dtype``. Training in fp16 is refused.
         batch_size: Rows of a batch, of all processes together.
@@ -157,6 +161,9 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
         "compile",
     )
 
+    LATER: ClassVar[tuple[str, ...]] = ()
+    WITHOUT_LORA: ClassVar[tuple[str, ...]] = ()
+
     reflection: ReflectionConfig = ReflectionConfig()
     batch_size: int = Field(default=32, ge=1)
     teacher_batch_size: int = Field(default=64, ge=1)
@@ -200,6 +207,10 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
                 f"{self.gradient_accumulation}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key not in self.LATER or value is not None}
 
     def with_guidance(self, own: float) -> Self:
         """Return the configuration with the teacher's own guidance scale in place of none."""
@@ -248,15 +259,26 @@ class ProgressiveConfig(MethodConfig):
         stages: The stages, each with half the steps of the one before.
         keep_stages: Keep the student of every stage, as ``stages/8-steps``, ``stages/4-steps`` … in the run folder. A
             reference names such a folder as any model.
+        lora: Adapters to train in place of a whole student, through all stages. The student predicts what its teacher
+            predicts, so that the adapters fit the teacher, and ``convert`` has no use.
     """
 
     CHANGEABLE: ClassVar[tuple[str, ...]] = (*MethodConfig.CHANGEABLE, "keep_stages")
+    LATER: ClassVar[tuple[str, ...]] = ("lora",)
+    WITHOUT_LORA: ClassVar[tuple[str, ...]] = ("convert",)
 
     method: Literal["pd"] = "pd"
     guidance_scale: GuidanceScale | None = None
     convert: ConvertConfig | None = None
     stages: tuple[StageConfig, ...]
     keep_stages: bool = False
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _lora_keeps_the_prediction(self) -> ProgressiveConfig:
+        if self.lora is not None and self.convert is not None:
+            raise ValueError("a LoRA predicts what its base predicts, so nothing is converted; set convert to null")
+        return self
 
     @model_validator(mode="after")
     def _stages_halve(self) -> ProgressiveConfig:
@@ -318,7 +340,11 @@ class MatchingConfig(MethodConfig):
         gan: The discriminator; None for none.
         regression: Pre-training of the generator; None for none.
         teacher_steps: The steps of the teacher's rollouts with ``ddil``, a multiple of the number of ``timesteps``.
+        lora: Adapters to train in place of a whole generator. The critic then trains adapters of its own, on the same
+            frozen base.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("lora",)
 
     method: Literal["dmd2"] = "dmd2"
     updates: int = Field(ge=1)
@@ -330,6 +356,7 @@ class MatchingConfig(MethodConfig):
     gan: GanConfig | None = None
     regression: RegressionConfig | None = None
     teacher_steps: int = Field(default=16, ge=1)
+    lora: LoraConfig | None = None
     learning_rate_decay: bool = False
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -7,7 +7,6 @@ forward-diffused data. With DDIL some steps start at states that rollouts of the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,10 +23,11 @@ from ddil_core.diffusion.parameterization import Reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import LCM_STEPS, FlowSchedule, Schedule, Time, Transition, transitions
 from ddil_core.diffusion.solvers import ddim
+from ddil_core.distillation.adapters import require_lora, with_lora
 from ddil_core.distillation.checks import require_few_step
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor, TransitionBatch
-from ddil_core.distillation.consistency_config import ConsistencyConfig, LoraConfig
+from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.losses import consistency_loss
@@ -45,26 +45,17 @@ from ddil_core.models.sampling import Sampling
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 
-LORA_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
-)
-"""The layers of a U-Net that LCM-LoRA adapts (diffusers, examples/consistency_distillation)."""
-
 
 def require_consistency(model: Model, config: ConsistencyConfig) -> None:
     """Refuse a teacher that consistency distillation cannot use.
 
     Raises:
         DdilError: the method does not know the teacher's network, or what it predicts.
-        WrongCommand: a LoRA or an embedding of the guidance is wanted and there is no U-Net, or the teacher has no grid
-            of ``teacher_steps`` steps in which the student's nests.
+        WrongCommand: the network has no place for the LoRA or for the embedding of the guidance, or the teacher has no
+            grid of ``teacher_steps`` steps in which the student's nests.
     """
     require_few_step(model, "consistency distillation")
-    if config.lora is not None and model.layout.network != "unet":
-        raise WrongCommand(
-            f"a LoRA adapts the layers of a U-Net, which {model.reference!r} has not; leave the LoRA out"
-        )
+    require_lora(model, config.lora)
     if config.w_embedding is not None and model.layout.network == "transformer":
         raise WrongCommand(
             f"the teacher {model.reference!r} has a transformer, which has no place for LCM's embedding of the "
@@ -143,17 +134,6 @@ def with_embedding(net: Any, width: int) -> nn.Module:
     }
     wider.load_state_dict(weights)
     return wider.to(next(net.parameters()).device)
-
-
-def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
-    """Return a copy of a network with adapters that start at zero. Their first weights are the same in every run."""
-    import peft
-
-    adapted: Any = copy.deepcopy(net)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adapted.add_adapter(peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(LORA_TARGETS)))
-    return adapted
 
 
 class ConsistencyLabeler(Labeler):

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ddil_core.distillation.config import Collection, MethodConfig
-from ddil_core.support.protocol import GuidanceScale, Strict
-
-
-class LoraConfig(Strict):
-    """Low-rank adapters, which are trained in place of a whole student.
-
-    Attributes:
-        rank: The rank of the adapters.
-        alpha: The adapters' output is scaled by alpha/rank.
-    """
-
-    rank: int = Field(default=64, ge=1)
-    alpha: int = Field(default=64, ge=1)
-
+from ddil_core.distillation.lora_config import LoraConfig
+from ddil_core.support.protocol import GuidanceScale
 
 LCM_RANGE, LCM_GUIDANCE = (6.0, 16.0), 8.5
 """The guidance scales at which LCM trains on Stable Diffusion, and at which diffusers samples its students."""
@@ -55,6 +43,8 @@ class ConsistencyConfig(MethodConfig):
             A transformer has no place for one.
         lora: Adapters to train in place of a whole student.
     """
+
+    WITHOUT_LORA: ClassVar[tuple[str, ...]] = ("w_embedding",)
 
     method: Literal["lcm"] = "lcm"
     updates: int = Field(ge=1)

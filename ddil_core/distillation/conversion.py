@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import to_v
+from ddil_core.distillation.adapters import require_lora
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.context import DATA
 from ddil_core.distillation.processes import slices
@@ -33,11 +34,16 @@ from ddil_core.support.errors import DdilError
 def require_convertible(model: Model, config: ProgressiveConfig) -> None:
     """Refuse a teacher that predicts neither v nor a flow's velocity, and cannot be converted.
 
+    A LoRA keeps the ε of its teacher.
+
     Raises:
         DdilError: the teacher predicts ε and the protocol has no section ``convert``, or it predicts something else.
+        WrongCommand: the teacher's network has no place for the LoRA.
     """
+    require_lora(model, config.lora)
     prediction = model.denoiser.prediction
-    if prediction in ("v_prediction", "flow") or (prediction == "epsilon" and config.convert is not None):
+    keeps_eps = config.convert is not None or config.lora is not None
+    if prediction in ("v_prediction", "flow") or (prediction == "epsilon" and keeps_eps):
         return
     needs = "progressive distillation needs a network that predicts v"
     why = f"the teacher {model.reference!r} predicts {prediction}, and {needs}"

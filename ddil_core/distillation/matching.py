@@ -24,6 +24,7 @@ from ddil_core.diffusion.few_step import between, time_of, times_of
 from ddil_core.diffusion.parameterization import Reflection, to_v
 from ddil_core.diffusion.rollout import STUDENT, TEACHER, Actor
 from ddil_core.diffusion.schedule import CLEAN, Schedule, Transition, transitions
+from ddil_core.distillation.adapters import fresh_adapters, has_lora, require_lora, train_all_or_adapters, with_lora
 from ddil_core.distillation.aggregate import States
 from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.checks import require_few_step
@@ -57,9 +58,10 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
 
     Raises:
         DdilError: the method does not know what the teacher predicts, or the discriminator has no block to read.
-        WrongCommand: the teacher does not have the timesteps of the configuration.
+        WrongCommand: the teacher does not have the timesteps of the configuration, or no place for the LoRA.
     """
     require_few_step(model, "distribution matching")
+    require_lora(model, config.lora)
     net = model.denoiser.net
     if config.gan is not None and not isinstance(net, ClosedForm) and middle_block(net) is None:
         raise DdilError(
@@ -82,6 +84,8 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
         return GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
 
     unrounded = start = starting_network(run)  # the frozen teacher may be rounded
+    if config.lora is not None:
+        start = with_lora(unrounded, config.lora)
     pairs: Pairs = {}
     if config.regression is not None:
         path, exact = run.out / "checkpoints" / "pairs.safetensors", run.frozen(network, under_autocast=False)
@@ -89,12 +93,13 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
         del exact
     teacher = teacher_of(run.frozen(network))
     if config.regression is not None:
-        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, unrounded)
+        begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, start)
         start = train_stage(run, begin, start, "regression", "regression")
     make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded)
     title = f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}"
     net = train_stage(run, make, start, "matching", title)
-    return Student(net, model.denoiser.prediction, matching_sampling(config, model.denoiser.schedule))
+    sampling = matching_sampling(config, model.denoiser.schedule)
+    return Student(net, model.denoiser.prediction, sampling, config.lora is not None)
 
 
 def matching_sampling(config: MatchingConfig, schedule: Schedule) -> Sampling:
@@ -151,7 +156,8 @@ class MatchingStage(Stage):
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
     ) -> None:
-        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network.
+        """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network. Where
+        ``start`` holds adapters, the critic starts with new ones beside the same frozen base.
 
         For the other arguments see ``Stage``."""
         super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
@@ -161,10 +167,14 @@ class MatchingStage(Stage):
         self.grid = self.sampling.times(self.schedule)
         self.times = torch.tensor(self.grid, device=self.device)
         self.draws_per_update = 1 + config.critic_updates
-        copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
+        if start is not None and has_lora(start):
+            copied = fresh_adapters(start)
+        else:
+            copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
         network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)
         latent_side = None if config.gan is None else pool.mean.shape[-1]
         critic = Critic(network, latent_side, config.seed).train().requires_grad_(True)
+        train_all_or_adapters(copied)
         self.critic_rate = config.critic_learning_rate or config.learning_rate
         self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)
         self.source = self._source(config)
@@ -197,12 +207,12 @@ class MatchingStage(Stage):
         }
         first = step * self.draws_per_update
         states, aggregated = self.source.draw(first)
-        self.critic.requires_grad_(False)
+        self._let_critic_learn(False)
         with evaluating(self.critic):
             logs = self.descend(self._generator_losses(states, first, clipped), step)
         for fraction in clipped.values():
             logs |= fraction.logs()
-        self.critic.requires_grad_(True)
+        self._let_critic_learn(True)
         steps = list[Stepped]()
         for draw in range(first + 1, first + self.draws_per_update):
             states, _ = self.source.draw(draw)
@@ -212,6 +222,11 @@ class MatchingStage(Stage):
         logs["critic_loss"], logs["critic_gradient_norm"] = losses_of_critic.mean(), norms.mean()
         logs[SKIPPED] = torch.maximum(torch.as_tensor(logs[SKIPPED]), skipped.max())
         return logs | self.source.logs(aggregated)
+
+    def _let_critic_learn(self, learns: bool) -> None:
+        """Let the trained weights of the critic have gradients, or not. A frozen base never has any."""
+        for weight in self.weights[self.critic].trained.values():
+            weight.requires_grad_(learns)
 
     def generate(self, states: States, condition: Condition) -> Tensor:
         """Return the generator's x̂ from its input states, float32, with its gradient.

@@ -20,6 +20,7 @@ from ddil_core.diffusion.denoiser import Condition, Denoiser, GuidedDenoiser
 from ddil_core.diffusion.rollout import STUDENT, pair_actors
 from ddil_core.diffusion.schedule import segments
 from ddil_core.diffusion.solvers import ddim
+from ddil_core.distillation.adapters import with_lora
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, MixedCollector, TransitionBatch
 from ddil_core.distillation.config import ProgressiveConfig, StageConfig
@@ -30,7 +31,7 @@ from ddil_core.distillation.run import Run
 from ddil_core.distillation.sources import MixedSource
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.start import starting_network
-from ddil_core.distillation.student import Student, save_student
+from ddil_core.distillation.student import Student, merged, save_student
 from ddil_core.distillation.training import train_stage
 from ddil_core.distillation.training_log import Logs
 from ddil_core.models.sampling import Bounds, Sampling
@@ -42,21 +43,25 @@ def train_progressive(run: Run[ProgressiveConfig]) -> Student:
 
     A finished stage leaves ``checkpoints/stage-I-of-N.safetensors`` and is not trained again. With ``keep_stages`` it
     also leaves its student, ``stages/N-steps``.
+
+    A LoRA is trained on through all stages, beside the first teacher's frozen weights. The teacher of a later stage is
+    a copy with the LoRA merged in.
     """
     convert_to_v(run)
-    guided = run.model.guided(run.config.guidance_scale, run.reflection)
+    guided, lora = run.model.guided(run.config.guidance_scale, run.reflection), run.config.lora
     net = starting_network(run)
+    net = net if lora is None else with_lora(net, lora)
     for index, stage in enumerate(run.config.stages):
         if index == 0:
             first = run.frozen(run.model.denoiser.net)
             teacher = GuidedDenoiser(first, guided.unconditional, guided.guidance_scale, run.reflection)
         else:
-            teacher = GuidedDenoiser(run.frozen(net), reflection=run.reflection)
+            teacher = GuidedDenoiser(run.frozen(net if lora is None else merged(net)), reflection=run.reflection)
         make = partial(ProgressiveStage, teacher, run.pool, stage, run.config, run.accelerator, index, net)
         name = f"stage-{index + 1}-of-{len(run.config.stages)}"
         net = train_stage(run, make, net, name, f"{2 * stage.steps} → {stage.steps} steps")
         run.model.denoiser.net.to("cpu")  # the first teacher is not used again
-        student = Student(net, run.model.denoiser.prediction, ddim_sampling(stage.steps))
+        student = Student(net, run.model.denoiser.prediction, ddim_sampling(stage.steps), lora is not None)
         if run.config.keep_stages and run.accelerator.is_main_process:
             _keep(run, student, stage.steps)
     return student

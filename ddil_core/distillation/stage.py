@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.diffusion.parameterization import Prediction
+from ddil_core.distillation.adapters import has_lora, own_copy, train_all_or_adapters
 from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.context import StageContext
@@ -51,7 +51,7 @@ class Stage(ABC):
 
     The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the
     trained weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA
-    trains the LoRA alone, without an average.
+    trains the LoRA alone, without an average, beside the frozen base of the network that it starts from.
 
     Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from
     the same seed, with other masks in each process. A network is in training mode only while it is trained.
@@ -90,7 +90,8 @@ class Stage(ABC):
             config: The configuration of the method.
             accelerator: The device and the processes of the run.
             index: The number or name of the stage. It is part of every random seed.
-            start: The network that the student starts as a copy of; None for the teacher's network.
+            start: The network that the student starts as a copy of; None for the teacher's network. Where it holds
+                adapters, the student shares its frozen base.
             prediction: What the student predicts; None for what the teacher predicts.
         """
         self.context = StageContext(pool, config, accelerator, index)
@@ -99,12 +100,10 @@ class Stage(ABC):
         self.finite = self.context.finite
         self.schedule = teacher.schedule
         self.device = accelerator.device
-        net: nn.Module = copy.deepcopy(teacher.network.net if start is None else start)
+        net = own_copy(teacher.network.net if start is None else start)
         net = net.to(self.device, torch.float32).train()
-        adapted = hasattr(net, "peft_config")
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(not adapted or "lora_" in name)
-        averaged = config.ema_decay > 0 and not adapted
+        train_all_or_adapters(net)
+        averaged = config.ema_decay > 0 and not has_lora(net)
         self.ema: Ema[nn.Module] | None = (
             Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
         )

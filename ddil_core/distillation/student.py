@@ -79,7 +79,7 @@ def save_student(
         content["teacher"] = dict(teacher)
     with with_checksum(folder) as temporary:
         if student.lora:
-            save_lora(type(model.pipeline), student.net, temporary)
+            save_lora(model, student.net, temporary)
         pipeline.save_pretrained(temporary, safe_serialization=True)
         write_text(temporary / SYSTEM_FILE, json.dumps(content, indent=2) + "\n")
 
@@ -136,8 +136,8 @@ def _with_guidance_embedding(pipeline: Any) -> Any:
     return LatentConsistencyModelPipeline(**{name: getattr(pipeline, name) for name in names}, **absent)
 
 
-def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
-    """Write the adapters alone, under the names that ``load_lora_weights`` knows.
+def save_lora(model: Model, net: Any, folder: Path) -> None:
+    """Write the adapters alone, under the names that ``load_lora_weights`` knows, with the reference of their base.
 
     Equal adapters give equal bytes: sets and the metadata, whose order is random, are sorted.
     """
@@ -146,13 +146,10 @@ def save_lora(pipeline_class: Any, net: Any, folder: Path) -> None:
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(net).items()}
     metadata = net.peft_config["default"].to_dict()
     metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in metadata.items()}
-    pipeline_class.save_lora_weights(
-        folder,
-        unet_lora_layers=layers,
-        unet_lora_adapter_metadata=metadata,
-        safe_serialization=True,
-        weight_name=LORA_FILE,
-    )
+    metadata["base_model_name_or_path"] = model.reference
+    network = model.layout.network
+    content = {f"{network}_lora_layers": layers, f"{network}_lora_adapter_metadata": metadata}
+    type(model.pipeline).save_lora_weights(folder, **content, safe_serialization=True, weight_name=LORA_FILE)
     sort_metadata(folder / LORA_FILE)
 
 

@@ -1,4 +1,4 @@
-"""Trajectory consistency distillation (TCD: Zheng et al., 2402.19159), with CTM's condition (2310.02279), and DDIL on it.
+"""Trajectory consistency distillation (TCD: Zheng et al., 2402.19159), CTM's condition (2310.02279), and DDIL on it.
 
 The student maps a state at t to any earlier time s on the teacher's trajectory. Its trajectory consistency function is
 DDIM's step with the student's own x̂, the exponential integrator of first order: f(z_t, t → s) = α_s x̂ + σ_s ε̂. The
@@ -80,8 +80,8 @@ def require_trajectory(model: Model, config: TrajectoryConfig) -> None:
     net: Any = model.denoiser.net
     if config.condition_on_s and (model.layout.network != "unet" or net.config.get("class_embed_type") is not None):
         raise WrongCommand(
-            f"condition_on_s adds an embedding to a U-Net without classes, which {model.reference!r} has not; say --set "
-            "condition_on_s=false"
+            f"condition_on_s adds an embedding to a U-Net without classes, which {model.reference!r} has not; say "
+            "--set condition_on_s=false"
         )
 
 

@@ -24,7 +24,7 @@ SHARDS_HELP = " With it, shards of --data on the web are downloaded too, as many
     default=None,
     help="The distillation method. The default is the method of --protocol, or pd.",
 )
-@click.option("--lora", is_flag=True, help="Train a LoRA in place of a whole student (method lcm).")
+@click.option("--lora", is_flag=True, help="Train a LoRA in place of a whole student.")
 @click.option(
     "--ddil/--no-ddil",
     default=True,
@@ -94,7 +94,7 @@ def distill(
         options.fetch_missing([teacher], download)
     chosen = ChosenProtocol(protocol) if protocol is not None else _shipped(teacher, method or "pd", lora)
     content, model = configuration(chosen.path, method, lora, settings)
-    _set_options(content, ddil, seed, guidance_scale)
+    _set_options(content, model, ddil, seed, guidance_scale)
     require_effect(given["dtype"], content)
     content |= {key: value for key, value in given.items() if value is not None}
     config: Any = validate(model, content, str(chosen.path))
@@ -119,18 +119,20 @@ def distill(
         options.say(f"The student is in {student}; sample it with: ddil sample --model {out} --prompt '…' --out images")
 
 
-def _set_options(content: dict[str, Any], ddil: bool, seed: int | None, guidance_scale: float | None) -> None:
-    """Put the values of the command's options into the content of a protocol.
+def _set_options(
+    content: dict[str, Any], model: Any, ddil: bool, seed: int | None, guidance_scale: float | None
+) -> None:
+    """Put the values of the command's options into the content of a protocol. ``model`` is its configuration's class.
 
     Raises:
-        WrongCommand: A LoRA has no guidance scale.
+        WrongCommand: A LoRA that learns a range of guidance scales has no scale of its own.
     """
     if not ddil:
         content.pop("ddil", None)
     if seed is not None:
         content["seed"] = seed
     if guidance_scale is not None:
-        if content.get("lora") is not None:
+        if content.get("lora") is not None and "guidance_range" in model.model_fields:
             raise WrongCommand(
                 "a LoRA has its guidance built in, so that --guidance has no effect; say --set 'guidance_range=[G, G]'"
             )
@@ -151,7 +153,7 @@ def configuration(path: Path, method: str | None, lora: bool, settings: tuple[st
     if lora:
         if "lora" not in row.config.model_fields:
             raise WrongCommand(f"the method {row.name!r} trains no LoRA; leave out --lora, or use --method lcm")
-        content |= {"lora": content.get("lora") or {}, "w_embedding": None}
+        content |= {"lora": content.get("lora") or {}, **dict.fromkeys(row.config.WITHOUT_LORA)}
     content = override(content, settings)
     row = method_of(content, str(path))
     if method not in (None, row.name):

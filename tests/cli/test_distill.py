@@ -154,8 +154,13 @@ def test_the_method_is_the_protocols_and_must_be_it(cli: Cli, teacher: Path, roo
     other = f"{one} is a protocol for the method 'dmd2', not 'lcm'; leave out --method, or name another protocol"
     cases = {
         ("--method", "lcm", "--protocol", one): other,
-        ("--lora", "--protocol", one): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
-        ("--method", "dmd2", "--lora"): "the method 'dmd2' trains no LoRA; leave out --lora, or use --method lcm",
+        (
+            "--teacher",
+            "gaussians",
+            "--method",
+            "pd",
+            "--lora",
+        ): "no shipped protocol trains a LoRA of 'gaussians'; leave out --lora, or name a protocol",
         ("--protocol", one): f"{one} has no 'ddil' section, which --ddil needs; add one, or use --no-ddil",
         ("--method", "dmd"): "the method 'dmd' is not known; it may be one of pd, lcm, tcd, dmd2; did you mean 'dmd2'?",
     }
@@ -182,8 +187,11 @@ def test_a_printed_protocol_is_what_the_command_uses(cli: Cli, teacher: Path, ro
 def test_lora_turns_any_protocol_of_lcm_into_one_of_adapters(cli: Cli, root: Path) -> None:
     lcm = ("distill", "--protocol", root / "protocols" / "shapes" / "lcm.yaml", "--lora", "--print-protocol")
     content = yaml.safe_load(cli(*lcm).stdout)
-    assert (content["lora"], content["w_embedding"]) == ({"rank": 64, "alpha": 64}, None)
-    assert yaml.safe_load(cli(*lcm, "--set", "lora.rank=8").stdout)["lora"] == {"rank": 8, "alpha": 64}
+    assert (content["lora"], content["w_embedding"]) == (
+        {"rank": 64, "alpha": 64, "targets": None},
+        None,
+    )
+    assert yaml.safe_load(cli(*lcm, "--set", "lora.rank=8").stdout)["lora"]["rank"] == 8
     for setting, sentence in (
         ("w_embedding=256", "a LoRA has no embedding of its guidance; set w_embedding to null"),
         ("lora=null", "--lora trains a LoRA, and --set takes its section away; leave out one of the two"),

@@ -119,6 +119,7 @@ def test_a_protocol_is_chosen_by_the_teacher_and_said(
         (folder, "dmd2", "", "shapes/dmd2.yaml", True),
         (large, "lcm", "", "paper/lcm.yaml", True),
         (f"sd15:{large}", "pd", "", "paper/pd.yaml", False),
+        (f"sd15:{large}", "tcd", "-lora", "paper/tcd-lora.yaml", False),
         (f"ssd1b:{large}", "dmd2", "", "paper/dmd2-ssd1b.yaml", False),
         (f"sdxl:{large}", "dmd2", "", "paper/dmd2.yaml", True),
     ):
@@ -132,7 +133,7 @@ def test_a_protocol_is_chosen_by_the_teacher_and_said(
         f"warning: this protocol was made for the teacher 'sd15', and its settings may not fit 'sdxl:{large}'; name one "
         "of your own with --protocol, or change its keys with --set"
     ]
-    assert shipped_protocol("shapes", "pd", "-lora") is None
+    assert shipped_protocol("gaussians", "pd", "-lora") is None
 
 
 def test_a_teacher_in_another_layout_still_gets_a_protocol(tmp_path: Path) -> None:

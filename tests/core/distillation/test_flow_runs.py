@@ -141,8 +141,9 @@ def test_killed_anywhere_it_ends_with_the_same_weights(
             "w_embedding=null, which builds the guidance of guidance_range into the student",
         ),
         (
-            {"lora": {"rank": 4, "alpha": 4}},
-            "a LoRA adapts the layers of a U-Net, which 'TEACHER' has not; leave the LoRA out",
+            {"lora": {"targets": ["conv1"]}},
+            "lora.targets names 'conv1', and the network of 'TEACHER' has no linear layer or convolution of this name; name "
+            "the ends of layers' names, such as to_q",
         ),
     ],
 )
