@@ -89,7 +89,7 @@ def fresh_adapters(net: nn.Module) -> nn.Module:
         torch.manual_seed(0)
         for layer in fresh.modules():
             if isinstance(layer, LoraLayer):
-                layer.reset_lora_parameters("default", True)
+                layer.reset_lora_parameters("default", True)  # type: ignore[no-untyped-call]
     for name, weight in fresh.named_parameters():
         if "lora_" in name:
             weight.data = weight.data.float()
