@@ -83,18 +83,18 @@ class WeightsFile:
         return _sha256(path, status.st_size, status.st_mtime_ns)
 
     def checked(self) -> Path:
-        """Return the file after comparing it with its checksum, and with the published SHA-256 where one is known.
+        """Return the file after comparing it with the published SHA-256, or else with its own checksum.
 
         Raises:
             DdilError: the file is missing, was damaged after it was stored, or is not the published file.
         """
         path = self.path()
-        if path.is_file():
-            require_checksum(path, "the file of weights", "delete it and get it again")
         if self.convert is None and self.sha256 is not None:
             _compare(path, self.digest(), self.sha256)
         elif problem := self.missing():
             raise DdilError(problem)
+        else:
+            require_checksum(path, "the file of weights", "delete it and get it again")
         return path
 
     @property

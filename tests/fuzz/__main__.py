@@ -7,6 +7,7 @@ several sentences, another status, more than the time limit, or a file outside o
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import signal
@@ -89,8 +90,15 @@ def cases(count: int, seed: int) -> Iterator[tuple[Kind, int]]:
     yield from zip(rng.choices(KINDS, [kind.share for kind in KINDS], k=count), range(count), strict=True)
 
 
-def fuzz(count: int, seed: int, only: str | None = None) -> tuple[Counter[tuple[str, int | None]], list[Finding]]:
-    """Run ``count`` cases in a new folder. Return how often each kind had each exit status, and the findings."""
+def fuzz(
+    count: int, seed: int, only: str | None = None, minutes: float = math.inf
+) -> tuple[Counter[tuple[str, int | None]], list[Finding]]:
+    """Run ``count`` cases in a new folder, or as many as some minutes allow.
+
+    Returns:
+        How often each kind had each exit status, and the findings.
+    """
+    end = time.monotonic() + 60 * minutes
     outcomes, findings = Counter[tuple[str, int | None]](), list[Finding]()
     before = signal.signal(signal.SIGALRM, _stop)
     try:
@@ -100,6 +108,8 @@ def fuzz(count: int, seed: int, only: str | None = None) -> tuple[Counter[tuple[
             for kind, case in cases(count, seed):
                 if only is not None and only not in kind.name:
                     continue
+                if time.monotonic() > end:
+                    break
                 status, finding = run_case(kind, case, seed, place)
                 outcomes[kind.name, status] += 1
                 if finding is not None:
@@ -117,11 +127,12 @@ def fuzz(count: int, seed: int, only: str | None = None) -> tuple[Counter[tuple[
 @click.command()
 @click.option("--cases", "count", default=100_000, show_default=True, help="How many cases to run.")
 @click.option("--seed", default=0, show_default=True, help="Decides all cases.")
+@click.option("--minutes", default=math.inf, help="Stop after this time, and count the cases until then.")
 @click.option("--only", default=None, help="Run the cases of one kind alone, by a part of its name.")
-def main(count: int, seed: int, only: str | None) -> None:
+def main(count: int, seed: int, minutes: float, only: str | None) -> None:
     """Run generated command lines and files, and count their outcomes. Exit with 1 where there is a finding."""
     start = time.monotonic()
-    outcomes, findings = fuzz(count, seed, only)
+    outcomes, findings = fuzz(count, seed, only, minutes)
     click.echo(f"{'kind':20} {'success':>8} {'status 1':>9} {'status 2':>9}")
     for kind in KINDS:
         click.echo(

@@ -294,11 +294,11 @@ def model(rng: Random, place: Path) -> Line:
 KINDS = (
     Kind("command lines", 45, command_line),
     Kind("protocols", 18, protocol),
-    Kind("lists of prompts", 18, prompts),
-    Kind("records", 8, records),
-    Kind("folders of images", 5, images),
-    Kind("COCO's annotations", 5, coco),
-    Kind("shards", 0.4, shards),
-    Kind("models", 0.6, model),
+    Kind("lists of prompts", 20, prompts),
+    Kind("records", 10, records),
+    Kind("folders of images", 3, images),
+    Kind("COCO's annotations", 3, coco),
+    Kind("shards", 0.1, shards),
+    Kind("models", 0.1, model),
 )
 """The kinds of cases. Those that load a network are rare."""

@@ -11,8 +11,14 @@ NO_MODEL = "not-a-model"
 COMMANDS: dict[tuple[str, ...], dict[str, str]] = {
     ("sample",): {"--model": NO_MODEL, "--prompt": "a", "--out": "o"},
     ("distill",): {"--teacher": NO_MODEL, "--out": "o", "--device": "cpu"},
-    ("eval", "covariate-shift"): {"--teacher": NO_MODEL, "--student": NO_MODEL, "--out": "o", "--device": "cpu"},
-    ("eval", "coco"): {"--model": NO_MODEL, "--data": "shapes", "--out": "o", "--device": "cpu"},
+    ("eval", "covariate-shift"): {
+        "--teacher": NO_MODEL,
+        "--student": NO_MODEL,
+        "--out": "o",
+        "--device": "cpu",
+        "--num-prompts": "4",
+    },
+    ("eval", "coco"): {"--model": NO_MODEL, "--data": "shapes", "--out": "o", "--device": "cpu", "--num-images": "4"},
     ("eval", "run"): {"--out": "o", "--device": "cpu"},
     ("eval", "score"): {"--reference": "dir", "--out": "o", "--device": "cpu"},
     ("eval", "prompt-inversion"): {"--teacher": NO_MODEL, "--model": NO_MODEL, "--out": "o", "--device": "cpu"},
@@ -21,7 +27,7 @@ COMMANDS: dict[tuple[str, ...], dict[str, str]] = {
     ("models", "download"): {},
     ("metrics",): {},
 }
-"""Commands with the options that they need."""
+"""Commands with the options that they need, and few prompts, so that a case takes milliseconds."""
 
 ARGUMENTS = {("eval", "run"): 1, ("eval", "score"): 2, ("models", "convert"): 2, ("models", "download"): 1}
 
