@@ -72,7 +72,7 @@ def _facts(run: FinishedRun) -> dict[str, Any]:
     content, model = run.content, run.model
     base, config = base_of(content["teacher"]), content["config"]
     head, colon, tail = str(content["data"]).partition(":")
-    side, used = model.pipeline.vae_scale_factor, run.settings.get("teacher") or {}
+    used = run.settings.get("teacher") or {}
     return {
         "run": run,
         "base": base,
@@ -81,7 +81,7 @@ def _facts(run: FinishedRun) -> dict[str, Any]:
         "ddil": config.get("ddil") is not None,
         "lora": run.lora is not None,
         "teacher_use": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in used.items()),
-        "size": "{1} × {0}".format(*(length * side for length in model.latent_shape[1:])),
+        "size": "{1} × {0}".format(*model.image_size),
         "weights": model.weights_sha256(),
         "versions": content.get("versions") or {},
         "settings": yaml.safe_dump(config, sort_keys=False, allow_unicode=True).strip(),

@@ -61,8 +61,10 @@ def require(run: FinishedRun, options: Options) -> None:
         raise WrongCommand(
             f"{who} brings its whole checkpoint, and --checkpoint names the base of a LoRA; leave it out"
         )
-    if run.prediction not in _PREDICTIONS:
-        raise WrongCommand(f"{who} predicts {run.prediction}, which no node of ComfyUI says; export it --to diffusers")
+    if run.sampling.solver not in _SAMPLERS:
+        raise WrongCommand(
+            f"{who} is sampled with {run.sampling.solver}, for which ComfyUI brings no sampler; export it --to diffusers"
+        )
     if run.sampling.guidance_scale != 1:
         raise WrongCommand(
             f"{who} is sampled with guidance {run.sampling.guidance_scale:g}, and workflows are written for students "
@@ -163,7 +165,7 @@ def workflow(run: FinishedRun, options: Options) -> dict[str, Any]:
     An input from another node is [number of the node, number of its output].
     """
     file, is_lora = f"{options.name}.safetensors", run.lora is not None
-    height, width = (side * run.model.pipeline.vae_scale_factor for side in run.model.latent_shape[1:])
+    height, width = run.model.image_size
     table = comfyui_sigmas()
     sigmas = [f"{table[int(t)]:.9f}" for t in run.times] + ["0.0"]
     nodes: dict[str, tuple[str, dict[str, Any]]] = {

@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddil_core.diffusion.schedule import FlowSchedule, Schedule, Time
-from ddil_core.diffusion.scheduler_config import is_flow
+from ddil_core.diffusion.schedule import Schedule, Time
 from ddil_core.distillation.methods import Method, method_of
 from ddil_core.distillation.run_folder import RUN, read_run
 from ddil_core.distillation.student import LORA_FILE
@@ -16,6 +15,8 @@ from ddil_core.models.layouts import LAYOUTS, Layout
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
+from ddil_core.models.settings import process_of
+from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import read_index, read_json
 from ddil_core.support.errors import DdilError, WrongCommand
 
@@ -70,8 +71,9 @@ class FinishedRun:
 
     @property
     def schedule(self) -> Schedule:
-        config = self.scheduler_config
-        return FlowSchedule.from_config(config) if is_flow(config) else Schedule.from_config(config)
+        """The noise process. A student on a flow names its shift, so that no number of tokens is needed."""
+        files = Files(self.student)
+        return process_of(files, self.settings, self.scheduler_config, str(self.student), tokens=0)[0]
 
     @property
     def times(self) -> list[Time]:

@@ -10,7 +10,7 @@ from ddil_core.distillation.student import LORA_FILE
 from ddil_core.export.finished import FinishedRun
 from ddil_core.export.options import Options
 from ddil_core.export.stock import StockCall, require_stock, stock_call
-from ddil_core.models.weights import read_index
+from ddil_core.models.weights import UNUSED, read_index
 from ddil_core.support.checksums import MANIFEST
 from ddil_core.support.files import write_text
 
@@ -28,11 +28,14 @@ def write(run: FinishedRun, folder: Path, options: Options) -> str:
     run.model  # noqa: B018  # damaged weights are found before they are copied
     call = stock_call(run)
     copy_pipeline(run, call, folder, ignored=(MANIFEST, LORA_FILE))
+    # diffusers needs an explicit None for a component that was saved as absent, such as SD3's T5
+    absent = [name for name, value in read_index(folder).items() if value == [None, None] and name not in UNUSED]
+    options_text = "".join(f", {name}=None" for name in absent)
     return f"""\
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{options.name}")
+pipeline = DiffusionPipeline.from_pretrained("{options.name}"{options_text})
 image = pipeline("a prompt", {call.text()}).images[0]
 ```
 """

@@ -95,14 +95,14 @@ def write_checkpoint(run: FinishedRun, path: Path, title: str) -> None:
     tensors = original_weights(run.model.pipeline)
     if run.prediction == "v_prediction":
         tensors[V_KEY] = torch.tensor([])
-    size = "x".join(str(side * run.model.pipeline.vae_scale_factor) for side in reversed(run.model.latent_shape[1:]))
+    height, width = run.model.image_size
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES[version(run.model.pipeline), run.prediction],
         "modelspec.implementation": "sgm",
         "modelspec.title": title,
-        "modelspec.resolution": size,
+        "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": _MODELSPEC[run.prediction],
         "ddil.sampling": json.dumps(run.settings, sort_keys=True),
     }

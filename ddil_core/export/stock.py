@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddil_core.diffusion.schedule import Time
+import numpy as np
+
+from ddil_core.diffusion.schedule import FlowSchedule, Time
+from ddil_core.diffusion.solvers import GAMMA
 from ddil_core.export.finished import FinishedRun
+from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.support.errors import WrongCommand
 
 
@@ -33,18 +36,26 @@ def require_stock(run: FinishedRun) -> None:
     """Refuse a student that diffusers cannot sample as it was made to be sampled.
 
     Raises:
-        WrongCommand: the student draws points, its solver has no scheduler here, or its x̂ is reflected.
+        WrongCommand: the student draws points, its solver has no scheduler here, its x̂ is reflected, or its network is
+            told where its jumps end.
     """
+    who, solver = f"the student in {run.student}", run.sampling.solver
     if not run.layout.images.pictures:
-        raise WrongCommand(f"the student in {run.student} draws points, which no pipeline of diffusers does")
-    if run.sampling.solver not in _SCHEDULERS:
+        raise WrongCommand(f"{who} draws points, which no pipeline of diffusers does")
+    if solver not in _SCHEDULERS:
         raise WrongCommand(
-            f"the student in {run.student} is sampled with {run.sampling.solver}, and export knows no scheduler of "
-            f"diffusers for it; it knows those for {', '.join(_SCHEDULERS)}"
+            f"{who} is sampled with {solver}, and export knows no scheduler of diffusers for it; it knows those for "
+            f"{', '.join(_SCHEDULERS)}"
         )
-    if run.sampling.reflection != "none" or not run.sampling.ends_clean:
-        what = f"reflection {run.sampling.reflection}" if run.sampling.ends_clean else "an end at timestep 0"
-        raise WrongCommand(f"the student in {run.student} is sampled with {what}, which no other program does")
+    if run.sampling.reflection != "none":
+        raise WrongCommand(
+            f"{who} is sampled with reflection {run.sampling.reflection}, which no other program does; set reflection "
+            f"to none in its {SYSTEM_FILE}, and measure it so"
+        )
+    if run.sampling.ends_clean == (solver == "tcd"):  # diffusers' TCDScheduler ends at timestep 0, the others clean
+        raise WrongCommand(f"{who} is sampled to another end than diffusers' scheduler for {solver} takes")
+    if run.network_config.get("class_embed_type") == "timestep":
+        raise WrongCommand(f"{who} is told where its jumps end (condition_on_s), which no other program does")
 
 
 def stock_call(run: FinishedRun) -> StockCall:
@@ -54,17 +65,57 @@ def stock_call(run: FinishedRun) -> StockCall:
         WrongCommand: see ``require_stock``.
     """
     require_stock(run)
-    times, guidance = run.times, {"guidance_scale": run.sampling.guidance_scale}
-    schedulers = _SCHEDULERS[run.sampling.solver](run.scheduler_config, times)
+    times, guidance = run.times, {"guidance_scale": run.sampling.guidance_scale} | _size(run)
+    is_flow = isinstance(run.schedule, FlowSchedule)
+    schedulers = _flow(run) if is_flow else _SCHEDULERS[run.sampling.solver](run.scheduler_config, len(times))
+    if run.sampling.solver == "tcd":
+        guidance["eta"] = GAMMA if run.sampling.gamma is None else run.sampling.gamma
     for scheduler in schedulers:
-        scheduler.set_timesteps(len(times))
-        if scheduler.timesteps.tolist() == times:
+        taken = _grid(scheduler, len(times), run.layout.pipeline)
+        if len(taken) == len(times) and np.allclose(taken, times, rtol=1e-6, atol=0):
             return StockCall(scheduler, {"num_inference_steps": len(times)} | guidance)
-    assert "timesteps" in inspect.signature(schedulers[0].set_timesteps).parameters
+    if isinstance(run.schedule, FlowSchedule):
+        straight = [unshifted(run.schedule, time) for time in times]
+        return StockCall(schedulers[-1], {"sigmas": straight} | guidance)
     return StockCall(schedulers[0], {"timesteps": times} | guidance)
 
 
-def _ddim(config: Mapping[str, Any], times: Sequence[Time]) -> list[Any]:
+def _grid(scheduler: Any, steps: int, pipeline: str) -> list[float]:
+    """Return the times that a scheduler takes where a pipeline asks it for a number of steps."""
+    if pipeline == "FluxPipeline":  # it gives evenly spaced times before the shift
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+    else:
+        scheduler.set_timesteps(steps)
+    grid: list[float] = scheduler.timesteps.tolist()
+    return grid
+
+
+def _size(run: FinishedRun) -> dict[str, Any]:
+    """Return the arguments of the size, where the pipeline itself would take another one."""
+    if run.layout.network == "unet" and "height" not in run.settings:
+        return {}
+    height, width = run.model.image_size
+    binned = run.layout.pipeline in ("PixArtSigmaPipeline", "SanaPipeline")
+    return {"height": height, "width": width} | ({"use_resolution_binning": False} if binned else {})
+
+
+def unshifted(schedule: FlowSchedule, time: Time) -> float:
+    """Return s before the shift of a time on a flow: diffusers' ``sigmas``."""
+    shifted = time / len(schedule)
+    return shifted / (schedule.shift - (schedule.shift - 1) * shifted)
+
+
+def _flow(run: FinishedRun) -> list[Any]:
+    """Return the scheduler that the run saved, and the same with the schedule's own shift alone."""
+    import diffusers
+
+    kind, schedule = getattr(diffusers, run.scheduler_config["_class_name"]), run.schedule
+    assert isinstance(schedule, FlowSchedule)
+    plain = kind(num_train_timesteps=len(schedule), shift=schedule.shift)
+    return [kind.from_config(run.scheduler_config), plain]
+
+
+def _ddim(config: Mapping[str, Any], steps: int) -> list[Any]:
     """Return DPM-Solver++ of the first order, which is DDIM. diffusers' DDIMScheduler has no grid 999, 749, 500, 250.
 
     Lu et al., 2211.01095, section 4.1: DPM-Solver++(1) is DDIM.
@@ -75,13 +126,25 @@ def _ddim(config: Mapping[str, Any], times: Sequence[Time]) -> list[Any]:
     return [DPMSolverMultistepScheduler.from_config(dict(config), timestep_spacing="linspace", **first_order)]
 
 
-def _lcm(config: Mapping[str, Any], times: Sequence[Time]) -> list[Any]:
+def _lcm(config: Mapping[str, Any], steps: int) -> list[Any]:
     """Return LCM's scheduler with its own number of points, and with as many points as steps."""
     from diffusers import LCMScheduler
 
-    own = LCMScheduler.from_config(dict(config))
-    return [own, LCMScheduler.from_config(dict(config), original_inference_steps=len(times))]
+    return [
+        LCMScheduler.from_config(dict(config)),
+        LCMScheduler.from_config(dict(config), original_inference_steps=steps),
+    ]
 
 
-_SCHEDULERS: dict[str, Callable[[Mapping[str, Any], Sequence[Time]], list[Any]]] = {"ddim": _ddim, "lcm": _lcm}
-"""For each solver: makes schedulers of diffusers that take its steps, from the student's own scheduler and grid."""
+def _tcd(config: Mapping[str, Any], steps: int) -> list[Any]:
+    """Return TCD's scheduler with its own number of points."""
+    from diffusers import TCDScheduler
+
+    return [TCDScheduler.from_config(dict(config))]
+
+
+_SCHEDULERS: dict[str, Callable[[Mapping[str, Any], int], list[Any]]] = {"ddim": _ddim, "lcm": _lcm, "tcd": _tcd}
+"""For each solver: makes diffusers' schedulers that take its steps, from the saved scheduler and the number of steps.
+
+On a flow the solvers ddim and lcm have the schedulers of ``_flow``.
+"""

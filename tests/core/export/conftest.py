@@ -24,19 +24,24 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcm": ("v", {"method": "lcm", "updates": 1}),
     "lora": ("eps", LORA),
     "dmd2": ("eps", {"method": "dmd2", "updates": 1, "critic_updates": 1, "teacher_steps": 4}),
+    "tcd": ("v", {"method": "tcd", "updates": 2, "w_embedding": None, "lora": {"rank": 4, "alpha": 8}, "gamma": 0.5}),
     "xl-pd": ("xl", PD),
     "xl-lora": ("xl", LORA),
+    "sd3": ("sd3", PD),
 }
 """Each run's teacher and its configuration."""
 
 
 @pytest.fixture(scope="session")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Stable Diffusion's layout, predicting v or ε, and SDXL's, predicting v."""
+    """Stable Diffusion's layout, predicting v or ε, SDXL's, predicting v, and SD3's, a flow."""
 
     @cache
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name)
+        if name == "sd3":
+            sampling = TEACHER | {"solver": "flow_euler"}
+            return save_pipeline(folder, sampling, seed=1, layout="StableDiffusion3Pipeline")
         if name != "xl":
             prediction = {"v": "v_prediction", "eps": "epsilon"}[name]
             return save_pipeline(folder, TEACHER, seed=1, prediction=prediction)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -21,6 +23,7 @@ from ddil_core.export.finished import FinishedRun, open_finished
 from ddil_core.export.single_file import original_weights
 from ddil_core.export.stock import stock_call
 from ddil_core.models.generate import sample_latents
+from ddil_core.models.layouts import LAYOUTS
 from ddil_core.models.lora import read_lora
 from ddil_core.models.model import load_model
 from tests import comfyui
@@ -58,12 +61,31 @@ def stock(pipeline: Any, run: FinishedRun) -> Tensor:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_pipeline_folder_draws_the_same(name: str, runs: Runs, tmp_path: Path) -> None:
-    run, done = exported(runs(name), "diffusers", tmp_path / "out")
-    assert distance(stock(DiffusionPipeline.from_pretrained(done.folder), run), ours(run)) < 1e-5
+    run, done = exported(runs(name), "diffusers", tmp_path / "student")
+    pipeline = loaded(done, run)
+    assert distance(stock(pipeline, run), ours(run)) < 1e-5
     again = load_model(str(done.folder))  # also checks the checksums
     assert again.sampling == run.sampling
     assert again.weights_sha256() == done.weights_sha256  # records of the run are records of the export
     assert "pytorch_lora_weights.safetensors" not in done.files
+
+
+def loaded(done: Exported, run: FinishedRun) -> Any:
+    """The pipeline, by the line of the card."""
+    (line,) = re.findall(r"^pipeline = (.*)$", (done.folder / "README.md").read_text(), flags=re.MULTILINE)
+    call = f'pipeline("a prompt", {stock_call(run).text()})'
+    assert call in (done.folder / "README.md").read_text()
+    return eval(line, {"DiffusionPipeline": _In(done.folder.parent)})
+
+
+class _In:
+    """``DiffusionPipeline``, which finds folders beside the export."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def from_pretrained(self, name: str, **options: Any) -> Any:
+        return DiffusionPipeline.from_pretrained(self.folder / name, **options)
 
 
 def test_the_number_of_steps_alone_gives_the_students_grid(runs: Runs) -> None:
@@ -79,6 +101,30 @@ def test_a_grid_of_its_own_is_named_in_the_call(runs: Runs) -> None:
     run = open_finished(runs("dmd2"))
     run.sampling = type(run.sampling)("lcm", 1, timesteps=(399,))
     assert stock_call(run).arguments == {"timesteps": [399], "guidance_scale": 1.0}
+
+
+def test_a_grid_before_the_shift_is_named_for_a_flow(runs: Runs) -> None:
+    run = open_finished(runs("sd3"))
+    assert run.times == [1000, 900, 750, 500]
+    run.sampling = type(run.sampling)("lcm", 1, timesteps=(2000 / 3,))
+    call = stock_call(run)
+    assert call.arguments["sigmas"] == [pytest.approx(0.4)]  # the shift is 3
+    call.scheduler.set_timesteps(sigmas=call.arguments["sigmas"])
+    assert call.scheduler.timesteps.tolist() == pytest.approx([2000 / 3])
+
+
+def test_flux_gives_its_scheduler_even_times_before_the_shift(runs: Runs) -> None:
+    """SD3's pipeline gives its scheduler a number of steps. The two need different schedulers for the same grid."""
+    run = open_finished(runs("sd3"))
+    saved = stock_call(run).scheduler
+    run.layout = LAYOUTS["FluxPipeline"]
+    call = stock_call(run)
+    assert call.arguments["num_inference_steps"] == 4
+    saved.set_timesteps(4)
+    call.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
+    assert call.scheduler.timesteps.tolist() == pytest.approx(run.times) == saved.timesteps.tolist()
+    saved.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
+    assert saved.timesteps.tolist() != pytest.approx(run.times)
 
 
 # One checkpoint file

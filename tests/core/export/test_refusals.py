@@ -80,7 +80,7 @@ def test_a_guidance_embedding_has_no_name_in_a_single_file(light: Callable[..., 
     ("to", "settings", "words"),
     [
         ("diffusers", {"reflection": "clamp"}, "is sampled with reflection clamp, which no other program does"),
-        ("diffusers", {"ends_clean": False}, "is sampled with an end at timestep 0"),
+        ("diffusers", {"ends_clean": False}, "is sampled to another end than diffusers' scheduler for lcm takes"),
         ("diffusers", {"solver": "heun"}, "is sampled with heun, and export knows no scheduler of diffusers for it"),
         ("single-file", {"prediction": "sample"}, "predicts sample, which no single file can say"),
         ("comfyui", {"guidance_scale": 2.0}, "is sampled with guidance 2"),
@@ -100,6 +100,23 @@ def test_a_student_that_would_be_sampled_in_another_way(
     light: Callable[..., Path], to: str, settings: dict[str, Any], words: str
 ) -> None:
     assert words in refused(light("dmd2", settings), to)
+
+
+def test_comfyui_has_no_sampler_of_tcd(light: Callable[..., Path]) -> None:
+    assert "is sampled with tcd, for which ComfyUI brings no sampler" in refused(light("tcd"), "comfyui")
+
+
+def test_a_flow_transformer_is_a_pipeline_alone(light: Callable[..., Path]) -> None:
+    run = light("sd3")
+    for to in ("single-file", "comfyui"):
+        assert "has the layout StableDiffusion3Pipeline, and a single file is written of" in refused(run, to)
+
+
+def test_a_network_that_is_told_where_its_jump_ends(light: Callable[..., Path]) -> None:
+    run = light("tcd")
+    path = run / "student" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_embed_type": "timestep"}))
+    assert "is told where its jumps end (condition_on_s), which no other program does" in refused(run, "diffusers")
 
 
 def test_comfyui_has_one_noise_schedule(light: Callable[..., Path]) -> None:
