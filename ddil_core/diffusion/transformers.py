@@ -43,7 +43,7 @@ class FluxDenoiser(NetworkDenoiser):
 
 
 class CaptionedDenoiser(NetworkDenoiser):
-    """``PixArtTransformer2DModel`` and ``SanaTransformer2DModel``. A variance that the network also predicts is dropped.
+    """``PixArtTransformer2DModel`` and ``SanaTransformer2DModel``. A variance that it also predicts is dropped.
 
     Inputs: ``encoder_hidden_states`` [B, L, D] and ``encoder_attention_mask`` [B, L], 0 where there is no word.
     """

@@ -31,8 +31,8 @@ def require_teacher(model: Model) -> None:
         )
     if model.denoiser.reads_guidance:
         raise DdilError(
-            f"the teacher {model.reference!r} reads its guidance scale, as a model that was distilled from a guided one "
-            "does, and no method gives it a scale in training; distil another teacher"
+            f"the teacher {model.reference!r} reads its guidance scale, as a model that was distilled from a guided "
+            "one does, and no method gives it a scale in training; distil another teacher"
         )
 
 

@@ -98,8 +98,8 @@ def take_turns(
         solver: Takes the steps of both.
 
     Raises:
-        WrongCommand: the student's grid does not nest in the teacher's; the two models differ in the size of images, the
-            layout, the noise schedule, the text encoders or the autoencoder; or the solver does not exist or cannot
+        WrongCommand: the student's grid does not nest in the teacher's; the two models differ in the size of images,
+            the layout, the noise schedule, the text encoders or the autoencoder; or the solver does not exist or cannot
             serve in a rollout.
     """
     require_one_size(teacher, student)

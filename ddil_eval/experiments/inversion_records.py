@@ -84,7 +84,7 @@ def inversion_writer(
             "size": size if height == width else [height, width],
             "clip": None if gallery.towers is None else gallery.towers.identity,
         },
-        recipe=f"{config.images_per_prompt} pictures a prompt, {in_words(size)} px",  # a part of old records' identities
+        recipe=f"{config.images_per_prompt} pictures a prompt, {in_words(size)} px",  # in old records' identities
         count=len(targets.ids),
         device=gallery.device,
         started=started,

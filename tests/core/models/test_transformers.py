@@ -129,7 +129,8 @@ def test_schnell_is_guided_by_a_second_evaluation(saved: Saved) -> None:
     z, call = initial_noise(SAMPLES, model.latent_shape, SEED), CALLS["FLUX.1-schnell"]
     guided = {**call, "true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
     latents, _ = run_diffusers(saved("FLUX.1-schnell")[1], z, [torch.Generator()] * 2, guided)
-    assert distance(sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model, 2, None, 2.0), SEED), latents) < 1e-5
+    ours = sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model, 2, guidance_scale=2.0), SEED)
+    assert distance(ours, latents) < 1e-5
 
 
 def test_times_depend_on_the_size(saved: Saved) -> None:
