@@ -438,8 +438,8 @@ def test_too_many_tokens_for_the_encoder_are_refused(teacher: Path, tmp_path: Pa
     )  # fmt: skip
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"error: the inverter 'ph2p' does not fit: the text encoder of '{teacher}' takes 18 words in a prompt, and the setting 'tokens' is 30; "
-        "set fewer tokens"
+        f"error: the inverter 'ph2p' does not fit: the text encoder of '{teacher}' takes 18 words in a prompt, and the "
+        "setting 'tokens' is 30; set fewer tokens"
     )
 
 
