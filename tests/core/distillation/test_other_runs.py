@@ -62,7 +62,7 @@ def test_a_run_says_whether_it_is_deterministic_and_goes_on_either_way(tmp_path:
     """The bits of a GPU depend on it, and nothing on a CPU does. So it is no part of the identity of a run."""
 
     def go_on(**provenance: bool) -> dict[str, Any]:
-        open_run(tmp_path, identity(PD), provenance, type(PD), 3.0)
+        open_run(tmp_path, identity(PD.with_guidance(3.0)), provenance, type(PD), 3.0)
         return read_run(tmp_path / "run.yaml")
 
     assert go_on().get("deterministic") is None  # of an earlier version
