@@ -100,8 +100,8 @@ def _holding(folder: Path, busy: Callable[[int, Path], None], cure: str) -> Iter
 
 def _remove_empty(folders: list[Path]) -> None:
     """Remove the folders that were made for a lock, the innermost first, as far as they are empty."""
-    with suppress(OSError):  # a folder is not empty
-        for folder in folders:
+    for folder in folders:
+        with suppress(OSError):  # it is not empty; with ".." in a path, one inside of it may be
             folder.rmdir()
 
 

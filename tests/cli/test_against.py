@@ -57,6 +57,8 @@ def test_a_regression_fails_only_where_asked(cli: Cli, folders: tuple[Path, Path
     assert failed.exit_code == 1
     assert failed.stderr.splitlines()[-1].startswith("error: PD is significantly worse in clip: 0.5")
     assert json.loads(failed.stdout)["worst"]["metric"] == "clip"
+    said = cli("report", "--results", new, "--against", old, "--fail-on-regression")
+    assert said.stdout.count("is significantly worse") + said.stderr.count("is significantly worse") == 1
     assert cli("report", "--results", old, "--against", new, "--fail-on-regression").exit_code == 0
 
 

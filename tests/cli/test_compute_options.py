@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from ddil_core.support.environment import is_deterministic
 from ddil_eval.report.records import Record, RecordedCompute, read_records
 from tests.records import p_teacher, system
 
@@ -89,3 +90,16 @@ def test_a_comparison_records_the_dtype_of_each_row(cli: Cli, student: Path, tmp
     assert {record.compute.dtype for record in records if record.compute} == {"fp32", "bf16"}
     assert len({record.protocol_hash for record in records}) == 1  # the record itself names the dtype
     assert len({json.dumps(record.cell) for record in records}) == 1
+
+
+def test_a_deterministic_command_says_so_and_changes_no_number_on_a_cpu(
+    cli: Cli, student: Path, tmp_path: Path
+) -> None:
+    words = ("eval", "systems", "--model", student, "--data", "shapes", "--num-images", 4, "--device", "cpu",
+             "--set", "metrics=[drawn_right]", "--set", "batch_size=4")  # fmt: skip
+    assert cli(*words, "--out", tmp_path / "plain").exit_code == 0
+    assert cli(*words, "--deterministic", "--out", tmp_path / "exact").exit_code == 0
+    assert not is_deterministic()
+    (plain,), (exact,) = (read_records(tmp_path / name) for name in ("plain", "exact"))
+    assert exact.metrics == plain.metrics and exact.identity() == plain.identity()
+    assert (plain.compute, exact.compute) == (RecordedCompute(), RecordedCompute(deterministic=True))

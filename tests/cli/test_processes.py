@@ -67,7 +67,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert found.keys() == expected.keys() == {"efflite0", "drawn_right"}
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
-    assert kept(two) == kept(one) and len(kept(two)) == PICTURES + 2  # the index, and how they were made
+    assert kept(two) == kept(one) and len(kept(two)) == PICTURES + 3  # the index, how they were made, and checksums
     assert list(two.rglob("*.npz")) == []
     for name, numbers in estimates(alone).items():
         assert estimates(together)[name] == pytest.approx(numbers, rel=1e-10, abs=1e-10)

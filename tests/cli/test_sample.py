@@ -51,6 +51,7 @@ def test_it_writes_a_picture_each_and_a_grid_of_all(sample: Callable[..., Result
         "grid.png",
         "index.jsonl",
         "made.json",
+        "sha256.json",
     ]
     shown = [pixels(tmp_path / "out" / name) for name in pictures]
     assert {picture.shape for picture in shown} == {(64, 64, 3)}

@@ -48,10 +48,12 @@ def scenes(folder: Path, teacher: Path, student: Path) -> Iterator[Scene]:
     yield Scene("records, for a report", report, lambda out: _finish(systems, out), ("records/*.json",))
     reference = _with_reference(teacher)
     yield Scene("a cached reference", reference, lambda out: _finish_reference(reference, out), ("references/*/*",))
-    scored = Command("eval score", lambda out: [*map(str, score(out / "images")), "--out", str(out / "results")],
-                     lambda out: records_of(out / "results"))  # fmt: skip
+    scored = Command(
+        "eval score", lambda out: [*map(str, score(out / "images")), "--out", str(out / "results")],
+        lambda out: {"numbers": [*records_of(out / "results").values()]},  # their names hold the path of the images
+    )  # fmt: skip
     yield Scene("a folder of images", scored, lambda out: _images(out))
-    shards = Command("distill with shards", _shard_words(folder, teacher), student_of)
+    shards = Command("distill with shards", _shard_words(folder, teacher), lambda out: student_of(out / "run"))
     yield Scene("shards with checksums", shards, _shards, ("shards/*",))
 
 
@@ -87,7 +89,9 @@ def _images(out: Path) -> None:
 def _shard_words(folder: Path, teacher: Path) -> Callable[[Path], list[str]]:
     def arguments(out: Path) -> list[str]:
         reference = f"webdataset:{out}/shards/train-{{0..1}}.tar"
-        return distillation(folder, "distill shards", teacher, reference, PD | {"ddil": None, "pool": 8}).arguments(out)
+        return distillation(folder, "distill shards", teacher, reference, PD | {"ddil": None, "pool": 8}).arguments(
+            out / "run"
+        )
 
     return arguments
 

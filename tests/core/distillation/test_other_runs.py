@@ -10,7 +10,7 @@ import yaml
 
 from ddil_core.distillation.config import MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
-from ddil_core.distillation.run_folder import read_run, require_same_run
+from ddil_core.distillation.run_folder import open_run, read_run, require_same_run
 from ddil_core.support.errors import DdilError, WrongCommand
 
 PD = ProgressiveConfig.model_validate({"stages": [{"steps": 4, "updates": 1}]})
@@ -56,3 +56,16 @@ def test_a_run_file_that_is_newer_or_not_plain(content: str, sentence: str, tmp_
     with pytest.raises(DdilError) as error:
         read_run(tmp_path / "run.yaml")
     assert str(error.value).replace(str(tmp_path), "HERE").startswith(sentence)
+
+
+def test_a_run_says_whether_it_is_deterministic_and_goes_on_either_way(tmp_path: Path) -> None:
+    """The bits of a GPU depend on it, and nothing on a CPU does. So it is no part of the identity of a run."""
+
+    def go_on(**provenance: bool) -> dict[str, Any]:
+        open_run(tmp_path, identity(PD.with_guidance(3.0)), provenance, type(PD), 3.0)
+        return read_run(tmp_path / "run.yaml")
+
+    assert go_on().get("deterministic") is None  # of an earlier version
+    assert "changes" not in go_on(deterministic=False)
+    assert go_on(deterministic=True)["deterministic"] is True
+    assert [change["deterministic"] for change in go_on(deterministic=False)["changes"]] == [True, False]

@@ -16,7 +16,7 @@ from ddil_core.distillation.config import WatchConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.training_log import Window, require_finite
-from ddil_core.distillation.watch import alarms, measure_latents
+from ddil_core.distillation.watch import Watch, alarms, measure_latents
 from ddil_core.support.errors import DdilError
 from tests.core.closed_form import normal
 
@@ -108,6 +108,28 @@ def test_looking_changes_nothing_and_says_what_it_sees(
             grid.width > 2 * 2 * 64 + 200 and grid.height > 2 * 2 * 64
         )  # two images a row, twice as large, and labels
     assert "warning: LCM, update 4: the student saturates" in capfd.readouterr().err  # it is untrained
+
+
+def test_a_kill_between_a_checkpoint_and_its_measurement_loses_no_grid(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"updates": 4, "batch_size": 4, "pool": 12, "w_embedding": 16, "save_every": 2,
+            "watch": {"every": 2, "prompts": 2, "images": 2}}  # fmt: skip
+    config, measure = METHODS["lcm"].config.model_validate(told), Watch.__call__
+
+    def killed(watch: Watch, step: int, means: dict[str, float] | None) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        measure(watch, step, means)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Watch, "__call__", killed)
+        distill(str(folder), "shapes", config, tmp_path / "run", device="cpu")
+    distill(str(folder), "shapes", config, tmp_path / "run", device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "watch" in line] == [2, 4]
+    grids = sorted(path.name for path in (tmp_path / "run" / "grids").iterdir())
+    assert grids == ["consistency-2.png", "consistency-4.png"]
 
 
 def test_a_tracker_gets_the_log(folder: Path, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_a_command_may_hold_what_a_part_of_it_holds(tmp_path: Path) -> None:
 def test_a_folder_made_in_vain_is_taken_away(tmp_path: Path) -> None:
     with pytest.raises(DdilError), held(tmp_path / "runs" / "deep" / "out"):
         raise DdilError("the work failed before it began")
+    with pytest.raises(DdilError), held(tmp_path / "a" / "b" / ".." / ".." / "x"):
+        raise DdilError("the path goes through folders that it does not need")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -91,7 +91,7 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_is_known() -> None:
 def test_a_key_in_a_wrong_section_is_offered_with_its_own() -> None:
     assert refused({**CONTENT, "p_teacher": 0.5}).endswith("did you mean 'ddil.phases.0.p_teacher'?")
     assert refused({**CONTENT, "updates": 1}) == (
-        "pd.yaml has the unknown key 'updates'; did you mean 'student.updates', 'convert.updates' or 'stages.0.updates'?"
+        "pd.yaml has the unknown key 'updates'; did you mean 'stages.0.updates', 'student.updates' or 'convert.updates'?"
     )
 
 

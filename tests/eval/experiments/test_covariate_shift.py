@@ -331,7 +331,10 @@ def test_a_damaged_chunk_is_reported_in_one_sentence(
         chunk.write_bytes(damage)
         with pytest.raises(DdilError) as error:
             analyse(teacher, student, CONFIG, tmp_path)
-        assert str(error.value) == f"the finished chunk {chunk} is damaged; delete the file to make the chunk again"
+        assert str(error.value) == (
+            f"the finished chunk {chunk} does not match its checksum {chunk.name}.sha256, so one of the two was damaged "
+            "or changed after it was written; delete the file to make the chunk again"
+        )
 
 
 # Cost

@@ -342,7 +342,7 @@ def test_the_shipped_protocols_hold_every_row_that_their_world_has(world: str, r
 
 
 def test_the_command_measures_the_models_named(teacher: Path, student: Path, tmp_path: Path) -> None:
-    small = ["inverters={}", "images_per_prompt=2", "figures=1", "batch_size=2"]
+    small = ["inverters={ph2p: {tokens: 30}}", "images_per_prompt=2", "figures=1", "batch_size=2"]
     sets = [part for one in small for part in ("--set", one)]
     result = run(
         "eval", "prompt-inversion", "--teacher", teacher, "--model", student, "--inverter", "random", "--num-images", 2,
@@ -352,6 +352,8 @@ def test_the_command_measures_the_models_named(teacher: Path, student: Path, tmp
     cells = [(row["cell"]["kind"], row["cell"]["name"]) for row in json.loads(result.stdout)]
     assert cells == [("system", str(student)), ("inverter", "random")]
     assert f"{teacher}: 32 steps of ddim, guidance 3\n" in result.stderr
+    left_out = f"not here: inverter ph2p: the text encoder of '{teacher}' takes 18 words in a prompt, and the setting"
+    assert left_out in result.stderr  # no model draws from its prompts
 
 
 def test_random_words_need_no_clip_and_the_teachers_guidance_is_the_one_said(teacher: Path, tmp_path: Path) -> None:
@@ -436,8 +438,8 @@ def test_too_many_tokens_for_the_encoder_are_refused(teacher: Path, tmp_path: Pa
     )  # fmt: skip
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"error: the text encoder of '{teacher}' takes 18 words in a prompt, and the setting 'tokens' is 30; "
-        "set fewer tokens"
+        f"error: the inverter 'ph2p' does not fit: the text encoder of '{teacher}' takes 18 words in a prompt, and the "
+        "setting 'tokens' is 30; set fewer tokens"
     )
 
 

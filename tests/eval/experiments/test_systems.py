@@ -315,7 +315,8 @@ def test_damaged_features_are_reported_in_one_sentence(config: SystemsConfig, tm
     with pytest.raises(DdilError) as error:
         compare_systems(one, tmp_path)
     assert str(error.value) == (
-        f"the stored features of 'student' {file} are damaged; delete the file to compute them again"
+        f"the file of the stored features of 'student' {file} does not match its checksum fd_mosaic.npy.sha256, so one "
+        "of the two was damaged or changed after it was written; delete the file to compute them again"
     )
 
 

@@ -159,6 +159,14 @@ def test_near_values_have_units_of_their_own() -> None:
     assert len(set(names)) == len(names) == 8 and any("0.0010000001" in name for name in names)
 
 
+def test_a_message_names_the_cell() -> None:
+    sentences = [unit.cell.sentence() for unit in units_with(shares=(0.5,), seeds=2)[:2]]
+    assert sentences == [
+        "the condition 'PD' with the source 'data'",
+        "the condition 'PD' with the source 'student' and the share 0.5",
+    ]
+
+
 def stopped(_: object) -> dict[str, float]:
     raise KeyboardInterrupt
 
