@@ -63,7 +63,8 @@ def require(run: FinishedRun, options: Options) -> None:
         )
     if run.sampling.solver not in _SAMPLERS:
         raise WrongCommand(
-            f"{who} is sampled with {run.sampling.solver}, for which ComfyUI brings no sampler; export it --to diffusers"
+            f"{who} is sampled with {run.sampling.solver}, for which ComfyUI brings no sampler; export it "
+            "--to diffusers"
         )
     if run.sampling.guidance_scale != 1:
         raise WrongCommand(

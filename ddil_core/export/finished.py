@@ -1,4 +1,4 @@
-"""A finished run: its ``run.yaml``, its student's own files, and the student as a model where its weights are needed."""
+"""A finished run: its ``run.yaml``, its student's files, and the student as a model where weights are needed."""
 
 from __future__ import annotations
 

@@ -18,15 +18,20 @@ from ddil_core.models.convert import own_memory
 from ddil_core.models.lora import Change, read_lora
 from ddil_core.models.original import unet_layer
 from ddil_core.models.sampling import SYSTEM_FILE
+from ddil_core.models.weights import read_metadata
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import sort_metadata, write_tensors
+from ddil_core.support.outside import parse_json
+
+_SETTINGS = "lora_adapter_metadata"
+"""The key of PEFT's settings in the metadata of diffusers' files."""
 
 
 def require(run: FinishedRun, options: Options) -> None:
     """Refuse a student without adapters.
 
     Raises:
-        WrongCommand: the run trained a whole student, or adapts a network other than a U-Net.
+        WrongCommand: the run trained a whole student.
     """
     require_stock(run)
     if run.lora is None:
@@ -34,19 +39,16 @@ def require(run: FinishedRun, options: Options) -> None:
             f"the run in {run.folder} trained a whole student and no LoRA; distil one with --lora, or export it "
             "--to diffusers"
         )
-    if run.layout.network != "unet":
-        raise WrongCommand(
-            f"the LoRA in {run.student} adapts a {run.layout.network}, and kohya's layout is written for U-Nets alone; "
-            f"{run.lora} is the file that diffusers reads"
-        )
 
 
 def write(run: FinishedRun, folder: Path, options: Options) -> str:
-    """Write the adapters in both layouts, and the scheduler."""
-    assert run.lora is not None, "require refuses a whole student"
+    """Write the adapters and the scheduler. kohya's layout is written for U-Nets alone."""
     call, base = stock_call(run), base_of(run.content["teacher"])
-    write_kohya(run, folder / f"{options.name}.safetensors", options.name)
-    shutil.copyfile(run.lora, folder / LORA_FILE)
+    write_diffusers(run, folder / LORA_FILE, base.hub)
+    also = "kohya's layout is not written for transformers."
+    if run.layout.network == "unet":
+        write_kohya(run, folder / f"{options.name}.safetensors", options.name)
+        also = f"`{options.name}.safetensors` holds the same adapters in kohya's layout, for other programs."
     shutil.copyfile(run.student / SYSTEM_FILE, folder / SYSTEM_FILE)
     call.scheduler.save_pretrained(folder / "scheduler")
     kind = type(call.scheduler).__name__
@@ -61,9 +63,22 @@ pipeline.scheduler = {kind}.from_pretrained("{options.name}", subfolder="schedul
 image = pipeline("a prompt", {call.text()}).images[0]
 ```
 
-`{options.name}.safetensors` holds the same adapters in the layout of kohya's scripts, for other programs. Its strength
-is 1.
+The strength of the LoRA is 1. {also}
 """
+
+
+def write_diffusers(run: FinishedRun, path: Path, base: str | None) -> None:
+    """Write the adapters in diffusers' layout, with the hub id of their base in place of a path of this machine."""
+    from safetensors.torch import load_file
+
+    assert run.lora is not None, "require refuses a whole student"
+    metadata = read_metadata(run.lora)
+    if _SETTINGS in metadata:
+        settings = parse_json(metadata[_SETTINGS])
+        settings |= {key: base for key in settings if key.endswith("base_model_name_or_path")}
+        metadata[_SETTINGS] = json.dumps(settings, indent=2, sort_keys=True)
+    write_tensors(path, load_file(run.lora), metadata)
+    sort_metadata(path)
 
 
 def write_kohya(run: FinishedRun, path: Path, title: str) -> None:

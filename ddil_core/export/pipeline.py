@@ -10,7 +10,7 @@ from ddil_core.distillation.student import LORA_FILE
 from ddil_core.export.finished import FinishedRun
 from ddil_core.export.options import Options
 from ddil_core.export.stock import StockCall, require_stock, stock_call
-from ddil_core.models.weights import UNUSED, read_index
+from ddil_core.models.weights import UNUSED, read_index, read_json
 from ddil_core.support.checksums import MANIFEST
 from ddil_core.support.files import write_text
 
@@ -42,8 +42,14 @@ image = pipeline("a prompt", {call.text()}).images[0]
 
 
 def copy_pipeline(run: FinishedRun, call: StockCall, folder: Path, ignored: tuple[str, ...]) -> None:
-    """Copy the student's pipeline without the files of the patterns ``ignored``, with the scheduler of ``call``."""
+    """Copy the student's pipeline without the files of the patterns ``ignored``, with the scheduler of ``call``.
+
+    Configurations say where diffusers loaded the teacher from (``_name_or_path``). That path is left out.
+    """
     shutil.copytree(run.student, folder, ignore=shutil.ignore_patterns(*ignored), dirs_exist_ok=True)
     call.scheduler.save_pretrained(folder / "scheduler")
-    index = read_index(folder) | {"scheduler": ["diffusers", type(call.scheduler).__name__]}
-    write_text(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        content = {key: value for key, value in read_json(path).items() if key != "_name_or_path"}
+        if path.parent == folder:
+            content["scheduler"] = ["diffusers", type(call.scheduler).__name__]
+        write_text(path, json.dumps(content, indent=2) + "\n")

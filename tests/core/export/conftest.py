@@ -27,7 +27,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "tcd": ("v", {"method": "tcd", "updates": 2, "w_embedding": None, "lora": {"rank": 4, "alpha": 8}, "gamma": 0.5}),
     "xl-pd": ("xl", PD),
     "xl-lora": ("xl", LORA),
-    "sd3": ("sd3", PD),
+    "sd3": ("sd3", PD | {"lora": {"rank": 4, "alpha": 8}}),
 }
 """Each run's teacher and its configuration."""
 

@@ -178,6 +178,25 @@ def test_a_lora_draws_the_same_in_both_layouts(
         assert distance(plain, wanted) > 1e-3
 
 
+def test_a_lora_of_a_transformer_has_diffusers_layout_alone(
+    runs: Runs, teachers: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, done = exported(runs("sd3"), "lora", tmp_path / "out")
+    assert "student.safetensors" not in done.files
+    pipeline = DiffusionPipeline.from_pretrained(teachers("sd3"), text_encoder_3=None, tokenizer_3=None)
+    pipeline.scheduler = type(stock_call(run).scheduler).from_pretrained(done.folder, subfolder="scheduler")
+    pipeline.load_lora_weights(done.folder)
+    assert distance(stock(pipeline, run), ours(run)) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "to"), [("lora", "lora"), ("lora", "single-file"), ("pd", "diffusers")])
+def test_no_file_names_a_path_of_the_machine(name: str, to: str, runs: Runs, tmp_path: Path) -> None:
+    run, done = exported(runs(name), to, tmp_path / "out")
+    place = run.content["teacher"].encode()
+    assert Path(run.content["teacher"]).is_absolute()
+    assert [file for file in done.files if place in (done.folder / file).read_bytes()] == []
+
+
 def _files(done: Exported) -> tuple[str, str]:
     return "pytorch_lora_weights.safetensors", "student.safetensors"
 
