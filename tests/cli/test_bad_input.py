@@ -126,12 +126,13 @@ def test_a_folder_that_is_no_pipeline(command: str, cli: Cli, shift: Cli, distil
 
 
 def test_a_pipeline_of_another_layout(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     result = cli("sample", "--model", tmp_path, "--prompt", "a", "--out", tmp_path / "o", "--device", "cpu")
     refused(
         result,
-        f"the model '{tmp_path}' has the layout FluxPipeline; known here are StableDiffusionPipeline, "
-        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline, GaussiansPipeline",
+        f"the model '{tmp_path}' has the layout KandinskyPipeline; known here are StableDiffusionPipeline, "
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline, FluxPipeline, "
+        "PixArtSigmaPipeline, SanaPipeline, GaussiansPipeline",
         1,
     )
 
@@ -181,7 +182,8 @@ def test_a_rate_that_is_no_probability(given: str, named: str, shift: Cli) -> No
 def test_a_phases_rate_that_is_no_probability(distill: Cli) -> None:
     refused(
         distill("--set", "ddil.phases.0.p_teacher=1.5"),
-        f"{PD} has a value that does not fit at 'ddil.phases.0.p_teacher': it takes a number from 0 to 1, not 1.5",
+        f"{PD} has a value that does not fit at 'ddil.phases.0.p_teacher': it takes a number from 0 to 1 or a mapping of "
+        "the keys start and end, not 1.5",
         2,
     )
 
