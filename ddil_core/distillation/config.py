@@ -113,6 +113,8 @@ class MethodConfig(NetworkDtypeKeys):
             evaluates two rows for each state.
         gradient_accumulation: The number of parts of a process's rows, which follow one another to save memory.
         gradient_checkpointing: Save memory by computing activations twice.
+        offload: Save memory of the device by keeping on the host what an update does not evaluate: the float32 weights
+            with their optimiser, which works there, their average, and the autoencoder. LCM evaluates its average.
         optimizer: AdamW: fused, plain ("adamw"), or with moments of 8 bits. Fused and plain differ in rounding. A run
             that another default began keeps the optimiser of its ``run.yaml``, unless a protocol names one.
         learning_rate: The learning rate of the student. It is at most 1, since a larger one overflows.
@@ -127,6 +129,8 @@ class MethodConfig(NetworkDtypeKeys):
         skip_limit: How many updates may be skipped in a row. The run then stops, and its last checkpoint is kept.
         ema_decay: The decay of the average of the student's weights; 0 for none.
         pool: The number of training images, or ``all``: all images of a folder or of COCO. A run keeps the number.
+        stream: Read on while training: each row of a batch brings so many new images, and ``pool`` is the number that
+            is held at once. None trains on the pool alone.
         mixed_precision: The precision of the arithmetic.
         teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``.
         student_dtype: The dtype of the student's network. It defaults to ``dtype``. The optimiser keeps float32 weights
@@ -147,6 +151,7 @@ class MethodConfig(NetworkDtypeKeys):
         "teacher_batch_size",
         "gradient_accumulation",
         "gradient_checkpointing",
+        "offload",
         "save_every",
         "keep_checkpoints",
         "skip_limit",
@@ -161,6 +166,7 @@ class MethodConfig(NetworkDtypeKeys):
     teacher_batch_size: int = Field(default=64, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
+    offload: bool = False
     optimizer: Literal["fused", "adamw", "8bit"] = "fused"
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     learning_rate_decay: bool = True
@@ -172,6 +178,7 @@ class MethodConfig(NetworkDtypeKeys):
     skip_limit: int = Field(default=10, ge=1)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     pool: PoolSize = 16384
+    stream: float | None = Field(default=None, gt=0, le=1)
     mixed_precision: Literal["no", "bf16"] = "no"
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     student_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -198,6 +205,18 @@ class MethodConfig(NetworkDtypeKeys):
                 f"gradient_accumulation takes a batch in equal parts, and {self.batch_size} is not divisible by "
                 f"{self.gradient_accumulation}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser_stays(self) -> MethodConfig:
+        if self.offload and self.optimizer == "8bit":
+            raise ValueError("offload puts the optimiser on the host, and 8bit is for a GPU; take one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _stream_holds_a_number(self) -> MethodConfig:
+        if self.stream is not None and self.pool == "all":
+            raise ValueError("a stream holds a number of images at once, and not all; set pool, as in pool=4096")
         return self
 
     def with_guidance(self, own: float) -> Self:

@@ -30,6 +30,7 @@ class StageContext:
         accelerator: The device and the processes of the run.
         index: The number or name of the stage. It is part of every random seed.
         finite: Remembers whether all outputs of the teacher were finite.
+        batch: The number of the batch that is drawn now. A stream's rows depend on it.
     """
 
     pool: LatentPool
@@ -37,6 +38,7 @@ class StageContext:
     accelerator: Accelerator
     index: int | str
     finite: Finite[str] = field(default_factory=Finite)
+    batch: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +53,11 @@ class StageContext:
 
         It goes to the device in the pool's float16, without waiting for the device.
         """
-        return Condition({name: sent(tensor[row], self.device).float() for name, tensor in self.pool.condition.items()})
+        return Condition({name: sent(rows, self.device).float() for name, rows in self.pool.conditions(row).items()})
+
+    def rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw random rows of the pool for rollouts of the batch that is drawn now, int64 [count]."""
+        return self.pool.rows(count, generator, self.batch)
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw standard normal latents [count, C, H, W], on the host. ``sent`` brings them to the device."""

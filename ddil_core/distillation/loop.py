@@ -62,7 +62,7 @@ class Ema(Generic[M]):
         mu = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warms_up else self.decay
         self.updates += 1
         averages: list[Tensor] = list(self.module.parameters())
-        weights = [weight.detach().to(a.dtype) for weight, a in zip(module.parameters(), averages, strict=True)]
+        weights = [weight.detach().to(a) for weight, a in zip(module.parameters(), averages, strict=True)]
         torch._foreach_lerp_(averages, weights, 1 - mu)
 
     def state_dict(self) -> dict[str, Any]:

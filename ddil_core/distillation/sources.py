@@ -105,6 +105,7 @@ class MixedSource(StateSource):
 
     def draw(self, step: int) -> tuple[States, int]:
         config = self.context.config
+        self.context.batch = step
         if self.dataset is None or config.ddil is None:
             return self._data(step), 0
         phase, count, uses = aggregated_uses(config, self.context.index, self.draws, step, self.dataset.pending)
@@ -160,7 +161,7 @@ class MixedSource(StateSource):
         drawn = []
         for step, count in enumerate(self._group(start).counts, start):
             generator = self.context.generator(step, DATA)
-            x0, row = self.context.pool.draw(count, generator)
+            x0, row = self.context.pool.draw(count, generator, step)
             transition = torch.randint(len(self.times), (count,), generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
             drawn.append((x0, row, transition, eps, self.labeler.draw_guidance(count, generator)))
@@ -219,7 +220,7 @@ class BackwardSimulation(StateSource):
         """Draw where the rollouts of a batch start, and where they stop."""
         context, size = self.context, self.context.config.batch_size
         generator = context.generator(step, DATA)
-        row = torch.randint(len(context.pool), (size,), generator=generator)
+        row = context.pool.rows(size, generator, step)
         exits = torch.randint(len(self.times), (size,), generator=generator)
         z = context.noise(size, generator)
         noise = step_noise(z, exits > torch.arange(len(self.times) - 1)[:, None], generator)

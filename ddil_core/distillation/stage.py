@@ -64,11 +64,13 @@ class Stage(ABC):
         source: Gives the states of each batch; None for a method that draws its own batches.
         sampling: How the student is meant to be sampled; None for a student that is not watched.
         average_warms_up: Whether the decay of the average starts small.
+        evaluates_average: Whether updates evaluate the average, so that it must stay on the device.
     """
 
     source: StateSource | None = None
     sampling: Sampling | None = None
     average_warms_up = True
+    evaluates_average = False
 
     def __init__(
         self,
@@ -108,13 +110,16 @@ class Stage(ABC):
         self.ema: Ema[nn.Module] | None = (
             Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
         )
+        if self.ema is not None and config.offload and not self.evaluates_average:
+            self.ema.module.to("cpu")
         self.weights: dict[nn.Module, TrainedWeights] = {}
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return a float32 network, on the device and in the student's dtype, and the optimiser of its ``weights``."""
-        weights = TrainedWeights(net.to(self.device), getattr(torch, self.config.student_dtype))
+        dtype = getattr(torch, self.config.student_dtype)
+        weights = TrainedWeights(net.to(self.device), dtype, offload=self.config.offload)
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
@@ -214,14 +219,15 @@ class Stage(ABC):
         total = torch.zeros((), device=self.device)
         weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined alone.
-            joined_later = part < last and not weights.rounded
+            # Where the weights are apart, their gradients are added up outside of the network: each part is joined alone.
+            joined_later = part < last and not weights.apart
             with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)
                 self.accelerator.backward(loss)
             weights.take_gradients()
             total += loss.detach()
         norm = torch.as_tensor(self.accelerator.clip_grad_norm_(weights.parameters(), self.config.gradient_clip))
+        norm = norm.to(self.device)
         bound = math.inf if self.config.skip_above is None else self.config.skip_above
         skipped = 1 - (torch.isfinite(total) & (norm.detach() < bound)).float()  # NaN is not below the bound
         if self.accelerator.num_processes > 1:

@@ -24,6 +24,7 @@ from ddil_core.distillation.loop import Callback
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.stage import Stage
 from ddil_core.models.generate import sample_latents
+from ddil_core.models.memory import on_device
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.files import append_line
 from ddil_core.support.image_grids import overview
@@ -85,7 +86,8 @@ class Watch:
             measured = measure_latents(z.float().cpu(), self.run.pool, self.run.reflection, self.config.images)
             if self.run.model.layout.images.pictures:
                 path = self.run.out / "grids" / f"{self.name}-{step}.png"
-                images = self.run.model.decode(z)
+                with on_device([self.run.model.pipeline.vae], z.device):
+                    images = self.run.model.decode(z)
                 overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
             line = json.dumps({"stage": self.title, "step": step, "watch": measured})
             append_line(self.run.out / "log.jsonl", line)
@@ -102,9 +104,10 @@ class Watch:
     def draw(self) -> Tensor:
         """Return latents [prompts · images, C, H, W] of the student as it is now."""
         denoiser = self.stage.denoiser()
+        device = self.run.accelerator.device
         reference = f"the student of {self.run.model.reference}"
         student = replace(self.run.model, reference=reference, denoiser=denoiser, sampling=self.sampling)
-        with evaluating(denoiser.net):
+        with on_device([denoiser.net], device), evaluating(denoiser.net):
             return sample_latents(student, self.samples, self.texts, self.sampling, seed=0)
 
     def _gradient_warnings(self, means: dict[str, float]) -> list[str]:

@@ -185,25 +185,8 @@ def test_known_sizes_are_those_of_the_published_configurations(name: str) -> Non
         sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
         return kind(CLIPTextConfig(**sizes, num_attention_heads=heads, projection_dim=width, vocab_size=49408))
 
-    xl: dict[str, Any] = {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-        "use_linear_projection": True,
-    }
-    two = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
-    unet = {"sd15": {"cross_attention_dim": 768}, "lcm": {"cross_attention_dim": 768, "time_cond_proj_dim": 256}} | {
-        "sd21": two,
-        "sdxl": xl,
-    }
     with torch.device("meta"):
-        networks: dict[str, Any] = {"unet": UNet2DConditionModel(**unet[name])}
+        networks: dict[str, Any] = {"unet": UNet2DConditionModel(**ARCHITECTURES[name].unet)}
         networks["vae"] = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
