@@ -135,6 +135,8 @@ class MethodConfig(NetworkDtypeKeys):
         teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``.
         student_dtype: The dtype of the student's network. It defaults to ``dtype``. The optimiser keeps float32 weights
             beside it.
+        shard: Divide student, teacher, critic and averages over the processes (FSDP2), with gradients and moments. With
+            ``offload`` the moments and float32 weights lie on the host. One process divides nothing.
         save_every: Updates between two checkpoints.
         keep_checkpoints: The number of checkpoints of a stage that are kept. Where the last is damaged, the one before
             it is read.
@@ -152,6 +154,7 @@ class MethodConfig(NetworkDtypeKeys):
         "gradient_accumulation",
         "gradient_checkpointing",
         "offload",
+        "shard",
         "save_every",
         "keep_checkpoints",
         "skip_limit",
@@ -182,6 +185,7 @@ class MethodConfig(NetworkDtypeKeys):
     mixed_precision: Literal["no", "bf16"] = "no"
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     student_dtype: Literal["float32", "bfloat16"] = "float32"
+    shard: bool = False
     save_every: int = Field(default=250, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -217,6 +221,13 @@ class MethodConfig(NetworkDtypeKeys):
     def _stream_holds_a_number(self) -> MethodConfig:
         if self.stream is not None and self.pool == "all":
             raise ValueError("a stream holds a number of images at once, and not all; set pool, as in pool=4096")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> MethodConfig:
+        if self.shard and (self.optimizer == "8bit" or self.compile or self.watch is not None):
+            other = "optimizer=8bit" if self.optimizer == "8bit" else "compile" if self.compile else "watch"
+            raise ValueError(f"shard divides each network over the processes, and {other} needs it whole; take one")
         return self
 
     def with_guidance(self, own: float) -> Self:

@@ -33,6 +33,9 @@ SIZES = (24, 48, 80)
 USABLE = 0.95
 """The share of a GPU's memory that an estimate may take. The driver and the kernels' own memory take the rest."""
 
+DIVIDED = ("teacher", "student", "critic", "average", "gradients", "optimizer", "float32 weights")
+"""The components that processes divide with ``shard``."""
+
 ADAMW, ADAMW_8BIT, SCALE, BLOCK, LEAST = 8, 2, 4, 256, 4096
 """Bytes of AdamW's two moments for a weight, in float32 and in 8 bits; and in bitsandbytes the bytes of a scale, the
 numbers that share one, and the fewest numbers of a tensor whose moments have 8 bits."""
@@ -146,7 +149,16 @@ class _Update:
             states = 1 if isinstance(self.config, MatchingConfig) else 2  # the others keep the teacher's targets
             device["aggregated dataset"] = self.config.ddil.capacity * states * 4 * self._numbers
         device |= {"gradients": gradients, "activations": activations}
-        return Plan(device, host, sum(parameter.numel() for parameter in self.teacher.parameters()))
+        parameters = sum(parameter.numel() for parameter in self.teacher.parameters())
+        if self.config.shard and self.processes > 1:
+            return Plan(*map(self._divided, (device, host)), parameters)
+        return Plan(device, host, parameters)
+
+    def _divided(self, parts: dict[str, int]) -> dict[str, int]:
+        """Return what a process holds where all divide the networks. Rollouts gather teacher and student whole."""
+        shares = {name: part // self.processes if name in DIVIDED else part for name, part in parts.items()}
+        gathered = parts["teacher"] + parts["student"] if "teacher" in parts else 0
+        return shares | ({"gathered for rollouts": gathered} if gathered else {})
 
     @property
     def _numbers(self) -> int:

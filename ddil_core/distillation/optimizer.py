@@ -104,6 +104,10 @@ class TrainedWeights:
                     weight.grad = gradient if first else weight.grad.add_(gradient)
                     self.trained[name].grad = None
 
+    def clip(self, limit: float) -> Tensor:
+        """Shorten the gradient to a norm of at most ``limit``. Return the norm before."""
+        return nn.utils.clip_grad_norm_(self.parameters(), limit)
+
     @torch.no_grad()
     def ruined(self) -> str | None:
         """Return the name of the first weight that is not finite or above ``LARGEST``, or None. This waits once."""

@@ -121,8 +121,9 @@ class MixedSource(StateSource):
         assert self.dataset is not None and self.collector is not None
         generator = self.context.generator(step, COLLECTION)
         places: list[int] = []
-        for states in self.collector.collect(math.ceil(uses / self.dataset.uses), phase.p_teacher, generator):
-            places += self.dataset.add(states)
+        with self.context.whole():
+            for states in self.collector.collect(math.ceil(uses / self.dataset.uses), phase.p_teacher, generator):
+                places += self.dataset.add(states)
         self.dataset.enqueue(places, generator)
 
     def aggregated_count(self, share: float, step: int) -> int:
@@ -178,7 +179,8 @@ class MixedSource(StateSource):
         own = own_rows(accelerator, len(z))
         unlabeled = States(z, z.new_empty(len(z), 0), drawn.time, drawn.row, drawn.guidance).part(own)
         parts = [unlabeled.part(rows) for rows in slices(len(unlabeled), self.context.config.teacher_batch_size)]
-        labels = [self.labeler.label(part.z, part.transition, part.row, part.guidance) for part in parts]
+        with self.context.whole():
+            labels = [self.labeler.label(part.z, part.transition, part.row, part.guidance) for part in parts]
         target = torch.cat(labels)
         self.context.finite.see("at states of the data", target)
         whole = gather_rows(accelerator, target, owners(accelerator, len(z)))
@@ -234,7 +236,7 @@ class BackwardSimulation(StateSource):
         condition = replace(context.condition(row), noise=sent(noise, context.device))
         rows = own_rows(context.accelerator, size)
         own = torch.arange(size)[rows]
-        with context.accelerator.autocast(), evaluating(self.student):
+        with context.whole(), context.accelerator.autocast(), evaluating(self.student):
             for place in range(len(self.times) - 1):
                 moving = sent(own[exits[own] > place], context.device)
                 for part in moving.split(context.config.teacher_batch_size):

@@ -46,6 +46,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "dmd2": {"method": "dmd2", "updates": 4, "critic_updates": 1, "teacher_steps": 4, "gan": {}, "ddil": DDIL},
     "dmd2-simulated": {"method": "dmd2", "updates": 2, "critic_updates": 1, "regression": REGRESSION},
 }
+SHARDED = {
+    "pd-sharded": {"method": "pd", "stages": [{"steps": 4, "updates": 3}], "gradient_accumulation": 2, "ddil": DDIL},
+    "lcm-sharded": {"method": "lcm", "updates": 3, "w_embedding": 16, "ddil": UNEVEN, "stream": 0.5},
+    "dmd2-sharded": {"method": "dmd2", "updates": 3, "critic_updates": 1, "gan": {}, "regression": REGRESSION},
+}
+"""Runs whose networks two processes divide."""
 STOPPED = {"dmd2": 2, "lcm": 1}
 """Runs that stop after their third update, and how many processes take them up again at their second."""
 SCRIPT = """
