@@ -3,11 +3,14 @@
     python -m benchmarks.exchange [--batch 256] [--peak 312] [--share 0.4] [--link 300] [--network 25] [--csv FILE]
 
 Nothing is measured. P is the number of parameters of the U-Net, R the number of GPUs, and B the whole batch. With
-DistributedDataParallel a ring joins the gradients, and each GPU sends 2 (R − 1)/R · 4 P bytes (2 P in bfloat16). With
-``shard`` it sends (R − 1)/R times the gathered weights (forward and backward, 4 P or 2 P each) and the gradients in
-float32 (4 P); the teacher's weights are gathered once more. DMD2 exchanges these for its generator once and for its
-critic ``critic_updates`` times. Computing takes 3 rows' operations for a row of the student and 2 rows' for a row of the
-guided teacher, divided by R; it is hidden behind the exchange from the number of GPUs on where both take as long.
+DistributedDataParallel a ring joins the gradients, and each GPU sends 2 (R − 1)/R · 4 P bytes (2 P each way in
+bfloat16). With ``shard`` it sends (R − 1)/R times the gathered weights (forward and backward, 4 P or 2 P each) and the
+gradients in float32 (4 P); the teacher's weights are gathered once more. DMD2 exchanges these for its generator once
+and for its critic ``critic_updates`` times.
+
+A student's row takes the operations of three rows, with its gradient, and a guided teacher's row those of two. The
+whole batch takes their time divided by R. An update is bound by the exchange from the number of GPUs on where both take
+as long.
 
 The defaults are an A100's peak without sparsity (312 TFLOP/s) and its NVLink in one direction (300 GB/s), by NVIDIA's
 data sheet, a network of 200 Gbit/s for each machine of 8 GPUs (25 GB/s), and a guessed share of the peak.
@@ -69,7 +72,9 @@ def rows(batch: int, peak: float, share: float, link: float, network: float) -> 
         for method, students, teachers in (("PD, LCM", 1, 1), ("DMD2", 1 + CRITIC_UPDATES, 1)):
             for width in (4, 2):
                 for shard in (False, True):
-                    sent = students * bytes_of(parameters, width, shard) + (teachers * width * parameters if shard else 0)
+                    sent = students * bytes_of(parameters, width, shard) + (
+                        teachers * width * parameters if shard else 0
+                    )
                     work = batch * row * (students * TRAINED + teachers * GUIDED)
                     seconds = work / (peak * 1e12 * share)
                     line: dict[str, Any] = {

@@ -132,13 +132,16 @@ class Stream:
         return start * self.size
 
     def take(self, rows: Tensor, names: list[str]) -> list[Tensor]:
-        """Return tensors of images by their numbers in the stream, int64 [B]: "mean", "std" or a part of the condition."""
-        parts, taken = rows // self.size, list[Tensor]()
+        """Return tensors of images by their numbers in the stream, int64 [B].
+
+        Args:
+            rows: The numbers.
+            names: "mean", "std", or parts of the condition as the file names them.
+        """
+        places = [divmod(row, self.size) for row in rows.tolist()]
         with self._lock:
-            read = {part: self._part(part) for part in parts.unique().tolist()}
-        for name in names:
-            taken.append(torch.stack([read[part][name][row] for part, row in zip(parts.tolist(), (rows % self.size).tolist(), strict=True)]))
-        return taken
+            read = {part: self._part(part) for part, _ in places}
+        return [torch.stack([read[part][name][place] for part, place in places]) for name in names]
 
     def _file(self, part: int) -> Path:
         return self.folder / f"{part:09d}.safetensors"

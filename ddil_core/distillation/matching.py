@@ -185,7 +185,10 @@ class MatchingStage(Stage):
 
     def stateful(self) -> dict[str, Stateful]:
         critic = self.weights[self.critic]
-        return super().stateful() | {"critic": critic, "critic_optimizer": self.moments(self.critic, self.critic_optimizer)}
+        return super().stateful() | {
+            "critic": critic,
+            "critic_optimizer": self.moments(self.critic, self.critic_optimizer),
+        }
 
     def _update(self, step: int) -> Logs:
         """Update the generator once, then its critic ``critic_updates`` times."""

@@ -143,7 +143,9 @@ class _Update:
         there["optimizer"] = sum(moment_bytes(weight, self.config.optimizer) for weight in trained)
         if self.average is not None:
             evaluated = isinstance(self.config, ConsistencyConfig)
-            (device if evaluated else there)["average"] = sum(4 * weight.numel() for weight in self.average.parameters())
+            (device if evaluated else there)["average"] = sum(
+                4 * weight.numel() for weight in self.average.parameters()
+            )
         there["autoencoder"] = 4 * self.shape.autoencoder
         if self.config.ddil is not None:
             states = 1 if isinstance(self.config, MatchingConfig) else 2  # the others keep the teacher's targets

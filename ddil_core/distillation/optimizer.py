@@ -85,7 +85,8 @@ class TrainedWeights:
         if self.apart:
             place = {"device": "cpu"} if offload else {}
             self.weights = {
-                name: nn.Parameter(parameter.detach().to(copy=True, **place)) for name, parameter in self.trained.items()
+                name: nn.Parameter(parameter.detach().to(copy=True, **place))
+                for name, parameter in self.trained.items()
             }
             net.to(dtype)
 

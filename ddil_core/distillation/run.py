@@ -82,7 +82,7 @@ class Run(Generic[C]):
         sharded = self.config.shard and self.accelerator.num_processes > 1
         if mixed or sharded or dtype != torch.float32:
             teacher = copy.deepcopy(net)
-            teacher = rounded_for_autocast(teacher) if dtype == torch.float32 else teacher.to(dtype)
+            teacher = rounded_for_autocast(teacher) if mixed and dtype == torch.float32 else teacher.to(dtype)
             net.to("cpu")  # until a student starts from it
         like = self.model.denoiser
         denoiser = type(like)(teacher.eval().requires_grad_(False), like.schedule, like.prediction).to(device)

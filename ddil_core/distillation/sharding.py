@@ -220,9 +220,7 @@ class ShardedMoments:
         self.optimizer.load_state_dict(state_dict | {"state": moments})
 
     def _mapped(self, place: int, held: Mapping[str, Any], change: Any) -> dict[str, Any]:
-        return {
-            name: change(value, self.trained[place]) if name in MOMENTS else value for name, value in held.items()
-        }
+        return {name: change(value, self.trained[place]) if name in MOMENTS else value for name, value in held.items()}
 
     def _joined(self, share: Tensor, like: DTensor) -> Tensor:
         divided = DTensor.from_local(

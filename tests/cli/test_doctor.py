@@ -232,3 +232,28 @@ def test_a_known_system_with_its_files_is_not_estimated_without_them(
     assert result.stderr.splitlines()[-1] == (
         "error: the model 'sd15' has no weights of the variant 'fp16' here; it has only the plain files"
     )
+
+
+@pytest.mark.weights
+def test_a_distillation_is_estimated_component_by_component(cli: Callable[..., Result]) -> None:
+    result = cli("doctor", "--model", "shapes", "--method", "pd", "--set", "batch_size=2", "--json")
+    found = {
+        check["name"].removeprefix("shapes, pd: "): check["found"]
+        for check in json.loads(result.stdout)["checks"]
+        if check["group"] == "memory"
+    }
+    assert [*found] == [
+        "teacher", "student", "optimizer", "average", "autoencoder", "aggregated dataset", "gradients", "activations",
+        "in all, on each GPU", "24 GiB", "48 GiB", "80 GiB",
+    ]  # fmt: skip
+    assert found["teacher"] == found["student"] == "25.3 MiB" and found["24 GiB"] == "enough"
+
+
+def test_what_describes_a_distillation_needs_its_method_and_a_method_its_model(cli: Callable[..., Result]) -> None:
+    for words, says in (
+        (("--model", "shapes", "--set", "batch_size=2"), "--lora, --protocol, --set and --processes describe a"),
+        (("--method", "pd"), "--method estimates the distillation of a model; name it with --model"),
+        (("--model", "shapes", "--method", "pd", "--processes", 3), "is not divisible by 3 processes"),
+    ):
+        result = cli("doctor", *words)
+        assert (result.exit_code, result.stdout) == (2, "") and says in result.stderr

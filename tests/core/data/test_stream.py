@@ -96,7 +96,10 @@ def test_the_window_moves_and_its_rows_are_the_encoded_images(
         torch.testing.assert_close(std.float(), whole.std[rows % 9].float(), atol=2e-3, rtol=1e-2)
         for name, told in stream.conditions(rows).items():
             torch.testing.assert_close(told.float(), whole.condition[name][rows % 9].float(), atol=2e-3, rtol=1e-2)
-    assert {path.name for path in (tmp_path / "s").glob("*.safetensors")} == {"000000001.safetensors", "000000002.safetensors"}
+    assert {path.name for path in (tmp_path / "s").glob("*.safetensors")} == {
+        "000000001.safetensors",
+        "000000002.safetensors",
+    }
     before = stream.conditions(torch.tensor([5]))
     shutil.rmtree(tmp_path / "s")
     (tmp_path / "s").mkdir()

@@ -134,4 +134,3 @@ def test_offload_trains_the_same_weights_bit_for_bit(model: Model, pool: LatentP
     assert {parameter.device.type for parameter in held} == {"cpu"}
     for name, weight in there.weights[there.net].weights.items():
         assert torch.equal(weight, dict(there.net.named_parameters())[name])
-
