@@ -225,8 +225,8 @@ class MethodConfig(NetworkDtypeKeys):
 
     @model_validator(mode="after")
     def _shards_fit(self) -> MethodConfig:
-        if self.shard and (self.optimizer == "8bit" or self.compile or self.watch is not None):
-            other = "optimizer=8bit" if self.optimizer == "8bit" else "compile" if self.compile else "watch"
+        if self.shard and (self.optimizer == "8bit" or self.compile):
+            other = "optimizer=8bit" if self.optimizer == "8bit" else "compile"
             raise ValueError(f"shard divides each network over the processes, and {other} needs it whole; take one")
         return self
 

@@ -131,6 +131,8 @@ class _Update:
         for net in (self.teacher, self.student, self.average, self.critic):
             if net is not None:
                 give_memory(net)
+                if self.mixed:
+                    norms_as_on_a_gpu(net)
         trained = [weight for net in (self.student, self.critic) for weight in trained_weights(net)]
         gradients, activations = self._transient()
         device = {"teacher": nbytes(self.teacher), "student": nbytes(self.student)}
@@ -278,6 +280,14 @@ class _Update:
 def trained_weights(net: nn.Module | None) -> list[nn.Parameter]:
     """Return the parameters of a network that require a gradient."""
     return [] if net is None else [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def norms_as_on_a_gpu(net: nn.Module) -> None:
+    """Compute a network's norms in float32, as autocast does on a GPU. On a CPU, whose rules hold here, it does not."""
+    for module in net.modules():
+        rounded = any(weight.dtype != torch.float32 for weight in module.parameters(recurse=False))
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm) and not rounded:
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def give_memory(net: nn.Module) -> None:

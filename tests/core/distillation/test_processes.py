@@ -47,8 +47,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "dmd2-simulated": {"method": "dmd2", "updates": 2, "critic_updates": 1, "regression": REGRESSION},
 }
 SHARDED: dict[str, dict[str, Any]] = {
-    "lcm-sharded": {"method": "lcm", "updates": 4, "w_embedding": 16, "ddil": UNEVEN, "stream": 0.5, "shard": True},
-    "lora-sharded": {"method": "lcm", "updates": 2, "lora": {"rank": 4, "alpha": 4}, "ddil": DDIL, "shard": True},
+    "lcm-sharded": RUNS["lcm"] | {"pool": 12, "stream": 0.5, "shard": True},
+    "lora-sharded": {"method": "lcm", "updates": 2, "lora": {"rank": 4, "alpha": 4}, "ddil": DDIL, "shard": True}
+    | {"watch": {"every": 1, "prompts": 1, "images": 2}},
     "dmd2-sharded": RUNS["dmd2-simulated"] | {"updates": 4, "gan": {}, "gradient_accumulation": 2, "shard": True},
 }
 """Runs whose networks two processes divide. One process divides nothing."""
