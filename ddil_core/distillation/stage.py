@@ -230,7 +230,7 @@ class Stage(ABC):
         total = torch.zeros((), device=self.device)
         weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            # Where the weights are apart, their gradients are added up outside of the network: each part is joined alone.
+            # Where the weights are apart, their gradients are added up outside of the network, so each part is joined.
             joined_later = part < last and not weights.apart
             with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)

@@ -105,9 +105,8 @@ def network_shape(reference: str, variant: str | None = None) -> NetworkShape:
     index = read_index(folder)
     kinds, pipeline = components(index), str(index["_class_name"])
     name = LAYOUTS[pipeline].network if pipeline in LAYOUTS else "unet"
-    return _shape(
-        reference, pipeline, kinds[name][1], read_json(folder / name / "config.json"), _tokens(folder), counts.get("vae", 0)
-    )  # fmt: skip
+    config = read_json(folder / name / "config.json")
+    return _shape(reference, pipeline, kinds[name][1], config, _tokens(folder), counts.get("vae", 0))
 
 
 def _tokens(folder: Path) -> int:
