@@ -13,7 +13,8 @@ whole batch takes their time divided by R. An update is bound by the exchange fr
 as long.
 
 The defaults are an A100's peak without sparsity (312 TFLOP/s) and its NVLink in one direction (300 GB/s), by NVIDIA's
-data sheet, a network of 200 Gbit/s for each machine of 8 GPUs (25 GB/s), and a guessed share of the peak.
+data sheet, a network of 200 Gbit/s for each machine (25 GB/s), which a ring crosses once, and a guessed share of the
+peak.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def rows(batch: int, peak: float, share: float, link: float, network: float) -> 
                         "GB": sent / 1e9,
                         "compute_s_one_gpu": seconds,
                     }
-                    for where, speed in (("one_machine", link), ("machines", network / 8)):
+                    for where, speed in (("one_machine", link), ("machines", network)):
                         line[f"bound_from_{where}"] = max(1, round(seconds / (sent / (speed * 1e9))))
                     found.append(line)
     return pd.DataFrame(found)
@@ -96,7 +97,7 @@ def rows(batch: int, peak: float, share: float, link: float, network: float) -> 
 @click.option("--peak", default=312.0, show_default=True, help="The card's peak in bfloat16, TFLOP/s.")
 @click.option("--share", default=0.4, show_default=True, help="The share of the peak that is reached.")
 @click.option("--link", default=300.0, show_default=True, help="What a GPU sends inside a machine, GB/s.")
-@click.option("--network", default=25.0, show_default=True, help="What a machine of 8 GPUs sends to others, GB/s.")
+@click.option("--network", default=25.0, show_default=True, help="What a machine sends to the next, GB/s.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
 def main(batch: int, peak: float, share: float, link: float, network: float, csv_path: Path | None) -> None:
     quiet_libraries()

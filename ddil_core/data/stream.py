@@ -154,7 +154,10 @@ class Stream:
             return {"mean": self.first.mean[rows], "std": self.first.std[rows]} | condition
         if part not in self._read:
             self._encode(part)  # where it has left the window
-            self._read[part] = load_file(self._file(part))
+            try:
+                self._read[part] = load_file(self._file(part))
+            except FileNotFoundError:  # the main process has just deleted it
+                return self._part(part)
             while len(self._read) > 2 * self.held:
                 self._read.popitem(last=False)
         return self._read[part]

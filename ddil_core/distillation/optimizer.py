@@ -83,9 +83,8 @@ class TrainedWeights:
         self.apart = offload or dtype != torch.float32
         self.weights = self.trained
         if self.apart:
-            place = {"device": "cpu"} if offload else {}
             self.weights = {
-                name: nn.Parameter(parameter.detach().to(copy=True, **place))
+                name: nn.Parameter(parameter.detach().to("cpu" if offload else parameter.device, copy=True))
                 for name, parameter in self.trained.items()
             }
             net.to(dtype)
@@ -100,9 +99,9 @@ class TrainedWeights:
             for name, weight in self.weights.items():
                 gradient = self.trained[name].grad
                 if gradient is not None:
-                    first = weight.grad is None
-                    gradient = gradient.to(weight, copy=first)  # the network's may lie in a buffer that is used again
-                    weight.grad = gradient if first else weight.grad.add_(gradient)
+                    # A copy, because the network's may lie in a buffer that is used again.
+                    gradient = gradient.to(weight, copy=weight.grad is None)
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
                     self.trained[name].grad = None
 
     def clip(self, limit: float) -> Tensor:

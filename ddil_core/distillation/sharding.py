@@ -77,9 +77,10 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@torch.no_grad()
 def joined(tensor: Tensor) -> Tensor:
     """Return a divided tensor whole, on the host. All processes call this. Return any other tensor itself."""
-    return tensor.detach().full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor, like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
         """``ignored`` are tensors that exist already, and whose storages do not count."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._storages = dict[int, int]()
         for tensor in ignored:
