@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -60,11 +61,24 @@ class LatentPool:
     def __len__(self) -> int:
         return len(self.mean)
 
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def rows(self, size: int, generator: torch.Generator, batch: int = 0) -> Tensor:
+        """Draw random rows, int64 [size], for a batch. Only a stream's rows depend on the number of the batch."""
+        return torch.randint(len(self), (size,), generator=generator)
+
+    def posteriors(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the posteriors' means and standard deviations of rows, [B, C, H, W]."""
+        return self.mean[row], self.std[row]
+
+    def conditions(self, row: Tensor) -> dict[str, Tensor]:
+        """Return the encoded captions of rows, [B, …]."""
+        return {name: tensor[row] for name, tensor in self.condition.items()}
+
+    def draw(self, size: int, generator: torch.Generator, batch: int = 0) -> tuple[Tensor, Tensor]:
         """Draw x₀, float32 [B, C, H, W], from the posteriors of random rows; return x₀ and the rows, int64 [B]."""
-        rows = torch.randint(len(self), (size,), generator=generator)
+        rows = self.rows(size, generator, batch)
         noise = torch.randn((size, *self.mean.shape[1:]), generator=generator)
-        return self.mean[rows].float() + self.std[rows].float() * noise, rows
+        mean, std = self.posteriors(rows)
+        return mean.float() + std.float() * noise, rows
 
     @cached_property
     def figures(self) -> Figures:
@@ -74,8 +88,11 @@ class LatentPool:
         return Figures(data.mean((0, 2, 3)), data.std((0, 2, 3)), data.mean((2, 3)).std(0), apart)
 
 
-_CONDITION = "condition."
+CONDITION = "condition."
 """The prefix of the condition's tensors in a pool's file."""
+
+_CUT = "cut"
+"""The key in a part's metadata of how many of its captions are longer than the text encoder takes."""
 
 AGAIN = "delete the file to encode the data again"
 
@@ -93,8 +110,8 @@ def image_side(model: Model) -> Side:
 def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: int = 64) -> LatentPool:
     """Encode the first ``size`` training images and store them, or read the file where it exists.
 
-    The work is stored in parts, so that an interrupted call goes on where it stopped. The parts lie in a folder beside
-    ``path`` until all images are encoded.
+    All processes of the command call this, and each encodes a share. The work is stored in parts, so that an
+    interrupted call goes on where it stopped. The parts lie in a folder beside ``path`` until all images are encoded.
 
     Args:
         model: The model that encodes.
@@ -109,47 +126,75 @@ def encode_pool(model: Model, data: DataSet, size: int, path: Path, batch_size: 
     folder = path.with_suffix(".parts")
     if not path.is_file():
         parts = _encode_parts(model, data, size, folder, batch_size)
-        write_tensors(path, _joined(parts, size), writing=with_checksum)
-    shutil.rmtree(folder, ignore_errors=True)
+        ranks.barrier()  # all parts are here
+        if ranks.is_main():
+            _warn_of_cut(parts, size)
+            write_tensors(path, _joined(parts, size), writing=with_checksum)
+        ranks.barrier()
+    if ranks.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
     return _read_pool(path)
 
 
 def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_size: int) -> list[Path]:
-    """Encode the parts that the folder lacks, of ``PART`` batches each, and return the files of all parts in order."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Encode the parts that the folder lacks, of ``PART`` batches each, and return the files of all parts in order.
+
+    Each process takes neighbouring ones of the missing parts, because some data sets read up to a part. Each image is
+    in the same batch whatever the number of processes.
+    """
     side = image_side(model)
     # "pictures" stays: parts of earlier versions carry these words.
     metadata = {"data": data.identity(), "of": f"{size} pictures of {in_words(side)} px in batches of {batch_size}"}
-    parts = _valid_parts(folder, metadata)
-    done, cut = min(len(parts) * PART * batch_size, size), 0
+    parts = [folder / f"{index:05d}.safetensors" for index in range(math.ceil(size / (PART * batch_size)))]
+    if ranks.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        delete_others(folder, parts, metadata)
+    ranks.barrier()
+    missing = [index for index, part in enumerate(parts) if not part.is_file()]
+    ranks.barrier()  # none is written before all have looked
+    first, end = (place * len(missing) // ranks.world() for place in (ranks.rank(), ranks.rank() + 1))
+    own = missing[first:end]
+    total = sum(min(PART * batch_size, size - index * PART * batch_size) for index in own)
     with (
         model.compute.precision(),
-        progress("encode the data", total=size, done=done) as advance,
+        progress("encode the data", total=total) as advance,
         on_device(model.text_encoders(), model.device),
     ):
-        batches = data.training(size, side, batch_size, first=len(parts) * PART)
-        while part := list(islice((_encode(model, *batch, advance) for batch in batches), PART)):
-            cut += sum(longer for _, longer in part)
-            tensors = {name: torch.cat([encoded[name] for encoded, _ in part]) for name in part[0][0]}
-            parts.append(folder / f"{len(parts):05d}.safetensors")
-            write_tensors(parts[-1], tensors, metadata, writing=with_checksum)
-    if cut:
-        warn(f"{cut} of {size - done} captions are longer than the text encoder takes; the rest of each is not read")
+        batches: Iterator[tuple[np.ndarray, list[str]]] = iter(())
+        following = -1
+        for index in own:
+            if index != following:
+                batches = data.training(size, side, batch_size, first=index * PART)
+            encoded = []
+            for images, captions in islice(batches, PART):
+                encoded.append(encode_batch(model, images, captions))
+                advance(len(images))
+            cut = str(sum(longer for _, longer in encoded))
+            tensors = {name: torch.cat([part[name] for part, _ in encoded]) for name in encoded[0][0]}
+            write_tensors(parts[index], tensors, metadata | {_CUT: cut}, writing=with_checksum)
+            following = index + 1
     return parts
 
 
-def _encode(
-    model: Model, images: np.ndarray, captions: list[str], advance: Callable[[int], None]
-) -> tuple[dict[str, Tensor], int]:
+def _warn_of_cut(parts: list[Path], size: int) -> None:
+    """Warn of captions that are not read whole."""
+    cut = 0
+    for path in parts:
+        with safe_open(path, "pt") as part:
+            cut += int(part.metadata().get(_CUT, 0))
+    if cut:
+        warn(f"{cut} of {size} captions are longer than the text encoder takes; the rest of each is not read")
+
+
+def encode_batch(model: Model, images: np.ndarray, captions: list[str]) -> tuple[dict[str, Tensor], int]:
     """Encode a batch; return its tensors by their names in the file, and how many of its captions are cut."""
     pixels = model.values(images)
     # Encoding needs less memory than decoding.
     at_once = decode_batch(model.pipeline.vae, *model.latent_shape[1:], model.device, MOST_ENCODED)
     posteriors = [model.encode_images(part) for part in pixels.split(max(at_once, 1))]
     condition = model.encode(captions).tensors
-    advance(len(images))
     mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
-    tensors = {"mean": mean, "std": std} | {_CONDITION + name: tensor for name, tensor in condition.items()}
+    tensors = {"mean": mean, "std": std} | {CONDITION + name: tensor for name, tensor in condition.items()}
     stored = {name: tensor.to(model.layout.images.stored) for name, tensor in tensors.items()}
     if not all_finite(stored.values()):
         raise DdilError(
@@ -159,21 +204,17 @@ def _encode(
     return {name: tensor.cpu().contiguous() for name, tensor in stored.items()}, model.cut(captions)
 
 
-def _valid_parts(folder: Path, metadata: dict[str, str]) -> list[Path]:
-    """Return the parts that an interrupted call left, in order. Delete damaged parts and those of other data."""
-    parts = list[Path]()
-    for path in sorted(path for path in folder.iterdir() if path.suffix != SUFFIX):
+def delete_others(folder: Path, parts: list[Path], metadata: dict[str, str], keep: Sequence[str] = ()) -> None:
+    """Delete damaged parts, and those of other data, that an interrupted call left. ``keep`` names other files."""
+    for path in sorted(path for path in folder.iterdir() if path.suffix != SUFFIX and path.name not in keep):
         try:
             require_checksum(path, "the part", AGAIN)
             with safe_open(path, "pt") as part:
-                fits = part.metadata() == metadata and path.name == f"{len(parts):05d}.safetensors"
+                fits = (part.metadata() or {}).items() >= metadata.items() and path in parts
         except (SafetensorError, Damaged):
             fits = False
-        if fits:
-            parts.append(path)
-        else:
+        if not fits:
             delete_with_checksum(path)
-    return parts
 
 
 def _joined(parts: list[Path], size: int) -> dict[str, Tensor]:
@@ -193,8 +234,8 @@ def _read_pool(path: Path) -> LatentPool:
         require_checksum(path, "the file of the encoded data", AGAIN)
     try:
         tensors = load_file(path)
-        names = [name for name in tensors if name.startswith(_CONDITION)]
-        condition = {name.removeprefix(_CONDITION): tensors.pop(name) for name in names}
+        names = [name for name in tensors if name.startswith(CONDITION)]
+        condition = {name.removeprefix(CONDITION): tensors.pop(name) for name in names}
         pool = LatentPool(**tensors, condition=condition)
     except (SafetensorError, TypeError, OSError) as error:
         raise DdilError(f"the encoded data {path} is damaged; {AGAIN}") from error

@@ -238,6 +238,36 @@ class Shards:
         images = islice(self._images(), first * batch_size, count)
         return prepare_batches(images, side, batch_size, count, self.reference)
 
+    def endless(self, first: int, counts: dict[str, int]) -> Iterator[ShardImage]:
+        """Yield the images from number ``first`` on, and after the last one the first again, without end.
+
+        Args:
+            first: The number of the first image, counted over all rounds.
+            counts: The number of images of each shard, as far as it is known; such shards are skipped unread. The
+                number of each shard that is read to its end is added.
+
+        Raises:
+            WrongCommand: an image has no caption, or the shards hold no images.
+        """
+        place = 0
+        while True:
+            begun = place
+            for shard in self.shards:
+                if place + counts.get(shard, 0) <= first and shard in counts:
+                    place += counts[shard]
+                    continue
+                number = 0
+                for number, image in enumerate(read_shard(self._local(shard)), 1):
+                    if place + number <= first:
+                        continue
+                    if image.caption is None:
+                        raise WrongCommand(f"the image {image.name} of {self.reference} has no caption; add one")
+                    yield image
+                counts[shard] = number
+                place += number
+            if place == begun:
+                raise WrongCommand(f"{self.reference} holds no images to train on")
+
     def prompts(self, count: int) -> list[Prompt]:
         """Return the first ``count`` captions as prompts, to watch a run. Raises WrongCommand where there are fewer."""
         images = islice(self._images(), count)

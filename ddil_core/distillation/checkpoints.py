@@ -75,6 +75,11 @@ class Checkpoints:
         for path in earlier[self.keep :]:
             delete_with_checksum(path)
 
+    def join(self, stateful: Mapping[str, Stateful]) -> None:
+        """Give this process's shares of divided networks to the checkpoint that the main process saves."""
+        for item in stateful.values():
+            item.state_dict()
+
     def load(self, stateful: Mapping[str, Stateful]) -> int:
         """Load the newest checkpoint that is whole into ``stateful``. A warning names each one that is damaged.
 

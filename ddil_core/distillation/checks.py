@@ -103,7 +103,12 @@ def require_batch(config: MethodConfig, accelerator: Accelerator) -> None:
     Raises:
         WrongCommand: they cannot.
     """
-    processes, parts = accelerator.num_processes, config.gradient_accumulation
+    require_divided(config, accelerator.num_processes)
+
+
+def require_divided(config: MethodConfig, processes: int) -> None:
+    """Refuse a batch that ``processes`` cannot divide. See ``require_batch``."""
+    parts = config.gradient_accumulation
     if config.batch_size % (processes * parts):
         raise WrongCommand(
             f"batch_size is the whole batch, and {config.batch_size} is not divisible by {processes} processes"

@@ -154,7 +154,7 @@ class MixedCollector(Collector):
     def collect(self, states: int, p_teacher: float, generator: torch.Generator) -> Iterator[States]:
         steps = len(self.actors[STUDENT].steps)
         count = math.ceil(states / steps)
-        row = torch.randint(len(self.context.pool), (count,), generator=generator)
+        row = self.context.rows(count, generator)
         z = sent(self.context.noise(count, generator), self.context.device)
         strings = strings_at(p_teacher, torch.rand(count, steps, generator=generator, dtype=torch.float64))
         yield self.roll_out(self.actors, strings, z, self.context.condition(row), row, range(steps))
@@ -197,7 +197,7 @@ class SeparateCollector(Collector):
 
     def _collect_from(self, name: str, count: int, generator: torch.Generator) -> States:
         """Return the states of ``count`` trajectories of one actor."""
-        row = torch.randint(len(self.context.pool), (count,), generator=generator)
+        row = self.context.rows(count, generator)
         z = sent(self.context.noise(count, generator), self.context.device)
         guidance = self.labeler.draw_guidance(count, generator)
         sole = self.actors[name]

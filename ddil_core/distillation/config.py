@@ -108,8 +108,8 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
     Attributes:
         CHANGEABLE: The keys that change a student by rounding alone. They are no part of a run's identity, and a
             resumed run may have other values.
-        LATER: The keys that earlier versions did not have. They are not written where they are None, so that the hashes
-            of earlier configurations stay.
+        LATER: The keys that earlier versions did not have. Their defaults are not written, so that the hashes of earlier
+            configurations stay.
         WITHOUT_LORA: The keys that have no use beside a LoRA. ``--lora`` sets them to None.
         reflection: How the teacher's x̂ is kept inside the data's range.
         dtype: The default of ``teacher_dtype`` and ``student_dtype``. Training in fp16 is refused.
@@ -118,6 +118,8 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
             evaluates two rows for each state.
         gradient_accumulation: The number of parts of a process's rows, which follow one another to save memory.
         gradient_checkpointing: Save memory by computing activations twice.
+        offload: Save memory of the device by keeping on the host what an update does not evaluate: the float32 weights
+            with their optimiser, which works there, their average, and the autoencoder. LCM evaluates its average.
         optimizer: AdamW: fused, plain ("adamw"), or with moments of 8 bits. Fused and plain differ in rounding. A run
             that another default began keeps the optimiser of its ``run.yaml``, unless a protocol names one.
         learning_rate: The learning rate of the student. It is at most 1, since a larger one overflows.
@@ -132,10 +134,14 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
         skip_limit: How many updates may be skipped in a row. The run then stops, and its last checkpoint is kept.
         ema_decay: The decay of the average of the student's weights; 0 for none.
         pool: The number of training images, or ``all``: all images of a folder or of COCO. A run keeps the number.
+        stream: Read on while training: each row of a batch brings so many new images, and ``pool`` is the number that
+            is held at once. None trains on the pool alone.
         mixed_precision: The precision of the arithmetic.
         teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``.
         student_dtype: The dtype of the student's network. It defaults to ``dtype``. The optimiser keeps float32 weights
             beside it.
+        shard: Divide student, teacher, critic and averages over the processes (FSDP2), with gradients and moments. With
+            ``offload`` the moments and float32 weights lie on the host. One process divides nothing.
         save_every: Updates between two checkpoints.
         keep_checkpoints: The number of checkpoints of a stage that are kept. Where the last is damaged, the one before
             it is read.
@@ -152,6 +158,8 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
         "teacher_batch_size",
         "gradient_accumulation",
         "gradient_checkpointing",
+        "offload",
+        "shard",
         "save_every",
         "keep_checkpoints",
         "skip_limit",
@@ -161,7 +169,7 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
         "compile",
     )
 
-    LATER: ClassVar[tuple[str, ...]] = ()
+    LATER: ClassVar[tuple[str, ...]] = ("offload", "stream", "shard")
     WITHOUT_LORA: ClassVar[tuple[str, ...]] = ()
 
     reflection: ReflectionConfig = ReflectionConfig()
@@ -169,6 +177,7 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
     teacher_batch_size: int = Field(default=64, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
+    offload: bool = False
     optimizer: Literal["fused", "adamw", "8bit"] = "fused"
     learning_rate: float = Field(default=3e-4, gt=0, le=1)
     learning_rate_decay: bool = True
@@ -180,9 +189,11 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
     skip_limit: int = Field(default=10, ge=1)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     pool: PoolSize = 16384
+    stream: float | None = Field(default=None, gt=0, le=1)
     mixed_precision: Literal["no", "bf16"] = "no"
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     student_dtype: Literal["float32", "bfloat16"] = "float32"
+    shard: bool = False
     save_every: int = Field(default=250, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -208,9 +219,29 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
             )
         return self
 
+    @model_validator(mode="after")
+    def _optimiser_stays(self) -> MethodConfig:
+        if self.offload and self.optimizer == "8bit":
+            raise ValueError("offload puts the optimiser on the host, and 8bit is for a GPU; take one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _stream_holds_a_number(self) -> MethodConfig:
+        if self.stream is not None and self.pool == "all":
+            raise ValueError("a stream holds a number of images at once, and not all; set pool, as in pool=4096")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> MethodConfig:
+        if self.shard and (self.optimizer == "8bit" or self.compile):
+            other = "optimizer=8bit" if self.optimizer == "8bit" else "compile"
+            raise ValueError(f"shard divides each network over the processes, and {other} needs it whole; take one")
+        return self
+
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key not in self.LATER or value is not None}
+        fields = type(self).model_fields
+        return {k: value for k, value in handler(self).items() if k not in self.LATER or value != fields[k].default}
 
     def with_guidance(self, own: float) -> Self:
         """Return the configuration with the teacher's own guidance scale in place of none."""
@@ -264,7 +295,7 @@ class ProgressiveConfig(MethodConfig):
     """
 
     CHANGEABLE: ClassVar[tuple[str, ...]] = (*MethodConfig.CHANGEABLE, "keep_stages")
-    LATER: ClassVar[tuple[str, ...]] = ("lora",)
+    LATER: ClassVar[tuple[str, ...]] = (*MethodConfig.LATER, "lora")
     WITHOUT_LORA: ClassVar[tuple[str, ...]] = ("convert",)
 
     method: Literal["pd"] = "pd"
@@ -344,7 +375,7 @@ class MatchingConfig(MethodConfig):
             frozen base.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("lora",)
+    LATER: ClassVar[tuple[str, ...]] = (*MethodConfig.LATER, "lora")
 
     method: Literal["dmd2"] = "dmd2"
     updates: int = Field(ge=1)

@@ -179,6 +179,7 @@ class ConsistencyStage(Stage):
 
     source: MixedSource
     average_warms_up = False
+    evaluates_average = True
 
     def __init__(
         self,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, Denoiser
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.sharding import whole
 from ddil_core.distillation.steady import steady
 from ddil_core.support.devices import sent
 from ddil_core.support.finite import Finite
@@ -30,6 +33,8 @@ class StageContext:
         accelerator: The device and the processes of the run.
         index: The number or name of the stage. It is part of every random seed.
         finite: Remembers whether all outputs of the teacher were finite.
+        batch: The number of the batch that is drawn now. A stream's rows depend on it.
+        rolled: The networks that rollouts and labels evaluate, of which each process may take other numbers of rows.
     """
 
     pool: LatentPool
@@ -37,6 +42,8 @@ class StageContext:
     accelerator: Accelerator
     index: int | str
     finite: Finite[str] = field(default_factory=Finite)
+    batch: int = 0
+    rolled: Sequence[nn.Module] = ()
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +58,15 @@ class StageContext:
 
         It goes to the device in the pool's float16, without waiting for the device.
         """
-        return Condition({name: sent(tensor[row], self.device).float() for name, tensor in self.pool.condition.items()})
+        return Condition({name: sent(rows, self.device).float() for name, rows in self.pool.conditions(row).items()})
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Return a context in which processes that divide the networks may evaluate different numbers of rows."""
+        return whole(self.rolled)
+
+    def rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw random rows of the pool for rollouts of the batch that is drawn now, int64 [count]."""
+        return self.pool.rows(count, generator, self.batch)
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw standard normal latents [count, C, H, W], on the host. ``sent`` brings them to the device."""

@@ -101,7 +101,7 @@ class ConversionStage(Stage):
     def _drawn(self, step: int) -> tuple[Draws, Tensor]:
         """Draw a batch on the host, and which of its rows have no caption, bool [B]."""
         generator = self.generator(step, DATA)
-        x0, row = self.pool.draw(self.config.batch_size, generator)
+        x0, row = self.pool.draw(self.config.batch_size, generator, step)
         t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)
         without_caption = torch.rand(len(x0), generator=generator) < self.unconditional

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import encode_pool
+from ddil_core.data.stream import open_stream
 from ddil_core.distillation.checks import (
     pool_size,
     require_batch,
@@ -93,9 +95,14 @@ def distill(
     note(sampling_line(f"{teacher}, the teacher", config.teacher_use()))
     own_guidance = model.sampling.guidance_scale
     with frozen_heap(), ranks.others_named(), _holding(out, accelerator, resume, identity, config, own_guidance):
-        with accelerator.main_process_first():
-            pool = encode_pool(model, images, size, encoded)
+        pool = encode_pool(model, images, size, encoded)
+        if config.stream is not None:
+            pool = open_stream(model, images, pool, encoded.with_name("stream"), config.stream * config.batch_size)
+        if config.offload:
+            model.pipeline.vae.to("cpu")
         _train(Run(model, pool, config, data, out, accelerator), student_folder)
+        if accelerator.is_main_process:
+            shutil.rmtree(encoded.with_name("stream"), ignore_errors=True)
     return student_folder
 
 

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.distillation.checkpoints import Checkpoints, RandomStates, Stateful
+from ddil_core.distillation.sharding import load_whole, local, whole_state
 from ddil_core.distillation.training_log import (
     SKIPPED,
     Logs,
@@ -61,15 +62,15 @@ class Ema(Generic[M]):
     def update(self, module: Weights) -> None:
         mu = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warms_up else self.decay
         self.updates += 1
-        averages: list[Tensor] = list(self.module.parameters())
-        weights = [weight.detach().to(a.dtype) for weight, a in zip(module.parameters(), averages, strict=True)]
+        averages: list[Tensor] = [local(parameter) for parameter in self.module.parameters()]
+        weights = [weight.detach().to(a) for weight, a in zip(module.parameters(), averages, strict=True)]
         torch._foreach_lerp_(averages, weights, 1 - mu)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "updates": self.updates}
+        return {"module": whole_state(self.module), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.module.load_state_dict(state_dict["module"])
+        load_whole(self.module, state_dict["module"])
         self.updates = state_dict["updates"]
 
 
@@ -80,6 +81,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
     check: Callable[[int, str], None] = lambda step, kept: None,
+    divided: bool = False,
 ) -> None:  # fmt: skip
     """Call ``update(step)`` for every step after the checkpoint's, and save and log on the way.
 
@@ -98,6 +100,7 @@ def fit(
         accelerator: The processes; None for one process.
         check: Called with the number of updates done, and with a sentence on the checkpoint that is kept, before
             anything is written. It raises where the work must stop.
+        divided: Whether the processes divide networks, so that all of them give their shares to a checkpoint.
 
     Raises:
         DdilError: a loss or a gradient's norm is not finite, or too many updates were skipped in a row. The checkpoint
@@ -124,8 +127,11 @@ def fit(
             if means is not None:
                 _write(means, log if main else None, title, step)
                 window.clear()
-            if main and (saves or stopped):
-                checkpoints.save(step, held, stage=title, steps=steps)
+            if saves or stopped:
+                if main:
+                    checkpoints.save(step, held, stage=title, steps=steps)
+                elif divided:
+                    checkpoints.join(held)
             if stopped:
                 saved = checkpoints.file_of(step)
                 _stop(stopped, accelerator, f"update {step} of {steps} of the stage {title!r} is saved in {saved}")

@@ -198,7 +198,10 @@ class MatchingStage(Stage):
 
     def stateful(self) -> dict[str, Stateful]:
         critic = self.weights[self.critic]
-        return super().stateful() | {"critic": critic, "critic_optimizer": self.critic_optimizer}
+        return super().stateful() | {
+            "critic": critic,
+            "critic_optimizer": self.moments(self.critic, self.critic_optimizer),
+        }
 
     def _update(self, step: int) -> Logs:
         """Update the generator once, then its critic ``critic_updates`` times."""
@@ -245,7 +248,7 @@ class MatchingStage(Stage):
         x0 = row = judged_t = judged_eps = torch.empty(0)
         if config.gan is not None:
             if not of_generator:
-                x0, row = self.pool.draw(config.batch_size, generator)
+                x0, row = self.pool.draw(config.batch_size, generator, draw)
             judged_t, judged_eps = self._times_and_noise(generator)
         drawn = (t, eps, judged_t, judged_eps, x0)
         return LossDraws._make([*(pinned(part, self.device) for part in drawn), row])

@@ -45,7 +45,7 @@ def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
     """
     inner: Any = getattr(optimizer, "optimizer", optimizer)  # the accelerator's wrapper holds the optimiser
     if inner.defaults.get("fused"):
-        inner.found_inf = skipped
+        inner.found_inf = skipped.to(inner.param_groups[0]["params"][0].device)
         optimizer.step()
     elif not bool(skipped):
         optimizer.step()
@@ -62,23 +62,31 @@ class TrainedWeights:
 
     A step of 1e-6 is smaller than half the spacing of bfloat16 at almost every weight (2⁻⁹ of the weight). A weight
     in bfloat16 would never change. So a network in bfloat16 has its weights twice: these, and its own, which are these
-    rounded. A float32 network has these weights alone, and nothing is copied.
+    rounded. Weights on the host are apart from the network's too. A float32 network on the same device has these
+    weights alone, and nothing is copied.
+
+    Attributes:
+        apart: Whether the network has its weights twice.
     """
 
-    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, net: nn.Module, dtype: torch.dtype, *, offload: bool = False) -> None:
         """Take over the trained weights of a network.
 
         Args:
             net: A float32 network, which is converted in place. Its parameters that require a gradient are trained.
             dtype: The dtype of the network afterwards.
+            offload: Keep the trained weights on the host, where the optimiser then works.
         """
         self.net = net
         self.trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-        self.rounded = dtype != torch.float32
+        self.apart = offload or dtype != torch.float32
         self.weights = self.trained
-        if self.rounded:
-            self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self.trained.items()}
+        if self.apart:
+            self.weights = {
+                name: nn.Parameter(parameter.detach().to("cpu" if offload else parameter.device, copy=True))
+                for name, parameter in self.trained.items()
+            }
             net.to(dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -87,12 +95,18 @@ class TrainedWeights:
     @torch.no_grad()
     def take_gradients(self) -> None:
         """Add the network's gradients to the gradients of the weights, and clear the network's."""
-        if self.rounded:
+        if self.apart:
             for name, weight in self.weights.items():
                 gradient = self.trained[name].grad
                 if gradient is not None:
-                    weight.grad = gradient.float() if weight.grad is None else weight.grad.add_(gradient)
+                    # A copy, because the network's may lie in a buffer that is used again.
+                    gradient = gradient.to(weight, copy=weight.grad is None)
+                    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
                     self.trained[name].grad = None
+
+    def clip(self, limit: float) -> Tensor:
+        """Shorten the gradient to a norm of at most ``limit``. Return the norm before."""
+        return nn.utils.clip_grad_norm_(self.parameters(), limit)
 
     @torch.no_grad()
     def ruined(self) -> str | None:
@@ -103,8 +117,8 @@ class TrainedWeights:
 
     @torch.no_grad()
     def give_weights(self) -> None:
-        """Round the weights into the network."""
-        if self.rounded:
+        """Copy the weights into the network, rounded to its dtype."""
+        if self.apart:
             torch._foreach_copy_(list(self.trained.values()), list(self.weights.values()))
 
     def network(self) -> nn.Module:

@@ -54,6 +54,10 @@ def savings(config: MethodConfig, parameters: int, processes: int = 1) -> tuple[
     if config.teacher_batch_size > 1:
         half = config.teacher_batch_size // 2
         go_on.append(f"teacher_batch_size={half} (evaluations without gradients take half)")
+    if not config.offload and config.optimizer != "8bit":
+        go_on.append("offload=true (float32 weights, moments and average wait on the host, which takes longer)")
+    if processes > 1 and not (config.shard or config.compile or config.optimizer == "8bit"):
+        go_on.append(f"shard=true (the {processes} processes divide the networks)")
     need = need_memory({"unet": parameters}, 4, 0)
     networks = 2 if isinstance(config, MatchingConfig) else 1
     if config.optimizer != "8bit" and getattr(config, "lora", None) is None:  # adapters have few moments

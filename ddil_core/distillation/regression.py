@@ -23,6 +23,7 @@ from ddil_core.diffusion.schedule import rows_at, transitions
 from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
+from ddil_core.distillation.sharding import whole
 from ddil_core.distillation.stage import Stage
 from ddil_core.distillation.steady import steady
 from ddil_core.distillation.training_log import Logs
@@ -68,12 +69,12 @@ def encode_pairs(
     def observe(step: int, z: Tensor) -> None:
         finite.see(f"after the step at t = {steps[step][0]:g}", z)
 
-    with progress("pairs of the teacher", total=count) as advance:
+    with whole([teacher.network.net]), progress("pairs of the teacher", total=count) as advance:
         for rows in torch.arange(count).split(config.teacher_batch_size * accelerator.num_processes):
             own = own_rows(accelerator, len(rows))
             captions = row[rows[own]]
             device = accelerator.device
-            tensors = {name: sent(tensor[captions], device).float() for name, tensor in pool.condition.items()}
+            tensors = {name: sent(told, device).float() for name, told in pool.conditions(captions).items()}
             condition, z = Condition(tensors), sent(noise[rows[own]], device)
             z = integrate(sampler, SOLVERS["ddim"], z, condition, steps, observe=observe)
             if (place := finite.first_broken()) is not None:

@@ -18,6 +18,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, calibrate_reflection
 from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.sharding import shard
 from ddil_core.distillation.student import Student
 from ddil_core.models.compiling import compile_module
 from ddil_core.models.model import Model
@@ -78,12 +79,15 @@ class Run(Generic[C]):
             )
         dtype, teacher = getattr(torch, self.config.teacher_dtype), net
         mixed, device = under_autocast and self.config.mixed_precision == "bf16", self.accelerator.device
-        if mixed or dtype != torch.float32:
+        sharded = self.config.shard and self.accelerator.num_processes > 1
+        if mixed or sharded or dtype != torch.float32:
             teacher = copy.deepcopy(net)
-            teacher = rounded_for_autocast(teacher) if dtype == torch.float32 else teacher.to(dtype)
+            teacher = rounded_for_autocast(teacher) if mixed and dtype == torch.float32 else teacher.to(dtype)
             net.to("cpu")  # until a student starts from it
         like = self.model.denoiser
         denoiser = type(like)(teacher.eval().requires_grad_(False), like.schedule, like.prediction).to(device)
+        if sharded:
+            shard(denoiser.net)
         if mixed and dtype != torch.float32:
             plain = torch.autocast(device.type, enabled=False)
             denoiser.output = plain(denoiser.output)  # type: ignore[method-assign]

@@ -105,6 +105,7 @@ class MixedSource(StateSource):
 
     def draw(self, step: int) -> tuple[States, int]:
         config = self.context.config
+        self.context.batch = step
         if self.dataset is None or config.ddil is None:
             return self._data(step), 0
         p_teacher, count, uses = aggregated_uses(config, self.context.index, self.draws, step, self.dataset.pending)
@@ -123,8 +124,9 @@ class MixedSource(StateSource):
         assert self.dataset is not None and self.collector is not None
         generator = self.context.generator(step, COLLECTION)
         places: list[int] = []
-        for states in self.collector.collect(math.ceil(uses / self.dataset.uses), p_teacher, generator):
-            places += self.dataset.add(states)
+        with self.context.whole():
+            for states in self.collector.collect(math.ceil(uses / self.dataset.uses), p_teacher, generator):
+                places += self.dataset.add(states)
         self.dataset.enqueue(places, generator)
 
     def aggregated_count(self, share: float, step: int) -> int:
@@ -164,7 +166,7 @@ class MixedSource(StateSource):
         drawn = []
         for step, count in enumerate(self._group(start).counts, start):
             generator = self.context.generator(step, DATA)
-            x0, row = self.context.pool.draw(count, generator)
+            x0, row = self.context.pool.draw(count, generator, step)
             transition = torch.randint(len(self.times), (count,), generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
             drawn.append((x0, row, transition, eps, self.labeler.draw_guidance(count, generator)))
@@ -181,7 +183,8 @@ class MixedSource(StateSource):
         own = own_rows(accelerator, len(z))
         unlabeled = States(z, z.new_empty(len(z), 0), drawn.time, drawn.row, drawn.guidance).part(own)
         parts = [unlabeled.part(rows) for rows in slices(len(unlabeled), self.context.config.teacher_batch_size)]
-        labels = [self.labeler.label(part.z, part.transition, part.row, part.guidance) for part in parts]
+        with self.context.whole():
+            labels = [self.labeler.label(part.z, part.transition, part.row, part.guidance) for part in parts]
         target = torch.cat(labels)
         self.context.finite.see("at states of the data", target)
         whole = gather_rows(accelerator, target, owners(accelerator, len(z)))
@@ -223,7 +226,7 @@ class BackwardSimulation(StateSource):
         """Draw where the rollouts of a batch start, and where they stop."""
         context, size = self.context, self.context.config.batch_size
         generator = context.generator(step, DATA)
-        row = torch.randint(len(context.pool), (size,), generator=generator)
+        row = context.pool.rows(size, generator, step)
         exits = torch.randint(len(self.times), (size,), generator=generator)
         z = context.noise(size, generator)
         noise = step_noise(z, exits > torch.arange(len(self.times) - 1)[:, None], generator)
@@ -237,7 +240,7 @@ class BackwardSimulation(StateSource):
         condition = replace(context.condition(row), noise=sent(noise, context.device))
         rows = own_rows(context.accelerator, size)
         own = torch.arange(size)[rows]
-        with context.accelerator.autocast(), evaluating(self.student):
+        with context.whole(), context.accelerator.autocast(), evaluating(self.student):
             for place in range(len(self.times) - 1):
                 moving = sent(own[exits[own] > place], context.device)
                 for part in moving.split(context.config.teacher_batch_size):

@@ -22,6 +22,7 @@ from ddil_core.distillation.context import StageContext
 from ddil_core.distillation.dropout import seeded
 from ddil_core.distillation.loop import Ema
 from ddil_core.distillation.optimizer import LARGEST, TrainedWeights, make_optimizer, step_unless
+from ddil_core.distillation.sharding import ShardedMoments, ShardedWeights, shard, whole_copy
 from ddil_core.distillation.sources import StateSource
 from ddil_core.distillation.training_log import SKIPPED, Logs
 from ddil_core.models.compiling import compile_module
@@ -64,11 +65,13 @@ class Stage(ABC):
         source: Gives the states of each batch; None for a method that draws its own batches.
         sampling: How the student is meant to be sampled; None for a student that is not watched.
         average_warms_up: Whether the decay of the average starts small.
+        evaluates_average: Whether updates evaluate the average, so that it must stay on the device.
     """
 
     source: StateSource | None = None
     sampling: Sampling | None = None
     average_warms_up = True
+    evaluates_average = False
 
     def __init__(
         self,
@@ -107,20 +110,28 @@ class Stage(ABC):
         self.ema: Ema[nn.Module] | None = (
             Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
         )
+        self.sharded = config.shard and accelerator.num_processes > 1
+        if self.ema is not None and self.sharded:
+            shard(self.ema.module)
+        elif self.ema is not None and config.offload and not self.evaluates_average:
+            self.ema.module.to("cpu")
         self.weights: dict[nn.Module, TrainedWeights] = {}
         self.net, self.optimizer = self.prepare(net, config.learning_rate)
+        self.context.rolled = [teacher.network.net, self.net]
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Return a float32 network, on the device and in the student's dtype, and the optimiser of its ``weights``."""
-        weights = TrainedWeights(net.to(self.device), getattr(torch, self.config.student_dtype))
+        dtype = getattr(torch, self.config.student_dtype)
+        kind = ShardedWeights if self.sharded else TrainedWeights
+        weights = kind(net.to(self.device), dtype, offload=self.config.offload)
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
         if self.config.compile:
             compile_module(net, self.device, static=False)
         optimizer = make_optimizer(weights.parameters(), learning_rate, self.config)
-        prepared, optimizer = self.accelerator.prepare(net, optimizer)
+        prepared, optimizer = (net, optimizer) if self.sharded else self.accelerator.prepare(net, optimizer)
         self.weights[prepared] = weights
         return prepared, optimizer
 
@@ -137,7 +148,12 @@ class Stage(ABC):
         """Return what a checkpoint holds."""
         average = {} if self.ema is None else {"ema": self.ema}
         source = {} if self.source is None else self.source.stateful()
-        return {"net": self.weights[self.net], **average, "optimizer": self.optimizer, **source}
+        return {"net": self.weights[self.net], **average, "optimizer": self.moments(self.net, self.optimizer), **source}
+
+    def moments(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> Stateful:
+        """Return what a checkpoint holds of the optimiser of a network from ``prepare``."""
+        weights = self.weights[net]
+        return ShardedMoments(optimizer, weights) if isinstance(weights, ShardedWeights) else optimizer
 
     def require_sound(self, teacher: str, title: str, step: int, kept: str) -> None:
         """Refuse to go on where an output of the teacher since the last call, or a trained weight now, is unusable.
@@ -213,14 +229,14 @@ class Stage(ABC):
         total = torch.zeros((), device=self.device)
         weights, last = self.weights[net], self.config.gradient_accumulation - 1
         for part in range(last + 1):
-            # The gradients of a rounded network are added up in float32, outside of it. So each part is joined alone.
-            joined_later = part < last and not weights.rounded
+            # Where the weights are apart, their gradients are added up outside of the network, so each part is joined.
+            joined_later = part < last and not weights.apart
             with self.accelerator.no_sync(net) if joined_later else nullcontext():
                 loss = next(losses)
                 self.accelerator.backward(loss)
             weights.take_gradients()
             total += loss.detach()
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(weights.parameters(), self.config.gradient_clip))
+        norm = weights.clip(self.config.gradient_clip).to(self.device)
         bound = math.inf if self.config.skip_above is None else self.config.skip_above
         skipped = 1 - (torch.isfinite(total) & (norm.detach() < bound)).float()  # NaN is not below the bound
         if self.accelerator.num_processes > 1:
@@ -232,9 +248,10 @@ class Stage(ABC):
 
     def finish(self) -> nn.Module:
         """Return the final network, float32: the next stage's teacher, or the output."""
-        if self.ema is not None:
-            return self.ema.module
-        return self.weights[self.net].network()
+        weights = self.weights[self.net]
+        if self.ema is None:
+            return weights.network()
+        return whole_copy(weights.plan, self.ema.module) if isinstance(weights, ShardedWeights) else self.ema.module
 
     def denoiser(self) -> NetworkDenoiser:
         """Return the student as it is now. Without an average it has the student's dtype, not float32."""

@@ -56,6 +56,7 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
                 skip_limit=config.skip_limit,
                 callbacks=watchers(run, stage, name, title),
                 accelerator=run.accelerator,
+                divided=stage.sharded,
                 check=partial(
                     stage.require_sound, f"the teacher of the stage {title!r}, from {run.model.reference!r}", title
                 ),

@@ -22,8 +22,10 @@ from ddil_core.distillation.config import WatchConfig
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.loop import Callback
 from ddil_core.distillation.run import Run
+from ddil_core.distillation.sharding import whole
 from ddil_core.distillation.stage import Stage
 from ddil_core.models.generate import sample_latents
+from ddil_core.models.memory import on_device
 from ddil_core.models.sampling import Sampling
 from ddil_core.support.files import append_line
 from ddil_core.support.image_grids import overview
@@ -34,11 +36,10 @@ GRADIENTS_BEFORE = 4
 
 
 def watchers(run: Run[Any], stage: Stage, name: str, title: str) -> list[Callback]:
-    """Return the callbacks of a stage. Only the main process has any."""
+    """Return the callbacks of a stage. Only the main process has any, and the others where they divide the student."""
     config, callbacks = run.config, list[Callback]()
-    if not run.accelerator.is_main_process:
-        return callbacks
-    if config.trackers:
+    main = run.accelerator.is_main_process
+    if config.trackers and main:
         run.accelerator.init_trackers("ddil", config={"stage": name, "method": config.method, "seed": config.seed})
 
         def send(step: int, means: dict[str, float] | None) -> None:
@@ -46,7 +47,7 @@ def watchers(run: Run[Any], stage: Stage, name: str, title: str) -> list[Callbac
                 run.accelerator.log({f"{name}/{key}": value for key, value in means.items()}, step)
 
         callbacks.append(send)
-    if config.watch is not None and stage.sampling is not None:
+    if config.watch is not None and stage.sampling is not None and (main or stage.sharded):
         callbacks.append(Watch(run, stage, stage.sampling, config.watch, name, title))
     return callbacks
 
@@ -81,11 +82,15 @@ class Watch:
     def __call__(self, step: int, means: dict[str, float] | None) -> None:
         warnings = [] if means is None else self._gradient_warnings(means)
         if (step % self.config.every == 0 or step == self.stage.updates) and not self._is_done(step):
-            z = self.draw()
+            with whole([self.stage.denoiser().net]):  # all processes give their shares, and the main one samples
+                z = self.draw() if self.run.accelerator.is_main_process else None
+            if z is None:
+                return
             measured = measure_latents(z.float().cpu(), self.run.pool, self.run.reflection, self.config.images)
             if self.run.model.layout.images.pictures:
                 path = self.run.out / "grids" / f"{self.name}-{step}.png"
-                images = self.run.model.decode(z)
+                with on_device([self.run.model.pipeline.vae], z.device):
+                    images = self.run.model.decode(z)
                 overview(images.reshape(-1, self.config.images, *images.shape[1:]), self.prompts, path)
             line = json.dumps({"stage": self.title, "step": step, "watch": measured})
             append_line(self.run.out / "log.jsonl", line)
@@ -102,9 +107,10 @@ class Watch:
     def draw(self) -> Tensor:
         """Return latents [prompts · images, C, H, W] of the student as it is now."""
         denoiser = self.stage.denoiser()
+        device = self.run.accelerator.device
         reference = f"the student of {self.run.model.reference}"
         student = replace(self.run.model, reference=reference, denoiser=denoiser, sampling=self.sampling)
-        with evaluating(denoiser.net):
+        with on_device([denoiser.net], device), evaluating(denoiser.net):
             return sample_latents(student, self.samples, self.texts, self.sampling, seed=0)
 
     def _gradient_warnings(self, means: dict[str, float]) -> list[str]:

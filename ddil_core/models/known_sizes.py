@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ddil_core.models.memory import Need, decode_bytes, need_memory
 from ddil_core.models.system_specs import load_systems
@@ -14,10 +15,12 @@ class Architecture:
 
     Attributes:
         parameters: The number of parameters of each component.
+        unet: The configuration of the U-Net, as far as diffusers' defaults differ.
         decoder: The channels of the autoencoder's blocks.
     """
 
     parameters: dict[str, int]
+    unet: dict[str, Any]
     decoder: tuple[int, ...] = (128, 256, 512, 512)
 
 
@@ -25,10 +28,36 @@ VAE = 83_653_863
 CLIP_L = 123_060_480
 """CLIP ViT-L/14's text encoder."""
 
-SD1 = Architecture({"unet": 859_520_964, "vae": VAE, "text_encoder": CLIP_L})
-SD2 = Architecture({"unet": 865_910_724, "vae": VAE, "text_encoder": 340_387_840})
-SDXL = Architecture({"unet": 2_567_463_684, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": 694_659_840})
-LCM = Architecture(SD1.parameters | {"unet": SD1.parameters["unet"] + 256 * 320})
+SD1 = Architecture(
+    {"unet": 859_520_964, "vae": VAE, "text_encoder": CLIP_L},
+    {"cross_attention_dim": 768, "attention_head_dim": 8},
+)
+SD2 = Architecture(
+    {"unet": 865_910_724, "vae": VAE, "text_encoder": 340_387_840},
+    {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+)
+SDXL = Architecture(
+    {"unet": 2_567_463_684, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": 694_659_840},
+    {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+)
+LCM = Architecture(
+    SD1.parameters | {"unet": SD1.parameters["unet"] + 256 * 320}, SD1.unet | {"time_cond_proj_dim": 256}
+)
 """Stable Diffusion 1 with the projection of the guidance's embedding."""
 
 ARCHITECTURES = {"sd15": SD1, "instaflow": SD1, "dmd": SD1, "lcm": LCM, "sd21": SD2, "add": SD2, "sdxl": SDXL}
@@ -42,12 +71,15 @@ def known_need(name: str, width: int) -> Need | None:
         name: The name of a row of ``systems.yaml``.
         width: The bytes of a number.
     """
-    systems = load_systems()
-    if name not in systems:
+    architecture = architecture_of(name)
+    resolution = load_systems()[name].resolution if architecture is not None else None
+    if architecture is None or resolution is None:
         return None
-    system = systems[name]
-    architecture = ARCHITECTURES.get(system.base or name)
-    if architecture is None or system.resolution is None:
-        return None
-    decoding = decode_bytes({"block_out_channels": architecture.decoder}, system.resolution**2, width)
+    decoding = decode_bytes({"block_out_channels": architecture.decoder}, resolution**2, width)
     return need_memory(architecture.parameters, width, decoding)
+
+
+def architecture_of(name: str) -> Architecture | None:
+    """Return the architecture of a row of ``systems.yaml``, or of its base; None where it is not known here."""
+    systems = load_systems()
+    return ARCHITECTURES.get(systems[name].base or name) if name in systems else None

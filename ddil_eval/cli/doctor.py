@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_eval.cli import options
+from ddil_eval.cli import choices, options
 from ddil_eval.cli.listing import as_json, print_table
 
 if TYPE_CHECKING:
@@ -56,22 +56,46 @@ class Check:
 
 @click.command()
 @click.option("--model", "references", multiple=True, help="Estimate whether this model fits into the memory.")
+@click.option("--method", type=choices.METHOD, default=None, help="Estimate the memory of this distillation.")
+@click.option("--lora", is_flag=True, help="The distillation trains a LoRA.")
+@click.option("--protocol", type=options.PROTOCOL, default=None, help="Its protocol, in place of the shipped one.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="GPUs that divide its batch.")
 @options.variant_option
 @options.dtype_option
 @options.device_option
 @as_json
 @click.pass_context
 def doctor(
-    ctx: click.Context, references: tuple[str, ...], variant: str | None, dtype: str, device: str | None, as_json: bool
+    ctx: click.Context,
+    references: tuple[str, ...],
+    method: str | None,
+    lora: bool,
+    protocol: Path | None,
+    settings: tuple[str, ...],
+    processes: int,
+    variant: str | None,
+    dtype: str,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Check the machine, devices, packages, weights and tools, and say how to repair what is missing.
 
     With --model, the command estimates the memory that sampling and distilling with a model take. It reads only the
-    headers of the model's files. Exit status: 0 if everything that ddil requires works, 1 otherwise.
+    headers of the model's files. With --method too, it estimates a distillation component by component, and says
+    whether GPUs of 24, 48 and 80 GiB suffice. Exit status: 0 if everything that ddil requires works, 1 otherwise.
     """
+    if method is None and (lora or protocol or settings or processes > 1):
+        raise WrongCommand("--lora, --protocol, --set and --processes describe a distillation; name its --method")
+    if method is not None and not references:
+        raise WrongCommand("--method estimates the distillation of a model; name it with --model")
     checks = [*machine(), *packages(), torchvision_works(), *devices(), *weights(), latex()]
     for reference in references:
-        checks += memory(reference, variant, dtype, options.choose_device(device))
+        if method is None:
+            checks += memory(reference, variant, dtype, options.choose_device(device))
+            continue
+        told: Any = {"lora": lora, "protocol": protocol, "settings": settings, "variant": variant}
+        checks += distillation(reference, method, processes, told)
     healthy = all(check.ok for check in checks if check.required)
     if as_json:
         options.emit({"ok": healthy, "checks": [asdict(check) for check in checks]})
@@ -241,6 +265,23 @@ def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iter
         fits = nbytes <= free
         found = f"{size_text(nbytes)} of {size_text(free)} free on {device}{source}"
         yield Check("memory", f"{reference}: {use}", found, fits, required=False, cure="" if fits else cure)
+
+
+def distillation(reference: str, method: str, processes: int, told: Any) -> Iterator[Check]:
+    """List the memory of a distillation, and check whether GPUs of usual sizes suffice."""
+    options.quiet_libraries()
+    from ddil_core.distillation.memory_plan import SIZES
+    from ddil_core.models.hub import size_text
+    from ddil_eval.cli.doctor_memory import components, cure, planned
+
+    plan, config = planned(reference, method, processes=processes, **told)
+    for name, nbytes in components(plan):
+        yield Check("memory", f"{reference}, {method}: {name}", size_text(nbytes), ok=True)
+    for size in SIZES:
+        fits = plan.fits(size)
+        found = "enough" if fits else "too small"
+        less = "" if fits else cure(plan, config, processes)
+        yield Check("memory", f"{reference}, {method}: {size} GiB", found, ok=fits, required=False, cure=less)
 
 
 def _need(reference: str, variant: str | None, width: int) -> tuple[Need, str]:

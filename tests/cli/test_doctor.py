@@ -185,25 +185,8 @@ def test_known_sizes_are_those_of_the_published_configurations(name: str) -> Non
         sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
         return kind(CLIPTextConfig(**sizes, num_attention_heads=heads, projection_dim=width, vocab_size=49408))
 
-    xl: dict[str, Any] = {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-        "use_linear_projection": True,
-    }
-    two = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
-    unet = {"sd15": {"cross_attention_dim": 768}, "lcm": {"cross_attention_dim": 768, "time_cond_proj_dim": 256}} | {
-        "sd21": two,
-        "sdxl": xl,
-    }
     with torch.device("meta"):
-        networks: dict[str, Any] = {"unet": UNet2DConditionModel(**unet[name])}
+        networks: dict[str, Any] = {"unet": UNet2DConditionModel(**ARCHITECTURES[name].unet)}
         networks["vae"] = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -249,3 +232,28 @@ def test_a_known_system_with_its_files_is_not_estimated_without_them(
     assert result.stderr.splitlines()[-1] == (
         "error: the model 'sd15' has no weights of the variant 'fp16' here; it has only the plain files"
     )
+
+
+@pytest.mark.weights
+def test_a_distillation_is_estimated_component_by_component(cli: Callable[..., Result]) -> None:
+    result = cli("doctor", "--model", "shapes", "--method", "pd", "--set", "batch_size=2", "--json")
+    found = {
+        check["name"].removeprefix("shapes, pd: "): check["found"]
+        for check in json.loads(result.stdout)["checks"]
+        if check["group"] == "memory"
+    }
+    assert [*found] == [
+        "teacher", "student", "optimizer", "average", "autoencoder", "aggregated dataset", "gradients", "activations",
+        "in all, on each GPU", "24 GiB", "48 GiB", "80 GiB",
+    ]  # fmt: skip
+    assert found["teacher"] == found["student"] == "25.3 MiB" and found["24 GiB"] == "enough"
+
+
+def test_what_describes_a_distillation_needs_its_method_and_a_method_its_model(cli: Callable[..., Result]) -> None:
+    for words, says in (
+        (("--model", "shapes", "--set", "batch_size=2"), "--lora, --protocol, --set and --processes describe a"),
+        (("--method", "pd"), "--method estimates the distillation of a model; name it with --model"),
+        (("--model", "shapes", "--method", "pd", "--processes", 3), "is not divisible by 3 processes"),
+    ):
+        result = cli("doctor", *words)
+        assert (result.exit_code, result.stdout) == (2, "") and says in result.stderr

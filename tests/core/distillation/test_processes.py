@@ -42,11 +42,19 @@ RUNS: dict[str, dict[str, Any]] = {
         "watch": {"every": 2, "prompts": 1, "images": 2},
         "ddil": DDIL,
     },
-    "lcm": {"method": "lcm", "updates": 4, "w_embedding": 16, "ddil": UNEVEN},
+    "lcm": {"method": "lcm", "updates": 4, "w_embedding": 16, "pool": 130, "ddil": UNEVEN},  # three batches of images
     "dmd2": {"method": "dmd2", "updates": 4, "critic_updates": 1, "teacher_steps": 4, "gan": {}, "ddil": DDIL},
     "dmd2-simulated": {"method": "dmd2", "updates": 2, "critic_updates": 1, "regression": REGRESSION},
 }
-STOPPED = {"dmd2": 2, "lcm": 1}
+SHARDED: dict[str, dict[str, Any]] = {
+    "lcm-sharded": RUNS["lcm"] | {"pool": 12, "stream": 0.5, "shard": True},
+    "lora-sharded": {"method": "lcm", "updates": 2, "lora": {"rank": 4, "alpha": 4}, "ddil": DDIL, "shard": True}
+    | {"watch": {"every": 1, "prompts": 1, "images": 2}},
+    "dmd2-sharded": RUNS["dmd2-simulated"] | {"updates": 4, "gan": {}, "gradient_accumulation": 2, "shard": True},
+}
+"""Runs whose networks two processes divide. One process divides nothing."""
+RUNS |= SHARDED
+STOPPED = {"dmd2": 2, "lcm": 1, "lcm-sharded": 1, "dmd2-sharded": 2}
 """Runs that stop after their third update, and how many processes take them up again at their second."""
 SCRIPT = """
 import json, os, sys
@@ -57,6 +65,9 @@ from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation import consistency
 from ddil_core.distillation import matching
 from ddil_core.distillation.distill import distill
+from ddil_core.data import pool
+
+pool.PART = 1  # so that both processes encode
 
 class Stopped(Exception):
     pass
@@ -71,6 +82,7 @@ def stopping(update):
 
 teacher, out, runs, stopped = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
 stages = {"dmd2": matching.MatchingStage, "lcm": consistency.ConsistencyStage}
+stages |= {f"{name}-sharded": stage for name, stage in stages.items()}
 evaluated = dict.fromkeys(runs, 0)
 def count(module, args, output):
     if isinstance(module, UNet2DConditionModel):
@@ -147,6 +159,8 @@ def test_two_processes_give_the_student_of_one(teacher: Path, together: Path, tm
     one, two = moved(tmp_path / name, start), moved(together / name, start)
     assert float(one.norm()) > 0
     assert distance(two, one) < 5e-3
+    encoded = [out / name / "checkpoints" / "data.safetensors" for out in (tmp_path, together)]
+    assert encoded[0].read_bytes() == encoded[1].read_bytes()
     assert not list(together.rglob("*.partial"))
     if name in STOPPED:
         return  # what it did again counts twice, and its lines are means since it was taken up

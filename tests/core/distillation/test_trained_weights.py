@@ -112,3 +112,25 @@ def test_a_checkpoint_holds_the_weights_and_what_is_frozen_is_left_out() -> None
     weights.load_state_dict(held)
     assert torch.equal(weights.weights["0.weight"], start["0.weight"])
     assert torch.equal(net[0].weight, start["0.weight"].bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["pd", "lcm", "lcm-lora", "dmd2"])
+def test_offload_trains_the_same_weights_bit_for_bit(model: Model, pool: LatentPool, kind: str) -> None:
+    """On a CPU host and device are one, so what remains is that the weights of network and optimiser are apart."""
+    here, there = (
+        make(kind, model, pool, ddil=False, learning_rate=1e-3, offload=offload, gradient_accumulation=2)
+        for offload in (False, True)
+    )
+    for step in range(2):
+        here.update(step)
+        there.update(step)
+    for name, state in here.stateful().items():
+        if name in ("net", "critic"):
+            other = there.stateful()[name].state_dict()
+            assert all(torch.equal(tensor, other[key]) for key, tensor in state.state_dict().items())
+    own = {parameter.data_ptr() for parameter in there.net.parameters()}
+    held = [parameter for group in there.optimizer.param_groups for parameter in group["params"]]
+    assert held and not own & {parameter.data_ptr() for parameter in held}
+    assert {parameter.device.type for parameter in held} == {"cpu"}
+    for name, weight in there.weights[there.net].weights.items():
+        assert torch.equal(weight, dict(there.net.named_parameters())[name])

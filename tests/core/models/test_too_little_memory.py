@@ -96,8 +96,8 @@ def test_training_names_what_helps(folder: Path, tmp_path: Path, monkeypatch: py
     assert sentence.startswith(
         "the memory of cpu is too small for the stage '4 → 2 steps'; go on with --set gradient_accumulation=2 (the "
         "activations shrink to 50%), gradient_checkpointing=true (most activations are computed twice, and not kept), "
-        "teacher_batch_size=4 (evaluations without gradients take half); or begin another run with --set "
-        "optimizer=8bit (about "
+        "teacher_batch_size=4 (evaluations without gradients take half), offload=true (float32 weights, moments and "
+        "average wait on the host, which takes longer); or begin another run with --set optimizer=8bit (about "
     )
     assert sentence.endswith(f"'ddil doctor --model {folder}' estimates the rest") and "\n" not in sentence
 
@@ -106,6 +106,7 @@ def test_the_savings_are_those_of_the_doctor() -> None:
     """For Stable Diffusion 1.5: 6 bytes a parameter and network for the moments, 2 for the teacher."""
     parameters = 860_000_000
     told = {"stages": [{"steps": 2, "updates": 2}], "batch_size": 1, "gradient_checkpointing": True}
+    told |= {"offload": True, "optimizer": "fused"}
     go_on, anew = savings(ProgressiveConfig.model_validate(told | {"teacher_batch_size": 1}), parameters)
     assert go_on == [] and anew[:2] == [
         "optimizer=8bit (about 4.81 GiB less)", "teacher_dtype=bfloat16 (about 1.60 GiB less)",

@@ -1,0 +1,67 @@
+"""The estimate of a distillation's memory, against the tensors that are alive in the updates of its stages."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddil_core.data.pool import LatentPool
+from ddil_core.distillation.memory_plan import plan_memory
+from ddil_core.models.model import Model
+from ddil_core.models.network_shapes import network_shape
+from ddil_core.support.live_bytes import LiveBytes
+from tests.core.distillation.test_dropout import DDIL, make
+
+FEW = DDIL | {"capacity": 128}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("pd", {"gradient_checkpointing": True, "gradient_accumulation": 2}),
+    ("lcm", {"student_dtype": "bfloat16"}),
+    ("lcm-lora", {}),
+    ("dmd2", {}),
+]
+
+
+def test_live_bytes_count_a_storage_once_and_until_it_is_freed() -> None:
+    there = torch.zeros(100)
+    with LiveBytes([there]) as live:
+        kept = there + 1
+        part = kept[:10].view(5, 2) * 2
+        assert live.live == 400 + 40
+        del kept
+        assert (live.live, live.peak) == (40, 440)
+        there.add_(part.sum())  # the sum is freed at once, and what was there does not count
+        assert (live.live, live.peak) == (40, 440)
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=[kind for kind, _ in CASES])
+def test_the_estimate_is_near_the_measured_peak(
+    folder: Path, model: Model, pool: LatentPool, kind: str, options: dict[str, Any]
+) -> None:
+    """Within 5 %; weights and moments exactly. The data and the teacher's networks are there before."""
+    networks = (model.denoiser.net, model.pipeline.vae, model.pipeline.text_encoder)
+    present = chain.from_iterable((*net.parameters(), *net.buffers()) for net in networks)
+    with LiveBytes([*present, pool.mean, pool.std, *pool.condition.values()]) as live:
+        stage = make(kind, model, pool, FEW, teacher_batch_size=4, **options)
+        for step in range(2):
+            stage.update(step)
+    plan = plan_memory(network_shape(str(folder)), stage.config, stage.teacher.nfe)
+    teacher = total(model.denoiser.net.parameters())
+    assert plan.device["teacher"] == teacher
+    assert plan.device["student"] == total(stage.net.parameters())
+    assert plan.device["optimizer"] == total(moments(stage))
+    assert plan.total - plan.device["autoencoder"] == pytest.approx(live.peak + teacher, rel=0.05)
+
+
+def total(tensors: Any) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def moments(stage: Any) -> list[Tensor]:
+    optimizers = [stage.optimizer, *([stage.critic_optimizer] if hasattr(stage, "critic") else [])]
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return [tensor for state in states for tensor in state.values() if tensor.dim()]
