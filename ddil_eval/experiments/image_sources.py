@@ -302,7 +302,8 @@ class ImageWriter:
             for n in range(self.number)
         ]
         write_text(self.folder / INDEX, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_manifest(self.folder, [self.folder / name for name in (*(row["file"] for row in rows), INDEX, ORIGIN)])
+        files = [*(str(row["file"]) for row in rows), INDEX, ORIGIN]
+        write_manifest(self.folder, [self.folder / name for name in files])
 
 
 def is_whole(path: Path) -> bool:
