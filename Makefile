@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
-# Kills commands and damages their files, many times. It takes about half an hour.
+# Stops commands, fills their disks and damages their files, many times. It takes about an hour on a quiet core.
 faults: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.faults $(ARGS)
 

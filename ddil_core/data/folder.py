@@ -251,7 +251,9 @@ def _warn_of_ignored(
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in (*ENDINGS, *OTHER_ENDINGS) for path in folder.rglob("*"))
+    """Whether there is an image at any depth. What cannot be read, or vanishes meanwhile, holds none."""
+    endings = (*ENDINGS, *OTHER_ENDINGS)
+    return any(name.lower().endswith(endings) for _, _, names in os.walk(folder) for name in names)
 
 
 def _refuse_file_twice(images: Sequence[ImageFile], source: str) -> None:

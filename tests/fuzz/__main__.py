@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import chdir
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -102,8 +102,11 @@ def fuzz(
     outcomes, findings = Counter[tuple[str, int | None]](), list[Finding]()
     before = signal.signal(signal.SIGALRM, _stop)
     try:
-        with tempfile.TemporaryDirectory() as folder, chdir(folder):
-            place = Path(folder).resolve()
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            place = Path(folder).resolve() / "place"  # some cases read "..", which holds nothing else
+            place.mkdir()
+            stack.enter_context(chdir(place))
             make_place(place)
             for kind, case in cases(count, seed):
                 if only is not None and only not in kind.name:
