@@ -84,6 +84,19 @@ class Clock:
     def timestep(self, sigma: Tensor) -> int:
         return int((sigma.log() - self.sigmas.log()).abs().argmin())
 
+    def simple(self, steps: int) -> Tensor:
+        """The scheduler ``simple``: every (1000/steps)-th level from the largest."""
+        return torch.stack([self.sigmas[-(1 + int(step * 1000 / steps))] for step in range(steps)])
+
+    def sgm_uniform(self, steps: int) -> Tensor:
+        """The scheduler ``sgm_uniform``: evenly spaced times, and log σ' between those of two timesteps."""
+        times, logs = torch.linspace(999, 0, steps + 1)[:-1], self.sigmas.log()
+        return torch.lerp(logs[times.floor().long()], logs[times.ceil().long()], times.frac()).exp()
+
+    def ddim_uniform(self, steps: int) -> Tensor:
+        """The scheduler ``ddim_uniform``: every (1000/steps)-th level from the second smallest."""
+        return self.sigmas[1 :: 1000 // steps].flip(0)
+
 
 @torch.no_grad()
 def sample(workflow: Workflow, network: Callable[[Tensor, Tensor], Tensor], z: Tensor, noise: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ class Base:
     licence: str | None = None
 
 
-def base_of(reference: str) -> Base:
+def base_of(teacher: object) -> Base:
     """Return the base that a teacher's reference comes from. The teacher of a run comes from that run's teacher."""
+    reference = str(teacher)
     if reference in SHIPPED:
         return Base(f"`{reference}`, shipped with ddil", None, SHIPPED_LICENCE)
     systems = load_systems()
@@ -41,7 +42,7 @@ def base_of(reference: str) -> Base:
         return Base(f"a local model, `{last_part(tail)}`, in the layout of {systems[head].title}")
     path = user_path(reference, "the teacher")
     if (path / RUN).is_file():
-        before = base_of(str(read_run(path / RUN)["teacher"]))
+        before = base_of(read_run(path / RUN)["teacher"])
         return Base(f"`{last_part(reference)}`, itself a student of {before.name}", None, before.licence)
     repository = None if path.exists() else Repository.parse(reference)
     row_of = next((row for row in systems.values() if repository is not None and row.source == repository.name), None)

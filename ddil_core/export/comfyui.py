@@ -20,7 +20,6 @@ from ddil_core.diffusion.schedule import Schedule
 from ddil_core.export import lora, single_file
 from ddil_core.export.finished import FinishedRun
 from ddil_core.export.options import Options
-from ddil_core.export.stock import stock_call
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
 from ddil_core.support.progress import warn
@@ -128,7 +127,7 @@ def write(run: FinishedRun, folder: Path, options: Options) -> str:
     else:
         lora.write_kohya(run, target, options.name)
     write_text(folder / WORKFLOW, json.dumps(workflow(run, options), indent=2) + "\n")
-    call, unknown = stock_call(run), _unknown(run)
+    unknown = _unknown(run)
     if unknown:
         warn(f"ComfyUI will not load this student: {unknown}")
     noise = (
@@ -140,8 +139,8 @@ def write(run: FinishedRun, folder: Path, options: Options) -> str:
     return f"""\
 Copy the folder `models` into ComfyUI's own folder, and open `{WORKFLOW}` in ComfyUI (drag it into the window).{needs}
 
-The workflow is in ComfyUI's API format. An old ComfyUI has no node `ManualSigmas`: update it. {noise} Do not
-replace `ManualSigmas` by a scheduler of ComfyUI's list: none has this grid. In diffusers' words it is {call.text()}.
+The workflow is in ComfyUI's API format. Its node `ManualSigmas` holds the noise levels of the student's timesteps: keep
+it, as most of ComfyUI's own schedulers take others. An old ComfyUI has no such node: update it. {noise}
 {f"{chr(10)}**ComfyUI will not load these weights**: {unknown}.{chr(10)}" if unknown else ""}"""
 
 

@@ -96,6 +96,9 @@ def open_finished(folder: Path) -> FinishedRun:
     if not (folder / RUN).is_file():
         raise WrongCommand(f"{folder} is no run of 'ddil distill', as it has no {RUN}; name the --out of one")
     content = read_run(folder / RUN)
+    if not isinstance(content["config"], dict):
+        raise DdilError(f"the file {folder / RUN} is damaged (its config is no mapping); take another copy of the run")
+    method_of(content["config"], f"the file {folder / RUN}")
     student = resolve(str(folder.absolute())).folder
     if not (student / SYSTEM_FILE).is_file():
         raise DdilError(

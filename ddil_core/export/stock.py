@@ -65,19 +65,19 @@ def stock_call(run: FinishedRun) -> StockCall:
         WrongCommand: see ``require_stock``.
     """
     require_stock(run)
-    times, guidance = run.times, {"guidance_scale": run.sampling.guidance_scale} | _size(run)
-    is_flow = isinstance(run.schedule, FlowSchedule)
-    schedulers = _flow(run) if is_flow else _SCHEDULERS[run.sampling.solver](run.scheduler_config, len(times))
-    if run.sampling.solver == "tcd":
-        guidance["eta"] = GAMMA if run.sampling.gamma is None else run.sampling.gamma
+    times, schedule, solver = run.times, run.schedule, run.sampling.solver
+    more = {"guidance_scale": run.sampling.guidance_scale} | _size(run)
+    if solver == "tcd":
+        more["eta"] = GAMMA if run.sampling.gamma is None else run.sampling.gamma
+    is_flow = isinstance(schedule, FlowSchedule)
+    schedulers = _flow(run) if is_flow else _SCHEDULERS[solver](run.scheduler_config, len(times))
     for scheduler in schedulers:
         taken = _grid(scheduler, len(times), run.layout.pipeline)
         if len(taken) == len(times) and np.allclose(taken, times, rtol=1e-6, atol=0):
-            return StockCall(scheduler, {"num_inference_steps": len(times)} | guidance)
-    if isinstance(run.schedule, FlowSchedule):
-        straight = [unshifted(run.schedule, time) for time in times]
-        return StockCall(schedulers[-1], {"sigmas": straight} | guidance)
-    return StockCall(schedulers[0], {"timesteps": times} | guidance)
+            return StockCall(scheduler, {"num_inference_steps": len(times)} | more)
+    if isinstance(schedule, FlowSchedule):
+        return StockCall(schedulers[-1], {"sigmas": [unshifted(schedule, time) for time in times]} | more)
+    return StockCall(schedulers[0], {"timesteps": times} | more)
 
 
 def _grid(scheduler: Any, steps: int, pipeline: str) -> list[float]:

@@ -23,13 +23,20 @@ COMMANDS: dict[tuple[str, ...], dict[str, str]] = {
     ("eval", "score"): {"--reference": "dir", "--out": "o", "--device": "cpu"},
     ("eval", "prompt-inversion"): {"--teacher": NO_MODEL, "--model": NO_MODEL, "--out": "o", "--device": "cpu"},
     ("report",): {"--results": "dir", "--out": "o"},
+    ("export",): {"--to": "diffusers", "--out": "o"},
     ("models", "convert"): {},
     ("models", "download"): {},
     ("metrics",): {},
 }
 """Commands with the options that they need, and few prompts, so that a case takes milliseconds."""
 
-ARGUMENTS = {("eval", "run"): 1, ("eval", "score"): 2, ("models", "convert"): 2, ("models", "download"): 1}
+ARGUMENTS = {
+    ("eval", "run"): 1,
+    ("eval", "score"): 2,
+    ("export",): 1,
+    ("models", "convert"): 2,
+    ("models", "download"): 1,
+}
 
 PATHS = (
     "file", "file/x", "dir", "dangling", "loop/x", "pipe", "/dev/null", "/proc/x", "a\0b", "x" * 256, "new/" + "x" * 256,

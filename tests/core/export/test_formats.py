@@ -246,6 +246,14 @@ def test_a_workflow_draws_the_same(name: str, runs: Runs, teachers: Callable[[st
     assert (empty["height"] // 8, empty["width"] // 8) == shape[1:]
 
 
+def test_which_of_comfyuis_schedulers_have_a_students_grid() -> None:
+    clock = comfyui.Clock()
+    grids = {"pd": [999, 749, 500, 250], "lcm": [999, 759, 499, 259], "dmd2": [999, 749, 499, 249]}
+    levels = {kind: getattr(clock, kind)(4) for kind in ("simple", "sgm_uniform", "ddim_uniform")}
+    same = {(n, k) for n, grid in grids.items() for k, s in levels.items() if torch.allclose(clock.sigmas[grid], s)}
+    assert same == {("dmd2", "simple")}
+
+
 def _loaded(workflow: comfyui.Workflow, run: FinishedRun, done: Exported, base: Path, scratch: Path) -> Any:
     """The U-Net of the files that the workflow names, as diffusers loads them."""
     checkpoint = comfyui.inputs_of(workflow, "CheckpointLoaderSimple")["ckpt_name"]

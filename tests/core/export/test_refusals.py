@@ -54,6 +54,14 @@ def test_what_is_no_finished_run(light: Callable[..., Path], tmp_path: Path) -> 
     assert "has no student yet; finish it with 'ddil distill … --resume'" in refused(run, "diffusers")
 
 
+@pytest.mark.parametrize("config", ["[]", "{method: [1]}", "{method: nothing}"])
+def test_a_damaged_run(light: Callable[..., Path], config: str) -> None:
+    run = light("pd")
+    (run / "run.yaml").write_text(f"{{teacher: shapes, data: shapes, config: {config}}}")
+    with pytest.raises(DdilError, match="its config is no mapping|has the method .* which is not known"):
+        prepare(run, "diffusers", run.parent / "out")
+
+
 def test_names_and_folders(light: Callable[..., Path]) -> None:
     run = light("pd")
     assert "the format 'zip' is not known; it may be one of diffusers, single-file, lora, comfyui" in refused(
