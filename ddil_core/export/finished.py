@@ -16,6 +16,7 @@ from ddil_core.models.layouts import LAYOUTS, Layout
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
+from ddil_core.models.settings import with_own_shift
 from ddil_core.models.weights import read_index, read_json
 from ddil_core.support.errors import DdilError, WrongCommand
 
@@ -71,7 +72,9 @@ class FinishedRun:
     @property
     def schedule(self) -> Schedule:
         config = self.scheduler_config
-        return FlowSchedule.from_config(config) if is_flow(config) else Schedule.from_config(config)
+        if not is_flow(config):
+            return Schedule.from_config(config)
+        return FlowSchedule.from_config(with_own_shift(config, self.settings))
 
     @property
     def times(self) -> list[Time]:
