@@ -48,14 +48,9 @@ def earlier(schedule: Schedule, time: Time, timesteps: int) -> Time:
     """Return the time that lies a number of training timesteps before another, at least 0."""
     if not isinstance(schedule, FlowSchedule):
         return max(int(time) - timesteps, 0)
-    straight = before_shift(schedule, time) - timesteps / len(schedule)
-    return float(len(schedule) * schedule.shifted(max(straight, 0.0)))
-
-
-def before_shift(schedule: FlowSchedule, time: Time) -> float:
-    """Return the s in [0, 1] that the flow's shift moves to a time."""
     shifted = time / len(schedule)
-    return shifted / (schedule.shift - (schedule.shift - 1) * shifted)
+    straight = shifted / (schedule.shift - (schedule.shift - 1) * shifted)
+    return float(len(schedule) * schedule.shifted(max(straight - timesteps / len(schedule), 0.0)))
 
 
 def consistency_grid(schedule: Schedule, points: int, steps: int) -> list[Time]:

@@ -63,11 +63,6 @@ def require(run: FinishedRun, options: Options) -> None:
         )
     if run.prediction not in _PREDICTIONS:
         raise WrongCommand(f"{who} predicts {run.prediction}, which no node of ComfyUI says; export it --to diffusers")
-    if run.sampling.solver not in _SAMPLERS:
-        raise WrongCommand(
-            f"{who} is sampled with {run.sampling.solver}, for which ComfyUI has no sampler here; export it "
-            "--to diffusers"
-        )
     if run.sampling.guidance_scale != 1:
         raise WrongCommand(
             f"{who} is sampled with guidance {run.sampling.guidance_scale:g}, and workflows are written for students "

@@ -16,7 +16,6 @@ from ddil_core.models.layouts import LAYOUTS, Layout
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.references import resolve
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
-from ddil_core.models.settings import with_own_shift
 from ddil_core.models.weights import read_index, read_json
 from ddil_core.support.errors import DdilError, WrongCommand
 
@@ -72,9 +71,7 @@ class FinishedRun:
     @property
     def schedule(self) -> Schedule:
         config = self.scheduler_config
-        if not is_flow(config):
-            return Schedule.from_config(config)
-        return FlowSchedule.from_config(with_own_shift(config, self.settings))
+        return FlowSchedule.from_config(config) if is_flow(config) else Schedule.from_config(config)
 
     @property
     def times(self) -> list[Time]:

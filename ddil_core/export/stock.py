@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddil_core.diffusion.few_step import before_shift
-from ddil_core.diffusion.schedule import FlowSchedule, Time
+from ddil_core.diffusion.schedule import Time
 from ddil_core.export.finished import FinishedRun
 from ddil_core.support.errors import WrongCommand
 
@@ -34,8 +33,7 @@ def require_stock(run: FinishedRun) -> None:
     """Refuse a student that diffusers cannot sample as it was made to be sampled.
 
     Raises:
-        WrongCommand: the student draws points, its solver has no scheduler here, its x̂ is reflected, or its network is
-            told where its jumps end.
+        WrongCommand: the student draws points, its solver has no scheduler here, or its x̂ is reflected.
     """
     if not run.layout.images.pictures:
         raise WrongCommand(f"the student in {run.student} draws points, which no pipeline of diffusers does")
@@ -44,9 +42,7 @@ def require_stock(run: FinishedRun) -> None:
             f"the student in {run.student} is sampled with {run.sampling.solver}, and export knows no scheduler of "
             f"diffusers for it; it knows those for {', '.join(_SCHEDULERS)}"
         )
-    if run.network_config.get("class_embed_type") == "timestep":
-        raise WrongCommand(f"the student in {run.student} is told where its jumps end, which no other program does")
-    if run.sampling.reflection != "none" or not (run.sampling.ends_clean or run.sampling.solver == "tcd"):
+    if run.sampling.reflection != "none" or not run.sampling.ends_clean:
         what = f"reflection {run.sampling.reflection}" if run.sampling.ends_clean else "an end at timestep 0"
         raise WrongCommand(f"the student in {run.student} is sampled with {what}, which no other program does")
 
@@ -58,35 +54,14 @@ def stock_call(run: FinishedRun) -> StockCall:
         WrongCommand: see ``require_stock``.
     """
     require_stock(run)
-    times = run.times
-    told = {"guidance_scale": run.sampling.guidance_scale} | _ARGUMENTS.get(run.layout.pipeline, {})
-    told |= {side: run.settings[side] for side in ("height", "width") if side in run.settings}
-    if run.sampling.gamma is not None:
-        told["eta"] = run.sampling.gamma  # TCDScheduler's name of γ
-    if isinstance(run.schedule, FlowSchedule):
-        return StockCall(_own_scheduler(run), _flow_times(run.schedule, times) | told)
+    times, guidance = run.times, {"guidance_scale": run.sampling.guidance_scale}
     schedulers = _SCHEDULERS[run.sampling.solver](run.scheduler_config, times)
     for scheduler in schedulers:
         scheduler.set_timesteps(len(times))
         if scheduler.timesteps.tolist() == times:
-            return StockCall(scheduler, {"num_inference_steps": len(times)} | told)
+            return StockCall(scheduler, {"num_inference_steps": len(times)} | guidance)
     assert "timesteps" in inspect.signature(schedulers[0].set_timesteps).parameters
-    return StockCall(schedulers[0], {"timesteps": times} | told)
-
-
-def _own_scheduler(run: FinishedRun) -> Any:
-    """Return the scheduler that the run saved with the student."""
-    import diffusers
-
-    config = run.scheduler_config
-    return getattr(diffusers, config["_class_name"]).from_config(config)
-
-
-def _flow_times(schedule: FlowSchedule, times: Sequence[Time]) -> dict[str, Any]:
-    """Return the argument that gives a flow's pipeline these times. A student's own scheduler has the even grid."""
-    if list(times) == schedule.grid(len(times)):
-        return {"num_inference_steps": len(times)}
-    return {"sigmas": [before_shift(schedule, time) for time in times]}
+    return StockCall(schedulers[0], {"timesteps": times} | guidance)
 
 
 def _ddim(config: Mapping[str, Any], times: Sequence[Time]) -> list[Any]:
@@ -108,25 +83,5 @@ def _lcm(config: Mapping[str, Any], times: Sequence[Time]) -> list[Any]:
     return [own, LCMScheduler.from_config(dict(config), original_inference_steps=len(times))]
 
 
-def _tcd(config: Mapping[str, Any], times: Sequence[Time]) -> list[Any]:
-    from diffusers import TCDScheduler
-
-    return [TCDScheduler.from_config(dict(config))]
-
-
-_SCHEDULERS: dict[str, Callable[[Mapping[str, Any], Sequence[Time]], list[Any]]] = {
-    "ddim": _ddim,
-    "lcm": _lcm,
-    "tcd": _tcd,
-}
+_SCHEDULERS: dict[str, Callable[[Mapping[str, Any], Sequence[Time]], list[Any]]] = {"ddim": _ddim, "lcm": _lcm}
 """For each solver: makes schedulers of diffusers that take its steps, from the student's own scheduler and grid."""
-
-_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "FluxPipeline": {"max_sequence_length": 256},
-    "PixArtSigmaPipeline": {"use_resolution_binning": False, "clean_caption": False},
-    "SanaPipeline": {"use_resolution_binning": False},
-}
-"""What a layout's pipeline must be told, so that it reads prompts and takes the size as ``ddil sample`` does.
-
-FLUX's students read 256 tokens, as schnell does.
-"""

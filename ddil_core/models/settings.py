@@ -60,17 +60,9 @@ def process_of(
         return Schedule.from_config(config), prediction
     if prediction == "rectified_flow":
         return FlowSchedule.straight(), prediction
-    return FlowSchedule.from_config(with_own_shift(config, own_sampling), tokens), prediction
-
-
-def with_own_shift(config: dict[str, Any], own_sampling: dict[str, Any]) -> dict[str, Any]:
-    """Return a flow scheduler's configuration with the shift that ``ddil.json`` names, if it does.
-
-    A student's scheduler has the shift and the end of the student's own grid.
-    """
-    if "shift" not in own_sampling:
-        return config
-    return config | {"shift": own_sampling["shift"], "shift_terminal": None, "use_dynamic_shifting": False}
+    if "shift" in own_sampling:  # a student's scheduler has the shift and the end of the student's own grid
+        config = config | {"shift": own_sampling["shift"], "shift_terminal": None, "use_dynamic_shifting": False}
+    return FlowSchedule.from_config(config, tokens), prediction
 
 
 def sampling_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,6 @@ from ddil_core.diffusion.transformers import from_tokens, to_tokens
 from ddil_core.distillation.critic import Critic
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
-from ddil_core.export.export import export, prepare
-from ddil_core.export.finished import open_finished
-from ddil_core.export.stock import stock_call
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import SYSTEM_FILE
@@ -50,8 +48,11 @@ METHOD: dict[str, dict[str, Any]] = {
     "lcm-lora": {"method": "lcm", "lora": LORA} | LCM,
     "dmd2-lora": DMD2 | {"lora": LORA},
 }
-FLOW = ("pd", "lcm", "dmd2", "pd-lora", "lcm-lora", "dmd2-lora")
-RUNS = {"FLUX.1": FLOW, "SANA": FLOW, "PixArt-Σ": ("pd-convert", "lcm", "tcd", "dmd2")}
+RUNS = {
+    "FLUX.1": ("pd", "lcm", "dmd2", "pd-lora", "dmd2-lora"),
+    "SANA": ("pd", "lcm", "dmd2", "lcm-lora"),
+    "PixArt-Σ": ("pd-convert", "lcm", "tcd", "dmd2"),
+}
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 Saved = Callable[[str], Path]
@@ -88,19 +89,31 @@ def go(teacher: Path, data: str, out: Path, method: str, **more: Any) -> Path:
     return distill(str(teacher), data, METHODS[told["method"]].config.model_validate(told), out, device="cpu")
 
 
-def stock(folder: Path, out: Path, shape: tuple[int, int, int]) -> Tensor:
-    """The latents of diffusers' pipeline in a folder, by the call that ``ddil export`` prints for the run ``out``."""
-    pipeline, call = DiffusionPipeline.from_pretrained(folder), stock_call(open_finished(out))
-    pipeline.scheduler = call.scheduler
+def stock(folder: Path, shape: tuple[int, int, int], steps: int) -> tuple[Tensor, list[float]]:
+    """The latents of diffusers' pipeline in a folder, and the times of its scheduler."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     z, generators = initial_noise(SAMPLES, shape, 0), [sample.generator(0, "solver") for sample in SAMPLES]
-    flux = type(pipeline).__name__ == "FluxPipeline"
-    if type(call.scheduler).__name__ == "FlowMatchLCMScheduler" and flux:  # its pipeline gives no generators
-        step = call.scheduler.step
-        call.scheduler.step = lambda *args, **more: step(*args, generator=generators, **more)
-    latents = to_tokens(z) if flux else z
-    drawn = pipeline(PROMPTS, latents=latents, generator=generators, output_type="latent", **call.arguments).images
-    return from_tokens(drawn, shape[1] // 2, shape[2] // 2) if flux else drawn
+    told = {"num_inference_steps": steps, "guidance_scale": 1.0, "output_type": "latent"} | SIZE
+    if type(pipeline.scheduler).__name__ in ("LCMScheduler", "TCDScheduler"):
+        told |= {"timesteps": json.loads((folder / SYSTEM_FILE).read_text())["grid"], "eta": 0.3}  # γ
+    kind = type(pipeline).__name__
+    told |= {"max_sequence_length": 256} if kind == "FluxPipeline" else {"use_resolution_binning": False}
+    if kind == "PixArtSigmaPipeline":
+        told["clean_caption"] = False
+    if kind != "FluxPipeline":
+        drawn = pipeline(PROMPTS, latents=z, generator=generators, **told).images
+        return drawn, pipeline.scheduler.timesteps.tolist()
+    rows, step = (shape[1] // 2, shape[2] // 2), pipeline.scheduler.step
+    noise = {"generator": generators} if type(pipeline.scheduler).__name__ == "FlowMatchLCMScheduler" else {}
+
+    def unpacked(output: Tensor, t: Tensor, latents: Tensor, **more: Any) -> tuple[Tensor]:
+        """FLUX's pipeline gives its scheduler no generators, which here draw the noise of latents, not of tokens."""
+        return (to_tokens(step(from_tokens(output, *rows), t, from_tokens(latents, *rows), **noise, **more)[0]),)
+
+    pipeline.scheduler.step = unpacked
+    drawn = pipeline(PROMPTS, latents=to_tokens(z), **told).images
+    return from_tokens(drawn, *rows), pipeline.scheduler.timesteps.tolist()
 
 
 @pytest.mark.parametrize(("name", "method"), [(name, method) for name, methods in RUNS.items() for method in methods])
@@ -113,16 +126,17 @@ def test_diffusers_draws_what_our_sampler_draws(
     told = json.loads((student / SYSTEM_FILE).read_text())
     assert {side: told[side] for side in SIZE} == SIZE and model.latent_shape == teacher.latent_shape
     assert told["grid"] == pytest.approx(model.sampling.times(teacher.denoiser.schedule))
-    ours = sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model), 0)
-    assert distance(ours, stock(student, out, model.latent_shape)) < 1e-5
+    sampling = resolve_sampling(model)
+    theirs, times = stock(student, model.latent_shape, len(told["grid"]))
+    if method == "pd-convert":  # diffusers' DDIMScheduler has no grid 999, 749, 500, 250
+        sampling = replace(sampling, timesteps=tuple(times))
+    assert sampling.times(model.denoiser.schedule) == pytest.approx(times)
+    assert distance(sample_latents(model, SAMPLES, PROMPTS, sampling, 0), theirs) < 1e-5
     moved, kept = load_file(student / WEIGHTS), load_file(teachers(name) / WEIGHTS)
     assert moved.keys() == kept.keys() and any(not torch.equal(moved[key], kept[key]) for key in kept)
     if "lora" in method:
         adapters = load_file(student / "pytorch_lora_weights.safetensors")
         assert any("attn" in key and tensor.any() for key, tensor in adapters.items() if "lora_B" in key)
-    if method == "lcm":
-        folder = export(*prepare(out, "diffusers", tmp_path / "export"), "diffusers", tmp_path / "export").folder
-        assert distance(ours, stock(folder, out, model.latent_shape)) < 1e-5
 
 
 def test_students_of_sana_read_fractional_times(

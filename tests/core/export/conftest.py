@@ -23,7 +23,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "pd": ("v", PD),
     "lcm": ("v", {"method": "lcm", "updates": 1}),
     "lora": ("eps", LORA),
-    "tcd": ("eps", {"method": "tcd", "updates": 1, "w_embedding": None}),
     "dmd2": ("eps", {"method": "dmd2", "updates": 1, "critic_updates": 1, "teacher_steps": 4}),
     "xl-pd": ("xl", PD),
     "xl-lora": ("xl", LORA),

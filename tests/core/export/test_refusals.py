@@ -102,16 +102,6 @@ def test_a_student_that_would_be_sampled_in_another_way(
     assert words in refused(light("dmd2", settings), to)
 
 
-def test_trajectory_consistency_is_sampled_by_diffusers_alone(light: Callable[..., Path]) -> None:
-    run = light("tcd")
-    assert "is sampled with tcd, for which ComfyUI has no sampler here; export it --to diffusers" in refused(
-        run, "comfyui"
-    )
-    network = run / "student" / "unet" / "config.json"
-    network.write_text(json.dumps(json.loads(network.read_text()) | {"class_embed_type": "timestep"}))
-    assert "is told where its jumps end, which no other program does" in refused(run, "diffusers")
-
-
 def test_comfyui_has_one_noise_schedule(light: Callable[..., Path]) -> None:
     assert "has another noise schedule than Stable Diffusion's" in refused(
         light("pd", scheduler={"beta_end": 0.013}), "comfyui"
