@@ -167,10 +167,19 @@ def test_the_discriminator_reads_the_image_in_the_middle_of_flux(teachers: Saved
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_network_that_several_processes_train_is_called_alike(name: str, teachers: Saved) -> None:
-    """Its wrapper hides its configuration."""
+    """Its wrapper, as DDP's, hides its configuration."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: Any, **inputs: Any) -> Any:
+            return self.module(*args, **inputs)
+
     model = load_model(str(teachers(name)), "cpu", **SIZE)
     own, condition = model.denoiser, model.encode(PROMPTS)
-    wrapped = type(own)(torch.nn.DataParallel(own.net), own.schedule, own.prediction)
+    wrapped = type(own)(Wrapped(own.net), own.schedule, own.prediction)
     assert wrapped.reads_guidance == own.reads_guidance and wrapped.config == own.config
     z, t = normal(2, *model.latent_shape), torch.tensor([900, 500])
     with torch.no_grad():
