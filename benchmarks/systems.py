@@ -5,7 +5,8 @@
 The tiny pipelines and the diffusers side come from the checkout's tests, which need pytest. The tolerances are
 ‖ours − diffusers'‖₂/‖diffusers'‖₂ of the last latents in float32, and the mean absolute difference of the images in
 levels of 255; rounding alone makes 0.25. `distils` names the methods that made a student in a few updates with DDIL,
-which was loaded again. Where a system cannot be distilled or analysed, the reason stands below the table.
+which was loaded again; LoRA is that of LCM. Where a system cannot be distilled or analysed, the reason stands below the
+table.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ from ddil_core.support.errors import DdilError
 from ddil_core.support.size import WantedSize
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
-from tests.pipelines import save_pipeline
-from tests.reference import PROMPTS, random_files, reference, run_diffusers
+from tests.reference import PROMPTS, random_files, reference
 
 SAMPLES = [Sample(prompt) for prompt in PROMPTS]
 SMALL: dict[str, Any] = {
@@ -45,9 +45,11 @@ SMALL: dict[str, Any] = {
     "ddil": {"collect_every": 2, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]},
 }
 DISTIL: dict[str, dict[str, Any]] = {
-    "pd": {"stages": [{"steps": 4, "updates": 2}], "convert": {"updates": 2}},
-    "lcm": {"updates": 2, "teacher_steps": 20},
-    "dmd2": {"updates": 2, "critic_updates": 1, "gan": {}},
+    "pd": {"method": "pd", "stages": [{"steps": 4, "updates": 2}], "convert": {"updates": 2}},
+    "lcm": {"method": "lcm", "updates": 2, "teacher_steps": 20},
+    "tcd": {"method": "tcd", "updates": 2, "teacher_steps": 20},
+    "dmd2": {"method": "dmd2", "updates": 2, "critic_updates": 1, "gan": {}},
+    "LoRA": {"method": "lcm", "updates": 2, "teacher_steps": 20, "w_embedding": None, "lora": {"rank": 4}},
 }
 """A short distillation by each method, to 4 steps."""
 ANALYSIS = CovariateShiftConfig(teacher_steps=8)
@@ -71,9 +73,9 @@ def outcome(name: str, folder: Path, work: Callable[[], str]) -> str:
         return "refused"
 
 
-def equality(model: Model, theirs: tuple[torch.Tensor, Any], steps: int | None = None) -> tuple[float, float]:
+def equality(model: Model, theirs: tuple[torch.Tensor, Any]) -> tuple[float, float]:
     """Return the relative norm of the latents' difference, and the mean difference of the images in levels."""
-    ours = sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model, steps=steps), 0)
+    ours = sample_latents(model, SAMPLES, PROMPTS, resolve_sampling(model), 0)
     distance = float((ours.double() - theirs[0].double()).norm() / theirs[0].double().norm())
     return distance, float(np.abs(model.decode(ours) - 255 * theirs[1]).mean())
 
@@ -82,8 +84,9 @@ def distils(name: str, folder: Path, out: Path) -> str:
     """Distil by each method. Return those that give a student of 4 steps."""
 
     def by(method: str) -> str:
-        embedding = {"w_embedding": None} if method == "lcm" and (folder / "transformer").is_dir() else {}
-        config = SMALL | DISTIL[method] | {"method": method} | embedding
+        config = SMALL | DISTIL[method]
+        if config["method"] in ("lcm", "tcd") and (folder / "transformer").is_dir():
+            config["w_embedding"] = None
         distill(str(folder), "shapes", config, out / method, device="cpu")
         assert load_model(str(out / method)).sampling.steps == 4
         return method
@@ -129,30 +132,6 @@ def whole(model: Model, folder: Path) -> Path:
     return folder / "whole"
 
 
-def flow_row(folder: Path) -> dict[str, Any]:
-    """Measure SD3's layout, which is no system of the paper: a folder that is sampled as its scheduler says."""
-    import diffusers
-
-    layout = "StableDiffusion3Pipeline"
-    saved = [save_pipeline(folder / str(seed), None, seed=seed, layout=layout) for seed in (1, 2)]
-    teacher, student = (load_model(str(path), "cpu") for path in saved)
-    pipeline = diffusers.StableDiffusion3Pipeline.from_pretrained(saved[0], text_encoder_3=None, tokenizer_3=None)
-    pipeline.set_progress_bar_config(disable=True)
-    z = initial_noise(SAMPLES, teacher.latent_shape, 0)
-    theirs = run_diffusers(pipeline, z, generators(), {"num_inference_steps": 28, "guidance_scale": 7.0})
-    apart, levels = equality(teacher, theirs, 28)
-    return {
-        "system": "a folder (flow)",
-        "layout": layout.removesuffix("Pipeline"),
-        "sampled": f"{teacher.sampling.solver}, 28",
-        "loads": "yes",
-        "latents": apart,
-        "levels": levels,
-        "distils": distils("a folder", saved[0], folder / "run"),
-        "analyses": outcome("a folder", folder, lambda: analyses(teacher, student)),
-    }
-
-
 @click.command()
 @click.option("--system", "names", multiple=True, help="A row of systems.yaml; all rows without this option.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
@@ -164,8 +143,7 @@ def main(names: tuple[str, ...], csv_path: Path | None) -> None:
             for name, system in load_systems().items()
             if not names or name in names
         ]
-        frame = pd.DataFrame(rows if names else [*rows, flow_row(Path(scratch) / "flow")])
-    show(frame, csv_path, ".2g")
+    show(pd.DataFrame(rows), csv_path, ".2g")
     for refusal in REFUSALS:
         click.echo(refusal)
 

@@ -126,7 +126,8 @@ class NetworkDenoiser(nn.Module, ABC):
     @property
     def config(self) -> Mapping[str, Any]:
         """The network's configuration, empty where it has none."""
-        config: Any = getattr(self.net, "config", None)
+        net = getattr(self.net, "module", self.net)  # several processes wrap a network that is trained
+        config: Any = getattr(net, "config", None)
         return {} if config is None else config
 
     @property
@@ -187,8 +188,7 @@ class UNetDenoiser(NetworkDenoiser):
 
     @property
     def reads_end(self) -> bool:
-        net = getattr(self.net, "module", self.net)  # several processes wrap a network that is trained
-        return getattr(getattr(net, "config", None), "class_embed_type", None) == "timestep"
+        return self.config.get("class_embed_type") == "timestep"
 
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         if self.reads_end:

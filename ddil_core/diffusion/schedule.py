@@ -135,6 +135,10 @@ class Schedule:
         """Return what the network reads of times [B]."""
         return t
 
+    def with_exact_times(self) -> Schedule:
+        """Return the schedule of a network that reads all times as they are, without rounding."""
+        return self
+
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return z_t = α_t x₀ + σ_t ε for timesteps [B]."""
         alpha, sigma = self.at(t, x0)
@@ -184,6 +188,9 @@ class FlowSchedule(Schedule):
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.floor() if self.whole_times else t
+
+    def with_exact_times(self) -> FlowSchedule:
+        return replace(self, whole_times=False)
 
     @property
     def lowest(self) -> float:

@@ -36,7 +36,8 @@ def require_lora(model: Model, lora: LoraConfig | None) -> None:
     """Refuse a LoRA that the teacher's network has no place for.
 
     Raises:
-        WrongCommand: the network takes no adapters, or has no layer of a name in ``lora.targets``.
+        WrongCommand: the network takes no adapters, here or in diffusers, or has no layer of a name in
+            ``lora.targets``.
     """
     if lora is None:
         return
@@ -44,6 +45,11 @@ def require_lora(model: Model, lora: LoraConfig | None) -> None:
         raise WrongCommand(
             f"a LoRA adapts the layers of a U-Net or a transformer, which {model.reference!r} has not; leave the LoRA "
             "out"
+        )
+    if not hasattr(model.denoiser.net, "add_adapter"):
+        raise WrongCommand(
+            f"diffusers has no LoRA for the network of {model.reference!r}, {type(model.denoiser.net).__name__}; leave "
+            "the LoRA out"
         )
     layers = [name for name, part in model.denoiser.net.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     for target in lora.targets or ():

@@ -36,20 +36,6 @@ def require_teacher(model: Model) -> None:
         )
 
 
-def require_discriminated(model: Model, config: MethodConfig) -> None:
-    """Refuse images that are no squares where a discriminator takes them.
-
-    Raises:
-        WrongCommand: they are none.
-    """
-    height, width = model.image_size
-    if getattr(config, "gan", None) is not None and height != width:
-        raise WrongCommand(
-            f"the discriminator of {config.method} takes squares, and the teacher {model.reference!r} draws images of "
-            f"{height} x {width} pixels (height x width); take a square size, or leave it out with --set gan=null"
-        )
-
-
 def require_few_step(model: Model, method: str) -> None:
     """Refuse InstaFlow's velocity, for which diffusers has no scheduler that a student could be saved with.
 

@@ -108,7 +108,7 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
     Attributes:
         CHANGEABLE: The keys that change a student by rounding alone. They are no part of a run's identity, and a
             resumed run may have other values.
-        LATER: The keys that earlier versions did not have. Their defaults are not written, so that the hashes of earlier
+        LATER: The keys that earlier versions did not have. Their defaults are not written, so that hashes of earlier
             configurations stay.
         WITHOUT_LORA: The keys that have no use beside a LoRA. ``--lora`` sets them to None.
         reflection: How the teacher's x̂ is kept inside the data's range.

@@ -9,22 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
+from ddil_core.models.memory import packed
+
+Size = tuple[int, int]
+"""Height and width."""
 
 
 class Critic(nn.Module):
     """A denoising network, and a discriminator of data and generated latents on the features of its middle block."""
 
-    def __init__(self, denoiser: NetworkDenoiser, latent_side: int | None, seed: int = 0) -> None:
-        """``latent_side`` is the height and width of the latents; None leaves the discriminator out."""
+    def __init__(self, denoiser: NetworkDenoiser, latent_size: Size | None, seed: int = 0) -> None:
+        """``latent_size`` is the size (H, W) of the latents; None leaves the discriminator out."""
         super().__init__()
         self.denoiser = denoiser
         net: Any = denoiser.net
         self.head: nn.Module | None = None
         self._features: list[Tensor] = []
         block = middle_block(net)
-        if latent_side is not None and block is not None:
-            self.head = discriminator(*feature_shape(net, latent_side), seed)
-            block.register_forward_hook(lambda _, args, output: self._features.append(as_picture(output)))
+        if latent_size is not None and block is not None:
+            channels, size = feature_shape(net, latent_size)
+            self.head = discriminator(channels, size, seed)
+            block.register_forward_hook(lambda _, args, output: self._features.append(as_picture(output, size)))
 
     def enable_gradient_checkpointing(self) -> None:
         net: Any = self.denoiser.net
@@ -42,49 +47,50 @@ class Critic(nn.Module):
 def middle_block(net: Any) -> nn.Module | None:
     """Return the block whose features the discriminator reads.
 
-    It is a U-Net's mid-block, or the block at half the depth of a transformer. None: the network has no such block.
+    It is a U-Net's mid-block, or the block at half the depth of a transformer. FLUX's blocks for text and image alone
+    come after those for each. None: the network has no such block.
     """
-    blocks = getattr(net, "transformer_blocks", None)
-    block: nn.Module | None = getattr(net, "mid_block", None) if blocks is None else blocks[len(blocks) // 2]
-    return block
+    if not hasattr(net, "transformer_blocks"):
+        block: nn.Module | None = getattr(net, "mid_block", None)
+        return block
+    blocks: list[nn.Module] = [*net.transformer_blocks, *getattr(net, "single_transformer_blocks", ())]
+    return blocks[len(blocks) // 2]
 
 
-def as_picture(features: Tensor | tuple[Tensor | None, ...]) -> Tensor:
-    """Return features as [B, C, side, side]. A transformer's block gives tokens [B, side², C], SD3's after the text."""
+def as_picture(features: Tensor | tuple[Tensor | None, ...], size: Size) -> Tensor:
+    """Return features as [B, C, H, W]. A transformer's block gives tokens [B, HW, C], after any of the text."""
     tokens = features[-1] if isinstance(features, tuple) else features
     assert tokens is not None
-    if tokens.dim() != 3:
-        return tokens
-    side = math.isqrt(tokens.shape[1])
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
+    return tokens if tokens.dim() != 3 else tokens.transpose(1, 2).unflatten(2, size)
 
 
-def feature_shape(net: Any, latent_side: int) -> tuple[int, int]:
-    """Return the channels and the side of the middle block's features for square latents.
+def feature_shape(net: Any, latent_size: Size) -> tuple[int, Size]:
+    """Return the channels and the size (H, W) of the middle block's features for latents of ``latent_size``.
 
-    Every block of a U-Net but the last halves the side, rounded up. A transformer has a token for each patch.
+    Every block of a U-Net but the last halves the sides, rounded up. A transformer has a token for each patch.
     """
-    config = net.config
+    config, (height, width) = net.config, latent_size
     if hasattr(net, "transformer_blocks"):
-        return config.num_attention_heads * config.attention_head_dim, latent_side // config.patch_size
+        patch = packed(config) * config.patch_size
+        return config.num_attention_heads * config.attention_head_dim, (height // patch, width // patch)
     for _ in config.block_out_channels[1:]:
-        latent_side = -(-latent_side // 2)
-    return config.block_out_channels[-1], latent_side
+        height, width = -(-height // 2), -(-width // 2)
+    return config.block_out_channels[-1], (height, width)
 
 
-def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
-    """Return a network from features [B, C, side, side] to logits [B, 1, 1, 1].
+def discriminator(channels: int, size: Size, seed: int = 0) -> nn.Sequential:
+    """Return a network from features [B, C, H, W] of ``size`` to logits [B, 1, 1, 1].
 
     Its first weights depend on the seed alone.
 
-    Convolutions of stride 2 reduce the side to at most 4. One convolution covers that whole side, and one gives the
+    Convolutions of stride 2 reduce each side to at most 4. One convolution covers what is left, and one gives the
     logit.
     """
     groups = math.gcd(32, channels)
     if groups == channels:
         groups //= 2  # a group of one number would always normalise to 0
 
-    def block(kernel: int, stride: int, padding: int) -> list[nn.Module]:
+    def block(kernel: Size, stride: Size, padding: Size) -> list[nn.Module]:
         return [
             nn.Conv2d(channels, channels, kernel, stride, padding),
             nn.GroupNorm(groups, channels),
@@ -94,7 +100,8 @@ def discriminator(channels: int, side: int, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        while side > 4:
-            layers += block(4, 2, 1)
-            side //= 2
-        return nn.Sequential(*layers, *block(side, 1, 0), nn.Conv2d(channels, 1, 1))
+        while max(size) > 4:
+            kernels, strides, paddings = zip(*((4, 2, 1) if side > 4 else (1, 1, 0) for side in size), strict=True)
+            layers += block(kernels, strides, paddings)
+            size = size[0] // strides[0], size[1] // strides[1]
+        return nn.Sequential(*layers, *block(size, (1, 1), (0, 0)), nn.Conv2d(channels, 1, 1))

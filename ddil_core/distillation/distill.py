@@ -19,7 +19,6 @@ from ddil_core.distillation.checks import (
     require_batch,
     require_capacity,
     require_data,
-    require_discriminated,
     require_teacher,
 )
 from ddil_core.distillation.config import MethodConfig
@@ -138,7 +137,7 @@ def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) 
     """
     model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32), **config.size)
     require_teacher(model)
-    require_discriminated(model, config)
+    model.denoiser.schedule = model.denoiser.schedule.with_exact_times()  # as the schedulers of students give them
     require_start(model, config)
     METHODS[config.method].require(model, config)
     unset = getattr(config, "guidance_scale", 1.0) is None

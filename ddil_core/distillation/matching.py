@@ -172,8 +172,8 @@ class MatchingStage(Stage):
         else:
             copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
         network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)
-        latent_side = None if config.gan is None else pool.mean.shape[-1]
-        critic = Critic(network, latent_side, config.seed).train().requires_grad_(True)
+        latent_size = None if config.gan is None else (pool.mean.shape[-2], pool.mean.shape[-1])
+        critic = Critic(network, latent_size, config.seed).train().requires_grad_(True)
         train_all_or_adapters(copied)
         self.critic_rate = config.critic_learning_rate or config.learning_rate
         self.critic, self.critic_optimizer = self.prepare(critic, self.critic_rate)

@@ -98,8 +98,8 @@ class _Update:
             if config.ema_decay and not self.lora:
                 self.average = copy.deepcopy(start).requires_grad_(False)
             if isinstance(config, MatchingConfig):
-                latent_side = None if config.gan is None else shape.latent[-1]
-                self.critic = self._trained(Critic(self._denoiser(copy.deepcopy(net)), latent_side))
+                latent_size = None if config.gan is None else shape.latent[1:]
+                self.critic = self._trained(Critic(self._denoiser(copy.deepcopy(net)), latent_size))
 
     @property
     def lora(self) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from ddil_core.diffusion.few_step import scheduler_shift
 from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.diffusion.schedule import LCM_STEPS, FlowSchedule
+from ddil_core.models.layouts import Layout
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
 from ddil_core.support.checksums import with_checksum
@@ -95,7 +96,7 @@ def _scheduler(model: Model, student: Student) -> Any:
 
     schedule, config = model.denoiser.schedule, model.pipeline.scheduler.config
     if isinstance(schedule, FlowSchedule):
-        return _flow_scheduler(schedule, student.sampling)
+        return _flow_scheduler(schedule, student.sampling, model.layout)
     # A student is neither trained nor sampled with clipping or thresholding, whatever its teacher's scheduler says.
     unclipped = {"clip_sample": False, "thresholding": False}
     shared = {"prediction_type": student.prediction, "set_alpha_to_one": True} | unclipped
@@ -112,18 +113,19 @@ def _scheduler(model: Model, student: Student) -> Any:
     )
 
 
-def _flow_scheduler(schedule: FlowSchedule, sampling: Sampling) -> Any:
+def _flow_scheduler(schedule: FlowSchedule, sampling: Sampling, layout: Layout) -> Any:
     """Return diffusers' scheduler for a student on a flow.
 
-    Its own times are the even grid of the student's steps. It takes another grid only through the pipeline's argument
-    ``sigmas``, which are times before the shift.
+    Its own times are the even grid of the student's steps, unless the pipeline gives it even times before the shift, as
+    FLUX's does. It takes another grid only through the pipeline's argument ``sigmas``, which are times before the
+    shift.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
     kind = FlowMatchLCMScheduler if sampling.solver == "lcm" else FlowMatchEulerDiscreteScheduler
     times = sampling.times(schedule)
-    even = times == schedule.grid(len(times))
-    shift = scheduler_shift(schedule, len(times)) if even else {"shift": schedule.shift}
+    own = layout.spacing is None and times == schedule.grid(len(times))
+    shift = scheduler_shift(schedule, len(times)) if own else {"shift": schedule.shift}
     return kind(num_train_timesteps=len(schedule), **shift)
 
 

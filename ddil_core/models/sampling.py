@@ -28,7 +28,7 @@ SYSTEM_FILE = "ddil.json"
 SCHEMA_VERSION = 1
 """The version of the layout of ``ddil.json``."""
 FOR_READERS = {"height", "width", "prediction", "shift", "grid", "teacher", "schema_version"}
-"""The keys of ``ddil.json`` that are no settings of ``Sampling``. Others read the size, the prediction and the shift."""
+"""The keys of ``ddil.json`` that are no settings of ``Sampling``. Others read size, prediction and shift."""
 DEFAULT_STEPS = 32
 
 

@@ -242,10 +242,11 @@ def test_the_teachers_steps_end_at_the_generators_times() -> None:
 
 
 def test_discriminator_reads_a_mid_block(model: Model) -> None:
-    assert feature_shape(model.denoiser.net, 8) == (16, 4)
-    for side in (4, 8, 32):
-        assert discriminator(16, side)(normal(2, 16, side, side)).shape == (2, 1, 1, 1)
-    assert distance(discriminator(16, 4)(normal(2, 16, 4, 4)), discriminator(16, 4)(normal(2, 16, 4, 4))) == 0
+    assert feature_shape(model.denoiser.net, (8, 12)) == (16, (4, 6))
+    for size in ((4, 4), (32, 32), (2, 3), (6, 24), (1, 16)):
+        assert discriminator(16, size)(normal(2, 16, *size)).shape == (2, 1, 1, 1)
+    first, second = (discriminator(16, (4, 4))(normal(2, 16, 4, 4)) for _ in range(2))
+    assert distance(first, second) == 0
 
 
 @pytest.mark.parametrize(

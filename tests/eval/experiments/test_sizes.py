@@ -13,7 +13,6 @@ from ddil_core.diffusion.schedule import FlowSchedule
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
 from ddil_core.models.model import load_model
-from ddil_core.support.errors import WrongCommand
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
 from ddil_eval.report.records import SETTING
 from tests.pipelines import save_pipeline
@@ -74,13 +73,3 @@ def test_a_student_of_wide_images_keeps_their_size(teacher: Path, photographs: s
     model = load_model(str(tmp_path / "run"))
     assert (model.image_size, model.latent_shape) == (SIZE, (8, 4, 8))
     assert not model.asked_size
-
-
-def test_a_discriminator_takes_squares_alone(teacher: Path, photographs: str, tmp_path: Path) -> None:
-    config = METHODS["dmd2"].config.model_validate({"updates": 1, "batch_size": 2, "pool": 4, "gan": {}, "width": 96})
-    with pytest.raises(WrongCommand) as error:
-        distill(str(teacher), photographs, config, tmp_path / "run", device="cpu")
-    assert str(error.value) == (
-        f"the discriminator of dmd2 takes squares, and the teacher {str(teacher)!r} draws images of 64 x 96 pixels "
-        "(height x width); take a square size, or leave it out with --set gan=null"
-    )
