@@ -70,8 +70,7 @@ def sample(
     from ddil_core.models.generate import announce_sampling, require_prompts, resolve_sampling
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
-    from ddil_core.support.compute import FP32
-    from ddil_core.support.environment import is_deterministic
+    from ddil_core.support.compute import chosen_compute
     from ddil_core.support.lock import held
     from ddil_eval.experiments.image_sources import INDEX, write_sample
     from ddil_eval.experiments.system_configs import image_origin
@@ -83,12 +82,8 @@ def sample(
     with held(out):
         _require_empty(out)
         options.fetch_missing([reference], download, variant)
-        model = load_model(
-            reference,
-            options.choose_device(device),
-            variant=variant,
-            compute=FP32.override(**settings, deterministic=is_deterministic()),
-        )
+        compute = chosen_compute(**settings)
+        model = load_model(reference, options.choose_device(device), variant=variant, compute=compute)
         model.require_pictures("draw them in Python with ddil_core.sample, which returns them as an array")
         resolved = resolve_sampling(model, **sampling)
         announce_sampling(model, prompts, resolved)
