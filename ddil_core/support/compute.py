@@ -89,6 +89,11 @@ FP32 = Compute()
 """float32 without TF32, not compiled: the default."""
 
 
+def chosen_compute(**settings: Any) -> Compute:
+    """Return how a command without a protocol computes: by its options, and as the process is set."""
+    return FP32.override(**settings, deterministic=is_deterministic())
+
+
 def short_name(dtype: Any) -> Any:
     """Return the short name of a dtype's long name, such as ``bf16`` for ``bfloat16``. Keep anything else."""
     return _SHORT.get(dtype, dtype) if isinstance(dtype, str) else dtype

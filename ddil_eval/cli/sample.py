@@ -73,8 +73,7 @@ def sample(
     from ddil_core.models.generate import announce_sampling, require_prompts, resolve_sampling
     from ddil_core.models.generate import sample as generate
     from ddil_core.models.model import load_model
-    from ddil_core.support.compute import FP32
-    from ddil_core.support.environment import is_deterministic
+    from ddil_core.support.compute import chosen_compute
     from ddil_core.support.lock import held
     from ddil_core.support.size import WantedSize
     from ddil_eval.experiments.image_sources import INDEX, write_sample
@@ -87,7 +86,7 @@ def sample(
     with held(out):
         _require_empty(out)
         options.fetch_missing([reference], download, variant)
-        compute = FP32.override(**settings, deterministic=is_deterministic())
+        compute = chosen_compute(**settings)
         size = WantedSize(height=height, width=width)
         model = load_model(reference, options.choose_device(device), variant=variant, compute=compute, **size)
         model.require_pictures("draw them in Python with ddil_core.sample, which returns them as an array")

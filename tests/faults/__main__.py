@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--disks", type=int, default=5, help="full disks for each command; needs root")
     parser.add_argument("--times", type=int, default=3, help="damages of each kind to each file")
     parser.add_argument("--files", type=int, default=99, help="at most so many files of a folder")
-    parser.add_argument("--only", default="", help="only rows whose fault contains this")
+    parser.add_argument("--only", action="append", default=[], help="only rows whose fault contains this, or another")
     parser.add_argument("--write", type=Path, help="a page whose table gets the rows")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,13 +77,17 @@ def _rows(folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, O
         yield from _damaged(scene, folder, given)
 
 
+def _is_asked(fault: str, given: argparse.Namespace) -> bool:
+    return not given.only or any(part in fault for part in given.only)
+
+
 def _disturbed(command: Command, folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:
     place = folder / command.name.replace(" ", "-")
     asked = {"kill -9": given.moments, "SIGTERM": given.signals, "Ctrl-C": given.signals}
     signals = {f"{what} of `{command.name}`": (STOPS[what], times) for what, times in asked.items() if times}
-    signals = {fault: row for fault, row in signals.items() if command.goes_on and given.only in fault}
+    signals = {fault: row for fault, row in signals.items() if command.goes_on and _is_asked(fault, given)}
     full = f"a full disk in `{command.name}`"
-    disks = given.disks if given.only in full and may_mount() else 0
+    disks = given.disks if _is_asked(full, given) and may_mount() else 0
     if not (signals or disks):
         return
     place.mkdir()
@@ -96,7 +100,8 @@ def _disturbed(command: Command, folder: Path, given: argparse.Namespace) -> Ite
 
 def _damaged(scene: Scene, folder: Path, given: argparse.Namespace) -> Iterator[tuple[str, int, Outcomes, str]]:
     for how in DAMAGE:
-        if not given.times or given.only not in (fault := f"{how} in each file: {scene.what}"):
+        fault = f"{how} in each file: {scene.what}"
+        if not (given.times and _is_asked(fault, given)):
             continue
         out = folder / f"{how} {scene.what}".replace(" ", "-").replace("`", "")
         scene.make(out)

@@ -167,8 +167,6 @@ def study_of(out: Path) -> dict[str, object]:
 
 
 def demo_of(out: Path) -> dict[str, object]:
-    """Return the students, the numbers of the records and the tables of a demonstration."""
-    students = {
-        name: content for run in ("pd", "ddil") for name, content in files_of(out, out / run / "student", "*").items()
-    }
-    return students | records_of(out) | files_of(out, out / "report", "*.csv")
+    """Return the students and the numbers of the records of a demonstration, from which its tables are made."""
+    students = [files_of(out, out / run / "student", "*") for run in ("pd", "ddil")]
+    return students[0] | students[1] | records_of(out)
