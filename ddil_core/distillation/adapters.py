@@ -91,11 +91,11 @@ def fresh_adapters(net: nn.Module) -> nn.Module:
     from peft.tuners.lora import LoraLayer
 
     fresh = own_copy(net)
+    layers: list[Any] = [layer for layer in fresh.modules() if isinstance(layer, LoraLayer)]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        for layer in fresh.modules():
-            if isinstance(layer, LoraLayer):
-                layer.reset_lora_parameters("default", True)
+        for layer in layers:
+            layer.reset_lora_parameters("default", True)
     for name, weight in fresh.named_parameters():
         if "lora_" in name:
             weight.data = weight.data.float()
