@@ -56,7 +56,7 @@ def middle_block(net: Any) -> nn.Module | None:
 
 
 def as_picture(features: Tensor | tuple[Tensor | None, ...], size: Size) -> Tensor:
-    """Return features as [B, C, H, W]. A transformer's block gives tokens [B, HW, C], the text's before them if any."""
+    """Return features as [B, C, H, W]. A transformer's block gives tokens [B, HW, C], after any of the text."""
     tokens = features[-1] if isinstance(features, tuple) else features
     assert tokens is not None
     return tokens if tokens.dim() != 3 else tokens.transpose(1, 2).unflatten(2, size)
