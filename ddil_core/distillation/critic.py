@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
+from ddil_core.models.image_size import Size
 from ddil_core.models.memory import packed
-
-Size = tuple[int, int]
-"""Height and width."""
 
 
 class Critic(nn.Module):
@@ -47,8 +45,8 @@ class Critic(nn.Module):
 def middle_block(net: Any) -> nn.Module | None:
     """Return the block whose features the discriminator reads.
 
-    It is a U-Net's mid-block, or the block at half the depth of a transformer. FLUX's blocks for text and image alone
-    come after those for each. None: the network has no such block.
+    It is a U-Net's mid-block, or the block at half the depth of a transformer. FLUX's blocks that text and image share
+    follow those with weights for each. None: the network has no such block.
     """
     if not hasattr(net, "transformer_blocks"):
         block: nn.Module | None = getattr(net, "mid_block", None)
