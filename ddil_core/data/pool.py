@@ -175,7 +175,7 @@ def _encode_parts(model: Model, data: DataSet, size: int, folder: Path, batch_si
         progress("encode the data", total=total) as advance,
         on_device(model.text_encoders(), model.device),
     ):
-        batches, following = iter(()), -1
+        batches, following = iter(list[tuple[np.ndarray, list[str]]]()), -1
         for index in own:
             if index != following:
                 batches = data.training(size, side, batch_size, first=index * PART)

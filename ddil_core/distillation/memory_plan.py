@@ -155,7 +155,7 @@ class _Update:
         device |= {"gradients": gradients, "activations": activations}
         parameters = sum(parameter.numel() for parameter in self.teacher.parameters())
         if self.config.shard and self.processes > 1:
-            return Plan(*map(self._divided, (device, host)), parameters)
+            return Plan(self._divided(device), self._divided(host), parameters)
         return Plan(device, host, parameters)
 
     def _divided(self, parts: dict[str, int]) -> dict[str, int]:
