@@ -61,6 +61,8 @@ class Checkpoints:
     def save(self, step: int, stateful: Mapping[str, Stateful], **told: Any) -> None:
         """Write a checkpoint whole or not at all, and then delete those that are not kept.
 
+        The main process writes it. The others give their shares where they divide networks.
+
         Args:
             step: The number of updates done.
             stateful: What the checkpoint holds, by name.
@@ -70,15 +72,12 @@ class Checkpoints:
             DdilError: the disk does not take the file. The checkpoints before it are kept.
         """
         content = {"step": step, **told, **{name: item.state_dict() for name, item in stateful.items()}}
+        if not ranks.is_main():
+            return
         write_torch(self.file_of(step), content, writing=with_checksum)
         earlier = [path for at, path in self.files().items() if at <= step]
         for path in earlier[self.keep :]:
             delete_with_checksum(path)
-
-    def join(self, stateful: Mapping[str, Stateful]) -> None:
-        """Give this process's shares of divided networks to the checkpoint that the main process saves."""
-        for item in stateful.values():
-            item.state_dict()
 
     def load(self, stateful: Mapping[str, Stateful]) -> int:
         """Load the newest checkpoint that is whole into ``stateful``. A warning names each one that is damaged.

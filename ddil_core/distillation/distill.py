@@ -11,8 +11,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ddil_core.data.base import DataSet
 from ddil_core.data.datasets import open_data
-from ddil_core.data.pool import encode_pool
+from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.data.stream import open_stream
 from ddil_core.distillation.checks import (
     pool_size,
@@ -94,14 +95,8 @@ def distill(
     note(sampling_line(f"{teacher}, the teacher", config.teacher_use()))
     own_guidance = model.sampling.guidance_scale
     with frozen_heap(), ranks.others_named(), _holding(out, accelerator, resume, identity, config, own_guidance):
-        pool = encode_pool(model, images, size, encoded)
-        if config.stream is not None:
-            pool = open_stream(model, images, pool, encoded.with_name("stream"), config.stream * config.batch_size)
-        if config.offload:
-            model.pipeline.vae.to("cpu")
+        pool = _encoded(model, images, size, encoded, config)
         _train(Run(model, pool, config, data, out, accelerator), student_folder)
-        if accelerator.is_main_process:
-            shutil.rmtree(encoded.with_name("stream"), ignore_errors=True)
     return student_folder
 
 
@@ -126,6 +121,18 @@ def _train(run: Run[MethodConfig], student_folder: Path) -> None:
         bounds = Bounds.of(run.reflection, config.reflection.quantile)
         save_student(teacher, student, bounds, student_folder, config.teacher_use())
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(run.out / "checkpoints" / "stream", ignore_errors=True)
+
+
+def _encoded(model: Model, images: DataSet, size: int, path: Path, config: MethodConfig) -> LatentPool:
+    """Encode the pool, and open the stream that follows it where the configuration has one."""
+    pool = encode_pool(model, images, size, path)
+    if config.stream is not None:
+        pool = open_stream(model, images, pool, path.with_name("stream"), config.stream * config.batch_size)
+    if config.offload:
+        model.pipeline.vae.to("cpu")
+    return pool
 
 
 def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) -> tuple[Model, MethodConfig]:

@@ -80,8 +80,7 @@ def fit(
     save_every: int, log_every: int = 50, keep: int = 2, skip_limit: int = 10,
     callbacks: Sequence[Callback] = (),
     accelerator: Accelerator | None = None,
-    check: Callable[[int, str], None] = lambda step, kept: None,
-    divided: bool = False,
+    check: Callable[[int, str], None] = lambda step, kept: None, divided: bool = False,
 ) -> None:  # fmt: skip
     """Call ``update(step)`` for every step after the checkpoint's, and save and log on the way.
 
@@ -100,7 +99,7 @@ def fit(
         accelerator: The processes; None for one process.
         check: Called with the number of updates done, and with a sentence on the checkpoint that is kept, before
             anything is written. It raises where the work must stop.
-        divided: Whether the processes divide networks, so that all of them give their shares to a checkpoint.
+        divided: Whether all processes give their shares of divided networks to a checkpoint.
 
     Raises:
         DdilError: a loss or a gradient's norm is not finite, or too many updates were skipped in a row. The checkpoint
@@ -127,11 +126,8 @@ def fit(
             if means is not None:
                 _write(means, log if main else None, title, step)
                 window.clear()
-            if saves or stopped:
-                if main:
-                    checkpoints.save(step, held, stage=title, steps=steps)
-                elif divided:
-                    checkpoints.join(held)
+            if (main or divided) and (saves or stopped):
+                checkpoints.save(step, held, stage=title, steps=steps)
             if stopped:
                 saved = checkpoints.file_of(step)
                 _stop(stopped, accelerator, f"update {step} of {steps} of the stage {title!r} is saved in {saved}")
