@@ -23,11 +23,9 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 from webdataset.shardlists import expand_urls
@@ -38,13 +36,13 @@ from ddil_core.data.captioned import name_some, prepare_batches, refuse_bad, ref
 from ddil_core.data.captions import CAPTION_FILE, caption_of, decode, parse_json, read_text
 from ddil_core.data.folder import ENDINGS, OTHER_ENDINGS
 from ddil_core.data.images import Head, read_head, read_rgb
-from ddil_core.support.checksums import Damaged, require_checksum, sha256, with_checksum
+from ddil_core.data.shard_download import fetch_shard
+from ddil_core.support.checksums import Damaged, require_checksum, sha256
 from ddil_core.support.errors import DdilError, WrongCommand
-from ddil_core.support.lock import waiting_for
 from ddil_core.support.outside import MEGABYTE, require_regular, size_words
 from ddil_core.support.paths import shown, user_path
-from ddil_core.support.progress import transfer, warn_once
-from ddil_core.support.resources import require_cache, user_folder
+from ddil_core.support.progress import warn_once
+from ddil_core.support.resources import user_folder
 from ddil_core.support.text import require_text
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -72,8 +70,6 @@ SUMS = "SHA256SUMS"
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
-_TIMEOUT = 60.0
-"""Seconds without data after which a download fails."""
 
 
 class _Member(tarfile.TarInfo):
@@ -378,38 +374,3 @@ def _place(shard: str) -> Path:
         return Path(shard)
     name = re.sub(r"[^\w.-]", "_", shard.partition("?")[0].rpartition("/")[2])
     return user_folder() / "shards" / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}-{name}"
-
-
-def fetch_shard(url: str, path: Path) -> None:
-    """Download a shard, with a progress bar on stderr. The file gets its name when it is complete.
-
-    Raises:
-        DdilError: the download fails or breaks off, or the disk is full.
-    """
-    require_cache()
-    with waiting_for(path.parent):
-        if path.is_file():
-            return  # another command has downloaded it meanwhile
-        with with_checksum(path) as temporary, temporary.open("wb") as file:
-            for block in _received(url):
-                file.write(block)
-
-
-def _received(url: str) -> Iterator[bytes]:
-    """Yield the content of a URL in blocks, with a progress bar. Raises DdilError where the download fails."""
-    done = 0
-    try:
-        with urlopen(url, timeout=_TIMEOUT) as source:
-            length = int(source.headers.get("Content-Length") or 0)
-            with transfer(f"fetch {url}", length) as advance:
-                while block := source.read(1 << 20):
-                    yield block
-                    done += len(block)
-                    advance(len(block))
-        if length not in (0, done):
-            raise OSError(f"the download broke off after {done:,} of {length:,} bytes")
-    except (OSError, HTTPException, ValueError) as error:
-        raise DdilError(
-            f"the shard {url} could not be fetched ({getattr(error, 'reason', error)}); "
-            "check the URL and run the command again"
-        ) from error

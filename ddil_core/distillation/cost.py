@@ -16,9 +16,10 @@ import torch
 
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
 from ddil_core.distillation.collectors import trajectories
-from ddil_core.distillation.config import MatchingConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.config import MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.context import COLLECTION, stage_generator
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.sources import aggregated_uses
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand

@@ -30,11 +30,11 @@ from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.checks import require_few_step
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
-from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.context import LOSS
 from ddil_core.distillation.critic import Critic, middle_block
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.processes import slices
 from ddil_core.distillation.regression import Pairs, RegressionStage, encode_pairs
 from ddil_core.distillation.run import Run

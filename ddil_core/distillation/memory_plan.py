@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
-from ddil_core.distillation.config import MatchingConfig, MethodConfig
+from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.consistency import student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.critic import Critic
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.run import rounded_for_autocast
 from ddil_core.models.network_shapes import NetworkShape
 from ddil_core.support.live_bytes import LiveBytes

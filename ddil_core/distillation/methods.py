@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ddil_core.distillation import consistency, conversion, cost, matching, progressive, trajectory
-from ddil_core.distillation.config import MatchingConfig, MethodConfig, ProgressiveConfig
+from ddil_core.distillation.config import MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.cost import Costs
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.shipped import announce, shipped_protocol
 from ddil_core.distillation.student import Student

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ddil_core.distillation.config import MatchingConfig, MethodConfig
+from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.run import Run
 from ddil_core.models.hub import size_text
 from ddil_core.models.memory import need_memory

@@ -21,7 +21,7 @@ from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.schedule import rows_at, transitions
 from ddil_core.diffusion.solvers import SOLVERS
-from ddil_core.distillation.config import MatchingConfig
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.distillation.sharding import whole
 from ddil_core.distillation.stage import Stage

@@ -58,6 +58,13 @@ def require_stock(run: FinishedRun) -> None:
         raise WrongCommand(f"{who} is told where its jumps end (condition_on_s), which no other program does")
 
 
+TOLD: dict[str, dict[str, Any]] = {
+    "FluxPipeline": {"max_sequence_length": 256},
+    "PixArtSigmaPipeline": {"clean_caption": False},
+}
+"""What a pipeline is told so that it encodes prompts as ``ddil`` does. FLUX.1-schnell reads 256 tokens."""
+
+
 def stock_call(run: FinishedRun) -> StockCall:
     """Return the scheduler that takes the student's grid, by the number of steps alone where one does.
 
@@ -66,7 +73,7 @@ def stock_call(run: FinishedRun) -> StockCall:
     """
     require_stock(run)
     times, schedule, solver = run.times, run.schedule, run.sampling.solver
-    more = {"guidance_scale": run.sampling.guidance_scale} | _size(run)
+    more = {"guidance_scale": run.sampling.guidance_scale} | _size(run) | TOLD.get(run.layout.pipeline, {})
     if solver == "tcd":
         more["eta"] = GAMMA if run.sampling.gamma is None else run.sampling.gamma
     is_flow = isinstance(schedule, FlowSchedule)

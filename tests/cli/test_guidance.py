@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.models.generate import sample
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling

@@ -18,11 +18,12 @@ from torch import nn
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.distillation.adapters import own_copy, with_lora
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.lora_config import LoraConfig
 from ddil_core.distillation.matching import MatchingStage
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.distillation.regression import RegressionStage
 from ddil_core.distillation.stage import Stage

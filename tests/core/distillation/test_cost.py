@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ddil_core.data.datasets import open_data
 from ddil_core.data.pool import LatentPool, encode_pool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.cost import (
     evaluations,
@@ -21,6 +21,7 @@ from ddil_core.distillation.cost import (
     updates_of,
     with_cost_of,
 )
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.phases import PhaseConfig
 from ddil_core.distillation.regression import encode_pairs

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
-from ddil_core.distillation.config import ConvertConfig, MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.conversion import ConversionStage
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.matching import MatchingStage
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.processes import slices
 from ddil_core.distillation.progressive import ProgressiveStage

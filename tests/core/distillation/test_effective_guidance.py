@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.run_folder import open_run, require_same_run
 from ddil_core.distillation.shipped import announce, shipped_protocol
 from ddil_core.support.errors import WrongCommand

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from ddil_core.distillation import conversion, matching, progressive, training
 from ddil_core.distillation.aggregate import AggregatedDataset, States
 from ddil_core.distillation.checks import most_states, require_capacity
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.methods import METHODS
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing

@@ -16,10 +16,10 @@ from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.schedule import CLEAN, Schedule
 from ddil_core.distillation.clipping import ClippedFraction
-from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.critic import discriminator, feature_shape
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.distillation.matching import CLIPPED, MatchingStage, score_difference, teacher_segments
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.regression import RegressionStage
 from ddil_core.models.model import Model
 from tests.core.closed_form import Gaussian, distance, normal, shifts

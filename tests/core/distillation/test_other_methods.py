@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.methods import METHODS, read_config
 from ddil_core.support.errors import WrongCommand
 

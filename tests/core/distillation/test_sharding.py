@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddil_core.distillation.config import MatchingConfig
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.memory_plan import Plan, moment_bytes
 from ddil_core.distillation.sharding import joined, load_whole, local, own_part, whole, whole_copy, without_weights
 

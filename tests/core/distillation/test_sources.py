@@ -12,10 +12,10 @@ from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
 from ddil_core.diffusion.rollout import STUDENT, TEACHER
 from ddil_core.distillation.collectors import SeparateCollector, TransitionBatch, trajectories
-from ddil_core.distillation.config import MatchingConfig
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.matching import MatchingStage
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.sources import MixedSource, whole_numbers
 from ddil_core.models.model import Model
 from tests.core.closed_form import distance

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.run import Run, rounded_for_autocast
 from ddil_core.distillation.steady import Steady, steady
 from ddil_core.distillation.transfer import Ahead

@@ -170,7 +170,7 @@ def test_another_autoencoder_is_refused(folder: Path, tmp_path: Path) -> None:
         load_model(str(other))
     assert str(error.value) == (
         f"the model {str(other)!r} has an autoencoder of the class VQModel, which is not supported; the class may be "
-        "AutoencoderKL or AsymmetricAutoencoderKL or AutoencoderTiny"
+        "AutoencoderKL or AsymmetricAutoencoderKL or AutoencoderDC or AutoencoderTiny"
     )
 
 

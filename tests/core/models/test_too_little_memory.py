@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddil_core.distillation.config import MatchingConfig, ProgressiveConfig
+from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.distill import distill
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.out_of_memory import savings
 from ddil_core.models.generate import sample
 from ddil_core.models.model import Model, load_model

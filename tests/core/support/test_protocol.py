@@ -61,7 +61,7 @@ def test_settings_that_cannot_be_meant(setting: str, message: str) -> None:
         (
             "ddil.phases.1.p_teacher=1.2",
             "pd.yaml has a value that does not fit at 'ddil.phases.1.p_teacher': "
-            "it takes a number from 0 to 1, not 1.2",
+            "it takes a number from 0 to 1 or a mapping of the keys start and end, not 1.2",
         ),
         (
             "reflection.mode=bounce",
