@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
+from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.consistency import student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
@@ -124,8 +125,7 @@ class _Update:
         return net.train().to(getattr(torch, self.config.student_dtype))
 
     def _denoiser(self, net: nn.Module) -> NetworkDenoiser:
-        schedule: Any = None  # no x̂ is computed
-        return self.shape.denoiser(net, schedule, "epsilon")
+        return self.shape.denoiser(net, Schedule.stable_diffusion(), "epsilon")  # the memory depends on neither
 
     def plan(self) -> Plan:
         """Return the memory of each component. It is called where tensors are fake."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ddil_core.distillation.run_folder import RUN, read_run
@@ -53,5 +54,6 @@ def base_of(teacher: object) -> Base:
 
 
 def last_part(path: str) -> str:
-    """Return the last part of a path, so that no card tells where a user keeps files."""
-    return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or path
+    """Return the last part of a path or URL, so that no card tells where a user keeps files, or a key to them."""
+    bare = re.split(r"[?#]", path, maxsplit=1)[0] if "://" in path else path
+    return bare.replace("\\", "/").rstrip("/").rpartition("/")[2].rpartition("@")[2] or "a place that is not named"

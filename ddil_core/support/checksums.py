@@ -40,7 +40,8 @@ CONTENT = "content_sha256"
 
 AFTER = "so it was damaged or changed after it was written"
 
-_DIGEST = re.compile(r"^([0-9a-f]{64})  ", re.MULTILINE)
+_DIGEST = re.compile(r"^([0-9a-fA-F]{64})(?: [ *]|\s*$)", re.MULTILINE)
+"""A line of ``sha256sum``, for a text or a binary file, or a bare checksum."""
 
 
 class Damaged(DdilError):

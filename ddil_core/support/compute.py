@@ -66,9 +66,10 @@ class Compute:
     def changed(self) -> dict[str, Any]:
         """Return the settings that differ from the defaults. Hashes and identities hold these alone.
 
-        So what was measured before a setting existed keeps its hash.
+        So what was measured before a setting existed keeps its hash. ``deterministic`` changes the rounding alone, and
+        is left out.
         """
-        defaults = asdict(FP32)
+        defaults = asdict(FP32) | {"deterministic": self.deterministic}
         return {key: value for key, value in asdict(self).items() if value != defaults[key]}
 
     def override(self, **settings: Any) -> Compute:

@@ -23,7 +23,7 @@ def load_records(folder: Path | str, *, replaced: bool = False) -> pd.DataFrame:
 
     - `experiment`, `kind`, and the other entries of the cell: `name`, `steps`, `p_teacher`, `switch_t`, `string`, …
     - The setting: `models` (a tuple of model references), `data`, `split`, `recipe`, `solver`, `guidance_scale`,
-      `dtype`, `tf32`, `compile`, `seed`.
+      `dtype`, `tf32`, `compile`, `size`, `seed`.
     - `n_asked` and `n_done`, the numbers of samples; `nfe`, the mean number of network evaluations for each sample.
     - For each metric: its value (`fid`), its 95 % interval (`fid_low`, `fid_high`), the p-value of a difference
       (`fid_p`), and a note that says why the value is not reliable (`fid_note`). These are the names of the CSV tables.

@@ -23,9 +23,8 @@ def measured_of(records: Sequence[Record], student_sha256: str, teacher_sha256: 
     """
     kept = latest_records(records)[0]
     of_student = [record for record in kept if student_sha256 in _weights(record)]
-    alone = [
-        record for record in kept if record.kind == "system" and _weights(record) <= {student_sha256, teacher_sha256}
-    ]
+    known = {student_sha256, teacher_sha256} - {None}
+    alone = [record for record in kept if record.kind == "system" and _weights(record) and _weights(record) <= known]
     tables = [
         replace(table, missing=())  # the other systems of the protocol belong to no card
         for table in build(alone)

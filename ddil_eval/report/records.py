@@ -247,7 +247,7 @@ def save_record(record: Record, folder: Path | str) -> Path:
         path = Path(folder) / "records" / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         if not path.exists():
             content = with_content_sha256(record.model_dump(mode="json"))
-            write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
             return path
         if _read(path).numbers() == record.numbers():
             return path

@@ -94,7 +94,7 @@ def save_unit(
         broken = ", ".join(".".join(map(str, part["loc"])) for part in error.errors())
         raise DdilError(f"a measure is not finite ({broken}); lower the learning rate of this condition") from error
     content = with_content_sha256(record.model_dump(mode="json"))
-    write_text(record_path(out, unit), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(record_path(out, unit), json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_unit(out: Path, unit: Unit) -> UnitRecord | None:

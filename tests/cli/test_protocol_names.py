@@ -22,6 +22,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "eval score": (".", "--reference", "shapes", "--out", "out"),
     "eval prompt-inversion": ("--out", "out"),
     "study": ("--out", "out"),
+    "doctor": ("--model", "shapes", "--method", "lcm"),
 }
 """What each command that takes a protocol needs beside it."""
 

@@ -218,7 +218,7 @@ def test_pictures_are_not_overwritten(sample: Callable[..., Result], tmp_path: P
         (("--steps", 1000), "error: a grid has from 1 to 999 steps, not 1000"),
         (
             ("--solver", "eular"),
-            "error: the solver 'eular' is not known; it may be one of ddim, dpmpp_2m, lcm, euler, flow_euler, heun; "
+            "error: the solver 'eular' is not known; it may be one of ddim, dpmpp_2m, lcm, tcd, euler, flow_euler, heun; "
             "did you mean 'euler'?",
         ),
     ],

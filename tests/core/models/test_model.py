@@ -90,7 +90,7 @@ def test_a_damaged_pipeline_is_one_sentence(folder: Path, tmp_path: Path, damage
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("layout", ["FluxPipeline", ["pipeline", "OwnPipeline"]])
+@pytest.mark.parametrize("layout", ["KandinskyPipeline", ["pipeline", "OwnPipeline"]])
 def test_another_layout_is_refused(folder: Path, tmp_path: Path, layout: object) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": layout}))
@@ -98,7 +98,8 @@ def test_another_layout_is_refused(folder: Path, tmp_path: Path, layout: object)
         load_model(str(tmp_path))
     assert str(error.value) == (
         f"the model '{tmp_path}' has the layout {layout}; known here are StableDiffusionPipeline, "
-        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline, GaussiansPipeline"
+        "StableDiffusionXLPipeline, LatentConsistencyModelPipeline, StableDiffusion3Pipeline, FluxPipeline, "
+        "PixArtSigmaPipeline, SanaPipeline, GaussiansPipeline"
     )
 
 

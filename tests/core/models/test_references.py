@@ -43,7 +43,7 @@ ACCEPTED = (
     ("name", "hint"),
     [
         ("shaps", "; did you mean shapes?"),
-        ("sd1.5", "; did you mean sd15 or sd21 or ssd1b?"),
+        ("sd1.5", "; did you mean sd15 or sd35 or sd21?"),
         ("zebra", ""),
         ("a/b/c/d", ""),
     ],

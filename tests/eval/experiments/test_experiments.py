@@ -114,7 +114,7 @@ def test_the_models_are_no_part_of_the_protocols_hash(student: Path, teacher: Pa
     plan = analysis.plan_covariate_shift(config)
     written = {key: value for key, value in plan.protocol.items() if key != "sampling"} | {"recipe": "shapes"}
     assert validate(CovariateShiftConfig, written, "x.yaml").student == str(student)
-    unhashed = {"teacher", "student", "sampling", "drift", "dtype", "tf32", "compile"}
+    unhashed = {"teacher", "student", "sampling", "drift", "dtype", "tf32", "compile", "height", "width"}
     assert analysis.hashed(plan.protocol, analysis.NOT_HASHED).keys() == plan.protocol.keys() - unhashed
 
 
