@@ -95,7 +95,7 @@ def tiny_transformer() -> Any:
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
-        joint_attention_dim=32,
+        joint_attention_dim=40,  # T5's width, above that of the two CLIP encoders together, as SD3 has it
         caption_projection_dim=16,
         pooled_projection_dim=32,
         pos_embed_max_size=8,
@@ -118,7 +118,7 @@ def tiny_t5(folder: Path) -> dict[str, Any]:
     ]
     tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
     tokenizer.save_pretrained(folder)
-    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    config = T5Config(vocab_size=len(tokenizer), d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     return {"tokenizer_3": T5TokenizerFast.from_pretrained(folder), "text_encoder_3": T5EncoderModel(config)}
 
 
