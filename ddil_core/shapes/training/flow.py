@@ -37,7 +37,7 @@ LAYERS = 6
 HEADS = 4
 SHIFT = 3.0
 """The shift of the times, in training and in grids, as SD3 has it. Most times then lie where the layout is decided."""
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 2.0
 STATE_SCALE = 1 / 64
 """Brings the text states, whose standard deviation is about 50, near 1, where the transformer learns well from them."""
 LEARNING_RATE = 2e-3
@@ -46,9 +46,9 @@ CARD = Words(
     title="The shapes world's flow teacher",
     about=(
         "`teacher/` is a small flow-matching transformer in Stable Diffusion 3's layout, without T5. Its autoencoder and",
-        "its text encoder, which stands in both places, are those of the [U-Net teacher](../README.md). diffusers loads",
-        "it and draws with it as [the page on the shapes world](../../../../docs/shapes.md) says.",
-        "`python -m ddil_core.shapes.training.flow` trains such a teacher; the last paragraph says how this one was.",
+        "its text encoder, which stands in both places, are those of the shipped U-Net teacher. `docs/shapes.md` says how",
+        "diffusers draws with it. `python -m ddil_core.shapes.training.flow` trains such a teacher; the last paragraph says",
+        "how this one was trained.",
     ),
     command="python -m ddil_core.shapes.training.flow --measure",
     solver="Euler",
@@ -95,14 +95,15 @@ def projected(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
     found = CLIPTextModelWithProjection(config)
     text = found.text_model
     text.load_state_dict(encoder.state_dict(), strict=False)
-    factors: dict[nn.Module, float] = dict.fromkeys(text.embeddings.children(), STATE_SCALE)
+    adding = list(text.embeddings.children())
     for layer in text.encoder.layers:
-        factors |= dict.fromkeys((layer.self_attn.out_proj, layer.mlp.fc2), STATE_SCALE)
-    last = text.encoder.layers[-1]
-    factors |= dict.fromkeys((last.self_attn.out_proj, last.mlp.fc2), 0.0)
-    for part, factor in factors.items():
-        for weight in part.parameters():
-            weight.mul_(factor)
+        adding += [layer.self_attn.out_proj, layer.mlp.fc2]
+    for weight in nn.ModuleList(adding).parameters():
+        weight.mul_(STATE_SCALE)
+    for part in text.encoder.layers[-1].modules():
+        if isinstance(part, nn.Linear):
+            part.weight.zero_()
+            part.bias.zero_()
     nn.init.eye_(found.text_projection.weight)
     return found.eval().requires_grad_(False)
 
@@ -231,7 +232,7 @@ def main(
         encoder = projected(copied(shipped.text_encoder, architecture.text_encoder(tokenizer)))
         pool = encode_training_pool(vae, tokenizer, out, chosen, pool_size, scale)
         model = train_flow(pool, encoder, tokenizer, out, chosen, steps, lr=lr)
-        vae.register_to_config(scaling_factor=scale)
+        vae.register_to_config(scaling_factor=scale, shift_factor=0.0)  # SD3's pipeline adds the shift, so it needs one
         export_flow(vae, encoder, tokenizer, model, out / "weights" / "teacher")
         measure_weights(out / "weights", chosen, captions, {"updates": steps, "peak of the learning rate": lr}, CARD)
 
