@@ -95,7 +95,7 @@ def tiny_transformer(**more: Any) -> Any:
         "num_layers": 2,
         "attention_head_dim": 8,
         "num_attention_heads": 2,
-        "joint_attention_dim": 32,
+        "joint_attention_dim": 40,  # T5's width, above that of the two CLIP encoders together, as SD3 has it
         "caption_projection_dim": 16,
         "pooled_projection_dim": 32,
         "pos_embed_max_size": 8,
@@ -103,7 +103,7 @@ def tiny_transformer(**more: Any) -> Any:
     return SD3Transformer2DModel(**(shape | more))
 
 
-def tiny_t5(folder: Path, place: str = "_3") -> dict[str, Any]:
+def tiny_t5(folder: Path, place: str = "_3", width: int = 40) -> dict[str, Any]:
     """A T5 text encoder and its tokenizer, on the words of the shapes world: SD3's third, FLUX's second, PixArt's only one."""
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -119,7 +119,7 @@ def tiny_t5(folder: Path, place: str = "_3") -> dict[str, Any]:
     ]
     tokenizer = T5TokenizerFast(vocab=vocabulary, extra_ids=0)
     tokenizer.save_pretrained(folder)
-    config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     parts = {"tokenizer": T5TokenizerFast.from_pretrained(folder), "text_encoder": T5EncoderModel(config)}
     return {name + place: part for name, part in parts.items()}
 

@@ -22,7 +22,7 @@ def flux(words: Path, seed: int, frame_seed: int, distilled: bool = False) -> An
     tokenizer, dev = write_tokenizer(words), not distilled
     torch.manual_seed(frame_seed)
     parts: dict[str, Any] = {"tokenizer": tokenizer, "text_encoder": tiny_text_encoder(tokenizer)}
-    parts |= tiny_t5(words / "t5", "_2")
+    parts |= tiny_t5(words / "t5", "_2", width=32)
     parts["vae"] = tiny_autoencoder(
         shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False
     )
@@ -48,7 +48,7 @@ def pixart(words: Path, seed: int, frame_seed: int, distilled: bool = False) -> 
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
     torch.manual_seed(frame_seed)
-    parts = tiny_t5(words / "t5", "")
+    parts = tiny_t5(words / "t5", "", width=32)
     parts["vae"] = tiny_autoencoder()
     torch.manual_seed(seed)
     network = PixArtTransformer2DModel(

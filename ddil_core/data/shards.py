@@ -200,7 +200,7 @@ class Shards:
 
     def __init__(self, reference: str, shards: list[str], download: bool) -> None:
         self.reference, self.shards, self.download = reference, shards, download
-        self._compared = set[Path]()
+        self._sound = set[Path]()
 
     def identity(self) -> str:
         """Return a hash of the shards' names, and of the sizes of the local shards."""
@@ -253,7 +253,7 @@ class Shards:
                     place += counts[shard]
                     continue
                 number = 0
-                for number, image in enumerate(read_shard(self._local(shard)), 1):
+                for number, image in enumerate(read_shard(self._compared(shard)), 1):
                     if place + number <= first:
                         continue
                     if image.caption is None:
@@ -286,15 +286,19 @@ class Shards:
         """
         for shard in self.shards:
             try:
-                path = self._local(shard)
-                if path not in self._compared:
-                    require_listed(path)
-                    self._compared.add(path)
-                yield from read_shard(path, ignored)
+                yield from read_shard(self._compared(shard), ignored)
             except DamagedShard:
                 if damaged is None:
                     raise
                 damaged.append(_place(shard).name)
+
+    def _compared(self, shard: str) -> Path:
+        """Return a shard's local file, which is compared with its checksum once. Raises as ``require_listed``."""
+        path = self._local(shard)
+        if path not in self._sound:
+            require_listed(path)
+            self._sound.add(path)
+        return path
 
     def _local(self, shard: str) -> Path:
         """Return a shard's local file; download the shard where it is missing. Raises WrongCommand without consent."""

@@ -291,7 +291,9 @@ class GuidedDenoiser:
             return self._read[1]
         inputs = condition
         if self.unconditional is not None and self._own_scale is None:
-            inputs = Condition.cat([self.unconditional.expand(len(condition)), condition])
+            end = {END: condition.tensors[END]} if END in condition.tensors else {}
+            without = self.unconditional.expand(len(condition))
+            inputs = Condition.cat([replace(without, tensors=without.tensors | end), condition])
         inputs = self.network.cast(inputs)
         self._read = None if torch.is_grad_enabled() else (condition, inputs)
         return inputs

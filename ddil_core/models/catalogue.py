@@ -29,13 +29,13 @@ _SINGLE_FILE_PREFIXES = {
 def list_models() -> list[dict[str, Any]]:
     """List the named models. ``bytes`` counts the files on this machine, interrupted downloads included."""
     rows = []
-    for name, folder in SHIPPED.items():
+    for name, shipped in SHIPPED.items():
         row = {
-            "description": "the shipped teacher of the shapes world: 64 px, v-prediction, guided",
+            "description": shipped.description,
             "source": "shipped with the package",
             "revision": "shipped",
             "licence": SHIPPED_LICENCE,
-            "bytes": _bytes_in(folder),
+            "bytes": _bytes_in(shipped.folder),
         }
         rows.append({"name": name, **row, **_state(name)})
     for name, system in load_systems().items():

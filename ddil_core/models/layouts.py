@@ -90,13 +90,20 @@ def _sdxl_sized(size: tuple[int, int]) -> Tensors:
 
 
 def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
+    """Encode by the two CLIP encoders and T5. Zeros stand for the tokens of a T5 that is left out.
+
+    A network that is exactly as wide as the two CLIP encoders together was made without T5, and reads no such tokens.
+    """
+    clip = sum(encoder.config.hidden_size for encoder in (pipeline.text_encoder, pipeline.text_encoder_2))
+    made_without = pipeline.text_encoder_3 is None and pipeline.transformer.config.joint_attention_dim == clip
+    length = 0 if made_without else _sd3_tokens(pipeline)["tokenizer_3"]
     text, _, pooled, _ = pipeline.encode_prompt(
         prompts,
         None,
         None,
         device=pipeline.device,
         do_classifier_free_guidance=False,
-        max_sequence_length=_sd3_tokens(pipeline)["tokenizer_3"],
+        max_sequence_length=length,
     )
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
 

@@ -2,7 +2,7 @@
 
 A reference is one of these:
 
-- ``shapes``, the shipped teacher, or ``gaussians``, the exact one,
+- ``shapes`` or ``shapes-flow``, the shipped teachers, or ``gaussians``, the exact one,
 - the name of a system in ``protocols/systems.yaml``,
 - a folder in diffusers' pipeline layout, or a run folder of ``ddil distill``,
 - a single-file checkpoint, or FOLDER:FILE, a checkpoint with the configuration of a pipeline folder,
@@ -14,6 +14,7 @@ A reference is one of these:
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddil_core.models.hub import INDEX, HubPart, Repository, size_text
@@ -24,7 +25,34 @@ from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.paths import shown, user_path
 
 _CORE = Path(__file__).parents[1]
-SHIPPED = {"shapes": _CORE / "shapes" / "weights" / "teacher", "gaussians": _CORE / "gaussians" / "world"}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A model that comes with the package: its folder, what it is, and the module that makes it again."""
+
+    folder: Path
+    description: str
+    module: str
+
+
+SHIPPED = {
+    "shapes": Shipped(
+        _CORE / "shapes" / "weights" / "teacher",
+        "the shipped teacher of the shapes world: 64 px, v-prediction, guided",
+        "ddil_core.shapes.training",
+    ),
+    "shapes-flow": Shipped(
+        _CORE / "shapes" / "weights" / "flow" / "teacher",
+        "the shipped flow teacher of the shapes world: 64 px, a transformer in SD3's layout, guided",
+        "ddil_core.shapes.training.flow",
+    ),
+    "gaussians": Shipped(
+        _CORE / "gaussians" / "world",
+        "the exact teacher of the gaussians world: points of a mixture",
+        "ddil_core.gaussians",
+    ),
+}
 """The models that come with the package."""
 
 _ACCEPTED = (
@@ -40,7 +68,7 @@ def resolve(reference: str) -> Files:
         WrongCommand: the reference fits nothing, or its files are not here. The message says what to do.
     """
     if reference in SHIPPED:
-        return Files(_require_pipeline(SHIPPED[reference], reference))
+        return Files(_require_pipeline(SHIPPED[reference].folder, reference))
     head, colon, tail = reference.partition(":")
     if head in load_systems():
         return _system(head, _path(tail) if colon else None)
@@ -187,8 +215,7 @@ def _require_pipeline(folder: Path, reference: str) -> Path:
     if (folder / INDEX).is_file():
         return folder
     if reference in SHIPPED:
-        made = f"python -m ddil_core.{reference}{'.training' * (reference == 'shapes')}"
-        problem = f"is not in this checkout; make it with: {made}"
+        problem = f"is not in this checkout; make it with: python -m {SHIPPED[reference].module}"
     elif folder.name == "student" and (folder.parent / "run.yaml").is_file():
         problem = "is a run that has no student yet; finish it with 'ddil distill … --resume'"
     else:

@@ -29,7 +29,7 @@ REINSTALL_TORCH = "pip install --force-reinstall torch torchvision"
 LATEX_ENGINES = ("latexmk", "pdflatex", "xelatex", "lualatex", "tectonic")
 SHIPPED_AGAIN = (
     "get them again with `git checkout ddil_core/shapes/weights` in a checkout, or by installing ddil again, "
-    "or train them with `python -m ddil_core.shapes.training`"
+    "or train them as docs/shapes.md says"
 )
 
 
@@ -194,6 +194,7 @@ def devices() -> Iterator[Check]:
 def weights() -> Iterator[Check]:
     """Check the shipped weights for cut and damaged files, and the weights of EfficientNet-Lite0."""
     yield _shipped("shapes teacher", SHAPES_WEIGHTS / "teacher", "model_index.json")
+    yield _shipped("shapes flow teacher", SHAPES_WEIGHTS / "flow" / "teacher", "model_index.json")
     yield _shipped("shapes scorer", SHAPES_WEIGHTS / "scorer", "open_clip_config.json")
     yield _efficientnet()
 

@@ -157,7 +157,7 @@ def test_shipped_weights_are_found_missing_or_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.weights
 def test_the_shipped_weights_are_whole(checks: dict[str, doctor.Check]) -> None:
-    assert checks["shapes teacher"].ok and checks["shapes scorer"].ok
+    assert all(checks[f"shapes {part}"].ok for part in ("teacher", "flow teacher", "scorer"))
 
 
 def test_a_weights_file_is_checked_against_the_hash_in_its_name(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_system_is_listed_with_what_it_needs(cli: Cli) -> None:
     rows = {row["name"]: row for row in json.loads(cli("models", "--json").stdout)}
-    assert list(rows) == ["shapes", "gaussians", *load_systems()]
+    assert list(rows) == ["shapes", "shapes-flow", "gaussians", *load_systems()]
     assert set(rows["sd15"]) == {"name", "description", "source", "revision", "licence", "bytes", "here", "needs"}
     result = cli("models")
     assert (result.exit_code, result.stderr) == (0, "")

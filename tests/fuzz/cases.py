@@ -276,7 +276,7 @@ def shards(rng: Random, place: Path) -> Line:
             *(word for setting in settings for word in ("--set", setting))]  # fmt: skip
 
 
-WEIGHTS = SHIPPED["shapes"]
+WEIGHTS = SHIPPED["shapes"].folder
 
 
 def model(rng: Random, place: Path) -> Line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,36 @@ from ddil_core.shapes.reader import ATTRIBUTES, drawn_right, read
 from ddil_core.shapes.render import render
 from ddil_core.shapes.scene import Scene
 from ddil_core.support.files import write_text
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a card says beside the figures.
+
+    Attributes:
+        title: The title.
+        about: The lines on what the folder holds.
+        command: The command that measures.
+        solver: The name of the solver that the teacher is measured with.
+    """
+
+    title: str
+    about: tuple[str, ...]
+    command: str
+    solver: str
+
+
+NETWORKS = Words(
+    title="The shapes world's networks",
+    about=(
+        "`teacher/` is a small pipeline in Stable Diffusion's layout; `DiffusionPipeline.from_pretrained` loads it.",
+        "`scorer/` is a two-tower scorer in open_clip's layout. The teacher draws captions such as *a small red circle",
+        "left of a large blue star on a grey background*, 64 × 64. `python -m ddil_core.shapes.training` trains such",
+        "networks; the last paragraph says how these were trained.",
+    ),
+    command="python -m ddil_core.shapes.training --measure",
+    solver="DDIM",
+)
 
 
 def shares(images: np.ndarray, scenes: list[Scene]) -> dict[str, float]:
@@ -53,24 +84,21 @@ def measure_card(model: Model, count: int = 1000, seed: int = 0) -> dict[str, An
     return measured
 
 
-def write_card(folder: Path, measured: dict[str, Any], training: dict[str, object]) -> None:
+def write_card(folder: Path, measured: dict[str, Any], training: dict[str, object], words: Words = NETWORKS) -> None:
     """Write ``card.json`` and the model card ``README.md`` into the folder of the weights."""
     write_text(folder / "card.json", json.dumps({"measured": measured, "training": training}, indent=2) + "\n")
     columns = (*ATTRIBUTES, "exact")
     rows = {
         "rendered images": "rendered",
         "autoencoder round trips": "round_trips",
-        **{f"teacher, {steps} DDIM steps": f"teacher_{steps}_steps" for steps in (32, 16, 8, 4)},
+        **{f"teacher, {steps} {words.solver} steps": f"teacher_{steps}_steps" for steps in (32, 16, 8, 4)},
     }
     lines = [
-        "# The shapes world's networks",
+        f"# {words.title}",
         "",
-        "`teacher/` is a small pipeline in Stable Diffusion's layout; `DiffusionPipeline.from_pretrained` loads it.",
-        "`scorer/` is a two-tower scorer in open_clip's layout. The teacher draws captions such as *a small red circle",
-        "left of a large blue star on a grey background*, 64 × 64. `python -m ddil_core.shapes.training` trains such",
-        "networks; the last paragraph says how these were trained.",
+        *words.about,
         "",
-        f"`python -m ddil_core.shapes.training --measure` measured them on {measured['captions']} held-out captions.",
+        f"`{words.command}` measured them on {measured['captions']} held-out captions.",
         "Training never showed these combinations of two objects. "
         f"Guidance {measured['guidance_scale']:g}, seed {measured['seed']}.",
         "An image that the reader cannot read counts as wrong.",
@@ -91,7 +119,16 @@ def write_card(folder: Path, measured: dict[str, Any], training: dict[str, objec
     write_text(folder / "README.md", "\n".join(lines))
 
 
-def measure_weights(weights: Path, device: torch.device, captions: int, training: dict[str, object]) -> None:
+def read_training(weights: Path) -> dict[str, object]:
+    """Return what the card in a folder of weights says of the training; nothing where there is no card."""
+    card = weights / "card.json"
+    found: dict[str, object] = json.loads(card.read_text())["training"] if card.is_file() else {}
+    return found
+
+
+def measure_weights(
+    weights: Path, device: torch.device, captions: int, training: dict[str, object], words: Words = NETWORKS
+) -> None:
     """Measure a folder of weights and write its card."""
-    write_card(weights, measure_card(load_model(str(weights / "teacher"), device), captions), training)
+    write_card(weights, measure_card(load_model(str(weights / "teacher"), device), captions), training, words)
     click.echo(f"The weights and their card are in {weights}")

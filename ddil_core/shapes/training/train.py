@@ -32,7 +32,7 @@ from ddil_core.shapes.batches import draw_batch
 from ddil_core.shapes.scene import nearly
 from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.shapes.training import architecture
-from ddil_core.shapes.training.card import measure_weights
+from ddil_core.shapes.training.card import measure_weights, read_training
 from ddil_core.shapes.training.latents import SEED, TrainingPool, encode_training_pool
 from ddil_core.support import ending
 from ddil_core.support.checksums import with_checksum
@@ -358,8 +358,7 @@ def main(
         raise click.UsageError("--further needs --init with the weights to train further")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if measure_only:
-        card = WEIGHTS / "card.json"
-        measure_weights(WEIGHTS, chosen, captions, json.loads(card.read_text())["training"] if card.is_file() else {})
+        measure_weights(WEIGHTS, chosen, captions, read_training(WEIGHTS))
         return
     with ending.in_a_sentence(), held(out):
         weights = out / "weights"

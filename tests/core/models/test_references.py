@@ -194,7 +194,7 @@ def test_parameters_are_counted_from_headers(folder: Path, checkpoint: Path, mod
 
 def test_the_listing_names_what_was_not_read_at_its_source() -> None:
     rows = {row["name"]: row for row in list_models()}
-    assert list(rows) == ["shapes", "gaussians", *load_systems()]
+    assert list(rows) == ["shapes", "shapes-flow", "gaussians", *load_systems()]
     assert (rows["sd15"]["licence"], rows["sd15"]["revision"]) == ("unverified", "unverified")
     assert rows["ssd1b"]["revision"] == load_systems()["ssd1b"].revision
     assert not any(row["here"] or row["bytes"] for name, row in rows.items() if name not in SHIPPED)

@@ -129,7 +129,7 @@ def test_sd3_reads_its_t5_where_it_has_one(tmp_path: Path) -> None:
     )
     limit = bare.pipeline.tokenizer.model_max_length
     a, b = (model.encode(PROMPTS).tensors["encoder_hidden_states"] for model in (bare, whole))
-    assert a.shape == b.shape == (2, limit + 256, 32)
+    assert a.shape == b.shape == (2, limit + 256, 40)
     assert not a[:, limit:].any() and bool(b[:, limit:].any())
     long = "red " * 300
     assert (whole.cut([long, "red"]), whole.pipeline.tokenizer_3(long).input_ids[256:] != []) == (1, True)

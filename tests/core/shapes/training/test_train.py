@@ -18,7 +18,7 @@ from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.loop import fit
 from ddil_core.models.model import load_model
 from ddil_core.shapes.scene import draw_scene
-from ddil_core.shapes.training import architecture, latents, train
+from ddil_core.shapes.training import architecture, flow, latents, train
 from ddil_core.shapes.training.card import measure_card, write_card
 
 CPU = torch.device("cpu")
@@ -59,6 +59,9 @@ STAGES: dict[str, Stage] = {
     ),
     "teacher": lambda out, tokenizer: train.train_teacher(
         pool_of(tokenizer), tokenizer, out, CPU, STEPS, batch_size=4, text_encoder=fresh_text_encoder(tokenizer)
+    ),
+    "flow": lambda out, tokenizer: flow.train_flow(
+        pool_of(tokenizer), flow.projected(fresh_text_encoder(tokenizer)), tokenizer, out, CPU, STEPS, batch_size=4
     ),
     "scorer": lambda out, tokenizer: train.train_scorer(tokenizer, out, CPU, STEPS, batch_size=4),
 }
