@@ -29,6 +29,11 @@ def require_teacher(model: Model) -> None:
             f"the teacher {model.reference!r} takes its guidance as an embedding, as LCM does, so it is a student "
             "itself; distil its own teacher"
         )
+    if model.denoiser.reads_end:
+        raise DdilError(
+            f"the teacher {model.reference!r} is told where its jumps end, as CTM's students are, so it is a student "
+            "itself; distil its own teacher"
+        )
     if model.denoiser.reads_guidance:
         raise DdilError(
             f"the teacher {model.reference!r} reads its guidance scale, as a model that was distilled from a guided "

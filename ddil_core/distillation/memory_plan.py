@@ -21,6 +21,7 @@ from torch._subclasses import FakeTensorMode
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.distillation.adapters import with_lora
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.consistency import student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
@@ -95,13 +96,15 @@ class _Update:
         with torch.device("meta"):
             net = shape.build()
             self.teacher = self._frozen(net)
-            start = student_network(net, config) if isinstance(config, ConsistencyConfig) else net
+            lora = getattr(config, "lora", None)
+            adapted = net if lora is None else with_lora(net, lora)
+            start = student_network(net, config) if isinstance(config, ConsistencyConfig) else adapted
             self.student = self._trained(copy.deepcopy(start))
             if config.ema_decay and not self.lora:
                 self.average = copy.deepcopy(start).requires_grad_(False)
             if isinstance(config, MatchingConfig):
                 latent_size = None if config.gan is None else shape.latent[1:]
-                self.critic = self._trained(Critic(self._denoiser(copy.deepcopy(net)), latent_size))
+                self.critic = self._trained(Critic(self._denoiser(copy.deepcopy(adapted)), latent_size))
 
     @property
     def lora(self) -> bool:
@@ -118,7 +121,7 @@ class _Update:
     def _trained(self, net: nn.Module) -> nn.Module:
         """Return a network as ``Stage`` makes it."""
         for name, parameter in net.named_parameters():
-            parameter.requires_grad_(not self.lora or "lora_" in name)
+            parameter.requires_grad_(not self.lora or "lora_" in name or name.startswith("head."))
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
@@ -139,7 +142,8 @@ class _Update:
         device = {"teacher": nbytes(self.teacher), "student": nbytes(self.student)}
         host = dict[str, int]()
         if self.critic is not None:
-            device["critic"] = nbytes(self.critic)
+            adapters = sum(weight.numel() * weight.element_size() for weight in trained_weights(self.critic))
+            device["critic"] = adapters if self.lora else nbytes(self.critic)  # their frozen base is the student's
         there = host if self.config.offload else device
         if self.config.offload or self.config.student_dtype != "float32":
             there["float32 weights"] = sum(4 * weight.numel() for weight in trained)
@@ -260,11 +264,16 @@ class _Update:
         loss = x.square().mean()
         if self.config.gan is not None and self.config.gan.generator_weight:
             _, t, condition = self._inputs(self.critic, self.rows)
-            self.critic.requires_grad_(False)
+            learning = trained_weights(self.critic)
+            for weight in learning:
+                weight.requires_grad_(False)
             with self._autocast(self.critic):
                 loss = loss + self.critic(x, t, condition)[1].sum()
+        else:
+            learning = []
         loss.backward()
-        self.critic.requires_grad_(True)
+        for weight in learning:
+            weight.requires_grad_(True)
 
     def _criticise(self) -> None:
         """Do a critic's update: it denoises what is generated, and the discriminator judges it and data."""

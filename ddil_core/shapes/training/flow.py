@@ -45,10 +45,10 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "flow"
 CARD = Words(
     title="The shapes world's flow teacher",
     about=(
-        "`teacher/` is a small flow-matching transformer in Stable Diffusion 3's layout, without T5. Its autoencoder and",
-        "its text encoder, which stands in both places, are those of the shipped U-Net teacher. `docs/shapes.md` says how",
-        "diffusers draws with it. `python -m ddil_core.shapes.training.flow` trains such a teacher; the last paragraph says",
-        "how this one was trained.",
+        "`teacher/` is a small flow-matching transformer in Stable Diffusion 3's layout, without T5. Its autoencoder",
+        "and its text encoder, which stands in both places, are those of the shipped U-Net teacher. `docs/shapes.md`",
+        "says how diffusers draws with it. `python -m ddil_core.shapes.training.flow` trains such a teacher; the last",
+        "paragraph says how this one was trained.",
     ),
     command="python -m ddil_core.shapes.training.flow --measure",
     solver="Euler",
@@ -130,8 +130,8 @@ def train_flow(
 ) -> SD3Transformer2DModel:
     """Train a transformer on the squared error of the velocity ε − x₀; return the averaged weights.
 
-    The times are logit-normal and shifted (2403.03206, section 3.1 and equation 23). They are spread evenly over a batch
-    by their ranks, which makes the gradient less noisy (2107.00630, appendix I.1).
+    The times are logit-normal and shifted (2403.03206, section 3.1 and equation 23). They are spread evenly over a
+    batch by their ranks, which makes the gradient less noisy (2107.00630, appendix I.1).
 
     Args:
         pool: The encoded images.

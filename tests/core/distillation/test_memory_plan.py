@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from ddil_core.data.pool import LatentPool
+from ddil_core.distillation.adapters import with_lora
+from ddil_core.distillation.config import ProgressiveConfig
+from ddil_core.distillation.lora_config import LoraConfig
+from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.memory_plan import plan_memory
 from ddil_core.models.model import Model
 from ddil_core.models.network_shapes import network_shape
@@ -65,3 +69,14 @@ def moments(stage: Any) -> list[Tensor]:
     optimizers = [stage.optimizer, *([stage.critic_optimizer] if hasattr(stage, "critic") else [])]
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     return [tensor for state in states for tensor in state.values() if tensor.dim()]
+
+
+def test_adapters_alone_are_trained_and_share_their_base(folder: Path, model: Model) -> None:
+    net = with_lora(model.denoiser.net, LoraConfig(rank=4))
+    adapters = sum(weight.numel() for name, weight in net.named_parameters() if "lora_" in name)
+    shape, told = network_shape(str(folder)), {"batch_size": 2, "lora": {"rank": 4}}
+    pd = plan_memory(shape, ProgressiveConfig.model_validate(told | {"stages": [{"steps": 2, "updates": 1}]}))
+    dmd2 = plan_memory(shape, MatchingConfig.model_validate(told | {"updates": 1}))
+    assert pd.device["optimizer"] == 8 * adapters
+    assert (dmd2.device["critic"], dmd2.device["optimizer"]) == (4 * adapters, 16 * adapters)
+    assert pd.device["student"] == dmd2.device["student"] == total(net.parameters())

@@ -42,7 +42,7 @@ ACCEPTED = (
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("shaps", "; did you mean shapes?"),
+        ("shaps", "; did you mean shapes or shapes-flow?"),
         ("sd1.5", "; did you mean sd15 or sd35 or sd21?"),
         ("zebra", ""),
         ("a/b/c/d", ""),

@@ -22,7 +22,7 @@ def test_a_row_holds_the_cell_the_setting_and_the_metrics(tmp_path: Path) -> Non
     assert row == {
         "experiment": "covariate-shift", "kind": "p_teacher", "p_teacher": 0.8,
         "models": ("shapes", "runs/pd_4"), "data": "shapes", "split": "val", "recipe": "shapes-64", "solver": "ddim",
-        "guidance_scale": 3.0, "dtype": "fp32", "tf32": False, "compile": False, "seed": 0,
+        "guidance_scale": 3.0, "dtype": "fp32", "tf32": False, "compile": False, "size": None, "seed": 0,
         "n_asked": 256, "n_done": 256, "nfe": 40.8,
         "fd_efflite0": 12.5, "fd_efflite0_low": 12.0, "fd_efflite0_high": 13.0,
         "drawn_right": 0.75, "drawn_right_low": 0.71875, "drawn_right_high": 0.78125,
