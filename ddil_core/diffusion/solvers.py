@@ -159,7 +159,7 @@ def tcd_landing(s: Tensor, gamma: float = GAMMA) -> Tensor:
 
     A fraction, as on a flow, is not rounded. ``CLEAN`` stays.
     """
-    lower = (1 - gamma) * (s if s.is_floating_point() else s.double())  # as diffusers rounds
+    lower = (1 - gamma) * s  # float32, as in diffusers
     return torch.where(s < 0, s, lower if s.is_floating_point() else lower.floor().to(s.dtype))
 
 
