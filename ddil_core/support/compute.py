@@ -66,10 +66,9 @@ class Compute:
     def changed(self) -> dict[str, Any]:
         """Return the settings that differ from the defaults. Hashes and identities hold these alone.
 
-        So what was measured before a setting existed keeps its hash. ``deterministic`` changes the rounding alone, and
-        is left out.
+        So what was measured before a setting existed keeps its hash.
         """
-        defaults = asdict(FP32) | {"deterministic": self.deterministic}
+        defaults = asdict(FP32)
         return {key: value for key, value in asdict(self).items() if value != defaults[key]}
 
     def override(self, **settings: Any) -> Compute:
