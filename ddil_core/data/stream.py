@@ -39,6 +39,8 @@ COUNTS = "shards.json"
 """The file with the number of images of each shard that was read to its end, by which a resumed run finds its place."""
 _PAUSE = 0.05
 """Seconds between two looks for a part that another process encodes."""
+_PATIENCE = 120.0
+"""Seconds that a process waits for such a part. Then it encodes the part itself."""
 
 
 class Reader:
@@ -116,7 +118,8 @@ class Stream:
     def window(self, batch: int) -> int:
         """Return the first image of the window at a batch. All parts of the window are encoded then.
 
-        Each process encodes every R-th part, and waits for those of the others.
+        Each process encodes every R-th part, and waits for those of the others. A part that does not come, or that the
+        first process has deleted since, it encodes itself: its content is the same.
         """
         start = int(batch * self.new) // self.size
         with self._lock:
@@ -124,7 +127,10 @@ class Stream:
                 if part % ranks.world() == ranks.rank():
                     self._encode(part)
             for part in range(max(start, self.held), start + self.held):
+                asked = time.monotonic()
                 while not self._file(part).is_file():
+                    if time.monotonic() - asked > _PATIENCE:
+                        self._encode(part)
                     time.sleep(_PAUSE)
             if start > self._start and ranks.is_main():
                 self._forget(start - self.held)
@@ -152,7 +158,9 @@ class Stream:
             rows = slice(part * self.size, (part + 1) * self.size)
             condition = {CONDITION + name: tensor[rows] for name, tensor in self.first.condition.items()}
             return {"mean": self.first.mean[rows], "std": self.first.std[rows]} | condition
-        if part not in self._read:
+        if part in self._read:
+            self._read.move_to_end(part)
+        else:
             self._encode(part)  # where it has left the window
             try:
                 self._read[part] = load_file(self._file(part))

@@ -72,6 +72,11 @@ def pool_size(pool: int | str, data: DataSet) -> int:
     )
 
 
+def stream_size(size: int, data: DataSet) -> int:
+    """Return how many images of a stream are checked before training: all of a folder, else the first window's."""
+    return len(data.training_files()) if isinstance(data, ImageFiles) else size
+
+
 def require_data(data: DataSet, model: Model, count: int) -> None:
     """Refuse data where a quick look at ``count`` images shows that they cannot be trained on.
 

@@ -21,6 +21,7 @@ from ddil_core.distillation.checks import (
     require_capacity,
     require_data,
     require_teacher,
+    stream_size,
 )
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS, read_config
@@ -86,7 +87,7 @@ def distill(
     require_batch(config, accelerator)
     with accelerator.main_process_first():  # the main process fetches files that the others then find
         if not encoded.is_file():
-            require_data(images, model, size)
+            require_data(images, model, size if config.stream is None else stream_size(size, images))
     identity = _identity(teacher, model, data, config.model_copy(update={"pool": size}))
     if student_folder.is_dir():
         require_same_run(out, identity, type(config), model.sampling.guidance_scale)

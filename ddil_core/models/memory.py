@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,12 @@ From 64 on, diffusers' Upsample2D copies every map into the layout that convolut
 """
 MOST_ENCODED = 64
 """The most images that are encoded at once."""
+
+_moving = threading.Lock()
+_users: Counter[nn.Module] = Counter()
+"""How many contexts of ``on_device`` use a module."""
+_moved: set[nn.Module] = set()
+"""The modules that are on a device because of ``on_device``."""
 
 _SPARE = 0.8
 """The share of the free memory that decoding may take. Libraries keep some of the rest for themselves."""
@@ -180,16 +188,40 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
 
 @contextmanager
 def on_device(modules: Iterable[nn.Module | None], device: torch.device) -> Iterator[None]:
-    """Move modules to the device inside the context, and off the GPU afterwards. Nested calls keep them there."""
-    present = [module for module in modules if module is not None]
-    moved = [m for m in present if any(p.device.type != device.type for p in m.parameters())]
-    for module in moved:
-        module.to(device)
+    """Move modules to the device inside the context, and off the GPU afterwards.
+
+    Contexts may be nested, and threads may use a module at the same time: the last one to leave moves it off.
+    """
+    used: list[nn.Module] = []
     try:
+        for module in modules:
+            if module is not None:
+                _take(module, device)
+                used.append(module)
         yield
     finally:
-        for module in moved if device.type == "cuda" else ():
-            module.to("cpu")
+        for module in used:
+            _leave(module, device)
+
+
+def _take(module: nn.Module, device: torch.device) -> None:
+    with _moving:
+        if not _users[module] and any(p.device.type != device.type for p in module.parameters()):
+            module.to(device)
+            _moved.add(module)
+        _users[module] += 1
+
+
+def _leave(module: nn.Module, device: torch.device) -> None:
+    with _moving:
+        _users[module] -= 1
+        if _users[module]:
+            return
+        del _users[module]  # so that the module can be freed
+        if module in _moved:
+            _moved.remove(module)
+            if device.type == "cuda":
+                module.to("cpu")
 
 
 def estimate_memory(

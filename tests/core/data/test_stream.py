@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from ddil_core.data.datasets import open_data
+from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import encode_pool
 from ddil_core.data.shards import Shards
 from ddil_core.data.stream import Reader, StreamedPool, open_stream
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.models.model import Model
+from ddil_core.support.errors import WrongCommand
 from tests.core.distillation.test_methods import UNET
 from tests.shards import picture, save_shards
 
@@ -136,3 +138,29 @@ def test_a_killed_run_goes_on_with_the_same_data_bit_for_bit(
 def test_a_stream_of_all_images_is_refused(folder: Path, shards: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="a stream holds a number of images at once, and not all; set pool, as in"):
         distill(str(folder), shards, CONFIG | {"pool": "all"}, tmp_path / "out", device="cpu")
+
+
+def test_a_folders_later_images_are_checked_before_training(folder: Path, tmp_path: Path) -> None:
+    """The window holds 4 images. One of the others has no caption."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):
+        (images / f"{number}.png").write_bytes(picture(number))
+        (images / f"{number}.txt").write_text("a red circle")
+    data = open_data(f"folder:{images}")
+    assert isinstance(data, ImageFiles)
+    Path(data.training_files()[-1].path).with_suffix(".txt").unlink()
+    with pytest.raises(WrongCommand, match="have no caption"):
+        distill(str(folder), f"folder:{images}", CONFIG, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_part_that_another_process_never_encodes_is_encoded_here(
+    stream: StreamedPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddil_core.support.ranks.world", lambda: 2)
+    monkeypatch.setattr("ddil_core.data.stream._PATIENCE", 0.0)
+    first = stream.stream.window(3)
+    rows = torch.arange(first, first + HELD)
+    expected = stream.stream.take(rows, ["mean"])[0]
+    assert expected.shape[0] == HELD and torch.isfinite(expected.float()).all()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ddil_core.models import memory
 from ddil_core.models.catalogue import parameters
@@ -82,6 +85,34 @@ def test_a_visitor_stays_where_there_is_one_memory(model: Model) -> None:
     with on_device([encoder, None], torch.device("cpu")):
         assert next(encoder.parameters()).device.type == "cpu"
     assert next(encoder.parameters()).device.type == "cpu"
+
+
+def test_the_last_of_several_users_moves_a_module_off() -> None:
+    """Two contexts that overlap and are not nested, as those of two threads. A module that was there stays."""
+    moves: list[str] = []
+
+    class Moved(nn.Linear):
+        def to(self, device: torch.device) -> Moved:  # type: ignore[override]
+            moves.append(torch.device(device).type)
+            return self
+
+    elsewhere, there, gpu = Moved(1, 1, device="meta"), Moved(1, 1), torch.device("cuda")
+    first, second = on_device([elsewhere], gpu), on_device([elsewhere, None], gpu)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert moves == ["cuda"]
+    second.__exit__(None, None, None)
+    assert moves == ["cuda", "cpu"]
+    with pytest.raises(ValueError, match="stopped"), on_device([elsewhere], gpu):
+        raise ValueError("stopped")
+    assert moves == ["cuda", "cpu"] * 2
+    with on_device([there], torch.device("cpu")):
+        assert moves == ["cuda", "cpu"] * 2
+    kept = weakref.ref(elsewhere)
+    del elsewhere, first, second
+    gc.collect()
+    assert kept() is None  # nothing remembers a module that nobody uses
 
 
 @pytest.mark.gpu
