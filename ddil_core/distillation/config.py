@@ -169,7 +169,7 @@ class MethodConfig(NetworkDtypeKeys, SizeKeys):
         "compile",
     )
 
-    LATER: ClassVar[tuple[str, ...]] = ("offload", "stream", "shard")
+    LATER: ClassVar[tuple[str, ...]] = ("height", "width", "offload", "stream", "shard")
     WITHOUT_LORA: ClassVar[tuple[str, ...]] = ()
 
     reflection: ReflectionConfig = ReflectionConfig()

@@ -17,7 +17,6 @@ from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import content_hash, override, read_yaml, validate
 from ddil_core.support.resources import find_protocol
-from ddil_core.support.size import without_own_size
 from ddil_eval.study.config import StudyConfig, Value, label_of
 
 
@@ -84,9 +83,7 @@ class Unit:
     @property
     def key(self) -> str:
         """A hash of all that the unit's numbers depend on."""
-        configs = [
-            config and without_own_size(config.model_dump(mode="json")) for config in (self.config, self.baseline)
-        ]
+        configs = [config and config.model_dump(mode="json") for config in (self.config, self.baseline)]
         return content_hash([configs, dict(self.study)])[:12]
 
     @property

@@ -15,7 +15,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import SYSTEM_FILE, SystemFile
 from ddil_core.support.checksums import require_checksum, with_checksum
 from ddil_core.support.protocol import content_hash
-from ddil_core.support.size import SizeKeys, without_own_size
+from ddil_core.support.size import SizeKeys
 from ddil_eval.study.config import MeasureConfig
 from ddil_eval.study.matrix import Unit
 from ddil_eval.study.measures import Measurement, measure_student
@@ -60,9 +60,7 @@ def run_unit(unit: Unit, out: Path, device: str = "cpu", keep_run: bool = False)
         for steps, folder in students_of(run).items()
     }
     weights = teacher.weights_sha256()
-    save_unit(
-        out, unit, without_own_size(config.model_dump(mode="json")), weights, nfe, students, time.monotonic() - started
-    )
+    save_unit(out, unit, config.model_dump(mode="json"), weights, nfe, students, time.monotonic() - started)
     if not keep_run:
         _clear(run)
 
@@ -85,7 +83,7 @@ def _shared_parts(unit: Unit, config: MethodConfig, teacher: Model, out: Path) -
     Every unit encodes the same data. Before its first stage, every unit of a seed and a network trains the same network
     without guidance and without rollouts.
     """
-    content = without_own_size(config.model_dump(mode="json"))
+    content = config.model_dump(mode="json")
     size = {side: content[side] for side in SizeKeys.model_fields if side in content}
     source = [teacher.weights_sha256(), unit.study["data"], *([size] if size else [])]
     before = {key: value for key, value in content.items() if key not in NOT_BEFORE}
