@@ -21,6 +21,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.models.known_sizes import ARCHITECTURES
 from ddil_core.models.layouts import LAYOUTS
 from ddil_core.models.model import Model, prepare_networks
 from ddil_core.models.sampling import Sampling
@@ -79,24 +80,12 @@ SHAPES: dict[str, Shape] = {
         {"encoder_hidden_states": (77, 64)},
     ),
     "SD 1.5": Shape(
-        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        {"sample_size": 64, **ARCHITECTURES["sd15"].unet},
         _vae((128, 256, 512, 512), 2, 512),
         {"encoder_hidden_states": (77, 768)},
     ),
     "SDXL": Shape(
-        {
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        {"sample_size": 128, **ARCHITECTURES["sdxl"].unet},
         _vae((128, 256, 512, 512), 2, 1024),
         {"encoder_hidden_states": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
         "StableDiffusionXLPipeline",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,6 +184,21 @@ def build(
         parts["scheduler"] = kind(**BETAS, prediction_type=prediction, steps_offset=1, **more)
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return getattr(diffusers, layout)(**parts)
+
+
+def tell_apart(pipeline: Any) -> Any:
+    """Widen the second text encoder of SDXL's tiny pipeline, and its U-Net. Return the pipeline.
+
+    diffusers tells the encoders in a single file apart by their width, 768 and 1280 in the real ones.
+    """
+    wide = copy.deepcopy(pipeline.text_encoder_2.config)
+    wide.hidden_size = 24
+    unet = tiny_unet(
+        addition_embed_type="text_time", addition_time_embed_dim=8, cross_attention_dim=40,
+        projection_class_embeddings_input_dim=6 * 8 + 16, use_linear_projection=True,
+    )  # fmt: skip
+    pipeline.register_modules(text_encoder_2=type(pipeline.text_encoder_2)(wide), unet=unet)
+    return pipeline
 
 
 def save_pipeline(

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from click.testing import Result
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from ddil_core.data.pool import LatentPool
@@ -31,6 +30,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.plain_yaml import load_plain
 from tests.core.closed_form import distance, normal
+from tests.core.distillation.kills import killed_after, same_weights
 from tests.pipelines import TEACHER, save_pipeline
 
 SMALL = {"rank": 2, "alpha": 4}
@@ -126,13 +126,9 @@ def test_a_critic_starts_as_its_teacher(model: Model, pool: LatentPool) -> None:
         assert torch.equal(trainer.student(z, t, condition), model.denoiser(z, t, condition))
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
 @pytest.mark.parametrize("finished", list(KILLS), indirect=True)
 def test_a_killed_run_ends_with_the_same_weights(
-    teachers: Callable[[str], Path], finished: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teachers: Callable[[str], Path], finished: tuple[str, Path], tmp_path: Path
 ) -> None:
     name, whole = finished
 
@@ -140,21 +136,11 @@ def test_a_killed_run_ends_with_the_same_weights(
         distill(str(teachers(name)), "shapes", BASE | RUNS[name], tmp_path / "killed", device="cpu")
 
     for kind, index in KILLS[name]:
-        update = kind.update
-
-        def dies(stage: Stage, step: int, update: Any = update, index: Any = index) -> Any:
-            logs = update(stage, step)
-            if (stage.index, step) == (index, 2):
-                raise Killed
-            return logs
-
-        with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr(kind, "update", dies)
+        with killed_after(kind, 2, index):
             go()
     go()
     for file in (LORA, "unet/diffusion_pytorch_model.safetensors"):
-        ours, theirs = (load_file(out / "student" / file) for out in (tmp_path / "killed", whole))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert same_weights(file, tmp_path / "killed", whole)
 
 
 def test_the_adapter_fits_the_original_teacher(teachers: Callable[[str], Path], finished: tuple[str, Path]) -> None:

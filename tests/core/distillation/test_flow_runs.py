@@ -25,7 +25,8 @@ from ddil_core.models.model import load_model
 from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance
-from tests.core.distillation.test_methods import BASE, DDIL, Killed
+from tests.core.distillation.kills import killed_after, same_weights
+from tests.core.distillation.test_methods import BASE, DDIL
 from tests.pipelines import save_pipeline
 from tests.reference import PROMPTS, run_diffusers
 
@@ -105,26 +106,12 @@ def test_the_students_files_say_how_it_is_sampled(finished: tuple[str, Path], fl
     assert moved.keys() == kept.keys() and any(not torch.equal(moved[key], kept[key]) for key in kept)
 
 
-def test_killed_anywhere_it_ends_with_the_same_weights(
-    finished: tuple[str, Path], flow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_anywhere_it_ends_with_the_same_weights(finished: tuple[str, Path], flow: Path, tmp_path: Path) -> None:
     name, whole = finished
-    kind, at = KILLS[name]
-    update = kind.update
-
-    def dies(stage: Stage, step: int) -> Any:
-        logs = update(stage, step)
-        if step == at:
-            raise Killed
-        return logs
-
-    with monkeypatch.context() as patched:
-        patched.setattr(kind, "update", dies)
-        with pytest.raises(Killed):
-            go(flow, tmp_path / "killed", name)
+    with killed_after(*KILLS[name]):
+        go(flow, tmp_path / "killed", name)
     go(flow, tmp_path / "killed", name)
-    ours, theirs = (load_file(out / "student" / WEIGHTS) for out in (tmp_path / "killed", whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert same_weights(WEIGHTS, tmp_path / "killed", whole)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from ddil_core.models.model import load_model
 from ddil_core.models.system_specs import Files
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal, rows
+from tests.core.distillation.kills import killed_after, same_weights
 from tests.pipelines import TEACHER, save_pipeline
 
 DDIL = {
@@ -79,30 +80,15 @@ def finished(
     return request.param, out
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
 def test_killed_anywhere_it_ends_with_the_same_weights(
-    folder: Path, finished: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished: tuple[str, Path], tmp_path: Path
 ) -> None:
     name, whole = finished
     for kind, at in KILLS[name]:
-        update = kind.update
-
-        def dies(stage: Stage, step: int, update: Any = update, at: int = at) -> Any:
-            logs = update(stage, step)
-            if step == at:
-                raise Killed
-            return logs
-
-        with monkeypatch.context() as patched:
-            patched.setattr(kind, "update", dies)
-            with pytest.raises(Killed):
-                go(folder, tmp_path / "killed", name)
+        with killed_after(kind, at):
+            go(folder, tmp_path / "killed", name)
     go(folder, tmp_path / "killed", name)
-    ours, theirs = (load_file(out / "student" / UNET) for out in (tmp_path / "killed", whole))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert same_weights(UNET, tmp_path / "killed", whole)
 
 
 def test_stock_diffusers_draws_what_our_sampler_draws(finished: tuple[str, Path]) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline, TCDScheduler
-from safetensors.torch import load_file
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import END, Condition, GuidedDenoiser, UNetDenoiser, guidance_embedding
@@ -31,6 +30,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.models.turns import take_turns
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal
+from tests.core.distillation.kills import killed_after, same_weights
 from tests.pipelines import BETAS, save_pipeline
 
 PHASES = [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]
@@ -176,32 +176,13 @@ def go(teacher: Path, out: Path, name: str) -> None:
     distill(str(teacher), "shapes", RUN | RUNS[name], out, device="cpu")
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
 @pytest.mark.parametrize("finished", ["ctm", "tcd-lora"], indirect=True)
-def test_a_killed_run_ends_with_the_same_weights(
-    folder: Path, finished: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_weights(folder: Path, finished: tuple[str, Path], tmp_path: Path) -> None:
     name, whole = finished
-    update = TrajectoryStage.update
-
-    def dies(trainer: TrajectoryStage, step: int) -> Any:
-        logs = update(trainer, step)
-        if step == 2:
-            raise Killed
-        return logs
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(TrajectoryStage, "update", dies)
+    with killed_after(TrajectoryStage, 2):
         go(folder, tmp_path / "killed", name)
     go(folder, tmp_path / "killed", name)
-    ours, theirs = (
-        load_file(out / "student" / "unet" / "diffusion_pytorch_model.safetensors")
-        for out in (tmp_path / "killed", whole)
-    )
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert same_weights("unet/diffusion_pytorch_model.safetensors", tmp_path / "killed", whole)
 
 
 def test_stock_diffusers_draws_what_our_sampler_draws(finished: tuple[str, Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +13,7 @@ import pytest
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
 from ddil_core.models.sampling import SYSTEM_FILE
-from tests.pipelines import TEACHER, build, save_pipeline, tiny_unet
+from tests.pipelines import TEACHER, build, save_pipeline, tell_apart
 
 BASE = {"batch_size": 2, "pool": 4, "warmup": 0, "learning_rate": 1e-2, "learning_rate_decay": False}
 PD = {"method": "pd", "stages": [{"steps": 4, "updates": 1}]}
@@ -46,15 +45,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             prediction = {"v": "v_prediction", "eps": "epsilon"}[name]
             return save_pipeline(folder, TEACHER, seed=1, prediction=prediction)
         pipeline = build("StableDiffusionXLPipeline", folder / "words", prediction="v_prediction")
-        # diffusers tells the encoders in a single file apart by their width
-        wide = copy.deepcopy(pipeline.text_encoder_2.config)
-        wide.hidden_size = 24
-        unet = tiny_unet(
-            addition_embed_type="text_time", addition_time_embed_dim=8, cross_attention_dim=40,
-            projection_class_embeddings_input_dim=6 * 8 + 16, use_linear_projection=True,
-        )  # fmt: skip
-        pipeline.register_modules(text_encoder_2=type(pipeline.text_encoder_2)(wide), unet=unet)
-        pipeline.save_pretrained(folder / "pipeline")
+        tell_apart(pipeline).save_pretrained(folder / "pipeline")
         (folder / "pipeline" / SYSTEM_FILE).write_text(json.dumps(TEACHER))
         return folder / "pipeline"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from ddil_core.models.model import load_model
 from ddil_core.models.original import unet_layer
 from ddil_core.models.references import resolve
 from ddil_core.support.errors import DdilError, WrongCommand
-from tests.pipelines import build, tiny_unet
+from tests.pipelines import build, tell_apart
 from tests.single_file import single_file
 
 Files = dict[str, tuple[Path, dict[str, Tensor]]]
@@ -32,14 +31,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         pipeline = build(
             "StableDiffusionXLPipeline" if version == "xl" else "StableDiffusionPipeline", folder / "words"
         )
-        if version == "xl":  # diffusers tells the two encoders apart by their width, 768 and 1280 in the real ones
-            wide = copy.deepcopy(pipeline.text_encoder_2.config)
-            wide.hidden_size = 24
-            unet = tiny_unet(
-                addition_embed_type="text_time", addition_time_embed_dim=8, cross_attention_dim=40,
-                projection_class_embeddings_input_dim=6 * 8 + 16, use_linear_projection=True,
-            )  # fmt: skip
-            pipeline.register_modules(text_encoder_2=type(pipeline.text_encoder_2)(wide), unet=unet)
+        if version == "xl":
+            tell_apart(pipeline)
         pipeline.save_pretrained(folder / "pipeline")
         made[version] = folder / "pipeline", single_file(pipeline, version)
     return made
