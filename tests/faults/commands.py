@@ -19,7 +19,11 @@ LORA = {key: value for key, value in LCM.items() if key != "w_embedding"} | {
     "lora": {"rank": 4}, "guidance_range": [6, 6], "ema_decay": 0,
 }  # fmt: skip
 DMD2 = BASE | {"method": "dmd2", "updates": 5, "critic_updates": 1, "gan": {}, "teacher_steps": 4}
-METHODS = {"pd": PD, "lcm": LCM, "lcm-lora": LORA, "dmd2": DMD2}
+ADAPTERS = {"lora": {"rank": 4}}
+METHODS = {
+    "pd": PD, "pd-lora": PD | ADAPTERS, "lcm": LCM, "lcm-lora": LORA, "tcd": LCM | {"method": "tcd", "gamma": 0.5},
+    "dmd2": DMD2, "dmd2-lora": DMD2 | ADAPTERS,
+}  # fmt: skip
 
 SETS = ("--set", "metrics=[drawn_right]")
 INVERTERS = "{ph2p: {tokens: 4, rounds: 2, evaluations: 2, candidates: 1}, random: {tokens: 4}}"
@@ -68,6 +72,12 @@ def commands(folder: Path, teacher: Path, student: Path) -> Iterator[Command]:
     yield Command("demo", with_out(["demo", "--device", "cpu"]), demo_of, protocols=_demo(folder / "protocols"))
     drawn = ["sample", "--model", student, "--prompt", "a small red circle", "--num-images", "4", "--device", "cpu"]
     yield Command("sample", with_out(drawn), lambda out: files_of(out, out, "*.png"), goes_on=False)
+    student_run = distillation(folder, "run", teacher, "shapes", PD | {"ddil": None})
+    exported = ["--to", "diffusers"]
+    yield Command(
+        "export", lambda out: ["export", str(_finished(student_run, folder / "run")), *with_out(exported)(out)],
+        lambda out: files_of(out, out, "*.safetensors"), goes_on=False,
+    )  # fmt: skip
     pickle = _pickle(folder / "weights.bin")
     yield Command(
         "models convert", lambda out: ["models", "convert", str(pickle), str(out / "w.safetensors")],
@@ -112,6 +122,13 @@ def save_images(folder: Path, count: int = 12) -> Path:
 def _written(path: Path, content: object) -> Path:
     path.write_text(json.dumps(content))  # JSON is YAML
     return path
+
+
+def _finished(command: Command, out: Path) -> Path:
+    """Run a command once, and return its folder."""
+    if not out.exists():
+        assert command.run(out).status == 0
+    return out
 
 
 def _pickle(path: Path) -> Path:
