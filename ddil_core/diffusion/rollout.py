@@ -48,7 +48,8 @@ class Actor:
 
     def __post_init__(self) -> None:
         require_stateless(self.solver)
-        require_start(self.solver, self.denoiser.schedule, self.steps[0][0][0])
+        for start, _ in self.steps[0][:1]:  # a student of one step has none in its training's rollouts
+            require_start(self.solver, self.denoiser.schedule, start)
 
     @property
     def nfe(self) -> list[int]:

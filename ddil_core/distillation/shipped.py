@@ -37,7 +37,7 @@ def shipped_protocol(teacher: str, method: str, variant: str = "") -> ChosenProt
     """Return the shipped protocol of a method for a teacher; None where there is none, as for a method of a package.
 
     A teacher of Stable Diffusion's size or more gets the paper's protocol, any other the one of its layout's world: of
-    the gaussians world for points, of the shapes world for pictures.
+    the gaussians world for points, of the shapes world for pictures. There a transformer gets its own where it has one.
 
     Args:
         teacher: The reference of the teacher.
@@ -50,6 +50,9 @@ def shipped_protocol(teacher: str, method: str, variant: str = "") -> ChosenProt
     origin = _origin(teacher)
     small = world(teacher)
     candidates = [ChosenProtocol(protocols() / small / f"{method}{variant}.yaml", small)]
+    if _is_transformer(teacher):
+        own = protocols() / small / f"{method}{variant}-transformer.yaml"
+        candidates.insert(0, ChosenProtocol(own, "shapes-flow"))
     if origin != "shapes" and _is_full_size(teacher):
         candidates.insert(0, ChosenProtocol(protocols() / "paper" / f"{method}{variant}.yaml", "sd15"))
         if origin in load_systems():
@@ -85,16 +88,26 @@ def world(teacher: str) -> str:
     Raises:
         DdilError: the files of the teacher are damaged.
     """
-    try:
-        layout = _layout(teacher)
-    except WrongCommand:
-        return "shapes"
+    layout = _layout_here(teacher)
     return "shapes" if layout is None else layout.world
+
+
+def _layout_here(teacher: str) -> Layout | None:
+    """Return the layout of a teacher; None also where its files are not here."""
+    try:
+        return _layout(teacher)
+    except WrongCommand:
+        return None
 
 
 def _layout(teacher: str) -> Layout | None:
     """Return the layout of a teacher; None for one that is not known."""
     return LAYOUTS.get(str(read_index(resolve(teacher).folder).get("_class_name")))
+
+
+def _is_transformer(teacher: str) -> bool:
+    layout = _layout_here(teacher)
+    return layout is not None and layout.network == "transformer"
 
 
 def _is_full_size(teacher: str) -> bool:

@@ -31,7 +31,7 @@ EVALUATIONS: dict[str, tuple[str, ...]] = {
     "eval covariate-shift": ("--num-prompts", "4", "--set", "teacher_steps=8", "--set", "figure_prompts=0",
                              "--set", "chunk=2", *SETS),
     "eval systems": ("--data", "shapes", "--num-images", "12", "--set", "batch_size=4", "--save-images", *SETS),
-    "eval drift": ("--num-prompts", "4", "--set", "teacher_steps=8"),
+    "eval drift": ("--num-prompts", "6", "--set", "teacher_steps=8"),
     "eval prompt-inversion": ("--data", "shapes", "--num-images", "4", "--set", f"inverters={INVERTERS}",
                               "--set", "images_per_prompt=2", "--set", "choosing_steps=2", "--set", "batch_size=2",
                               "--set", "figures=2", "--set", "lpips=lpips_efflite0"),

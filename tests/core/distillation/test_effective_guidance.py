@@ -117,6 +117,8 @@ def test_a_protocol_is_chosen_by_the_teacher_and_said(
     for teacher, method, variant, file, strange in (
         ("shapes", "pd", "", "shapes/pd.yaml", False),
         (run, "lcm", "-lora", "shapes/lcm-lora.yaml", False),
+        ("shapes-flow", "lcm", "", "shapes/lcm-transformer.yaml", False),
+        ("shapes-flow", "pd", "", "shapes/pd.yaml", True),
         (folder, "dmd2", "", "shapes/dmd2.yaml", True),
         (large, "lcm", "", "paper/lcm.yaml", True),
         (f"sd15:{large}", "pd", "", "paper/pd.yaml", False),

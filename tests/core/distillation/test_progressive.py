@@ -37,12 +37,13 @@ def stage(
     updates: int = 20,
     guidance: float = 3.0,
     phases: tuple[PhaseConfig, ...] | None = PAPER,
+    steps: int = STEPS,
     **options: int,
 ) -> ProgressiveStage:
-    """8 → 4 steps with batches of 8; plain PD where ``phases`` is None; ``options`` go to the aggregated dataset."""
+    """2 · ``steps`` → ``steps`` with batches of 8; plain PD where ``phases`` is None; ``options`` go to the dataset."""
     ddil = None if phases is None else DdilConfig(**{"collect_every": 5, "capacity": 512, "phases": phases} | options)
     config = ProgressiveConfig(
-        stages=(StageConfig(steps=STEPS, updates=updates),),
+        stages=(StageConfig(steps=steps, updates=updates),),
         batch_size=8,
         learning_rate=2e-3,
         warmup=5,
@@ -160,6 +161,20 @@ def test_the_student_walks_where_it_acts_and_not_past_the_last_state(
     walks = 100 * (STEPS - 1)
     expected = (1 - p_teacher) * walks
     assert abs(sum(seen) - expected) <= 3.5 * (walks * p_teacher * (1 - p_teacher)) ** 0.5
+
+
+@pytest.mark.parametrize("phases", [None, PAPER], ids=["PD", "DDIL"])
+def test_a_student_of_one_step_trains_at_pure_noise_alone(
+    model: Model, pool: LatentPool, phases: tuple[PhaseConfig, ...] | None
+) -> None:
+    trainer = stage(model, pool, phases=phases, steps=1)
+    assert trainer.table.tolist() == [[999, 500, -1]]
+    for step in range(8):
+        assert bool(torch.as_tensor(trainer.update(step)["loss"]).isfinite().all())
+    if phases is not None:
+        with rows_through(trainer.net) as seen:
+            collected(trainer, 0.5, 40)
+        assert not seen and not held(trainer).transition.any()  # the student's only step is never taken
 
 
 def test_the_second_use_asks_the_teacher_for_nothing(model: Model, pool: LatentPool) -> None:
