@@ -36,6 +36,7 @@ from ddil_core.distillation.sources import MixedSource
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import Sampling
+from ddil_core.support.environment import deterministic
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal, rows
 from tests.pipelines import TEACHER, save_pipeline
@@ -403,6 +404,15 @@ def test_the_own_weights_of_a_rounded_teacher_leave_the_gpu(folder: Path, tmp_pa
         frozen = begun.frozen(model.denoiser.net)
         assert {(p.device.type, p.dtype) for p in frozen.parameters()} == {("cuda", torch.bfloat16)}
         assert {(p.device.type, p.dtype) for p in model.denoiser.net.parameters()} == {("cpu", torch.float32)}
+
+
+@pytest.mark.gpu
+def test_a_deterministic_run_gives_the_same_bits_on_a_gpu(folder: Path, tmp_path: Path) -> None:
+    outs = [tmp_path / "one", tmp_path / "two"]
+    with deterministic():
+        for out in outs:
+            distill(str(folder), "shapes", CONFIG, out, device="cuda")
+    assert same_student(*outs)
 
 
 def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
