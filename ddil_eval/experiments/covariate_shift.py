@@ -7,7 +7,6 @@ string) gives one image, and every metric takes each image once.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ from ddil_eval.experiments.shift_runs import (
 )
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.recipes import Recipe
-from ddil_eval.features.storage import Features
+from ddil_eval.features.storage import Features, delete_parts
 from ddil_eval.report import figures
 from ddil_eval.report.records import Record, RecordedModel
 from ddil_eval.report.strips import write_strips
@@ -286,7 +285,7 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
             records += plan.drift.save(tree.gather_watched(), out, device, started)
             cost["drift"] = plan.drift.cost(plan.runs)
         write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
-        shutil.rmtree(work, ignore_errors=True)
+        delete_parts(work)
         if config.figure_prompts:
             images, prompts, columns = figure_2(plan)
             texts = [prompt.text for prompt in prompts]

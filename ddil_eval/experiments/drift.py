@@ -9,7 +9,6 @@ end. All is paired by prompt and noise.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -33,7 +32,7 @@ from ddil_eval.experiments.drift_states import Drifting, measure_states, pair_mo
 from ddil_eval.experiments.prompts import Prompts, choose_prompts
 from ddil_eval.experiments.results import code_sha256, hashed
 from ddil_eval.experiments.targets import read_targets
-from ddil_eval.features.storage import cached_arrays, concatenate
+from ddil_eval.features.storage import cached_arrays, concatenate, delete_parts
 from ddil_eval.report.records import Record
 from ddil_eval.statistics.moments import blocks
 
@@ -69,7 +68,7 @@ def measure_drift(config: DriftConfig, out: Path, device: str = "cpu") -> list[R
             return []
         records = save_drift(config, found, data, prompts, out, device, started)
         for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_parts(folder)
     return records
 
 

@@ -6,7 +6,6 @@ A row knows where its images come from, a model with prompts or a folder. The re
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.results import RecordWriter, origin_fields, recorded_metrics
 from ddil_eval.experiments.rows import Setting, System, collect, draw_row, join_features
 from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.storage import delete_parts
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from ddil_eval.statistics import Estimate
@@ -82,7 +82,7 @@ def measure_systems(
         members = [(member, origins[member]) for member in pair]
         records.append(writer.save(cell, recorded_metrics(estimates[name]), **origin_fields(members)))
     del features, cells  # they read the files of the folder that goes
-    shutil.rmtree(work, ignore_errors=True)
+    delete_parts(work)
     return records
 
 

@@ -5,8 +5,9 @@ Each file that is kept has a checksum beside it, which is checked when the file 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,6 +85,13 @@ class _RowWriter:
     def add(self, block: np.ndarray) -> None:
         self.file.write(np.ascontiguousarray(block, dtype=self.dtype).tobytes())
         self.written += len(block)
+
+
+def delete_parts(folder: Path) -> None:
+    """Delete a folder of parts that a finished command no longer needs, and its parent where that is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # the parts of an unfinished command lie beside it
+        folder.parent.rmdir()
 
 
 def cached_arrays(path: Path, make: Callable[[], Arrays]) -> Arrays:

@@ -278,6 +278,7 @@ def test_an_interrupted_analysis_continues_at_the_next_chunk(
     assert rest.chunks == 2  # ten prompts are three chunks, of which one was done
     assert by_cell(tmp_path) == by_cell(out)
     assert (tmp_path / "evaluations.json").read_text() == (out / "evaluations.json").read_text()
+    assert not (out / "partial").exists() and not (tmp_path / "partial").exists()
     assert list(tmp_path.rglob("*.npz")) == []
 
 

@@ -170,7 +170,7 @@ def test_every_transition_has_its_records(out: Path) -> None:
     for kind, expected in (("drift", times), ("drift-ratios", times), ("drift-states", GRID), ("drift-paths", GRID)):
         assert {record.cell["t"] for record in records if record.kind == kind} == set(expected), kind
     assert len(records) == 18 and (out / f"drift-{Path(records[0].systems['student'].reference).name}.png").is_file()
-    assert not list((out / "partial").iterdir())
+    assert not (out / "partial").exists()
 
 
 def test_the_ratio_is_that_of_the_disagreements(out: Path, arrays: Arrays) -> None:
