@@ -64,7 +64,7 @@ def test_it_is_a_model_of_the_shapes_world(model: Model) -> None:
 
 
 def test_the_readme_is_the_card(measured: dict[str, Any]) -> None:
-    assert (measured["captions"], measured["guidance_scale"]) == (256, GUIDANCE_SCALE)
+    assert (measured["captions"], measured["guidance_scale"]) == (1000, GUIDANCE_SCALE)
     text = (WEIGHTS / "README.md").read_text()
     for steps in (32, 16, 8, 4):
         row = next(line for line in text.splitlines() if line.startswith(f"| teacher, {steps} Euler steps |"))
