@@ -40,13 +40,13 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, UNetDenoiser
 from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.distillation.autocast import rounded_for_autocast
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.matching import MatchingStage
 from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.progressive import ProgressiveStage
-from ddil_core.distillation.run import rounded_for_autocast
 from ddil_core.distillation.stage import Stage
 from ddil_core.shapes.training import architecture
 from ddil_eval.cli.options import quiet_libraries

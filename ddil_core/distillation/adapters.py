@@ -1,17 +1,21 @@
 """Low-rank adapters (LoRA: Hu et al., 2106.09685): students that train small matrices beside a frozen base.
 
-A network that holds adapters is the base with PEFT's layers in it. Several such networks can share one base in memory:
-each has adapters of its own, and the frozen weights are the same tensors.
+A network that holds adapters is the base with PEFT's layers in it. Several such networks, and the frozen teacher, can
+share one base in memory: each has modules and tensors of its own, and the tensors of the base read the same memory. So
+a network is moved or rounded without the others, and then shares nothing with them.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ddil_core.distillation.autocast import ROUNDED
 from ddil_core.distillation.lora_config import LoraConfig
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
@@ -61,10 +65,13 @@ def require_lora(model: Model, lora: LoraConfig | None) -> None:
 
 
 def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
-    """Return a copy of a network with adapters that start at zero. Their first weights are the same in every run."""
+    """Return a network with adapters that start at zero beside ``net``, in whose memory its frozen base stays.
+
+    The first weights of the adapters are the same in every run.
+    """
     import peft
 
-    adapted: Any = copy.deepcopy(net)
+    adapted: Any = copy.deepcopy(net, _in_place((*net.parameters(), *net.buffers())))
     targets = lora.targets or TARGETS["unet" if hasattr(net, "down_blocks") else "transformer"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -78,12 +85,69 @@ def has_lora(net: nn.Module) -> bool:
 
 
 def own_copy(net: nn.Module) -> nn.Module:
-    """Return a copy of a network. A network with adapters shares its frozen base with the copy."""
-    return copy.deepcopy(net, {id(weight): weight for weight in _base(net)} if has_lora(net) else None)
+    """Return a copy of a network. A network with adapters shares the memory of its frozen base with the copy."""
+    return copy.deepcopy(net, _in_place(tensor for _, _, tensor in _base(net)) if has_lora(net) else None)
 
 
-def _base(net: nn.Module) -> list[torch.Tensor]:
-    return [*(weight for name, weight in net.named_parameters() if "lora_" not in name), *net.buffers()]
+def with_weights(net: nn.Module, adapters: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network with other weights of its adapters, by their names in it, on the same base in memory."""
+    other = own_copy(net)
+    for name, weight in other.named_parameters():
+        if name in adapters:
+            weight.data = adapters[name].detach().to(weight, copy=True)
+    return other
+
+
+def take_base(
+    net: nn.Module,
+    other: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    *,
+    autocast: bool = False,
+    same: Callable[[Tensor, Tensor], bool] = torch.equal,
+) -> None:
+    """Bring the frozen base of a network to a device and dtype, in the memory of another where the numbers are equal.
+
+    It goes tensor by tensor, so that at most one tensor is there twice.
+
+    Args:
+        net: A network with adapters. It is changed in place; networks that share its base are not.
+        other: The same network, with adapters or without, such as the frozen teacher.
+        dtype: The dtype in which the network computes.
+        device: Where it computes; None for where it is.
+        autocast: Whether it computes under autocast. Then the base holds what autocast rounds to bfloat16 at every
+            call, which gives the same bits.
+        same: Whether two tensors of one shape, dtype and device have the same numbers.
+    """
+    theirs = {name: tensor for name, _, tensor in _base(other)}
+    for name, layer, tensor in _base(net):
+        rounded = torch.bfloat16 if autocast and isinstance(layer, ROUNDED) else dtype
+        own = tensor.detach().to(device or tensor.device, rounded if tensor.is_floating_point() else tensor.dtype)
+        there = theirs.get(name)
+        if there is not None and _alike(there) == _alike(own) and same(there, own):
+            own = there.detach()
+        tensor.data = own
+
+
+def _base(net: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield each tensor of a network but the adapters, with its layer, and its name in the network without adapters."""
+    for place, layer in net.named_modules():
+        if "lora_" not in place:
+            for name, tensor in chain(layer.named_parameters(recurse=False), layer.named_buffers(recurse=False)):
+                yield f"{place}.{name}".replace(".base_layer", ""), layer, tensor
+
+
+def _alike(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _in_place(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Return what ``deepcopy`` takes for tensors that are not copied: other tensors that read the same memory."""
+    return {
+        id(tensor): nn.Parameter(tensor.detach(), False) if isinstance(tensor, nn.Parameter) else tensor.detach()
+        for tensor in tensors
+    }
 
 
 def fresh_adapters(net: nn.Module) -> nn.Module:

@@ -112,7 +112,7 @@ def lcm_sampling(config: ConsistencyConfig, schedule: Schedule) -> Sampling:
 
 
 def student_network(net: nn.Module, config: ConsistencyConfig) -> nn.Module:
-    """Return a copy of the teacher's network with a LoRA, or with a projection of the guidance's embedding.
+    """Return the teacher's network with a LoRA beside it, or a copy with a projection of the guidance's embedding.
 
     A student with neither is the network itself.
     """

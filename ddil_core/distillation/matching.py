@@ -84,14 +84,14 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
         return GuidedDenoiser(network, guided.unconditional, guided.guidance_scale, run.reflection)
 
     unrounded = start = starting_network(run)  # the frozen teacher may be rounded
-    if config.lora is not None:
-        start = with_lora(unrounded, config.lora)
     pairs: Pairs = {}
     if config.regression is not None:
         path, exact = run.out / "checkpoints" / "pairs.safetensors", run.frozen(network, under_autocast=False)
         pairs = encode_pairs(teacher_of(exact), run.pool, config, path, run.accelerator)
         del exact
     teacher = teacher_of(run.frozen(network))
+    if config.lora is not None:
+        start = with_lora(unrounded, config.lora)
     if config.regression is not None:
         begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, start)
         start = train_stage(run, begin, start, "regression", "regression")
@@ -168,7 +168,7 @@ class MatchingStage(Stage):
         self.times = torch.tensor(self.grid, device=self.device)
         self.draws_per_update = 1 + config.critic_updates
         if start is not None and has_lora(start):
-            copied = fresh_adapters(start)
+            copied = self.beside(fresh_adapters(start), self.unwrapped(self.net))
         else:
             copied = copy.deepcopy(teacher.network.net if critic_start is None else critic_start).float()
         network = type(teacher.network)(copied, self.schedule, teacher.network.prediction)

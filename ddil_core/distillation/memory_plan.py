@@ -9,7 +9,7 @@ of a device; ``USABLE`` is what remains for the rest.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +21,13 @@ from torch._subclasses import FakeTensorMode
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
 from ddil_core.diffusion.schedule import Schedule
-from ddil_core.distillation.adapters import with_lora
-from ddil_core.distillation.config import MethodConfig
+from ddil_core.distillation.adapters import take_base, train_all_or_adapters, with_lora
+from ddil_core.distillation.autocast import rounded_for_autocast
+from ddil_core.distillation.config import MethodConfig, ProgressiveConfig
 from ddil_core.distillation.consistency import student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.critic import Critic
 from ddil_core.distillation.matching_config import MatchingConfig
-from ddil_core.distillation.run import rounded_for_autocast
 from ddil_core.models.network_shapes import NetworkShape
 from ddil_core.support.live_bytes import LiveBytes
 
@@ -110,6 +110,21 @@ class _Update:
     def lora(self) -> bool:
         return getattr(self.config, "lora", None) is not None
 
+    @property
+    def sharded(self) -> bool:
+        return self.config.shard and self.processes > 1
+
+    def _share_base(self) -> None:
+        """Give adapters their frozen base, in the memory of the teacher's where it has its numbers (``Stage.beside``).
+
+        The teacher of a later stage of progressive distillation holds a LoRA in its weights.
+        """
+        dtype = getattr(torch, self.config.student_dtype)
+        later = isinstance(self.config, ProgressiveConfig) and len(self.config.stages) > 1
+        take_base(self.student, self.teacher, dtype, autocast=self.mixed, same=lambda *_: not later)
+        if isinstance(self.critic, Critic):
+            take_base(self.critic.denoiser.net, self.student, dtype, autocast=self.mixed, same=lambda *_: True)
+
     def _frozen(self, net: nn.Module) -> nn.Module:
         """Return the teacher, as ``Run.frozen`` makes it."""
         dtype = getattr(torch, self.config.teacher_dtype)
@@ -120,8 +135,7 @@ class _Update:
 
     def _trained(self, net: nn.Module) -> nn.Module:
         """Return a network as ``Stage`` makes it."""
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(not self.lora or "lora_" in name or name.startswith("head."))
+        train_all_or_adapters(net.denoiser.net if isinstance(net, Critic) else net)
         if self.config.gradient_checkpointing:
             checkpointed: Any = net
             checkpointed.enable_gradient_checkpointing()
@@ -137,13 +151,18 @@ class _Update:
                 give_memory(net)
                 if self.mixed:
                     norms_as_on_a_gpu(net)
+        if self.lora and not self.sharded:
+            self._share_base()
         trained = [weight for net in (self.student, self.critic) for weight in trained_weights(net)]
         gradients, activations = self._transient()
-        device = {"teacher": nbytes(self.teacher), "student": nbytes(self.student)}
+        device = {"teacher": nbytes(self.teacher), "student": nbytes(self.student, beside=(self.teacher,))}
         host = dict[str, int]()
+        if self.lora and self.config.teacher_dtype == "float32" and not self.mixed:  # else they wait on the host
+            device["student"] += sum(
+                4 * weight.numel() for weight in trained_weights(self.student)
+            )  # their first values
         if self.critic is not None:
-            adapters = sum(weight.numel() * weight.element_size() for weight in trained_weights(self.critic))
-            device["critic"] = adapters if self.lora else nbytes(self.critic)  # their frozen base is the student's
+            device["critic"] = nbytes(self.critic, beside=(self.teacher, self.student))
         there = host if self.config.offload else device
         if self.config.offload or self.config.student_dtype != "float32":
             there["float32 weights"] = sum(4 * weight.numel() for weight in trained)
@@ -159,7 +178,7 @@ class _Update:
             device["aggregated dataset"] = self.config.ddil.capacity * states * 4 * self._numbers
         device |= {"gradients": gradients, "activations": activations}
         parameters = sum(parameter.numel() for parameter in self.teacher.parameters())
-        if self.config.shard and self.processes > 1:
+        if self.sharded:
             return Plan(self._divided(device), self._divided(host), parameters)
         return Plan(device, host, parameters)
 
@@ -312,9 +331,16 @@ def give_memory(net: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def nbytes(net: nn.Module) -> int:
-    """Return the bytes of a network's weights and buffers."""
-    return sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
+def nbytes(net: nn.Module, beside: Iterable[nn.Module] = ()) -> int:
+    """Return the bytes of a network's weights and buffers that are not in the memory of the networks ``beside`` it."""
+    there = {storage for other in beside for storage in storages(other)}
+    return sum(size for storage, size in storages(net).items() if storage not in there)
+
+
+def storages(net: nn.Module) -> dict[int, int]:
+    """Return the bytes of each storage of a network's weights and buffers."""
+    stored = [tensor.untyped_storage() for tensor in (*net.parameters(), *net.buffers())]
+    return {storage._cdata: storage.nbytes() for storage in stored}
 
 
 def moment_bytes(weight: Tensor, optimizer: str) -> int:

@@ -73,7 +73,8 @@ class TrainedWeights:
         """Take over the trained weights of a network.
 
         Args:
-            net: A float32 network, which is converted in place. Its parameters that require a gradient are trained.
+            net: A network, which is converted in place. Its parameters that require a gradient are trained. They are
+                float32.
             dtype: The dtype of the network afterwards.
             offload: Keep the trained weights on the host, where the optimiser then works.
         """
@@ -87,6 +88,7 @@ class TrainedWeights:
                 name: nn.Parameter(parameter.detach().to("cpu" if offload else parameter.device, copy=True))
                 for name, parameter in self.trained.items()
             }
+        if dtype != torch.float32:  # a frozen base may be rounded already
             net.to(dtype)
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -45,16 +45,16 @@ def train_progressive(run: Run[ProgressiveConfig]) -> Student:
     also leaves its student, ``stages/N-steps``.
 
     A LoRA is trained on through all stages, beside the first teacher's frozen weights. The teacher of a later stage is
-    a copy with the LoRA merged in.
+    a copy with the LoRA merged in, which shares with them only the weights that have no adapters.
     """
     convert_to_v(run)
     guided, lora = run.model.guided(run.config.guidance_scale, run.reflection), run.config.lora
     net = starting_network(run)
-    net = net if lora is None else with_lora(net, lora)
     for index, stage in enumerate(run.config.stages):
         if index == 0:
             first = run.frozen(run.model.denoiser.net)
             teacher = GuidedDenoiser(first, guided.unconditional, guided.guidance_scale, run.reflection)
+            net = net if lora is None else with_lora(net, lora)
         else:
             teacher = GuidedDenoiser(run.frozen(net if lora is None else merged(net)), reflection=run.reflection)
         make = partial(ProgressiveStage, teacher, run.pool, stage, run.config, run.accelerator, index, net)

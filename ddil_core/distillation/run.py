@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import NetworkDenoiser
 from ddil_core.diffusion.parameterization import Reflection, calibrate_reflection
+from ddil_core.distillation.autocast import rounded_for_autocast
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.sharding import shard
 from ddil_core.distillation.student import Student
@@ -94,11 +94,3 @@ class Run(Generic[C]):
         if self.config.compile:
             compile_module(denoiser.net, device, static=False)
         return denoiser
-
-
-def rounded_for_autocast(net: nn.Module) -> nn.Module:
-    """Round the weights of linear layers and convolutions to bfloat16, as autocast rounds them at every call."""
-    for layer in net.modules():
-        if isinstance(layer, nn.Linear | _ConvNd):
-            layer.to(torch.bfloat16)
-    return net

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.diffusion.parameterization import Prediction
-from ddil_core.distillation.adapters import has_lora, own_copy, train_all_or_adapters
+from ddil_core.distillation.adapters import has_lora, own_copy, take_base, train_all_or_adapters, with_weights
 from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.context import StageContext
@@ -52,7 +52,8 @@ class Stage(ABC):
 
     The averaged weights (``ema``) become the next teacher or the output. Without an average (``ema_decay`` 0) the
     trained weights do. Both are float32, whatever the student's dtype is (``TrainedWeights``). A student with a LoRA
-    trains the LoRA alone, without an average, beside the frozen base of the network that it starts from.
+    trains the LoRA alone, without an average, beside the frozen base of the network that it starts from. This base is
+    in the teacher's memory where it has the teacher's numbers.
 
     Every random number comes from (seed, stage, step), so that a resumed run gives the same weights. Dropout draws from
     the same seed, with other masks in each process. A network is in training mode only while it is trained.
@@ -93,8 +94,7 @@ class Stage(ABC):
             config: The configuration of the method.
             accelerator: The device and the processes of the run.
             index: The number or name of the stage. It is part of every random seed.
-            start: The network that the student starts as a copy of; None for the teacher's network. Where it holds
-                adapters, the student shares its frozen base.
+            start: The network that the student starts as a copy of; None for the teacher's network.
             prediction: What the student predicts; None for what the teacher predicts.
         """
         self.context = StageContext(pool, config, accelerator, index)
@@ -103,14 +103,13 @@ class Stage(ABC):
         self.finite = self.context.finite
         self.schedule = teacher.schedule
         self.device = accelerator.device
-        net = own_copy(teacher.network.net if start is None else start)
-        net = net.to(self.device, torch.float32).train()
-        train_all_or_adapters(net)
+        self.sharded = config.shard and accelerator.num_processes > 1
+        net = self.beside(own_copy(teacher.network.net if start is None else start), teacher.network.net).train()
+        self.adapted = start if start is not None and has_lora(start) and not self.sharded else None
         averaged = config.ema_decay > 0 and not has_lora(net)
         self.ema: Ema[nn.Module] | None = (
             Ema(net, config.ema_decay, warms_up=self.average_warms_up) if averaged else None
         )
-        self.sharded = config.shard and accelerator.num_processes > 1
         if self.ema is not None and self.sharded:
             shard(self.ema.module)
         elif self.ema is not None and config.offload and not self.evaluates_average:
@@ -120,8 +119,27 @@ class Stage(ABC):
         self.context.rolled = [teacher.network.net, self.net]
         self.student = type(teacher.network)(self.net, self.schedule, prediction or teacher.network.prediction)
 
+    def beside(self, net: nn.Module, other: nn.Module) -> nn.Module:
+        """Bring a network to the device, with the weights that are to be trained in float32.
+
+        A frozen base gets the dtype in which the network computes, and the memory of ``other`` where the numbers are
+        equal. Processes that divide a network divide its base too, in float32, and share it with no other.
+        """
+        train_all_or_adapters(net)
+        if not has_lora(net) or self.sharded:
+            return net.to(self.device, torch.float32)
+        dtype, mixed = getattr(torch, self.config.student_dtype), self.config.mixed_precision == "bf16"
+        take_base(net, other, dtype, self.device, autocast=mixed)
+        for weight in net.parameters():
+            if weight.requires_grad:
+                weight.data = weight.detach().to(self.device, torch.float32)
+        return net
+
     def prepare(self, net: nn.Module, learning_rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Return a float32 network, on the device and in the student's dtype, and the optimiser of its ``weights``."""
+        """Return a network, on the device and in the student's dtype, and the optimiser of its ``weights``.
+
+        The weights that are to be trained are float32 before.
+        """
         dtype = getattr(torch, self.config.student_dtype)
         kind = ShardedWeights if self.sharded else TrainedWeights
         weights = kind(net.to(self.device), dtype, offload=self.config.offload)
@@ -247,8 +265,13 @@ class Stage(ABC):
         return Stepped(total, norm.detach(), skipped)
 
     def finish(self) -> nn.Module:
-        """Return the final network, float32: the next stage's teacher, or the output."""
+        """Return the final network, float32: the next stage's teacher, or the output.
+
+        Adapters are returned beside the base that the stage started from, which nothing has rounded.
+        """
         weights = self.weights[self.net]
+        if self.adapted is not None:
+            return with_weights(self.adapted, weights.weights)
         if self.ema is None:
             return weights.network()
         return whole_copy(weights.plan, self.ema.module) if isinstance(weights, ShardedWeights) else self.ema.module

@@ -15,11 +15,13 @@ from ddil_core.diffusion.few_step import scheduler_shift
 from ddil_core.diffusion.parameterization import Prediction
 from ddil_core.diffusion.schedule import LCM_STEPS, FlowSchedule
 from ddil_core.models.layouts import Layout
+from ddil_core.models.lora import BASE_SHA256
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import SYSTEM_FILE, Bounds, Sampling
+from ddil_core.models.weights import read_metadata
 from ddil_core.support.checksums import with_checksum
 from ddil_core.support.errors import DdilError
-from ddil_core.support.files import sort_metadata, write_text
+from ddil_core.support.files import sort_metadata, write_tensors, write_text
 from ddil_core.support.finite import broken_weight
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -139,11 +141,14 @@ def _with_guidance_embedding(pipeline: Any) -> Any:
 
 
 def save_lora(model: Model, net: Any, folder: Path) -> None:
-    """Write the adapters alone, under the names that ``load_lora_weights`` knows, with the reference of their base.
+    """Write the adapters alone, under the names that ``load_lora_weights`` knows, with their base in the metadata.
 
-    Equal adapters give equal bytes: sets and the metadata, whose order is random, are sorted.
+    The base is named as PEFT names it, by the reference that the user gave. A path says little on another machine, so
+    that the metadata also hold the hash of the base's weights. Equal adapters give equal bytes: sets and the metadata,
+    whose order is random, are sorted.
     """
     from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import load_file
 
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(net).items()}
     metadata = net.peft_config["default"].to_dict()
@@ -152,7 +157,9 @@ def save_lora(model: Model, net: Any, folder: Path) -> None:
     network = model.layout.network
     content = {f"{network}_lora_layers": layers, f"{network}_lora_adapter_metadata": metadata}
     type(model.pipeline).save_lora_weights(folder, **content, safe_serialization=True, weight_name=LORA_FILE)
-    sort_metadata(folder / LORA_FILE)
+    path = folder / LORA_FILE
+    write_tensors(path, load_file(path), read_metadata(path) | {BASE_SHA256: model.weights_sha256()})
+    sort_metadata(path)
 
 
 def merged(net: nn.Module) -> nn.Module:

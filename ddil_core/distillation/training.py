@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
+from ddil_core.distillation.adapters import has_lora, take_base
 from ddil_core.distillation.checkpoints import Checkpoints
 from ddil_core.distillation.loop import fit
 from ddil_core.distillation.out_of_memory import memory_named
@@ -40,7 +41,9 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
     finished, checkpoint = (run.out / "checkpoints" / f"{name}.{kind}" for kind in ("safetensors", "pt"))
     config = run.config
     if finished.is_file():
-        net = _load_weights(copy.deepcopy(net), finished)
+        start, net = net, _load_weights(copy.deepcopy(net), finished)
+        if has_lora(net):
+            take_base(net, start)
     else:
         with memory_named(run, title):
             stage = make()

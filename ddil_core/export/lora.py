@@ -15,7 +15,7 @@ from ddil_core.export.finished import FinishedRun
 from ddil_core.export.options import Options
 from ddil_core.export.stock import require_stock, stock_call
 from ddil_core.models.convert import own_memory
-from ddil_core.models.lora import Change, read_lora
+from ddil_core.models.lora import BASE_SHA256, Change, read_lora
 from ddil_core.models.original import unet_layer
 from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.models.weights import read_metadata
@@ -103,6 +103,7 @@ def write_kohya(run: FinishedRun, path: Path, title: str) -> None:
         "ss_network_alpha": rank,
         "ddil.sampling": json.dumps(run.settings, sort_keys=True),
     }
+    metadata |= {key: text for key, text in read_metadata(run.lora).items() if key == BASE_SHA256}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, own_memory(tensors), metadata)
     sort_metadata(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ from ddil_core.models.checkpoint import check_checkpoint
 from ddil_core.models.config_files import require_plain_configs
 from ddil_core.models.fit import check_pipeline, check_weights
 from ddil_core.models.hub import require_blob
-from ddil_core.models.lora import keep_lora, merge_lora, read_lora
-from ddil_core.models.references import check_files
+from ddil_core.models.lora import BASE_SHA256, keep_lora, merge_lora, read_lora
+from ddil_core.models.references import check_files, weights_sha256
 from ddil_core.models.system_specs import Files
-from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index
+from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index, read_metadata
 from ddil_core.support.checksums import MANIFEST, SUFFIX, require_checksum
 from ddil_core.support.errors import DdilError
 
@@ -73,6 +74,7 @@ def load_pipeline(
 
             pipeline.unet.load_state_dict(load_file(files.unet))
         if files.lora is not None:
+            _require_base(files, reference, variant)
             add_lora = merge_lora if fuse_lora else keep_lora
             add_lora(pipeline, read_lora(pipeline, files.lora, reference), files.lora)
     except DdilError:
@@ -120,6 +122,25 @@ def _require_checksums(files: Files, weights: PipelineFiles, reference: str) -> 
         require_checksum(path, f"the file of {what}", CHANGED_FILE)
     for path in (*single, *itertools.chain(*weights.components.values())):
         require_blob(path, what)
+
+
+def _require_base(files: Files, reference: str, variant: str | None) -> None:
+    """Refuse a LoRA on another base than the one whose hash it names. The shapes of layers do not tell them apart.
+
+    Raises:
+        DdilError: the weights that the LoRA would be added to have another hash.
+    """
+    assert files.lora is not None
+    metadata = read_metadata(files.lora)
+    expected = metadata.get(BASE_SHA256)
+    if expected is None:
+        return
+    found = weights_sha256(replace(files, lora=None), reference, variant)
+    if found != expected:
+        raise DdilError(
+            f"the LoRA {files.lora} was trained on another base than that of {reference!r}: its base has the SHA-256 "
+            f"{expected[:12]}…, and the weights here have {found[:12]}…; take the base that it was trained on"
+        )
 
 
 def _absent_components(pipeline_class: Any, folder: Path) -> dict[str, Any]:

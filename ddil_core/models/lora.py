@@ -47,6 +47,9 @@ _OF_TRAINING = (
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of PEFT's ``init_lora_weights`` that keep the weights of the base. The other values change the base."""
 
+BASE_SHA256 = "ddil.base_sha256"
+"""The key of a LoRA's metadata with the hash of the weights that it was trained on (``weights_sha256``)."""
+
 _ALPHAS = ("ss_network_alpha", "network_alphas", "network_alpha", "lora_alpha", "alpha")
 """Names in a file's metadata under which programs keep an alpha of the whole file."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +28,7 @@ from ddil_core.models.image_size import Geometry, Size
 from ddil_core.models.layouts import TEXT_ENCODERS, Layout, Tensors
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.memory import decode_batch, latent_channels, latent_scale, latent_size, on_device
-from ddil_core.models.references import check_files, resolve
+from ddil_core.models.references import resolve, weights_sha256
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
 from ddil_core.models.settings import layout_of, process_of, sampling_of
 from ddil_core.models.system_specs import Files
@@ -231,17 +230,7 @@ class Model:
 
     def weights_sha256(self) -> str:
         """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""
-        files = dict(check_files(self.files, self.reference, self.variant).components)
-        if self.files.unet is not None:
-            files.pop("unet")  # the system's own U-Net replaces it
-        by_name = {str(path.relative_to(self.files.folder)): path for paths in files.values() for path in paths}
-        own = (self.files.unet, self.files.lora, self.files.checkpoint)
-        digest = hashlib.sha256()
-        for name, path in [*sorted(by_name.items()), *((path.name, path) for path in own if path is not None)]:
-            digest.update(name.encode())
-            with path.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-        return digest.hexdigest()
+        return weights_sha256(self.files, self.reference, self.variant)
 
 
 def load_model(

@@ -14,6 +14,7 @@ A reference is one of these:
 from __future__ import annotations
 
 import difflib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,25 @@ def check_files(files: Files, reference: str, variant: str | None = None) -> Pip
         cure = AGAIN if local else f"get it again with: ddil models download {reference}"
         raise type(error)(str(error).replace(AGAIN, cure)) from error
     return weights
+
+
+def weights_sha256(files: Files, reference: str, variant: str | None = None) -> str:
+    """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest.
+
+    Raises:
+        DdilError: a file is missing or damaged.
+    """
+    components = dict(check_files(files, reference, variant).components)
+    if files.unet is not None:
+        components.pop("unet")  # the system's own U-Net replaces it
+    by_name = {str(path.relative_to(files.folder)): path for paths in components.values() for path in paths}
+    own = (files.unet, files.lora, files.checkpoint)
+    digest = hashlib.sha256()
+    for name, path in [*sorted(by_name.items()), *((path.name, path) for path in own if path is not None)]:
+        digest.update(name.encode())
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def has_own_weights(reference: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors import safe_open
 from torch import nn
 
 from ddil_core.data.pool import LatentPool
-from ddil_core.distillation.adapters import own_copy, with_lora
+from ddil_core.diffusion.denoiser import Condition
+from ddil_core.distillation.adapters import own_copy, take_base, with_lora
+from ddil_core.distillation.autocast import rounded_for_autocast
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.consistency_config import ConsistencyConfig
 from ddil_core.distillation.distill import distill
@@ -26,8 +29,10 @@ from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.progressive import ProgressiveStage
 from ddil_core.distillation.regression import RegressionStage
 from ddil_core.distillation.stage import Stage
+from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
-from ddil_core.support.errors import WrongCommand
+from ddil_core.models.system_specs import Files
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.plain_yaml import load_plain
 from tests.core.closed_form import distance, normal
 from tests.core.distillation.kills import killed_after, same_weights
@@ -94,7 +99,9 @@ def test_generator_and_critic_are_two_adapters_on_one_base(dtype: str, model: Mo
     net, critic = trainer.net, trainer.critic.denoiser.net
     assert pointers(net, trained=False) == pointers(critic, trained=False)
     assert not pointers(net, trained=True) & pointers(critic, trained=True)
-    assert not pointers(net, trained=False) & pointers(model.denoiser.net, trained=False)
+    shared = pointers(net, trained=False) & pointers(model.denoiser.net, trained=False)
+    assert shared == (pointers(net, trained=False) if dtype == "float32" else set())  # a rounded base is no teacher
+    teacher = {name: weight.detach().clone() for name, weight in model.denoiser.net.named_parameters()}
     base = {name: weight.detach().clone() for name, weight in net.named_parameters() if "lora_" not in name}
     assert {weight.dtype for weight in base.values()} == {getattr(torch, dtype)}
     before = {name: weight.detach().clone() for name, weight in trainer.weights[trainer.critic].weights.items()}
@@ -103,6 +110,7 @@ def test_generator_and_critic_are_two_adapters_on_one_base(dtype: str, model: Mo
         trainer.update(step)
     after = dict(net.named_parameters())
     assert all(torch.equal(weight, after[name]) for name, weight in base.items())
+    assert all(torch.equal(weight, teacher[name]) for name, weight in model.denoiser.net.named_parameters())
     assert not any(weight.requires_grad or weight.grad is not None for name, weight in after.items() if name in base)
     moved = [name for name, w in trainer.weights[trainer.critic].weights.items() if not torch.equal(w, before[name])]
     assert any("lora_B" in name for name in moved) and any(name.startswith("head.") for name in moved)
@@ -110,6 +118,45 @@ def test_generator_and_critic_are_two_adapters_on_one_base(dtype: str, model: Mo
     assert not any(torch.equal(ours[name], weight) for name, weight in adapters(critic).items() if "lora_B" in name)
     kept = {part: set(state.state_dict()) for part, state in trainer.stateful().items() if part in ("net", "critic")}
     assert all("lora_" in name or name.startswith("head.") for names in kept.values() for name in names)
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("lcm", "fp32"), ("tcd", "bf16"), ("dmd2", "bf16")])
+def test_a_run_has_the_teachers_weights_once_in_memory(folder: Path, tmp_path: Path, method: str, dtype: str) -> None:
+    """Also where both are bfloat16. The finished LoRA is merged into weights that nothing has rounded."""
+    shared, begin = list[bool](), Stage.__init__
+
+    def watched(stage: Stage, *args: Any, **more: Any) -> None:
+        begin(stage, *args, **more)
+        shared.append(pointers(stage.net, trained=False) == pointers(stage.teacher.network.net, trained=False))
+
+    told = RUNS["dmd2"] if method == "dmd2" else {"method": method, "updates": 1}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stage, "__init__", watched)
+        distill(str(folder), "shapes", BASE | {"dtype": dtype} | told, tmp_path / "run", device="cpu")
+    assert shared == [True] * (2 if method == "dmd2" else 1)
+    teacher, student = (load_model(str(path)).denoiser.net.state_dict() for path in (folder, tmp_path / "run"))
+    equal = {name for name in teacher if torch.equal(teacher[name], student[name])}
+    assert "conv_in.weight" in equal and "mid_block.resnets.0.conv1.bias" in equal
+    assert "mid_block.resnets.0.conv1.weight" not in equal
+
+
+def test_a_base_that_is_rounded_for_autocast_gives_the_same_bits(model: Model) -> None:
+    """Outputs and gradients, as of a float32 base. It has the memory of a teacher that is rounded for autocast."""
+    net = with_lora(model.denoiser.net, LoraConfig(rank=2, alpha=4))
+    for weight in adapters(net).values():
+        nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    teacher, rounded = rounded_for_autocast(copy.deepcopy(model.denoiser.net)), own_copy(net)
+    take_base(rounded, teacher, autocast=True)
+    assert pointers(rounded, trained=False) == pointers(teacher, trained=False)
+    z, t = normal(2, *model.latent_shape), torch.tensor([999, 259])
+    condition = Condition({"encoder_hidden_states": normal(2, 20, 16)})
+    found = []
+    for each in (net, rounded):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = type(model.denoiser)(each, model.denoiser.schedule, "v_prediction").output(z, t, condition)
+        output.float().square().sum().backward()
+        found.append([output, *(weight.grad for weight in adapters(each).values())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_plain_network_shares_nothing_with_its_copy(model: Model) -> None:
@@ -157,9 +204,27 @@ def test_the_adapter_fits_the_original_teacher(teachers: Callable[[str], Path], 
         adapted, whole = (net(z, t, text).sample for net in (pipeline.unet, student.denoiser.net))
     assert distance(adapted, whole) < 1e-5 and distance(before, whole) > 1e-5
     with safe_open(out / "student" / LORA, framework="pt") as file:
-        told = json.loads(file.metadata()["lora_adapter_metadata"])
+        metadata = file.metadata()
+    told = json.loads(metadata["lora_adapter_metadata"])
     assert told["unet.base_model_name_or_path"] == str(teacher)
+    assert metadata["ddil.base_sha256"] == own.weights_sha256()
     assert (out / "stages" / "4-steps" / LORA).is_file() == (name == "pd")
+
+
+@pytest.mark.parametrize("finished", ["pd"], indirect=True)
+def test_another_base_of_the_same_shapes_is_refused(folder: Path, finished: tuple[str, Path], tmp_path: Path) -> None:
+    lora, layout = finished[1] / "student" / LORA, "StableDiffusionPipeline"
+    merged = load_pipeline(Files(folder, lora=lora), "teacher", layout, torch.float32).unet.state_dict()
+    whole = load_model(str(finished[1])).denoiser.net.state_dict()
+    assert all(torch.allclose(merged[name], whole[name], rtol=0, atol=1e-6) for name in whole)
+    other = save_pipeline(tmp_path / "other", TEACHER, seed=2)
+    with pytest.raises(DdilError) as error:
+        load_pipeline(Files(other, lora=lora), "other", layout, torch.float32)
+    trained, here = (load_model(str(path)).weights_sha256()[:12] for path in (folder, other))
+    assert str(error.value) == (
+        f"the LoRA {lora} was trained on another base than that of 'other': its base has the SHA-256 {trained}…, and "
+        f"the weights here have {here}…; take the base that it was trained on"
+    )
 
 
 def test_the_next_teacher_is_the_base_with_the_adapter(folder: Path, model: Model, tmp_path: Path) -> None:
@@ -177,6 +242,9 @@ def test_the_next_teacher_is_the_base_with_the_adapter(folder: Path, model: Mode
     z, t, text = normal(2, *model.latent_shape), torch.tensor([999, 249]), normal(2, 20, 16)
     with torch.no_grad():
         outputs = [net(z, t, text).sample for net in (first, start, second, later)]
+    assert pointers(start, trained=False) == pointers(first, trained=False) == pointers(later, trained=False)
+    merged = {name for name, weight in second.named_parameters() if not torch.equal(weight, first.get_parameter(name))}
+    assert merged == {name.partition(".lora_")[0] + ".weight" for name in adapters(later)}
     assert torch.equal(outputs[0], outputs[1]) and distance(outputs[2], outputs[3]) < 1e-5
     assert distance(outputs[1], outputs[2]) > 1e-5 and not adapters(second) and adapters(later)
 

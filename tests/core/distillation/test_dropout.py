@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import GuidedDenoiser
 from ddil_core.diffusion.parameterization import calibrate_reflection
+from ddil_core.distillation.adapters import with_lora
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.consistency import ConsistencyStage, student_network
 from ddil_core.distillation.consistency_config import ConsistencyConfig
@@ -67,10 +68,12 @@ def make(kind: str, model: Model, pool: LatentPool, ddil: bool | dict[str, Any] 
     if kind == "pd":
         stages = [{"steps": told.pop("teacher_steps", 4), "updates": told.pop("updates")}]
         progressive = ProgressiveConfig.model_validate(told | {"stages": stages})
-        return ProgressiveStage(model.guided(3.0, bound), pool, progressive.stages[0], progressive, CPU)
+        start = progressive.lora and with_lora(model.denoiser.net, progressive.lora)
+        return ProgressiveStage(model.guided(3.0, bound), pool, progressive.stages[0], progressive, CPU, start=start)
     if kind == "dmd2":
         matching = MatchingConfig.model_validate({"critic_updates": 1, "teacher_steps": 4, "gan": {}} | told)
-        return MatchingStage(model.guided(3.0, bound), pool, matching, CPU)
+        start = matching.lora and with_lora(model.denoiser.net, matching.lora)
+        return MatchingStage(model.guided(3.0, bound), pool, matching, CPU, start)
     settings = ConsistencyConfig.model_validate({"w_embedding": 16} | told | (LORA if kind == "lcm-lora" else {}))
     start = student_network(model.denoiser.net, settings)
     return ConsistencyStage(

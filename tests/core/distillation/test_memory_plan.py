@@ -22,12 +22,16 @@ from ddil_core.support.live_bytes import LiveBytes
 from tests.core.distillation.test_dropout import DDIL, make
 
 FEW = DDIL | {"capacity": 128}
-CASES: list[tuple[str, dict[str, Any]]] = [
-    ("pd", {"gradient_checkpointing": True, "gradient_accumulation": 2}),
-    ("lcm", {"student_dtype": "bfloat16"}),
-    ("lcm-lora", {}),
-    ("dmd2", {}),
-]
+LORA = {"lora": {"rank": 4, "alpha": 4}}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pd": ("pd", {"gradient_checkpointing": True, "gradient_accumulation": 2}),
+    "lcm": ("lcm", {"student_dtype": "bfloat16"}),
+    "dmd2": ("dmd2", {}),
+    "pd-lora": ("pd", LORA),
+    "lcm-lora": ("lcm-lora", {}),
+    "lcm-lora-bfloat16": ("lcm-lora", {"student_dtype": "bfloat16"}),
+    "dmd2-lora": ("dmd2", LORA),
+}
 
 
 def test_live_bytes_count_a_storage_once_and_until_it_is_freed() -> None:
@@ -42,11 +46,14 @@ def test_live_bytes_count_a_storage_once_and_until_it_is_freed() -> None:
         assert (live.live, live.peak) == (40, 440)
 
 
-@pytest.mark.parametrize(("kind", "options"), CASES, ids=[kind for kind, _ in CASES])
+@pytest.mark.parametrize(("kind", "options"), CASES.values(), ids=CASES)
 def test_the_estimate_is_near_the_measured_peak(
     folder: Path, model: Model, pool: LatentPool, kind: str, options: dict[str, Any]
 ) -> None:
-    """Within 5 %; weights and moments exactly. The data and the teacher's networks are there before."""
+    """Within 5 %; weights and moments exactly. The data and the teacher's networks are there before.
+
+    A LoRA's frozen base is the teacher's, and counts once, unless it has another dtype.
+    """
     networks = (model.denoiser.net, model.pipeline.vae, model.pipeline.text_encoder)
     present = chain.from_iterable((*net.parameters(), *net.buffers()) for net in networks)
     with LiveBytes([*present, pool.mean, pool.std, *pool.condition.values()]) as live:
@@ -56,7 +63,10 @@ def test_the_estimate_is_near_the_measured_peak(
     plan = plan_memory(network_shape(str(folder)), stage.config, stage.teacher.nfe)
     teacher = total(model.denoiser.net.parameters())
     assert plan.device["teacher"] == teacher
-    assert plan.device["student"] == total(stage.net.parameters())
+    there = {weight.data_ptr() for weight in model.denoiser.net.parameters()}
+    nets = [stage.net, *([stage.adapted] if stage.adapted else [])]  # a LoRA's first values are kept
+    own = [weight for net in nets for weight in net.parameters() if weight.data_ptr() not in there]
+    assert plan.device["student"] == total(own)
     assert plan.device["optimizer"] == total(moments(stage))
     assert plan.total - plan.device["autoencoder"] == pytest.approx(live.peak + teacher, rel=0.05)
 
@@ -71,7 +81,7 @@ def moments(stage: Any) -> list[Tensor]:
     return [tensor for state in states for tensor in state.values() if tensor.dim()]
 
 
-def test_adapters_alone_are_trained_and_share_their_base(folder: Path, model: Model) -> None:
+def test_adapters_alone_are_trained_and_share_the_teachers_weights(folder: Path, model: Model) -> None:
     net = with_lora(model.denoiser.net, LoraConfig(rank=4))
     adapters = sum(weight.numel() for name, weight in net.named_parameters() if "lora_" in name)
     shape, told = network_shape(str(folder)), {"batch_size": 2, "lora": {"rank": 4}}
@@ -79,4 +89,11 @@ def test_adapters_alone_are_trained_and_share_their_base(folder: Path, model: Mo
     dmd2 = plan_memory(shape, MatchingConfig.model_validate(told | {"updates": 1}))
     assert pd.device["optimizer"] == 8 * adapters
     assert (dmd2.device["critic"], dmd2.device["optimizer"]) == (4 * adapters, 16 * adapters)
-    assert pd.device["student"] == dmd2.device["student"] == total(net.parameters())
+    assert pd.device["student"] == dmd2.device["student"] == 2 * 4 * adapters  # trained, and their first values
+    stages = [{"steps": 4, "updates": 1}, {"steps": 2, "updates": 1}]
+    later = plan_memory(shape, ProgressiveConfig.model_validate(told | {"stages": stages}))
+    assert (
+        later.device["student"] == total(net.parameters()) + 4 * adapters
+    )  # the second teacher has a LoRA in its weights
+    divided = plan_memory(shape, MatchingConfig.model_validate(told | {"updates": 1, "shard": True}), processes=2)
+    assert divided.device["student"] == (total(net.parameters()) + 4 * adapters) // 2

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,13 +45,14 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "lcm": {"method": "lcm", "updates": 4, "w_embedding": 16, "pool": 130, "ddil": UNEVEN},  # three batches of images
     "dmd2": {"method": "dmd2", "updates": 4, "critic_updates": 1, "teacher_steps": 4, "gan": {}, "ddil": DDIL},
-    "dmd2-simulated": {"method": "dmd2", "updates": 2, "critic_updates": 1, "regression": REGRESSION},
+    "dmd2-simulated": {"method": "dmd2", "updates": 4, "critic_updates": 1, "gan": {}, "regression": REGRESSION}
+    | {"gradient_accumulation": 2},
 }
 SHARDED: dict[str, dict[str, Any]] = {
     "lcm-sharded": RUNS["lcm"] | {"pool": 12, "stream": 0.5, "shard": True},
     "lora-sharded": {"method": "lcm", "updates": 2, "lora": {"rank": 4, "alpha": 4}, "ddil": DDIL, "shard": True}
     | {"watch": {"every": 1, "prompts": 1, "images": 2}},
-    "dmd2-sharded": RUNS["dmd2-simulated"] | {"updates": 4, "gan": {}, "gradient_accumulation": 2, "shard": True},
+    "dmd2-sharded": RUNS["dmd2-simulated"] | {"shard": True},
 }
 """Runs whose networks two processes divide. One process divides nothing."""
 RUNS |= SHARDED
@@ -129,6 +131,20 @@ def together(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def alone(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, int]]:
+    """The folder of a run of one process, and how many rows its networks evaluated. One process divides nothing."""
+    out = tmp_path_factory.mktemp("one")
+
+    @cache
+    def run(undivided: str) -> tuple[Path, int]:
+        with rows_evaluated() as rows:
+            distill(str(teacher), "shapes", config(undivided), out / undivided, device="cpu")
+        return out / undivided, sum(rows)
+
+    return lambda name: run("dmd2-simulated" if name == "dmd2-sharded" else name)
+
+
 @contextmanager
 def rows_evaluated() -> Iterator[list[int]]:
     """The rows of every evaluation of a U-Net."""
@@ -150,31 +166,44 @@ def moved(out: Path, start: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", list(RUNS))
-def test_two_processes_give_the_student_of_one(teacher: Path, together: Path, tmp_path: Path, name: str) -> None:
+def test_two_processes_give_the_student_of_one(
+    teacher: Path, together: Path, alone: Callable[[str], tuple[Path, int]], name: str
+) -> None:
     """Adam amplifies rounding where a gradient is nearly zero, so the tolerance is 0.5 % of the change."""
-    with rows_evaluated() as rows:
-        distill(str(teacher), "shapes", config(name), tmp_path / name, device="cpu")
+    single, rows = alone(name)
     distill(str(teacher), "shapes", config(name), together / name, device="cpu")  # finishes what was stopped
     start = load_file(teacher / UNET)
-    one, two = moved(tmp_path / name, start), moved(together / name, start)
+    one, two = moved(single, start), moved(together / name, start)
     assert float(one.norm()) > 0
     assert distance(two, one) < 5e-3
-    encoded = [out / name / "checkpoints" / "data.safetensors" for out in (tmp_path, together)]
+    encoded = [out / "checkpoints" / "data.safetensors" for out in (single, together / name)]
     assert encoded[0].read_bytes() == encoded[1].read_bytes()
     assert not list(together.rglob("*.partial"))
     if name in STOPPED:
         return  # what it did again counts twice, and its lines are means since it was taken up
     for process in (0, 1):  # the first watches too, and what is less than a row for each is done by both
-        share = json.loads((together / f"rows-{process}.json").read_text())[name] / sum(rows)
+        share = json.loads((together / f"rows-{process}.json").read_text())[name] / rows
         assert 0.4 < share < 0.65
     ours, theirs = (
-        [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
-        for out in (tmp_path, together)
+        [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (single, together / name)
     )
     assert [line.keys() for line in ours] == [line.keys() for line in theirs]
     for one_line, two_line in zip(ours, theirs, strict=True):
         for key in one_line.keys() - {"stage", "watch"}:
             assert one_line[key] == pytest.approx(two_line[key], rel=1e-2, abs=1e-6), (name, key)
+
+
+def test_divided_networks_end_as_whole_ones(
+    teacher: Path, together: Path, alone: Callable[[str], tuple[Path, int]]
+) -> None:
+    """One DMD2 run by two processes with FSDP, by two with DDP, and by one. The shares are of the distance moved."""
+    start = load_file(teacher / UNET)
+    fsdp, ddp = (moved(together / f"dmd2-{kind}", start) for kind in ("sharded", "simulated"))
+    one = moved(alone("dmd2-simulated")[0], start)
+    pairs = {"FSDP and DDP": (fsdp, ddp), "FSDP and one process": (fsdp, one), "DDP and one process": (ddp, one)}
+    apart = {name: distance(a, b) for name, (a, b) in pairs.items()}
+    print(", ".join(f"{name}: {share:.3%} of the distance moved" for name, share in apart.items()))
+    assert max(apart.values()) < 5e-3
 
 
 def test_rows_are_divided_and_joined() -> None:

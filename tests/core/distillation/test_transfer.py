@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
+from ddil_core.distillation.autocast import rounded_for_autocast
 from ddil_core.distillation.config import ProgressiveConfig
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.matching_config import MatchingConfig
-from ddil_core.distillation.run import Run, rounded_for_autocast
+from ddil_core.distillation.run import Run
 from ddil_core.distillation.steady import Steady, steady
 from ddil_core.distillation.transfer import Ahead
 from ddil_core.models.model import Model, load_model

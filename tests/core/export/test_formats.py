@@ -24,8 +24,9 @@ from ddil_core.export.single_file import original_weights
 from ddil_core.export.stock import stock_call
 from ddil_core.models.generate import sample_latents
 from ddil_core.models.layouts import LAYOUTS
-from ddil_core.models.lora import read_lora
+from ddil_core.models.lora import BASE_SHA256, read_lora
 from ddil_core.models.model import load_model
+from ddil_core.models.weights import read_metadata
 from tests import comfyui
 from tests.core.closed_form import distance
 from tests.core.export.conftest import RUNS
@@ -165,6 +166,7 @@ def test_a_lora_draws_the_same_in_both_layouts(
     run, done = exported(runs(name), "lora", tmp_path / "out")
     base = teachers(RUNS[name][0])
     wanted = ours(run)
+    assert {read_metadata(done.folder / file)[BASE_SHA256] for file in _files(done)} == {run.content["teacher_sha256"]}
     changes = [read_lora(run.model.pipeline, done.folder / file, name) for file in _files(done)]
     for before, after in zip(*(sorted(read, key=lambda c: c.layer) for read in changes), strict=True):
         assert (before.component, before.layer) == (after.component, after.layer)
