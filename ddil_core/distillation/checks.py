@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ddil_core.data.base import DataSet
 from ddil_core.data.folder import ImageFiles
 from ddil_core.data.pool import image_side
+from ddil_core.diffusion.schedule import FlowSchedule
 from ddil_core.distillation.config import Collection, MethodConfig
 from ddil_core.distillation.phases import DdilConfig, PhaseConfig, curve_bounds
 from ddil_core.models.autoencoder import require_encoder
@@ -53,6 +54,22 @@ def require_few_step(model: Model, method: str) -> None:
         raise DdilError(
             f"the teacher {model.reference!r} predicts {model.denoiser.prediction}, and {method} needs a network that "
             "predicts ε, v, x₀ or a flow's ε − x₀; distil another teacher"
+        )
+
+
+def require_steps(model: Model, steps: int, setting: str) -> None:
+    """Refuse a grid of more steps than a teacher on a diffusion process has. A flow has any grid.
+
+    ``setting`` is what the message calls the setting that asks for ``steps``.
+
+    Raises:
+        WrongCommand: the teacher has no such grid.
+    """
+    most = len(model.denoiser.schedule) - 1
+    if steps > most and not isinstance(model.denoiser.schedule, FlowSchedule):
+        raise WrongCommand(
+            f"{setting} asks the teacher {model.reference!r} for {steps} steps, and its grids have at most {most}; "
+            "choose fewer"
         )
 
 

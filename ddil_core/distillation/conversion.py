@@ -18,6 +18,7 @@ from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser
 from ddil_core.diffusion.parameterization import to_v
 from ddil_core.distillation.adapters import require_lora
+from ddil_core.distillation.checks import require_steps
 from ddil_core.distillation.config import ConvertConfig, ProgressiveConfig
 from ddil_core.distillation.context import DATA
 from ddil_core.distillation.processes import slices
@@ -38,9 +39,10 @@ def require_convertible(model: Model, config: ProgressiveConfig) -> None:
 
     Raises:
         DdilError: the teacher predicts ε and the protocol has no section ``convert``, or it predicts something else.
-        WrongCommand: the teacher's network has no place for the LoRA.
+        WrongCommand: the teacher's network has no place for the LoRA, or the first stage has too many steps.
     """
     require_lora(model, config.lora)
+    require_steps(model, 2 * config.stages[0].steps, "the first stage")
     prediction = model.denoiser.prediction
     keeps_eps = config.convert is not None or config.lora is not None
     if prediction in ("v_prediction", "flow") or (prediction == "epsilon" and keeps_eps):

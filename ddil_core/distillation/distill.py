@@ -25,12 +25,14 @@ from ddil_core.distillation.checks import (
 )
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.methods import METHODS, read_config
+from ddil_core.distillation.optimizer import require_optimizer
 from ddil_core.distillation.processes import make_accelerator
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.run_folder import begun_with, open_run, require_run_folder, require_same_run
 from ddil_core.distillation.start import require_start
 from ddil_core.distillation.student import save_student
-from ddil_core.models.model import Model, load_model
+from ddil_core.models.model import Model, outline, with_weights
+from ddil_core.models.references import resolve
 from ddil_core.models.sampling import Bounds, sampling_line
 from ddil_core.support import ranks
 from ddil_core.support.checksums import require_checksum
@@ -78,23 +80,24 @@ def distill(
     out = Path(out)
     config = begun_with(out, read_config(config, teacher))
     student_folder, encoded = out / "student", out / "checkpoints" / "data.safetensors"
-    if not student_folder.is_dir():
+    if not (finished := student_folder.is_dir()):
         require_capacity(config)
     accelerator = make_accelerator(config, out, device)
-    model, config = _open_teacher(teacher, accelerator, config)
-    images = open_data(data, download)
+    _require_setting(config, accelerator)
+    model, images = outline_teacher(teacher, config), open_data(data, download)
     size = pool_size(config.pool, images)
-    require_batch(config, accelerator)
     with accelerator.main_process_first():  # the main process fetches files that the others then find
         if not encoded.is_file():
             require_data(images, model, size if config.stream is None else stream_size(size, images))
+    config, own_guidance = _with_guidance(config, model), model.sampling.guidance_scale
+    if not finished:
+        model = with_weights(model, accelerator.device, Compute(tf32=config.tf32))
     identity = _identity(teacher, model, data, config.model_copy(update={"pool": size}))
-    if student_folder.is_dir():
-        require_same_run(out, identity, type(config), model.sampling.guidance_scale)
+    if finished:
+        require_same_run(out, identity, type(config), own_guidance)
         require_checksum(student_folder, "the student", "delete its folder, and run the same command to write it again")
         return student_folder
     note(sampling_line(f"{teacher}, the teacher", config.teacher_use()))
-    own_guidance = model.sampling.guidance_scale
     with frozen_heap(), ranks.others_named(), _holding(out, accelerator, resume, identity, config, own_guidance):
         pool = _encoded(model, images, size, encoded, config)
         _train(Run(model, pool, config, data, out, accelerator), student_folder)
@@ -136,20 +139,36 @@ def _encoded(model: Model, images: DataSet, size: int, path: Path, config: Metho
     return pool
 
 
-def _open_teacher(teacher: str, accelerator: Accelerator, config: MethodConfig) -> tuple[Model, MethodConfig]:
-    """Load the teacher, and put its own guidance scale into a configuration that has none.
+def _require_setting(config: MethodConfig, accelerator: Accelerator) -> None:
+    """Refuse what the processes, the packages or the device cannot do.
+
+    Raises:
+        WrongCommand: the processes do not divide the batch, the optimiser is not installed, or TF32 is for a GPU.
+    """
+    require_batch(config, accelerator)
+    require_optimizer(config)
+    config.compute.require_device(accelerator.device)
+
+
+def outline_teacher(teacher: str, config: MethodConfig) -> Model:
+    """Return the teacher without its weights. What it cannot be distilled by is refused here, before they are loaded.
 
     Raises:
         WrongCommand: the section ``student`` does not fit the teacher.
         DdilError: the method cannot distil this teacher.
     """
-    model = load_model(teacher, accelerator.device, compute=Compute(tf32=config.tf32), **config.size)
+    model = outline(teacher, resolve(teacher), **config.size)
     require_teacher(model)
-    model.denoiser.schedule = model.denoiser.schedule.with_exact_times()  # as the schedulers of students give them
     require_start(model, config)
     METHODS[config.method].require(model, config)
+    model.denoiser.schedule = model.denoiser.schedule.with_exact_times()  # as the schedulers of students give them
+    return model
+
+
+def _with_guidance(config: MethodConfig, model: Model) -> MethodConfig:
+    """Put the teacher's own guidance scale into a configuration that has none."""
     unset = getattr(config, "guidance_scale", 1.0) is None
-    return model, config.with_guidance(model.own_guidance()) if unset else config
+    return config.with_guidance(model.own_guidance()) if unset else config
 
 
 def _identity(teacher: str, model: Model, data: str, config: MethodConfig) -> dict[str, Any]:

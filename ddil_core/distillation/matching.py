@@ -27,7 +27,7 @@ from ddil_core.diffusion.schedule import CLEAN, Schedule, Transition, transition
 from ddil_core.distillation.adapters import fresh_adapters, has_lora, require_lora, train_all_or_adapters, with_lora
 from ddil_core.distillation.aggregate import States
 from ddil_core.distillation.checkpoints import Stateful
-from ddil_core.distillation.checks import require_few_step
+from ddil_core.distillation.checks import require_few_step, require_steps
 from ddil_core.distillation.clipping import ClippedFraction
 from ddil_core.distillation.collectors import Labeler, SeparateCollector, SoleActor
 from ddil_core.distillation.context import LOSS
@@ -58,10 +58,13 @@ def require_matching(model: Model, config: MatchingConfig) -> None:
 
     Raises:
         DdilError: the method does not know what the teacher predicts, or the discriminator has no block to read.
-        WrongCommand: the teacher does not have the timesteps of the configuration, or no place for the LoRA.
+        WrongCommand: the teacher does not have the timesteps or the grid of the configuration, or no place for the
+            LoRA.
     """
     require_few_step(model, "distribution matching")
     require_lora(model, config.lora)
+    if config.regression is not None:
+        require_steps(model, config.regression.teacher_steps, "regression.teacher_steps")
     net = model.denoiser.net
     if config.gan is not None and not isinstance(net, ClosedForm) and middle_block(net) is None:
         raise DdilError(

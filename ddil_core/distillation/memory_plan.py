@@ -9,6 +9,7 @@ of a device; ``USABLE`` is what remains for the rest.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def plan_memory(shape: NetworkShape, config: MethodConfig, nfe: int = 2, process
         processes: The number of processes, which divide the batch.
     """
     update = _Update(shape, config, nfe, processes)
-    with FakeTensorMode():
+    with warnings.catch_warnings(), FakeTensorMode():
+        warnings.simplefilter("ignore")  # of kernels, about speed: none runs
         return update.plan()
 
 
@@ -157,10 +159,9 @@ class _Update:
         gradients, activations = self._transient()
         device = {"teacher": nbytes(self.teacher), "student": nbytes(self.student, beside=(self.teacher,))}
         host = dict[str, int]()
-        if self.lora and self.config.teacher_dtype == "float32" and not self.mixed:  # else they wait on the host
-            device["student"] += sum(
-                4 * weight.numel() for weight in trained_weights(self.student)
-            )  # their first values
+        if self.lora and self.config.teacher_dtype == "float32" and not self.mixed:
+            # The adapters' first values; with a rounded teacher they wait on the host.
+            device["student"] += sum(4 * weight.numel() for weight in trained_weights(self.student))
         if self.critic is not None:
             device["critic"] = nbytes(self.critic, beside=(self.teacher, self.student))
         there = host if self.config.offload else device
@@ -216,14 +217,26 @@ class _Update:
             weight.grad = torch.zeros_like(weight)
             present.append(weight.grad)
         with LiveBytes(present) as live:
+            held = self._held_conditions() if trained else []
             for _ in range(min(2, self.config.gradient_accumulation)):
                 run()
                 for weight in trained if apart and not handed else ():  # see ``TrainedWeights.take_gradients``
                     handed.append(torch.zeros(weight.shape))
                     weight.grad = None
+        del held
         for weight in trained:
             weight.grad = None
         return live.peak
+
+    def _held_conditions(self) -> list[dict[str, Tensor]]:
+        """Return the conditions that are there while a network learns, beside those of its batch.
+
+        A guided teacher keeps what it read last, so that the steps of a trajectory need not prepare it again. An update
+        with a critic has another batch.
+        """
+        read = min(self.rows, self.config.teacher_batch_size)
+        other = [] if self.critic is None else [self.rows]
+        return [self.shape.conditions(rows) for rows in (*other, read, read * self.nfe)]
 
     def _gradient_bytes(self, net: nn.Module | None) -> int:
         """Return the bytes of a network's gradients on the device: float32, or on the way to the host as it is."""

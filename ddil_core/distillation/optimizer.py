@@ -17,24 +17,37 @@ from ddil_core.support.errors import WrongCommand
 def make_optimizer(
     parameters: Iterable[nn.Parameter], learning_rate: float, config: MethodConfig
 ) -> torch.optim.Optimizer:
-    """Return AdamW on the parameters that require a gradient: fused, plain, or with moments of 8 bits.
-
-    Raises:
-        WrongCommand: the optimiser's package is not installed.
-    """
+    """Return AdamW on the parameters that require a gradient: fused, plain, or with moments of 8 bits."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     options: dict[str, Any] = {"lr": learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    optimizer: torch.optim.Optimizer
     if config.optimizer == "8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise WrongCommand(
-                "optimizer '8bit' needs the package bitsandbytes, which is not installed: pip install bitsandbytes, "
-                "or say --set optimizer=fused"
-            ) from error
-        optimizer: torch.optim.Optimizer = AdamW8bit(trained, **options)
-        return optimizer
-    return torch.optim.AdamW(trained, **options, fused=True if config.optimizer == "fused" else None)
+        optimizer = adamw_8bit()(trained, **options)
+    else:
+        optimizer = torch.optim.AdamW(trained, **options, fused=True if config.optimizer == "fused" else None)
+    return optimizer
+
+
+def require_optimizer(config: MethodConfig) -> None:
+    """Refuse an optimiser whose package is not installed.
+
+    Raises:
+        WrongCommand: it is not.
+    """
+    if config.optimizer == "8bit":
+        adamw_8bit()
+
+
+def adamw_8bit() -> Any:
+    """Return the class of AdamW with moments of 8 bits. Raises WrongCommand: its package is not installed."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise WrongCommand(
+            "optimizer '8bit' needs the package bitsandbytes, which is not installed: pip install bitsandbytes, "
+            "or say --set optimizer=fused"
+        ) from error
+    return AdamW8bit
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddil_core.models.fit import expected_shapes, more
+from ddil_core.models.fit import empty_network, expected_shapes, more
 from ddil_core.models.original import autoencoder_weight, open_clip_weight, unet_layer
 from ddil_core.models.weights import AGAIN, components, has_weights, read_header, read_index, read_json, read_metadata
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -120,7 +120,8 @@ def wanted_weights(folder: Path, header: Iterable[str]) -> dict[str, dict[str, t
     for name, (library, class_name) in components(read_index(folder)).items():
         if has_weights(class_name):
             config, prefix = read_json(folder / name / "config.json"), prefixes.get(name, f"{name}.")
-            shapes = expected_shapes(folder / name, library, class_name, f"the component {name} of {folder}")
+            empty = empty_network(folder / name, library, class_name, f"the component {name} of {folder}")
+            shapes = expected_shapes(empty)
             wanted[name] = {prefix + _original(weight, prefix, config): shape for weight, shape in shapes.items()}
     return wanted
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.weights import (
     AGAIN,
@@ -21,6 +21,9 @@ from ddil_core.models.weights import (
 from ddil_core.support.errors import DdilError
 from ddil_core.support.misfits import value_text
 
+if TYPE_CHECKING:
+    from torch import nn
+
 _RENAMED = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 """diffusers' old and new names of an attention block's weights. Autoencoders of 2022 have the old names."""
 
@@ -28,16 +31,19 @@ _TIED = {"shared.weight": "encoder.embed_tokens.weight"}
 """A weight of T5 that has two names. A file may have either name."""
 
 
-def check_pipeline(files: PipelineFiles, reference: str) -> None:
-    """Check that a pipeline's components belong to one model, and that the weights fit the configurations.
+def check_pipeline(files: PipelineFiles, empty: Any, reference: str) -> None:
+    """Check that a pipeline's weights fit its configurations.
+
+    Args:
+        files: The files of weights.
+        empty: The pipeline with networks without weights (``loading.empty_pipeline``).
+        reference: The name of the model in messages.
 
     Raises:
         DdilError: they do not. The message names the component.
     """
-    check_sizes(files.folder, reference)
-    kinds = components(read_index(files.folder))
     for name, paths in files.components.items():
-        check_weights(files.folder / name, kinds[name], paths, f"the component {name} of the model {reference!r}")
+        check_weights(getattr(empty, name), paths, f"the component {name} of the model {reference!r}")
 
 
 def check_sizes(folder: Path, reference: str) -> None:
@@ -102,15 +108,14 @@ def _misfit(reference: str, component: str, has: str, other: str) -> DdilError:
     )
 
 
-def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], owner: str) -> None:
-    """Check by the headers that safetensors hold all weights of the network that ``folder/config.json`` describes.
+def check_weights(empty: nn.Module, paths: Sequence[Path], owner: str) -> None:
+    """Check by the headers that safetensors hold all weights of a network.
 
     diffusers and transformers fill a missing weight with random numbers and only log it, so a missing weight is refused
     here.
 
     Args:
-        folder: The folder with the network's ``config.json``.
-        kind: The library and the class of the network.
+        empty: The network without weights (``empty_network``).
         paths: The files of weights.
         owner: What messages call the network.
 
@@ -118,7 +123,7 @@ def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], ow
         DdilError: a weight has another shape, or is missing.
     """
     stored = {_today(name): (entry, path) for path in paths for name, entry in read_header(path).items()}
-    wanted = expected_shapes(folder, *kind, owner=owner)
+    wanted = expected_shapes(empty)
     shared = [name for name in wanted if name in stored]
     wrong = [name for name in shared if stored[name][0].shape != wanted[name]]
     missing = [name for name in wanted if name not in stored and _TIED.get(name) not in stored]
@@ -127,14 +132,14 @@ def check_weights(folder: Path, kind: tuple[str, str], paths: Iterable[Path], ow
         what = f"{wrong[0]} has the shape {list(entry.shape)} in {path} and {list(wanted[wrong[0]])} by its config.json"
         raise DdilError(f"{owner} has weights of another model: {what}{more(wrong)}; put back its own, or {AGAIN}")
     if missing:
-        names = ", ".join(sorted({str(path) for _, path in stored.values()})) or str(folder)
+        names = ", ".join(sorted(map(str, paths)))
         raise DdilError(
             f"{owner} lacks weights: {missing[0]} is not in {names}{more(missing)}; put back its own, or {AGAIN}"
         )
 
 
-def expected_shapes(folder: Path, library: str, class_name: str, owner: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter of the network that ``folder/config.json`` describes. Allocate no weights.
+def empty_network(folder: Path, library: str, class_name: str, owner: str) -> nn.Module:
+    """Return the network that ``folder/config.json`` describes, on torch's meta device: with shapes, without weights.
 
     Raises:
         DdilError: there is no such class, or the class refuses the configuration.
@@ -146,10 +151,11 @@ def expected_shapes(folder: Path, library: str, class_name: str, owner: str) -> 
         raise DdilError(f"{owner} is of the class {library}.{class_name}, which is not supported")
     try:
         with torch.device("meta"):
+            config = read_json(folder / "config.json")
             if library == "transformers":
-                module = network(network.config_class.from_dict(read_json(folder / "config.json")))
+                module: nn.Module = network(network.config_class.from_dict(config))
             else:
-                module = network.from_config(read_json(folder / "config.json"))
+                module = network.from_config(config)
     except DdilError:
         raise
     except Exception as error:  # each class raises errors of its own
@@ -157,7 +163,12 @@ def expected_shapes(folder: Path, library: str, class_name: str, owner: str) -> 
         raise DdilError(
             f"{owner} has a configuration that does not fit, {folder / 'config.json'}: {reason}; {AGAIN}"
         ) from error
-    return {_today(name): tuple(weight.shape) for name, weight in module.named_parameters()}
+    return module
+
+
+def expected_shapes(empty: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of a network (``empty_network``), by its name in today's libraries."""
+    return {_today(name): tuple(weight.shape) for name, weight in empty.named_parameters()}
 
 
 def _today(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from ddil_core.models.image_size import Geometry
 from ddil_core.models.memory import Need, decode_bytes, need_memory
 from ddil_core.models.system_specs import load_systems
 
@@ -64,19 +66,34 @@ ARCHITECTURES = {"sd15": SD1, "instaflow": SD1, "dmd": SD1, "lcm": LCM, "sd21": 
 """The architectures of rows of ``systems.yaml``. A row with a ``base`` has that of its base."""
 
 
-def known_need(name: str, width: int) -> Need | None:
+PIXELS = 8
+"""The pixels of a side that one latent of Stable Diffusion stands for."""
+
+
+def known_geometry(name: str) -> Geometry | None:
+    """Return the size of the images of a named system; None where its architecture or size is not known here."""
+    resolution = load_systems()[name].resolution if architecture_of(name) is not None else None
+    return None if resolution is None else Geometry((resolution, resolution), PIXELS)
+
+
+def known_need(name: str, itemsize: int, height: int | None = None, width: int | None = None) -> Need | None:
     """Estimate the memory of a named system without its files; None where its architecture is not known here.
 
     Args:
         name: The name of a row of ``systems.yaml``.
-        width: The bytes of a number.
+        itemsize: The bytes of a number.
+        height: The height of the images in pixels. None: the system's own.
+        width: The width of the images in pixels. None: the system's own.
+
+    Raises:
+        WrongCommand: the system cannot draw images of this size.
     """
-    architecture = architecture_of(name)
-    resolution = load_systems()[name].resolution if architecture is not None else None
-    if architecture is None or resolution is None:
+    architecture, geometry = architecture_of(name), known_geometry(name)
+    if architecture is None or geometry is None:
         return None
-    decoding = decode_bytes({"block_out_channels": architecture.decoder}, resolution**2, width)
-    return need_memory(architecture.parameters, width, decoding)
+    pixels = math.prod(geometry.size(height, width, name))
+    decoding = decode_bytes({"block_out_channels": architecture.decoder}, pixels, itemsize)
+    return need_memory(architecture.parameters, itemsize, decoding)
 
 
 def architecture_of(name: str) -> Architecture | None:

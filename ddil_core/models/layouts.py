@@ -90,42 +90,50 @@ def _sdxl_sized(size: tuple[int, int]) -> Tensors:
 
 
 def _sd3(pipeline: Any, prompts: list[str]) -> Tensors:
-    """Encode by the two CLIP encoders and T5. Zeros stand for the tokens of a T5 that is left out.
-
-    A network that is exactly as wide as the two CLIP encoders together was made without T5, and reads no such tokens.
-    """
-    clip = sum(encoder.config.hidden_size for encoder in (pipeline.text_encoder, pipeline.text_encoder_2))
-    made_without = pipeline.text_encoder_3 is None and pipeline.transformer.config.joint_attention_dim == clip
-    length = 0 if made_without else _sd3_tokens(pipeline)["tokenizer_3"]
+    """Encode by the two CLIP encoders and T5. Zeros stand for the tokens of a T5 that is left out."""
     text, _, pooled, _ = pipeline.encode_prompt(
         prompts,
         None,
         None,
         device=pipeline.device,
         do_classifier_free_guidance=False,
-        max_sequence_length=length,
+        max_sequence_length=sd3_t5_tokens(pipeline),
     )
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
+
+
+def sd3_t5_tokens(pipeline: Any) -> int:
+    """Return how many tokens of T5 SD3's network reads.
+
+    A network that is exactly as wide as the two CLIP encoders together was made without T5, and reads none.
+    """
+    clip = sum(encoder.config.hidden_size for encoder in (pipeline.text_encoder, pipeline.text_encoder_2))
+    made_without = pipeline.text_encoder_3 is None and pipeline.transformer.config.joint_attention_dim == clip
+    return 0 if made_without else _sd3_tokens(pipeline)["tokenizer_3"]
 
 
 def _sd3_tokens(pipeline: Any) -> dict[str, int]:
     return {"tokenizer_3": 256}
 
 
-def _flux_tokens(pipeline: Any) -> dict[str, int]:
+def flux_tokens(pipeline: Any) -> dict[str, int]:
     """Return dev's number of T5's tokens, or that of schnell, which reads no guidance."""
     return {"tokenizer_2": 512 if pipeline.transformer.config.guidance_embeds else 256}
 
 
 def _flux(pipeline: Any, prompts: list[str]) -> Tensors:
     text, pooled, _ = pipeline.encode_prompt(
-        prompts, device=pipeline.device, max_sequence_length=_flux_tokens(pipeline)["tokenizer_2"]
+        prompts, device=pipeline.device, max_sequence_length=flux_tokens(pipeline)["tokenizer_2"]
     )
     return {"encoder_hidden_states": text, "pooled_projections": pooled}
 
 
+CAPTION_TOKENS = 300
+"""The number of tokens of a caption that PixArt-Σ and SANA read."""
+
+
 def _pixart_tokens(pipeline: Any) -> dict[str, int]:
-    return {"tokenizer": 300}
+    return {"tokenizer": CAPTION_TOKENS}
 
 
 def _pixart(pipeline: Any, prompts: list[str]) -> Tensors:
@@ -135,7 +143,7 @@ def _pixart(pipeline: Any, prompts: list[str]) -> Tensors:
 
 def _sana_tokens(pipeline: Any) -> dict[str, int]:
     """Return how many tokens of a prompt Gemma reads: two less than 300 beside the instruction, and its first one."""
-    return {"tokenizer": 299}
+    return {"tokenizer": CAPTION_TOKENS - 1}
 
 
 def _sana(pipeline: Any, prompts: list[str]) -> Tensors:
@@ -168,7 +176,7 @@ LAYOUTS = Registry(
         Layout("StableDiffusionXLPipeline", "unet", UNetDenoiser, 5.0, _sdxl, _sdxl_unconditional, sized=_sdxl_sized),
         Layout("LatentConsistencyModelPipeline", "unet", UNetDenoiser, 8.5, _stable_diffusion),
         Layout("StableDiffusion3Pipeline", "transformer", TransformerDenoiser, 7.0, _sd3, max_tokens=_sd3_tokens),
-        Layout("FluxPipeline", "transformer", FluxDenoiser, 3.5, _flux, max_tokens=_flux_tokens, spacing="even"),
+        Layout("FluxPipeline", "transformer", FluxDenoiser, 3.5, _flux, max_tokens=flux_tokens, spacing="even"),
         Layout("PixArtSigmaPipeline", "transformer", CaptionedDenoiser, 4.5, _pixart, max_tokens=_pixart_tokens),
         Layout(
             *("SanaPipeline", "transformer", CaptionedDenoiser, 4.5, _sana, _sana_unconditional),

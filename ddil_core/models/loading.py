@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddil_core.models.checkpoint import check_checkpoint
 from ddil_core.models.config_files import require_plain_configs
-from ddil_core.models.fit import check_pipeline, check_weights
+from ddil_core.models.fit import check_pipeline, check_sizes, check_weights, empty_network
 from ddil_core.models.hub import require_blob
 from ddil_core.models.lora import BASE_SHA256, keep_lora, merge_lora, read_lora
-from ddil_core.models.references import check_files, weights_sha256
+from ddil_core.models.references import check_files, cure, weights_sha256
 from ddil_core.models.system_specs import Files
-from ddil_core.models.weights import UNUSED, PipelineFiles, components, read_index, read_metadata
+from ddil_core.models.weights import UNUSED, PipelineFiles, components, network_folders, read_index, read_metadata
 from ddil_core.support.checksums import MANIFEST, SUFFIX, require_checksum
 from ddil_core.support.errors import DdilError
 
@@ -29,6 +32,40 @@ CHANGED = (
 CHANGED_FILE = f"copy or make it again; if you changed it yourself, delete the file that ends in {SUFFIX}"
 
 
+def empty_pipeline(files: Files, reference: str, kind: str, library: str = "diffusers") -> Any:
+    """Return a pipeline whose networks have shapes and no weights, on torch's meta device. Tokenizers are left out.
+
+    Only configurations are read: their components belong together, and ask for no code from elsewhere.
+
+    Args:
+        files: The files of the model.
+        reference: The name of the model in messages.
+        kind: The name of the pipeline class.
+        library: The module of the pipeline class.
+
+    Raises:
+        DdilError: configurations are missing or damaged, or do not fit each other.
+    """
+    folder, index = files.folder, read_index(files.folder)
+    kinds = components(index)
+    with cure(reference):
+        networks = network_folders(folder, reference)
+    require_plain_configs(folder, reference)
+    check_sizes(folder, reference)
+    pipeline_class = _pipeline_class(kind, library, reference)
+    parts: dict[str, Any] = {
+        name: empty_network(path, *kinds[name], owner=f"the component {name} of the model {reference!r}")
+        for name, path in networks.items()
+    }
+    parts |= {name: None for name, (_, class_name) in kinds.items() if "Tokenizer" in class_name}
+    with _damage(files, reference):
+        scheduler = getattr(importlib.import_module("diffusers"), kinds["scheduler"][1])
+        parts["scheduler"] = scheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        named = inspect.signature(pipeline_class.__init__).parameters
+        told = {key: value for key, value in index.items() if key in named and not isinstance(value, list)}
+        return pipeline_class(**(told | _absent_components(pipeline_class, folder) | parts))
+
+
 def load_pipeline(
     files: Files,
     reference: str,
@@ -38,11 +75,13 @@ def load_pipeline(
     *,
     fuse_lora: bool = True,
     library: str = "diffusers",
+    empty: Any = None,
 ) -> Any:
     """Load a pipeline from local files, on the CPU.
 
-    Headers, configurations and checksums are checked before a weight is read, so cut files and weights of another model
-    are refused early. Students, shipped models, converted models and files of the hub's cache have checksums.
+    Configurations, a LoRA, headers and checksums are checked in this order before a weight of the pipeline is read. So
+    cut files, a LoRA for another base and weights of another model are refused early. Students, shipped models,
+    converted models and files of the hub's cache have checksums.
 
     Args:
         files: The files of the model.
@@ -52,40 +91,57 @@ def load_pipeline(
         variant: The set of weights to read, such as ``fp16``. None: the plain files, or the only variant.
         fuse_lora: Merge a LoRA into the weights. False keeps the LoRA beside the weights as adapters.
         library: The module of the pipeline class.
+        empty: What ``empty_pipeline`` returns, where it is there already.
 
     Raises:
         WrongCommand: no component has the variant.
         DdilError: files are missing or damaged, or do not fit each other.
     """
+    empty = empty_pipeline(files, reference, kind, library) if empty is None else empty
+    with cure(reference):
+        changes = [] if files.lora is None else read_lora(empty, files.lora, reference)
+    weights = _check_weights(files, empty, reference, variant)
+    _require_checksums(files, weights, reference)
+    if files.lora is not None:
+        _require_base(files, reference, variant)
+    with _damage(files, reference):
+        pipeline = _read_pipeline(_pipeline_class(kind, library, reference), files, weights.variant, dtype)
+        if files.unet is not None:
+            from safetensors.torch import load_file
+
+            pipeline.unet.load_state_dict(load_file(files.unet))
+        if files.lora is not None:
+            add_lora = merge_lora if fuse_lora else keep_lora
+            add_lora(pipeline, changes, files.lora)
+    return pipeline
+
+
+def _pipeline_class(kind: str, library: str, reference: str) -> Any:
+    """Return a pipeline class. Raises DdilError: the library has no such class."""
     import diffusers
 
-    weights = _check_weights(files, reference, variant)
-    _require_checksums(files, weights, reference)
     pipeline_class = getattr(importlib.import_module(library), kind, None)
     if pipeline_class is None:
         raise DdilError(
             f"the model {reference!r} has the layout {kind}, and diffusers {diffusers.__version__} has no such "
             "pipeline class; install a version of diffusers that has it"
         )
-    try:
-        pipeline = _read_pipeline(pipeline_class, files, weights.variant, dtype)
-        if files.unet is not None:
-            from safetensors.torch import load_file
+    return pipeline_class
 
-            pipeline.unet.load_state_dict(load_file(files.unet))
-        if files.lora is not None:
-            _require_base(files, reference, variant)
-            add_lora = merge_lora if fuse_lora else keep_lora
-            add_lora(pipeline, read_lora(pipeline, files.lora, reference), files.lora)
+
+@contextmanager
+def _damage(files: Files, reference: str) -> Iterator[None]:
+    """Say in one sentence that a model cannot be loaded. Each library raises errors of its own for a damaged file."""
+    try:
+        yield
     except DdilError:
         raise
-    except Exception as error:  # each library raises errors of its own for a damaged file
+    except Exception as error:
         raise DdilError(
             f"the model {reference!r} cannot be loaded from {files.checkpoint or files.folder}: "
             f"{' '.join(str(error).split())[:200]}; its files are damaged or incomplete, so fetch or make the model "
             "again"
         ) from error
-    return pipeline
 
 
 def _read_pipeline(pipeline_class: Any, files: Files, variant: str | None, dtype: torch.dtype) -> Any:
@@ -99,17 +155,15 @@ def _read_pipeline(pipeline_class: Any, files: Files, variant: str | None, dtype
     return pipeline
 
 
-def _check_weights(files: Files, reference: str, variant: str | None) -> PipelineFiles:
-    """Check by headers and configurations that all weights are here, whole and of one model."""
+def _check_weights(files: Files, empty: Any, reference: str, variant: str | None) -> PipelineFiles:
+    """Check by headers that all weights are here, whole and of one model."""
     weights = check_files(files, reference, variant)
-    require_plain_configs(files.folder, reference)
     if files.checkpoint is None:
-        check_pipeline(weights, reference)
+        check_pipeline(weights, empty, reference)
     else:
         check_checkpoint(files.checkpoint, files.folder)
     if files.unet is not None:
-        network = components(read_index(files.folder))["unet"]
-        check_weights(files.folder / "unet", network, [files.unet], f"the U-Net {files.unet} for {reference!r}")
+        check_weights(empty.unet, [files.unet], f"the U-Net {files.unet} for {reference!r}")
     return weights
 
 

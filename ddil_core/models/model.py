@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from ddil_core.models.decoding import begin_decoding
 from ddil_core.models.fetch import fetch_missing
 from ddil_core.models.image_size import Geometry, Size
 from ddil_core.models.layouts import TEXT_ENCODERS, Layout, Tensors
-from ddil_core.models.loading import load_pipeline
+from ddil_core.models.loading import empty_pipeline, load_pipeline
 from ddil_core.models.memory import decode_batch, latent_channels, latent_scale, latent_size, on_device
 from ddil_core.models.references import resolve, weights_sha256
 from ddil_core.models.sampling import SYSTEM_FILE, Sampling
@@ -286,28 +286,71 @@ def assemble(
 ) -> Model:
     """Load a model from its files. ``reference`` is the model's name in messages and records.
 
+    For the arguments and errors see :func:`outline` and :func:`with_weights`.
+    """
+    return with_weights(outline(reference, files, height, width), device, compute, variant, fuse_lora=fuse_lora)
+
+
+def outline(reference: str, files: Files, height: int | None = None, width: int | None = None) -> Model:
+    """Return a model without its weights: its networks have shapes alone, on torch's meta device.
+
+    Only configurations are read, so that what does not fit the model is refused before anything heavy is loaded.
+
     Args:
         reference: The name of the model in messages and records.
         files: The files of the model.
-        device: Where the model computes.
-        compute: How the model computes.
-        variant: See :func:`load_model`.
-        fuse_lora: See :func:`load_model`.
         height: See :func:`load_model`.
         width: See :func:`load_model`.
 
     Raises:
-        WrongCommand: see :func:`load_model`.
-        DdilError: see :func:`load_model`.
+        WrongCommand: the model cannot draw images of this size, or its noise process is not supported.
+        DdilError: the configurations are damaged, do not fit each other, or have an unknown layout.
     """
     layout = layout_of(files, reference)
-    if (height, width) != (None, None):  # refuse a wrong size before anything heavy is loaded
-        Geometry.of_files(files.folder, reference).size(height, width, reference)
     if (vae := components(read_index(files.folder)).get("vae")) is not None:
         require_decoder(vae[1], reference)
-    options: dict[str, Any] = {"fuse_lora": fuse_lora, "library": layout.library}
-    pipeline = load_pipeline(files, reference, layout.pipeline, compute.torch_dtype, variant, **options)
-    device = torch.device(device)
+    pipeline = empty_pipeline(files, reference, layout.pipeline, layout.library)
+    geometry = Geometry.of_files(files.folder, reference)
+    size = geometry.size(height, width, reference)
+    require_scaling(pipeline.vae, reference)
+    own_sampling = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
+    config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
+    schedule, prediction = process_of(files, own_sampling, config, reference, geometry.tokens(size))
+    denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule, prediction)
+    sampling, assumed = sampling_of(files, own_sampling, config, layout, denoiser, reference)
+    model = Model(
+        reference, files, pipeline, layout, denoiser, sampling, torch.device("meta"), guidance_assumed=assumed
+    )
+    if size != model.image_size:
+        model.size = size
+    model.asked_size = size != geometry.own
+    return model
+
+
+def with_weights(
+    model: Model,
+    device: torch.device | str = "cpu",
+    compute: Compute = FP32,
+    variant: str | None = None,
+    *,
+    fuse_lora: bool = True,
+) -> Model:
+    """Return a model of :func:`outline` with its weights, in evaluation mode.
+
+    Args:
+        model: The model without its weights.
+        device: Where the model computes.
+        compute: How the model computes.
+        variant: See :func:`load_model`.
+        fuse_lora: See :func:`load_model`.
+
+    Raises:
+        WrongCommand: the model has no such variant.
+        DdilError: the weights are missing or damaged, or do not fit the configurations.
+    """
+    layout, reference, device = model.layout, model.reference, torch.device(device)
+    options: dict[str, Any] = {"fuse_lora": fuse_lora, "library": layout.library, "empty": model.pipeline}
+    pipeline = load_pipeline(model.files, reference, layout.pipeline, compute.torch_dtype, variant, **options)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
@@ -315,22 +358,12 @@ def assemble(
                 part.to(device)
     if compute.dtype == "fp16" and pipeline.vae.config.get("force_upcast"):
         pipeline.vae.float()  # SDXL's autoencoder overflows in float16
-    own_sampling = read_json(files.folder / SYSTEM_FILE) if (files.folder / SYSTEM_FILE).is_file() else {}
-    config = dict(pipeline.scheduler.config) | {"_class_name": type(pipeline.scheduler).__name__}
-    geometry = Geometry.of_files(files.folder, reference)
-    size = geometry.size(height, width, reference)
-    schedule, prediction = process_of(files, own_sampling, config, reference, geometry.tokens(size))
-    require_scaling(pipeline.vae, reference)
     require_finite_tiny(pipeline.vae, reference)
     layouts.bound_tokenizers(pipeline, layout, reference)
-    denoiser = layout.denoiser(getattr(pipeline, layout.network), schedule.to(device), prediction)
-    sampling, assumed = sampling_of(files, own_sampling, config, layout, denoiser, reference)
+    own = model.denoiser
+    denoiser = layout.denoiser(getattr(pipeline, layout.network), own.schedule.to(device), own.prediction)
     prepare_networks(denoiser, pipeline.vae, device, compute)
-    model = Model(reference, files, pipeline, layout, denoiser, sampling, device, variant, assumed, compute)
-    if size != model.image_size:
-        model.size = size
-    model.asked_size = size != geometry.own
-    return model
+    return replace(model, pipeline=pipeline, denoiser=denoiser, device=device, variant=variant, compute=compute)
 
 
 def prepare_networks(denoiser: NetworkDenoiser, vae: Any, device: torch.device, compute: Compute) -> None:

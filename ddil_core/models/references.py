@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,16 +125,25 @@ def check_files(files: Files, reference: str, variant: str | None = None) -> Pip
     Raises:
         DdilError: a file is missing or damaged. The message names the file and says how to get it again.
     """
-    try:
-        weights = pipeline_files(files.folder, reference, variant, weights=files.checkpoint is None)
+    with cure(reference):
+        weights = PipelineFiles(files.folder, None, {})
+        if files.checkpoint is None:
+            weights = pipeline_files(files.folder, reference, variant)
         for path in (files.unet, files.lora, files.checkpoint):
             if path is not None:
                 read_header(path)
+    return weights
+
+
+@contextmanager
+def cure(reference: str) -> Iterator[None]:
+    """Name the command that fetches a model of the hub again, in messages about its files inside the context."""
+    try:
+        yield
     except DdilError as error:
         local = ":" in reference or not hub_parts(reference)
-        cure = AGAIN if local else f"get it again with: ddil models download {reference}"
-        raise type(error)(str(error).replace(AGAIN, cure)) from error
-    return weights
+        again = AGAIN if local else f"get it again with: ddil models download {reference}"
+        raise type(error)(str(error).replace(AGAIN, again)) from error
 
 
 def weights_sha256(files: Files, reference: str, variant: str | None = None) -> str:

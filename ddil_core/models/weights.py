@@ -147,19 +147,11 @@ def count(paths: Iterable[Path]) -> int:
     return sum(entry.numel for path in paths for entry in read_header(path).values())
 
 
-def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, weights: bool = True) -> PipelineFiles:
-    """Choose the files of weights that a pipeline loads, and check that each is here and whole.
-
-    Args:
-        folder: The pipeline's folder.
-        reference: The name of the model in messages.
-        variant: The preferred set of weights, such as ``fp16``. A component without it takes its plain files, as in
-            diffusers. None: the plain files, or the only variant if a component has no plain files.
-        weights: False to check only that the folders of the components are here.
+def network_folders(folder: Path, reference: str) -> dict[str, Path]:
+    """Return the folder of each network of a pipeline. Check that the folders of all components are here.
 
     Raises:
-        WrongCommand: no component has the variant.
-        DdilError: a component, a shard or a file is missing, cut short or damaged, or only pickles are here.
+        DdilError: one is missing, or a component is of a class that is not loaded.
     """
     networks = {}
     for name, (library, class_name) in components(read_index(folder)).items():
@@ -173,10 +165,25 @@ def pipeline_files(folder: Path, reference: str, variant: str | None = None, *, 
                 f"the model {reference!r} names the component {name} ({class_name}), and there is no folder "
                 f"{folder / name}; {AGAIN}"
             )
-        if has_weights(class_name) and weights:
+        if has_weights(class_name):
             networks[name] = folder / name
-    if not weights:
-        return PipelineFiles(folder, None, {})
+    return networks
+
+
+def pipeline_files(folder: Path, reference: str, variant: str | None = None) -> PipelineFiles:
+    """Choose the files of weights that a pipeline loads, and check that each is here and whole.
+
+    Args:
+        folder: The pipeline's folder.
+        reference: The name of the model in messages.
+        variant: The preferred set of weights, such as ``fp16``. A component without it takes its plain files, as in
+            diffusers. None: the plain files, or the only variant if a component has no plain files.
+
+    Raises:
+        WrongCommand: no component has the variant.
+        DdilError: a component, a shard or a file is missing, cut short or damaged, or only pickles are here.
+    """
+    networks = network_folders(folder, reference)
     here = {name: sets_of_weights([path.name for path in folder.iterdir()]) for name, folder in networks.items()}
     known = sorted({name for sets in here.values() for name in sets if name is not None})
     if variant is not None and variant not in known:

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ class Check:
 @click.option("--protocol", type=options.PROTOCOL, default=None, help="Its protocol, in place of the shipped one.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="GPUs that divide its batch.")
+@options.size_options
 @options.variant_option
 @options.dtype_option
 @options.device_option
@@ -74,6 +75,8 @@ def doctor(
     protocol: Path | None,
     settings: tuple[str, ...],
     processes: int,
+    height: int | None,
+    width: int | None,
     variant: str | None,
     dtype: str,
     device: str | None,
@@ -81,20 +84,24 @@ def doctor(
 ) -> None:
     """Check the machine, devices, packages, weights and tools, and say how to repair what is missing.
 
-    With --model, the command estimates the memory that sampling and distilling with a model take. It reads only the
-    headers of the model's files. With --method too, it estimates a distillation component by component, and says
-    whether GPUs of 24, 48 and 80 GiB suffice. Exit status: 0 if everything that ddil requires works, 1 otherwise.
+    With --model, the command estimates the memory that sampling and distilling with a model take, at its own size or at
+    --height and --width. It reads only the headers of the model's files. With --method too, it estimates a distillation
+    component by component, and says whether GPUs of 24, 48 and 80 GiB suffice. For this it reads configurations alone.
+    Exit status: 0 if everything that ddil requires works, 1 otherwise.
     """
     if method is None and (lora or protocol or settings or processes > 1):
         raise WrongCommand("--lora, --protocol, --set and --processes describe a distillation; name its --method")
     if method is not None and not references:
         raise WrongCommand("--method estimates the distillation of a model; name it with --model")
+    size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+    if size and not references:
+        raise WrongCommand("--height and --width are of the images of a model; name it with --model")
     checks = [*machine(), *packages(), torchvision_works(), *devices(), *weights(), latex()]
     for reference in references:
         if method is None:
-            checks += memory(reference, variant, dtype, options.choose_device(device))
+            checks += memory(reference, variant, dtype, options.choose_device(device), size)
             continue
-        told: Any = {"lora": lora, "protocol": protocol, "settings": settings, "variant": variant}
+        told: Any = {"lora": lora, "protocol": protocol, "settings": settings, "size": size}
         checks += distillation(reference, method, processes, told)
     healthy = all(check.ok for check in checks if check.required)
     if as_json:
@@ -243,15 +250,18 @@ def named_by_its_hash(path: Path) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])
 
 
-def memory(reference: str, variant: str | None, dtype: str, device: str) -> Iterator[Check]:
-    """Check whether a model fits into the free memory, for sampling and for distilling."""
+def memory(reference: str, variant: str | None, dtype: str, device: str, size: Mapping[str, int]) -> Iterator[Check]:
+    """Check whether a model fits into the free memory, for sampling and for distilling.
+
+    ``size`` holds the ``height`` and the ``width`` of the images that are asked for.
+    """
     import torch
 
     from ddil_core.models.hub import size_text
     from ddil_core.models.memory import free_bytes
 
     free = free_bytes(torch.device(device))
-    estimate, source = _need(reference, variant, options.torch_dtype(dtype).itemsize)
+    estimate, source = _need(reference, variant, options.torch_dtype(dtype).itemsize, size)
     less = "" if dtype != "fp32" else "take half the memory with --dtype bf16, or "
     uses = {
         f"sample in {dtype}": (estimate.sampling, f"{less}use a device with more"),
@@ -285,16 +295,18 @@ def distillation(reference: str, method: str, processes: int, told: Any) -> Iter
         yield Check("memory", f"{reference}, {method}: {size} GiB", found, ok=fits, required=False, cure=less)
 
 
-def _need(reference: str, variant: str | None, width: int) -> tuple[Need, str]:
+def _need(reference: str, variant: str | None, width: int, size: Mapping[str, int]) -> tuple[Need, str]:
     """Estimate a model's memory from its files, or, where they are not here, from its known architecture.
 
     Returns:
         The estimate, and what the table says of its source.
 
     Raises:
-        WrongCommand: the files are not here, and the architecture is not known; or the files have no such variant.
+        WrongCommand: the files are not here, and the architecture is not known; or the files have no such variant; or
+            the model cannot draw images of this size.
     """
     from ddil_core.models.catalogue import parameters
+    from ddil_core.models.image_size import image_size
     from ddil_core.models.known_sizes import known_need
     from ddil_core.models.memory import estimate_memory
     from ddil_core.models.references import resolve
@@ -303,13 +315,14 @@ def _need(reference: str, variant: str | None, width: int) -> tuple[Need, str]:
     try:
         resolve(reference)
     except WrongCommand as error:
-        need = known_need(reference, width)
+        need = known_need(reference, width, **size)
         if need is not None:
             return need, ", by its architecture; its files are not here"
         if reference in load_systems():
             raise WrongCommand(f"{error}; without its files the size of {reference!r} is not known here") from error
         raise
-    return estimate_memory(*parameters(reference, variant), width), ""
+    pixels = image_size(reference, **size) if size else None
+    return estimate_memory(*parameters(reference, variant), width, pixels), ""
 
 
 def latex() -> Check:

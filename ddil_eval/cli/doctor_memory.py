@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ddil_eval.cli.distill import configuration
 if TYPE_CHECKING:
     from ddil_core.distillation.config import MethodConfig
     from ddil_core.distillation.memory_plan import Plan
+    from ddil_core.models.network_shapes import NetworkShape
 
 
 def planned(
@@ -21,10 +22,10 @@ def planned(
     lora: bool = False,
     protocol: Path | None = None,
     settings: tuple[str, ...] = (),
-    variant: str | None = None,
     processes: int = 1,
+    size: Mapping[str, int] | None = None,
 ) -> tuple[Plan, MethodConfig]:
-    """Estimate the memory of distilling a model. Return the estimate and the configuration.
+    """Estimate the memory of distilling a model, by its configurations. Return the estimate and the configuration.
 
     Args:
         reference: The model.
@@ -32,26 +33,46 @@ def planned(
         lora: Whether a LoRA is trained.
         protocol: The protocol; None for the method's shipped one.
         settings: Keys of the protocol and their values, as ``--set`` takes them.
-        variant: The variant of the model's files.
         processes: The number of processes.
+        size: ``height`` and ``width`` of the images in pixels, where they are asked for.
 
     Raises:
-        WrongCommand: the method has no such protocol, a key does not fit, or the batch cannot be divided.
-        DdilError: the files of the model are damaged.
+        WrongCommand: the method has no such protocol, a key does not fit, the batch cannot be divided, or ``ddil
+            distill`` would refuse the model.
+        DdilError: the configurations of the model are damaged, or ``ddil distill`` would refuse the model.
     """
     from ddil_core.distillation.checks import require_divided
     from ddil_core.distillation.memory_plan import plan_memory
-    from ddil_core.models.network_shapes import network_shape
     from ddil_core.support.protocol import validate
 
     path = protocol or _protocol(reference, method + "-lora" * lora)
     content, model = configuration(path, method, lora, settings)
     if "updates" in model.model_fields:
         content.setdefault("updates", 1)  # the paper does not print it, and memory does not depend on it
-    config: Any = validate(model, content, str(path))
+    config: Any = validate(model, content | dict(size or {}), str(path))
     require_divided(config, processes)
+    shape, config = _teacher(reference, config)
     unguided = "guidance_range" not in model.model_fields and config.guidance_scale == 1
-    return plan_memory(network_shape(reference, variant), config, 1 if unguided else 2, processes), config
+    return plan_memory(shape, config, 1 if unguided else 2, processes), config
+
+
+def _teacher(reference: str, config: MethodConfig) -> tuple[NetworkShape, MethodConfig]:
+    """Return what is known of a teacher's network, and the configuration with its guidance scale.
+
+    A named system is known by its architecture, where its files are not here.
+    """
+    from ddil_core.distillation.distill import outline_teacher
+    from ddil_core.models.network_shapes import known_shape, network_shape
+    from ddil_core.models.references import resolve
+
+    try:
+        resolve(reference)
+    except WrongCommand:
+        if (known := known_shape(reference, **config.size)) is None:
+            raise
+        return known, config
+    teacher = outline_teacher(reference, config)
+    return network_shape(teacher), config.with_guidance(teacher.sampling.guidance_scale)
 
 
 def _protocol(reference: str, name: str) -> Path:

@@ -54,7 +54,9 @@ def distill(cli: Cli, teacher: Path, tmp_path: Path) -> Cli:
 # Names
 
 
-@pytest.mark.parametrize(("name", "hint"), [("shapez", "; did you mean shapes or shapes-flow?"), ("sd-turbo", ""), ("a/b/c", "")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("shapez", "; did you mean shapes or shapes-flow?"), ("sd-turbo", ""), ("a/b/c", "")]
+)
 def test_a_model_that_fits_nothing(name: str, hint: str, cli: Cli, shift: Cli, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "pictures", "--device", "cpu")
     for result in (

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from ddil_core.support.checksums import MANIFEST, sha256
 from ddil_core.support.errors import DdilError
 from ddil_eval.cli import doctor
+from tests.pipelines import build, without_weights
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,40 @@ def test_what_describes_a_distillation_needs_its_method_and_a_method_its_model(c
         (("--model", "shapes", "--set", "batch_size=2"), "--lora, --protocol, --set and --processes describe a"),
         (("--method", "pd"), "--method estimates the distillation of a model; name it with --model"),
         (("--model", "shapes", "--method", "pd", "--processes", 3), "is not divisible by 3 processes"),
+        (("--height", 64), "--height and --width are of the images of a model; name it with --model"),
+        (
+            ("--model", "sd15", "--width", 500),
+            "of a width of 500: its autoencoder takes sides in multiples of 8 pixels",
+        ),
     ):
         result = cli("doctor", *words)
         assert (result.exit_code, result.stdout) == (2, "") and says in result.stderr
+
+
+def found(result: Result) -> dict[str, str]:
+    """What a command found of memory, by the last words of each line."""
+    assert result.exit_code == 0, result.stderr
+    checks = json.loads(result.stdout)["checks"]
+    return {check["name"].rpartition(": ")[2]: check["found"] for check in checks if check["group"] == "memory"}
+
+
+def test_the_estimates_are_of_the_size_that_is_asked_for(cli: Callable[..., Result], teacher: Path) -> None:
+    """A state of the dataset has twice 8 · 8 · 8 numbers of 4 bytes, and at another size 6 times as many."""
+    told = ("--method", "lcm", "--set", "ddil.capacity=8192", "--set", "batch_size=2", "--json")
+    own, asked = (
+        found(cli("doctor", "--model", teacher, *told, *size))["aggregated dataset"]
+        for size in ((), ("--height", 128, "--width", 192))
+    )
+    assert (own, asked) == ("32.0 MiB", "192 MiB")
+
+
+def test_a_distillation_is_estimated_and_refused_without_weights(cli: Callable[..., Result], tmp_path: Path) -> None:
+    for name, distilled in (("schnell", True), ("dev", False)):
+        build("FluxPipeline", tmp_path / "words", distilled=distilled).save_pretrained(tmp_path / name)
+        without_weights(tmp_path / name)
+    told = ("--method", "lcm", "--height", 64, "--width", 96, "--set", "updates=1", "--json")
+    settings = ("w_embedding=null", "teacher_steps=48", "batch_size=2")
+    words = (*told, *(word for setting in settings for word in ("--set", setting)))
+    assert found(cli("doctor", "--model", tmp_path / "schnell", *words))["24 GiB"] == "enough"
+    result = cli("doctor", "--model", tmp_path / "dev", *words)
+    assert (result.exit_code, result.stdout) == (1, "") and "reads its guidance scale" in result.stderr

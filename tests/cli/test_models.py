@@ -146,7 +146,7 @@ def test_the_doctor_says_what_to_do_where_a_model_does_not_fit(teacher: Path, mo
     from ddil_eval.cli import doctor
 
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
-    sample, distil, *_ = doctor.memory(str(teacher), None, "fp32", "cpu")
+    sample, distil, *_ = doctor.memory(str(teacher), None, "fp32", "cpu", {})
     assert (sample.ok, sample.required) == (False, False)
     assert sample.found.endswith(" of 0.98 KiB free on cpu")
     assert sample.cure == "take half the memory with --dtype bf16, or use a device with more"

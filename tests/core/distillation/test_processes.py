@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,14 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from ddil_core.distillation.checks import require_batch
 from ddil_core.distillation.distill import distill
 from ddil_core.distillation.methods import METHODS
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
-from ddil_core.support.errors import WrongCommand
 from tests.core.closed_form import distance, normal
 from tests.core.distillation.test_methods import UNET
-from tests.pipelines import TEACHER, save_pipeline
+from tests.pipelines import TEACHER, save_pipeline, without_weights
 
 DDIL = {"collect_every": 4, "capacity": 512, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.2}]}
 UNEVEN = DDIL | {"phases": [{"until": 1, "aggregated": 0.3, "p_teacher": 0.2}]}  # 2.4 states of a batch
@@ -68,6 +67,7 @@ from ddil_core.distillation import consistency
 from ddil_core.distillation import matching
 from ddil_core.distillation.distill import distill
 from ddil_core.data import pool
+from ddil_core.support.errors import WrongCommand
 
 pool.PART = 1  # so that both processes encode
 
@@ -82,7 +82,7 @@ def stopping(update):
         return logs
     return stops
 
-teacher, out, runs, stopped = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
+teacher, out, runs, stopped = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:5])
 stages = {"dmd2": matching.MatchingStage, "lcm": consistency.ConsistencyStage}
 stages |= {f"{name}-sharded": stage for name, stage in stages.items()}
 evaluated = dict.fromkeys(runs, 0)
@@ -102,6 +102,11 @@ for name, told in runs.items():
     if stopped.get(name) != 1:
         distill(teacher, "shapes", config, out / name, device="cpu")
 (out / f"rows-{os.environ['RANK']}.json").write_text(json.dumps(evaluated))
+try:
+    odd = METHODS["pd"].config.model_validate(runs["pd"] | {"batch_size": 6})
+    distill(sys.argv[5], "shapes", odd, out / "odd", device="cpu")
+except WrongCommand as error:
+    (out / f"odd-{os.environ['RANK']}.txt").write_text(str(error))
 """
 
 
@@ -120,9 +125,10 @@ def together(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the runs of two processes."""
     out = tmp_path_factory.mktemp("two")
     told = json.dumps({name: BASE | run for name, run in RUNS.items()})
+    damaged = without_weights(shutil.copytree(teacher, tmp_path_factory.mktemp("damaged") / "pipeline"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     done = subprocess.run(
-        [*launch, sys.executable, "-c", SCRIPT, str(teacher), str(out), told, json.dumps(STOPPED)],
+        [*launch, sys.executable, "-c", SCRIPT, str(teacher), str(out), told, json.dumps(STOPPED), damaged],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
@@ -237,11 +243,10 @@ def test_ragged_parts_are_gathered_in_their_places(owner: list[int]) -> None:
     assert sizes == [most] * 3  # what has no numbers is not sent
 
 
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    two: Any = SimpleNamespace(num_processes=2)
-    with pytest.raises(WrongCommand) as error:
-        require_batch(config("pd").model_copy(update={"batch_size": 6}), two)
-    assert str(error.value) == (
-        "batch_size is the whole batch, and 6 is not divisible by 2 processes with 2 parts each "
-        "(gradient_accumulation); choose another batch_size or number of processes"
-    )
+def test_a_batch_that_does_not_divide_is_refused_before_weights_are_read(together: Path) -> None:
+    for process in (0, 1):
+        assert (together / f"odd-{process}.txt").read_text() == (
+            "batch_size is the whole batch, and 6 is not divisible by 2 processes with 2 parts each "
+            "(gradient_accumulation); choose another batch_size or number of processes"
+        )
+    assert not (together / "odd").exists()

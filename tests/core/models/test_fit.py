@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddil_core.models.fit import expected_shapes
+from ddil_core.models.fit import empty_network, expected_shapes
 from ddil_core.models.loading import load_pipeline
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.system_specs import Files
@@ -177,10 +177,10 @@ def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: 
 
 
 def test_expected_shapes_are_those_of_the_network(folder: Path, model: Model) -> None:
-    shapes = expected_shapes(folder / "unet", "diffusers", "UNet2DConditionModel", "x")
+    shapes = expected_shapes(empty_network(folder / "unet", "diffusers", "UNet2DConditionModel", "x"))
     assert shapes == {name: tuple(weight.shape) for name, weight in model.pipeline.unet.named_parameters()}
     with pytest.raises(DdilError, match=r"^x is of the class os.system, which is not supported$"):
-        expected_shapes(folder / "unet", "os", "system", "x")
+        empty_network(folder / "unet", "os", "system", "x")
 
 
 # Variants and dtypes
