@@ -48,7 +48,7 @@ class Actor:
 
     def __post_init__(self) -> None:
         require_stateless(self.solver)
-        for start, _ in self.steps[0][:1]:  # a student of one step has none in its training's rollouts
+        for start, _ in self.steps[0][:1]:  # in training, the rollouts of a student of one step have no step
             require_start(self.solver, self.denoiser.schedule, start)
 
     @property

@@ -89,12 +89,12 @@ def own_copy(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, _in_place(tensor for _, _, tensor in _base(net)) if has_lora(net) else None)
 
 
-def with_weights(net: nn.Module, adapters: Mapping[str, Tensor]) -> nn.Module:
+def with_adapters(net: nn.Module, adapters: Mapping[str, Tensor]) -> nn.Module:
     """Return a network with other weights of its adapters, by their names in it, on the same base in memory."""
     other = own_copy(net)
-    for name, weight in other.named_parameters():
-        if name in adapters:
-            weight.data = adapters[name].detach().to(weight, copy=True)
+    for name, tensor in adapters.items():
+        weight = other.get_parameter(name)
+        weight.data = tensor.detach().to(weight, copy=True)
     return other
 
 

@@ -31,6 +31,7 @@ from ddil_core.distillation.run import Run
 from ddil_core.distillation.run_folder import begun_with, open_run, require_run_folder, require_same_run
 from ddil_core.distillation.start import require_start
 from ddil_core.distillation.student import save_student
+from ddil_core.models.compiling import require_compiler
 from ddil_core.models.model import Model, outline, with_weights
 from ddil_core.models.references import resolve
 from ddil_core.models.sampling import Bounds, sampling_line
@@ -83,7 +84,8 @@ def distill(
     if not (finished := student_folder.is_dir()):
         require_capacity(config)
     accelerator = make_accelerator(config, out, device)
-    _require_setting(config, accelerator)
+    if not finished:
+        _require_setting(config, accelerator)
     model, images = outline_teacher(teacher, config), open_data(data, download)
     size = pool_size(config.pool, images)
     with accelerator.main_process_first():  # the main process fetches files that the others then find
@@ -144,10 +146,13 @@ def _require_setting(config: MethodConfig, accelerator: Accelerator) -> None:
 
     Raises:
         WrongCommand: the processes do not divide the batch, the optimiser is not installed, or TF32 is for a GPU.
+        DdilError: nothing can be compiled here.
     """
     require_batch(config, accelerator)
     require_optimizer(config)
     config.compute.require_device(accelerator.device)
+    if config.compile:
+        require_compiler(accelerator.device.type)
 
 
 def outline_teacher(teacher: str, config: MethodConfig) -> Model:

@@ -32,7 +32,7 @@ def require_optimizer(config: MethodConfig) -> None:
     """Refuse an optimiser whose package is not installed.
 
     Raises:
-        WrongCommand: it is not.
+        WrongCommand: bitsandbytes is not installed, and the optimiser is "8bit".
     """
     if config.optimizer == "8bit":
         adamw_8bit()

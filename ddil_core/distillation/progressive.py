@@ -57,6 +57,8 @@ def train_progressive(run: Run[ProgressiveConfig]) -> Student:
             net = net if lora is None else with_lora(net, lora)
         else:
             teacher = GuidedDenoiser(run.frozen(net if lora is None else merged(net)), reflection=run.reflection)
+            if lora is not None and run.config.student_dtype != "float32":
+                net.to("cpu")  # the student holds its own base in another dtype
         make = partial(ProgressiveStage, teacher, run.pool, stage, run.config, run.accelerator, index, net)
         name = f"stage-{index + 1}-of-{len(run.config.stages)}"
         net = train_stage(run, make, net, name, f"{2 * stage.steps} → {stage.steps} steps")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
 from ddil_core.diffusion.parameterization import Prediction
-from ddil_core.distillation.adapters import has_lora, own_copy, take_base, train_all_or_adapters, with_weights
+from ddil_core.distillation.adapters import has_lora, own_copy, take_base, train_all_or_adapters, with_adapters
 from ddil_core.distillation.checkpoints import Stateful
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.context import StageContext
@@ -271,7 +271,7 @@ class Stage(ABC):
         """
         weights = self.weights[self.net]
         if self.adapted is not None:
-            return with_weights(self.adapted, weights.weights)
+            return with_adapters(self.adapted, weights.weights)
         if self.ema is None:
             return weights.network()
         return whole_copy(weights.plan, self.ema.module) if isinstance(weights, ShardedWeights) else self.ema.module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,18 @@ from ddil_core.models.hub import require_blob
 from ddil_core.models.lora import BASE_SHA256, keep_lora, merge_lora, read_lora
 from ddil_core.models.references import check_files, cure, weights_sha256
 from ddil_core.models.system_specs import Files
-from ddil_core.models.weights import UNUSED, PipelineFiles, components, network_folders, read_index, read_metadata
+from ddil_core.models.weights import (
+    UNUSED,
+    PipelineFiles,
+    components,
+    network_folders,
+    read_index,
+    read_json,
+    read_metadata,
+)
 from ddil_core.support.checksums import MANIFEST, SUFFIX, require_checksum
 from ddil_core.support.errors import DdilError
+from ddil_core.support.progress import warn
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +67,9 @@ def empty_pipeline(files: Files, reference: str, kind: str, library: str = "diff
         for name, path in networks.items()
     }
     parts |= {name: None for name, (_, class_name) in kinds.items() if "Tokenizer" in class_name}
+    scheduler = _scheduler_class(kinds, reference)
     with _damage(files, reference):
-        scheduler = getattr(importlib.import_module("diffusers"), kinds["scheduler"][1])
-        parts["scheduler"] = scheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+        parts["scheduler"] = scheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
         named = inspect.signature(pipeline_class.__init__).parameters
         told = {key: value for key, value in index.items() if key in named and not isinstance(value, list)}
         return pipeline_class(**(told | _absent_components(pipeline_class, folder) | parts))
@@ -103,7 +112,7 @@ def load_pipeline(
     weights = _check_weights(files, empty, reference, variant)
     _require_checksums(files, weights, reference)
     if files.lora is not None:
-        _require_base(files, reference, variant)
+        _compare_base(files, reference, variant)
     with _damage(files, reference):
         pipeline = _read_pipeline(_pipeline_class(kind, library, reference), files, weights.variant, dtype)
         if files.unet is not None:
@@ -127,6 +136,24 @@ def _pipeline_class(kind: str, library: str, reference: str) -> Any:
             "pipeline class; install a version of diffusers that has it"
         )
     return pipeline_class
+
+
+def _scheduler_class(kinds: Mapping[str, tuple[str, str]], reference: str) -> Any:
+    """Return the class of a pipeline's scheduler, by its components' classes. Any other class could read weights.
+
+    Raises:
+        DdilError: there is no scheduler, or its class is no scheduler of diffusers.
+    """
+    import diffusers
+
+    name = kinds.get("scheduler", ("", "none"))[1]
+    scheduler = getattr(diffusers, name, None)
+    if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
+        raise DdilError(
+            f"the scheduler of the model {reference!r} is {name} by its model_index.json, which is no scheduler of "
+            f"diffusers {diffusers.__version__}; name the scheduler's class there"
+        )
+    return scheduler
 
 
 @contextmanager
@@ -178,11 +205,10 @@ def _require_checksums(files: Files, weights: PipelineFiles, reference: str) -> 
         require_blob(path, what)
 
 
-def _require_base(files: Files, reference: str, variant: str | None) -> None:
-    """Refuse a LoRA on another base than the one whose hash it names. The shapes of layers do not tell them apart.
+def _compare_base(files: Files, reference: str, variant: str | None) -> None:
+    """Warn of a LoRA on another base than the one whose hash it names. The shapes of layers do not tell them apart.
 
-    Raises:
-        DdilError: the weights that the LoRA would be added to have another hash.
+    This is no error, because another variant or file format of the same weights has another hash too.
     """
     assert files.lora is not None
     metadata = read_metadata(files.lora)
@@ -191,9 +217,9 @@ def _require_base(files: Files, reference: str, variant: str | None) -> None:
         return
     found = weights_sha256(replace(files, lora=None), reference, variant)
     if found != expected:
-        raise DdilError(
-            f"the LoRA {files.lora} was trained on another base than that of {reference!r}: its base has the SHA-256 "
-            f"{expected[:12]}…, and the weights here have {found[:12]}…; take the base that it was trained on"
+        warn(
+            f"the LoRA {files.lora} was trained on weights with the SHA-256 {expected[:12]}…, and those of "
+            f"{reference!r} have {found[:12]}…: they are another base, or another variant or file format of the same"
         )
 
 

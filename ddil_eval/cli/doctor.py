@@ -91,6 +91,8 @@ def doctor(
     """
     if method is None and (lora or protocol or settings or processes > 1):
         raise WrongCommand("--lora, --protocol, --set and --processes describe a distillation; name its --method")
+    if method is not None and variant is not None:
+        raise WrongCommand("--method reads no weights, so that it takes no --variant; leave one of the two out")
     if method is not None and not references:
         raise WrongCommand("--method estimates the distillation of a model; name it with --model")
     size = {name: side for name, side in (("height", height), ("width", width)) if side is not None}

@@ -176,6 +176,23 @@ def test_a_component_of_the_models_own_code_is_refused_and_not_imported(broken: 
     )
 
 
+@pytest.mark.parametrize("named", [["diffusers", "UNet2DConditionModel"], ["diffusers", "DiffusionPipeline"], None])
+def test_a_scheduler_that_is_none_is_refused_and_its_folder_not_opened(
+    broken: Path, named: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its class would open a pickle."""
+    index = json.loads((broken / "model_index.json").read_text())
+    del index["scheduler"]
+    (broken / "model_index.json").write_text(json.dumps(index if named is None else index | {"scheduler": named}))
+    shutil.copy(broken / "unet" / "config.json", broken / "scheduler" / "config.json")
+    opened: list[object] = []
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: opened.append(args))
+    torch.save({}, broken / "scheduler" / f"{STEM}.bin")
+    told = "none" if named is None else named[1]
+    assert refused(broken).startswith(f"the scheduler of the model 'HERE' is {told} by its model_index.json, which is")
+    assert not opened
+
+
 def test_expected_shapes_are_those_of_the_network(folder: Path, model: Model) -> None:
     shapes = expected_shapes(empty_network(folder / "unet", "diffusers", "UNet2DConditionModel", "x"))
     assert shapes == {name: tuple(weight.shape) for name, weight in model.pipeline.unet.named_parameters()}
