@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 # Python compiles what it imports; pip would compile all of torch, transformers and diffusers, for about half of the time.
 INSTALL := $(PIP) install --no-compile --editable
+# Empty is unset: without compiled files, every process would compile torch, transformers and diffusers again, for 6 seconds.
+export PYTHONDONTWRITEBYTECODE :=
 FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 .PHONY: demo test fuzz faults lint docs clean
@@ -15,7 +17,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/ddil demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.fuzz $(ARGS)

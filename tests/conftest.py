@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,9 +20,28 @@ os.environ["DDIL_CACHE"] = _CACHE.name  # no test reads or writes the user's own
 os.environ.pop("COLUMNS", None)  # readline sets it in the main process of pytest, and its workers inherit it
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core each: threads of several workers would wait for each other
+gc.set_threshold(20_000)  # the collector looks less often through all that torch and transformers hold
+
+LONGEST = (
+    "core/distillation/test_processes.py",
+    "core/models/test_computing.py",
+    "cli/test_processes.py",
+    "docs/test_commands.py",
+    "test_guides.py",
+    "eval/study/test_study.py",
+    "test_your_own_teacher.py",
+    "faults/test_faults.py",
+    "test_stranger.py",
+    "core/shapes/training/test_train.py",
+    "core/distillation/test_lost_work.py",
+    "core/distillation/test_run.py",
+)
+"""Files that take longest. Workers take them first, so that all workers end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     for marker, reason in (("gpu", no_gpu), ("weights", no_weights)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         why = reason() if marked else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +17,7 @@ from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.support.compute import FP32, Compute
 from tests.core.closed_form import distance
 
-SMALL = sampling.Case("small SD", 2, FP32)
+SMALL = sampling.Case("small SD", 1, FP32)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("SD 1.5", 859_520_964), ("SDXL", 2_567_463_684)])
@@ -45,6 +44,7 @@ def test_a_random_model_computes_as_it_is_told() -> None:
 
 
 def test_sampling_compares_equal_latents_before_it_times_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "STEPS", 2)
     rows = pd.DataFrame(sampling.measure(SMALL, "cpu", rounds=1))
     assert rows["sampler"].tolist() == ["ours", "diffusers"]
     assert rows["latents_apart"].max() < 1e-5 and bool((rows["images_per_s"] > 0).all())
@@ -72,12 +72,14 @@ def test_shared_rollouts_evaluate_less_than_half_of_the_settings_alone() -> None
     assert frame.loc["factorial", "evaluations"] == 4 * nodes * (2 + 1)  # a guided teacher evaluates two rows
 
 
-def test_precision_measures_latents_and_paired_metrics(tmp_path: Path) -> None:
+def test_precision_measures_latents_and_paired_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "LATENT_STEPS", (1, 2))
+    monkeypatch.setattr(precision, "METRIC_STEPS", 2)
     chosen = {"fp32": FP32, "bf16": Compute("bf16")}
     apart = precision.distances("small SD", "cpu", chosen)
     assert set(apart["fp32"].values()) == {0.0}
     assert all(0 < value < 0.1 for value in apart["bf16"].values())
-    found = precision.metrics(6, "cpu", chosen, reference_images=12)
+    found = precision.metrics(4, "cpu", chosen, reference_images=8)
     assert found["fp32"].keys() == {"fd_efflite0", "drawn_right"}
     assert found["bf16"]["fd_efflite0"] != found["fp32"]["fd_efflite0"]
     assert found["bf16"].keys() == {name + end for name in precision.METRICS for end in ("", " − fp32")}

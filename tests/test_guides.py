@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import doctest
-import os
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ddil_eval.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,32 +35,43 @@ def test_the_code_of_a_guide_runs(guide: str, root: Path, desk: Path, monkeypatc
     assert results.failed == 0
 
 
-def run(script: str, desk: Path, root: Path, *options: str) -> str:
-    """Run a script of ``examples`` and return what it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [sys.executable, str(root / "examples" / script), *options]
-    result = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+Example = Callable[..., str]
+
+
+@pytest.fixture
+def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Example:
+    """Run a script of ``examples`` as ``python`` does, in this process, and return what it prints."""
+
+    def run(script: str, *options: str) -> str:
+        path = root / "examples" / script
+        monkeypatch.setattr(sys, "argv", [str(path), *options])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.weights
-def test_an_example_compares_a_student(desk: Path, root: Path) -> None:
+def test_an_example_compares_a_student(desk: Path, root: Path, run: Example) -> None:
     student = str(root / "ddil_core" / "shapes" / "weights" / "teacher")  # the teacher again, under another name
-    printed = run("compare_a_student.py", desk, root, "--student", student, "--num-prompts", "8", "--out", "out")
+    printed = run("compare_a_student.py", "--student", student, "--num-prompts", "8", "--out", "out")
     assert len(printed.splitlines()) >= 3 and "drawn_right_low" in printed
     assert (desk / "out" / "student.png").is_file()
 
 
 @pytest.mark.weights
-def test_an_example_rolls_out_a_string(desk: Path, root: Path) -> None:
-    assert run("roll_out_a_string.py", desk, root, "--student", "shapes") == "rollouts.png: TTTT | TTSS | SSTT | SSSS\n"
+def test_an_example_rolls_out_a_string(desk: Path, run: Example) -> None:
+    assert run("roll_out_a_string.py", "--student", "shapes") == "rollouts.png: TTTT | TTSS | SSTT | SSSS\n"
     assert (desk / "rollouts.png").is_file()
 
 
 @pytest.mark.weights
-def test_an_example_adds_a_metric(desk: Path, root: Path) -> None:
-    printed = run("add_a_metric.py", desk, root, "--num-prompts", "8")
+@pytest.mark.usefixtures("desk")
+def test_an_example_adds_a_metric(run: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_own", dict(METRICS._own))
+    printed = run("add_a_metric.py", "--num-prompts", "8")
     assert printed.startswith("standard deviation of an image's values: 0.")
 
 

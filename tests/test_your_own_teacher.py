@@ -24,9 +24,9 @@ Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "guides" / "your-own-teacher.md"
 BLOCK = re.compile(r'```(?P<kind>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)```', re.DOTALL)
-COUNT = 12
+COUNT = 8
 
-FEW = {"batch_size=4", "save_every=1", "watch=null", "ddil.collect_every=2", "ddil.capacity=256", "pool=12", "warmup=0"}
+FEW = {"batch_size=4", "save_every=1", "watch=null", "ddil.collect_every=2", "ddil.capacity=256", "pool=8", "warmup=0"}
 SHORT = {
     "runs/pd": FEW | {"convert.updates=1", "stages=[{steps: 8, updates: 1}, {steps: 4, updates: 2}]"},
     "runs/lcm": FEW | {"updates=2"},

@@ -46,7 +46,7 @@ def rollout(
         teacher_steps: Steps of the teacher from noise to image, a multiple of the student's steps.
         guidance_scale: The teacher's guidance. None takes the teacher's own.
         seed: The seed of the noise.
-        batch_size: Rows of every batch on the device.
+        batch_size: The most rows of a batch on the device.
 
     Raises:
         WrongCommand: the models do not fit each other, the grids do not nest, a string has another length or another
@@ -60,6 +60,7 @@ def rollout(
         raise WrongCommand("a rollout needs at least one prompt and one string; name both")
     z = initial_noise([Sample(prompt) for prompt in prompts], teacher.latent_shape, seed).to(teacher.device)
     wanted = [set(strings)] * len(prompts)
+    batch_size = min(batch_size, sum(map(len, wanted)))  # batches are filled up, and no level has more rows
     names = {TEACHER: f"{NAMES[TEACHER]} {teacher.reference!r}", STUDENT: f"{NAMES[STUDENT]} {student.reference!r}"}
     with teacher.compute.precision():
         result = rollout_latents(actors, z, teacher.encode(prompts), wanted, batch_size=batch_size, names=names)

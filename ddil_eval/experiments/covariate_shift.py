@@ -83,7 +83,7 @@ class CovariateShiftConfig(NetworkDtypeKeys, SizeKeys):
         num_prompts: The number of prompts.
         reference_images: The number of images of the data set that generated ones are compared with.
         metrics: The names of the metrics.
-        batch_size: The number of rows in a batch of the device.
+        batch_size: The most rows in a batch of the device.
         chunk: The number of prompts between two points from which a stopped run goes on.
         figure_prompts: The number of prompts in Figure 2; 0 draws none.
         teacher_dtype: The dtype of the teacher's network. It defaults to ``dtype``, which is also the dtype of text

@@ -184,7 +184,8 @@ class RolloutTree:
         """Roll one chunk out; return the features, the (sample, string) of each row, and the evaluations by actor."""
         prompts = self.prompts[chunk]
         keep = () if self.watch is None else self.watch.prefixes
-        ends = _roll_out(self.pair, prompts, strings, self.seed, self.batch_size, keep)
+        most = min(self.chunk, len(self.prompts)) * len(self.runs)  # rows of a level, the same for all chunks
+        ends = _roll_out(self.pair, prompts, strings, self.seed, min(self.batch_size, most), keep)
         texts = [prompts[row].text for row in ends.sample]
         features = concatenate(
             [
@@ -217,7 +218,8 @@ def roll_out_images(
     Returns:
         Images uint8 [P, S, H, W, 3].
     """
-    ends = _roll_out(pair, prompts, [set(strings)] * len(prompts), seed, batch_size)
+    most = len(prompts) * len(strings)
+    ends = _roll_out(pair, prompts, [set(strings)] * len(prompts), seed, min(batch_size, most))
     images = _decode(pair, ends.latents)
     place = {key: row for row, key in enumerate(zip(ends.sample, ends.string, strict=True))}
     return np.stack([[images[place[row, string]] for string in strings] for row in range(len(prompts))])

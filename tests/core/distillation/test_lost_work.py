@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from click.testing import Result
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -48,10 +52,12 @@ def go(teacher: Path, out: Path, **told: Any) -> Path:
 def alive() -> tuple[int, int]:
     """How many U-Nets and optimisers there are."""
     gc.collect()
-    found = [type(thing) for thing in gc.get_objects()]
-    return sum(issubclass(kind, UNet2DConditionModel) for kind in found), sum(
-        issubclass(kind, torch.optim.Optimizer) for kind in found
+    kinds = Counter(map(type, gc.get_objects()))
+    networks, optimisers = (
+        sum(count for kind, count in kinds.items() if issubclass(kind, wanted))
+        for wanted in (UNet2DConditionModel, torch.optim.Optimizer)
     )
+    return networks, optimisers
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -211,7 +217,7 @@ def command(teacher: Path, out: Path, *more: str) -> list[str]:
     protocol = out.parent / "protocol.yaml"
     protocol.write_text(yaml.safe_dump({"method": "pd"} | SMALL))
     words = ("distill", "--teacher", teacher, "--protocol", protocol, "--out", out, "--device", "cpu")
-    return [sys.executable, "-m", "ddil_eval.cli", *map(str, words), *more]
+    return [*map(str, words), *more]
 
 
 def environment() -> dict[str, str]:
@@ -230,8 +236,13 @@ def until_logged(log: Path) -> None:
 def test_a_signal_ends_the_command_with_a_checkpoint_and_its_status(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     long = ("--set", "stages=[{steps: 2, updates: 100000}]", "--set", "save_every=100000")
+    program = [sys.executable, "-m", "ddil_eval.cli"]
     process = subprocess.Popen(
-        command(folder, out, *long), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        [*program, *command(folder, out, *long)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
     until_logged(out / "log.jsonl")
     process.send_signal(signal.SIGTERM)
@@ -246,19 +257,26 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_its_status(folder: Path
     assert torch.load(checkpoint, weights_only=True)["step"] >= 50
 
 
-def test_a_full_disk_costs_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no file of more than ``size`` bytes."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_costs_no_checkpoint(folder: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
     """The system takes no file as large as a checkpoint."""
     out = tmp_path / "out"
     stopped(folder, out, at=2)
     checkpoint, before = out / "checkpoints" / "stage-1-of-1.4.pt", files(out / "checkpoints")
-    limit = (
-        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max(map(len, before.values())) // 2}, -1)); sys.argv[0] = 'ddil'; "
-        "runpy.run_module('ddil_eval.cli', run_name='__main__', alter_sys=False)"
-    )
-    words = command(folder, out)
-    done = subprocess.run([sys.executable, "-c", limit, *words[3:]], capture_output=True, text=True, env=environment())
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    with largest_file(max(map(len, before.values())) // 2):
+        done = cli(*command(folder, out))
+    assert done.exit_code == 1
     assert f"error: {checkpoint} could not be written (File too large; " in done.stderr.splitlines()[-1]
     assert files(out / "checkpoints") == before and {"stage-1-of-1.2.pt", "stage-1-of-1.3.pt"} < before.keys()
 

@@ -15,10 +15,12 @@ from ddil_core.diffusion.noise import Sample, initial_noise, solver_noise
 from ddil_core.models import compiling
 from ddil_core.models.generate import resolve_sampling, sample, sample_latents
 from ddil_core.models.model import Model, load_model
+from ddil_core.shapes.training.architecture import LATENT_SIZE
 from ddil_core.support.compute import Compute
 from ddil_core.support.devices import sent
 from ddil_core.support.errors import DdilError, WrongCommand
 from tests.core.closed_form import distance, normal
+from tests.pipelines import build, tiny_autoencoder, tiny_unet
 
 PROMPTS = ["a small red circle", "a blue star", "", "a large square", "a green circle"]
 
@@ -104,18 +106,32 @@ def test_a_machine_that_cannot_compile_says_so_in_one_sentence(monkeypatch: pyte
         compiling.compile_module(nn.Linear(1, 1), torch.device("cpu"))
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A pipeline of one block up and one down: the compiler writes few kernels, each of which takes it a second."""
+    pipeline = build("StableDiffusionPipeline", tmp_path / "words", prediction="v_prediction")
+    denoising = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
+    coding = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    pipeline.register_modules(
+        unet=tiny_unet(block_out_channels=(8,), **denoising),
+        vae=tiny_autoencoder(block_out_channels=(8,), **coding, sample_size=LATENT_SIZE),
+    )
+    pipeline.save_pretrained(tmp_path / "small")
+    return tmp_path / "small"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-def test_compiled_networks_draw_what_plain_ones_draw(model: Model, folder: Path) -> None:
-    compiled = load_model(str(folder), compute=Compute(compile=True))
+def test_compiled_networks_draw_what_plain_ones_draw(small: Path) -> None:
+    plain_model, compiled = (load_model(str(small), compute=Compute(compile=told)) for told in (False, True))
     samples = [Sample(prompt) for prompt in PROMPTS[:2]]
     plain, fast = (
         sample_latents(m, samples, PROMPTS[:2], resolve_sampling(m, 2, guidance_scale=1.0), 3, 2)
-        for m in (model, compiled)
+        for m in (plain_model, compiled)
     )
     assert distance(fast, plain) < 1e-4
-    assert np.abs(compiled.decode(plain).astype(int) - model.decode(plain)).max() <= 1
-    assert compiled.denoiser.net.state_dict().keys() == model.denoiser.net.state_dict().keys()
+    assert np.abs(compiled.decode(plain).astype(int) - plain_model.decode(plain)).max() <= 1
+    assert compiled.denoiser.net.state_dict().keys() == plain_model.denoiser.net.state_dict().keys()
 
 
 @pytest.mark.gpu

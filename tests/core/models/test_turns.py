@@ -41,6 +41,16 @@ def test_an_image_depends_on_its_prompt_and_string_alone(model: Model, student: 
     assert apart(other, alone) > 1
 
 
+def test_a_small_rollout_evaluates_no_more_rows_than_it_has(model: Model, student: Model) -> None:
+    rows: list[int] = []
+    hook = student.denoiser.net.register_forward_hook(lambda _, args, output: rows.append(len(output.sample)))
+    try:
+        rollout(model, student, PROMPTS[:1], ["SSSS", "TTSS"], teacher_steps=8, batch_size=64)
+    finally:
+        hook.remove()
+    assert rows == [2, 2, 2, 2]  # one row of "SSSS", filled up to two, then one each of "SSSS" and "TTSS"
+
+
 def test_a_solver_with_a_second_evaluation_takes_turns(model: Model, student: Model) -> None:
     """The guided teacher evaluates its network twice as often. The step to the clean end takes one evaluation less."""
     actors, _ = take_turns(model, student, 8, None, "heun")
