@@ -124,7 +124,7 @@ class RolloutTree:
         runs: The runs.
         seed: The seed of the noise.
         chunk: The number of prompts in a chunk.
-        batch_size: The number of rows in a batch of the device.
+        batch_size: The most rows in a batch of the device.
         watch: A second measurement on the states of all prompts, or None.
     """
 
@@ -213,7 +213,7 @@ def roll_out_images(
         prompts: The P prompts.
         strings: The S strings, all different.
         seed: The seed of the noise.
-        batch_size: The number of rows in a batch of the device.
+        batch_size: The most rows in a batch of the device.
 
     Returns:
         Images uint8 [P, S, H, W, 3].
