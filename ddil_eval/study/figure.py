@@ -69,7 +69,7 @@ def _panel(ax: Axes, config: StudyConfig, effects: Sequence[Effect]) -> None:
     ax.tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"difficulty: end distance of the student of {config.baseline} states")
     better = "below 0 is better" if effects and effects[0].direction == "lower" else "above 0 is better"
-    ax.set_ylabel(f"change, {'% ' if effects and effects[0].relative else ''}({better})")
+    ax.set_ylabel(f"change{', %' if effects and effects[0].relative else ''} ({better})")
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -87,6 +87,9 @@ def _legend(config: StudyConfig, effects: Sequence[Effect]) -> list[Line2D]:
     rows = [(f"{s} states", {"color": _COLOURS[i % len(_COLOURS)], "marker": "o"}) for i, s in enumerate(sources)]
     if len(shares) > 1:
         rows += [(f"share {s:g}", {"color": "#666666", "marker": "o", "markersize": _size(s)}) for s in shares]
-    rows += [(f"{n} steps", {"color": "#666666", "marker": _MARKERS[i % len(_MARKERS)]}) for i, n in enumerate(steps)]
+    rows += [
+        (f"{n} {'step' if n == 1 else 'steps'}", {"color": "#666666", "marker": _MARKERS[i % len(_MARKERS)]})
+        for i, n in enumerate(steps)
+    ]
     rows.append(("not significant", {"color": "#666666", "marker": "o", "markerfacecolor": "white"}))
     return [Line2D([], [], linestyle="", label=text, **style) for text, style in rows]
