@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -72,6 +72,7 @@ class Model:
     compute: Compute = FP32
     size: Size | None = None
     asked_size: bool = False
+    _sha256: str | None = field(default=None, init=False, repr=False)
 
     @property
     def static(self) -> bool:
@@ -229,8 +230,13 @@ class Model:
         )
 
     def weights_sha256(self) -> str:
-        """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest."""
-        return weights_sha256(self.files, self.reference, self.variant)
+        """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest.
+
+        The files are read at the first call alone. What becomes of them later is not of the weights in memory.
+        """
+        if self._sha256 is None:
+            self._sha256 = weights_sha256(self.files, self.reference, self.variant)
+        return self._sha256
 
 
 def load_model(
