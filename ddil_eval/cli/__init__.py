@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "ddil_eval.cli.sample:sample",
     "eval": "ddil_eval.cli.evaluate:evaluate",
     "study": "ddil_eval.cli.study:study",
+    "recreate": "ddil_eval.cli.recreate:recreate",
     "report": "ddil_eval.cli.report:report",
     "export": "ddil_eval.cli.export:export",
     "models": "ddil_eval.cli.models:models",

@@ -37,6 +37,7 @@ def render() -> str:
     from ddil_core.inversion.inverters import INVERTERS
     from ddil_core.models.sampling import SystemFile
     from ddil_core.models.system_specs import SystemSpec
+    from ddil_eval.cli.recreation import RecreationConfig
     from ddil_eval.experiments.experiments import EXPERIMENTS
     from ddil_eval.features.recipes import Recipe
     from ddil_eval.study.config import StudyConfig
@@ -56,6 +57,8 @@ def render() -> str:
         parts += _keys(f"Inverter `{inverter.name}`: {inverter.title}", keys(inverter.settings))
     parts += ["\n## Studies\n\nFor `ddil study FILE`.\n"]
     parts += _keys("A study", keys(StudyConfig))
+    parts += ["\n## Recreations\n\nFor `ddil recreate FILE`.\n"]
+    parts += _keys("A recreation", keys(RecreationConfig))
     parts += ["\n## Recipes, systems and `ddil.json`\n"]
     parts += _keys("A recipe, in `recipes.yaml` or in a file for `--recipe`", keys(Recipe))
     parts += _keys("A system, in `systems.yaml`", keys(SystemSpec))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ddil_eval.features.storage import delete_parts
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record
 from ddil_eval.statistics import Estimate
+from ddil_eval.statistics.estimate import Families
 
 EXPERIMENT = "systems"
 """The experiment in the records of this engine. Folders of images are systems too."""
@@ -41,7 +43,7 @@ def measure_systems(
     alone measures, saves and returns the records.
 
     Args:
-        systems: The rows.
+        systems: The systems. Those of one row are students of several training seeds.
         differences: Pairs of names; the second is subtracted from the first.
         extractors: The networks of the metrics.
         setting: What all rows share.
@@ -57,7 +59,8 @@ def measure_systems(
     features = join_features([collect(row, setting.count) for row in drawn], setting.count, work)
     rows = {s.name: np.arange(setting.count) + place * setting.count for place, s in enumerate(systems)}
     cells = Cells(features, rows, reference, setting.seed, extractors.metrics)
-    estimates, pairs = _estimates(cells, differences)
+    members = {name: list(same) for name, same in itertools.groupby(systems, key=lambda s: s.row or s.name)}
+    estimates, pairs = _estimates(cells, members, differences)
     writer = RecordWriter.of_run(
         out,
         experiment=EXPERIMENT,
@@ -70,17 +73,19 @@ def measure_systems(
         started=started,
     )
     origins = {row.name: row.origin for row in drawn}
+    made = {name: [(system.name, origins[system.name]) for system in same] for name, same in members.items()}
     records = []
-    for system in systems:
-        origin = origins[system.name]
+    for name, same in members.items():
+        origin = made[name][0][1]
         steps = {"steps": len(origin.grid)} if origin.grid else {}
-        cell = {"kind": "system", "name": system.name} | steps | system.cell
-        metrics = recorded_metrics(estimates[system.name])
-        records.append(writer.save(cell, metrics, **origin_fields([(system.name, origin)])))
+        seeds = {"training_seeds": len(same)} if len(same) > 1 else {}
+        cell = {"kind": "system", "name": name} | steps | seeds | same[0].cell
+        fields = origin_fields(made[name]) | {"nfe": origin.nfe}  # every seed has the same
+        records.append(writer.save(cell, recorded_metrics(estimates[name]), **fields))
     for name, (kind, pair) in pairs.items():
         cell = {"kind": kind, "name": name, "of": list(pair)}
-        members = [(member, origins[member]) for member in pair]
-        records.append(writer.save(cell, recorded_metrics(estimates[name]), **origin_fields(members)))
+        first, second = (made[member] for member in pair)
+        records.append(writer.save(cell, recorded_metrics(estimates[name]), **origin_fields([*first, *second])))
     del features, cells  # they read the files of the folder that goes
     delete_parts(work)
     return records
@@ -95,14 +100,39 @@ Pairs = dict[str, tuple[str, tuple[str, str]]]
 """The name of a difference to its kind, "difference" or "pair", and its two systems, the first less the second."""
 
 
-def _estimates(cells: Cells, differences: Sequence[tuple[str, str]]) -> tuple[dict[str, dict[str, Estimate]], Pairs]:
-    """Estimate each system, each difference asked for, and the best less the next best in each metric."""
-    single = cells.single()
+@dataclass(frozen=True)
+class _Mean:
+    """The mean of the students of one row, or the difference of two means.
+
+    Attributes:
+        weights: The weights of the cells, [cells].
+        by_seed: For each independent family of training seeds, the weights [seeds, cells] of each seed.
+    """
+
+    weights: np.ndarray
+    by_seed: Families = ()
+
+    def __sub__(self, other: _Mean) -> _Mean:
+        """Return the difference of two means. Equally many training seeds are paired, in their order."""
+        first, second = self.by_seed, other.by_seed
+        paired = bool(first and second) and len(first[0]) == len(second[0])
+        return _Mean(self.weights - other.weights, (first[0] - second[0],) if paired else (*first, *second))
+
+
+def _estimates(
+    cells: Cells, members: Mapping[str, Sequence[System]], differences: Sequence[tuple[str, str]]
+) -> tuple[dict[str, dict[str, Estimate]], Pairs]:
+    """Estimate each row, each difference asked for, and the best less the next best in each metric."""
+    alone = cells.single()
+    students = {name: np.stack([alone[system.name] for system in same]) for name, same in members.items()}
+    single = {name: _Mean(one.mean(axis=0), (one,) if len(one) > 1 else ()) for name, one in students.items()}
     asked = {f"{a} − {b}": (a, b) for a, b in differences}
     others = {f"{a} − {b}": (a, b) for a, b in itertools.combinations(single, 2)}
     # One call for all pairs: it computes the spread of the cells once, and a difference costs little more.
     contrasts = {name: single[a] - single[b] for name, (a, b) in (others | asked).items()}
-    estimates = cells.estimates(single | contrasts)
+    every = single | contrasts
+    weights, by_seed = ({name: getattr(mean, part) for name, mean in every.items()} for part in ("weights", "by_seed"))
+    estimates = cells.estimates(weights, by_seed)
     pairs: Pairs = {name: ("difference", pair) for name, pair in asked.items()}
     leading = leaders({name: estimates[name] for name in single}) - {frozenset(pair) for pair in asked.values()}
     return estimates, pairs | {name: ("pair", pair) for name, pair in others.items() if frozenset(pair) in leading}

@@ -78,7 +78,7 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             title="Systems side by side on the same prompts (Table 1)",
             config=SystemsConfig,
             run=partial(compare_systems, allow_absent=True),
-            models=lambda config: [system.model for system in config.systems],
+            models=lambda config: [model for system in config.systems for model in system.models.values()],
             protocol="shapes/table1.yaml",
             keeps_images=True,
         ),

@@ -12,6 +12,7 @@ from ddil_core.support.progress import progress
 from ddil_eval.features.storage import Features
 from ddil_eval.metrics import METRICS, Metric
 from ddil_eval.statistics import Estimate, Jackknife, Statistic, estimate_mean, group_labels
+from ddil_eval.statistics.estimate import Families, is_level
 
 ROUNDING = 1e-4
 """How far rounding may move a value over a bound of its metric."""
@@ -35,11 +36,14 @@ class Cells:
     seed: int = 0
     metrics: tuple[str, ...] = ()
 
-    def estimates(self, contrasts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Estimate]]:
+    def estimates(
+        self, contrasts: Mapping[str, np.ndarray], by_seed: Mapping[str, Families] | None = None
+    ) -> dict[str, dict[str, Estimate]]:
         """Estimate every metric of every contrast. The cells share their prompts, so the prompts are paired.
 
         Args:
             contrasts: Weights [cells], by the contrast's name. A contrast with the sum 0 gets a p-value too.
+            by_seed: For contrasts of students of several training seeds, their families of seeds.
 
         Returns:
             Estimates by contrast and metric.
@@ -49,16 +53,17 @@ class Cells:
         """
         estimates: dict[str, dict[str, Estimate]] = {name: {} for name in contrasts}
         jackknives: dict[tuple[str, object], list[Jackknife]] = {}
+        families = by_seed or {}
         for metric in self._chosen():
             features = self.features[metric.network.name]
-            alone = {name: np.count_nonzero(weights) == 1 for name, weights in contrasts.items()}
+            alone = {name: is_level(weights) for name, weights in contrasts.items()}
             if metric.statistic is None:
                 scores = np.stack([features[rows, 0] for rows in self.rows.values()], axis=1)
                 low, high = metric.bounds
                 _require_bounds(metric, scores.mean(axis=0))
                 for name, weights in contrasts.items():
                     estimates[name][metric.name] = estimate_mean(
-                        scores, weights, rate=metric.rate, lowest=low, highest=high
+                        scores, weights, families.get(name, ()), rate=metric.rate, lowest=low, highest=high
                     )
                 continue
             key = (metric.network.name, metric.statistic)
@@ -70,7 +75,7 @@ class Cells:
             for name, weights in contrasts.items():
                 low, high = metric.bounds if alone[name] else (-np.inf, np.inf)
                 estimates[name][metric.name] = jackknives[key][metric.column].estimate(
-                    weights, lowest=low, highest=high, rate=metric.rate
+                    weights, families.get(name, ()), lowest=low, highest=high, rate=metric.rate
                 )
         return estimates
 

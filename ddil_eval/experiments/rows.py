@@ -31,17 +31,19 @@ from ddil_eval.statistics.moments import blocks
 
 @dataclass(frozen=True)
 class System:
-    """A row of a comparison.
+    """A row of a comparison, or a student of one training seed, of which a row has several.
 
     Attributes:
-        name: The name of the row.
+        name: The name of the system.
         open: Loads the source of the row's images.
         cell: What the cell of its record holds beside kind, name and steps.
+        row: The name of the row, where it has several systems. They follow one another.
     """
 
     name: str
     open: Callable[[], ImageSource]
     cell: dict[str, Any] = field(default_factory=dict)
+    row: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class SystemFeatures:
-    """A row that is drawn, by this process and others.
+    """A system that is drawn, by this process and others.
 
     Attributes:
-        name: The name of the row.
+        name: The name of the system.
         origin: How its images were made.
         key: All that its features depend on.
         files: The file of the features of each network.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.solvers import SOLVERS
@@ -21,6 +22,7 @@ from ddil_core.support.text import one_line
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.report.tables import paper_rows
 
+Row = TypeVar("Row", bound="SystemConfig")
 NOTHING_TO_MEASURE = "nothing can be measured: provide what is named above, and run the same command again"
 
 
@@ -57,6 +59,11 @@ class SystemConfig(Strict):
     paper: str | None = None
     provide: str | None = None
 
+    @property
+    def models(self) -> dict[str, str]:
+        """The reference of the row's model, by the name of the system."""
+        return {self.name: self.model}
+
     def compute(self, shared: Compute) -> Compute:
         """Return how the row's model computes: its own settings over those that all rows share."""
         return shared.override(dtype=self.dtype, tf32=self.tf32, compile=self.compile)
@@ -65,6 +72,40 @@ class SystemConfig(Strict):
         """Return the row's size: its own sides over those that all rows share."""
         height = shared["height"] if self.height is None else self.height
         return WantedSize(height=height, width=shared["width"] if self.width is None else self.width)
+
+
+TRAINING_SEED = "{training_seed}"
+"""Where the reference of a row's model holds the seed of its training."""
+
+
+class SeededSystemConfig(SystemConfig):
+    """A row that may hold students of several training seeds. Its numbers are their mean.
+
+    Attributes:
+        training_seeds: The number of students. ``{training_seed}`` in the model's reference stands for their seeds: 0,
+            1 and so on. None for one model, whose reference is complete.
+    """
+
+    training_seeds: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _reference_names_its_seed(self) -> SeededSystemConfig:
+        if (self.training_seeds is not None) != (TRAINING_SEED in self.model):
+            raise ValueError(
+                f"the model {self.model!r} of {self.name!r} and its training_seeds do not fit: say training_seeds "
+                f"exactly where the model's reference holds {TRAINING_SEED}"
+            )
+        return self
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The references of the row's models, by the names of its systems."""
+        if self.training_seeds is None:
+            return {self.name: self.model}
+        return {
+            f"{self.name}, training seed {seed}": self.model.replace(TRAINING_SEED, str(seed))
+            for seed in range(self.training_seeds)
+        }
 
 
 def system_rows(
@@ -109,9 +150,7 @@ def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[st
         raise ValueError(f"the paper's {title} has no row {absent[0][0]!r} of {absent[0][1]} steps")
 
 
-def find_systems(
-    systems: Iterable[SystemConfig], look: Callable[[str], object]
-) -> tuple[tuple[SystemConfig, ...], dict[str, DdilError]]:
+def find_systems(systems: Iterable[Row], look: Callable[[str], object]) -> tuple[tuple[Row, ...], dict[str, DdilError]]:
     """Split systems into those that are here and those that are absent.
 
     Args:
@@ -124,10 +163,11 @@ def find_systems(
     here, absent = [], {}
     for system in systems:
         try:
-            look(system.model)
+            for model in system.models.values():
+                look(model)
             here.append(system)
         except DdilError as error:
-            hint = f"the model {system.model!r} is not here; {system.provide}"
+            hint = f"the model {model!r} is not here; {system.provide}"
             absent[system.name] = error if system.provide is None else type(error)(hint)
     return tuple(here), absent
 

@@ -38,7 +38,7 @@ from ddil_eval.experiments.reference_images import (
 from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
-    SystemConfig,
+    SeededSystemConfig,
     find_systems,
     image_origin,
     refuse_names,
@@ -84,7 +84,7 @@ class SystemsConfig(ComputeKeys, SizeKeys):
     data: str = "shapes"
     recipe: str | None = None
     prompts: str | None = None
-    systems: tuple[SystemConfig, ...] = Field(min_length=1)
+    systems: tuple[SeededSystemConfig, ...] = Field(min_length=1)
     differences: tuple[tuple[str, str], ...] = ()
     num_prompts: int | None = Field(default=None, ge=4)
     images_per_prompt: int = renamed("images_per_prompt", default=1, ge=1)
@@ -122,7 +122,7 @@ class ComparisonPlan:
     recipe: Recipe
     data: DataSet | None
     prompts: Prompts | None
-    systems: tuple[SystemConfig, ...]
+    systems: tuple[SeededSystemConfig, ...]
     metrics: tuple[str, ...]
     absent: dict[str, DdilError]
 
@@ -179,8 +179,9 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
         require_enough(len(prompts.prompts), config.prompts or config.data)
         captions = [prompt.text for prompt in prompts.prompts]
         for system in systems:
-            drawn = ImageSizes.drawn(system.model, image_size(system.model, **system.size(config.size)))
-            require_sizes(drawn, reference_sizes or NO_SIZES, recipe, metrics, captions)
+            for model in system.models.values():
+                drawn = ImageSizes.drawn(model, image_size(model, **system.size(config.size)))
+                require_sizes(drawn, reference_sizes or NO_SIZES, recipe, metrics, captions)
     return ComparisonPlan(config, recipe, data, prompts, systems, metrics, absent | absent_systems)
 
 
@@ -221,8 +222,14 @@ def measure_comparison(
     config, folder = plan.config, out / "images" if save_images else None
     extractors = Extractors(plan.metrics, device, plan.recipe, config.images_per_prompt)
     rows = [
-        System(s.name, partial(_open, s, plan.prompts, config, device, folder), {"paper": s.paper} if s.paper else {})
-        for s in plan.systems
+        System(
+            name,
+            partial(_open, row.model_copy(update={"name": name, "model": model}), plan.prompts, config, device, folder),
+            {"paper": row.paper} if row.paper else {},
+            row.name,
+        )
+        for row in plan.systems
+        for name, model in row.models.items()
     ]
     here = {system.name for system in plan.systems}
     differences = [(a, b) for a, b in config.differences if {a, b} <= here]
@@ -254,7 +261,7 @@ def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str)
 
 
 def _open(
-    system: SystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
+    system: SeededSystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
 ) -> ImageSource:
     """Load a system, and open a folder for its images where they are kept."""
     compute, size, number = system.compute(config.compute), system.size(config.size), config.images_per_prompt

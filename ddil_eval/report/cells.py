@@ -89,6 +89,7 @@ _KINDS: dict[str, dict[str, _Entry]] = {
     | {
         "steps": _Entry(_is_count, "a whole number from 1", needed=False),
         "paper": _Entry(_is_text, "a text", needed=False),
+        "training_seeds": _Entry(_is_count, "a whole number from 1", needed=False),
     },
     "difference": _PAIR,
     "pair": _PAIR,

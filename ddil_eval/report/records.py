@@ -134,8 +134,9 @@ class Record(_Strict):
     `cell` has a `kind` and the entries that place it in a table: {"kind": "p_teacher", "p_teacher": 0.8}, {"kind":
     "teacher_then_student" | "student_then_teacher", "switch_t": 749}, {"kind": "pure", "model": "teacher"},
     {"kind": "string", "string": "TTSS"}, {"kind": "effect", "transitions": [0, 2]},
-    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD"} (`paper` names the row of the paper's Table 1
-    or 5), {"kind": "difference", "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]},
+    {"kind": "system", "name": "PD", "steps": 4, "paper": "PD", "training_seeds": 5} (`paper` names the row
+    of the paper's Table 1 or 5, `training_seeds` the number of students whose mean it is), {"kind": "difference",
+    "name": "PD + DDIL − PD", "of": ["PD + DDIL", "PD"]},
     {"kind": "inverter", "name": "ph2p"} and
     {"kind": "inverter-difference", "name": "ph2p − random", "of": ["ph2p", "random"]}. The kind "pair" is a
     difference that the protocol does not name; a table needs it to mark the best system.

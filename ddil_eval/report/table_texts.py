@@ -7,6 +7,9 @@ from ddil_eval.report.table_type import Column
 
 OF_FOLDERS = "Paired differences between folders of images with the same ids."
 DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
+OVER_SEEDS = (
+    "Rows with seeds are means over students of several training seeds, with intervals over seeds and prompts."
+)
 
 COMPARED = {
     "systems": (

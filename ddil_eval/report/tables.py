@@ -19,7 +19,7 @@ from ddil_core.support.resources import paper_results
 from ddil_eval.report.cells import DRIFT_GROUP_KINDS
 from ddil_eval.report.comparisons import LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
 from ddil_eval.report.records import SETTING, Direction, Record, computed_words, latest_records
-from ddil_eval.report.table_texts import COMPARED, DIFFERENCES, DRIFT, EFFECTS, OF_FOLDERS, PAPER_TABLES
+from ddil_eval.report.table_texts import COMPARED, DIFFERENCES, DRIFT, EFFECTS, OF_FOLDERS, OVER_SEEDS, PAPER_TABLES
 from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
 
@@ -145,6 +145,10 @@ def system_tables(group: Group) -> list[Table]:
     rows.sort(key=lambda row: order.get(row.wanted, len(order)))
     columns = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
     columns.append(Column("recipe", "Recipe", in_caption=True))
+    if any("training_seeds" in record.cell for record in systems):
+        columns.insert(1, Column("training_seeds", "Seeds"))
+        rows = [replace(row, place=(row.place[0], _training_seeds(row.record), *row.place[1:])) for row in rows]
+        text = f"{text} {OVER_SEEDS}"
     beside = any(cell is not None for row in rows for cell in row.paper)
     paper = [column] if beside else []
     elsewhere = not str(group.records[0].data.get("reference")).startswith("coco")
@@ -190,6 +194,10 @@ def _system_row(
     if record is None:
         return _Row((name, steps, None, None, None), name, None, paper)
     return _Row((name, steps, record.solver, _guidance(record), record.recipe), name, record, paper)
+
+
+def _training_seeds(record: Record | None) -> Cell:
+    return None if record is None or "training_seeds" not in record.cell else int(_number(record.cell["training_seeds"]))
 
 
 def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +45,28 @@ class Estimate:
             raise ValueError(f"the interval [{self.low}, {self.high}] does not contain its value {self.value}")
 
 
+Families = Sequence[Array]
+"""For each independent family of training seeds, a contrast [seeds, cells] of each seed: see ``with_seeds``."""
+
+
 def is_difference(contrast: Array) -> bool:
     """Return whether the weights over cells sum to 0, so that equal cells give 0."""
     return bool(abs(np.sum(contrast)) <= 1e-12 * np.abs(contrast).sum())
 
 
+def is_level(contrast: Array) -> bool:
+    """Return whether the weights make a mean of cells, which has the bounds of a single cell."""
+    return bool(np.min(contrast) >= 0 and abs(np.sum(contrast) - 1) <= 1e-12)
+
+
 def estimate_mean(
-    values: Array, contrast: Array, *, rate: bool = False, lowest: float = -np.inf, highest: float = np.inf
+    values: Array,
+    contrast: Array,
+    by_seed: Families = (),
+    *,
+    rate: bool = False,
+    lowest: float = -np.inf,
+    highest: float = np.inf,
 ) -> Estimate:
     """Return a contrast of the cells' means over prompts, with its interval.
 
@@ -61,11 +77,15 @@ def estimate_mean(
     A single rate has Wilson's interval. In a difference of rates, ``rate_error`` counts one more prompt of each cell as
     different. Otherwise the interval of cells without a differing prompt would have no width.
 
+    With training seeds the interval is over seeds and prompts (``with_seeds``), by Student's t.
+
     Args:
         values: Scores [n, cells], one for each prompt and cell.
         contrast: Weights [cells].
+        by_seed: For each family of training seeds, a contrast [seeds, cells] of each seed.
         rate: Scores lie in [0, 1], such as 1 for a prompt drawn right.
-        lowest: The lower bound of a single cell's value. The interval of a single cell does not pass the bounds.
+        lowest: The lower bound of a single cell's value. The interval of a single cell, or of a mean of cells, does not
+            pass the bounds.
         highest: The upper bound of a single cell's value.
 
     Raises:
@@ -83,16 +103,20 @@ def estimate_mean(
         raise DdilError(
             "scores hold values that are not finite or too large to compare; check the measured images for broken ones"
         )
-    value, difference, single = float(scores.mean()), is_difference(contrast), np.count_nonzero(contrast) == 1
-    p_value = None
+    value, difference, single = float(scores.mean()), is_difference(contrast), is_level(contrast)
+    families, p_value = [values.mean(axis=0) @ family.T for family in by_seed], None
     if rate and single:
-        z = float(ndtri((1 + CONFIDENCE) / 2))
-        low, high = score_interval(value, float(scores.std() / np.sqrt(n)), n, z, 1.0)
+        error, degrees = with_seeds(float(scores.std() / np.sqrt(n)), n - 1, families)
+        t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) if families else ndtri((1 + CONFIDENCE) / 2))
+        low, high = score_interval(value, error, n, t, 1.0)
     elif rate:
         error = rate_error(float(scores.std() / np.sqrt(n)), contrast, n)
-        low, high, p_value = t_interval(value, error, n - 1)
+        low, high, p_value = t_interval(value, *with_seeds(error, n - 1, families))
         largest = float(np.abs(contrast).sum() / 2 if difference else np.inf)
         low, high = max(low, -largest), min(high, largest)
+    elif families:
+        error = float(scores.std(ddof=1) / np.sqrt(n))
+        low, high, p_value = t_interval(value, *with_seeds(error, n - 1, families))
     else:
         low, high, p_value = _skewed_interval(scores, difference)
     if single:
@@ -109,6 +133,27 @@ def t_interval(value: float, error: float, degrees: float) -> tuple[float, float
     if error == 0:
         return value, value, 1.0 if value == 0 else 0.0
     return value - half, value + half, float(2 * stdtr(degrees, -abs(value) / error))
+
+
+def with_seeds(error: float, degrees: float, families: Sequence[Array]) -> tuple[float, float]:
+    """Add the variance of training seeds to a standard error over prompts.
+
+    The values of M seeds have the variance s², and their mean s²/M. Both this and the variance over prompts hold that
+    of single scores, so that the sum is at least the true variance on average. Degrees of freedom are Satterthwaite's.
+
+    Args:
+        error: The standard error over prompts.
+        degrees: Its degrees of freedom.
+        families: The values of the seeds, at least two, of each independent family of seeds. Without any, nothing is
+            added.
+
+    Returns:
+        The standard error and its degrees of freedom.
+    """
+    parts = [(error**2, degrees), *((float(one.var(ddof=1)) / len(one), len(one) - 1) for one in families)]
+    variance = sum(part for part, _ in parts)
+    weights = sum(part**2 / freedom for part, freedom in parts)
+    return float(np.sqrt(variance)), variance**2 / weights if weights > 0 else degrees
 
 
 def rate_error(error: float, contrast: Array, n: int) -> float:

@@ -12,7 +12,17 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.statistics.estimate import CONFIDENCE, Estimate, is_difference, rate_error, score_interval, t_interval
+from ddil_eval.statistics.estimate import (
+    CONFIDENCE,
+    Estimate,
+    Families,
+    is_difference,
+    is_level,
+    rate_error,
+    score_interval,
+    t_interval,
+    with_seeds,
+)
 
 Array = np.ndarray
 GROUPS = 20
@@ -75,15 +85,22 @@ class Jackknife:
         return int(self.group_sizes.sum())
 
     def estimate(
-        self, contrast: Array, *, lowest: float = -np.inf, highest: float = np.inf, rate: bool = False
+        self,
+        contrast: Array,
+        by_seed: Families = (),
+        *,
+        lowest: float = -np.inf,
+        highest: float = np.inf,
+        rate: bool = False,
     ) -> Estimate:
         """Return a contrast of the cells with its interval: Student's t with groups − 1 degrees of freedom.
 
         A single rate has the interval of ``score_interval``. In a difference of rates, ``rate_error`` counts one more
-        sample of each cell as different.
+        sample of each cell as different. With training seeds the interval is over seeds and prompts (``with_seeds``).
 
         Args:
             contrast: Weights [cells].
+            by_seed: For each family of training seeds, a contrast [seeds, cells] of each seed.
             lowest: The interval does not pass this bound: 0 for a distance, −∞ for a difference.
             highest: The interval does not pass this bound.
             rate: The cells are rates from 0 to ``highest``, which is 1 for a share.
@@ -92,14 +109,15 @@ class Jackknife:
             DdilError: the value or its standard error is not finite.
         """
         contrast = np.asarray(contrast, dtype=np.float64)
-        value, single = float(self.values @ contrast), np.count_nonzero(contrast) == 1
-        error, degrees = self._standard_error(contrast), len(self.group_sizes) - 1
+        value, single = float(self.values @ contrast), is_level(contrast)
+        error, groups = self._standard_error(contrast), len(self.group_sizes)
         if not np.isfinite([value, error]).all():
             raise DdilError(
                 f"a statistic of these features is {value}, which cannot be compared; check the images for broken ones"
             )
         if rate and not single:
             error = rate_error(error, contrast, self.n)
+        error, degrees = with_seeds(error, groups - 1, [family @ self.values for family in by_seed])
         low, high, p_value = t_interval(value, error, degrees)
         if rate and single:
             t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

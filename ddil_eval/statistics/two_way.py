@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import chdtri
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.statistics.estimate import CONFIDENCE, Array, Estimate, t_interval
+from ddil_eval.statistics.estimate import CONFIDENCE, Array, Estimate, t_interval, with_seeds
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,10 @@ def two_way(scores: Array, *, difference: bool) -> TwoWay:
         )
     if not np.isfinite(scores).all():
         raise DdilError("scores are not finite and cannot be compared; check the measured models for broken weights")
-    count = scores.shape[1]
+    count, value = scores.shape[1], float(scores.mean())
     means = scores.mean(axis=1), scores.mean(axis=0)
-    parts = [float(one.var(ddof=1) / len(one)) for one in means]
-    error = float(np.sqrt(sum(parts)))
-    weights = sum(part**2 / (len(one) - 1) for part, one in zip(parts, means, strict=True))
-    degrees = sum(parts) ** 2 / weights if weights > 0 else 1.0
-    value = float(scores.mean())
-    low, high, p_value = t_interval(value, error, degrees)
+    error = float(means[1].std(ddof=1) / np.sqrt(count))
+    low, high, p_value = t_interval(value, *with_seeds(error, count - 1, means[:1]))
     mean = Estimate(value, low, high, count, p_value if difference else None)
     return TwoWay(mean, *(_deviation(one) for one in means))
 

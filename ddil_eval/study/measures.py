@@ -17,7 +17,7 @@ from ddil_core.models.model import Model, load_model
 from ddil_eval.experiments.drift_states import KINDS, measure_states, pair_models
 from ddil_eval.experiments.point_measures import CONSISTENCY_STEP, measure_points
 from ddil_eval.experiments.prompts import choose_prompts
-from ddil_eval.experiments.system_configs import SystemConfig
+from ddil_eval.experiments.system_configs import SeededSystemConfig
 from ddil_eval.experiments.systems import SystemsConfig, compare_systems
 from ddil_eval.experiments.targets import read_targets
 from ddil_eval.metrics import METRICS
@@ -91,7 +91,7 @@ def image_measures(m: Measurement) -> dict[str, float]:
     """Return the metrics of the student's images, as ``ddil eval systems`` measures them."""
     config = SystemsConfig(
         data=m.data,
-        systems=(SystemConfig(name="student", model=str(m.student)),),
+        systems=(SeededSystemConfig(name="student", model=str(m.student)),),
         num_prompts=m.measure.count,
         metrics=m.measure.metrics,
         seed=m.seed,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import f as f_distribution
+from scipy.stats import t as t_distribution
 
 from ddil_core.support.errors import DdilError
+from ddil_eval.statistics import Estimate, Jackknife, estimate_mean
 from ddil_eval.statistics.two_way import two_way
 
 
@@ -48,6 +50,56 @@ def test_the_test_is_clarks_min_f() -> None:
     degrees = (f1 + f2) ** 2 / (f1**2 / 29 + f2**2 / 3)
     expected = f_distribution.sf(f1 * f2 / (f1 + f2), 1, degrees)
     assert two_way(scores, difference=True).mean.p_value == pytest.approx(expected)
+
+
+def test_means_and_set_statistics_over_seeds_have_the_intervals_of_two_way() -> None:
+    """The mean is a set statistic too, whose pseudovalues are the means of its groups."""
+    scores = crossed(np.random.default_rng(3), 5, 40, (0.5, 1.0, 0.5))
+    mean, each = np.full(5, 1 / 5), np.eye(5)
+    expected = two_way(scores, difference=False).mean
+    assert_alike(estimate_mean(scores.T, mean, [each]), expected)
+    groups = Jackknife(scores.mean(axis=1), scores.T, np.ones(40, dtype=int))
+    assert_alike(groups.estimate(mean, [each]), expected)
+    paired = np.array([0.5, 0.5, -0.5, -0.5, 0.0]), np.array([[1, 0, -1, 0, 0], [0, 1, 0, -1, 0]])
+    against = two_way(scores[:2] - scores[2:4], difference=True).mean
+    assert_alike(estimate_mean(scores.T, paired[0], paired[1:]), against)
+    assert_alike(groups.estimate(paired[0], paired[1:]), against)
+
+
+def test_unpaired_families_of_seeds_add_their_variances() -> None:
+    scores = crossed(np.random.default_rng(4), 8, 40, (1.0, 0.5, 0.5))
+    families = np.eye(8)[:5], np.eye(8)[5:]
+    contrast = families[0].mean(axis=0) - families[1].mean(axis=0)
+    found = estimate_mean(scores.T, contrast, families)
+    means = scores.mean(axis=1)
+    parts = [means[:5].var(ddof=1) / 5, means[5:].var(ddof=1) / 3, (contrast @ scores).var(ddof=1) / 40]
+    degrees = sum(parts) ** 2 / sum(part**2 / freedom for part, freedom in zip(parts, (4, 2, 39), strict=True))
+    assert found.high - found.value == pytest.approx(t_distribution.ppf(0.975, degrees) * np.sqrt(sum(parts)))
+    assert found.p_value == pytest.approx(2 * t_distribution.sf(abs(found.value) / np.sqrt(sum(parts)), degrees))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_rates_over_seeds_hold_the_true_rate(spread: float) -> None:
+    """Each seed has a rate of its own around 0.9, and prompts differ in how hard they are."""
+    rng, held = np.random.default_rng(5), []
+    for _ in range(400):
+        ease = rng.normal(0, 0.05, (200, 1))
+        rates = 0.9 + ease + rng.normal(0, spread, 5)
+        found = estimate_mean(rng.random((200, 5)) < rates, np.full(5, 0.2), [np.eye(5)], rate=True)
+        held.append(found.low <= 0.9 <= found.high <= 1)
+    assert np.mean(held) > 0.93
+
+
+def test_equal_seeds_leave_an_interval_over_prompts() -> None:
+    right = np.repeat(np.random.default_rng(6).random((200, 1)) < 0.9, 2, axis=1)
+    found = estimate_mean(right, np.full(2, 0.5), [np.eye(2)], rate=True)
+    alone = estimate_mean(right[:, :1], [1], rate=True)
+    assert (found.value, found.low) == (alone.value, pytest.approx(alone.low, abs=1e-3))
+
+
+def assert_alike(found: Estimate, expected: Estimate) -> None:
+    for part in ("value", "low", "high", "p_value"):
+        assert getattr(found, part) == pytest.approx(getattr(expected, part)), part
 
 
 def test_one_seed_is_too_few() -> None:
