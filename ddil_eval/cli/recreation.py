@@ -193,10 +193,11 @@ def recreate(config: RecreationConfig, commands: Sequence[Command], jobs: int) -
         for some in (commands, [command for command in commands if command.is_done])
     )
     with progress(f"{config.title} (core seconds)", total, done) as advance:
-        for together, batch in groupby(commands, key=lambda command: command.is_parallel):
+        for _, group in groupby(commands, key=lambda command: command.is_parallel or command.text):
+            batch = list(group)
+            parallel, failed = batch[0].is_parallel, []
             missing = [command for command in batch if not command.is_done]
-            failed = []
-            for command, seconds, status in _run(missing, jobs if together else 1, one_core=together and jobs > 1):
+            for command, seconds, status in _run(missing, jobs if parallel else 1, one_core=parallel and jobs > 1):
                 if status == 0:
                     write_text(command.done, f"{command.text}\n{seconds:.0f} seconds\n")
                     advance(max(1, round(60 * command.core_minutes)), note=command.text)
