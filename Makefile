@@ -1,4 +1,4 @@
-# make demo | test | fuzz | faults | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
+# make demo | results | test | fuzz | faults | lint | docs | clean. Needs Python 3.11, 3.12 or 3.13 and nothing else; `make PYTHON=/path/to/python3.12 demo` chooses one.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,10 +11,15 @@ INSTALL := $(PIP) install --no-compile --editable
 export PYTHONDONTWRITEBYTECODE :=
 FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: demo test fuzz faults lint docs clean
+.PHONY: demo results test fuzz faults lint docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/ddil demo $(ARGS)
+
+# The five tables of the shapes world from nothing, and how they differ from the committed ones. It says first how long it takes.
+results: $(VENV)/.installed
+	@$(BIN)/ddil recreate protocols/shapes/tables/all.yaml --out results/mine $(ARGS)
+	@$(BIN)/ddil report --results results/mine --against results/shapes
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)

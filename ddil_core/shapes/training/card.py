@@ -18,7 +18,8 @@ from ddil_core.models.model import Model, load_model
 from ddil_core.shapes.batches import to_pixels
 from ddil_core.shapes.reader import ATTRIBUTES, drawn_right, read
 from ddil_core.shapes.render import render
-from ddil_core.shapes.scene import Scene
+from ddil_core.shapes.scene import Scene, nearly
+from ddil_core.shapes.scorer import cosine, load_scorer
 from ddil_core.support.files import write_text
 
 
@@ -84,6 +85,25 @@ def measure_card(model: Model, count: int = 1000, seed: int = 0) -> dict[str, An
     return measured
 
 
+def caption_preferred(scorer: Path, count: int = 1000) -> float:
+    """Return how often a scorer prefers an image's caption to the same caption with one word changed.
+
+    Args:
+        scorer: The folder of the scorer.
+        count: The number of held-out scenes. Each is drawn, and its caption changed, in one way.
+    """
+    model, pixels, tokens = load_scorer(scorer)
+    data, rng = ShapesData(), np.random.default_rng(0)
+    preferred = 0
+    for start in range(0, count, 100):
+        scenes = [data.scene(index) for index in range(start, min(start + 100, count))]
+        images = pixels(np.stack([render(scene) for scene in scenes]))
+        captions = [scene.meaning.caption for scene in scenes]
+        others = [nearly(scene.meaning, rng).caption for scene in scenes]
+        preferred += int(np.sum(cosine(model, images, tokens(captions)) > cosine(model, images, tokens(others))))
+    return preferred / count
+
+
 def write_card(folder: Path, measured: dict[str, Any], training: dict[str, object], words: Words = NETWORKS) -> None:
     """Write ``card.json`` and the model card ``README.md`` into the folder of the weights."""
     write_text(folder / "card.json", json.dumps({"measured": measured, "training": training}, indent=2) + "\n")
@@ -112,6 +132,11 @@ def write_card(folder: Path, measured: dict[str, Any], training: dict[str, objec
         "",
         f"Autoencoder round trip: {measured['autoencoder_psnr_db']:.1f} dB. "
         f"Renderer: {measured['rendered_per_second']:,.0f} images a second on one core.",
+        *(
+            f"The scorer prefers an image's caption to the caption with one word changed for {measured[key]:.1%}."
+            for key in ("scorer_caption_preferred",)
+            if key in measured
+        ),
         "",
         "Training: " + "; ".join(f"{key} {value}" for key, value in training.items()) + ".",
         "",
@@ -130,5 +155,8 @@ def measure_weights(
     weights: Path, device: torch.device, captions: int, training: dict[str, object], words: Words = NETWORKS
 ) -> None:
     """Measure a folder of weights and write its card."""
-    write_card(weights, measure_card(load_model(str(weights / "teacher"), device), captions), training, words)
+    measured = measure_card(load_model(str(weights / "teacher"), device), captions)
+    scorer = weights / "scorer"
+    found = {"scorer_caption_preferred": caption_preferred(scorer, captions)} if scorer.is_dir() else {}
+    write_card(weights, measured | found, training, words)
     click.echo(f"The weights and their card are in {weights}")

@@ -333,6 +333,7 @@ def export_teacher(
     default=None,
     help="A folder of weights. Its autoencoder and scorer are kept; only text encoder and U-Net are trained.",
 )
+@click.option("--only-scorer", is_flag=True, help="Train the scorer alone, into OUT/weights/scorer.")
 @click.option(
     "--further", is_flag=True, help="Train the text encoder and the U-Net of --init further, in place of new ones."
 )
@@ -348,6 +349,7 @@ def main(
     captions: int,
     measure_only: bool,
     init: Path | None,
+    only_scorer: bool,
     further: bool,
 ) -> None:
     """Train the shapes world's networks from nothing into OUT/weights, measure them, and write their card.
@@ -363,6 +365,10 @@ def main(
     with ending.in_a_sentence(), held(out):
         weights = out / "weights"
         tokenizer = architecture.write_tokenizer(out / "tokenizer")
+        if only_scorer:
+            save_scorer(train_scorer(tokenizer, out, chosen, scorer_steps), tokenizer, weights / "scorer")
+            click.echo(f"The scorer is in {weights / 'scorer'}")
+            return
         training: dict[str, object] = {"teacher steps": teacher_steps}
         start: Any = None if init is None else load_model(str(init / "teacher"), "cpu").pipeline
         if init is None:

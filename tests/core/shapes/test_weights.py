@@ -15,7 +15,7 @@ from ddil_core.models.generate import sample
 from ddil_core.models.model import Model, load_model
 from ddil_core.shapes.batches import to_pixels
 from ddil_core.shapes.render import render
-from ddil_core.shapes.training.card import shares
+from ddil_core.shapes.training.card import caption_preferred, shares
 from ddil_core.shapes.training.train import WEIGHTS
 
 pytestmark = pytest.mark.weights
@@ -66,6 +66,11 @@ def test_the_card_holds_the_bars(measured: dict[str, dict[str, float]]) -> None:
 def test_the_card_holds_the_teacher_s_bars(measured: dict[str, dict[str, float]]) -> None:
     assert measured["teacher_32_steps"]["exact"] >= 0.90
     assert measured["teacher_32_steps"]["exact"] - measured["teacher_4_steps"]["exact"] >= 0.20
+
+
+def test_the_scorer_tells_a_caption_from_one_with_another_word(measured: dict[str, dict[str, float]]) -> None:
+    found = caption_preferred(WEIGHTS / "scorer", 300)
+    assert found >= 0.95 and found == pytest.approx(measured["scorer_caption_preferred"], abs=0.03)
 
 
 def test_the_readme_is_the_card(measured: dict[str, dict[str, float]]) -> None:

@@ -18,8 +18,9 @@ from ddil_core.diffusion.schedule import Schedule
 from ddil_core.distillation.loop import fit
 from ddil_core.models.model import load_model
 from ddil_core.shapes.scene import draw_scene
+from ddil_core.shapes.scorer import WEIGHTS as SCORER
 from ddil_core.shapes.training import architecture, flow, latents, train
-from ddil_core.shapes.training.card import measure_card, write_card
+from ddil_core.shapes.training.card import caption_preferred, measure_card, write_card
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -205,6 +206,15 @@ def test_the_command_trains_from_nothing_and_then_further(cli: Callable[..., Res
     assert all(torch.equal(same[key], moved[key]) for key in same)
     untaught, taught = before.unet.state_dict(), after.unet.state_dict()
     assert any(not torch.equal(untaught[key], taught[key]) for key in untaught)
+
+
+def test_the_scorer_can_be_trained_alone(cli: Callable[..., Result], tmp_path: Path) -> None:
+    arguments = ["--out", tmp_path, "--only-scorer", "--scorer-steps", 2, "--device", "cpu"]
+    found = cli(*arguments, command=train.main)
+    assert (found.exit_code, found.stdout) == (0, f"The scorer is in {tmp_path / 'weights' / 'scorer'}\n")
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["scorer"]
+    untaught = caption_preferred(tmp_path / "weights" / "scorer", 100)
+    assert 0.2 < untaught < 0.8 < caption_preferred(SCORER, 100)
 
 
 def test_training_further_needs_weights(cli: Callable[..., Result], tmp_path: Path) -> None:
