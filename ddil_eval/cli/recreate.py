@@ -17,7 +17,7 @@ from ddil_eval.cli import options
               help="The results folder: records, tables and figures.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--jobs", type=options.COUNT, default=None,
-              help="The number of distillations at once, one core each. The default is the number of cores.")  # fmt: skip
+              help="The number of distillations at once. The default is the number of cores, one for each, and 1 with a GPU.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the commands and how long they will take here, and stop.")
 @options.print_option
 @options.quiet_option
@@ -38,15 +38,16 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
 
     config = validate(RecreationConfig, override(read_yaml(protocol), settings), str(protocol))
     options.print_if_asked(config, str(protocol))
-    work, cores = output_folder(config.work, "the key 'work'"), jobs or os.cpu_count() or 1
+    device = options.choose_device(None)
+    work, cores = output_folder(config.work, "the key 'work'"), jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
     commands = commands_of(config, out)
     if dry_run:
         for command in commands:
             state = "done" if command.is_done else f"{command.core_minutes:g} core minutes"
             options.say(f"{command.text}  # {state}")
-        options.say(describe(config, commands, cores, measure_speed()))
+        options.say(describe(config, commands, cores, measure_speed(device)))
         return
     with held(work):
-        options.say(describe(config, commands, cores, measure_speed()))
+        options.say(describe(config, commands, cores, measure_speed(device)))
         run(config, commands, cores)
     options.say(f"All is in {out}; tables with: ddil report --results {out}")

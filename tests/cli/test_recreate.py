@@ -131,7 +131,7 @@ def test_the_time_depends_on_the_machine_and_its_cores(folder: Path) -> None:
         "two students: 1 of 1 commands are left. They take about 0:30:00 here, on 2 cores: a core of this machine is "
         "0.50 times as fast as the one on which they took 30 minutes"
     )
-    assert measure_speed(0.1) > 1
+    assert measure_speed("cpu", 0.1) > 1
 
 
 def test_the_shipped_recreation_makes_all_students_that_its_measurements_name(cli: Callable[..., Result]) -> None:
