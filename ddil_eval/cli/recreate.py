@@ -17,7 +17,7 @@ from ddil_eval.cli import options
               help="The results folder: records, tables and figures.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
 @click.option("--jobs", type=options.COUNT, default=None,
-              help="The number of distillations at once. The default is the number of cores, one for each, and 1 with a GPU.")  # fmt: skip
+              help="The number of distillations at once. The default is the number of cores, and 1 with a GPU.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the commands and how long they will take here, and stop.")
 @options.print_option
 @options.quiet_option
