@@ -37,8 +37,14 @@ class Prompts:
         return self.source | hashes
 
 
-def choose_prompts(data: DataSet, count: int | None, path: Path | None) -> Prompts:
-    """Return the first ``count`` prompts of the list at ``path``, or of the data set without a list; None: all prompts.
+def choose_prompts(data: DataSet, count: int | None, path: Path | None, skip: int = 0) -> Prompts:
+    """Return the first ``count`` prompts after ``skip`` ones, of the list at ``path`` or else of the data set.
+
+    Args:
+        data: The data set.
+        count: The number of prompts; None for all.
+        path: A list of prompts.
+        skip: The number of prompts before them.
 
     Raises:
         WrongCommand: there are fewer prompts, or the list cannot be read.
@@ -47,15 +53,16 @@ def choose_prompts(data: DataSet, count: int | None, path: Path | None) -> Promp
         source = {}
         if isinstance(data, Coco):
             source = {"prompts": data.annotations.name, "prompts_sha256": file_sha256(data.annotations)}
-        return Prompts(data.prompts(number_of(count, data)), source)
+        wanted = None if count is None else count + skip
+        return Prompts(data.prompts(number_of(wanted, data))[skip:], source)
     prompts = read_prompts(path)
-    count = count or len(prompts)
-    if len(prompts) < count:
+    wanted = len(prompts) if count is None else count + skip
+    if len(prompts) < wanted:
         raise WrongCommand(
-            f"the list {path} has {len(prompts):,} prompts, fewer than the {count:,} asked for; add prompts, or ask "
+            f"the list {path} has {len(prompts):,} prompts, fewer than the {wanted:,} asked for; add prompts, or ask "
             "for fewer"
         )
-    return Prompts(prompts[:count], {"prompts": path.name, "prompts_sha256": file_sha256(path)})
+    return Prompts(prompts[skip:wanted], {"prompts": path.name, "prompts_sha256": file_sha256(path)})
 
 
 def require_enough(count: int, what: str) -> None:

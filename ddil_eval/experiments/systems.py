@@ -53,7 +53,10 @@ from ddil_eval.report.records import Record
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
 NOT_HASHED = frozenset(
-    {"systems", "differences", "batch_size", "experiment", "dtype", "tf32", "compile", "height", "width"}
+    {
+        "systems", "differences", "skip_prompts", "batch_size", "experiment", "dtype", "tf32", "compile", "height",
+        "width",
+    }  # fmt: skip
 )
 """Keys of the configuration that no row's numbers depend on, or that the record of a row names itself."""
 
@@ -72,6 +75,8 @@ class SystemsConfig(ComputeKeys, SizeKeys):
         systems: The rows.
         differences: Pairs of names; the second is subtracted from the first.
         num_prompts: The number of prompts.
+        skip_prompts: How many prompts come before them, and are not measured. Settings should be chosen on prompts that
+            no table is measured on.
         images_per_prompt: The number of images of each prompt. Metrics that compare the images of a prompt take all
             of them; other metrics take the first.
         reference_images: The number of images of the data set that generated ones are compared with.
@@ -87,6 +92,7 @@ class SystemsConfig(ComputeKeys, SizeKeys):
     systems: tuple[SeededSystemConfig, ...] = Field(min_length=1)
     differences: tuple[tuple[str, str], ...] = ()
     num_prompts: int | None = Field(default=None, ge=4)
+    skip_prompts: int = Field(default=0, ge=0)
     images_per_prompt: int = renamed("images_per_prompt", default=1, ge=1)
     reference_images: int | None = renamed("reference_images", default=None, ge=2)
     metrics: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -164,7 +170,7 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     try:
         opened = open_data(config.data)
         path = None if config.prompts is None else user_path(config.prompts, "the list of prompts")
-        chosen = choose_prompts(opened, config.num_prompts or recipe.images, path)
+        chosen = choose_prompts(opened, config.num_prompts or recipe.images, path, config.skip_prompts)
         if any(METRICS[name].kind == "set" for name in wanted):
             number = number_of(config.reference_images or recipe.reference.images, opened)
             reference_sizes = check_reference(opened, number, recipe, wanted)

@@ -60,6 +60,16 @@ def test_a_record_holds_the_hash_of_cocos_annotation_file(tmp_path: Path) -> Non
     assert described["prompts_sha256"] == hashlib.sha256(annotations.read_bytes()).hexdigest()
 
 
+def test_prompts_that_are_skipped_are_those_before(tmp_path: Path) -> None:
+    data, path = open_data("shapes"), tmp_path / "mine.txt"
+    assert choose_prompts(data, 3, None, skip=2).prompts == data.prompts(5)[2:]
+    path.write_text("a cat\na dog\na hat\n")
+    assert [prompt.text for prompt in choose_prompts(data, 2, path, skip=1).prompts] == ["a dog", "a hat"]
+    assert [prompt.text for prompt in choose_prompts(data, None, path, skip=2).prompts] == ["a hat"]
+    with pytest.raises(WrongCommand, match="has 3 prompts, fewer than the 4 asked for"):
+        choose_prompts(data, 2, path, skip=2)
+
+
 def test_fewer_prompts_than_asked(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("a cat\n")
