@@ -16,10 +16,9 @@ FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 demo: $(VENV)/.installed
 	@$(BIN)/ddil demo $(ARGS)
 
-# The five tables of the shapes world from nothing, and how they differ from the committed ones. It says first how long it takes.
+# The five tables of the shapes world from nothing. It says first how long they take.
 results: $(VENV)/.installed
 	@$(BIN)/ddil recreate protocols/shapes/tables/all.yaml --out results/mine $(ARGS)
-	@$(BIN)/ddil report --results results/mine --against results/shapes
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -27,7 +27,7 @@ from ddil_core.distillation.distill import distill
 from ddil_core.distillation.loop import Ema
 from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.shapes.training.architecture import use_plain_attention
-from ddil_core.shapes.training.train import run_stage
+from ddil_core.shapes.training.stage import run_stage
 from ddil_core.support.ending import in_a_sentence
 from ddil_core.support.protocol import read_yaml
 from ddil_core.support.resources import protocols

@@ -16,8 +16,10 @@ from ddil_eval.cli import options
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted,
               help="The results folder: records, tables and figures.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
-@click.option("--jobs", type=options.COUNT, default=None,
-              help="The number of distillations at once. The default is the number of cores, and 1 with a GPU.")  # fmt: skip
+@click.option(
+    "--jobs", type=options.COUNT, default=None,
+    help="The number of distillations at once. The default is the number of cores, and 1 with a GPU.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the commands and how long they will take here, and stop.")
 @options.print_option
 @options.quiet_option
@@ -25,29 +27,30 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
     """Make tables from nothing: run all distillations and measurements of a protocol.
 
     A protocol lists ddil's own commands: distill, eval and report. How long they will take here is measured and said
-    first. Distillations run in parallel. Finished commands are never run again, so that the same command continues a
-    stopped recreation.
+    first. Distillations run in parallel. The same command continues a stopped recreation. It runs no finished command
+    again, unless one before it was changed or its files are gone.
     """
     ranks.require_one("a recreation")
     options.quiet_libraries()
     from ddil_core.support.lock import held
     from ddil_core.support.paths import output_folder
     from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.cli.recreation import RecreationConfig, commands_of, describe, measure_speed
+    from ddil_eval.cli.recreation import RecreationConfig, commands_of, describe, left, measure_speed
     from ddil_eval.cli.recreation import recreate as run
 
     config = validate(RecreationConfig, override(read_yaml(protocol), settings), str(protocol))
     options.print_if_asked(config, str(protocol))
-    device = options.choose_device(None)
-    work, cores = output_folder(config.work, "the key 'work'"), jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
+    device, work = options.choose_device(None), output_folder(config.work, "the key 'work'")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs or (cores if device == "cpu" else 1)
     commands = commands_of(config, out)
     if dry_run:
+        todo = left(commands)
         for command in commands:
-            state = "done" if command.is_done else f"{command.core_minutes:g} core minutes"
-            options.say(f"{command.text}  # {state}")
-        options.say(describe(config, commands, cores, measure_speed(device)))
+            options.say(f"{command.text}  # {f'{command.core_minutes:g} core minutes' if command in todo else 'done'}")
+        options.say(describe(config, commands, jobs, cores, measure_speed(device)))
         return
     with held(work):
-        options.say(describe(config, commands, cores, measure_speed(device)))
-        run(config, commands, cores)
+        options.say(describe(config, commands, jobs, cores, measure_speed(device)))
+        run(config, commands, jobs)
     options.say(f"All is in {out}; tables with: ddil report --results {out}")

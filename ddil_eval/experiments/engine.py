@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ddil_core.support import ranks
+from ddil_core.support.errors import DdilError
 from ddil_core.support.protocol import content_hash
+from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.results import RecordWriter, origin_fields, recorded_metrics
 from ddil_eval.experiments.rows import Setting, System, collect, draw_row, join_features
@@ -72,23 +74,50 @@ def measure_systems(
         device=setting.device,
         started=started,
     )
-    origins = {row.name: row.origin for row in drawn}
+    records = _save(members, {row.name: row.origin for row in drawn}, estimates, pairs, writer)
+    del features, cells  # they read the files of the folder that goes
+    delete_parts(work)
+    return records
+
+
+def _save(
+    members: Mapping[str, Sequence[System]],
+    origins: Mapping[str, ImageOrigin],
+    estimates: Mapping[str, Mapping[str, Estimate]],
+    pairs: Pairs,
+    writer: RecordWriter,
+) -> list[Record]:
+    """Save the records of the rows and of the differences. ``members`` are the systems of each row."""
     made = {name: [(system.name, origins[system.name]) for system in same] for name, same in members.items()}
+    _require_one_sampling(made)
     records = []
     for name, same in members.items():
         origin = made[name][0][1]
         steps = {"steps": len(origin.grid)} if origin.grid else {}
         seeds = {"training_seeds": len(same)} if len(same) > 1 else {}
         cell = {"kind": "system", "name": name} | steps | seeds | same[0].cell
-        fields = origin_fields(made[name]) | {"nfe": origin.nfe}  # every seed has the same
+        fields = origin_fields(made[name]) | {"nfe": origin.nfe}  # the same of every seed
         records.append(writer.save(cell, recorded_metrics(estimates[name]), **fields))
     for name, (kind, pair) in pairs.items():
         cell = {"kind": kind, "name": name, "of": list(pair)}
         first, second = (made[member] for member in pair)
         records.append(writer.save(cell, recorded_metrics(estimates[name]), **origin_fields([*first, *second])))
-    del features, cells  # they read the files of the folder that goes
-    delete_parts(work)
     return records
+
+
+def _require_one_sampling(rows: Mapping[str, Sequence[tuple[str, ImageOrigin]]]) -> None:
+    """Refuse a row whose students are sampled in different ways, since their mean would be of nothing.
+
+    Raises:
+        DdilError: two students of a row differ in more than their weights.
+    """
+    for row, systems in rows.items():
+        ways = [replace(origin, reference="", weights_sha256=None) for _, origin in systems]
+        if any(way != ways[0] for way in ways):
+            raise DdilError(
+                f"the students of the row {row!r} are sampled in different ways; say its steps, solver and "
+                "guidance_scale"
+            )
 
 
 def differences_from_first(names: Sequence[str]) -> list[tuple[str, str]]:

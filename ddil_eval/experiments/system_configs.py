@@ -20,7 +20,7 @@ from ddil_core.support.protocol import GuidanceScale, Strict
 from ddil_core.support.size import WantedSize
 from ddil_core.support.text import one_line
 from ddil_eval.experiments.image_sources import ImageOrigin
-from ddil_eval.report.tables import paper_rows
+from ddil_eval.report.paper_numbers import paper_rows
 
 Row = TypeVar("Row", bound="SystemConfig")
 NOTHING_TO_MEASURE = "nothing can be measured: provide what is named above, and run the same command again"
@@ -137,7 +137,8 @@ def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[st
         ValueError: a name does not fit.
     """
     names = [system.name for system in systems]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    students = [name for system in systems for name in system.models]
+    twice = sorted({name for name in students if students.count(name) > 1})
     if twice:
         raise ValueError(f"two systems are named {twice[0]!r}")
     unknown = [name for pair in differences for name in pair if name not in names]

@@ -53,10 +53,8 @@ from ddil_eval.report.records import Record
 FORMER_NAMES = ("coco", "compare")
 """Names that the experiment had; protocols that hold them are still read."""
 NOT_HASHED = frozenset(
-    {
-        "systems", "differences", "skip_prompts", "batch_size", "experiment", "dtype", "tf32", "compile", "height",
-        "width",
-    }  # fmt: skip
+    {"systems", "differences", "skip_prompts", "batch_size", "experiment", *ComputeKeys.model_fields}
+    | SizeKeys.model_fields.keys()
 )
 """Keys of the configuration that no row's numbers depend on, or that the record of a row names itself."""
 

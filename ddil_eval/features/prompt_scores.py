@@ -78,6 +78,6 @@ def _made_as(record: Record, key: dict[str, Any]) -> bool:
         all(record.data.get(name) == value for name, value in key["prompts"].items())
         and all(made.get(name) == held[name] for name in MADE)
         and (made.get("grid") or []) == record.grid
-        and made.get("weights_sha256") in [system.weights_sha256 for system in record.systems.values()]
+        and [made.get("weights_sha256")] == [system.weights_sha256 for system in record.systems.values()]
         and record.seeds == ([] if made.get("seed") is None else [made["seed"]])
     )

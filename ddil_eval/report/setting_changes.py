@@ -16,7 +16,8 @@ _SETS = ("set", "alone")
 
 def setting_changes(new: Record, old: Record) -> list[str]:
     """Return the settings that differ, old → new, in words."""
-    return [*_of_models(new, old), *_of_data(new, old), *_of_versions(new, old)]
+    changes = [*_of_models(new, old), *_of_data(new, old), *_of_versions(new, old)]
+    return list(dict.fromkeys(changes))  # students of several training seeds change alike
 
 
 def obstacle(new: Record, old: Record, metric: str) -> str | None:

@@ -10,6 +10,10 @@ DIFFERENCES = "Paired differences between systems on the same prompts and seeds.
 OVER_SEEDS = (
     "Rows with seeds are means over students of several training seeds, with intervals over seeds and prompts."
 )
+PAIRED_SEEDS = (
+    "Where systems have several training seeds, intervals and tests are over seeds and prompts; equally many seeds are "
+    "paired."
+)
 
 COMPARED = {
     "systems": (

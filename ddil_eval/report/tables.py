@@ -6,7 +6,6 @@ recipe, …) go to different tables. A cell without a record stays empty, and `m
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +14,20 @@ from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
 
-from ddil_core.support.resources import paper_results
 from ddil_eval.report.cells import DRIFT_GROUP_KINDS
 from ddil_eval.report.comparisons import LEVEL, MARKED, best_and_p_value, corrected_p_values, holm
+from ddil_eval.report.paper_numbers import paper_pairs, paper_rows
 from ddil_eval.report.records import SETTING, Direction, Record, computed_words, latest_records
-from ddil_eval.report.table_texts import COMPARED, DIFFERENCES, DRIFT, EFFECTS, OF_FOLDERS, OVER_SEEDS, PAPER_TABLES
+from ddil_eval.report.table_texts import (
+    COMPARED,
+    DIFFERENCES,
+    DRIFT,
+    EFFECTS,
+    OF_FOLDERS,
+    OVER_SEEDS,
+    PAIRED_SEEDS,
+    PAPER_TABLES,
+)
 from ddil_eval.report.table_type import DOUBT, Cell, Column, Table
 
 
@@ -145,7 +153,9 @@ def system_tables(group: Group) -> list[Table]:
     rows.sort(key=lambda row: order.get(row.wanted, len(order)))
     columns = [Column(key.lower(), key) for key in ("System", "Steps", "Solver", "Guidance")]
     columns.append(Column("recipe", "Recipe", in_caption=True))
+    paired = OF_FOLDERS if scored else DIFFERENCES
     if any("training_seeds" in record.cell for record in systems):
+        paired = f"{paired} {PAIRED_SEEDS}"
         columns.insert(1, Column("training_seeds", "Seeds"))
         rows = [replace(row, place=(row.place[0], _training_seeds(row.record), *row.place[1:])) for row in rows]
         text = f"{text} {OVER_SEEDS}"
@@ -155,7 +165,6 @@ def system_tables(group: Group) -> list[Table]:
     note += ". That is another world: compare directions, not values." if elsewhere else "."
     table = _table(group, label, title, text, columns, rows, paper=paper, notes=[note] if beside else [])
     tables = [replace(table, best=_best(group, table, rows))]
-    paired = OF_FOLDERS if scored else DIFFERENCES
     tables.append(_named(group, "difference", "differences", "Differences", paired, "Difference", tested=True))
     return [table for table in tables if table.rows]
 
@@ -197,7 +206,8 @@ def _system_row(
 
 
 def _training_seeds(record: Record | None) -> Cell:
-    return None if record is None or "training_seeds" not in record.cell else int(_number(record.cell["training_seeds"]))
+    seeds = None if record is None else record.cell.get("training_seeds")
+    return None if seeds is None else int(_number(seeds))
 
 
 def _best(group: Group, table: Table, rows: Sequence[_Row]) -> frozenset[tuple[int, int]]:
@@ -228,7 +238,7 @@ def _pure(group: Group) -> Table:
 
 def _beside_paper(group: Group, name: str, kind: str, key: str, text: str) -> Table:
     """Return the paper's Table 2, 3 or 4: the paper's rows and other measured rows, by falling `key`."""
-    paper = _paper(name)
+    paper = paper_pairs(name)
     values = sorted({*paper, *(_number(r.cell[key]) for r in group.of_kind(kind))}, reverse=True)
     rows = [
         _Row((_tidy(v),), f"{key} = {v:g}", group.find(kind=kind, **{key: v}), paper.get(v, (None, None)))
@@ -347,18 +357,6 @@ def _transitions(group: Group) -> int:
 def _transition(group: Group, index: int) -> str:
     grid = [*group.records[0].grid, "clean"]
     return f"{grid[index]}→{grid[index + 1]}" if index + 1 < len(grid) else f"transition {index + 1}"
-
-
-def paper_rows(table: str = "table1") -> dict[tuple[str, int], Decimal]:
-    """Return the paper's numbers of Table 1 (FID) or 5 (LPIPS diversity), by model and number of steps."""
-    with (paper_results() / f"{table}.csv").open(newline="", encoding="utf-8") as file:
-        return {(name, int(steps)): Decimal(value) for name, steps, value in list(csv.reader(file))[1:]}
-
-
-def _paper(name: str) -> dict[float, tuple[Cell, ...]]:
-    """Return the paper's (FID, CLIP score) by the value in the first column."""
-    with (paper_results() / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        return {float(first): (Decimal(fid), Decimal(clip)) for first, fid, clip in list(csv.reader(file))[1:]}
 
 
 def _group_name(record: Record) -> str:

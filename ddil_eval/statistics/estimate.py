@@ -104,24 +104,32 @@ def estimate_mean(
             "scores hold values that are not finite or too large to compare; check the measured images for broken ones"
         )
     value, difference, single = float(scores.mean()), is_difference(contrast), is_level(contrast)
-    families, p_value = [values.mean(axis=0) @ family.T for family in by_seed], None
-    if rate and single:
-        error, degrees = with_seeds(float(scores.std() / np.sqrt(n)), n - 1, families)
-        t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) if families else ndtri((1 + CONFIDENCE) / 2))
-        low, high = score_interval(value, error, n, t, 1.0)
-    elif rate:
-        error = rate_error(float(scores.std() / np.sqrt(n)), contrast, n)
-        low, high, p_value = t_interval(value, *with_seeds(error, n - 1, families))
-        largest = float(np.abs(contrast).sum() / 2 if difference else np.inf)
-        low, high = max(low, -largest), min(high, largest)
+    families = [values.mean(axis=0) @ family.T for family in by_seed]
+    if rate:
+        low, high, p_value = _rate_interval(scores, contrast, families, single=single)
     elif families:
         error = float(scores.std(ddof=1) / np.sqrt(n))
-        low, high, p_value = t_interval(value, *with_seeds(error, n - 1, families))
+        low, high, p_value = t_interval(value, *with_seeds(error, _informative(scores, difference), families))
     else:
         low, high, p_value = _skewed_interval(scores, difference)
     if single:
         low, high = max(low, min(lowest, value)), min(high, max(highest, value))
     return Estimate(value, min(low, value), max(high, value), n, p_value if difference else None)
+
+
+def _rate_interval(
+    scores: Array, contrast: Array, families: Sequence[Array], *, single: bool
+) -> tuple[float, float, float]:
+    """Return low, high and p-value of a contrast of rates, whose scores by prompt are given."""
+    n, value, error = len(scores), float(scores.mean()), float(scores.std() / np.sqrt(len(scores)))
+    if single:
+        error, degrees = with_seeds(error, n - 1, families)
+        t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) if families else ndtri((1 + CONFIDENCE) / 2))
+        return *score_interval(value, error, n, t, 1.0), 1.0
+    error = rate_error(error, contrast, n)
+    low, high, p_value = t_interval(value, *with_seeds(error, n - 1, families))
+    largest = float(np.abs(contrast).sum() / 2 if is_difference(contrast) else np.inf)
+    return max(low, -largest), min(high, largest), p_value
 
 
 def t_interval(value: float, error: float, degrees: float) -> tuple[float, float, float]:
@@ -150,10 +158,20 @@ def with_seeds(error: float, degrees: float, families: Sequence[Array]) -> tuple
     Returns:
         The standard error and its degrees of freedom.
     """
-    parts = [(error**2, degrees), *((float(one.var(ddof=1)) / len(one), len(one) - 1) for one in families)]
+    if not families:
+        return error, degrees
+    return combined([(error**2, degrees), *((float(one.var(ddof=1) / len(one)), len(one) - 1) for one in families)])
+
+
+def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the standard error of a sum, and Satterthwaite's degrees of freedom.
+
+    Args:
+        parts: The variance of each part with its degrees of freedom.
+    """
     variance = sum(part for part, _ in parts)
-    weights = sum(part**2 / freedom for part, freedom in parts)
-    return float(np.sqrt(variance)), variance**2 / weights if weights > 0 else degrees
+    weights = sum(part**2 / degrees for part, degrees in parts)
+    return float(np.sqrt(variance)), variance**2 / weights if weights > 0 else 1.0
 
 
 def rate_error(error: float, contrast: Array, n: int) -> float:
@@ -191,9 +209,7 @@ def _skewed_interval(scores: Array, difference: bool) -> tuple[float, float, flo
     """Return low, high and p-value of a mean: on each side the wider of Student's t and Hall's t."""
     n, value = len(scores), float(scores.mean())
     error = float(scores.std(ddof=1) / np.sqrt(n))
-    # Prompts with equal cells carry no information on the spread of the other prompts.
-    informative = np.count_nonzero(scores) if difference else n
-    degrees = max(1, int(informative) - 1)
+    degrees = _informative(scores, difference)
     low, high, p_value = t_interval(value, error, degrees)
     if error == 0:
         return low, high, p_value
@@ -202,6 +218,11 @@ def _skewed_interval(scores: Array, difference: bool) -> tuple[float, float, flo
     low = min(low, value - error * _uncorrected(t, skew))
     high = max(high, value - error * _uncorrected(-t, skew))
     return low, high, max(p_value, float(2 * stdtr(degrees, -abs(_corrected(value / error, skew)))))
+
+
+def _informative(scores: Array, difference: bool) -> int:
+    """Return the degrees of freedom of a mean. In a difference, prompts with equal cells say nothing of the spread."""
+    return max(1, int(np.count_nonzero(scores) if difference else len(scores)) - 1)
 
 
 def _corrected(t: float, skew: float) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import chdtri
 
 from ddil_core.support.errors import DdilError
-from ddil_eval.statistics.estimate import CONFIDENCE, Array, Estimate, t_interval, with_seeds
+from ddil_eval.statistics.estimate import CONFIDENCE, Array, Estimate, combined, t_interval
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def two_way(scores: Array, *, difference: bool) -> TwoWay:
         raise DdilError("scores are not finite and cannot be compared; check the measured models for broken weights")
     count, value = scores.shape[1], float(scores.mean())
     means = scores.mean(axis=1), scores.mean(axis=0)
-    error = float(means[1].std(ddof=1) / np.sqrt(count))
-    low, high, p_value = t_interval(value, *with_seeds(error, count - 1, means[:1]))
+    parts = [(float(one.var(ddof=1) / len(one)), len(one) - 1) for one in means]
+    low, high, p_value = t_interval(value, *combined(parts))
     mean = Estimate(value, low, high, count, p_value if difference else None)
     return TwoWay(mean, *(_deviation(one) for one in means))
 

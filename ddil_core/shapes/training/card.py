@@ -86,7 +86,7 @@ def measure_card(model: Model, count: int = 1000, seed: int = 0) -> dict[str, An
 
 
 def caption_preferred(scorer: Path, count: int = 1000) -> float:
-    """Return how often a scorer prefers an image's caption to the same caption with one word changed.
+    """Return how often a scorer prefers an image's caption to the same caption with one attribute changed.
 
     Args:
         scorer: The folder of the scorer.
@@ -133,7 +133,7 @@ def write_card(folder: Path, measured: dict[str, Any], training: dict[str, objec
         f"Autoencoder round trip: {measured['autoencoder_psnr_db']:.1f} dB. "
         f"Renderer: {measured['rendered_per_second']:,.0f} images a second on one core.",
         *(
-            f"The scorer prefers an image's caption to the caption with one word changed for {measured[key]:.1%}."
+            f"The scorer prefers {measured[key]:.1%} of these captions to the same caption with one attribute changed."
             for key in ("scorer_caption_preferred",)
             if key in measured
         ),

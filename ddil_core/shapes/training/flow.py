@@ -26,7 +26,8 @@ from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.shapes.training import architecture
 from ddil_core.shapes.training.card import Words, measure_weights, read_training
 from ddil_core.shapes.training.latents import SEED, TrainingPool, encode_training_pool
-from ddil_core.shapes.training.train import CAPTION_DROPOUT, copied, run_stage
+from ddil_core.shapes.training.stage import run_stage
+from ddil_core.shapes.training.train import CAPTION_DROPOUT, copied
 from ddil_core.support import ending
 from ddil_core.support.checksums import with_checksum
 from ddil_core.support.files import write_text

@@ -8,9 +8,7 @@ allow guidance. An interrupted stage goes on at its last checkpoint.
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddil_core.diffusion.schedule import Schedule
-from ddil_core.distillation.checkpoints import Stateful
-from ddil_core.distillation.loop import Ema, fit
-from ddil_core.distillation.training_log import Logs
+from ddil_core.distillation.loop import Ema
 from ddil_core.models.model import load_model
 from ddil_core.models.sampling import SYSTEM_FILE
 from ddil_core.shapes.batches import draw_batch
@@ -34,6 +30,7 @@ from ddil_core.shapes.scorer import build_scorer, save_scorer
 from ddil_core.shapes.training import architecture
 from ddil_core.shapes.training.card import measure_weights, read_training
 from ddil_core.shapes.training.latents import SEED, TrainingPool, encode_training_pool
+from ddil_core.shapes.training.stage import run_stage
 from ddil_core.support import ending
 from ddil_core.support.checksums import with_checksum
 from ddil_core.support.files import write_text
@@ -49,63 +46,6 @@ HIGH_NOISE = 700
 
 With lower noise from the start, the U-Net relies on its input; it had learned no relation after 2,500 updates.
 """
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
-    """Return a learning rate that rises over ``warmup`` steps to ``peak`` and falls to 0 along a half cosine."""
-    rise = min(1.0, (step + 1) / warmup)
-    return peak * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def run_stage(
-    title: str,
-    model: nn.Module,
-    losses: Callable[[int], dict[str, Tensor]],
-    *,
-    out: Path,
-    steps: int,
-    lr: float,
-    beta2: float = 0.99,
-    weight_decay: float = 1e-3,
-    ema: Ema[Any] | None = None,
-) -> None:
-    """Train a network with AdamW, a cosine learning rate and gradients clipped to 1. An interrupted stage is resumed.
-
-    Args:
-        title: The stage's name, in the log and in its checkpoint's name.
-        model: The network.
-        losses: Returns the losses of an update by its number; the network learns to reduce "loss".
-        out: The folder of the training.
-        steps: The number of updates.
-        lr: The peak of the learning rate.
-        beta2: AdamW's β₂.
-        weight_decay: AdamW's weight decay.
-        ema: The average of the network's weights that each update moves on; None for no average.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
-
-    def update(step: int) -> Logs:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr)
-        values = losses(step)
-        optimizer.zero_grad()
-        values["loss"].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if ema is not None:
-            ema.update(model)
-        return {name: value.detach() for name, value in values.items()}
-
-    stateful: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
-    fit(
-        update,
-        stateful if ema is None else stateful | {"ema": ema},
-        steps=steps,
-        checkpoint=out / "checkpoints" / f"{title.replace(' ', '_')}.pt",
-        log=out / "log.jsonl",
-        title=title,
-        save_every=250,
-    )
 
 
 def train_autoencoder(
@@ -333,7 +273,7 @@ def export_teacher(
     default=None,
     help="A folder of weights. Its autoencoder and scorer are kept; only text encoder and U-Net are trained.",
 )
-@click.option("--only-scorer", is_flag=True, help="Train the scorer alone, into OUT/weights/scorer.")
+@click.option("--only-scorer", is_flag=True, help="Train the scorer alone, and write no card.")
 @click.option(
     "--further", is_flag=True, help="Train the text encoder and the U-Net of --init further, in place of new ones."
 )
@@ -358,6 +298,8 @@ def main(
     """
     if further and init is None:
         raise click.UsageError("--further needs --init with the weights to train further")
+    if only_scorer and (measure_only or init is not None):
+        raise click.UsageError("--only-scorer trains anew: leave out --measure, --init and --further")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if measure_only:
         measure_weights(WEIGHTS, chosen, captions, read_training(WEIGHTS))

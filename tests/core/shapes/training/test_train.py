@@ -21,6 +21,7 @@ from ddil_core.shapes.scene import draw_scene
 from ddil_core.shapes.scorer import WEIGHTS as SCORER
 from ddil_core.shapes.training import architecture, flow, latents, train
 from ddil_core.shapes.training.card import caption_preferred, measure_card, write_card
+from ddil_core.shapes.training.stage import learning_rate
 
 CPU = torch.device("cpu")
 STEPS = 3
@@ -145,10 +146,10 @@ def test_the_teacher_s_first_eighth_sees_only_high_noise(
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    assert train.learning_rate(0, 1000, 2.0, warmup=100) == pytest.approx(0.02)
-    assert train.learning_rate(500, 1000, 2.0, warmup=100) == pytest.approx(1.0)
-    assert train.learning_rate(1000, 1000, 2.0, warmup=100) == pytest.approx(0.0)
-    rates = [train.learning_rate(step, 1000, 2.0, warmup=100) for step in range(100, 1001)]
+    assert learning_rate(0, 1000, 2.0, warmup=100) == pytest.approx(0.02)
+    assert learning_rate(500, 1000, 2.0, warmup=100) == pytest.approx(1.0)
+    assert learning_rate(1000, 1000, 2.0, warmup=100) == pytest.approx(0.0)
+    rates = [learning_rate(step, 1000, 2.0, warmup=100) for step in range(100, 1001)]
     assert rates == sorted(rates, reverse=True)
 
 
@@ -215,6 +216,13 @@ def test_the_scorer_can_be_trained_alone(cli: Callable[..., Result], tmp_path: P
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["scorer"]
     untaught = caption_preferred(tmp_path / "weights" / "scorer", 100)
     assert 0.2 < untaught < 0.8 < caption_preferred(SCORER, 100)
+
+
+def test_the_scorer_alone_is_trained_anew(cli: Callable[..., Result], tmp_path: Path) -> None:
+    for others in (["--measure"], ["--init", tmp_path]):
+        found = cli("--only-scorer", *others, "--out", tmp_path, command=train.main)
+        assert found.exit_code == 2
+        assert found.stderr.endswith("Error: --only-scorer trains anew: leave out --measure, --init and --further\n")
 
 
 def test_training_further_needs_weights(cli: Callable[..., Result], tmp_path: Path) -> None:
