@@ -45,7 +45,7 @@ def load_records(folder: Path | str, *, replaced: bool = False) -> pd.DataFrame:
         >>> records = load_records("results/shapes")
         >>> systems = records[records["kind"] == "system"]
         >>> systems.sort_values("fd_efflite0")["name"].iloc[0]
-        'LCM-LoRA'
+        'teacher, 8 steps'
     """
     import pandas as pd
 

@@ -22,6 +22,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "eval score": (".", "--reference", "shapes", "--out", "out"),
     "eval prompt-inversion": ("--out", "out"),
     "study": ("--out", "out"),
+    "recreate": ("--out", "out"),
     "doctor": ("--model", "shapes", "--method", "lcm"),
 }
 """What each command that takes a protocol needs beside it."""
@@ -49,7 +50,7 @@ def test_each_command_finds_a_shipped_protocol(
 ) -> None:
     """The commands refuse what the file holds, so they have read the protocol that their message names."""
     monkeypatch.chdir(tmp_path)
-    where = [named] if command in ("eval run", "study") else ["--protocol", named]
+    where = [named] if command in ("eval run", "study", "recreate") else ["--protocol", named]
     result = cli(*command.split(), *NEEDED[command], *where, "--set", "no_such_key=1")
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {protocols() / 'shapes' / 'lcm.yaml'} ")
