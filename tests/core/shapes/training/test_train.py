@@ -19,7 +19,7 @@ from ddil_core.distillation.loop import fit
 from ddil_core.models.model import load_model
 from ddil_core.shapes.scene import draw_scene
 from ddil_core.shapes.scorer import WEIGHTS as SCORER
-from ddil_core.shapes.training import architecture, flow, latents, stage, train
+from ddil_core.shapes.training import architecture, flow, latents, train
 from ddil_core.shapes.training.card import caption_preferred, measure_card, write_card
 from ddil_core.shapes.training.stage import learning_rate
 
@@ -89,7 +89,7 @@ def test_a_killed_stage_ends_with_the_same_weights(
 
         fit(killing, stateful, **(settings | {"save_every": 1}))
 
-    monkeypatch.setattr(stage, "fit", fragile)
+    monkeypatch.setattr("ddil_core.shapes.training.stage.fit", fragile)
     with pytest.raises(Killed):
         stage(tmp_path / "killed", tokenizer)
     done.append(-1)
