@@ -198,7 +198,7 @@ def _scores(
     measured = {
         metric: value
         for record in records
-        if record.kind == "system" and name in record.systems
+        if record.kind == "system" and name in (record.cell["name"], *record.systems)
         for metric, value in record.metrics.items()
         if value.kind == "mean" and value.network is not None
     }
