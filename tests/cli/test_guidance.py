@@ -20,7 +20,7 @@ from ddil_core.models.system_specs import SystemSpec
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import Strict, validate
 from ddil_eval.experiments.covariate_shift import CovariateShiftConfig
-from ddil_eval.experiments.systems import SystemConfig
+from ddil_eval.experiments.system_configs import SeededSystemConfig
 from tests.pipelines import edited
 
 WRONG = ("nan", "inf", "-inf", "-1", "1e300", "1e999", "1001")
@@ -44,7 +44,7 @@ CONFIGS: dict[str, tuple[type[Strict], dict[str, Any]]] = {
     "pd": (ProgressiveConfig, STAGES),
     "lcm": (ConsistencyConfig, {"updates": 2}),
     "dmd2": (MatchingConfig, {"updates": 2}),
-    "a row": (SystemConfig, {"name": "x", "model": "shapes"}),
+    "a row": (SeededSystemConfig, {"name": "x", "model": "shapes"}),
     "a row of systems.yaml": (SystemSpec, {"title": "x"}),
     "covariate shift": (CovariateShiftConfig, {}),
 }
