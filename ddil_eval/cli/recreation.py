@@ -27,14 +27,13 @@ from ddil_core.support.paths import user_path
 from ddil_core.support.progress import clock_text, progress, warn
 from ddil_core.support.protocol import Strict
 from ddil_core.support.resources import find_protocol
+from ddil_eval.study.workers import ONE_CORE
 
 ALLOWED = ("distill", "eval", "report")
 """The commands that a recreation may run."""
 SEED, OUT = "{training_seed}", "{out}"
 PATIENCE = 120.0
 """Seconds that a command has to save its work when the recreation is stopped."""
-ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Each of several distillations computes on one core. Their threads would wait for each other."""
 
 
 class CommandConfig(Strict):

@@ -113,6 +113,10 @@ def write_card(folder: Path, measured: dict[str, Any], training: dict[str, objec
         "autoencoder round trips": "round_trips",
         **{f"teacher, {steps} {words.solver} steps": f"teacher_{steps}_steps" for steps in (32, 16, 8, 4)},
     }
+    share = measured.get("scorer_caption_preferred")  # where the folder has a scorer
+    scorer_lines = [
+        f"The scorer prefers {share:.1%} of these captions to the same caption with one attribute changed."
+    ] if share is not None else []  # fmt: skip
     lines = [
         f"# {words.title}",
         "",
@@ -132,11 +136,7 @@ def write_card(folder: Path, measured: dict[str, Any], training: dict[str, objec
         "",
         f"Autoencoder round trip: {measured['autoencoder_psnr_db']:.1f} dB. "
         f"Renderer: {measured['rendered_per_second']:,.0f} images a second on one core.",
-        *(
-            f"The scorer prefers {measured[key]:.1%} of these captions to the same caption with one attribute changed."
-            for key in ("scorer_caption_preferred",)
-            if key in measured
-        ),
+        *scorer_lines,
         "",
         "Training: " + "; ".join(f"{key} {value}" for key, value in training.items()) + ".",
         "",
