@@ -93,7 +93,8 @@ def groups(records: Iterable[Record]) -> list[Group]:
     old = [_group_name(record) for record in replaced]
     order = list(_SHARED)
     grouped = [Group(name, rows[0].experiment, tuple(rows), old.count(name)) for name, rows in split.items()]
-    return sorted(grouped, key=lambda group: (order.index(group.experiment), group.name))
+    # by the name without its hash, so that of the same students those with more steps come first
+    return sorted(grouped, key=lambda g: (order.index(g.experiment), g.name[:-9], -len(g.records[0].grid), g.name))
 
 
 def build(records: Iterable[Record]) -> list[Table]:
@@ -127,10 +128,11 @@ def drift_tables(group: Group) -> list[Table]:
 
 
 def _drift_row(record: Record, grouped: bool) -> _Row:
-    t = str(record.cell["t"])
+    t = record.cell["t"]
+    time = t if isinstance(t, str | int | float) else None
     if not grouped:
-        return _Row((t,), f"t = {t}", record)
-    return _Row((_name(record), int(_number(record.cell["training_seeds"])), t), f"{_name(record)}, t = {t}", record)
+        return _Row((time,), f"t = {t}", record)
+    return _Row((_name(record), int(_number(record.cell["training_seeds"])), time), f"{_name(record)}, t = {t}", record)
 
 
 def _falling_time(record: Record) -> float:

@@ -185,7 +185,7 @@ def test_the_ratio_is_that_of_the_disagreements(out: Path, arrays: Arrays) -> No
 
 def test_tables_show_all_transitions(out: Path) -> None:
     found = {table.name: table for table in tables.build(read_records(out))}
-    assert [row[0] for row in found["drift"].rows] == ["999", "749", "500", "250", "all"]
+    assert [row[0] for row in found["drift"].rows] == [999, 749, 500, 250, "all"]
     assert set(found) == {"drift", "drift-ratios", "drift-states", "drift-paths"}
     assert all(not table.missing for table in found.values())
 
@@ -328,7 +328,7 @@ def test_groups_are_compared_seed_by_seed(teacher: Path, student: Path, tmp_path
             )
             assert record.metrics["disagreement_student"].estimate.p_value is not None
     found = {table.name: table for table in tables.build(records)}
-    assert [row[:3] for row in found["drift-group"].rows[:2]] == [("PD", 2, "999"), ("PD", 2, "749")]
+    assert [row[:3] for row in found["drift-group"].rows[:2]] == [("PD", 2, 999), ("PD", 2, 749)]
     assert len(found["drift-group-difference"].rows) == len(found["drift-group-difference-spread"].rows) == 5
 
 
