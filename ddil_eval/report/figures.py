@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ddil_core.support.errors import DdilError
 from ddil_core.support.image_grids import image_grid, save_figure
+from ddil_core.support.text import break_text, one_line
 from ddil_eval.report.records import Record, RecordedEstimate, RecordedMetric
 
 if TYPE_CHECKING:
@@ -106,6 +107,24 @@ def draw_estimates(
         x, [e.value for e in estimates], yerr=bars, color=colour, marker=marker, label=label,
         markersize=5, linewidth=1.4, elinewidth=1.1, capsize=3,
     )  # fmt: skip
+
+
+def legend_below(ax: Axes, place: float, *, columns: int = 1) -> None:
+    """Write the names of curves or points below the axes, in small print.
+
+    Args:
+        ax: The axes.
+        place: The upper end of the legend, as a share of the height of the axes; negative below them.
+        columns: The number of columns.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        names = [break_text(one_line(label), 28) for label in labels]
+        legend = ax.legend(
+            handles, names, frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, place), ncols=columns
+        )
+        for text in legend.get_texts():  # a name is no formula
+            text.set_parse_math(False)
 
 
 def _pure_lines(ax: Axes, records: Sequence[Record], name: str) -> None:

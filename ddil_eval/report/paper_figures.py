@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from ddil_core.support.image_grids import save_figure
 from ddil_eval.report import drift_figure, figures
-from ddil_eval.report.figures import LARGEST, MIXED, TEACHER
+from ddil_eval.report.figures import LARGEST, MIXED, TEACHER, legend_below
 from ddil_eval.report.front import front
 from ddil_eval.report.records import RecordedEstimate
 from ddil_eval.report.rendering import header_text
@@ -57,38 +57,46 @@ def _systems(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
     panels = [] if table is None else _metrics(table)
     if table is None or cost is None or not panels:
         return None
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
     for ax, (place, column) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         points = [
             (str(row[0]), float(nfe), cell)
             for row in table.rows
             if isinstance(cell := row[place], RecordedEstimate) and isinstance(nfe := row[cost], int | float)
         ]
-        leading = front([(nfe, cell) for _, nfe, cell in points], column.direction)
-        costs = sorted({nfe for _, nfe, _ in points})
-        most = max((sum(nfe == cost for _, nfe, _ in points) for cost in costs), default=1)
-        taken = dict.fromkeys(costs, 0)
-        line = []
-        for index, (name, nfe, cell) in enumerate(points):
-            here = sum(other == nfe for _, other, _ in points)
-            x = costs.index(nfe) + (taken[nfe] - (here - 1) / 2) * 0.8 / most
-            taken[nfe] += 1
-            _bar(ax, x, cell, TEACHER if index in leading else _GREY, filled=True)
-            if index in leading:
-                line.append((x, cell.value))
-                above = column.direction == "higher"  # what the front beats lies on its other side
-                ax.annotate(
-                    name, (x, cell.high if above else cell.low), (0, 4 if above else -4), ha="center",
-                    va="bottom" if above else "top", textcoords="offset points", fontsize=7,
-                    parse_math=False, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                )  # fmt: skip
-        ax.plot(*zip(*sorted(line), strict=True), color=TEACHER, linestyle=":", linewidth=1)
-        ax.set_xticks(range(len(costs)), [f"{cost:g}" for cost in costs])
-        ax.set_xlim(-0.6, len(costs) - 0.4)
-        ax.set_xlabel("NFE")
-        ax.margins(y=0.12)
+        _front(ax, points, column)
         _finish(ax, column)
     return save_figure(figure, path, _DPI)
+
+
+def _front(ax: Axes, points: Sequence[tuple[str, float, RecordedEstimate]], column: Column) -> None:
+    """Draw systems (name, NFE, value). Those of the front have numbers, by rising NFE, and their names stand below."""
+    leading = front([(nfe, cell) for _, nfe, cell in points], column.direction)
+    costs = sorted({nfe for _, nfe, _ in points})
+    most = max((sum(nfe == cost for _, nfe, _ in points) for cost in costs), default=1)
+    taken = dict.fromkeys(costs, 0)
+    line = []
+    for index, (name, nfe, cell) in sorted(enumerate(points), key=lambda point: point[1][1]):
+        here = sum(other == nfe for _, other, _ in points)
+        x = costs.index(nfe) + (taken[nfe] - (here - 1) / 2) * 0.8 / most
+        taken[nfe] += 1
+        _bar(ax, x, cell, TEACHER if index in leading else _GREY, filled=True)
+        if index in leading:
+            line.append((x, cell.value))
+            above = column.direction == "higher"  # what the front beats lies on its other side
+            ax.annotate(
+                f"{len(line)}", (x, cell.high if above else cell.low), (0, 4 if above else -4), ha="center",
+                va="bottom" if above else "top", textcoords="offset points", fontsize=8,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            )  # fmt: skip
+            number: dict[str, Any] = {"marker": f"${len(line)}$", "color": "black", "markeredgewidth": 0}
+            ax.plot([], [], " ", label=name, **number)
+    ax.plot(*zip(*line, strict=True), color=TEACHER, linestyle=":", linewidth=1)
+    ax.set_xticks(range(len(costs)), [f"{cost:g}" for cost in costs])
+    ax.set_xlim(-0.6, len(costs) - 0.4)
+    ax.set_xlabel("NFE")
+    ax.margins(y=0.12)
+    legend_below(ax, -0.16, columns=2)
 
 
 def _shift(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
@@ -118,8 +126,7 @@ def _effects(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
 
 
 def _drift(group: Group, tables: dict[str, Table], path: Path) -> Path | None:
-    is_drawn = group.experiment == "drift" and group.of_kind("drift")
-    return drift_figure.draw(group.records, path) if is_drawn else None
+    return drift_figure.draw(group.records, path) if group.experiment == "drift" else None
 
 
 DRAWN: dict[str, Callable[[Group, dict[str, Table], Path], Path | None]] = {

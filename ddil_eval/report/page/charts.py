@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ddil_eval.report.records import Direction, RecordedEstimate
 from ddil_eval.report.rendering import decimals_of, print_cell
 
-Shape = Literal["circle", "square", "diamond"]
+Shape = Literal["circle", "square", "diamond", "triangle-up", "triangle-down"]
 Spec = dict[str, Any]
 
 TEACHER, STUDENT, MIXED = "var(--teacher)", "var(--student)", "var(--mixed)"
@@ -21,14 +21,20 @@ LOOKS: dict[str, tuple[str, Shape]] = {
     "mixed": (MIXED, "square"),
     "teacher": (TEACHER, "circle"),
     "student": (STUDENT, "diamond"),
+    "fourth": ("var(--fourth)", "triangle-up"),
+    "fifth": ("var(--fifth)", "triangle-down"),
 }
-"""The colour and the mark of each actor's curves."""
+"""The colour and the mark of each look of a curve: of an actor, or of one curve among others."""
 ACCENT, MUTED = "var(--accent)", "var(--muted)"
 _ARROWS = {"lower": "↓ lower is better", "higher": "↑ higher is better", None: ""}
 _LONG = 22
 """The longest name of a row, in characters, that stays on one line; a longer "A − B" breaks after the sign."""
+_LONGEST = 24
+"""The most characters that a line of a broken name shows."""
 _HALO: tuple[Spec, Spec] = ({"stroke": "var(--paper)", "strokeWidth": 4}, {"color": "currentColor"})
 """Text is drawn twice: first its outline in the colour of the page, so that no line runs through it."""
+_APART = 6
+"""The least distance of two labels of an axis, in pixels; labels that are nearer are left out."""
 _FONT = "system-ui, sans-serif"
 _CONFIG: Spec = {
     "background": None,
@@ -37,7 +43,7 @@ _CONFIG: Spec = {
     "axis": {
         "labelColor": "currentColor", "titleColor": "currentColor", "gridColor": "var(--grid)",
         "domainColor": "var(--line)", "tickColor": "var(--line)", "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "labelLimit": 170,
+        "titleFontWeight": "normal", "labelLimit": 176,
     },
     "axisX": {"grid": False},
     "text": {"fontSize": 12, "font": _FONT},
@@ -72,6 +78,7 @@ class Chart:
         header: The header of the table with the same numbers.
         rows: The rows of that table.
         legend: For each curve: its label, the name of its colour, and its look.
+        numbered: The names of the points that have a number in the chart, from 1.
         note: What this chart alone shows, in a sentence.
     """
 
@@ -81,6 +88,7 @@ class Chart:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     legend: tuple[tuple[str, str, str], ...] = ()
+    numbered: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -111,14 +119,20 @@ def heading(metric: str, direction: Direction | None) -> str:
 
 
 def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point], text: str) -> Chart:
-    """Draw quality against cost. Points of one cost stand side by side; marked points form the front."""
+    """Draw quality against cost. Points of one cost stand side by side; marked points form the front.
+
+    Points of the front have numbers, by rising cost. Names would overlap one another and the edge of a narrow chart.
+    """
     costs = sorted({float(point.x) for point in points})
     most = max(sum(float(point.x) == cost for point in points) for cost in costs)
     taken = {cost: (most - sum(float(point.x) == cost for point in points)) // 2 for cost in costs}
+    leading = sorted((point for point in points if point.marked), key=lambda point: float(point.x))
+    numbers = {id(point): f"{number}" for number, point in enumerate(leading, start=1)}
     values = []
     for point, shown in _shown(points):
         cost = float(point.x)
-        values.append(_value(point, shown) | {"x": f"{cost:g}", "cost": cost, "slot": taken[cost]})
+        placed = {"x": f"{cost:g}", "cost": cost, "slot": taken[cost], "number": numbers.get(id(point), "")}
+        values.append(_value(point, shown) | placed)
         taken[cost] += 1
     x: Spec = {
         "x": {"field": "x", "type": "ordinal", "sort": [f"{cost:g}" for cost in costs], "title": "NFE",
@@ -127,10 +141,10 @@ def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point]
     }  # fmt: skip
     colour = {"color": {"condition": {"test": "datum.marked", "value": ACCENT}, "value": MUTED}}
     front = [{"filter": "datum.marked"}]
-    # what the front beats lies on its other side, so that a name there hides nothing
-    end, shift, baseline = ("high", -8, "bottom") if direction == "higher" else ("low", 8, "top")
-    label: Spec = {"y": _quantity(end), "text": {"field": "name"}}
-    named: Spec = {"type": "text", "dy": shift, "baseline": baseline, "fontWeight": 600, "limit": 120, "aria": False}
+    # what the front beats lies on its other side, so that a number there hides nothing
+    end, shift, baseline = ("high", -6, "bottom") if direction == "higher" else ("low", 6, "top")
+    label: Spec = {"y": _quantity(end), "text": {"field": "number"}}
+    numbered: Spec = {"type": "text", "dy": shift, "baseline": baseline, "fontWeight": 600, "aria": False}
     room = {"zero": False, "padding": 24}
     layers: list[Spec] = [
         {
@@ -143,10 +157,12 @@ def cost_chart(metric: str, direction: Direction | None, points: Sequence[Point]
             "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
             "encoding": x | colour | {"y": _quantity("value")} | _hover(("name", "System"), ("x", "NFE")),
         },
-        *({"mark": named | look, "transform": front, "encoding": x | label} for look in _HALO),
+        *({"mark": numbered | look, "transform": front, "encoding": x | label} for look in _HALO),
     ]
-    rows = [(p.name, f"{float(p.x):g}", s, "yes" if p.marked else "") for p, s in _shown(points)]
-    return _chart(metric, direction, text, values, layers, 240, ("System", "NFE", metric, "On the front"), rows)
+    rows = [(p.name, f"{float(p.x):g}", s, numbers.get(id(p), "")) for p, s in _shown(points)]
+    header = ("System", "NFE", metric, "Number on the front")
+    chart = _chart(metric, direction, text, values, layers, 240, header, rows)
+    return replace(chart, numbered=tuple(point.name for point in leading))
 
 
 def forest_chart(
@@ -162,7 +178,7 @@ def forest_chart(
         header: What the rows are, such as "System".
         zero: Draw a line at 0, for differences.
     """
-    parts = [f"truncate(split(datum.label, ' − ')[{part}], {_LONG})" for part in (0, 1)]
+    parts = [f"truncate(split(datum.label, ' − ')[{part}], {_LONGEST})" for part in (0, 1)]
     two_lines = f"length(datum.label) > {_LONG} && indexof(datum.label, ' − ') > 0"
     breaks = f"{two_lines} ? [{parts[0]} + ' −', {parts[1]}] : datum.label"
     names = {
@@ -170,12 +186,9 @@ def forest_chart(
         "labelOffset": {"condition": {"test": two_lines, "value": -6}, "value": 0},
     }  # fmt: skip
     y = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": names}}
-    x = {"x": _quantity("value") | {"axis": {"tickCount": 4, "labelOverlap": "greedy"}}}
-    layers: list[Spec] = []
-    if zero:
-        rule = {"type": "rule", "color": "var(--line)", "strokeWidth": 1.5, "aria": False}
-        layers.append({"mark": rule, "encoding": {"x": {"datum": 0, "type": "quantitative"}}})
-    layers += [
+    x = {"x": _quantity("value") | {"axis": {"tickCount": 4, "labelOverlap": "parity", "labelSeparation": _APART}}}
+    layers: list[Spec] = [
+        *([_line("x", 0)] if zero else []),
         {"mark": {"type": "rule", "strokeWidth": 2, "color": ACCENT, "aria": False}, "encoding": y | _interval("x")},
         {
             "mark": {"type": "point", "size": 70, "opacity": 1, "stroke": ACCENT, "strokeWidth": 2},
@@ -193,9 +206,45 @@ def forest_chart(
 
 
 def curve_chart(
-    metric: str, direction: Direction | None, curves: Sequence[Curve], axis: Axis, text: str, note: str = ""
-) -> Chart:
-    """Draw curves with bands of their intervals. A level is a horizontal line with a band."""
+    metric: str, direction: Direction | None, curves: Sequence[Curve], axis: Axis, text: str, note: str = "", *,
+    line: float | None = None,
+) -> Chart:  # fmt: skip
+    """Draw curves with bands of their intervals. A level is a horizontal line with a band.
+
+    Args:
+        metric: The metric.
+        direction: Which values are better.
+        curves: The curves.
+        axis: The horizontal axis.
+        text: What charts of this kind show.
+        note: What this chart alone shows.
+        line: A value at which a line is drawn.
+    """
+    places = list(axis.places)
+    everything = [point for curve in curves for point in curve.points]
+    shown = dict(zip(map(id, everything), (text for _, text in _shown(everything)), strict=True))
+    values, rows = list[Spec](), list[tuple[str, ...]]()
+    for curve in curves:
+        for point in curve.points:
+            at = places if curve.level else [point.x]
+            values += [
+                _value(point, shown[id(point)])
+                | {"name": curve.label, "x": x, "level": curve.level, "shape": curve.shape}
+                for x in at
+            ]
+            rows.append((curve.label, "everywhere" if curve.level else f"{point.x}", shown[id(point)]))
+    layers = _curve_layers(curves, axis)
+    if line is not None:
+        layers.insert(0, _line("y", line))
+    legend = tuple(
+        (c.label, c.colour.removeprefix("var(--").rstrip(")"), "level" if c.level else c.shape) for c in curves
+    )
+    chart = _chart(metric, direction, text, values, layers, 230, ("Curve", axis.title, metric), rows)
+    return replace(chart, legend=legend, note=note)
+
+
+def _curve_layers(curves: Sequence[Curve], axis: Axis) -> list[Spec]:
+    """Return the bands, lines and points of curves."""
     colour = {
         "field": "name", "type": "nominal", "sort": None,
         "scale": {"domain": [c.label for c in curves], "range": [c.colour for c in curves]},
@@ -207,21 +256,10 @@ def curve_chart(
         place |= {"axis": {"values": places}, "scale": {"zero": False, "nice": False, "reverse": axis.falling,
                                                         "padding": 12}}  # fmt: skip
     else:
-        place |= {"sort": places, "axis": {"labelAngle": 0}, "scale": {"type": "point", "padding": 0.25}}
-    values, rows, layers = list[Spec](), list[tuple[str, ...]](), list[Spec]()
-    everything = [point for curve in curves for point in curve.points]
-    shown = dict(zip(map(id, everything), (text for _, text in _shown(everything)), strict=True))
-    for curve in curves:
-        for point in curve.points:
-            at = places if curve.level else [point.x]
-            values += [
-                _value(point, shown[id(point)])
-                | {"name": curve.label, "x": x, "level": curve.level, "shape": curve.shape}
-                for x in at
-            ]
-            rows.append((curve.label, "everywhere" if curve.level else f"{point.x}", shown[id(point)]))
+        shown = {"labelAngle": 0, "labelOverlap": "greedy", "labelSeparation": _APART}
+        place |= {"sort": places, "axis": shown, "scale": {"type": "point", "padding": 0.25}}
     base = {"x": place, "color": colour}
-    layers = [
+    return [
         *(
             {
                 "mark": {"type": "area", "opacity": opacity, "aria": False},
@@ -246,11 +284,12 @@ def curve_chart(
             | _hover(("name", "Curve"), ("x", axis.title)),
         },
     ]  # fmt: skip
-    legend = tuple(
-        (c.label, c.colour.removeprefix("var(--").rstrip(")"), "level" if c.level else c.shape) for c in curves
-    )
-    chart = _chart(metric, direction, text, values, layers, 230, ("Curve", axis.title, metric), rows)
-    return replace(chart, legend=legend, note=note)
+
+
+def _line(axis: Literal["x", "y"], value: float) -> Spec:
+    """Return a line across the chart at a value of an axis."""
+    rule = {"type": "rule", "color": "var(--line)", "strokeWidth": 1.5, "aria": False}
+    return {"mark": rule, "encoding": {axis: {"datum": value, "type": "quantitative"}}}
 
 
 def _chart(

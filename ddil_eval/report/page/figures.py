@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ddil_eval.report.drift_panels import PANELS
+from ddil_eval.report.drift_panels import filled_panels
 from ddil_eval.report.front import front
 from ddil_eval.report.page.charts import (
     LOOKS,
@@ -18,9 +18,9 @@ from ddil_eval.report.page.charts import (
     curve_chart,
     forest_chart,
 )
-from ddil_eval.report.page.findings import MOST_METRICS, row_name
+from ddil_eval.report.page.findings import group_name, place_name, row_name, told
 from ddil_eval.report.records import RecordedEstimate
-from ddil_eval.report.table_type import Column, Table
+from ddil_eval.report.table_type import Table
 
 Tables = Mapping[str, Table]
 """The tables of one group by name."""
@@ -36,7 +36,7 @@ def quality_and_cost(tables: Tables) -> list[Chart]:
     """Return a chart of each metric against the NFE."""
     charts = []
     for table in _present(tables, "systems", "table5"):
-        for place, column in _metrics(table) if _has(table, "nfe") else []:
+        for place, column in told(table) if _has(table, "nfe") else []:
             costs = {r: row[_place(table, "nfe")] for r, row in enumerate(table.rows)}
             priced = [
                 replace(point, x=float(cost))
@@ -55,7 +55,9 @@ def differences(tables: Tables) -> list[Chart]:
     charts = []
     for name, header in DIFFERENCES.items():
         for table in _present(tables, name):
-            charts += _forests(table, header, f"{table.title}. {TESTED}", zero=True)
+            for group in dict.fromkeys(group_name(table, r) for r in range(len(table.rows))):
+                title = f"{table.title}, {group}" if group else table.title
+                charts += _forests(table, header, f"{title}. {TESTED}", group=group, zero=True)
     return charts
 
 
@@ -73,7 +75,7 @@ def shift_curves(tables: Tables) -> list[Chart]:
     """Return each metric against p_teacher, then each against switch_t, with the pure runs as levels."""
     charts = []
     for (title, falling), drawn in SHIFT.items():
-        columns = {column.key: column for name, *_ in drawn if name in tables for _, column in _metrics(tables[name])}
+        columns = {column.key: column for name, *_ in drawn if name in tables for _, column in told(tables[name])}
         for metric, column in columns.items():
             curves = [curve for name, *look in drawn for curve in _curve(tables, name, metric, *look)]
             if curves:
@@ -85,29 +87,23 @@ def shift_curves(tables: Tables) -> list[Chart]:
 
 
 def drift_curves(tables: Tables) -> list[Chart]:
-    """Return the curves of the drift experiment by transition; sampling runs to the right."""
+    """Return the curves of a student or of groups of students by transition; sampling runs to the right."""
     charts = []
-    for panel in PANELS:
-        for table in _present(tables, panel.table):
-            columns = {column.key: place for place, column in enumerate(table.columns)}
-            times = [str(row[0]) for row in table.rows if row[0] != "all"]
-            drawn = [
-                Curve(
-                    c.label, colour, [p for p in _points(table, columns[c.metric]).values() if p.name != "all"], shape
-                )
-                for c, (colour, shape) in ((curve, LOOKS[curve.actor]) for curve in panel.curves)
-                if c.metric in columns
-            ]
-            drawn = [curve for curve in drawn if curve.points]
-            if drawn:
-                axis = Axis("t (sampling runs to the right)", times)
-                charts.append(curve_chart(panel.title, None, drawn, axis, TRANSITIONS, panel.note))
+    for filled in filled_panels(record for table in tables.values() for record in table.records if record is not None):
+        panel, drawn = filled.panel, list[Curve]()
+        for curve, estimates in filled.curves:
+            colour, shape = LOOKS[curve.look]
+            points = [Point(curve.label, filled.times[place], estimate) for place, estimate in estimates]
+            drawn.append(Curve(curve.label, colour, points, shape))
+        axis = Axis("t (sampling runs to the right)", filled.times)
+        charts.append(curve_chart(panel.title, None, drawn, axis, TRANSITIONS, panel.note, line=panel.level))
     return charts
 
 
 COST = (
     "Each point is a system, with its 95 % interval, over the mean number of network evaluations for an image (NFE). "
-    "The dashed line joins the systems that no other system beats at the same or a lower NFE; the others are grey."
+    "The dashed line joins the systems that no other system beats at the same or a lower NFE. They have numbers, and "
+    "their names stand below the chart; the others are grey."
 )
 ROWS = "Points with 95 % intervals. A filled point is the best value, significantly better than the second best."
 TESTED = "Points with 95 % intervals. A filled point is significant after Holm's correction."
@@ -126,9 +122,9 @@ DIFFERENCES = {
     "inverter-differences": "Difference",
     "main-effects": "Transition",
     "interactions": "Transitions",
-    "drift-ratios": "t",
-    "drift-difference": "t",
-    "drift-group-difference": "Groups",
+    "drift-ratios": "Transition",
+    "drift-difference": "Transition",
+    "drift-group-difference": "Transition",
 }
 """The tables of differences and effects, each with the header of its rows."""
 
@@ -136,7 +132,7 @@ FIGURES: tuple[tuple[tuple[str, ...], Callable[[Tables], list[Chart]]], ...] = (
     (("systems", "table5"), quality_and_cost),
     (("systems", "table5", "inverters"), rows),
     (("table2", "table3", "table4"), shift_curves),
-    (("drift", "drift-states", "drift-paths"), drift_curves),
+    (("drift", "drift-states", "drift-paths", "drift-group"), drift_curves),
     (tuple(DIFFERENCES), differences),
     (("strings",), strings),
 )
@@ -155,11 +151,6 @@ def _place(table: Table, key: str) -> int:
     return next(place for place, column in enumerate(table.columns) if column.key == key)
 
 
-def _metrics(table: Table) -> list[tuple[int, Column]]:
-    """Return the first columns of metrics, by place."""
-    return [(place, column) for place, column in enumerate(table.columns) if column.interval][:MOST_METRICS]
-
-
 def _points(table: Table, place: int) -> dict[int, Point]:
     """Return the estimates of a column by row. Rows are named; equal names are told apart."""
     names, points = list[str](), dict[int, Point]()
@@ -174,10 +165,15 @@ def _points(table: Table, place: int) -> dict[int, Point]:
     return points
 
 
-def _forests(table: Table, header: str, text: str, *, zero: bool = False) -> list[Chart]:
+def _forests(table: Table, header: str, text: str, *, group: str = "", zero: bool = False) -> list[Chart]:
+    """Return a chart of each metric for the rows of a group, which are named without it."""
     charts = []
-    for place, column in _metrics(table):
-        points = list(_points(table, place).values())
+    for place, column in told(table):
+        points = [
+            replace(point, name=place_name(table, r)) if group else point
+            for r, point in _points(table, place).items()
+            if group_name(table, r) == group
+        ]
         if points:
             charts.append(forest_chart(column.header, column.direction, points, text, header, zero=zero))
     return charts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from ddil_core.support.text import listed
 from ddil_eval.report.comparisons import is_sound
 from ddil_eval.report.records import RecordedEstimate
 from ddil_eval.report.rendering import decimals_of, print_cell
@@ -11,32 +13,43 @@ from ddil_eval.report.table_type import Column, Table
 
 MOST_METRICS = 4
 """The most metrics of a table that sentences and charts tell of; its other columns stand in the table."""
+_FIRST = ("log_shift_ratio", "disagreement_student", "disagreement_data", "log_rollout_ratio")
+"""The metrics that they tell of first. The others have the order of the table."""
 TESTED = {
-    "differences": "paired difference",
-    "inverter-differences": "difference of inverters",
-    "main-effects": "main effect",
-    "interactions": "interaction",
-    "drift-ratios": "ratio",
-    "drift-states": "distance of states",
-    "drift-difference": "difference of students",
-    "drift-group-difference": "difference of groups",
+    "differences": "paired differences",
+    "inverter-differences": "differences of inverters",
+    "main-effects": "main effects",
+    "interactions": "interactions",
+    "drift-ratios": "ratios",
+    "drift-states": "distances of states",
+    "drift-difference": "differences of students",
+    "drift-group-difference": "differences of groups",
 }
-"""The tables with tests, and what one row is."""
+"""The tables with tests, and what their rows are."""
 
 
 def headline(tables: Mapping[str, Table]) -> list[str]:
-    """Return the sentences that matter most about a group of tables: its best system, and how many tests count."""
+    """Return the sentences that matter most about a group of tables: what was found, and how many tests count."""
     sentences = [best_sentence(tables[name]) for name in ("systems", "table5") if name in tables]
     sentences += [
-        count_sentence(tables[name], what)
-        for name, what in TESTED.items()
-        if name in tables and name in ("differences", "main-effects", "drift-ratios")
+        count_sentence(tables[name], TESTED[name])
+        for name in ("differences", "main-effects", "drift-ratios")
+        if name in tables
     ]
     if "main-effects" in tables:
         sentences.append(effect_sentence(tables["main-effects"]))
-    if "drift" in tables:
-        sentences.append(drift_sentence(tables["drift"]))
+    sentences += [drift_sentence(tables[name]) for name in ("drift", "drift-group") if name in tables]
+    for name in ("drift-difference", "drift-group-difference"):
+        if name in tables:
+            sentences += [*change_sentences(tables[name]), count_sentence(tables[name], TESTED[name])]
     return [sentence for sentence in sentences if sentence]
+
+
+def told(table: Table) -> list[tuple[int, Column]]:
+    """Return the columns of metrics that sentences and charts tell of, each with its place in the table."""
+    metrics = [(place, column) for place, column in enumerate(table.columns) if column.interval]
+    metrics.sort(key=lambda metric: _FIRST.index(metric[1].key) if metric[1].key in _FIRST else len(_FIRST))
+    return metrics[:MOST_METRICS]
 
 
 DIVERSITY = ("lpips_", "vendi_")
@@ -79,7 +92,7 @@ def count_sentence(table: Table, what: str) -> str:
     tests = len(table.corrected)
     if not tests:
         return ""
-    noun = f"test of a {what}" if tests == 1 else f"tests of {what}s"
+    noun = f"test{'' if tests == 1 else 's'} of {what}"
     verdicts = [verdict(table.rows[r][c], table.columns[c]) for r, c in table.significant]
     better, worse = verdicts.count("better"), verdicts.count("worse")
     verb = "is" if len(verdicts) == 1 else "are"
@@ -105,20 +118,64 @@ def effect_sentence(table: Table) -> str:
 
 
 def drift_sentence(table: Table) -> str:
-    """Say the covariate-shift ratio over all transitions."""
-    for place, column in enumerate(table.columns):
-        for row in table.rows:
-            cell = row[place]
-            if column.key == "shift_ratio" and row[0] == "all" and isinstance(cell, RecordedEstimate):
-                shown = " ".join(print_cell(cell, decimals_of([cell]))[:2])
-                return f"Over all transitions, the covariate-shift ratio is {shown}; 1 is no covariate shift."
-    return ""
+    """Say the covariate-shift ratio over all transitions: of the student, or of each group of students."""
+    ratios = _over_all(table, "shift_ratio")
+    digits = decimals_of(list(ratios.values()))
+    parts = list[str]()
+    for r, ratio in ratios.items():
+        of = f" of {group}" if (group := group_name(table, r)) else ""
+        parts.append(
+            f"{'that' if parts else 'the covariate-shift ratio'}{of} is {' '.join(print_cell(ratio, digits)[:2])}"
+        )
+    return f"Over all transitions, {listed(parts, 'and')}; 1 is no covariate shift." if parts else ""
+
+
+def change_sentences(table: Table) -> list[str]:
+    """Say for each difference by how much it changes the covariate-shift ratio over all transitions, in per cent."""
+    sentences = []
+    for r, cell in _over_all(table, "log_shift_ratio").items():
+        if max(abs(cell.low), abs(cell.high)) > _LARGEST_LOGARITHM:
+            continue
+        low, value, high = (100 * math.expm1(number) for number in (cell.low, cell.value, cell.high))
+        change = RecordedEstimate(value=value, low=low, high=high, n=cell.n, p_value=cell.p_value)
+        number, interval, *p_value = print_cell(change, max(1, decimals_of([change])))
+        text = ", ".join([f"{number} % {interval}".replace("-", "−"), *p_value])
+        of = group_name(table, r) or "The first student less the second"
+        sentences.append(f"{of}: the ratio changes by {'+' if value > 0 else ''}{text}.")
+    return sentences
+
+
+_LARGEST_LOGARITHM = 100
+"""The largest logarithm of a ratio that a sentence shows in per cent."""
+
+
+def _over_all(table: Table, metric: str) -> dict[int, RecordedEstimate]:
+    """Return the estimates of a metric over all transitions, by row."""
+    places = {column.key: place for place, column in enumerate(table.columns)}
+    if not {"t", metric} <= places.keys():
+        return {}
+    rows = {r: row[places[metric]] for r, row in enumerate(table.rows) if row[places["t"]] == "all"}
+    return {r: cell for r, cell in rows.items() if isinstance(cell, RecordedEstimate)}
 
 
 def in_words(table: Table) -> list[str]:
-    """Say for each row of a table with tests which metrics change significantly, and which do not."""
-    sentences = []
-    metrics = [(place, column) for place, column in enumerate(table.columns) if column.tested][:MOST_METRICS]
+    """Say for each row of a table with tests which metrics change significantly, and which do not.
+
+    Transitions of which the same is said share a sentence.
+    """
+    said = _said(table)
+    if _time_place(table) is None:
+        return [f"{row_name(table, r)}: {text}." for r, text in said.items()]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for r, text in said.items():
+        alike.setdefault((group_name(table, r), text), []).append(place_name(table, r))
+    return [f"{', '.join(filter(None, [group, *places]))}: {text}." for (group, text), places in alike.items()]
+
+
+def _said(table: Table) -> dict[int, str]:
+    """Return what is said of each row of a table with tests."""
+    said = {}
+    metrics = [(place, column) for place, column in told(table) if column.tested]
     digits = {place: decimals_of([row[place] for row in table.rows]) for place, _ in metrics}
     for r, row in enumerate(table.rows):
         changes, rest = [], []
@@ -132,8 +189,8 @@ def in_words(table: Table) -> list[str]:
                 rest.append(column.header)
         if changes or rest:
             none = f"no significant change of {', '.join(rest)}" if rest else ""
-            sentences.append(f"{row_name(table, r)}: {'; '.join([*changes, *([none] if none else [])])}.")
-    return sentences
+            said[r] = "; ".join([*changes, *([none] if none else [])])
+    return said
 
 
 def verdict(cell: object, column: Column) -> str:
@@ -145,10 +202,26 @@ def verdict(cell: object, column: Column) -> str:
 
 
 def row_name(table: Table, row: int) -> str:
-    """Return the name of a row: its first cell and, where the time stands in another column, the time."""
-    first = str(table.rows[row][0])
-    times = [place for place, column in enumerate(table.columns) if column.key == "t" and place > 0]
-    return f"{first}, t = {table.rows[row][times[0]]}" if times else first
+    """Return the name of a row: its first cell, its time, or both."""
+    return ", ".join(name for name in (group_name(table, row), place_name(table, row)) if name)
+
+
+def group_name(table: Table, row: int) -> str:
+    """Return the first cell of a row where the time stands in another one, else an empty text."""
+    return str(table.rows[row][0]) if _time_place(table) else ""
+
+
+def place_name(table: Table, row: int) -> str:
+    """Return the time of a row in words, or its first cell where the table has no times."""
+    place = _time_place(table)
+    cell = table.rows[row][place or 0]
+    if place is None:
+        return str(cell)
+    return "all transitions" if cell == "all" else f"t = {print_cell(cell, 0)[0]}"
+
+
+def _time_place(table: Table) -> int | None:
+    return next((place for place, column in enumerate(table.columns) if column.key == "t"), None)
 
 
 def _shown(difference: RecordedEstimate, digits: int) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from ddil_eval.report.page.figures import charts_of, quality_and_cost
 from ddil_eval.report.page.findings import TESTED, headline, in_words
 from ddil_eval.report.page.galleries import Gallery, galleries
 from ddil_eval.report.page.missing import gaps
+from ddil_eval.report.page.titles import titles
 from ddil_eval.report.page.views import ProtocolView, view_records, view_table
 from ddil_eval.report.records import Record
 from ddil_eval.report.strips import FOLDER, INDEX
@@ -50,6 +51,11 @@ class Results:
         return groups(self.records)
 
     @cached_property
+    def titles(self) -> dict[str, str]:
+        """The title of each group by its name."""
+        return titles(self.groups)
+
+    @cached_property
     def galleries(self) -> list[Gallery]:
         """The pictures; their columns have the order of the rows of tables."""
         order = [str(row[0]) for table in self.tables for row in table.rows if table.name in ("systems", "table5")]
@@ -60,28 +66,11 @@ class Results:
         return {table.name: table for table in self.tables if table.group == group.name}
 
 
-_TITLES = {
-    "systems": "Systems",
-    "covariate-shift": "Covariate shift",
-    "drift": "Drift",
-    "prompt-inversion": "Prompt inversion",
-}
-"""The titles of the experiments."""
-
-
-def title_of(group: Group) -> str:
-    """Return the title of a group: its experiment, and the student of an analysis."""
-    first = group.records[0]
-    title = _TITLES.get(group.experiment, group.experiment.replace("-", " ").capitalize())
-    if first.protocol.get("experiment") == "score":
-        title = "Folders of images"
-    student = first.systems.get("student") if group.experiment in ("covariate-shift", "drift") else None
-    return title if student is None else f"{title} of {PurePath(student.reference).name}"
-
-
 def overview(results: Results) -> list[Section]:
     """Return the sentences that matter, by group, and the quality against the cost of the first group's systems."""
-    findings = [(title_of(group), f"g-{group.name}", headline(results.tables_of(group))) for group in results.groups]
+    findings = [
+        (results.titles[group.name], f"g-{group.name}", headline(results.tables_of(group))) for group in results.groups
+    ]
     charts = quality_and_cost(results.tables_of(results.groups[0])) if results.groups else []
     return [Section("overview", "Overview", "overview", {"findings": findings, "charts": charts})]
 
@@ -98,7 +87,7 @@ def measurements(results: Results) -> list[Section]:
         ]
         charts = charts_of(tables, without=quality_and_cost if place == 0 else None)  # the overview has these
         content = {"charts": charts, "words": words, "tables": [view_table(t) for t in tables.values()]}
-        sections.append(Section(f"g-{group.name}", title_of(group), "measurement", content))
+        sections.append(Section(f"g-{group.name}", results.titles[group.name], "measurement", content))
     return sections
 
 
@@ -120,7 +109,7 @@ def missing(results: Results) -> list[Section]:
 def origins(results: Results) -> list[Section]:
     """Return every record with its settings, and the protocols."""
     protocols: dict[str, ProtocolView] = {}
-    grouped = [(title_of(group), view_records(group.records, protocols)) for group in results.groups]
+    grouped = [(results.titles[group.name], view_records(group.records, protocols)) for group in results.groups]
     content = {"groups": grouped, "protocols": list(protocols.values())}
     return [Section("records", "Records", "records", content)]
 

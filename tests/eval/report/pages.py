@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ddil_eval.report.records import Record, RecordedMetric, save_record
+from ddil_eval.report.records import Record, RecordedMetric, RecordedModel, save_record
 from ddil_eval.report.strips import write_strips
 from tests.records import measured, p_teacher, record, system
 
@@ -24,7 +26,7 @@ SCORES = {"PD": (0.9, 0.2, 0.8), "LCM": (0.8, 0.95, 0.1)}
 
 def everything(folder: Path) -> Path:
     """Fill a folder with records of every experiment, strips, kept images and their features."""
-    for kept in (*_systems(), *_shift(), *_drift()):
+    for kept in (*_systems(), *_shift(), *_drift(), *drift_of_groups(["PD", HOSTILE])):
         save_record(kept, folder)
     images = np.arange(3 * 2 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 2, 8, 8, 3)
     write_strips(images, ["1", HOSTILE, "3"], CAPTIONS, ["student alone", HOSTILE], folder, "figure2")
@@ -82,6 +84,34 @@ def _drift() -> list[Record]:
         )
         for kind, metrics in names.items()
         for t in (999, 749, 500, 250, *(["all"] if kind in ("drift", "drift-ratios") else []))
+    ]
+
+
+def drift_of_groups(names: Sequence[str], grid: Sequence[float] = (999, 749.5, 500, 250)) -> list[Record]:
+    """The records of groups of three students, and of the second group less the first.
+
+    The shift ratio of group k is 1.1 + k / 10 at each time, and it falls by a fifth from the first to the second.
+    """
+    roles = {
+        f"{name} {n}": RecordedModel(reference=f"runs/{name}/{n}", weights_sha256=None)
+        for name in names
+        for n in (1, 2, 3)
+    }
+    values: list[tuple[str, str, dict[str, RecordedMetric]]] = []
+    for k, name in enumerate(names):
+        own = {"disagreement_data": measured(0.5, 0.05, "lower"), "shift_ratio": measured(1.1 + k / 10, 0.05, "lower")}
+        values.append(("drift-group", name, own | {"disagreement_student": measured(0.6, 0.05, "lower")}))
+    changed = {name: measured(-0.05, 0.1, "lower") for name in ("disagreement_data", "disagreement_teacher")}
+    changed |= {
+        "log_rollout_ratio": measured(-0.1, 0.3, "lower"),
+        "log_shift_ratio": measured(math.log(0.8), 0.2, "lower"),
+    }
+    values.append(("drift-group-difference", " − ".join(names[1::-1]), changed))
+    alike: dict[str, Any] = {"experiment": "drift", "systems": roles, "grid": list(grid)}
+    return [
+        record({"kind": kind, "name": name, "t": t, "training_seeds": 3}, metrics=metrics, **alike)
+        for kind, name, metrics in values
+        for t in (*grid, "all")
     ]
 
 

@@ -13,12 +13,14 @@ from PIL import Image
 
 from ddil_eval.report import tables
 from ddil_eval.report.front import front
-from ddil_eval.report.page.findings import best_sentence, in_words
+from ddil_eval.report.page.figures import charts_of, quality_and_cost
+from ddil_eval.report.page.findings import best_sentence, headline, in_words
 from ddil_eval.report.page.galleries import galleries
+from ddil_eval.report.page.titles import titles
 from ddil_eval.report.page.write import write_page
-from ddil_eval.report.records import Direction, RecordedEstimate, read_records, save_record
+from ddil_eval.report.records import Direction, RecordedEstimate, RecordedModel, read_records, save_record
 from ddil_eval.report.strips import FOLDER, INDEX, read_strips, write_strips
-from tests.eval.report.pages import CAPTIONS, HOSTILE, everything
+from tests.eval.report.pages import CAPTIONS, HOSTILE, drift_of_groups, everything
 from tests.records import measured, record, system
 
 
@@ -52,6 +54,8 @@ def test_the_page_is_one_file_in_which_each_link_leads_somewhere(tmp_path: Path)
     page = page_of(tmp_path / "results", tmp_path / "page.html")
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
+    names = re.findall(r"<h2[^>]*>(.+?)</h2>", (tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert len(names) == len(set(names)) > 5
     links = page.attributes("href")
     assert {link for link in links if link.startswith("#r-")} and {link.removeprefix("#") for link in links} <= set(ids)
     assert all(source.startswith("data:image/webp;base64,") for source in page.attributes("src"))
@@ -141,6 +145,97 @@ def test_sentences_are_filled_from_the_records() -> None:
     ]
     table = next(table for table in tables.build(effects) if table.name == "main-effects")
     assert in_words(table) == ["999→749: better fd (−3.00 [−3.50, −2.50]).", "749→500: no significant change of fd."]
+
+
+def test_groups_of_students_are_told_of(tmp_path: Path) -> None:
+    """The titles name the groups and their steps; the sentences have the ratios, their change and the tests."""
+    records = drift_of_groups(["PD", "DDIL"]) + drift_of_groups(["PD", "DDIL"], [999])
+    built = tables.build(records)
+    longer, shorter = tables.groups(records)
+    assert titles([longer, shorter]) == {
+        longer.name: "Drift of DDIL and PD, 4 steps",
+        shorter.name: "Drift of DDIL and PD, 1 step",
+    }
+    own = {table.name: table for table in built if table.group == longer.name}
+    assert headline(own) == [
+        "Over all transitions, the covariate-shift ratio of DDIL is 1.200 [1.150, 1.250] and that of PD is "
+        "1.100 [1.050, 1.150]; 1 is no covariate shift.",
+        "DDIL − PD: the ratio changes by −20.0 % [−34.5, −2.3].",
+        "0 of 20 tests of differences of groups are significant after Holm's correction.",
+    ]
+    assert in_words(own["drift-group-difference"]) == [
+        "DDIL − PD, t = 999, t = 749.5, t = 500, t = 250, all transitions: no significant change of log_shift_ratio, "
+        "disagreement_data, log_rollout_ratio, disagreement_teacher."
+    ]
+    ratio, disagreement, *forests = charts_of(own)
+    assert [label for label, *_ in ratio.legend] == [label for label, *_ in disagreement.legend] == ["DDIL", "PD"]
+    assert [chart.title.split()[0] for chart in forests] == [
+        "log_shift_ratio", "disagreement_data", "log_rollout_ratio", "disagreement_teacher",
+    ]  # fmt: skip
+    assert [row[0] for row in forests[0].rows] == ["t = 999", "t = 749.5", "t = 500", "t = 250", "all transitions"]
+    assert forests[0].text.startswith("Drift: two groups, DDIL − PD. ")
+
+
+def test_a_title_says_what_tells_its_group_apart() -> None:
+    """Two analyses of one student, students of one name, more groups than a title holds, and rows of two worlds."""
+    drift = {"kind": "drift", "t": 999}
+    asked = [{"num_prompts": 256, "teacher_steps": steps} for steps in (16, 32)]
+    found = [record(drift, experiment="drift", protocol=one, protocol_hash=f"{one}") for one in asked]
+    assert set(titles(tables.groups(found)).values()) == {
+        "Drift of pd_4, teacher steps 16", "Drift of pd_4, teacher steps 32",
+    }  # fmt: skip
+    students = [{"student": RecordedModel(reference=f"{run}/4-steps", weights_sha256=None)} for run in "ab"]
+    found = [record(drift, experiment="drift", systems=one) for one in students]
+    assert set(titles(tables.groups(found)).values()) == {
+        "Drift of 4-steps, student a/4-steps", "Drift of 4-steps, student b/4-steps",
+    }  # fmt: skip
+    (both,) = tables.groups(
+        [record(drift, experiment="drift", systems={"first": students[0]["student"], "second": students[1]["student"]})]
+    )
+    assert titles([both]) == {both.name: "Drift of a/4-steps and b/4-steps"}
+    (many,) = tables.groups(drift_of_groups(["A", "B", "C", "D"]))
+    assert titles([many]) == {many.name: "Drift of 4 groups, 4 steps"}
+    worlds = [system("PD", 4, data={"reference": name, "hash": name}) for name in ("shapes", "coco")]
+    worlds.append(system("PD", 4, data={"reference": "coco", "hash": "other"}))
+    groups = tables.groups(worlds)
+    assert {group.records[0].data["hash"]: titles(groups)[group.name] for group in groups} == {
+        group.records[0].data["hash"]: f"Systems, data {group.records[0].data['reference']}, folder {group.name}"
+        for group in groups
+    }
+
+
+def test_two_students_are_told_of() -> None:
+    """Without a ratio over all transitions, and with one that is too large to say, the tests alone are counted."""
+    kind = {"kind": "drift-difference"}
+    change = {"log_shift_ratio": measured(0.5, 0.1, "lower")}
+    vast = {"log_shift_ratio": measured(200, 0.1, "lower")}
+    for cell, metrics, said in (
+        (
+            kind | {"t": "all"},
+            change,
+            ["The first student less the second: the ratio changes by +64.9 % [49.2, 82.2]."],
+        ),
+        (kind | {"t": "all"}, vast, []),
+        (kind | {"t": 999}, change, []),
+    ):
+        (table,) = tables.build([record(cell, experiment="drift", metrics=metrics)])
+        counted = "1 of 1 test of differences of students is significant after Holm's correction: 0 better and 1 worse."
+        assert headline({table.name: table}) == [*said, counted]
+
+
+def test_the_front_is_numbered_by_rising_cost() -> None:
+    """Each number stands at its point, and its name below the chart."""
+    rows = [system(name, cost, metrics={"fd": measured(value, 0.5, "lower", "set")}) for name, cost, value in FRONT]
+    (table,) = tables.build(rows)
+    (chart,) = quality_and_cost({table.name: table})
+    assert chart.numbered == ("LCM", "PD", "teacher")
+    drawn = {value["name"]: value["number"] for value in chart.spec["data"]["values"]}
+    assert drawn == {"teacher": "3", "PD": "2", "LCM": "1", "DMD2": ""}
+    assert chart.header[-1] == "Number on the front" and {row[0]: row[-1] for row in chart.rows} == drawn
+
+
+FRONT = (("teacher", 32, 9.0), ("PD", 4, 10.0), ("LCM", 2, 11.0), ("DMD2", 4, 12.0))
+"""Systems with their NFE and their distance. DMD2 is not on the front."""
 
 
 def test_the_commands_name_what_is_missing(tmp_path: Path) -> None:
