@@ -36,7 +36,7 @@ from ddil_core.distillation.dropout import evaluating
 from ddil_core.distillation.losses import gan_critic_loss, gan_generator_loss, matching_gradient, matching_loss
 from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.processes import slices
-from ddil_core.distillation.regression import Pairs, RegressionStage, encode_pairs
+from ddil_core.distillation.regression import Pairs, RegressionStage, encode_pairs, pair_loss
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.distillation.sources import BackwardSimulation, MixedSource, StateSource
@@ -98,7 +98,7 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
     if config.regression is not None:
         begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, start)
         start = train_stage(run, begin, start, "regression", "regression")
-    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded)
+    make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded, pairs)
     title = f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}"
     net = train_stage(run, make, start, "matching", title)
     sampling = matching_sampling(config, model.denoiser.schedule)
@@ -135,6 +135,7 @@ class LossDraws(NamedTuple):
         judged_eps: Their noise.
         x0: Data for the discriminator; empty in the generator's loss.
         row: The rows of the pool of these data.
+        pair: Rows of the teacher's pairs for the regression beside the generator's loss; empty without one.
     """
 
     t: Tensor
@@ -143,6 +144,7 @@ class LossDraws(NamedTuple):
     judged_eps: Tensor
     x0: Tensor
     row: Tensor
+    pair: Tensor
 
 
 class MatchingStage(Stage):
@@ -158,13 +160,16 @@ class MatchingStage(Stage):
         accelerator: Accelerator,
         start: nn.Module | None = None,
         critic_start: nn.Module | None = None,
+        pairs: Pairs | None = None,
     ) -> None:
         """``critic_start`` is the network that the critic starts as a copy of; None for the teacher's network. Where
-        ``start`` holds adapters, the critic starts with new ones beside the same frozen base.
+        ``start`` holds adapters, the critic starts with new ones beside the same frozen base. ``pairs`` are those of
+        ``regression``.
 
         For the other arguments see ``Stage``."""
         super().__init__(teacher, pool, config.updates, config, accelerator, "dmd2", start)
-        self.settings = config
+        self.settings, self.pairs = config, pairs or {}
+        self.pair_weight = 0.0 if config.regression is None else config.regression.weight
         self.real = GuidedDenoiser(teacher.network, teacher.unconditional, teacher.guidance_scale)  # reflected later
         self.sampling = matching_sampling(config, self.schedule)
         self.grid = self.sampling.times(self.schedule)
@@ -248,13 +253,15 @@ class MatchingStage(Stage):
         config, generator = self.settings, self.generator(draw, LOSS)
         of_generator = draw % self.draws_per_update == 0
         t, eps = self._times_and_noise(generator, config.matching_range if of_generator else None)
-        x0 = row = judged_t = judged_eps = torch.empty(0)
+        x0 = row = judged_t = judged_eps = pair = torch.empty(0)
         if config.gan is not None:
             if not of_generator:
                 x0, row = self.pool.draw(config.batch_size, generator, draw)
             judged_t, judged_eps = self._times_and_noise(generator)
+        if of_generator and self.pair_weight:
+            pair = torch.randint(len(self.pairs["row"]), (config.batch_size,), generator=generator)
         drawn = (t, eps, judged_t, judged_eps, x0)
-        return LossDraws._make([*(pinned(part, self.device) for part in drawn), row])
+        return LossDraws._make([*(pinned(part, self.device) for part in drawn), row, pair])
 
     def _times_and_noise(
         self, generator: torch.Generator, bounds: tuple[int, int] | None = None
@@ -268,9 +275,9 @@ class MatchingStage(Stage):
         return times_of(self.schedule, t), self.context.noise(len(t), generator)
 
     def _loss_draws(self, draw: int) -> LossDraws:
-        """Return the random numbers of the loss of batch ``draw``, on the device but for rows of the pool."""
-        *parts, row = self.ahead.take(draw, draw + 1)
-        return LossDraws._make([*(sent(part, self.device) for part in parts), row])
+        """Return the random numbers of the loss of batch ``draw``, on the device but for rows of pool and pairs."""
+        *parts, row, pair = self.ahead.take(draw, draw + 1)
+        return LossDraws._make([*(sent(part, self.device) for part in parts), row, pair])
 
     def _generator_losses(self, states: States, draw: int, clipped: Mapping[str, ClippedFraction]) -> Iterator[Tensor]:
         """Yield the generator's loss for each part of a batch."""
@@ -286,6 +293,8 @@ class MatchingStage(Stage):
                 critic = self.unwrapped(self.critic)  # it has no gradient here that processes would have to join
                 _, logits, _ = self._judge(critic, x, condition, drawn.judged_t[rows], drawn.judged_eps[rows])
                 loss = loss + gan.generator_weight * gan_generator_loss(logits)
+            if self.pair_weight:
+                loss = loss + self.pair_weight * pair_loss(self, self.pairs, drawn.pair[rows], self.grid[0])
             yield share * loss
 
     @torch.no_grad()

@@ -31,11 +31,16 @@ class RegressionConfig(Strict):
         pairs: The number of pairs.
         teacher_steps: The DDIM steps in which the guided teacher makes the latents.
         updates: The number of updates.
+        learning_rate: The learning rate of the pre-training; None for ``learning_rate`` of the run.
+        weight: The weight of the same loss beside the matching loss, as in DMD (Yin et al., 2311.18828). With 0 the
+            pairs serve the pre-training alone, as in DMD2.
     """
 
     pairs: int = Field(ge=1)
     teacher_steps: int = Field(ge=1)
     updates: int = Field(ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    weight: float = Field(default=0.0, ge=0)
 
 
 class MatchingConfig(MethodConfig):

@@ -123,8 +123,10 @@ class RegressionStage(Stage):
         pairs: Pairs,
         start: nn.Module | None = None,
     ) -> None:
-        assert config.regression is not None
-        super().__init__(teacher, pool, config.regression.updates, config, accelerator, "regression", start)
+        told = config.regression
+        assert told is not None
+        config = config.model_copy(update={"learning_rate": told.learning_rate or config.learning_rate})
+        super().__init__(teacher, pool, told.updates, config, accelerator, "regression", start)
         self.pairs, self.time = pairs, time_of(self.schedule, config.timesteps[0])
 
     def _update(self, step: int) -> Logs:
@@ -132,11 +134,21 @@ class RegressionStage(Stage):
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(chosen)):
-                noise, x0 = (sent(self.pairs[name][chosen[rows]], self.device) for name in ("noise", "x0"))
-                with self.accelerator.autocast():
-                    predicted = self.student(
-                        noise, rows_at(self.time, noise), self.condition(self.pairs["row"][chosen[rows]])
-                    )
-                yield share * (predicted.float() - x0).square().mean()
+                yield share * pair_loss(self, self.pairs, chosen[rows], self.time)
 
         return self.descend(losses(), step)
+
+
+def pair_loss(stage: Stage, pairs: Pairs, chosen: Tensor, t: float) -> Tensor:
+    """Return the mean of ‖x̂(noise, t) − x₀‖² over the latents of the chosen pairs, with its gradient.
+
+    Args:
+        stage: The stage whose student gives x̂.
+        pairs: The teacher's pairs.
+        chosen: Which of the pairs, int64 [B].
+        t: The generator's first time.
+    """
+    noise, x0 = (sent(pairs[name][chosen], stage.device) for name in ("noise", "x0"))
+    with stage.accelerator.autocast():
+        predicted = stage.student(noise, rows_at(t, noise), stage.condition(pairs["row"][chosen]))
+    return (predicted.float() - x0).square().mean()

@@ -30,13 +30,18 @@ PHASES = [{"until": 1, "aggregated": 0.5, "p_teacher": 0.5}]
 
 
 def stage(
-    model: Model, pool: LatentPool, ddil: bool = False, reflection: str = "clamp", **more: object
+    model: Model,
+    pool: LatentPool,
+    ddil: bool = False,
+    reflection: str = "clamp",
+    pairs: dict[str, Tensor] | None = None,
+    **more: object,
 ) -> MatchingStage:
     told = {"collect_every": 6, "capacity": 256, "phases": PHASES}
     base = {"updates": 6, "batch_size": 8, "critic_updates": 2, "teacher_steps": 8, "warmup": 2, "learning_rate": 1e-3}
     config = MatchingConfig.model_validate(base | {"gan": {}, "ddil": told if ddil else None} | more)
     bound = calibrate_reflection(pool.mean.float(), reflection)  # type: ignore[arg-type]
-    return MatchingStage(model.guided(3.0, bound), pool, config, Accelerator(cpu=True))
+    return MatchingStage(model.guided(3.0, bound), pool, config, Accelerator(cpu=True), pairs=pairs)
 
 
 def weights(module: torch.nn.Module) -> list[Tensor]:
@@ -126,6 +131,42 @@ def test_a_generators_loss_is_numpys(model: Model, pool: LatentPool, reflection:
     real, fake = (reflect(alpha * z - sigma * output) for output in (v_0 + 3 * (v_c - v_0), v_c))
     g = (fake - real) / np.abs(x - real).reshape(8, -1).mean(1)[:, None, None, None]
     assert float(trainer.update(0)["loss"]) == pytest.approx(0.5 * (g**2).mean(), rel=1e-3)
+
+
+def made_pairs(pool: LatentPool, count: int = 5) -> dict[str, Tensor]:
+    """Pairs of noise and latents that no teacher has made."""
+    size = (count, *pool.mean.shape[1:])
+    return {"noise": normal(*size, seed=1), "x0": normal(*size, seed=2), "row": torch.arange(count) % len(pool)}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_regression_goes_on_beside_the_matching_with_its_weight(model: Model, pool: LatentPool, parts: int) -> None:
+    """DMD's loss: the matching loss and, times ``weight``, the loss on the pairs. The draws stay those of DMD2."""
+    pairs, losses = made_pairs(pool), []
+    for weight in (0.0, 0.7):
+        told = {"pairs": 5, "teacher_steps": 2, "updates": 1, "weight": weight}
+        trainer = stage(model, pool, pairs=pairs, gan=None, regression=told, gradient_accumulation=parts)
+        chosen = trainer._drawn(0).pair
+        assert len(chosen) == (8 if weight else 0)
+        losses.append(float(trainer.update(0)["loss"]))
+    t = trainer.times[:1].expand(8)
+    with torch.no_grad():
+        x = model.denoiser(pairs["noise"][chosen], t, trainer.condition(pairs["row"][chosen]))
+    expected = 0.7 * float((x - pairs["x0"][chosen]).square().mean())
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_regression_may_have_a_learning_rate_of_its_own(model: Model, pool: LatentPool) -> None:
+    """Adam's first step moves every weight with a gradient by the learning rate."""
+    for rate, expected in ((None, 1e-4), (3e-3, 3e-3)):
+        told = {"pairs": 5, "teacher_steps": 2, "updates": 1, "learning_rate": rate}
+        base = {"updates": 1, "batch_size": 4, "warmup": 0, "learning_rate": 1e-4, "weight_decay": 0}
+        config = MatchingConfig.model_validate(base | {"regression": told})
+        trainer = RegressionStage(model.guided(3.0), pool, config, Accelerator(cpu=True), made_pairs(pool))
+        before = weights(trainer.net)
+        trainer.update(0)
+        moved = max(float((a - b).abs().max()) for a, b in zip(before, weights(trainer.net), strict=True))
+        assert moved == pytest.approx(expected, rel=1e-3)
 
 
 def test_each_network_learns_in_its_own_turn(model: Model, pool: LatentPool) -> None:

@@ -32,7 +32,7 @@ from tests.pipelines import TEACHER, save_pipeline, without_weights
 DDIL = {"collect_every": 4, "capacity": 512, "phases": [{"until": 1, "aggregated": 0.5, "p_teacher": 0.2}]}
 UNEVEN = DDIL | {"phases": [{"until": 1, "aggregated": 0.3, "p_teacher": 0.2}]}  # 2.4 states of a batch
 BASE = {"batch_size": 8, "pool": 12, "warmup": 2, "save_every": 2, "learning_rate": 1e-3, "teacher_batch_size": 6}
-REGRESSION = {"pairs": 7, "teacher_steps": 2, "updates": 2}
+REGRESSION = {"pairs": 7, "teacher_steps": 2, "updates": 2, "learning_rate": 2e-3, "weight": 0.5}
 RUNS: dict[str, dict[str, Any]] = {
     "pd": {
         "method": "pd",
