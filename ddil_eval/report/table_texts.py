@@ -7,9 +7,7 @@ from ddil_eval.report.table_type import Column
 
 OF_FOLDERS = "Paired differences between folders of images with the same ids."
 DIFFERENCES = "Paired differences between systems on the same prompts and seeds."
-OVER_SEEDS = (
-    "Rows with seeds are means over students of several training seeds, with intervals over seeds and prompts."
-)
+OVER_SEEDS = "Rows with seeds are means over students of several training seeds, with intervals over seeds and prompts."
 PAIRED_SEEDS = (
     "Where systems have several training seeds, intervals and tests are over seeds and prompts; equally many seeds are "
     "paired."
