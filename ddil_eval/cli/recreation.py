@@ -21,19 +21,19 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
+from ddil_core.support.ending import PATIENCE
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import write_text
 from ddil_core.support.paths import user_path
 from ddil_core.support.progress import clock_text, progress, warn
 from ddil_core.support.protocol import Strict
 from ddil_core.support.resources import find_protocol
+from ddil_eval.experiments.training_seeds import for_each_seed, require_seeds
 from ddil_eval.study.workers import ONE_CORE
 
 ALLOWED = ("distill", "eval", "report")
 """The commands that a recreation may run."""
-SEED, OUT = "{training_seed}", "{out}"
-PATIENCE = 120.0
-"""Seconds that a command has to save its work when the recreation is stopped."""
+OUT = "{out}"
 
 
 class CommandConfig(Strict):
@@ -63,11 +63,7 @@ class CommandConfig(Strict):
 
     @model_validator(mode="after")
     def _names_its_seed(self) -> CommandConfig:
-        if (self.training_seeds is not None) != (SEED in self.run):
-            raise ValueError(
-                f"the command {self.run!r} and its training_seeds do not fit: say training_seeds exactly where the "
-                f"command holds {SEED}"
-            )
+        require_seeds(self.run, self.training_seeds, f"the command {self.run!r}")
         return self
 
 
@@ -141,8 +137,7 @@ def commands_of(config: RecreationConfig, out: Path) -> list[Command]:
     found: list[Command] = []
     work = user_path(config.work, "the key 'work'")
     for command in config.commands:
-        for seed in range(command.training_seeds or 1):
-            line = command.run.replace(SEED, str(seed))
+        for line in for_each_seed(command.run, command.training_seeds):
             words = tuple(word.replace(OUT, str(out)) for word in shlex.split(line))
             name = f"{words[0]}-{_digest(words)[:12]}"
             log = work / "logs" / f"{len(found):03d}-{words[0]}.log"

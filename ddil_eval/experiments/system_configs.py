@@ -23,6 +23,7 @@ from ddil_core.support.protocol import GuidanceScale, Strict
 from ddil_core.support.size import WantedSize
 from ddil_core.support.text import one_line
 from ddil_eval.experiments.image_sources import ImageOrigin
+from ddil_eval.experiments.training_seeds import for_each_seed, require_seeds
 from ddil_eval.report.paper_numbers import paper_rows
 
 Row = TypeVar("Row", bound="SystemConfig")
@@ -77,10 +78,6 @@ class SystemConfig(Strict):
         return WantedSize(height=height, width=shared["width"] if self.width is None else self.width)
 
 
-TRAINING_SEED = "{training_seed}"
-"""Where the reference of a row's model holds the seed of its training."""
-
-
 class SeededSystemConfig(SystemConfig):
     """A row that may hold students of several training seeds. Its numbers are their mean.
 
@@ -93,11 +90,7 @@ class SeededSystemConfig(SystemConfig):
 
     @model_validator(mode="after")
     def _reference_names_its_seed(self) -> SeededSystemConfig:
-        if (self.training_seeds is not None) != (TRAINING_SEED in self.model):
-            raise ValueError(
-                f"the model {self.model!r} of {self.name!r} and its training_seeds do not fit: say training_seeds "
-                f"exactly where the model's reference holds {TRAINING_SEED}"
-            )
+        require_seeds(self.model, self.training_seeds, f"the model {self.model!r} of {self.name!r}")
         return self
 
     @property
@@ -105,10 +98,8 @@ class SeededSystemConfig(SystemConfig):
         """The references of the row's models, by the names of its systems."""
         if self.training_seeds is None:
             return {self.name: self.model}
-        return {
-            f"{self.name}, training seed {seed}": self.model.replace(TRAINING_SEED, str(seed))
-            for seed in range(self.training_seeds)
-        }
+        models = for_each_seed(self.model, self.training_seeds)
+        return {f"{self.name}, training seed {seed}": model for seed, model in enumerate(models)}
 
     def sampled(self, student: Model) -> Sampling:
         """Return how a student of the row is sampled. Warn of nothing, since ``students_warnings`` does."""

@@ -141,8 +141,13 @@ def test_a_stopped_recreation_stops_its_commands(folder: Path, number: signal.Si
         ({"run": "distill 'open"}, 'the command "distill \'open" cannot be split into words: No closing quotation'),
         (
             {"run": "distill --seed {training_seed}"},
-            "the command 'distill --seed {training_seed}' and its training_seeds do not fit: say training_seeds "
-            "exactly where the command holds {training_seed}",
+            "the command 'distill --seed {training_seed}' holds {training_seed}, and nothing says how many seeds there "
+            "are: say training_seeds",
+        ),
+        (
+            {"run": "distill --seed 0", "training_seeds": 2},
+            "the command 'distill --seed 0' has 2 training_seeds and no place for them: write {training_seed} where "
+            "the seed stands, or leave training_seeds out",
         ),
     ],
 )

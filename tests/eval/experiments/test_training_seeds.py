@@ -91,12 +91,22 @@ def test_a_row_of_training_seeds_is_absent_where_one_of_them_is(seeds: Path) -> 
     assert str(plan_comparison(three).absent["PD"]) == f"the model '{seeds / 'pd-2'}' is not here; train it"
 
 
-@pytest.mark.parametrize("row", [{"model": "runs/pd", "training_seeds": 5}, {"model": "runs/pd-{training_seed}"}])
-def test_training_seeds_and_reference_must_fit(row: dict[str, Any]) -> None:
-    message = (
-        f"the model '{row['model']}' of 'PD' and its training_seeds do not fit: say training_seeds exactly where the "
-        "model's reference holds {training_seed}"
-    )
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"model": "runs/pd", "training_seeds": 5},
+            "the model 'runs/pd' of 'PD' has 5 training_seeds and no place for them: write {training_seed} where the "
+            "seed stands, or leave training_seeds out",
+        ),
+        (
+            {"model": "runs/pd-{training_seed}"},
+            "the model 'runs/pd-{training_seed}' of 'PD' holds {training_seed}, and nothing says how many seeds there "
+            "are: say training_seeds",
+        ),
+    ],
+)
+def test_training_seeds_and_reference_must_fit(row: dict[str, Any], message: str) -> None:
     with pytest.raises(WrongCommand, match=re.escape(message)):
         validate(SystemsConfig, {"systems": [{"name": "PD"} | row]}, "p.yaml")
 
