@@ -336,6 +336,7 @@ def test_groups_are_compared_seed_by_seed(teacher: Path, student: Path, tmp_path
             ratios = [single[one, t]["shift_ratio"].estimate.value for one in groups[name]]
             expected = np.exp(np.mean(np.log(ratios)))
             assert record.metrics["shift_ratio"].estimate.value == pytest.approx(expected, rel=1e-4)
+            assert all(metric.estimate.degrees is not None for metric in record.metrics.values())
         if record.kind == "drift-group-difference":
             assert record.cell["name"] == "PD + DDIL − PD" and record.cell["training_seeds"] == 2
             logs = [

@@ -63,6 +63,7 @@ def test_a_row_of_training_seeds_is_the_mean_of_its_students(seeds: Path) -> Non
     for name, metric in mean.metrics.items():
         values = [record.metrics[name].estimate.value for record in both]
         assert metric.estimate.value == pytest.approx(np.mean(values)), name
+        assert metric.estimate.degrees is not None and both[0].metrics[name].estimate.degrees is None
         assert values[0] != values[1] or name == "drawn_right", name
         less = [found[f"seed {seed} − teacher"].metrics[name].estimate.value for seed in range(2)]
         difference = found["PD − teacher"].metrics[name].estimate
