@@ -269,7 +269,7 @@ def progress(
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),  # of the columns the bar shrinks first
         *([RateColumn(), TimeRemainingColumn(), MemoryColumn()] if left is None else [LeftColumn(left)]),
         TextColumn("{task.fields[note]}", markup=False),
     )

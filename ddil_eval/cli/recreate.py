@@ -60,7 +60,7 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
             if dry_run:
                 return
             options.say(f"Logs are in {commands[0].log.parent}")
-            run(config, commands, forecast)
+            run(commands, forecast)
         else:
             options.say(f"{config.title}: all {len(commands)} commands are done")
     if not dry_run:

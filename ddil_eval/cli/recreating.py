@@ -38,12 +38,11 @@ def describe(config: RecreationConfig, commands: Sequence[Command], forecast: Fo
     )
 
 
-def recreate(config: RecreationConfig, commands: Sequence[Command], forecast: Forecast) -> None:
+def recreate(commands: Sequence[Command], forecast: Forecast) -> None:
     """Run the commands that are left.
 
     Args:
-        config: The recreation.
-        commands: Its commands.
+        commands: All commands of the recreation.
         forecast: What is known of this machine, and the number of distillations at once.
 
     Raises:
@@ -53,7 +52,7 @@ def recreate(config: RecreationConfig, commands: Sequence[Command], forecast: Fo
     """
     todo = left(commands)
     processes = _Processes(todo, forecast.jobs)
-    with progress(config.title, len(commands), len(commands) - len(todo), lambda: processes.left(forecast)) as advance:
+    with progress("commands", len(commands), len(commands) - len(todo), lambda: processes.left(forecast)) as advance:
         try:
             while processes.begin():
                 advance(0, note=processes.names())

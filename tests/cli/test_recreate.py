@@ -63,7 +63,7 @@ def test_all_commands_run_once(folder: Path, cli: Callable[..., Result]) -> None
     )
     assert others == ["Logs are in work/logs", "All is in results; tables with: ddil report --results results"]
     said = [re.sub(r"took \d:\d\d:\d\d$", "took a time", line) for line in result.stderr.splitlines()]
-    speed, *ended = [line for line in said if not line.startswith("two students: ")]
+    speed, *ended = [line for line in said if not line.startswith("commands: ")]
     assert speed == "measuring the speed of this machine"
     assert sorted(ended[:2]) == [f"distill runs/pd-{seed} took a time" for seed in range(2)]
     assert ended[2:] == ["eval drift took a time", "report took a time"]
@@ -301,9 +301,9 @@ def test_a_forecast_follows_the_commands_that_ended(folder: Path) -> None:
 
 def test_a_line_names_what_runs_and_says_how_much_is_left() -> None:
     lines = ProgressLines(
-        "tables", 12, 2, 60.0, print, lambda: 0.0, note="distill runs/a and 1 more", left=lambda: 754.6
+        "commands", 12, 2, 60.0, print, lambda: 0.0, note="distill runs/a and 1 more", left=lambda: 754.6
     )
-    assert lines.line(65.0) == "tables: 2 of 12 (17%), 0:01:05 so far, 0:12:35 left, distill runs/a and 1 more"
+    assert lines.line(65.0) == "commands: 2 of 12 (17%), 0:01:05 so far, 0:12:35 left, distill runs/a and 1 more"
 
 
 def test_the_shipped_recreation_makes_all_students_that_its_measurements_name(cli: Callable[..., Result]) -> None:
