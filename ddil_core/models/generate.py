@@ -164,16 +164,26 @@ def resolve_sampling(
 
 
 def sampling_warnings(model: Model, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """Return one sentence for each thing that a user should know before sampling.
+    """Return one sentence for each thing that a user should know before sampling these prompts."""
+    return [*setting_warnings(model, sampling), *cut_warnings(model, prompts)]
+
+
+def setting_warnings(model: Model, sampling: Sampling, reference: str | None = None) -> list[str]:
+    """Return one sentence for each thing that a user should know before sampling, by the model's configurations.
 
     The model was distilled for other settings; its own scheduler is not known here; the guidance turns the prompt off;
-    diffusers scales the latents in another way; prompts are cut.
+    diffusers scales the latents in another way.
+
+    Args:
+        model: The model, which may lack its weights (``outline``).
+        sampling: How the model is sampled.
+        reference: What the sentences call the model. Defaults to its reference.
     """
-    sentences = [f"{model.reference!r} {sentence}" for sentence in misuse_warnings(model.sampling, sampling)]
+    reference = reference or model.reference
+    sentences = [f"{reference!r} {sentence}" for sentence in misuse_warnings(model.sampling, sampling)]
     if sampling.replaces is not None:
         sentences.append(
-            f"{model.reference!r} comes with {sampling.replaces}, which is not known here; "
-            f"{sampling.solver} is in its place"
+            f"{reference!r} comes with {sampling.replaces}, which is not known here; {sampling.solver} is in its place"
         )
     if sampling.guidance_scale < 1 and model.denoiser.guidance_width is None:
         sentences.append(
@@ -182,11 +192,16 @@ def sampling_warnings(model: Model, prompts: Sequence[str], sampling: Sampling) 
         )
     if model.pipeline.vae.config.get("latents_mean") is not None and model.layout.pipeline != CENTRES_LATENTS:
         sentences.append(
-            f"the latents_mean and latents_std of {model.reference!r} are applied here, and diffusers' "
+            f"the latents_mean and latents_std of {reference!r} are applied here, and diffusers' "
             f"{model.layout.pipeline} ignores them"
         )
+    return sentences
+
+
+def cut_warnings(model: Model, prompts: Sequence[str]) -> list[str]:
+    """Return a sentence where prompts are too long for a text encoder."""
     cut = model.cut(prompts)
-    return [*sentences, TRUNCATED.format(cut, len(prompts))] if cut else sentences
+    return [TRUNCATED.format(cut, len(prompts))] if cut else []
 
 
 def announce_sampling(model: Model, prompts: Sequence[str], sampling: Sampling, name: str | None = None) -> None:

@@ -29,7 +29,7 @@ from ddil_core.models.layouts import TEXT_ENCODERS, Layout, Tensors
 from ddil_core.models.loading import empty_pipeline, load_pipeline
 from ddil_core.models.memory import decode_batch, latent_channels, latent_scale, latent_size, on_device
 from ddil_core.models.references import resolve, weights_sha256
-from ddil_core.models.sampling import SYSTEM_FILE, Sampling
+from ddil_core.models.sampling import SYSTEM_FILE, Sampling, assumed_guidance
 from ddil_core.models.settings import layout_of, process_of, sampling_of
 from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
@@ -104,17 +104,18 @@ class Model:
         """
         scale = self.own_guidance() if guidance_scale is None else guidance_scale
         require_guidance(scale)
-        outside = scale != 1.0 and not self.denoiser.reads_guidance
+        outside = self.evaluations(scale) > 1
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
+
+    def evaluations(self, guidance_scale: float) -> int:
+        """Return how often a call evaluates the network: twice with guidance, unless the network reads the scale."""
+        return 1 if guidance_scale == 1.0 or self.denoiser.reads_guidance else 2
 
     def own_guidance(self) -> float:
         """Return the model's own guidance scale. Warn once where it is an assumption."""
         scale = self.sampling.guidance_scale
         if self.guidance_assumed:
-            warn_once(
-                f"{self.reference!r} names no guidance scale, so that diffusers' default {scale:g} is assumed; say "
-                "another with --guidance or with guidance_scale in a protocol"
-            )
+            warn_once(assumed_guidance(self.reference, scale))
         return scale
 
     def nothing(self) -> Condition:

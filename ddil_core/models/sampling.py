@@ -323,6 +323,14 @@ def sampling_line(name: str, used: Mapping[str, Any]) -> str:
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
+def assumed_guidance(reference: str, scale: float) -> str:
+    """Return the warning that a model names no guidance scale."""
+    return (
+        f"{reference!r} names no guidance scale, so that diffusers' default {scale:g} is assumed; say another with "
+        "--guidance or with guidance_scale in a protocol"
+    )
+
+
 def misuse_warnings(made_for: Sampling, used: Sampling) -> list[str]:
     """Return one sentence for each setting that a distilled model was not made for."""
     if not made_for.distilled:

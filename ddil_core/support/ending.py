@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ _SAME = 10.0
 
 A terminal or a cluster sends the signal to every process, and the program that started them sends it again.
 """
+
+
+PATIENCE = 120.0
+"""Seconds that a process has to save its work when it is stopped."""
+
+_LOOK = 1.0
+"""Seconds between two looks at the parent process."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -74,6 +82,28 @@ def listen() -> None:
     _received.number, _received.deferred, _received.listening = None, False, True
     if ranks.is_main():
         _handle()
+
+
+def stop_with(parent: int, patience: float = PATIENCE) -> None:
+    """From now on, stop this process when its parent has ended, in whatever way: one that is killed can stop nothing.
+
+    The process gets SIGTERM, so that it saves what it can, and is ended where that takes too long. A process that
+    stops already gets no second signal.
+
+    Args:
+        parent: The parent's number, from the parent itself: it may have ended already.
+        patience: Seconds until the process is ended.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK)
+        if _received.number is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(patience)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _handle() -> None:

@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from ddil_core.support import ranks
@@ -91,6 +92,17 @@ class RateColumn(ProgressColumn):
         return Text(rate(task.finished_speed or task.speed))
 
 
+class LeftColumn(ProgressColumn):
+    """The time that is left, as the stage itself knows it."""
+
+    def __init__(self, left: Callable[[], float]) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._left = left
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.finished else f"{clock_text(self._left())} left")
+
+
 class MemoryColumn(ProgressColumn):
     """Memory in use: the resident set of the process, and the peak of the GPU where one is used."""
 
@@ -149,6 +161,7 @@ class ProgressLines:
         count_text: Writes a number of steps.
         rate_text: Writes a number of steps per second; None where it is not known.
         note: What the stage says of itself.
+        left: Returns the seconds that are left. None takes the rate of the steps so far.
     """
 
     title: str
@@ -160,6 +173,7 @@ class ProgressLines:
     count_text: Callable[[int], str] = "{:,}".format
     rate_text: Callable[[float | None], str] = rate
     note: str = ""
+    left: Callable[[], float] | None = None
     _done_before: int = field(init=False)
     _started: float = field(init=False)
     _due: float = field(init=False)
@@ -187,15 +201,19 @@ class ProgressLines:
             self.write(self.line(self.clock()))
 
     def line(self, now: float) -> str:
-        """Return the line: count, share, rate, time so far, time left, memory."""
+        """Return the line: count, share, rate, time so far, time left, memory.
+
+        A stage that knows itself how much time is left has unlike steps, made elsewhere: no rate, and no memory.
+        """
         passed, steps = now - self._started, self.done - self._done_before
         speed = steps / passed if passed > 0 else None
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         count = f"{self.count_text(self.done)} of {self.count_text(self.total)}{share}"
-        parts = [count, self.rate_text(speed), f"{clock_text(passed)} so far"]
+        parts = [count, *([] if self.left else [self.rate_text(speed)]), f"{clock_text(passed)} so far"]
         if self.done < self.total:
-            parts.append(f"{clock_text((self.total - self.done) / speed)} left" if speed else "time left not known yet")
-        parts.append(memory())
+            left = self.left() if self.left else (self.total - self.done) / speed if speed else None
+            parts.append("time left not known yet" if left is None else f"{clock_text(left)} left")
+        parts += [] if self.left else [memory()]
         return f"{self.title}: {', '.join(parts)}" + (f", {self.note}" if self.note else "")
 
 
@@ -225,10 +243,13 @@ def _ticking(lines: ProgressLines) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+def progress(
+    title: str, total: int, done: int = 0, left: Callable[[], float] | None = None
+) -> Iterator[Callable[..., None]]:
     """Show the progress of ``total`` steps that starts at ``done``. Yields ``advance(n=1, note="")``.
 
-    A terminal shows a bar. Elsewhere a line is written after 10 seconds and then every minute (``ProgressLines``).
+    ``left`` returns the seconds that are left, for a stage whose steps are so unlike that their rate says nothing. A
+    terminal shows a bar. Elsewhere a line is written after 10 seconds and then every minute (``ProgressLines``).
     ``DDIL_PROGRESS_EVERY`` sets another interval. Of several processes, the main one shows its own share.
 
     Raises:
@@ -236,7 +257,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
     """
     if not shows_bars():
         every = interval() if ranks.is_main() and not console.quiet else 0.0
-        lines = ProgressLines(title, total, done, every, _write_line)
+        lines = ProgressLines(title, total, done, every, _write_line, left=left)
 
         def count(n: int = 1, note: str | None = None) -> None:
             lines.done += n
@@ -248,10 +269,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., No
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(),
-        MemoryColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),  # of the columns the bar shrinks first
+        *([RateColumn(), TimeRemainingColumn(), MemoryColumn()] if left is None else [LeftColumn(left)]),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=console.quiet or not ranks.is_main()) as bar:

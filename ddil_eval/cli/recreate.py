@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -31,26 +32,41 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
     again, unless one before it was changed or its files are gone.
     """
     ranks.require_one("a recreation")
-    options.quiet_libraries()
     from ddil_core.support.lock import held
     from ddil_core.support.paths import output_folder
     from ddil_core.support.protocol import override, read_yaml, validate
-    from ddil_eval.cli.recreation import RecreationConfig, commands_of, describe, left, measure_speed
-    from ddil_eval.cli.recreation import recreate as run
+    from ddil_eval.cli.forecast import Forecast
+    from ddil_eval.cli.recreating import describe
+    from ddil_eval.cli.recreating import recreate as run
+    from ddil_eval.cli.recreation import RecreationConfig, commands_of, left, require_valid
+    from ddil_eval.cli.speed import this_machine
 
     config = validate(RecreationConfig, override(read_yaml(protocol), settings), str(protocol))
     options.print_if_asked(config, str(protocol))
-    device, work = options.choose_device(None), output_folder(config.work, "the key 'work'")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or (cores if device == "cpu" else 1)
+    work = output_folder(config.work, "the key 'work'")
     commands = commands_of(config, out)
-    if dry_run:
+    require_valid(commands)
+    with nullcontext() if dry_run else held(work):
         todo = left(commands)
-        for command in commands:
-            options.say(f"{command.text}  # {f'{command.core_minutes:g} core minutes' if command in todo else 'done'}")
-        options.say(describe(config, commands, jobs, cores, measure_speed(device)))
-        return
-    with held(work):
-        options.say(describe(config, commands, jobs, cores, measure_speed(device)))
-        run(config, commands, jobs)
-    options.say(f"All is in {out}; tables with: ddil report --results {out}")
+        if dry_run:
+            for command in commands:
+                state = f"{command.core_minutes:g} core minutes" if command in todo else "done"
+                options.say(f"{command.text}  # {state}")
+        if todo:
+            machine = this_machine(_cores())
+            jobs = jobs or (machine.cores if machine.device == "cpu" else 1)
+            forecast = Forecast(jobs, machine.cores, config.speed / machine.speed)
+            options.say(describe(config, commands, forecast))
+            if dry_run:
+                return
+            options.say(f"Logs are in {commands[0].log.parent}")
+            run(commands, forecast)
+        else:
+            options.say(f"{config.title}: all {len(commands)} commands are done")
+    if not dry_run:
+        options.say(f"All is in {out}; tables with: ddil report --results {out}")
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

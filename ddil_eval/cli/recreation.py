@@ -8,32 +8,25 @@ stopped command goes on where it was, as it does by itself.
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from pathlib import Path
 
+import click
 from pydantic import Field, field_validator, model_validator
 
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import WrongCommand
 from ddil_core.support.files import write_text
 from ddil_core.support.paths import user_path
-from ddil_core.support.progress import clock_text, progress, warn
 from ddil_core.support.protocol import Strict
 from ddil_core.support.resources import find_protocol
-from ddil_eval.study.workers import ONE_CORE
+from ddil_eval.experiments.training_seeds import for_each_seed, require_seeds
 
 ALLOWED = ("distill", "eval", "report")
 """The commands that a recreation may run."""
-SEED, OUT = "{training_seed}", "{out}"
-PATIENCE = 120.0
-"""Seconds that a command has to save its work when the recreation is stopped."""
+OUT = "{out}"
 
 
 class CommandConfig(Strict):
@@ -63,11 +56,7 @@ class CommandConfig(Strict):
 
     @model_validator(mode="after")
     def _names_its_seed(self) -> CommandConfig:
-        if (self.training_seeds is not None) != (SEED in self.run):
-            raise ValueError(
-                f"the command {self.run!r} and its training_seeds do not fit: say training_seeds exactly where the "
-                f"command holds {SEED}"
-            )
+        require_seeds(self.run, self.training_seeds, f"the command {self.run!r}")
         return self
 
 
@@ -95,7 +84,8 @@ class Command:
     Attributes:
         words: The words after ``ddil``.
         core_minutes: How long it computes, in minutes of one core of the machine of the protocol.
-        done: The file that says that it is finished. Its name has a hash of the command and of its protocols.
+        done: The file that says that it is finished. Its name has a hash of the command and of its protocols. It holds
+            the command, and the records that the command added.
         log: The file of what it prints.
     """
 
@@ -109,6 +99,12 @@ class Command:
         return shlex.join(("ddil", *self.words))
 
     @property
+    def name(self) -> str:
+        """A short name for messages: the words before the first option, and the student's folder."""
+        students = _values(self.words, "--out") if self.is_distillation else []
+        return shlex.join([*takewhile(lambda word: not word.startswith("-"), self.words), *students])
+
+    @property
     def core_seconds(self) -> int:
         return max(1, round(60 * self.core_minutes))
 
@@ -119,10 +115,25 @@ class Command:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is finished, and what it wrote is still there: the student, or the folder of results."""
-        inside = "student" if self.is_distillation else "."
-        folders = _values(self.words, "--out") or _values(self.words, "--results")
-        return self.done.is_file() and all((Path(folder) / inside).is_dir() for folder in folders)
+        """Whether it is finished, and what it wrote is still there: the student, the records, the folder of results."""
+        if not self.done.is_file():
+            return False
+        folders = [Path(folder) for folder in _values(self.words, "--out") or _values(self.words, "--results")]
+        if self.is_distillation:
+            return all((folder / "student").is_dir() for folder in folders)
+        added = self.done.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        needs_records = self.words[0] == "eval" and bool(folders)
+        return all(map(Path.is_file, map(Path, added))) and (not needs_records or bool(self.records()))
+
+    def records(self) -> set[Path]:
+        """Return the files of the records in its results folder."""
+        folders = _values(self.words, "--out") if self.words[0] == "eval" else []
+        return {path for folder in folders for path in (Path(folder) / "records").glob("*.json")}
+
+    def finish(self, before: set[Path]) -> None:
+        """Note that it is finished. ``before`` are the records that were there when it began."""
+        added = sorted(map(str, self.records() - before))
+        write_text(self.done, "\n".join([self.text, *added]) + "\n")
 
 
 def _values(words: Sequence[str], option: str) -> list[str]:
@@ -141,8 +152,7 @@ def commands_of(config: RecreationConfig, out: Path) -> list[Command]:
     found: list[Command] = []
     work = user_path(config.work, "the key 'work'")
     for command in config.commands:
-        for seed in range(command.training_seeds or 1):
-            line = command.run.replace(SEED, str(seed))
+        for line in for_each_seed(command.run, command.training_seeds):
             words = tuple(word.replace(OUT, str(out)) for word in shlex.split(line))
             name = f"{words[0]}-{_digest(words)[:12]}"
             log = work / "logs" / f"{len(found):03d}-{words[0]}.log"
@@ -150,157 +160,62 @@ def commands_of(config: RecreationConfig, out: Path) -> list[Command]:
     return found
 
 
+def _protocols(words: Sequence[str]) -> list[Path]:
+    """Return the files of the protocols that a command names."""
+    named = [word for word in words if word.endswith((".yaml", ".yml")) and not word.startswith("-")]
+    named += [word for word in _values(words, "--protocol") if word not in named]
+    return [find_protocol(Path(word)) for word in named]
+
+
 def _digest(words: Sequence[str]) -> str:
     """Return a hash of a command and of the protocols that it names."""
     content = hashlib.sha256("\0".join(words).encode())
-    for word in words:
-        if word.endswith((".yaml", ".yml")) and (path := find_protocol(Path(word))).is_file():
+    for path in _protocols(words):
+        if path.is_file():
             content.update(path.read_bytes())
     return content.hexdigest()
 
 
+def require_valid(commands: Sequence[Command]) -> None:
+    """Refuse commands that would fail at once, before the first of them runs: the last may come after hours.
+
+    Raises:
+        WrongCommand: a command does not exist, an option does not fit, or a protocol is not there.
+    """
+    from ddil_eval.cli import ddil
+
+    for command in commands:
+        group: click.Command | None = ddil
+        context, words = click.Context(ddil, info_name="ddil"), list(command.words)
+        try:
+            while isinstance(group, click.Group):
+                name = words.pop(0) if words else ""
+                group = group.get_command(context, name)
+            if group is None:
+                raise WrongCommand(f"there is no command {name!r}")
+            group.make_context(name, words, parent=context).close()
+            for path in _protocols(command.words):
+                if not path.is_file() and "=" not in path.name:  # KEY=VALUE of --set is no path
+                    raise WrongCommand(f"there is no protocol {path}")
+        except (click.ClickException, click.exceptions.Exit, WrongCommand) as error:
+            reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
+            raise WrongCommand(f"{command.text} cannot run: {reason}") from error
+
+
 def left(commands: Sequence[Command]) -> list[Command]:
-    """Return the commands to run: distillations that are not done, and from the first such on all other commands."""
+    """Return the commands to run, in the order in which they begin.
+
+    They are the distillations that are not done, and from the first such on all other commands. Of distillations that
+    may run at once the longest begin first, so that no job waits long for the last one.
+    """
     found: list[Command] = []
     for command in commands:
         if not command.is_done or (found and not command.is_distillation):
             found.append(command)
-    return found
+    return [one for group in together(found) for one in sorted(group, key=lambda command: -command.core_minutes)]
 
 
-def describe(config: RecreationConfig, commands: Sequence[Command], jobs: int, cores: int, speed: float) -> str:
-    """Say how many commands are left, and how long they will take here.
-
-    Args:
-        config: The recreation.
-        commands: All of its commands.
-        jobs: The number of distillations at once.
-        cores: The number of cores.
-        speed: This machine's speed.
-    """
-    todo = left(commands)
-    seconds = sum(one.core_seconds / (min(jobs, cores) if one.is_distillation else cores) for one in todo)
-    minutes = sum(command.core_minutes for command in todo)
-    return (
-        f"{config.title}: {len(todo)} of {len(commands)} commands are left, of {minutes:.0f} minutes on one core whose "
-        f"speed is {config.speed:g}. The speed here is {speed:.1f}, with {cores} core{'s' * (cores > 1)}, so that they "
-        f"take about {clock_text(seconds * config.speed / speed)}"
-    )
-
-
-def measure_speed(device: str, seconds: float = 3.0) -> float:
-    """Return how many images of 4 steps the flow teacher of the shapes world draws in a second, on one core or a GPU.
-
-    Args:
-        device: The device.
-        seconds: How long to measure.
-    """
-    import torch
-
-    import ddil_core
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        teacher = ddil_core.load_model("shapes-flow", device)
-        prompts = ["a small red circle on a grey background"] * 16
-        ddil_core.sample(teacher, prompts, steps=4)  # the first batch is slower
-        started, best = time.monotonic(), float("inf")
-        while time.monotonic() - started < seconds:
-            begun = time.monotonic()
-            ddil_core.sample(teacher, prompts, steps=4)
-            best = min(best, time.monotonic() - begun)
-        return len(prompts) / best
-    finally:
-        torch.set_num_threads(threads)
-
-
-def recreate(config: RecreationConfig, commands: Sequence[Command], jobs: int) -> None:
-    """Run the commands that are left.
-
-    Args:
-        config: The recreation.
-        commands: Its commands.
-        jobs: The number of distillations at once.
-
-    Raises:
-        DdilError: a command failed, or could not measure all that it names. Those that run beside it are finished
-            first, and no other is begun.
-        Interrupted: a signal came. Finished commands are kept, and the others saved what they could.
-    """
-    todo = left(commands)
-    total, missing = (sum(command.core_seconds for command in some) for some in (commands, todo))
-    with progress(f"{config.title} (core seconds)", total, total - missing) as advance:
-        for _, group in groupby(todo, key=lambda command: command.is_distillation or command.text):
-            batch = list(group)
-            several = batch[0].is_distillation and jobs > 1
-            for command, problem in _run(batch, jobs if several else 1, one_core=several):
-                if problem is not None:
-                    raise DdilError(
-                        f"{command.text} {problem} (its log is {command.log}); mend the cause and run the same command "
-                        "again to go on"
-                    )
-                write_text(command.done, f"{command.text}\n")
-                advance(command.core_seconds, note=command.text)
-
-
-def _run(commands: Sequence[Command], jobs: int, *, one_core: bool) -> Iterator[tuple[Command, str | None]]:
-    """Run commands as processes, ``jobs`` at once. Yield each finished one with its problem, or None.
-
-    After a problem no other command is begun; the last one that is yielded has the first problem.
-    """
-    waiting, running, failed = list(commands), dict[Command, _Child](), list[tuple[Command, str | None]]()
-    try:
-        while (waiting and not failed) or running:
-            while waiting and not failed and len(running) < jobs:
-                command = waiting.pop(0)
-                running[command] = _Child(command, one_core=one_core)
-            time.sleep(0.2)
-            for command, child in list(running.items()):
-                if child.process.poll() is None:
-                    continue
-                del running[command]
-                if (problem := child.problem()) is None:
-                    yield command, None
-                    continue
-                failed.append((command, problem))
-                if running:
-                    warn(f"{command.text} {problem}; the other {len(running)} are finished first")
-        yield from failed[:1]
-    finally:
-        for child in running.values():
-            child.process.terminate()
-        for child in running.values():
-            child.end()
-
-
-class _Child:
-    """A command as a process of a session of its own, so that Ctrl-C in the terminal reaches the recreation alone."""
-
-    def __init__(self, command: Command, *, one_core: bool) -> None:
-        self.log = command.log
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        command.done.unlink(missing_ok=True)
-        self._start = self.log.stat().st_size if self.log.is_file() else 0
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ddil_eval.cli.child", str(os.getpid()), *command.words],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | (ONE_CORE if one_core else {}),
-                start_new_session=True,
-            )  # fmt: skip
-
-    def problem(self) -> str | None:
-        """Return why the finished command is of no use, or None."""
-        if self.process.returncode != 0:
-            return f"failed with exit status {self.process.returncode}"
-        with self.log.open("rb") as log:
-            log.seek(self._start)
-            absent = [line for line in log.read().decode(errors="replace").splitlines() if line.startswith("not here:")]
-        return f"could not measure everything ({absent[0]})" if absent else None
-
-    def end(self) -> None:
-        """Wait for a command that was told to stop, and end it where it does not."""
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+def together(commands: Sequence[Command]) -> Iterator[list[Command]]:
+    """Yield the commands that may run at once: distillations that follow one another, or any other command alone."""
+    for _, group in groupby(commands, key=lambda command: command.is_distillation or command.text):
+        yield list(group)

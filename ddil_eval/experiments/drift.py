@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ddil_core.data.base import DataSet, Prompt
 from ddil_core.data.datasets import open_data
@@ -84,9 +85,19 @@ def _load(config: DriftConfig, device: str) -> list[Drifting]:
     pairs = [pair_models(teacher, load(one), *settings) for one in students]
     _require_one_grid(config, dict(zip(students, pairs, strict=True)))
     used = used_sampling(pairs)
-    for model, sampling in [(config.teacher, used["teacher"]), *used["students"].items()]:
-        note(sampling_line(model, sampling))
+    note(sampling_line(config.teacher, used["teacher"]))
+    for name, sampling in _by_group(config, used["students"]).items():
+        note(sampling_line(name, sampling))
     return pairs
+
+
+def _by_group(config: DriftConfig, used: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return how students are sampled: by the name of their group where all of it are alike, or by their references."""
+    found = {one: used[one] for one in config.students}
+    for name, students in config.groups.items():
+        alike = all(used[one] == used[students[0]] for one in students)
+        found |= {name: used[students[0]]} if alike else {one: used[one] for one in students}
+    return found
 
 
 def _require_one_grid(config: DriftConfig, pairs: Mapping[str, Drifting]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ddil_core.support import ranks
-from ddil_core.support.errors import DdilError
 from ddil_core.support.protocol import content_hash
 from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.experiments.measurement import Cells
@@ -45,7 +44,7 @@ def measure_systems(
     alone measures, saves and returns the records.
 
     Args:
-        systems: The systems. Those of one row are students of several training seeds.
+        systems: The systems. Those of one row are students of several training seeds, which are sampled in one way.
         differences: Pairs of names; the second is subtracted from the first.
         extractors: The networks of the metrics.
         setting: What all rows share.
@@ -89,7 +88,6 @@ def _save(
 ) -> list[Record]:
     """Save the records of the rows and of the differences. ``members`` are the systems of each row."""
     made = {name: [(system.name, origins[system.name]) for system in same] for name, same in members.items()}
-    _require_one_sampling(made)
     records = []
     for name, same in members.items():
         origin = made[name][0][1]
@@ -103,21 +101,6 @@ def _save(
         first, second = (made[member] for member in pair)
         records.append(writer.save(cell, recorded_metrics(estimates[name]), **origin_fields([*first, *second])))
     return records
-
-
-def _require_one_sampling(rows: Mapping[str, Sequence[tuple[str, ImageOrigin]]]) -> None:
-    """Refuse a row whose students are sampled in different ways, since their mean would be of nothing.
-
-    Raises:
-        DdilError: two students of a row differ in more than their weights.
-    """
-    for row, systems in rows.items():
-        ways = [replace(origin, reference="", weights_sha256=None) for _, origin in systems]
-        if any(way != ways[0] for way in ways):
-            raise DdilError(
-                f"the students of the row {row!r} are sampled in different ways; say its steps, solver and "
-                "guidance_scale"
-            )
 
 
 def differences_from_first(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from pydantic import Field, model_validator
 
 from ddil_core.diffusion.parameterization import ReflectionMode
 from ddil_core.diffusion.solvers import SOLVERS
-from ddil_core.models.generate import announce_sampling, resolve_sampling
-from ddil_core.models.model import Model
-from ddil_core.models.sampling import Sampling
+from ddil_core.models.generate import announce_sampling, cut_warnings, resolve_sampling, setting_warnings
+from ddil_core.models.model import Model, outline
+from ddil_core.models.references import resolve
+from ddil_core.models.sampling import Sampling, assumed_guidance, sampling_line
 from ddil_core.support import ranks
 from ddil_core.support.compute import Compute, DtypeName
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.progress import note, warn
 from ddil_core.support.protocol import GuidanceScale, Strict
 from ddil_core.support.size import WantedSize
 from ddil_core.support.text import one_line
 from ddil_eval.experiments.image_sources import ImageOrigin
+from ddil_eval.experiments.training_seeds import for_each_seed, require_seeds
 from ddil_eval.report.paper_numbers import paper_rows
 
 Row = TypeVar("Row", bound="SystemConfig")
@@ -74,10 +78,6 @@ class SystemConfig(Strict):
         return WantedSize(height=height, width=shared["width"] if self.width is None else self.width)
 
 
-TRAINING_SEED = "{training_seed}"
-"""Where the reference of a row's model holds the seed of its training."""
-
-
 class SeededSystemConfig(SystemConfig):
     """A row that may hold students of several training seeds. Its numbers are their mean.
 
@@ -90,11 +90,7 @@ class SeededSystemConfig(SystemConfig):
 
     @model_validator(mode="after")
     def _reference_names_its_seed(self) -> SeededSystemConfig:
-        if (self.training_seeds is not None) != (TRAINING_SEED in self.model):
-            raise ValueError(
-                f"the model {self.model!r} of {self.name!r} and its training_seeds do not fit: say training_seeds "
-                f"exactly where the model's reference holds {TRAINING_SEED}"
-            )
+        require_seeds(self.model, self.training_seeds, f"the model {self.model!r} of {self.name!r}")
         return self
 
     @property
@@ -102,10 +98,13 @@ class SeededSystemConfig(SystemConfig):
         """The references of the row's models, by the names of its systems."""
         if self.training_seeds is None:
             return {self.name: self.model}
-        return {
-            f"{self.name}, training seed {seed}": self.model.replace(TRAINING_SEED, str(seed))
-            for seed in range(self.training_seeds)
-        }
+        models = for_each_seed(self.model, self.training_seeds)
+        return {f"{self.name}, training seed {seed}": model for seed, model in enumerate(models)}
+
+    def sampled(self, student: Model) -> Sampling:
+        """Return how a student of the row is sampled. Warn of nothing, since ``students_warnings`` does."""
+        scale = student.sampling.guidance_scale if self.guidance_scale is None else self.guidance_scale
+        return resolve_sampling(student, self.steps, self.solver, scale, self.reflection)
 
 
 def system_rows(
@@ -187,11 +186,63 @@ def sampling_of(system: SystemConfig, model: Model, prompts: Sequence[str]) -> S
     return sampling
 
 
+def students_warnings(row: SeededSystemConfig, size: WantedSize) -> list[str]:
+    """Compare how the students of a row are sampled. Only their configurations are read, and no weight.
+
+    Args:
+        row: The row. The files of its students are here.
+        size: The size of images that all rows share.
+
+    Returns:
+        One warning for each thing that a user should know, however many students it holds for.
+
+    Raises:
+        WrongCommand: the students are sampled in different ways, so that their mean would be of nothing.
+    """
+    students = {name: outline(model, resolve(model), **row.size(size)) for name, model in row.models.items()}
+    used = {name: row.sampled(student) for name, student in students.items()}
+    ways = [image_origin(students[name], sampling, 0, with_weights=False) for name, sampling in used.items()]
+    if any(replace(way, reference="") != replace(ways[0], reference="") for way in ways):
+        raise WrongCommand(
+            f"the students of the row {row.name!r} are sampled in different ways; say its steps, solver and "
+            "guidance_scale"
+        )
+    holds_for: dict[str, list[str]] = {}
+    for name, student in students.items():
+        sentences = setting_warnings(student, used[name], row.model)
+        if student.guidance_assumed and row.guidance_scale is None:
+            sentences.append(assumed_guidance(row.model, used[name].guidance_scale))
+        for sentence in sentences:
+            holds_for.setdefault(sentence, []).append(name)
+    return [f"{_named(row, names)}: {sentence}" for sentence, names in holds_for.items()]
+
+
+def _named(row: SeededSystemConfig, names: Sequence[str]) -> str:
+    """Name some students of a row: the row where they are all, or the first and the number of the others."""
+    if len(names) == len(row.models):
+        return row.name
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def announce_row(row: SeededSystemConfig, warnings: Sequence[str], first: Model, prompts: Sequence[str]) -> None:
+    """Print how the students of a row are sampled, after warnings, once for all of them.
+
+    Args:
+        row: The row.
+        warnings: What ``students_warnings`` returns.
+        first: The model of the first student. The others have its tokenizers.
+        prompts: The prompts.
+    """
+    for sentence in [*warnings, *(f"{row.name}: {sentence}" for sentence in cut_warnings(first, prompts))]:
+        warn(sentence)
+    note(sampling_line(row.name, row.sampled(first).effective()))
+
+
 def image_origin(model: Model, sampling: Sampling, seed: int, *, with_weights: bool = True) -> ImageOrigin:
     """Return what a record says of the images that a model generates; ``with_weights``: with the weights' hash."""
     schedule = model.denoiser.schedule
     calls = SOLVERS.find(sampling.solver).calls(schedule, sampling.transitions(schedule))
-    evaluations = calls * model.guided(sampling.guidance_scale).nfe
+    evaluations = calls * model.evaluations(sampling.guidance_scale)
     return ImageOrigin(
         reference=model.reference,
         weights_sha256=model.weights_sha256() if with_weights else None,

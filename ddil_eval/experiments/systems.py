@@ -6,6 +6,7 @@ says otherwise. What is missing is named before any image is made, and the rest 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,11 +40,13 @@ from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
     SeededSystemConfig,
+    announce_row,
     find_systems,
     image_origin,
     refuse_names,
     report_absent,
     sampling_of,
+    students_warnings,
 )
 from ddil_eval.features.extraction import Extractors, require_several
 from ddil_eval.features.recipes import Recipe, load_recipe, recipe_for
@@ -120,6 +123,7 @@ class ComparisonPlan:
         systems: The systems that are here.
         metrics: The metrics that can be computed here.
         absent: What is not here, by name, each with an error that says what to provide.
+        warnings: Of rows of several training seeds, what a user should know of how their students are sampled.
     """
 
     config: SystemsConfig
@@ -129,6 +133,7 @@ class ComparisonPlan:
     systems: tuple[SeededSystemConfig, ...]
     metrics: tuple[str, ...]
     absent: dict[str, DdilError]
+    warnings: dict[str, list[str]]
 
     def require_all(self) -> None:
         """Refuse to go on where anything is absent.
@@ -151,8 +156,9 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
     """Look for all that a comparison needs. No network is loaded.
 
     Raises:
-        WrongCommand: a recipe, a metric or a solver is unknown, the data set is the reference of another recipe, or a
-            metric does not take a model's images (see ``require_sizes``).
+        WrongCommand: a recipe, a metric or a solver is unknown, the data set is the reference of another recipe, a
+            metric does not take a model's images (see ``require_sizes``), or the students of a row are sampled in
+            different ways.
     """
     recipe = load_recipe(config.recipe or recipe_for(config.data))
     refuse_other_reference(recipe, config.data)
@@ -186,7 +192,9 @@ def plan_comparison(config: SystemsConfig) -> ComparisonPlan:
             for model in system.models.values():
                 drawn = ImageSizes.drawn(model, image_size(model, **system.size(config.size)))
                 require_sizes(drawn, reference_sizes or NO_SIZES, recipe, metrics, captions)
-    return ComparisonPlan(config, recipe, data, prompts, systems, metrics, absent | absent_systems)
+    seeded = (system for system in systems if system.training_seeds is not None)
+    warnings = {system.name: students_warnings(system, config.size) for system in seeded}
+    return ComparisonPlan(config, recipe, data, prompts, systems, metrics, absent | absent_systems, warnings)
 
 
 def compare_systems(
@@ -223,21 +231,21 @@ def measure_comparison(
     """
     if plan.data is None or plan.prompts is None or not plan.systems or not plan.metrics:
         raise DdilError(NOTHING_TO_MEASURE)
-    config, folder = plan.config, out / "images" if save_images else None
+    config, prompts, folder = plan.config, plan.prompts, out / "images" if save_images else None
     extractors = Extractors(plan.metrics, device, plan.recipe, config.images_per_prompt)
     rows = [
         System(
             name,
-            partial(_open, row.model_copy(update={"name": name, "model": model}), plan.prompts, config, device, folder),
+            partial(_open, row, name, prompts, config, device, folder, plan.warnings.get(row.name, [])),
             {"paper": row.paper} if row.paper else {},
             row.name,
         )
         for row in plan.systems
-        for name, model in row.models.items()
+        for name in row.models
     ]
     here = {system.name for system in plan.systems}
     differences = [(a, b) for a, b in config.differences if {a, b} <= here]
-    return measure_systems(rows, differences, extractors, _setting(plan, plan.data, plan.prompts, device), out)
+    return measure_systems(rows, differences, extractors, _setting(plan, plan.data, prompts, device), out)
 
 
 def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str) -> Setting:
@@ -265,13 +273,25 @@ def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str)
 
 
 def _open(
-    system: SeededSystemConfig, prompts: Prompts, config: SystemsConfig, device: str, folder: Path | None
+    row: SeededSystemConfig,
+    name: str,
+    prompts: Prompts,
+    config: SystemsConfig,
+    device: str,
+    folder: Path | None,
+    warnings: Sequence[str],
 ) -> ImageSource:
-    """Load a system, and open a folder for its images where they are kept."""
-    compute, size, number = system.compute(config.compute), system.size(config.size), config.images_per_prompt
-    model = load_model(system.model, device, compute=compute, **size)
-    sampling = sampling_of(system, model, [prompt.text for prompt in prompts.prompts])
+    """Load the system ``name`` of a row, and open a folder for its images where they are kept."""
+    compute, size, number = row.compute(config.compute), row.size(config.size), config.images_per_prompt
+    model = load_model(row.models[name], device, compute=compute, **size)
+    texts = [prompt.text for prompt in prompts.prompts]
+    if row.training_seeds is None:
+        sampling = sampling_of(row, model, texts)
+    else:
+        sampling = row.sampled(model)
+        if name == next(iter(row.models)):
+            announce_row(row, warnings, model, texts)
     origin = image_origin(model, sampling, config.seed)
-    writer = None if folder is None else ImageWriter(folder / slug(system.name), origin, prompts.prompts, number)
+    writer = None if folder is None else ImageWriter(folder / slug(name), origin, prompts.prompts, number)
     images = GeneratedImages(model, prompts.prompts, sampling, config.seed, config.batch_size, number)
     return ImageSource(origin, images, writer)

@@ -204,9 +204,15 @@ def _compare(
     return Comparison(metric, new, old, _recorded(independent_difference(after, before, degrees)))
 
 
-def _degrees(record: Record, metric: str) -> int:
-    """Return the degrees of freedom of a value: one less than its prompts, groups of prompts or training seeds."""
+def _degrees(record: Record, metric: str) -> float:
+    """Return the degrees of freedom of a value.
+
+    Its record names those over training seeds and prompts. Otherwise they are one less than the number of prompts, of
+    groups of prompts or of training seeds.
+    """
     measured, seeds = record.metrics[metric], record.cell.get("training_seeds")
+    if measured.estimate.degrees is not None:
+        return measured.estimate.degrees
     most = GROUPS if measured.kind in ("set", "alone") else measured.estimate.n
     return max(1, min(most, measured.estimate.n, seeds if isinstance(seeds, int) else most) - 1)
 

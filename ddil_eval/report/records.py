@@ -16,7 +16,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ddil_core.support.checksums import CONTENT, require_content_sha256, with_content_sha256
 from ddil_core.support.errors import DdilError
@@ -71,6 +81,8 @@ class RecordedEstimate(_Strict):
         n: The number of samples (of prompts, for a mean over prompts).
         p_value: The two-sided p-value of a difference; None for a single value.
         note: Why the value is not reliable; None if it is.
+        degrees: The interval's degrees of freedom, where it is over training seeds and prompts. Else None, and left out
+            of the file.
     """
 
     value: float
@@ -79,6 +91,14 @@ class RecordedEstimate(_Strict):
     n: int = Field(ge=0)
     p_value: float | None = Field(default=None, ge=0, le=1)
     note: str | None = None
+    degrees: float | None = Field(default=None, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _without_absent_degrees(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.degrees is None:
+            content.pop("degrees", None)
+        return content
 
     @model_validator(mode="after")
     def _contains_its_point(self) -> RecordedEstimate:

@@ -26,6 +26,7 @@ class Estimate:
         p_value: For a difference, the two-sided p-value of "the cells are equal". Below 0.05 exactly where the interval
             excludes 0, because both come from one distribution. None for other values.
         note: Why the value is not reliable, or None.
+        degrees: Over training seeds and prompts, Satterthwaite's degrees of freedom of the interval; else None.
     """
 
     value: float
@@ -34,6 +35,7 @@ class Estimate:
     n: int
     p_value: float | None = None
     note: str | None = None
+    degrees: float | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.value):
@@ -105,31 +107,33 @@ def estimate_mean(
         )
     value, difference, single = float(scores.mean()), is_difference(contrast), is_level(contrast)
     families = [values.mean(axis=0) @ family.T for family in by_seed]
+    degrees = float(n - 1)
     if rate:
-        low, high, p_value = _rate_interval(scores, contrast, families, single=single)
+        low, high, p_value, degrees = _rate_interval(scores, contrast, families, single=single)
     elif families:
-        error = float(scores.std(ddof=1) / np.sqrt(n))
-        low, high, p_value = t_interval(value, *with_seeds(error, _informative(scores, difference), families))
+        error, degrees = with_seeds(float(scores.std(ddof=1) / np.sqrt(n)), _informative(scores, difference), families)
+        low, high, p_value = t_interval(value, error, degrees)
     else:
         low, high, p_value = _skewed_interval(scores, difference)
     if single:
         low, high = max(low, min(lowest, value)), min(high, max(highest, value))
-    return Estimate(value, min(low, value), max(high, value), n, p_value if difference else None)
+    tested, shown = p_value if difference else None, degrees if families else None
+    return Estimate(value, min(low, value), max(high, value), n, tested, degrees=shown)
 
 
 def _rate_interval(
     scores: Array, contrast: Array, families: Sequence[Array], *, single: bool
-) -> tuple[float, float, float]:
-    """Return low, high and p-value of a contrast of rates, whose scores by prompt are given."""
+) -> tuple[float, float, float, float]:
+    """Return low, high, p-value and degrees of freedom of a contrast of rates, whose scores by prompt are given."""
     n, value, error = len(scores), float(scores.mean()), float(scores.std() / np.sqrt(len(scores)))
     if single:
         error, degrees = with_seeds(error, n - 1, families)
         t = float(stdtrit(degrees, (1 + CONFIDENCE) / 2) if families else ndtri((1 + CONFIDENCE) / 2))
-        return *score_interval(value, error, n, t, 1.0), 1.0
-    error = rate_error(error, contrast, n)
-    low, high, p_value = t_interval(value, *with_seeds(error, n - 1, families))
+        return *score_interval(value, error, n, t, 1.0), 1.0, degrees
+    error, degrees = with_seeds(rate_error(error, contrast, n), n - 1, families)
+    low, high, p_value = t_interval(value, error, degrees)
     largest = float(np.abs(contrast).sum() / 2 if is_difference(contrast) else np.inf)
-    return max(low, -largest), min(high, largest), p_value
+    return max(low, -largest), min(high, largest), p_value, degrees
 
 
 def t_interval(value: float, error: float, degrees: float) -> tuple[float, float, float]:

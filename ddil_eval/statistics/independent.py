@@ -23,7 +23,7 @@ class Interval(Protocol):
     def n(self) -> int: ...
 
 
-def independent_difference(new: Interval, old: Interval, degrees: int) -> Estimate:
+def independent_difference(new: Interval, old: Interval, degrees: float) -> Estimate:
     """Return ``new`` − ``old``, with an interval and a p-value, for two independent values.
 
     On each side the squares of the two half-widths add up (Zou and Donner, Statistics in Medicine 27, 2008; for
@@ -37,7 +37,7 @@ def independent_difference(new: Interval, old: Interval, degrees: int) -> Estima
     Args:
         new: The value that counts as positive.
         old: The value that is subtracted.
-        degrees: The degrees of freedom of the less certain value.
+        degrees: The degrees of freedom of the value that has fewer.
     """
     value = new.value - old.value
     below = math.hypot(new.value - new.low, old.high - old.value)

@@ -131,6 +131,7 @@ class Jackknife:
             self.n,
             p_value if is_difference(contrast) else None,
             notes[0] if notes else None,
+            degrees if by_seed else None,
         )
 
     def _standard_error(self, contrast: Array) -> float:

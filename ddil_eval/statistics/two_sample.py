@@ -198,4 +198,4 @@ def log_ratio_scores(above: Array, below: Array) -> Array:
 def exponential(logarithm: Estimate) -> Estimate:
     """Return the ratio whose logarithm was estimated. It is no difference, and so has no p-value."""
     value, low, high = (float(np.exp(end)) for end in (logarithm.value, logarithm.low, logarithm.high))
-    return Estimate(value, low, high, logarithm.n)
+    return Estimate(value, low, high, logarithm.n, degrees=logarithm.degrees)

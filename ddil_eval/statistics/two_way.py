@@ -56,8 +56,9 @@ def two_way(scores: Array, *, difference: bool) -> TwoWay:
     count, value = scores.shape[1], float(scores.mean())
     means = scores.mean(axis=1), scores.mean(axis=0)
     parts = [(float(one.var(ddof=1) / len(one)), len(one) - 1) for one in means]
-    low, high, p_value = t_interval(value, *combined(parts))
-    mean = Estimate(value, low, high, count, p_value if difference else None)
+    error, degrees = combined(parts)
+    low, high, p_value = t_interval(value, error, degrees)
+    mean = Estimate(value, low, high, count, p_value if difference else None, degrees=degrees)
     return TwoWay(mean, *(_deviation(one) for one in means))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +13,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ddil_core.support.ending import Interrupted, listen
+from ddil_core.support.ending import PATIENCE, Interrupted, listen, stop_with
 from ddil_core.support.errors import DdilError
 
 T = TypeVar("T")
-PATIENCE = 60.0
-"""Seconds that a worker has to save its checkpoint when the command is stopped."""
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Each worker computes on one core. Threads of several workers would wait for each other."""
 
@@ -99,7 +95,7 @@ def _serve(connection: Connection, work: Callable[[Any], None], log: Path, paren
     """Do the tasks that come through a connection, until it is closed. Answer each with its error or None."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C in the terminal reaches the command alone, which then stops its workers
-    _end_with(parent)
+    stop_with(parent)
     with log.open("ab", buffering=0) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -120,17 +116,6 @@ def _serve(connection: Connection, work: Callable[[Any], None], log: Path, paren
         except Exception as error:
             traceback.print_exc()
             connection.send(f"{type(error).__name__}: {error}; see {log}")
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent ends, in whatever way."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

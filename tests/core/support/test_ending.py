@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +86,64 @@ def test_what_a_terminal_and_a_launcher_send_together_is_one_signal() -> None:
         said, errors = process.communicate(timeout=30)
         assert "update finished" in said and errors == sentence
         assert process.returncode in (130, 143)
+
+
+PARENT = """
+import os, subprocess, sys
+
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid()), *sys.argv[2:]], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+child.wait()
+"""
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+from ddil_core.support.ending import Interrupted, listen, stop_with
+
+stop_with(int(sys.argv[1]), 2.0)
+listen()
+if sys.argv[3] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except Interrupted as stop:
+    if sys.argv[3] == "slow":
+        time.sleep(1.5)  # longer than between two looks at the parent
+    Path(sys.argv[2]).write_text(f"saved after signal {stop.number}")
+"""
+
+
+def ended(number: int) -> bool:
+    """Whether a process of another parent is gone, or waits to be forgotten."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the state of a process is read from /proc")
+@pytest.mark.parametrize(
+    ("kind", "saved"), [("idle", "saved after signal 15"), ("slow", "saved after signal 15"), ("deaf", None)]
+)
+def test_a_process_stops_with_a_parent_that_is_killed(kind: str, saved: str | None, tmp_path: Path) -> None:
+    """One that stops already is not disturbed, and one that does not stop is ended."""
+    file = tmp_path / "saved"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD, str(file), kind],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    if kind == "slow":
+        os.kill(child, signal.SIGTERM)
+    parent.kill()
+    parent.communicate()
+    until = time.monotonic() + 30
+    while not ended(child):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert (file.read_text() if file.exists() else None) == saved

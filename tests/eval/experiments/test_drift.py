@@ -254,6 +254,25 @@ def test_every_model_says_how_it_is_sampled(
     assert sampling == str({"teacher": teachers, "students": students})
 
 
+def test_a_group_says_once_how_its_students_are_sampled(
+    cli: Callable[..., Result], teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    second, third, guided = (
+        save_pipeline(tmp_path / str(seed), STUDENT | {"guidance_scale": scale}, seed=seed)
+        for seed, scale in ((6, 1.0), (7, 1.0), (8, 2.0))
+    )
+    groups = ("--group", f"PD={student},{second}", "--group", f"PD + DDIL={third},{guided}")
+    small = ("--set", "teacher_steps=8", "--num-prompts", 5, "--device", "cpu")
+    result = cli("eval", "drift", "--teacher", teacher, *groups, *small, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines() == [
+        f"{teacher}: 8 steps of ddim, guidance 3",
+        "PD: 4 steps of ddim, guidance 1",
+        f"{third}: 4 steps of ddim, guidance 1",
+        f"{guided}: 4 steps of ddim, guidance 2",
+    ]
+
+
 def by_time(folder: Path, student: str) -> dict[Any, Record]:
     return {
         record.cell["t"]: record
@@ -317,6 +336,7 @@ def test_groups_are_compared_seed_by_seed(teacher: Path, student: Path, tmp_path
             ratios = [single[one, t]["shift_ratio"].estimate.value for one in groups[name]]
             expected = np.exp(np.mean(np.log(ratios)))
             assert record.metrics["shift_ratio"].estimate.value == pytest.approx(expected, rel=1e-4)
+            assert all(metric.estimate.degrees is not None for metric in record.metrics.values())
         if record.kind == "drift-group-difference":
             assert record.cell["name"] == "PD + DDIL − PD" and record.cell["training_seeds"] == 2
             logs = [

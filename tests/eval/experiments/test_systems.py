@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from ddil_core.data.datasets import open_data
 from ddil_core.data.shapes import ShapesData
@@ -91,74 +89,6 @@ def test_every_system_and_difference_has_its_record(records: dict[str, Record], 
         ("systems", PROMPTS, "shapes (7 → 60)")
     }
     assert all(record.protocol["recipe"]["crop"] == "none" for record in records.values())  # type: ignore[index, call-overload]
-
-
-@pytest.fixture(scope="module")
-def seeds(config: SystemsConfig, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Students of two training seeds, ``pd-0`` and ``pd-1``, and the records of a comparison that has them."""
-    folder = tmp_path_factory.mktemp("seeds")
-    for seed in range(2):
-        shutil.copytree(student, folder / f"pd-{seed}")
-    file = folder / "pd-1" / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({name: 1.05 * value for name, value in load_file(file).items()}, file)
-    rows = [
-        *({"name": f"seed {seed}", "model": str(folder / f"pd-{seed}"), "steps": 4} for seed in range(2)),
-        {"name": "PD", "model": str(folder / "pd-{training_seed}"), "training_seeds": 2, "steps": 4},
-        {"name": "PD, 2 steps", "model": str(folder / "pd-{training_seed}"), "training_seeds": 2, "steps": 2},
-        {"name": "teacher", "model": config.systems[0].model, "steps": 4},
-    ]
-    differences = [["PD", "teacher"], ["PD, 2 steps", "PD"], ["seed 0", "teacher"], ["seed 1", "teacher"]]
-    changes = {"systems": rows, "differences": differences}
-    compare_systems(SystemsConfig.model_validate(config.model_dump() | changes), folder / "results")
-    return folder
-
-
-def test_a_row_of_training_seeds_is_the_mean_of_its_students(seeds: Path) -> None:
-    found = {str(record.cell["name"]): record for record in read_records(seeds / "results")}
-    mean, both = found["PD"], [found["seed 0"], found["seed 1"]]
-    assert mean.cell == {"kind": "system", "name": "PD", "steps": 4, "training_seeds": 2}
-    assert list(mean.systems) == ["PD, training seed 0", "PD, training seed 1"]
-    assert [model.reference for model in mean.systems.values()] == [str(seeds / f"pd-{seed}") for seed in range(2)]
-    assert mean.nfe == both[0].nfe
-    for name, metric in mean.metrics.items():
-        values = [record.metrics[name].estimate.value for record in both]
-        assert metric.estimate.value == pytest.approx(np.mean(values)), name
-        assert values[0] != values[1] or name == "drawn_right", name
-        less = [found[f"seed {seed} − teacher"].metrics[name].estimate.value for seed in range(2)]
-        difference = found["PD − teacher"].metrics[name].estimate
-        assert difference.value == pytest.approx(np.mean(less), abs=1e-6), name
-        assert difference.p_value is not None
-    assert found["PD, 2 steps − PD"].nfe is None
-    assert list(found["PD − teacher"].systems) == ["PD, training seed 0", "PD, training seed 1", "teacher"]
-
-
-def test_a_table_says_how_many_training_seeds_a_row_has(seeds: Path) -> None:
-    table = next(table for table in build(read_records(seeds / "results")) if table.name == "systems")
-    assert [column.key for column in table.columns][:3] == ["system", "training_seeds", "steps"]
-    assert [row[:3] for row in table.rows] == [
-        ("seed 0", None, 4),
-        ("seed 1", None, 4),
-        ("PD", 2, 4),
-        ("PD, 2 steps", 2, 2),
-        ("teacher", None, 4),
-    ]
-    assert "Rows with seeds are means over students of several training seeds" in table.caption
-
-
-def test_a_row_of_training_seeds_is_absent_where_one_of_them_is(seeds: Path, config: SystemsConfig) -> None:
-    row = {"name": "PD", "model": str(seeds / "pd-{training_seed}"), "training_seeds": 3, "provide": "train it"}
-    three = SystemsConfig.model_validate(config.model_dump() | {"systems": [row], "differences": []})
-    assert str(plan_comparison(three).absent["PD"]) == f"the model '{seeds / 'pd-2'}' is not here; train it"
-
-
-@pytest.mark.parametrize("row", [{"model": "runs/pd", "training_seeds": 5}, {"model": "runs/pd-{training_seed}"}])
-def test_training_seeds_and_reference_must_fit(row: dict[str, Any], config: SystemsConfig) -> None:
-    message = (
-        f"the model '{row['model']}' of 'PD' and its training_seeds do not fit: say training_seeds exactly where the "
-        "model's reference holds {training_seed}"
-    )
-    with pytest.raises(WrongCommand, match=re.escape(message)):
-        validate(SystemsConfig, {"systems": [{"name": "PD"} | row]}, "p.yaml")
 
 
 def test_a_row_says_how_it_reflects(student: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ddil_eval.report.against import Against, compare_results
 from ddil_eval.report.against_tables import against_tables, summary, worst_sentence
@@ -103,6 +104,25 @@ def test_few_training_seeds_leave_few_degrees_of_freedom() -> None:
     expected = independent_difference(new.metrics["drawn_right"].estimate, old.metrics["drawn_right"].estimate, 2)
     assert comparison.corrected == expected.p_value and found.left_out == 1
     assert summary(found)["only_in_old"] == ["drift-group, name = PD, t = 749, training_seeds = 5"]
+
+
+def test_the_degrees_of_freedom_of_a_record_are_those_of_its_test() -> None:
+    """Half-widths 3 and 4 are those of standard errors: their difference has the half-width 5."""
+    cell = {"kind": "system", "name": "PD", "steps": 4, "training_seeds": 5}
+    values = [measured(value, half) for value, half in ((0.0, 3.0), (8.0, 4.0))]
+    told = [
+        value.model_copy(update={"estimate": value.estimate.model_copy(update={"degrees": degrees})})
+        for value, degrees in zip(values, (30.5, 12.25), strict=True)
+    ]
+    p_values = []
+    for new, old in (told, [told[0], values[1]], values):
+        found = compared(
+            [system("", 4, cell=cell, metrics={"clip": new})], [system("", 4, cell=cell, metrics={"clip": old})]
+        )
+        p_values.append(found.comparisons[0].difference.p_value)  # type: ignore[union-attr]
+    expected = [2 * stats.t.sf(stats.t.ppf(0.975, degrees) * 8 / 5, degrees) for degrees in (12.25, 4, 4)]
+    assert p_values == pytest.approx(expected)
+    assert p_values[0] < p_values[1] / 2
 
 
 def test_two_students_of_one_folder_meet_by_the_fewest_changes() -> None:

@@ -193,6 +193,20 @@ def test_estimates_of_statistics_are_taken_as_they_are() -> None:
     assert result == measured(2.0, 1.0, "lower", "set", n=10)
 
 
+def test_degrees_of_freedom_change_no_identity_and_are_left_out_where_there_are_none(tmp_path: Path) -> None:
+    metric = measured(2.0, 1.0)
+    told = metric.model_copy(update={"estimate": metric.estimate.model_copy(update={"degrees": 7.5})})
+    before, after = (
+        p_teacher(0.8, metrics={"clip": one}, created=f"2026-01-0{day}T00:00:00+00:00")
+        for day, one in ((1, metric), (2, told))
+    )
+    files = [store.save_record(one, tmp_path) for one in (before, after)]  # an earlier ddil did not record them
+    assert before.identity() == after.identity()
+    held = [json.loads(file.read_text())["metrics"]["clip"]["estimate"] for file in files]
+    assert "degrees" not in held[0] and held[1] == held[0] | {"degrees": 7.5}
+    assert store.latest_records(store.read_records(tmp_path)) == ([after], [before])
+
+
 def test_the_file_is_json_that_people_can_read(tmp_path: Path) -> None:
     text = store.save_record(p_teacher(0.8), tmp_path).read_text()
     assert json.loads(text)["metrics"]["fd_efflite0"]["estimate"] == {

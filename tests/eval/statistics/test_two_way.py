@@ -9,6 +9,8 @@ from scipy.stats import t as t_distribution
 
 from ddil_core.support.errors import DdilError
 from ddil_eval.statistics import Estimate, Jackknife, estimate_mean
+from ddil_eval.statistics.independent import independent_difference
+from ddil_eval.statistics.two_sample import exponential
 from ddil_eval.statistics.two_way import two_way
 
 
@@ -66,6 +68,31 @@ def test_means_and_set_statistics_over_seeds_have_the_intervals_of_two_way() -> 
     assert_alike(groups.estimate(paired[0], paired[1:]), against)
 
 
+def test_an_estimate_over_seeds_has_satterthwaites_degrees_of_freedom() -> None:
+    scores = crossed(np.random.default_rng(7), 5, 40, (0.5, 1.0, 0.5))
+    parts = scores.mean(1).var(ddof=1) / 5, scores.mean(0).var(ddof=1) / 40
+    expected = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 39)
+    mean, each = np.full(5, 1 / 5), np.eye(5)
+    groups = Jackknife(scores.mean(axis=1), scores.T, np.ones(40, dtype=int))
+    found = [two_way(scores, difference=False).mean, estimate_mean(scores.T, mean, [each])]
+    found += [groups.estimate(mean, [each]), exponential(found[0])]
+    assert [one.degrees for one in found] == pytest.approx([expected] * 4)
+    assert estimate_mean(scores.T, mean).degrees is None and groups.estimate(mean).degrees is None
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [1.0, -1.0]])
+def test_a_rate_over_seeds_has_the_degrees_of_its_own_standard_error(weights: list[float]) -> None:
+    """A single rate has its plain standard error, and a difference one more prompt of each seed that differs."""
+    rng = np.random.default_rng(8)
+    right, contrast = (rng.random((50, 2)) < 0.8).astype(float), np.array(weights)
+    variance = (right @ contrast).var() / 50 + (0 if min(weights) > 0 else (contrast @ contrast) / 2 / 50**2)
+    seeds = (right.mean(axis=0) * [1, 1 if min(weights) > 0 else -1]).var(ddof=1) / 2
+    expected = (variance + seeds) ** 2 / (variance**2 / 49 + seeds**2)
+    each = np.diag(np.sign(contrast))
+    assert estimate_mean(right, contrast, [each], rate=True).degrees == pytest.approx(expected)
+    assert estimate_mean(right, contrast, rate=True).degrees is None
+
+
 def test_unpaired_families_of_seeds_add_their_variances() -> None:
     scores = crossed(np.random.default_rng(4), 8, 40, (1.0, 0.5, 0.5))
     families = np.eye(8)[:5], np.eye(8)[5:]
@@ -105,3 +132,21 @@ def assert_alike(found: Estimate, expected: Estimate) -> None:
 def test_one_seed_is_too_few() -> None:
     with pytest.raises(DdilError, match="^1 seeds and 9 prompts are too few; measure at least 2 of each$"):
         two_way(np.ones((1, 9)), difference=True)
+
+
+@pytest.mark.parametrize("sd", [(0.3, 1.0, 0.5), (0.1, 2.0, 0.5), (1.0, 0.3, 0.5)])
+def test_two_means_measured_apart_differ_as_often_as_their_level_says(sd: tuple[float, float, float]) -> None:
+    """Both are over their own seeds and prompts. Their number of seeds less one would find almost nothing at 1 %."""
+    rng, satterthwaite, few = np.random.default_rng(9), [], []
+    for _ in range(4000):
+        new, old = (two_way(crossed(rng, 5, 30, sd), difference=False).mean for _ in range(2))
+        degrees = min(new.degrees or 0.0, old.degrees or 0.0)
+        satterthwaite.append(independent_difference(new, old, degrees).p_value or 0.0)
+        few.append(independent_difference(new, old, 4).p_value or 0.0)
+    p_values = np.array(satterthwaite)
+    for level in (0.05, 0.01, 0.002):
+        error = np.sqrt(level * (1 - level) / len(p_values))
+        assert np.mean(p_values < level) < level + 3 * error
+    assert np.mean(p_values < 0.05) > 0.02  # the intervals alone decide at 5 %
+    if sd[0] < sd[1]:
+        assert np.mean(p_values < 0.01) > 3 * np.mean(np.array(few) < 0.01)
