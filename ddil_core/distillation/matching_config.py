@@ -32,8 +32,9 @@ class RegressionConfig(Strict):
         teacher_steps: The DDIM steps in which the guided teacher makes the latents.
         updates: The number of updates.
         learning_rate: The learning rate of the pre-training; None for ``learning_rate`` of the run.
-        weight: The weight of the same loss beside the matching loss, as in DMD (Yin et al., 2311.18828). With 0 the
-            pairs serve the pre-training alone, as in DMD2.
+        weight: The weight of the same loss beside the matching loss. DMD (Yin et al., 2311.18828) has such a loss, of
+            LPIPS between images in place of squares of latents. With 0 the pairs serve the pre-training alone, as in
+            DMD2.
     """
 
     pairs: int = Field(ge=1)

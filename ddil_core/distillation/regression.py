@@ -140,13 +140,13 @@ class RegressionStage(Stage):
 
 
 def pair_loss(stage: Stage, pairs: Pairs, chosen: Tensor, t: float) -> Tensor:
-    """Return the mean of ‖x̂(noise, t) − x₀‖² over the latents of the chosen pairs, with its gradient.
+    """Return the mean of (x̂(noise, t) − x₀)² over all entries of the chosen pairs' latents, with its gradient.
 
     Args:
         stage: The stage whose student gives x̂.
         pairs: The teacher's pairs.
         chosen: Which of the pairs, int64 [B].
-        t: The generator's first time.
+        t: The generator's first time, which is that of pure noise.
     """
     noise, x0 = (sent(pairs[name][chosen], stage.device) for name in ("noise", "x0"))
     with stage.accelerator.autocast():

@@ -141,7 +141,7 @@ def made_pairs(pool: LatentPool, count: int = 5) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_the_regression_goes_on_beside_the_matching_with_its_weight(model: Model, pool: LatentPool, parts: int) -> None:
-    """DMD's loss: the matching loss and, times ``weight``, the loss on the pairs. The draws stay those of DMD2."""
+    """The loss is the matching loss and, times ``weight``, the loss on the pairs. The draws stay those of DMD2."""
     pairs, losses = made_pairs(pool), []
     for weight in (0.0, 0.7):
         told = {"pairs": 5, "teacher_steps": 2, "updates": 1, "weight": weight}
