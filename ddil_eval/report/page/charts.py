@@ -6,6 +6,7 @@ values of the data and never field names or expressions, so that they are drawn 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -27,10 +28,10 @@ LOOKS: dict[str, tuple[str, Shape]] = {
 """The colour and the mark of each look of a curve: of an actor, or of one curve among others."""
 ACCENT, MUTED = "var(--accent)", "var(--muted)"
 _ARROWS = {"lower": "↓ lower is better", "higher": "↑ higher is better", None: ""}
-_LONG = 22
-"""The longest name of a row, in characters, that stays on one line; a longer "A − B" breaks after the sign."""
-_LONGEST = 24
-"""The most characters that a line of a broken name shows."""
+_LINE = 24
+"""The most characters of a line of a row's name. A longer name breaks between words, and "A − B" after the sign."""
+_LINE_HEIGHT = 14
+"""The height of a line of a row's name, in pixels."""
 _HALO: tuple[Spec, Spec] = ({"stroke": "var(--paper)", "strokeWidth": 4}, {"color": "currentColor"})
 """Text is drawn twice: first its outline in the colour of the page, so that no line runs through it."""
 _APART = 6
@@ -178,14 +179,18 @@ def forest_chart(
         header: What the rows are, such as "System".
         zero: Draw a line at 0, for differences.
     """
-    parts = [f"truncate(split(datum.label, ' − ')[{part}], {_LONGEST})" for part in (0, 1)]
-    two_lines = f"length(datum.label) > {_LONG} && indexof(datum.label, ' − ') > 0"
-    breaks = f"{two_lines} ? [{parts[0]} + ' −', {parts[1]}] : datum.label"
+    lines = {point.name: name_lines(point.name) for point in points}
+    most = max(map(len, lines.values()), default=1)
+    # Vega puts the first line beside the row, so that a name of more lines has to move up
+    higher = [
+        {"test": f"length(split(datum.label, '\\n')) == {count}", "value": -_LINE_HEIGHT * (count - 1) / 2}
+        for count in range(2, most + 1)
+    ]
     names = {
-        "ticks": False, "domain": False, "labelPadding": 8, "grid": True, "labelExpr": breaks,
-        "labelOffset": {"condition": {"test": two_lines, "value": -6}, "value": 0},
+        "ticks": False, "domain": False, "labelPadding": 8, "grid": True, "labelExpr": "split(datum.label, '\\n')",
+        "labelLineHeight": _LINE_HEIGHT, "labelOffset": {"condition": higher, "value": 0},
     }  # fmt: skip
-    y = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": names}}
+    y = {"y": {"field": "row", "type": "nominal", "sort": None, "title": None, "axis": names}}
     x = {"x": _quantity("value") | {"axis": {"tickCount": 4, "labelOverlap": "parity", "labelSeparation": _APART}}}
     layers: list[Spec] = [
         *([_line("x", 0)] if zero else []),
@@ -198,11 +203,20 @@ def forest_chart(
             | _hover(("name", header)),
         },
     ]
-    values = [_value(point, shown) for point, shown in _shown(points)]
+    values = [_value(point, shown) | {"row": "\n".join(lines[point.name])} for point, shown in _shown(points)]
     mark = "Significant" if zero else "Best"
     rows = [(point.name, shown, "yes" if point.marked else "") for point, shown in _shown(points)]
-    height = (32 if any(len(point.name) > _LONG for point in points) else 26) * len(points)
+    height = (12 + _LINE_HEIGHT * most) * len(points)
     return _chart(metric, direction, text, values, layers, height, (header, metric, mark), rows)
+
+
+def name_lines(name: str) -> list[str]:
+    """Return the lines of a row's name, which show all of it. A long "A − B" breaks after the sign."""
+    if len(name) <= _LINE:
+        return [name]
+    first, sign, second = name.partition(" − ")
+    parts = [f"{first} −", second] if sign else [name]
+    return [line for part in parts for line in textwrap.wrap(part, _LINE, break_on_hyphens=False)]
 
 
 def curve_chart(

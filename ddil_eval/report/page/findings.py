@@ -36,6 +36,8 @@ def headline(tables: Mapping[str, Table]) -> list[str]:
         for name in ("differences", "main-effects", "drift-ratios")
         if name in tables
     ]
+    if "pure" in tables:
+        sentences.append(pure_sentence(tables["pure"]))
     if "main-effects" in tables:
         sentences.append(effect_sentence(tables["main-effects"]))
     sentences += [drift_sentence(tables[name]) for name in ("drift", "drift-group") if name in tables]
@@ -85,6 +87,25 @@ def best_sentence(table: Table) -> str:
         shown = " ".join(print_cell(measured[costly], digits)[:2])
         sentence += f" The costliest, {table.rows[costly][0]} with an NFE of {costs[costly]:g}, has {shown}."
     return sentence
+
+
+def pure_sentence(table: Table) -> str:
+    """Say what the student alone and the teacher alone reach, in the last metric that both have.
+
+    The last is of single images. The first is a distance of sets, which hardly tells the two apart.
+    """
+    rows = {str(row[0]): row for row in table.rows}
+    for place, column in reversed(list(enumerate(table.columns))):
+        cells = {name: rows[name][place] for name in ("student", "teacher") if name in rows}
+        sound = {name: cell for name, cell in cells.items() if isinstance(cell, RecordedEstimate) and is_sound(cell)}
+        if column.interval and len(sound) == 2:
+            digits = decimals_of(list(sound.values()))
+            shown = {name: " ".join(print_cell(cell, digits)[:2]) for name, cell in sound.items()}
+            return (
+                f"The student alone has a {column.header} of {shown['student']}, and the teacher alone of "
+                f"{shown['teacher']}."
+            )
+    return ""
 
 
 def count_sentence(table: Table, what: str) -> str:

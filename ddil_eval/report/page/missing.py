@@ -84,10 +84,11 @@ def _cells(group: Group, tables: Sequence[Table], results: Path) -> Gap | None:
 
 def _again(group: Group, results: Path) -> str:
     """Return the command that measures a group again; finished work is not repeated."""
+    pair = {"teacher", "student"} <= group.records[0].systems.keys()
     if group.experiment == "covariate-shift":
         factorial = " --factorial" if group.of_kind("string") else ""
         return _out(_EXPERIMENTS["covariate-shift"][1].format(**_roles([group])) + factorial, results)
-    if group.experiment == "drift":
+    if group.experiment == "drift" and pair:  # a protocol alone names groups of students
         return _out(_EXPERIMENTS["drift"][1].format(**_roles([group])), results)
     return _out("ddil eval run PROTOCOL.yaml", results)
 

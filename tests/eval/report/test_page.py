@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from PIL import Image
 
 from ddil_eval.report import tables
 from ddil_eval.report.front import front
+from ddil_eval.report.page.charts import name_lines
 from ddil_eval.report.page.figures import charts_of, quality_and_cost
 from ddil_eval.report.page.findings import best_sentence, headline, in_words
 from ddil_eval.report.page.galleries import galleries
+from ddil_eval.report.page.missing import gaps
 from ddil_eval.report.page.titles import titles
 from ddil_eval.report.page.write import write_page
 from ddil_eval.report.records import Direction, RecordedEstimate, RecordedModel, read_records, save_record
@@ -176,6 +179,32 @@ def test_groups_of_students_are_told_of(tmp_path: Path) -> None:
     assert forests[0].text.startswith("Drift: two groups, DDIL − PD. ")
 
 
+def test_an_analysis_without_a_factorial_says_what_each_reaches_alone() -> None:
+    alone = [
+        record({"kind": "pure", "model": model}, right=right) for model, right in (("teacher", 0.9), ("student", 0.7))
+    ]
+    own = {table.name: table for table in tables.build(alone)}
+    assert headline(own) == [
+        "The student alone has a drawn_right of 0.700 [0.669, 0.731], and the teacher alone of 0.900 [0.869, 0.931]."
+    ]
+
+
+def test_a_long_name_is_shown_whole() -> None:
+    """It breaks between words, after the sign of a difference, and within a word that is longer than a line."""
+    assert name_lines("PD + DDIL, 4 steps") == ["PD + DDIL, 4 steps"]
+    assert name_lines("PD + DDIL, 4 steps − PD, 4 steps") == ["PD + DDIL, 4 steps −", "PD, 4 steps"]
+    rank = "PD + DDIL of rank {}, 100 updates, 4 steps"
+    assert name_lines(rank.format(4)) == ["PD + DDIL of rank 4, 100", "updates, 4 steps"]
+    assert len(name_lines(f"{rank.format(4)} − {rank.format(64)}")) == 4
+    assert "".join(name_lines("a" * 60)) == "a" * 60
+    rows = [system(rank.format(of), 4, metrics={"fd": measured(9, 0.5, "lower", "set")}) for of in (4, 64)]
+    (table,) = tables.build(rows)
+    chart = charts_of({table.name: table})[-1]
+    assert [value["row"].replace("\n", " ") for value in chart.spec["data"]["values"]] == [
+        rank.format(4), rank.format(64)
+    ]  # fmt: skip
+
+
 def test_a_title_says_what_tells_its_group_apart() -> None:
     """Two analyses of one student, students of one name, more groups than a title holds, and rows of two worlds."""
     drift = {"kind": "drift", "t": 999}
@@ -244,3 +273,13 @@ def test_the_commands_name_what_is_missing(tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     commands = re.findall(r"<code>(ddil eval [^<]+)</code>", text)
     assert commands[-1].endswith("--save-images") and any(line.startswith("ddil eval drift ") for line in commands)
+
+
+def test_missing_transitions_of_groups_come_from_their_protocol(tmp_path: Path) -> None:
+    """No options name groups of students."""
+    first, *_ = drift_of_groups(["PD", "DDIL"])
+    (group,) = tables.groups([first])
+    (table,) = tables.build([first])
+    lacking = replace(table, missing=("t = 500: no record",))
+    gap = gaps([group], [lacking], tmp_path, {"strips": False, "images": False})[0]
+    assert gap.commands == (f"ddil eval run PROTOCOL.yaml --out {tmp_path}",)
