@@ -40,12 +40,14 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
     from ddil_eval.cli.recreating import recreate as run
     from ddil_eval.cli.recreation import RecreationConfig, commands_of, left, require_valid
     from ddil_eval.cli.speed import this_machine
+    from ddil_eval.report.records import read_records
 
     config = validate(RecreationConfig, override(read_yaml(protocol), settings), str(protocol))
     options.print_if_asked(config, str(protocol))
     work = output_folder(config.work, "the key 'work'")
     commands = commands_of(config, out)
     require_valid(commands)
+    read_records(out)  # a damaged one is refused before hours of work, and measured again once it is moved away
     with nullcontext() if dry_run else held(work):
         todo = left(commands)
         if dry_run:

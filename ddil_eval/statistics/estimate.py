@@ -170,12 +170,16 @@ def with_seeds(error: float, degrees: float, families: Sequence[Array]) -> tuple
 def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the standard error of a sum, and Satterthwaite's degrees of freedom.
 
+    Where no score differs, all parts are 0, and the degrees of freedom are those of equal parts. One score that differs,
+    of one seed and one prompt, would make the parts of seeds and of prompts equal.
+
     Args:
         parts: The variance of each part with its degrees of freedom.
     """
     variance = sum(part for part, _ in parts)
-    weights = sum(part**2 / degrees for part, degrees in parts)
-    return float(np.sqrt(variance)), variance**2 / weights if weights > 0 else 1.0
+    shares = [part / variance if variance > 0 else 1 / len(parts) for part, _ in parts]
+    weights = sum(share**2 / degrees for share, (_, degrees) in zip(shares, parts, strict=True))
+    return float(np.sqrt(variance)), 1 / weights
 
 
 def rate_error(error: float, contrast: Array, n: int) -> float:

@@ -95,6 +95,17 @@ def test_all_commands_run_once(folder: Path, cli: Callable[..., Result]) -> None
     assert left(commands) == commands[1:]  # what is gone is made again, and what follows from it
 
 
+def test_a_damaged_record_is_refused_before_anything_runs(folder: Path, cli: Callable[..., Result]) -> None:
+    protocol = write({"run": "eval score nowhere --reference shapes --out {out}", "core_minutes": 0.1})
+    record = Path("results/records/score.json")
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    result = cli("recreate", protocol, "--out", "results")
+    assert result.exit_code == 1 and not Path("work/logs").exists()
+    assert result.stderr.startswith(f"error: The record {record.resolve()} is damaged (it is no JSON: ")
+    assert result.stderr.endswith(": move it away and run its measurement again.\n")
+
+
 def test_a_command_is_run_again_where_its_protocol_has_changed(folder: Path) -> None:
     Path("mine.yaml").write_text("method: pd\n")
     config = content({"run": "distill --protocol mine.yaml --out runs/pd", "core_minutes": 1})

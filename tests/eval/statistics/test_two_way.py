@@ -80,6 +80,18 @@ def test_an_estimate_over_seeds_has_satterthwaites_degrees_of_freedom() -> None:
     assert estimate_mean(scores.T, mean).degrees is None and groups.estimate(mean).degrees is None
 
 
+def test_a_rate_of_seeds_that_are_all_right_is_as_sure_as_one_with_one_mistake() -> None:
+    """The two parts of the variance are equal then. With one degree of freedom the low end would be 0.38."""
+    alone, each = np.full(5, 0.2), [np.eye(5)]
+    right = np.ones((100, 5))
+    sure = estimate_mean(right, alone, each, rate=True)
+    assert sure.degrees == pytest.approx(4 / (1 / 99 + 1 / 4)) and sure.high == pytest.approx(1)
+    right[0, 0] = 0
+    one_wrong = estimate_mean(right, alone, each, rate=True)
+    assert one_wrong.degrees == pytest.approx(sure.degrees, rel=0.02)
+    assert one_wrong.low == pytest.approx(sure.low, abs=1e-3) and sure.low > 0.95
+
+
 @pytest.mark.parametrize("weights", [[0.5, 0.5], [1.0, -1.0]])
 def test_a_rate_over_seeds_has_the_degrees_of_its_own_standard_error(weights: list[float]) -> None:
     """A single rate has its plain standard error, and a difference one more prompt of each seed that differs."""
