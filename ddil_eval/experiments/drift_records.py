@@ -202,11 +202,11 @@ def save_drift(
             for place in first.places:
                 compared = {name: _against_zero(one) for name, one in differences(first, second, place).items()}
                 records.append(writer.save(_cell("drift-difference", first, place), _recorded(compared), **fields))
-    return records + _save_groups(config, by_reference, writer)
+    return records + _save_groups(config, by_reference, writer, out)
 
 
-def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: RecordWriter) -> list[Record]:
-    """Save the records of each group, and those of each two groups that are compared."""
+def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: RecordWriter, out: Path) -> list[Record]:
+    """Save the records of each group, those of each two groups that are compared, and a figure of each grid."""
     groups = {name: [found[one] for one in students] for name, students in config.groups.items()}
     roles = {f"{name} {number}": one for name, group in groups.items() for number, one in enumerate(group, start=1)}
     records: list[Record] = []
@@ -227,6 +227,10 @@ def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: Record
         for place in first[0].places:
             compared = [differences(*two, place) for two in zip(first, second, strict=True)]
             save("difference", " − ".join(pair), first[0], place, compared)
+    for grid in sorted({tuple(record.grid) for record in records}):
+        own = [record for record in records if tuple(record.grid) == grid]
+        names = [name for name, group in groups.items() if tuple(group[0].pair.grid) == grid]
+        drift_figure.draw(own, out / f"drift-{slug('-'.join(names))}-{len(grid)}-steps.png")
     return records
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from PIL import Image
 
 from ddil_core.data.datasets import open_data
 from ddil_core.diffusion.noise import Sample, initial_noise
@@ -322,6 +323,7 @@ def test_groups_are_compared_seed_by_seed(teacher: Path, student: Path, tmp_path
     config = DriftConfig.model_validate(CONFIG.model_dump() | {"teacher": str(teacher), "groups": groups})
     records = measure_drift(config, tmp_path / "out")
     assert not [record for record in records if record.kind == "drift-difference"]  # groups stand for their students
+    assert Image.open(tmp_path / "out" / "drift-PD-PD-DDIL-4-steps.png").size[0] > 500
     single = {
         (record.systems["student"].reference, record.cell["t"]): record.metrics
         for record in records
