@@ -19,6 +19,11 @@ from ddil_eval.study.records import UnitRecord
 DIFFICULTY = "end_distance"
 """The baseline's value of this measure is the difficulty of a condition: how far its student ends from its teacher."""
 
+SHARE = "share"
+"""The axis of the share of aggregated states. Every other axis is the name of a factor."""
+FEWEST = 3
+"""The fewest values of an axis that a curve is drawn over."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -143,6 +148,17 @@ def _mean(column: Mapping[int, float]) -> float:
 def is_drawn(config: StudyConfig, effects: Sequence[Effect]) -> bool:
     """Whether the figure has something to show: a tested effect with a difficulty."""
     return any(e.measure in config.measure.tested and e.difficulty is not None for e in effects)
+
+
+def axes_of(config: StudyConfig) -> list[str]:
+    """Return what a study varies in at least three numbers: the share, and factors by name."""
+    numbers = {SHARE: config.shares} | {
+        name: values
+        for name, values in config.factors.items()
+        if not isinstance(values, dict)
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    }
+    return [name for name, values in numbers.items() if len(values) >= FEWEST]
 
 
 def rank_correlations(config: StudyConfig, effects: Sequence[Effect]) -> dict[tuple[str, str], tuple[float, int]]:

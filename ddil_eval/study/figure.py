@@ -19,9 +19,9 @@ from ddil_eval.study.words import short_title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, for any colour vision."""
-_MARKERS = "osD^vP"
+MARKERS = "osD^vP"
 
 
 def draw_effects(config: StudyConfig, effects: Sequence[Effect], path: Path) -> Path:
@@ -51,12 +51,12 @@ def _panel(ax: Axes, config: StudyConfig, effects: Sequence[Effect]) -> None:
     cells = [(source, share) for source in sources for share in sorted({e.share or 0 for e in effects})]
     for effect in effects:
         assert effect.difficulty is not None
-        value, low, high = (100 * n if effect.relative else n for n in effect.change)
+        value, low, high = drawn_change(effect)
         offset = (cells.index((effect.source, effect.share or 0)) - (len(cells) - 1) / 2) * 0.006
-        x, colour = effect.difficulty * np.exp(offset), _COLOURS[sources.index(effect.source) % len(_COLOURS)]
+        x, colour = effect.difficulty * np.exp(offset), COLOURS[sources.index(effect.source) % len(COLOURS)]
         ax.plot([x, x], [low, high], color=colour, linewidth=0.7, alpha=0.6)
         ax.plot(
-            x, value, _MARKERS[steps.index(effect.place.steps) % len(_MARKERS)], color=colour,
+            x, value, MARKERS[steps.index(effect.place.steps) % len(MARKERS)], color=colour,
             markersize=_size(effect.share), markerfacecolor=colour if effect.significant(LEVEL) else "white",
             markeredgewidth=0.8,
         )  # fmt: skip
@@ -68,10 +68,21 @@ def _panel(ax: Axes, config: StudyConfig, effects: Sequence[Effect]) -> None:
     ax.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in labelled else "")
     ax.tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"difficulty: end distance of the student of {config.baseline} states")
-    better = "below 0 is better" if effects and effects[0].direction == "lower" else "above 0 is better"
-    ax.set_ylabel(f"change{', %' if effects and effects[0].relative else ''} ({better})")
+    ax.set_ylabel(change_label(effects))
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def drawn_change(effect: Effect) -> tuple[float, float, float]:
+    """Return the change of an effect with the ends of its interval, a relative one in per cent."""
+    value, low, high = (100 * number if effect.relative else number for number in effect.change)
+    return value, low, high
+
+
+def change_label(effects: Sequence[Effect]) -> str:
+    """Return the title of the axis of the changes of one measure."""
+    better = "below 0 is better" if effects and effects[0].direction == "lower" else "above 0 is better"
+    return f"change{', %' if effects and effects[0].relative else ''} ({better})"
 
 
 def _size(share: float | None) -> float:
@@ -84,11 +95,11 @@ def _legend(config: StudyConfig, effects: Sequence[Effect]) -> list[Line2D]:
     steps = sorted({effect.place.steps for effect in effects}, reverse=True)
     shares = sorted({effect.share for effect in effects if effect.share is not None})
     rows: list[tuple[str, dict[str, Any]]]
-    rows = [(f"{s} states", {"color": _COLOURS[i % len(_COLOURS)], "marker": "o"}) for i, s in enumerate(sources)]
+    rows = [(f"{s} states", {"color": COLOURS[i % len(COLOURS)], "marker": "o"}) for i, s in enumerate(sources)]
     if len(shares) > 1:
         rows += [(f"share {s:g}", {"color": "#666666", "marker": "o", "markersize": _size(s)}) for s in shares]
     rows += [
-        (f"{n} {'step' if n == 1 else 'steps'}", {"color": "#666666", "marker": _MARKERS[i % len(_MARKERS)]})
+        (f"{n} {'step' if n == 1 else 'steps'}", {"color": "#666666", "marker": MARKERS[i % len(MARKERS)]})
         for i, n in enumerate(steps)
     ]
     rows.append(("not significant", {"color": "#666666", "marker": "o", "markerfacecolor": "white"}))

@@ -1,4 +1,4 @@
-"""Write what a study found: tables, figure and page."""
+"""Write what a study found: tables, figures and page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ddil_core.support.files import write_text
 from ddil_eval.report.rendering import to_csv, to_latex
-from ddil_eval.study.analysis import effects_of, is_drawn
+from ddil_eval.study.analysis import axes_of, effects_of, is_drawn
 from ddil_eval.study.config import StudyConfig
+from ddil_eval.study.curves import draw_curves
 from ddil_eval.study.figure import draw_effects
 from ddil_eval.study.matrix import Unit
 from ddil_eval.study.page import render_page
@@ -17,7 +18,7 @@ from ddil_eval.study.tables import effect_tables, effects_csv, values_csv
 
 
 def write_outputs(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord], folder: Path) -> None:
-    """Write the tables, the figure and the page of a study.
+    """Write the tables, the figures and the page of a study.
 
     Args:
         config: The study.
@@ -33,4 +34,6 @@ def write_outputs(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecor
     write_text(folder / "values.csv", values_csv(config, done))
     if is_drawn(config, effects):
         draw_effects(config, effects, folder / "effects.png")
+    for axis in axes_of(config) if effects else ():
+        draw_curves(config, effects, axis, folder / f"effects-by-{axis}.png")
     write_text(folder / "README.md", render_page(config, units, done, effects))

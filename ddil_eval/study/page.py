@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ddil_core.support.text import listed
 from ddil_eval.report.comparisons import LEVEL
-from ddil_eval.study.analysis import Effect, Place, cost_of, is_drawn, rank_correlations
+from ddil_eval.study.analysis import Effect, Place, axes_of, cost_of, is_drawn, rank_correlations
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Cell, Unit
 from ddil_eval.study.records import UnitRecord
@@ -32,7 +32,7 @@ def render_page(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]
         lines += ["", f"## {short_title(name).capitalize()}", "", f"The measure is the {title(name)}.", ""]
         lines += _places(config, [e for e in effects if e.measure == name], effects)
     lines += ["", "## What goes with what", "", *_correlations(config, effects)]
-    lines += ["", "## Files", "", *_files(tested, is_drawn(config, effects))]
+    lines += ["", "## Files", "", *_files(config, tested, effects)]
     return "\n".join(lines) + "\n"
 
 
@@ -141,9 +141,11 @@ def _correlations(config: StudyConfig, effects: Sequence[Effect]) -> Iterator[st
         yield f"| {short_title(tested)} | {short_title(other)} | {value:+.2f} | {cells} |"
 
 
-def _files(tested: Sequence[str], drawn: bool) -> Iterator[str]:
-    if drawn:
+def _files(config: StudyConfig, tested: Sequence[str], effects: Sequence[Effect]) -> Iterator[str]:
+    if is_drawn(config, effects):
         yield "- `effects.png`: each effect over the difficulty of its condition"
+    for axis in axes_of(config) if effects else ():
+        yield f"- `effects-by-{axis}.png`: each effect over the {axis}"
     yield "- `effects.csv`: every effect with its interval and p-values"
     yield "- `values.csv`: every measure of every student"
     yield f"- `table-{tested[0] if tested else 'MEASURE'}.csv` and `.tex`, and so on: the effects on each measure"

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import validate
 from ddil_eval.report.comparisons import holm
-from ddil_eval.study.analysis import Effect, effects_of
+from ddil_eval.study.analysis import SHARE, Effect, axes_of, effects_of
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Unit, units_of
 from ddil_eval.study.outputs import write_outputs
@@ -48,13 +49,17 @@ def measured(unit: Unit) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def done() -> dict[Unit, UnitRecord]:
+    return records_of(CONFIG)
+
+
+def records_of(config: StudyConfig) -> dict[Unit, UnitRecord]:
     common: dict[str, Any] = {"config": {}, "teacher_sha256": None, "seconds": 1.0, "versions": {}, "commit": None}
     return {
         unit: UnitRecord(
             unit=unit.words(), key=unit.key, seed=unit.seed, study=dict(unit.study), created="now", teacher_nfe=100,
             students={4: measured(unit)}, **common,
         )
-        for unit in units_of(CONFIG)
+        for unit in units_of(config)
     }  # fmt: skip
 
 
@@ -111,6 +116,23 @@ def test_the_page_says_what_was_found(done: Mapping[Unit, UnitRecord], tmp_path:
     assert r"\begin{tabular}" in (tmp_path / "table-end_distance.tex").read_text()
     assert len((tmp_path / "values.csv").read_text().splitlines()) == 1 + 72
     assert (tmp_path / "effects.png").stat().st_size > 10_000
+
+
+def test_three_numbers_make_a_curve(tmp_path: Path) -> None:
+    """Shares do, and the numbers of a factor; two numbers, names and switches do not."""
+    named = {"weak": {"guidance_range": [1, 1]}, "strong": {"guidance_range": [3, 3]}, "none": {"guidance_range": None}}
+    few = {"guidance_scale": [1.0, 3.0], "student.width": [64, 128, 256], "guidance": named}
+    assert axes_of(validate(StudyConfig, STUDY | {"factors": few}, "the study")) == ["student.width"]
+    factors = {"guidance_scale": [1.0, 1.5, 3.0]}
+    config = validate(StudyConfig, STUDY | {"shares": [0.25, 0.5, 1], "factors": factors}, "the study")
+    assert axes_of(config) == [SHARE, "guidance_scale"]
+    records = records_of(config)
+    write_outputs(config, len(records), records, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    for axis in axes_of(config):
+        assert f"`effects-by-{axis}.png`: each effect over the {axis}" in page
+    shares, guidance = (Image.open(tmp_path / f"effects-by-{axis}.png").size for axis in axes_of(config))
+    assert shares[0] > 1.5 * guidance[0]  # a panel for each guidance scale, against one with a curve for each share
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""Figures of a study over one of its numbers: what each source changes, over the share or over the values of a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ddil_core.support.image_grids import save_figure
+from ddil_eval.report.comparisons import LEVEL
+from ddil_eval.study.analysis import SHARE, Effect, Place
+from ddil_eval.study.config import StudyConfig
+from ddil_eval.study.figure import COLOURS, MARKERS, change_label, drawn_change
+from ddil_eval.study.matrix import Condition
+from ddil_eval.study.words import short_title, source_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_APART = 0.012
+"""How far apart curves stand, as a part of the axis, so that their intervals do not hide one another."""
+
+
+def draw_curves(config: StudyConfig, effects: Sequence[Effect], axis: str, path: Path) -> Path:
+    """Draw the effects on each tested measure over one axis, and return the file.
+
+    A row of panels is a measure, and a column a place without its value on the axis. A curve is a source, with its
+    share where the axis is a factor. Filled marks are significant after Holm's correction.
+
+    Args:
+        config: The study.
+        effects: All effects.
+        axis: ``SHARE``, or the name of a factor (``axes_of``).
+        path: The file.
+    """
+    measures = [name for name in config.measure.tested if any(e.measure == name for e in effects)]
+    tested = [effect for effect in effects if effect.measure in measures]
+    columns = list(dict.fromkeys(_rest(effect.place, axis) for effect in tested))
+    shares = axis != SHARE and len(config.shares) > 1
+    names = list(dict.fromkeys(_curve_name(effect, shares) for effect in tested))
+    figure = Figure(figsize=(3.2 * len(columns) + 2.2, 2.9 * len(measures) + 0.6), layout="constrained")
+    panels = figure.subplots(len(measures), len(columns), squeeze=False, sharex=True, sharey="row")
+    for row, measure in zip(panels, measures, strict=True):
+        for ax, column in zip(row, columns, strict=True):
+            here = [e for e in tested if e.measure == measure and _rest(e.place, axis) == column]
+            curves = {name: [e for e in here if _curve_name(e, shares) == name] for name in names}
+            _panel(ax, curves, axis)
+            ax.set_title(f"{short_title(measure)}, {column.words(len(config.methods) > 1)}", fontsize=9)
+        row[0].set_ylabel(change_label([effect for effect in tested if effect.measure == measure]), fontsize=9)
+    for ax in panels[-1]:
+        ax.set_xlabel("share of aggregated states" if axis == SHARE else axis.rpartition(".")[2])
+    handles = []
+    for number, name in enumerate(names):
+        colour, marker = _look(number)
+        handles.append(Line2D([], [], label=name, color=colour, marker=marker, markersize=5))
+    grey = "#666666"
+    handles.append(Line2D([], [], color=grey, marker="o", markerfacecolor="white", markersize=5, linestyle="",
+                          label="not significant"))  # fmt: skip
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
+    return save_figure(figure, path, 150)
+
+
+def _panel(ax: Axes, curves: Mapping[str, Sequence[Effect]], axis: str) -> None:
+    """Draw the effects of each curve. The order of the curves gives their looks."""
+    ax.axhline(0.0, color="#999999", linewidth=0.8)
+    places = sorted({_value(effect, axis) for effects in curves.values() for effect in effects})
+    width = places[-1] - places[0] if places else 0
+    for number, effects in enumerate(curves.values()):
+        colour, marker = _look(number)
+        shift = (number - (len(curves) - 1) / 2) * _APART * width
+        drawn = sorted((_value(effect, axis) + shift, *drawn_change(effect)) for effect in effects)
+        ax.plot([x for x, *_ in drawn], [value for _, value, *_ in drawn], color=colour, linewidth=1.4)
+        ax.vlines(
+            [x for x, *_ in drawn], [low for *_, low, _ in drawn], [high for *_, high in drawn], colour, linewidth=0.9
+        )
+        for effect in effects:
+            face = colour if effect.significant(LEVEL) else "white"
+            x, value = _value(effect, axis) + shift, drawn_change(effect)[0]
+            ax.plot(x, value, marker, color=colour, markersize=5, markerfacecolor=face, markeredgewidth=0.9)
+    ax.set_xticks(places, [f"{place:g}" for place in places])
+    ax.tick_params(labelsize=8)
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _value(effect: Effect, axis: str) -> float:
+    """Return the place of an effect on the axis."""
+    if axis == SHARE:
+        return effect.share or 0.0
+    return float(dict(effect.place.condition.factors)[axis])
+
+
+def _rest(place: Place, axis: str) -> Place:
+    """Return a place without its value on the axis."""
+    condition = place.condition
+    factors = tuple((name, value) for name, value in condition.factors if name != axis)
+    return Place(Condition(condition.method, factors), place.steps)
+
+
+def _curve_name(effect: Effect, share: bool) -> str:
+    """Return the name of the curve that an effect belongs to: its source, and its share where that tells it apart."""
+    return source_words(effect) if share else f"{effect.source.capitalize()} states"
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Return the colour and the marker of a curve."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
