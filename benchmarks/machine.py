@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+
+from ddil_core.support.environment import cores
 
 PACKAGES = ("ddil", "torch", "diffusers", "numpy")
 
@@ -17,9 +18,8 @@ def device() -> str:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = "" if torch is None else f", threads: {torch.get_num_threads()}"
-    return f"{processor()}, cores: {cores}{threads}"
+    return f"{processor()}, cores: {cores()}{threads}"
 
 
 def processor() -> str:

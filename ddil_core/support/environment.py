@@ -19,6 +19,11 @@ _LIBRARIES = ("_C_stable.*", "_C.*")
 """Torchvision's compiled operators, in recent versions and in older ones."""
 
 
+def cores() -> int:
+    """Return the number of CPU cores that this process may use: a cluster often grants a part of a machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_torchvision() -> None:
     """Import torchvision. Call this before the import of a package that needs it (timm, open_clip, lpips).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 import tomllib
@@ -117,12 +116,13 @@ def machine() -> Iterator[Check]:
     """Check the system, the cores, the memory, and the free disk space of the working folder."""
     import psutil
 
+    from ddil_core.support.environment import cores
+
     gib = 2**30
     memory = psutil.virtual_memory()
     free = shutil.disk_usage(Path.cwd()).free / gib
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("machine", "system", f"{platform.system()} {platform.machine()}", ok=True)
-    yield Check("machine", "CPU cores", f"{cores}", ok=True)
+    yield Check("machine", "CPU cores", f"{cores()}", ok=True)
     found = f"{memory.total / gib:.1f} GiB, {memory.available / gib:.1f} GiB available"
     yield Check("machine", "memory", found, ok=True)
     cure = "" if free >= 1 else "free at least 1 GiB: a run writes checkpoints and images"

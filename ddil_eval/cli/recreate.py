@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -32,6 +31,7 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
     again, unless one before it was changed or its files are gone.
     """
     ranks.require_one("a recreation")
+    from ddil_core.support.environment import cores
     from ddil_core.support.lock import held
     from ddil_core.support.paths import output_folder
     from ddil_core.support.protocol import override, read_yaml, validate
@@ -55,7 +55,7 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
                 state = f"{command.core_minutes:g} core minutes" if command in todo else "done"
                 options.say(f"{command.text}  # {state}")
         if todo:
-            machine = this_machine(_cores())
+            machine = this_machine(cores())
             jobs = jobs or (machine.cores if machine.device == "cpu" else 1)
             forecast = Forecast(jobs, machine.cores, config.speed / machine.speed)
             options.say(describe(config, commands, forecast))
@@ -67,8 +67,3 @@ def recreate(protocol: Path, out: Path, settings: tuple[str, ...], jobs: int | N
             options.say(f"{config.title}: all {len(commands)} commands are done")
     if not dry_run:
         options.say(f"All is in {out}; tables with: ddil report --results {out}")
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -51,6 +51,8 @@ def recreate(commands: Sequence[Command], forecast: Forecast) -> None:
         Interrupted: a signal came. Finished commands are kept, and the others saved what they could.
     """
     todo = left(commands)
+    for command in todo:  # also those that follow from one: a stopped recreation must not call them done again
+        command.done.unlink(missing_ok=True)
     processes = _Processes(todo, forecast.jobs)
     with progress("commands", len(commands), len(commands) - len(todo), lambda: processes.left(forecast)) as advance:
         try:
@@ -141,7 +143,6 @@ class _Child:
         self.log, self.records_before = command.log, command.records()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.goes_on = self.log.is_file()  # it ran before, and then takes less time
-        command.done.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             log.write(f"$ {command.text}\n".encode())
             log.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -17,8 +16,10 @@ from ddil_eval.cli import options
 @click.option("--out", type=options.OUTPUT_FOLDER, required=True, cls=options.RequiredUnlessPrinted,
               help="The folder of the study.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the protocol.")
-@click.option("--jobs", type=options.COUNT, default=None,
-              help="The number of worker processes, one core each. The default is the number of cores.")  # fmt: skip
+@click.option(
+    "--jobs", type=options.COUNT, default=None,
+    help="The number of worker processes, one core each. The default is the number of cores, and 1 with a GPU.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the matrix and its costs, and stop.")
 @options.print_option
 @options.device_option
@@ -34,6 +35,7 @@ def study(
     """
     ranks.require_one("a study")
     options.quiet_libraries()
+    from ddil_core.support.environment import cores
     from ddil_core.support.progress import warn
     from ddil_core.support.protocol import override, read_yaml, validate
     from ddil_eval.study.config import StudyConfig
@@ -50,7 +52,8 @@ def study(
         if (reason := too_few_seeds(config, units)) is not None:
             warn(reason)
         return
-    failed = run_study(config, out, jobs or os.cpu_count() or 1, options.choose_device(device))
+    device = options.choose_device(device)
+    failed = run_study(config, out, jobs or (cores() if device == "cpu" else 1), device)
     if failed:
         raise DdilError(
             f"{len(failed)} unit{'s' * (len(failed) > 1)} failed, first {failed[0]}; the same command tries "

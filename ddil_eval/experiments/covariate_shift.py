@@ -38,7 +38,7 @@ from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts, require_enough
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, open_reference
-from ddil_eval.experiments.results import RecordWriter, hashed, recorded_metrics
+from ddil_eval.experiments.results import RecordWriter, code_sha256, hashed, recorded_metrics
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
 from ddil_eval.experiments.shared_drift import SharedDrift
 from ddil_eval.experiments.shift_runs import (
@@ -122,7 +122,7 @@ class CovariateShiftConfig(NetworkDtypeKeys, SizeKeys):
             raise ValueError(
                 f"p_teacher is a probability, from 0 (student alone) to 1 (teacher alone), not {outside[0]}"
             )
-        return rates
+        return tuple(rate + 0.0 for rate in rates)  # -0.0 is 0
 
     @model_validator(mode="after")
     def _drift_fits(self) -> CovariateShiftConfig:
@@ -201,6 +201,7 @@ class ShiftPlan:
             "data": self.described_data,
             "networks": self.extractors.identity(),
             "weights": [model.weights_sha256() for model in (self.pair.teacher, self.pair.student)],
+            "code": code_sha256(),
         } | ({"drift": True} if self.drift else {})  # such chunks hold more
         return content_hash(content)[:16]
 
@@ -220,6 +221,8 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     reference_sizes = check_reference(data, images, recipe, extractors.metrics)
     prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
+    if config.figure_prompts:
+        data.prompts(config.figure_prompts)  # refuses more than there are, before hours of work
     captions = [prompt.text for prompt in prompts.prompts]
     require_enough(len(captions), config.data)
     drifting = config.drift_config(len(captions)) if config.drift else None
@@ -285,12 +288,12 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
             records += plan.drift.save(tree.gather_watched(), out, device, started)
             cost["drift"] = plan.drift.cost(plan.runs)
         write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
-        delete_parts(work)
         if config.figure_prompts:
             images, prompts, columns = figure_2(plan)
             texts = [prompt.text for prompt in prompts]
             image_grid(images, texts, columns, out / "figure2.png")
             write_strips(images, [prompt.id for prompt in prompts], texts, columns, out, "figure2")
+        delete_parts(work)
     return records
 
 

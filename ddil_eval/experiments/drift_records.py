@@ -20,12 +20,15 @@ from ddil_eval.experiments.reference_images import split_of
 from ddil_eval.experiments.results import RecordWriter
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import drift_figure
-from ddil_eval.report.records import Direction, Record, RecordedMetric, RecordedModel
+from ddil_eval.report.records import Direction, Record, RecordedMetric, RecordedModel, digest
 from ddil_eval.statistics import Estimate, estimate_mean
+from ddil_eval.statistics.estimate import against_zero
 from ddil_eval.statistics.two_sample import compare_states, exponential, log_ratio_scores
 from ddil_eval.statistics.two_way import two_way
 
 _HIGHER = ("commitment",)
+_LONGEST = 120
+"""The most characters of a name in the name of a figure's file."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def disagreement_metrics(drift: Drift, place: int | str) -> dict[str, dict[str, 
     """
     found = scores(drift, place)
     means = {name: _mean(one) for name, one in found.items() if not name.startswith("log_")}
-    logarithms = {name: _against_zero(one) for name, one in found.items() if name.startswith("log_")}
+    logarithms = {name: against_zero(one) for name, one in found.items() if name.startswith("log_")}
     ratios = {name.removeprefix("log_"): exponential(one) for name, one in logarithms.items()}
     return {"drift": means | ratios} | ({"drift-ratios": logarithms} if logarithms else {})
 
@@ -107,7 +110,7 @@ def path_metrics(drift: Drift, place: int) -> dict[str, Estimate]:
         ends = drift.arrays[f"end {kind}"].astype(np.float64).reshape(len(drift.arrays["distance"]), -1)
         spread = np.square(ends - ends.mean(axis=0)).mean()
         errors = drift.arrays[f"open {kind}"][:, place].astype(np.float64)
-        found[f"commitment_{kind}"] = _mean(1 - errors / max(float(spread), np.finfo(np.float64).tiny))
+        found[f"commitment_{kind}"] = _mean(1 - errors / max(float(spread), np.finfo(np.float64).tiny), highest=1.0)
     return found
 
 
@@ -117,12 +120,8 @@ def differences(first: Drift, second: Drift, place: int | str) -> dict[str, np.n
     return {name: one[name] - other[name] for name in one if name in other}
 
 
-def _mean(scores: np.ndarray) -> Estimate:
-    return estimate_mean(scores[:, None], np.ones(1))
-
-
-def _against_zero(differences: np.ndarray) -> Estimate:
-    return estimate_mean(np.stack([differences, np.zeros_like(differences)], axis=1), np.array([1.0, -1.0]))
+def _mean(scores: np.ndarray, highest: float = np.inf) -> Estimate:
+    return estimate_mean(scores[:, None], np.ones(1), lowest=-np.inf if highest < np.inf else 0.0, highest=highest)
 
 
 def group_metrics(found: Sequence[Mapping[str, np.ndarray]], *, difference: bool) -> dict[str, dict[str, Estimate]]:
@@ -200,7 +199,7 @@ def save_drift(
         if one_grid([first.pair, second.pair]):
             fields = _fields(config, {"teacher": first, "first": first, "second": second})
             for place in first.places:
-                compared = {name: _against_zero(one) for name, one in differences(first, second, place).items()}
+                compared = {name: against_zero(one) for name, one in differences(first, second, place).items()}
                 records.append(writer.save(_cell("drift-difference", first, place), _recorded(compared), **fields))
     return records + _save_groups(config, by_reference, writer, out)
 
@@ -230,7 +229,7 @@ def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: Record
     for grid in sorted({tuple(record.grid) for record in records}):
         own = [record for record in records if tuple(record.grid) == grid]
         names = [name for name, group in groups.items() if tuple(group[0].pair.grid) == grid]
-        drift_figure.draw(own, out / f"drift-{slug('-'.join(names))}-{len(grid)}-steps.png")
+        drift_figure.draw(own, out / f"drift-{_short('-'.join(names))}-{len(grid)}-steps.png")
     return records
 
 
@@ -239,10 +238,16 @@ def one_grid(pairs: Sequence[Drifting]) -> bool:
     return all(pair.grid == pairs[0].grid and pair.stochastic == pairs[0].stochastic for pair in pairs)
 
 
+def _short(name: str) -> str:
+    """Return a name as a part of a file's name, which systems limit to 255 bytes."""
+    own = slug(name)
+    return own if len(own) <= _LONGEST else f"{own[:_LONGEST]}-{digest(name)[:8]}"
+
+
 def _figure_name(student: str, students: Sequence[str]) -> str:
     """Return the last part of a student's reference, or all of it where another student has the same last part."""
     own = Path(student).name
-    return own if [Path(other).name for other in students].count(own) == 1 else slug(student)
+    return own if [Path(other).name for other in students].count(own) == 1 else _short(student)
 
 
 def _cells(drift: Drift, place: int | str, seed: int) -> dict[str, dict[str, Estimate]]:

@@ -23,6 +23,7 @@ from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.size import OWN_SIZE, WantedSize
 from ddil_eval.experiments.image_sources import ImageOrigin
+from ddil_eval.experiments.results import code_sha256
 from ddil_eval.experiments.system_configs import SystemConfig, image_origin, sampling_of
 from ddil_eval.features.extraction import Extractors
 from ddil_eval.features.storage import Arrays, cached_arrays
@@ -145,6 +146,7 @@ class Gallery:
             "seed": self.seed,
             "distance": self.distance,
             "networks": self.extractors.identity(),
+            "code": code_sha256(),
             "towers": None if self.towers is None else self.towers.identity,
         } | (origin.compute.changed() if origin.compute else {})
         depends |= {} if origin.size is None else {"size": list(origin.size)}

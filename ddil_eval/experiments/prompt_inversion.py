@@ -7,7 +7,6 @@ measured beside it and, where the true captions are known, how much of them each
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from ddil_eval.experiments.system_configs import (
 )
 from ddil_eval.experiments.targets import TargetImages, read_targets, vocabulary
 from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.storage import delete_parts
 from ddil_eval.metrics import METRICS
 from ddil_eval.report import figures
 from ddil_eval.report.records import Record
@@ -171,7 +171,7 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
         number=config.images_per_prompt,
         batch_size=config.draw_batch_size,
         seed=config.seed,
-        work=out / "partial",
+        work=out / "partial" / "inversion",
         device=device,
         compute=config.compute,
         size=config.size,
@@ -192,7 +192,7 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
             out / "inverted" / f"{row:04d}-{slug(name)}.png",
         )
     _keep_strips(systems, targets, prompts[config.inverter], config.figures, out)
-    shutil.rmtree(out / "partial", ignore_errors=True)
+    delete_parts(gallery.work)
     return records
 
 

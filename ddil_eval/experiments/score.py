@@ -110,7 +110,7 @@ def score_folders(config: ScoreConfig, out: Path, device: str = "cpu") -> list[R
     extractors = Extractors(metrics, device, reference.recipe, config.images_per_prompt)
     records = []
     with held_by_main(out):
-        for names in _same_ids(files):
+        for names in _same_prompts(files, metrics):
             setting = _setting(config, reference, files[names[0]], _seed(config, paths[names[0]]), device)
             rows = [System(name, partial(_open, paths[name], files[name], config)) for name in names]
             records += measure_systems(rows, differences_from_first(names), extractors, setting, out)
@@ -131,17 +131,27 @@ def _open_reference(config: ScoreConfig) -> _Reference:
     return _Reference(data, recipe, count, sizes)
 
 
-def _same_ids(files: Mapping[str, Sequence[ImageFile]]) -> list[list[str]]:
-    """Group the folders with the same ids of images, in the order given."""
+def _same_prompts(files: Mapping[str, Sequence[ImageFile]], metrics: Sequence[str]) -> list[list[str]]:
+    """Group the folders with the same ids of images, and the same captions where a metric reads them.
+
+    The groups and their folders have the order given.
+    """
+    reads = bool(_reading(metrics))
     groups: dict[str, list[str]] = {}
     for folder, images in files.items():
-        groups.setdefault(digest([image.id for image in images]), []).append(folder)
+        same = digest([[image.id, image.caption if reads else None] for image in images])
+        groups.setdefault(same, []).append(folder)
     return list(groups.values())
+
+
+def _reading(metrics: Sequence[str]) -> list[str]:
+    """Return the metrics that read captions."""
+    return [name for name in metrics if name in METRICS and METRICS[name].network.reads_captions]
 
 
 def _require_captions(folder: str, files: Sequence[ImageFile], metrics: Sequence[str]) -> None:
     """Refuse metrics that read captions where images have none."""
-    reading = [name for name in metrics if name in METRICS and METRICS[name].network.reads_captions]
+    reading = _reading(metrics)
     silent = [file.path.name for file in files if file.caption is None]
     if reading and silent:
         raise WrongCommand(

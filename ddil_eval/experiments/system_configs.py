@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -140,6 +141,9 @@ def refuse_names(systems: Sequence[SystemConfig], differences: Sequence[tuple[st
     twice = sorted({name for name in students if students.count(name) > 1})
     if twice:
         raise ValueError(f"two systems are named {twice[0]!r}")
+    of_pairs = {f"{a} − {b}" for a, b in itertools.permutations(names, 2)}
+    if of_difference := sorted(of_pairs & {*names}):
+        raise ValueError(f"the system {of_difference[0]!r} is named like the difference of two others; rename it")
     unknown = [name for pair in differences for name in pair if name not in names]
     if unknown:
         raise ValueError(f"the differences name {unknown[0]!r}, which is none of the systems {', '.join(names)}")

@@ -21,7 +21,7 @@ from ddil_core.models.image_size import image_size
 from ddil_core.models.model import load_model
 from ddil_core.models.references import check_files, resolve
 from ddil_core.support.compute import ComputeKeys
-from ddil_core.support.errors import DdilError, Missing
+from ddil_core.support.errors import DdilError, Missing, WrongCommand
 from ddil_core.support.lock import held_by_main
 from ddil_core.support.paths import user_path
 from ddil_core.support.protocol import renamed
@@ -243,6 +243,8 @@ def measure_comparison(
         for row in plan.systems
         for name in row.models
     ]
+    if folder is not None:
+        _require_own_folders([row.name for row in rows])
     here = {system.name for system in plan.systems}
     differences = [(a, b) for a, b in config.differences if {a, b} <= here]
     return measure_systems(rows, differences, extractors, _setting(plan, plan.data, prompts, device), out)
@@ -270,6 +272,18 @@ def _setting(plan: ComparisonPlan, data: DataSet, prompts: Prompts, device: str)
         seed=config.seed,
         device=device,
     )
+
+
+def _require_own_folders(names: Sequence[str]) -> None:
+    """Refuse names whose kept images would share a folder."""
+    by_folder: dict[str, str] = {}
+    for name in names:
+        other = by_folder.setdefault(slug(name), name)
+        if other != name:
+            raise WrongCommand(
+                f"the images of {other!r} and {name!r} would share the folder images/{slug(name)}; give the rows names "
+                "that differ in their letters or digits (in a protocol), or leave out --save-images"
+            )
 
 
 def _open(

@@ -10,6 +10,7 @@ from typing import Any
 from ddil_eval.report.against import Against, Comparison, cell_words
 from ddil_eval.report.comparisons import LEVEL
 from ddil_eval.report.records import Record
+from ddil_eval.report.rendering import print_p
 from ddil_eval.report.setting_changes import setting_changes
 from ddil_eval.report.table_type import Cell, Column, Table
 
@@ -36,7 +37,7 @@ def cell_names(records: Sequence[Record]) -> list[str]:
 def worst_sentence(against: Against) -> str | None:
     """Return one sentence that names the worst of the significantly worse values, or None."""
     worst = against.worst
-    if worst is None or worst.difference is None:
+    if worst is None or worst.difference is None or worst.corrected is None:
         return None
     others = len(against.of("worse")) - 1
     value, before = (record.metrics[worst.metric].estimate.value for record in (worst.new, worst.old))
@@ -44,7 +45,7 @@ def worst_sentence(against: Against) -> str | None:
     return (
         f"{cell_words(worst.new)} is significantly worse in {worst.metric}: {before:.5g} → {value:.5g}, difference "
         f"{worst.difference.value:+.3g} [{worst.difference.low:.3g}, {worst.difference.high:.3g}], "
-        f"p = {worst.corrected:.2g} after Holm's correction{more}"
+        f"{print_p(worst.corrected, '.2g')} after Holm's correction{more}"
     )
 
 

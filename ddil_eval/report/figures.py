@@ -90,9 +90,10 @@ def shift_curves(records: Sequence[Record], path: Path | str) -> Path:
 
 def _curve(ax: Axes, records: Sequence[Record], name: str, kind: str, colour: str, marker: str, label: str) -> None:
     key = "p_teacher" if kind == "p_teacher" else "switch_t"
-    points = sorted(
+    drawn = [
         (float(str(r.cell[key])), r.metrics[name].estimate) for r in records if r.kind == kind and name in r.metrics
-    )
+    ]
+    points = sorted(drawn, key=lambda point: point[0])
     if points:
         draw_estimates(ax, points, colour, marker, label)
 

@@ -161,15 +161,15 @@ def print_cell(cell: Cell, decimals: int) -> list[str]:
     """Return the lines of a cell: its value, then its interval and its p-value, if it has them."""
     if isinstance(cell, RecordedEstimate):
         low, value, high = (f"{number:z.{decimals}f}" for number in (cell.low, cell.value, cell.high))
-        return [value, f"[{low}, {high}]", *([] if cell.p_value is None else [_print_p(cell.p_value)])]
+        return [value, f"[{low}, {high}]", *([] if cell.p_value is None else [print_p(cell.p_value)])]
     if isinstance(cell, float):
         return [f"{cell:z.5g}"]
     return ["" if cell is None else str(cell)]
 
 
-def _print_p(p_value: float) -> str:
-    """Return a p-value with three decimals, or "p < level" if rounding would move it onto that level."""
-    shown = f"{p_value:.3f}"
+def print_p(p_value: float, form: str = ".3f") -> str:
+    """Return a p-value in a format, or "p < level" if rounding would move it onto that level."""
+    shown = f"{p_value:{form}}"
     for level in _LEVELS:
         if p_value < level <= max(float(shown), _LEVELS[0]):
             return f"p < {level}"

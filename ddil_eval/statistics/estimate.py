@@ -24,7 +24,8 @@ class Estimate:
         high: The upper end of the interval.
         n: The number of samples (prompts or images).
         p_value: For a difference, the two-sided p-value of "the cells are equal". Below 0.05 exactly where the interval
-            excludes 0, because both come from one distribution. None for other values.
+            excludes 0, because both come from one distribution; permutation tests (``kernel_distance``) and sign-flip
+            tests (``paired_difference``) may disagree with their intervals. None for other values.
         note: Why the value is not reliable, or None.
         degrees: Over training seeds and prompts, Satterthwaite's degrees of freedom of the interval; else None.
     """
@@ -136,10 +137,15 @@ def _rate_interval(
     return max(low, -largest), min(high, largest), p_value, degrees
 
 
+def against_zero(scores: Array) -> Estimate:
+    """Return the mean of differences [n] with its interval and the p-value of 0."""
+    return estimate_mean(np.stack([scores, np.zeros_like(scores)], axis=1), np.array([1.0, -1.0]))
+
+
 def t_interval(value: float, error: float, degrees: float) -> tuple[float, float, float]:
     """Return low, high and the two-sided p-value of 0 by Student's t.
 
-    Where ``error`` is 0, the cells are equal on every prompt: the interval has no width, and p is 1 for the value 0.
+    Where ``error`` is 0, all scores are equal: the interval has no width, and p is 1 for the value 0, else 0.
     """
     half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
     if error == 0:

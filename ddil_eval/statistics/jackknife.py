@@ -95,6 +95,8 @@ class Jackknife:
     ) -> Estimate:
         """Return a contrast of the cells with its interval: Student's t with groups − 1 degrees of freedom.
 
+        Where no group changes a value, the estimate has a note: its spread is unknown, and not 0.
+
         A single rate has the interval of ``score_interval``. In a difference of rates, ``rate_error`` counts one more
         sample of each cell as different. With training seeds the interval is over seeds and prompts (``with_seeds``).
 
@@ -111,6 +113,7 @@ class Jackknife:
         contrast = np.asarray(contrast, dtype=np.float64)
         value, single = float(self.values @ contrast), is_level(contrast)
         error, groups = self._standard_error(contrast), len(self.group_sizes)
+        still = not rate and not by_seed and value != 0 and error <= 1e-9 * abs(value)
         if not np.isfinite([value, error]).all():
             raise DdilError(
                 f"a statistic of these features is {value}, which cannot be compared; check the images for broken ones"
@@ -124,6 +127,7 @@ class Jackknife:
             low, high = score_interval(value, error, self.n, t, highest)
         low, high = max(low, min(lowest, value)), min(high, max(highest, value))
         notes = [note for note, weight in zip(self.notes, contrast, strict=False) if note is not None and weight != 0]
+        notes += ["no group of prompts changes the value, so that its spread is not known"] if still else []
         return Estimate(
             value,
             float(min(low, value)),

@@ -153,14 +153,6 @@ class GroupMoments:
         """Return the moments of each group."""
         return [accumulator.moments() for accumulator in self._accumulators]
 
-    def total(self) -> Moments:
-        """Return the moments of all samples."""
-        return Moments.merged(self.moments())
-
-    def without(self) -> Iterator[Moments]:
-        """Yield for each group the moments of all other samples."""
-        return self.leave_one_out()[1]
-
     def leave_one_out(self) -> tuple[Moments, Iterator[Moments]]:
         """Return the moments of all samples, and for each group those of all other samples. Groups merge once."""
         parts = self.moments()

@@ -7,7 +7,7 @@ it is tested on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -128,7 +128,8 @@ def probe_excess(products: Array, seed: int = 0) -> Estimate:
         scores[np.abs(scores) < EQUAL] = 0.0
         right[tested] = (1 + np.sign(scores)) / 2
     shares = np.stack([(right[:n] + right[n:]) / 2, np.full(n, 0.5)], axis=1)
-    return estimate_mean(shares, np.array([1.0, -1.0]), rate=True)
+    found = estimate_mean(shares, np.array([1.0, -1.0]), rate=True)
+    return replace(found, low=max(found.low, -0.5), high=min(found.high, 0.5))
 
 
 def variance_error(pair: PairedStates) -> Estimate:
@@ -159,25 +160,6 @@ def _jackknife_interval(value: float, left_out: Array) -> tuple[float, float]:
     error = np.sqrt((n - 1) / n * np.square(left_out - left_out.mean()).sum())
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * error)
     return value - half, value + half
-
-
-def log_ratio(above: Array, below: Array, *, other: tuple[Array, Array] | None = None) -> Estimate:
-    """Return the logarithm of mean(above)/mean(below) of paired scores, or its difference from that of other scores.
-
-    The interval and the p-value of 0 are Student's, by the delta method.
-
-    Args:
-        above: Scores [n], at least 0, with a mean above 0.
-        below: Scores [n] of the same prompts, likewise.
-        other: The scores of a second ratio, whose logarithm is subtracted.
-
-    Raises:
-        DdilError: a mean is 0, so that there is no ratio.
-    """
-    scores = log_ratio_scores(above, below)
-    if other is not None:
-        scores = scores - log_ratio_scores(*other)
-    return estimate_mean(np.stack([scores, np.zeros_like(scores)], axis=1), np.array([1.0, -1.0]))
 
 
 def log_ratio_scores(above: Array, below: Array) -> Array:

@@ -150,8 +150,10 @@ def is_drawn(config: StudyConfig, effects: Sequence[Effect]) -> bool:
     return any(e.measure in config.measure.tested and e.difficulty is not None for e in effects)
 
 
-def axes_of(config: StudyConfig) -> list[str]:
-    """Return what a study varies in at least three numbers: the share, and factors by name."""
+def axes_of(config: StudyConfig, effects: Sequence[Effect]) -> list[str]:
+    """Return what tested effects are drawn over: the share, and factors by name, of at least three numbers each."""
+    if not any(effect.measure in config.measure.tested for effect in effects):
+        return []
     numbers = {SHARE: config.shares} | {
         name: values
         for name, values in config.factors.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -39,6 +41,14 @@ def _keys(name: str, values: tuple[Value, ...] | dict[str, dict[str, Any]]) -> l
     return [key for settings in values.values() for key in settings] if isinstance(values, dict) else [name]
 
 
+def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> str | None:
+    """Return a key that both set, or that holds a key of the other; None where there is none."""
+    pairs = itertools.product(ours, theirs)
+    return next(
+        (max(a, b, key=len) for a, b in pairs if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")), None
+    )
+
+
 class MeasureConfig(Strict):
     """What is measured of every student.
 
@@ -56,7 +66,7 @@ class MeasureConfig(Strict):
     count: int = Field(default=256, ge=8)
     teacher_steps: int = Field(default=32, ge=1)
     metrics: tuple[str, ...] = ()
-    tested: tuple[str, ...] = ("end_distance",)
+    tested: tuple[str, ...] = Field(default=("end_distance",), min_length=1)
 
     @model_validator(mode="after")
     def _metrics_fit(self) -> MeasureConfig:
@@ -133,6 +143,9 @@ class StudyConfig(Strict):
         keys = [key for name, values in self.factors.items() for key in _keys(name, values)]
         if fixed := [key for key in keys if key.split(".")[0] in ("seed", "ddil", "method")]:
             raise ValueError(f"the factor key {fixed[0]!r} is set by seeds, sources and methods; vary it there")
+        for one, other in itertools.combinations(self.factors, 2):
+            if nested := _overlap(_keys(one, self.factors[one]), _keys(other, self.factors[other])):
+                raise ValueError(f"the factors {one!r} and {other!r} both set {nested!r}; vary it in one of them")
         for name, values in self.factors.items():
             if not isinstance(values, dict) and len({label_of(value) for value in values}) < len(values):
                 raise ValueError(f"a value of the factor {name!r} stands twice; name each value once")

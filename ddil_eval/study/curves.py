@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ from ddil_core.support.image_grids import save_figure
 from ddil_eval.report.comparisons import LEVEL
 from ddil_eval.study.analysis import SHARE, Effect, Place
 from ddil_eval.study.config import StudyConfig
-from ddil_eval.study.figure import COLOURS, MARKERS, change_label, drawn_change
+from ddil_eval.study.figure import COLOURS, MARKERS, add_legend, change_label, drawn_change
 from ddil_eval.study.matrix import Condition
-from ddil_eval.study.words import short_title, source_words
+from ddil_eval.study.words import short_title, states_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,35 +40,33 @@ def draw_curves(config: StudyConfig, effects: Sequence[Effect], axis: str, path:
     tested = [effect for effect in effects if effect.measure in measures]
     columns = list(dict.fromkeys(_rest(effect.place, axis) for effect in tested))
     shares = axis != SHARE and len(config.shares) > 1
-    names = list(dict.fromkeys(_curve_name(effect, shares) for effect in tested))
+    keys = list(dict.fromkeys(_curve_of(effect, shares) for effect in tested))
     figure = Figure(figsize=(3.2 * len(columns) + 2.2, 2.9 * len(measures) + 0.6), layout="constrained")
     panels = figure.subplots(len(measures), len(columns), squeeze=False, sharex=True, sharey="row")
     for row, measure in zip(panels, measures, strict=True):
         for ax, column in zip(row, columns, strict=True):
             here = [e for e in tested if e.measure == measure and _rest(e.place, axis) == column]
-            curves = {name: [e for e in here if _curve_name(e, shares) == name] for name in names}
-            _panel(ax, curves, axis)
-            ax.set_title(f"{short_title(measure)}, {column.words(len(config.methods) > 1)}", fontsize=9)
+            _panel(ax, [[e for e in here if _curve_of(e, shares) == key] for key in keys], axis)
+            title = f"{short_title(measure)}, {column.words(len(config.methods) > 1)}"
+            ax.set_title(title, fontsize=9, parse_math=False)
         row[0].set_ylabel(change_label([effect for effect in tested if effect.measure == measure]), fontsize=9)
     for ax in panels[-1]:
-        ax.set_xlabel("share of aggregated states" if axis == SHARE else axis.rpartition(".")[2])
-    handles = []
-    for number, name in enumerate(names):
-        colour, marker = _look(number)
-        handles.append(Line2D([], [], label=name, color=colour, marker=marker, markersize=5))
-    grey = "#666666"
-    handles.append(Line2D([], [], color=grey, marker="o", markerfacecolor="white", markersize=5, linestyle="",
-                          label="not significant"))  # fmt: skip
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
+        label = "share of aggregated states" if axis == SHARE else axis.rpartition(".")[2]
+        ax.set_xlabel(label, parse_math=False)
+    handles = [
+        Line2D([], [], label=states_words(*key), color=colour, marker=marker, markersize=5)
+        for key, (colour, marker) in ((key, _look(number)) for number, key in enumerate(keys))
+    ]
+    add_legend(figure, handles)
     return save_figure(figure, path, 150)
 
 
-def _panel(ax: Axes, curves: Mapping[str, Sequence[Effect]], axis: str) -> None:
+def _panel(ax: Axes, curves: Sequence[Sequence[Effect]], axis: str) -> None:
     """Draw the effects of each curve. The order of the curves gives their looks."""
     ax.axhline(0.0, color="#999999", linewidth=0.8)
-    places = sorted({_value(effect, axis) for effects in curves.values() for effect in effects})
+    places = sorted({_value(effect, axis) for effects in curves for effect in effects})
     width = places[-1] - places[0] if places else 0
-    for number, effects in enumerate(curves.values()):
+    for number, effects in enumerate(curves):
         colour, marker = _look(number)
         shift = (number - (len(curves) - 1) / 2) * _APART * width
         drawn = sorted((_value(effect, axis) + shift, *drawn_change(effect)) for effect in effects)
@@ -100,9 +98,9 @@ def _rest(place: Place, axis: str) -> Place:
     return Place(Condition(condition.method, factors), place.steps)
 
 
-def _curve_name(effect: Effect, share: bool) -> str:
-    """Return the name of the curve that an effect belongs to: its source, and its share where that tells it apart."""
-    return source_words(effect) if share else f"{effect.source.capitalize()} states"
+def _curve_of(effect: Effect, shares: bool) -> tuple[str, float | None]:
+    """Return the source of an effect, and its share where shares are told apart."""
+    return effect.source, effect.share if shares else None
 
 
 def _look(number: int) -> tuple[str, str]:

@@ -40,8 +40,8 @@ def draw_effects(config: StudyConfig, effects: Sequence[Effect], path: Path) -> 
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for ax, name in zip(axes, names, strict=True):
         _panel(ax, config, [effect for effect in effects if effect.measure == name and effect.difficulty is not None])
-        ax.set_title(short_title(name), fontsize=11)
-    figure.legend(handles=_legend(config, effects), loc="outside right center", frameon=False, fontsize=8)
+        ax.set_title(short_title(name), fontsize=11, parse_math=False)
+    add_legend(figure, _legend(config, effects))
     return save_figure(figure, path, 150)
 
 
@@ -67,10 +67,18 @@ def _panel(ax: Axes, config: StudyConfig, effects: Sequence[Effect]) -> None:
     labelled = "23456789" if high < 5 * low else "235"  # first digits of the ticks between powers of ten
     ax.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in labelled else "")
     ax.tick_params(which="both", labelsize=8)
-    ax.set_xlabel(f"difficulty: end distance of the student of {config.baseline} states")
+    ax.set_xlabel(f"difficulty: end distance of the student of {config.baseline} states", parse_math=False)
     ax.set_ylabel(change_label(effects))
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Add a legend on the right, which also says what a hollow mark is. Names are no formulas."""
+    hollow = Line2D([], [], linestyle="", color="#666666", marker="o", markerfacecolor="white", label="not significant")
+    legend = figure.legend(handles=[*handles, hollow], loc="outside right center", frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def drawn_change(effect: Effect) -> tuple[float, float, float]:
@@ -102,5 +110,4 @@ def _legend(config: StudyConfig, effects: Sequence[Effect]) -> list[Line2D]:
         (f"{n} {'step' if n == 1 else 'steps'}", {"color": "#666666", "marker": MARKERS[i % len(MARKERS)]})
         for i, n in enumerate(steps)
     ]
-    rows.append(("not significant", {"color": "#666666", "marker": "o", "markerfacecolor": "white"}))
     return [Line2D([], [], linestyle="", label=text, **style) for text, style in rows]

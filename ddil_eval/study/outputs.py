@@ -34,6 +34,6 @@ def write_outputs(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecor
     write_text(folder / "values.csv", values_csv(config, done))
     if is_drawn(config, effects):
         draw_effects(config, effects, folder / "effects.png")
-    for axis in axes_of(config) if effects else ():
+    for axis in axes_of(config, effects):
         draw_curves(config, effects, axis, folder / f"effects-by-{axis}.png")
     write_text(folder / "README.md", render_page(config, units, done, effects))

@@ -10,7 +10,7 @@ from ddil_eval.study.analysis import Effect, Place, axes_of, cost_of, is_drawn, 
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Cell, Unit
 from ddil_eval.study.records import UnitRecord
-from ddil_eval.study.words import change_words, sentence, short_title, source_words, title
+from ddil_eval.study.words import change_words, sentence, short_title, states_words, title
 
 EXPLAINING = ("disagreement_student", "disagreement_data", "disagreement_teacher", "shift_ratio")
 """Measures that say why: the losses on states of each kind, and their ratio."""
@@ -122,7 +122,8 @@ def _why(effects: Sequence[Effect], every: Sequence[Effect]) -> str:
         for name in EXPLAINING
         if name in same and same[name].relative
     ]
-    return f"With {source_words(strongest).lower()}, {listed(parts, 'and')}." if parts else ""
+    states = states_words(strongest.source, strongest.share)
+    return f"With {states}, {listed(parts, 'and')}." if parts else ""
 
 
 def _correlations(config: StudyConfig, effects: Sequence[Effect]) -> Iterator[str]:
@@ -144,7 +145,7 @@ def _correlations(config: StudyConfig, effects: Sequence[Effect]) -> Iterator[st
 def _files(config: StudyConfig, tested: Sequence[str], effects: Sequence[Effect]) -> Iterator[str]:
     if is_drawn(config, effects):
         yield "- `effects.png`: each effect over the difficulty of its condition"
-    for axis in axes_of(config) if effects else ():
+    for axis in axes_of(config, effects):
         yield f"- `effects-by-{axis}.png`: each effect over the {axis}"
     yield "- `effects.csv`: every effect with its interval and p-values"
     yield "- `values.csv`: every measure of every student"

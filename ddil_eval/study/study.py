@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ddil_core.models.model import load_model
+from ddil_core.support.errors import DdilError
 from ddil_core.support.lock import held
 from ddil_core.support.progress import clock_text, note, progress, warn
 from ddil_eval.report.comparisons import LEVEL
@@ -33,14 +34,15 @@ def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") ->
 
     Raises:
         WrongCommand: a condition does not fit its method or its teacher.
-        DdilError: a record is damaged, or another command works in the folder.
+        DdilError: a record is damaged or of another teacher, or another command works in the folder.
         Interrupted: a signal came. Finished units and checkpoints are kept.
     """
     units = units_of(config)
     with held(out):
         if (reason := too_few_seeds(config, units)) is not None:
             warn(reason)
-        missing = [unit for unit in units if not record_path(out, unit).is_file()]
+        done = _done(config, units, out)  # damaged records are refused before hours of work
+        missing = [unit for unit in units if unit not in done]
         note(f"{describe(config, units)}; {len(units) - len(missing)} of them are done")
         failed = _run_missing(config, units, missing, out, jobs, device)
         _analyse(config, units, out)
@@ -114,14 +116,28 @@ def _run_missing(
     return failed
 
 
+def _done(config: StudyConfig, units: Sequence[Unit], out: Path) -> dict[Unit, UnitRecord]:
+    """Return the records of the units that are done.
+
+    Raises:
+        DdilError: a record is damaged, or of other weights of the teacher.
+    """
+    teacher = load_model(config.teacher, "cpu").weights_sha256()
+    done = {unit: record for unit in units if (record := read_unit(out, unit)) is not None}
+    others = [record_path(out, unit) for unit, record in done.items() if record.teacher_sha256 not in (None, teacher)]
+    if others:
+        raise DdilError(
+            f"{len(others):,} of {len(done):,} records are of other weights of the teacher {config.teacher}, first "
+            f"{others[0]}; delete them, and the same command measures their units again, or choose another --out"
+        )
+    return done
+
+
 def _analyse(config: StudyConfig, units: Sequence[Unit], out: Path) -> None:
-    """Write the tables, the figure and the page of the units that are done."""
+    """Write the tables, the figures and the page of the units that are done."""
     from ddil_eval.study.outputs import write_outputs
 
-    done: dict[Unit, UnitRecord] = {}
-    for unit in units:
-        if (record := read_unit(out, unit)) is not None:
-            done[unit] = record
+    done = _done(config, units, out)
     if len({unit.seed for unit in done}) < 2:
         warn("fewer than two seeds are done, so that there is nothing to compare yet")
         return

@@ -14,6 +14,7 @@ from ddil_core.distillation.distill import distill
 from ddil_core.models.model import Model, load_model
 from ddil_core.models.sampling import SYSTEM_FILE, SystemFile
 from ddil_core.support.checksums import require_checksum, with_checksum
+from ddil_core.support.lock import waiting_for
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.size import SizeKeys
 from ddil_eval.study.config import MeasureConfig
@@ -96,14 +97,17 @@ def _shared_parts(unit: Unit, config: MethodConfig, teacher: Model, out: Path) -
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name with a checksum, or copy it where the disk has no links. Neither is changed later."""
-    if not source.is_file() or target.is_file():
+    if not source.is_file():
         return
-    require_checksum(source, "the shared part of a study", "delete the file and its checksum to make it again")
-    with with_checksum(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+    with waiting_for(target.parent):  # units of one seed make the same part at once
+        if target.is_file():
+            return
+        require_checksum(source, "the shared part of a study", "delete the file and its checksum to make it again")
+        with with_checksum(target) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
 
 
 def _clear(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ddil_eval.report.rendering import print_p
 from ddil_eval.study.analysis import Effect
 
 
@@ -45,15 +46,15 @@ def title(measure: str) -> str:
     return WORDINGS[measure].title if measure in WORDINGS else f"`{measure}`"
 
 
-def p_words(p_value: float) -> str:
-    """Return a p-value with two digits, or "p < 0.001"."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+def states_words(source: str, share: float | None) -> str:
+    """Return a source of states in words, with its share where it has one."""
+    return f"{source} states" + ("" if share is None else f" (share {share:g})")
 
 
 def source_words(effect: Effect) -> str:
     """Return the source of an effect as the subject of a sentence."""
-    share = "" if effect.share is None else f" (share {effect.share:g})"
-    return f"{effect.source.capitalize()} states{share}"
+    words = states_words(effect.source, effect.share)
+    return words[:1].upper() + words[1:]
 
 
 def change_words(effect: Effect) -> str:
@@ -70,7 +71,7 @@ def change_words(effect: Effect) -> str:
 
 def sentence(effect: Effect) -> str:
     """Return an effect as a sentence, with its corrected p-value where it is tested."""
-    p = "" if effect.p_holm is None else f"{p_words(effect.p_holm)}, "
+    p = "" if effect.p_holm is None else f"{print_p(effect.p_holm, '.2g')}, "
     tested = f"({p}{effect.estimate.n} seeds)"
     worded = WORDINGS.get(effect.measure)
     if worded is not None and effect.relative:

@@ -127,6 +127,33 @@ def test_folders_of_the_same_ids_have_their_paired_difference(cli: Cli, tmp_path
         assert 0 < estimate["p_value"] <= 1
 
 
+def test_folders_with_other_captions_are_scored_apart(cli: Cli, tmp_path: Path) -> None:
+    """Equal ids do not make images paired where a metric reads captions, and corrected captions are scored anew."""
+    captions = {name: f"a small {name} circle on a grey background" for name in ("red", "blue", "green")}
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        for place in range(4):
+            Image.fromarray(photograph(place)).resize((64, 64)).save(tmp_path / name / f"{place}.png")
+            (tmp_path / name / f"{place}.txt").write_text(captions[name])
+
+    def scored() -> list[dict[str, Any]]:
+        result = cli("eval", "score", tmp_path / "red", tmp_path / "blue", "--reference", "shapes", "--set",
+                     "reference_images=8", "--metrics", "clip_score_shapes", "--device", "cpu", "--out",
+                     tmp_path / "out", "--json")  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        rows: list[dict[str, Any]] = json.loads(result.stdout)
+        return rows
+
+    before = scored()
+    assert [row["cell"]["kind"] for row in before] == ["system", "system"]  # no difference
+    assert before[0]["data"]["captions_sha256"] != before[1]["data"]["captions_sha256"]
+    for path in (tmp_path / "blue").glob("*.txt"):
+        path.write_text(captions["green"])
+    after = scored()
+    values = [[row["metrics"]["clip_score_shapes"]["estimate"]["value"] for row in rows] for rows in (before, after)]
+    assert values[0][0] == values[1][0] and values[0][1] != values[1][1]
+
+
 def test_without_captions_metrics_that_read_them_are_refused(cli: Cli, tmp_path: Path) -> None:
     for place in range(4):
         Image.fromarray(photograph(0)[:60, :60]).resize((64, 64)).save(tmp_path / f"{place}.png")
@@ -410,6 +437,11 @@ def test_the_covariate_shift_analysis_takes_a_plain_folder_and_a_recipe(
                      tmp_path / label[:4])  # fmt: skip
         assert result.exit_code == 0, result.stderr
         assert {record.recipe for record in read_records(tmp_path / label[:4])} == {label}
+    result = cli("eval", "covariate-shift", "--teacher", teacher, "--student", student, "--data",
+                 f"folder:{tmp_path / 'photos'}", "--set", "figure_prompts=6", "--device", "cpu", "--out",
+                 tmp_path / "out")  # fmt: skip
+    few = f"folder:{tmp_path / 'photos'} has 5 images, fewer than the 6 prompts asked for; add the others, or ask for fewer"
+    refused(result, few, 2)
 
 
 def test_the_covariate_shift_analysis_takes_the_counts_of_its_recipe(cli: Cli, student: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import ProgressLines
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.resources import protocols
+from ddil_eval.cli import recreating
 from ddil_eval.cli.forecast import LATE, Forecast
 from ddil_eval.cli.recreating import describe
 from ddil_eval.cli.recreation import RecreationConfig, commands_of, left
@@ -48,7 +49,11 @@ def write(*commands: dict[str, Any]) -> Path:
     return Path("all.yaml")
 
 
-def test_all_commands_run_once(folder: Path, cli: Callable[..., Result]) -> None:
+def stop(*_: object) -> bool:
+    raise KeyboardInterrupt
+
+
+def test_all_commands_run_once(folder: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = write(
         {"run": f"{DISTILL} --no-ddil --seed {{training_seed}} --out runs/pd-{{training_seed}}",
          "training_seeds": 2, "core_minutes": 0.1},
@@ -93,6 +98,12 @@ def test_all_commands_run_once(folder: Path, cli: Callable[..., Result]) -> None
     shutil.rmtree("runs/pd-1/student")
     commands = commands_of(config, Path("results"))
     assert left(commands) == commands[1:]  # what is gone is made again, and what follows from it
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(recreating._Processes, "begin", stop)
+        recreating.recreate(commands, Forecast(1, 1, 1.0))
+    cli(*commands[1].words)
+    commands[1].finish(set())
+    assert left(commands) == commands[2:]  # stopped before they began: they are still of the former student
 
 
 def test_a_damaged_record_is_refused_before_anything_runs(folder: Path, cli: Callable[..., Result]) -> None:

@@ -20,6 +20,8 @@ class Gap:
     commands: tuple[str, ...]
 
 
+_AGAIN = "ddil eval run PROTOCOL.yaml"
+"""The command that measures a group again. Finished work is not repeated."""
 _PROTOCOL = "PROTOCOL.yaml is the file that made the records. Their protocol is shown at the end of the page."
 _EXPERIMENTS = {
     "systems": ("systems side by side", "ddil eval systems --model REF --data REF"),
@@ -48,22 +50,22 @@ def gaps(groups: Sequence[Group], tables: Sequence[Table], results: Path, pictur
     for name, (what, command) in _EXPERIMENTS.items():
         if name not in measured:
             found.append(Gap(f"No record of {what}.", (), (_out(command.format(**roles), results),)))
-    drawing = measured & {"covariate-shift", "prompt-inversion"}
-    if not pictures["strips"] and drawing:
+    if not pictures["strips"] and measured & {"covariate-shift", "prompt-inversion"}:
         found.append(
             Gap(
                 "No images of single prompts from the covariate-shift analysis or the prompt inversion, "
                 "which keep them in strips/.",
                 ("Results of earlier versions hold whole figures alone. These commands keep the images.", _PROTOCOL),
-                tuple(_again(group, results) for group in groups if group.experiment in drawing),
+                (_out(_AGAIN, results),),
             )
         )
-    if not pictures["images"] and "systems" in measured:
+    drawn = [g for g in groups if g.experiment == "systems" and g.records[0].protocol.get("experiment") != "score"]
+    if not pictures["images"] and drawn:
         found.append(
             Gap(
                 "No images of the systems side by side, and no worst or most changed prompts.",
                 (_PROTOCOL,),
-                tuple(f"{_again(group, results)} --save-images" for group in groups if group.experiment == "systems"),
+                (f"{_out(_AGAIN, results)} --save-images",),
             )
         )
     return [gap for gap in found if gap is not None]
@@ -79,18 +81,7 @@ def _cells(group: Group, tables: Sequence[Table], results: Path) -> Gap | None:
         for row in _rows(group.records[0].protocol.get("systems"))
         if row.get("provide") and row.get("name") in rows
     ]
-    return Gap(f"Cells without a record in {group.name}.", tuple(details + provided), (_again(group, results),))
-
-
-def _again(group: Group, results: Path) -> str:
-    """Return the command that measures a group again; finished work is not repeated."""
-    pair = {"teacher", "student"} <= group.records[0].systems.keys()
-    if group.experiment == "covariate-shift":
-        factorial = " --factorial" if group.of_kind("string") else ""
-        return _out(_EXPERIMENTS["covariate-shift"][1].format(**_roles([group])) + factorial, results)
-    if group.experiment == "drift" and pair:  # a protocol alone names groups of students
-        return _out(_EXPERIMENTS["drift"][1].format(**_roles([group])), results)
-    return _out("ddil eval run PROTOCOL.yaml", results)
+    return Gap(f"Cells without a record in {group.name}.", (*details, *provided, _PROTOCOL), (_out(_AGAIN, results),))
 
 
 def _roles(groups: Sequence[Group]) -> dict[str, str]:

@@ -223,7 +223,12 @@ def test_a_stopped_inversion_continues_at_the_next_image(
 
 def test_a_finished_run_adds_nothing_when_repeated(config: InversionConfig, out: Path) -> None:
     before = sorted(path for path in out.rglob("*") if path.suffix == ".json")
+    other = out / "partial" / "other" / "000000.npz"  # of an analysis that was stopped in the same folder
+    other.parent.mkdir(parents=True)
+    other.touch()
     measure_inversion(plan_inversion(config), out)
+    assert [path for path in (out / "partial").rglob("*") if path.is_file()] == [other]
+    shutil.rmtree(out / "partial")
     assert sorted(path for path in out.rglob("*") if path.suffix == ".json") == before
 
 

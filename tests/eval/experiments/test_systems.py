@@ -186,6 +186,10 @@ def test_a_finished_run_adds_nothing_when_repeated(out: Path, config: SystemsCon
             "x.yaml has a value that does not fit: two systems are named 'student'",
         ),
         (
+            {"systems": [{"name": name, "model": "shapes"} for name in ("A", "B", "A − B")]},
+            "x.yaml has a value that does not fit: the system 'A − B' is named like the difference of two others; rename it",
+        ),
+        (
             {"systems": [{"name": "student", "model": "shapes", "steps": 4, "paper": "SD"}]},
             "x.yaml has a value that does not fit: the paper's Table 1 has no row 'SD' of 4 steps",
         ),
@@ -289,6 +293,15 @@ def test_a_row_of_other_code_is_drawn_again(
     assert counted.chunks == BATCHES
     keys = [json.loads(path.read_text()) for path in tmp_path.rglob("key.json")]
     assert [key["name"] for key in keys] == ["student"] * 2 and keys[0]["made"] == keys[1]["made"]
+
+
+def test_rows_whose_images_would_share_a_folder_are_refused(config: SystemsConfig, tmp_path: Path) -> None:
+    row = config.systems[2]
+    alike = tuple(row.model_copy(update={"name": name}) for name in ("a/b", "a-b"))
+    config = config.model_copy(update={"systems": alike, "differences": ()})
+    with pytest.raises(WrongCommand, match=r"'a/b' and 'a-b' would share the folder images/a-b; give the rows names"):
+        compare_systems(config, tmp_path, save_images=True)
+    assert not (tmp_path / "images").exists()
 
 
 def test_a_row_is_drawn_again_when_its_images_are_missing(

@@ -265,3 +265,16 @@ def test_latex_compiles_with_booktabs_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "tables.pdf").stat().st_size > 0
     assert "Overfull" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("p_value", "form", "shown"),
+    [
+        (0.0498, ".2g", "p < 0.05"),
+        (0.0098, ".2g", "p = 0.0098"),
+        (0.0004, ".2g", "p < 0.001"),
+        (0.0496, ".3f", "p < 0.05"),
+    ],
+)
+def test_rounding_moves_no_p_value_onto_a_level(p_value: float, form: str, shown: str) -> None:
+    assert render.print_p(p_value, form) == shown

@@ -55,7 +55,7 @@ def test_batches_in_another_order_give_the_numbers_of_one_pass(n: int, d: int, s
 @pytest.mark.parametrize(("n", "d"), [(41, 40), (400, 12)])
 def test_leaving_a_group_out_is_measuring_the_others(n: int, d: int) -> None:
     features, labels = features_of(n, d), group_labels(n, seed=3)
-    for group, others in enumerate(GroupMoments.of(features, labels).without()):
+    for group, others in enumerate(GroupMoments.of(features, labels).leave_one_out()[1]):
         alone = Moments.of(features[labels != group])
         assert others.count == alone.count
         np.testing.assert_allclose(others.mean, alone.mean, rtol=1e-10)

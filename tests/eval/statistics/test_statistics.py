@@ -207,6 +207,16 @@ def test_unequal_groups_add_no_spread_to_a_pure_bias() -> None:
     assert measured.high - measured.low < 1e-10
 
 
+def test_a_value_that_no_group_changes_has_an_unknown_spread() -> None:
+    """A share of modes found, above a threshold, hardly ever changes with one group; that is no proof of a difference."""
+    cells = jackknife(lambda rows: np.array([1.0, 0.975]), 100)
+    for contrast in ([1, -1], [1, 0]):
+        assert cells.estimate(contrast).note == "no group of prompts changes the value, so that its spread is not known"
+    assert cells.estimate([1, 0], rate=True, highest=1.0).note is None  # its interval counts one more sample
+    equal = jackknife(lambda rows: np.array([1.0, 1.0]), 100).estimate([1, -1])
+    assert (equal.value, equal.p_value, equal.note) == (0, 1, None)
+
+
 def test_jackknife_depends_on_its_seed_and_not_on_the_order_of_cells() -> None:
     values = np.random.default_rng(9).normal(size=(40, 3))
     first = jackknife(partial(mean_of, values), 40, seed=1)

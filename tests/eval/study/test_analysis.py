@@ -118,21 +118,40 @@ def test_the_page_says_what_was_found(done: Mapping[Unit, UnitRecord], tmp_path:
     assert (tmp_path / "effects.png").stat().st_size > 10_000
 
 
-def test_three_numbers_make_a_curve(tmp_path: Path) -> None:
+def test_three_numbers_make_a_curve(done: Mapping[Unit, UnitRecord], tmp_path: Path) -> None:
     """Shares do, and the numbers of a factor; two numbers, names and switches do not."""
+    effects = effects_of(CONFIG, done)
     named = {"weak": {"guidance_range": [1, 1]}, "strong": {"guidance_range": [3, 3]}, "none": {"guidance_range": None}}
     few = {"guidance_scale": [1.0, 3.0], "student.width": [64, 128, 256], "guidance": named}
-    assert axes_of(validate(StudyConfig, STUDY | {"factors": few}, "the study")) == ["student.width"]
+    assert axes_of(validate(StudyConfig, STUDY | {"factors": few}, "the study"), effects) == ["student.width"]
     factors = {"guidance_scale": [1.0, 1.5, 3.0]}
     config = validate(StudyConfig, STUDY | {"shares": [0.25, 0.5, 1], "factors": factors}, "the study")
-    assert axes_of(config) == [SHARE, "guidance_scale"]
+    assert axes_of(config, effects) == [SHARE, "guidance_scale"]
     records = records_of(config)
     write_outputs(config, len(records), records, tmp_path)
     page = (tmp_path / "README.md").read_text()
-    for axis in axes_of(config):
+    for axis in axes_of(config, effects):
         assert f"`effects-by-{axis}.png`: each effect over the {axis}" in page
-    shares, guidance = (Image.open(tmp_path / f"effects-by-{axis}.png").size for axis in axes_of(config))
+    shares, guidance = (Image.open(tmp_path / f"effects-by-{axis}.png").size for axis in axes_of(config, effects))
     assert shares[0] > 1.5 * guidance[0]  # a panel for each guidance scale, against one with a curve for each share
+
+
+def test_names_keep_their_letters_and_are_no_formulas(tmp_path: Path) -> None:
+    phases = STUDY["sources"]["teacher"]
+    sources = {"data": None, "DDIL": phases, "$\\x$ of_ddil": phases}
+    config = validate(StudyConfig, STUDY | {"sources": sources, "shares": [0.25, 0.5, 1]}, "the study")
+    records = records_of(config)
+    write_outputs(config, len(records), records, tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "DDIL states (share" in page and "Ddil" not in page
+    assert (tmp_path / "effects-by-share.png").is_file() and (tmp_path / "effects.png").is_file()
+
+
+def test_nothing_is_drawn_of_a_measure_that_no_student_has(done: Mapping[Unit, UnitRecord], tmp_path: Path) -> None:
+    measure = {"kinds": ["points"], "tested": ["end_disagreement_student"]}
+    config = validate(StudyConfig, STUDY | {"shares": [0.25, 0.5, 1], "measure": measure}, "the study")
+    write_outputs(config, len(done), done, tmp_path)
+    assert (tmp_path / "README.md").is_file() and not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +164,11 @@ def test_three_numbers_make_a_curve(tmp_path: Path) -> None:
         ({"factors": {"guidance_scale": []}}, "has no values"),
         ({"budgets": "updates"}, "budgets"),
         ({"measure": {"kinds": ["images"]}}, "belong together"),
+        ({"measure": {"tested": []}}, "tested"),
+        (
+            {"factors": {"student.width": [64], "size": {"small": {"student": {"width": 8}}}}},
+            "the factors 'student.width' and 'size' both set 'student.width'",
+        ),
     ],
 )
 def test_a_protocol_that_does_not_fit_is_refused(change: dict[str, Any], said: str) -> None:

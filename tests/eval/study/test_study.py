@@ -14,14 +14,15 @@ import yaml
 from click.testing import Result
 
 from ddil_core.distillation.progressive import ProgressiveStage
-from ddil_core.models.model import load_model
+from ddil_core.models.model import Model, load_model
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import validate
+from ddil_eval.study import study as study_module
 from ddil_eval.study import unit as units_module
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Unit, units_of
 from ddil_eval.study.records import read_unit, record_path
-from ddil_eval.study.study import too_few_seeds
+from ddil_eval.study.study import run_study, too_few_seeds
 from ddil_eval.study.unit import run_unit
 
 METHOD = {
@@ -116,6 +117,25 @@ def test_a_stopped_unit_goes_on_at_its_checkpoint(tmp_path: Path, monkeypatch: p
     record_path(whole, unit).write_text("{")
     with pytest.raises(DdilError, match="is damaged; delete it"):
         read_unit(whole, unit)
+
+
+def test_records_of_another_teacher_or_damaged_ones_stop_a_study_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher that was trained again has the same name. No unit is run."""
+    config = validate(StudyConfig, STUDY, "the study")
+    unit = units_of(config)[0]
+    run_unit(unit, tmp_path)
+    monkeypatch.setattr(study_module, "run_tasks", None)
+    with (
+        monkeypatch.context() as again,
+        pytest.raises(DdilError, match="1 of 1 records are of other weights of the tea"),
+    ):
+        again.setattr(Model, "weights_sha256", lambda _: "0" * 64)
+        run_study(config, tmp_path, 1)
+    record_path(tmp_path, unit).write_text("{")
+    with pytest.raises(DdilError, match="is damaged; delete it"):
+        run_study(config, tmp_path, 1)
 
 
 @pytest.mark.parametrize(("steps", "seeds", "needed"), [([4, 2], 7, 7), ([4, 2], 6, 7), ([2], 6, 6), ([2], 5, 6)])
