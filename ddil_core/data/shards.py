@@ -134,8 +134,8 @@ def require_listed(path: Path) -> None:
     try:
         if require_checksum(path, "the shard", cure) or not sums.is_file():
             return
-        line = re.compile(rf"^([0-9a-f]{{64}}) [ *](?:\./)?{re.escape(path.name)}\r?$", re.MULTILINE)
-        digests = line.findall(read_text(sums))
+        line = re.compile(rf"^([0-9a-fA-F]{{64}}) [ *](?:\./)?{re.escape(path.name)}\r?$", re.MULTILINE)
+        digests = [digest.lower() for digest in line.findall(read_text(sums))]
     except (Damaged, OSError, ValueError) as error:
         raise DamagedShard(str(error)) from error
     if digests and sha256(path) not in digests:

@@ -32,7 +32,7 @@ from ddil_core.models.memory import MOST_ENCODED, on_device
 from ddil_core.models.model import Model
 from ddil_core.support import ranks
 from ddil_core.support.checksums import delete_with_checksum, with_checksum
-from ddil_core.support.files import write_tensors, write_text
+from ddil_core.support.files import is_temporary, write_tensors, write_text
 
 Batch = tuple[np.ndarray, list[str]]
 COUNTS = "shards.json"
@@ -102,7 +102,7 @@ class Stream:
         self._metadata = {"data": data.identity(), "of": f"{self.size} images of {in_words(side)} px of a stream"}
         if ranks.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            parts = sorted(folder.glob("*.safetensors"))
+            parts = sorted(path for path in folder.glob("*.safetensors") if not is_temporary(path))
             delete_others(folder, parts, self._metadata, keep=(COUNTS,))
         ranks.barrier()
         self._reader = Reader(data, side, self.size, folder)
@@ -185,7 +185,7 @@ class Stream:
     def _forget(self, before: int) -> None:
         """Delete the files of parts before one."""
         for path in self.folder.glob("*.safetensors"):
-            if int(path.stem) < before:
+            if not is_temporary(path) and int(path.stem) < before:  # another process may be writing
                 delete_with_checksum(path)
 
 

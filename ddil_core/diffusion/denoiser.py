@@ -153,6 +153,12 @@ class NetworkDenoiser(nn.Module, ABC):
         """Whether the network is told at which time its jump ends, as a student of CTM is."""
         return False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the network computes. The shares of a divided one have another."""
+        dtype: torch.dtype | None = getattr(self.net, "compute_dtype", None)
+        return next(self.net.parameters()).dtype if dtype is None else dtype
+
     @abstractmethod
     def call(self, z: Tensor, t: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Return the network's output. z and ``inputs`` have the network's dtype."""
@@ -160,14 +166,13 @@ class NetworkDenoiser(nn.Module, ABC):
     def output(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's own output (ε, v, x₀ or a velocity) in the dtype of z."""
         inputs = dict(self.cast(condition).tensors)
-        output = self.call(z.to(next(self.net.parameters()).dtype), self.schedule.network_time(t), inputs)
+        output = self.call(z.to(self.dtype), self.schedule.network_time(t), inputs)
         return output.to(z.dtype, copy=self.reuses_output)
 
     def cast(self, condition: Condition) -> Condition:
         """Return the tensors of a condition in the network's dtype. Times are not rounded."""
-        dtype = next(self.net.parameters()).dtype
         tensors = condition.tensors.items()
-        return Condition({name: tensor if name == END else tensor.to(dtype) for name, tensor in tensors})
+        return Condition({name: tensor if name == END else tensor.to(self.dtype) for name, tensor in tensors})
 
     def x0(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """Return x̂ from the network's output."""

@@ -44,7 +44,7 @@ def integrate(
         x0 = denoiser(z, t_rows, told)
         z_s, carry = solver.step(schedule, z, t_rows, s_rows, x0, carry, drawn)
         if solver.corrector is not None and solver.corrects(schedule, s):
-            x0_s = denoiser(z_s, s_rows, condition)
+            x0_s = denoiser(z_s, s_rows, told)
             z_s = solver.corrector(schedule, z, t_rows, s_rows, x0, z_s, x0_s)
         z = z_s
         if observe is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddil_core.distillation.autocast import ROUNDED
+from ddil_core.distillation.dropout import with_seed
 from ddil_core.distillation.lora_config import LoraConfig
 from ddil_core.models.model import Model
 from ddil_core.support.errors import WrongCommand
@@ -73,8 +74,7 @@ def with_lora(net: nn.Module, lora: LoraConfig) -> nn.Module:
 
     adapted: Any = copy.deepcopy(net, _in_place((*net.parameters(), *net.buffers())))
     targets = lora.targets or TARGETS["unet" if hasattr(net, "down_blocks") else "transformer"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with with_seed(0, next(net.parameters()).device):
         adapted.add_adapter(peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(targets)))
     return adapted
 
@@ -156,8 +156,7 @@ def fresh_adapters(net: nn.Module) -> nn.Module:
 
     fresh = own_copy(net)
     layers: list[Any] = [layer for layer in fresh.modules() if isinstance(layer, LoraLayer)]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    with with_seed(0, next(net.parameters()).device), torch.no_grad():
         for layer in layers:
             layer.reset_lora_parameters("default", True)
     for name, weight in fresh.named_parameters():

@@ -133,7 +133,7 @@ def with_embedding(net: Any, width: int) -> nn.Module:
         "time_embedding.cond_proj.weight": torch.zeros_like(wider.time_embedding.cond_proj.weight)
     }
     wider.load_state_dict(weights)
-    return wider.to(next(net.parameters()).device)
+    return wider
 
 
 class ConsistencyLabeler(Labeler):

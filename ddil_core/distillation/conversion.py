@@ -110,7 +110,7 @@ class ConversionStage(Stage):
         return Draws(pinned(x0, self.device), row, t, pinned(eps, self.device)), without_caption
 
     def _update(self, step: int) -> Logs:
-        drawn, without_caption = self.ahead.take(step, step + 1)
+        drawn, without_caption = self.ahead.take(step, step + 1 if step + 1 < self.updates else None)
         t = sent(drawn.time, self.device)
         z = self.schedule.add_noise(sent(drawn.x0, self.device), sent(drawn.eps, self.device), t)
         condition = self.condition(drawn.row).where(sent(without_caption, self.device), self.nothing)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ddil_core.diffusion.denoiser import Condition, NetworkDenoiser
+from ddil_core.distillation.dropout import with_seed
 from ddil_core.models.image_size import Size
 from ddil_core.models.memory import packed
 
@@ -95,8 +95,7 @@ def discriminator(channels: int, size: Size, seed: int = 0) -> nn.Sequential:
             nn.SiLU(),
         ]
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with with_seed(seed):
         layers: list[nn.Module] = []
         while max(size) > 4:
             kernels, strides, paddings = zip(*((4, 2, 1) if side > 4 else (1, 1, 0) for side in size), strict=True)

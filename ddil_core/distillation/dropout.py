@@ -10,6 +10,8 @@ from torch import nn
 
 from ddil_core.diffusion.noise import generator_for
 
+CPU = torch.device("cpu")
+
 
 @contextmanager
 def evaluating(*nets: nn.Module) -> Iterator[None]:
@@ -26,13 +28,22 @@ def evaluating(*nets: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: torch.device, *key: object) -> Iterator[None]:
-    """Seed torch's global generators, from which dropout draws. Afterwards they have their earlier state again."""
-    seed = generator_for(*key).initial_seed()
+    """Seed torch's global generators with a key (``with_seed``)."""
+    with with_seed(generator_for(*key).initial_seed(), device):
+        yield
+
+
+@contextmanager
+def with_seed(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's global generators of the host and of a device. Afterwards they have their earlier state again.
+
+    Dropout draws from them, and so do the first weights of new layers.
+    """
     if device.type == "cuda":
         with torch.random.fork_rng(devices=[device]):
             torch.manual_seed(seed)
             yield
         return
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed also keeps a note for GPUs at every call
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         yield

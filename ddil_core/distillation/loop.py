@@ -31,7 +31,7 @@ from ddil_core.distillation.training_log import (
 from ddil_core.support.ending import Interrupted, between_updates
 from ddil_core.support.files import append_line
 from ddil_core.support.progress import progress, warn
-from ddil_core.support.ranks import PATIENCE
+from ddil_core.support.ranks import PATIENCE, is_main
 
 Callback = Callable[[int, "dict[str, float] | None"], None]
 """The loop calls it after every update with the number of updates done, and with the means of a log line or None."""
@@ -67,7 +67,7 @@ class Ema(Generic[M]):
         torch._foreach_lerp_(averages, weights, 1 - mu)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"module": whole_state(self.module), "updates": self.updates}
+        return {"module": whole_state(self.module, keep=is_main()), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         load_whole(self.module, state_dict["module"])

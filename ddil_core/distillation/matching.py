@@ -98,9 +98,10 @@ def train_matching(run: Run[MatchingConfig]) -> Student:
     if config.regression is not None:
         begin = partial(RegressionStage, teacher, run.pool, config, run.accelerator, pairs, start)
         start = train_stage(run, begin, start, "regression", "regression")
+        start = start.to("cpu") if config.lora is None else start  # the matching trains a copy
     make = partial(MatchingStage, teacher, run.pool, config, run.accelerator, start, unrounded, pairs)
-    title = f"DMD2, {config.student_steps} step{'s' * (config.student_steps > 1)}"
-    net = train_stage(run, make, start, "matching", title)
+    steps = f"{config.student_steps} step{'s' * (config.student_steps > 1)}"
+    net = train_stage(run, make, start, "matching", f"DMD2, {steps}")
     sampling = matching_sampling(config, model.denoiser.schedule)
     return Student(net, model.denoiser.prediction, sampling, config.lora is not None)
 
@@ -192,14 +193,14 @@ class MatchingStage(Stage):
         """Return the source of the generator's input: backward simulation, or with DDIL the mixed source."""
         steps = [[step] for step in transitions(self.grid)]
         sampler = ConsistencySampler(self.context.steady(self.student), [*steps[:-1], []])
+        draws = config.updates * self.draws_per_update
         if config.ddil is None:
-            return BackwardSimulation(self.context, self.times, sampler, self.net)
+            return BackwardSimulation(self.context, self.times, draws, sampler, self.net)
         finer = teacher_segments(self.schedule, config.timesteps, config.teacher_steps)
         actors = {
             TEACHER: SoleActor(Actor(self.context.steady(self.teacher), [*finer[:-1], []]), range(len(steps))),
             STUDENT: SoleActor(sampler, range(len(steps))),
         }
-        draws = config.updates * self.draws_per_update
         collector = SeparateCollector(self.context, Labeler(), self.net, actors)
         diffuse = DiffuseFromNoise(self.schedule, self.times[0])
         return MixedSource(self.context, self.times, draws, Labeler(), diffuse, collector)
@@ -276,7 +277,8 @@ class MatchingStage(Stage):
 
     def _loss_draws(self, draw: int) -> LossDraws:
         """Return the random numbers of the loss of batch ``draw``, on the device but for rows of pool and pairs."""
-        *parts, row, pair = self.ahead.take(draw, draw + 1)
+        count = self.updates * self.draws_per_update
+        *parts, row, pair = self.ahead.take(draw, draw + 1 if draw + 1 < count else None)
         return LossDraws._make([*(sent(part, self.device) for part in parts), row, pair])
 
     def _generator_losses(self, states: States, draw: int, clipped: Mapping[str, ClippedFraction]) -> Iterator[Tensor]:

@@ -139,6 +139,8 @@ class TrainedWeights:
     def network(self) -> nn.Module:
         """Return a float32 copy of the network with these weights, not rounded."""
         copied = copy.deepcopy(self.net).float()
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):  # accelerate's autocast
+            copied.__dict__.pop(name, None)
         copied.load_state_dict(self.state_dict(), strict=False)  # the state holds no frozen weights
         return copied
 

@@ -61,10 +61,11 @@ def savings(config: MethodConfig, parameters: int, processes: int = 1) -> tuple[
         go_on.append(f"shard=true (the {processes} processes divide the networks)")
     need = need_memory({"unet": parameters}, 4, 0)
     networks = 2 if isinstance(config, MatchingConfig) else 1
-    if config.optimizer != "8bit" and getattr(config, "lora", None) is None:  # adapters have few moments
+    adapters = getattr(config, "lora", None) is not None  # which have few moments
+    if not (config.optimizer == "8bit" or adapters or config.offload or config.shard):
         saved = (need.matching - need.matching_8bit) * networks // 2
         anew.append(f"optimizer=8bit (about {size_text(saved)} less)")
-    if config.teacher_dtype == "float32":
+    if config.teacher_dtype == "float32" and config.mixed_precision == "no":  # else it is rounded already
         saved = need.training - need_memory({"unet": parameters}, 2, 0).training
         anew.append(f"teacher_dtype=bfloat16 (about {size_text(saved)} less)")
     if config.mixed_precision == "no" and config.student_dtype == "float32":

@@ -39,6 +39,8 @@ def make_accelerator(config: MethodConfig, out: Path, device: str | None) -> Acc
                 f"the tracker {name!r} needs a package that is not installed: pip install {package}, or set trackers "
                 "to []"
             )
+    if device is not None and device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # accelerate takes the current GPU
     ranks.barrier()  # all processes are here, so that none waits for hours for one that did not start
     try:
         return Accelerator(

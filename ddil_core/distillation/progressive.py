@@ -52,8 +52,8 @@ def train_progressive(run: Run[ProgressiveConfig]) -> Student:
     net = starting_network(run)
     for index, stage in enumerate(run.config.stages):
         if index == 0:
-            first = run.frozen(run.model.denoiser.net)
-            teacher = GuidedDenoiser(first, guided.unconditional, guided.guidance_scale, run.reflection)
+            given = guided.unconditional, guided.guidance_scale, run.reflection
+            teacher = GuidedDenoiser(run.frozen(run.model.denoiser.net), *given)
             net = net if lora is None else with_lora(net, lora)
         else:
             teacher = GuidedDenoiser(run.frozen(net if lora is None else merged(net)), reflection=run.reflection)

@@ -21,6 +21,7 @@ from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.noise import generator_for
 from ddil_core.diffusion.schedule import rows_at, transitions
 from ddil_core.diffusion.solvers import SOLVERS
+from ddil_core.distillation.context import DATA
 from ddil_core.distillation.matching_config import MatchingConfig
 from ddil_core.distillation.processes import gather_rows, own_rows, owners
 from ddil_core.distillation.sharding import whole
@@ -130,7 +131,7 @@ class RegressionStage(Stage):
         self.pairs, self.time = pairs, time_of(self.schedule, config.timesteps[0])
 
     def _update(self, step: int) -> Logs:
-        chosen = torch.randint(len(self.pairs["row"]), (self.config.batch_size,), generator=self.generator(step, 0))
+        chosen = torch.randint(len(self.pairs["row"]), (self.config.batch_size,), generator=self.generator(step, DATA))
 
         def losses() -> Iterator[Tensor]:
             for rows, share in self.parts(len(chosen)):

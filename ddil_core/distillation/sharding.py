@@ -45,7 +45,11 @@ def shard(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     if not any(True for _ in net.parameters()):  # a formula
         return net
     mesh = _mesh(next(net.parameters()).device.type)
-    policy = MixedPrecisionPolicy() if dtype is None else MixedPrecisionPolicy(dtype, torch.float32)
+    policy = MixedPrecisionPolicy()
+    if dtype is not None:  # a denoiser casts its inputs itself: times stay exact
+        policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        for module in net.modules():
+            vars(module)["compute_dtype"] = dtype
     blocks = {name for module in net.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in [*net.modules()][:0:-1]:  # inner blocks first, and the network itself last
         if type(module).__name__ in blocks:
@@ -78,9 +82,15 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def joined(tensor: Tensor) -> Tensor:
-    """Return a divided tensor whole, on the host. All processes call this. Return any other tensor itself."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+def joined(tensor: Tensor, *, keep: bool = True) -> Tensor:
+    """Return a divided tensor whole, on the host, or empty where a process does not ``keep`` it.
+
+    All processes call this. Any other tensor is returned itself.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = tensor.full_tensor()
+    return full.cpu() if keep else full.new_empty(0)
 
 
 def own_part(tensor: Tensor, like: Tensor) -> Tensor:
@@ -91,9 +101,9 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
     return divided.to_local()
 
 
-def whole_state(net: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a network, whole. All processes call this where the network is divided."""
-    return {name: joined(tensor) for name, tensor in net.state_dict().items()}
+def whole_state(net: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Return the state of a network, whole. All processes call this where the network is divided (``joined``)."""
+    return {name: joined(tensor, keep=keep) for name, tensor in net.state_dict().items()}
 
 
 @torch.no_grad()
@@ -164,7 +174,8 @@ class ShardedWeights(TrainedWeights):
 
     def state_dict(self) -> dict[str, Any]:
         self.give_weights()
-        return {name: tensor for name, tensor in whole_state(self.net).items() if name not in self.frozen}
+        state = whole_state(self.net, keep=ranks.is_main())  # which writes the checkpoint
+        return {name: tensor for name, tensor in state.items() if name not in self.frozen}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
@@ -189,11 +200,11 @@ def _largest(weight: Tensor) -> Tensor:
 
 def without_weights(net: nn.Module) -> nn.Module:
     """Return a copy of a network on the host whose parameters have shapes alone."""
-    copied = copy.deepcopy(net).cpu()
+    shapes = {id(weight): nn.Parameter(weight.detach().to("meta"), weight.requires_grad) for weight in net.parameters()}
+    copied = copy.deepcopy(net, shapes)  # which copies no weight
     for module in copied.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[name] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.cpu()
     return copied
 
 
@@ -227,4 +238,4 @@ class ShardedMoments:
         divided = DTensor.from_local(
             share.to(like.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
         )
-        return joined(divided)
+        return joined(divided, keep=ranks.is_main())

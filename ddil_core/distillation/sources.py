@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -183,7 +184,7 @@ class MixedSource(StateSource):
         own = own_rows(accelerator, len(z))
         unlabeled = States(z, z.new_empty(len(z), 0), drawn.time, drawn.row, drawn.guidance).part(own)
         parts = [unlabeled.part(rows) for rows in slices(len(unlabeled), self.context.config.teacher_batch_size)]
-        with self.context.whole():
+        with self.context.whole() if self.labeler.has_targets else nullcontext():
             labels = [self.labeler.label(part.z, part.transition, part.row, part.guidance) for part in parts]
         target = torch.cat(labels)
         self.context.finite.see("at states of the data", target)
@@ -210,16 +211,19 @@ class Start(NamedTuple):
 class BackwardSimulation(StateSource):
     """Rolls every row out from noise, as the generator samples, to a random step of its own."""
 
-    def __init__(self, context: StageContext, times: Tensor, sampler: ConsistencySampler, student: nn.Module) -> None:
+    def __init__(
+        self, context: StageContext, times: Tensor, draws: int, sampler: ConsistencySampler, student: nn.Module
+    ) -> None:
         """Set the simulation up.
 
         Args:
             context: The surroundings of the stage.
             times: [K], the generator's timesteps.
+            draws: How many batches the stage draws in all.
             sampler: Takes the generator's steps.
             student: The network of the generator, which is switched to evaluation mode during rollouts.
         """
-        self.context, self.times, self.sampler, self.student = context, times, sampler, student
+        self.context, self.times, self.draws, self.sampler, self.student = context, times, draws, sampler, student
         self.ahead = Ahead(self._drawn, context.device)
 
     def _drawn(self, step: int) -> Start:
@@ -235,7 +239,7 @@ class BackwardSimulation(StateSource):
     @torch.no_grad()
     def draw(self, step: int) -> tuple[States, int]:
         context, size = self.context, self.context.config.batch_size
-        row, exits, z, noise = self.ahead.take(step, step + 1)
+        row, exits, z, noise = self.ahead.take(step, step + 1 if step + 1 < self.draws else None)
         z = sent(z, context.device)
         condition = replace(context.condition(row), noise=sent(noise, context.device))
         rows = own_rows(context.accelerator, size)

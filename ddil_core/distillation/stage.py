@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.denoiser import Condition, GuidedDenoiser, NetworkDenoiser
@@ -150,6 +151,8 @@ class Stage(ABC):
             compile_module(net, self.device, static=False)
         optimizer = make_optimizer(weights.parameters(), learning_rate, self.config)
         prepared, optimizer = (net, optimizer) if self.sharded else self.accelerator.prepare(net, optimizer)
+        if isinstance(prepared, DistributedDataParallel):
+            prepared.broadcast_buffers = False  # they are constants, and rollouts call it unequally often
         self.weights[prepared] = weights
         return prepared, optimizer
 
@@ -193,7 +196,8 @@ class Stage(ABC):
             if (name := weights.ruined()) is not None:
                 raise DdilError(
                     f"the weights of the stage {title!r} are ruined by update {step}, first {name}: they are not "
-                    f"finite, or larger than {LARGEST:,.0f}: lower learning_rate or weight_decay; {kept}"
+                    f"finite, or larger than {LARGEST:,.0f}: begin another run (another --out) with a lower "
+                    f"learning_rate or weight_decay; {kept}"
                 )
 
     def unwrapped(self, net: nn.Module) -> Any:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ddil_core.diffusion.denoiser import ClosedForm, GuidedDenoiser
-from ddil_core.diffusion.noise import generator_for
 from ddil_core.distillation.config import MethodConfig
 from ddil_core.distillation.conversion import ConversionStage
+from ddil_core.distillation.dropout import seeded
 from ddil_core.distillation.run import Run
 from ddil_core.distillation.training import train_stage
 from ddil_core.models.model import Model
@@ -47,8 +47,7 @@ def starting_network(run: Run[Any]) -> nn.Module:
     teacher, student = run.model.denoiser.net, run.config.student
     if not isinstance(teacher, ClosedForm):
         return teacher
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for(run.config.seed, "student").initial_seed())
+    with seeded(torch.device("cpu"), run.config.seed, "student"):
         fresh = teacher.student(student.width, student.depth)
     exact = GuidedDenoiser(run.frozen(teacher))
     make = partial(

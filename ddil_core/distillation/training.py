@@ -72,7 +72,7 @@ def train_stage(run: Run[Any], make: Callable[[], Stage], net: nn.Module, name: 
         if (broken := broken_weight(net)) is not None:
             raise DdilError(
                 f"the stage {title!r} ends with weights that are not finite, first in {broken}; its last checkpoint "
-                "is kept: start it again with a lower learning_rate or gradient_clip"
+                "is kept: begin another run (another --out) with a lower learning_rate or gradient_clip"
             )
         if run.accelerator.is_main_process:
             _save_weights(net, finished)

@@ -105,8 +105,8 @@ def require_finite(means: Mapping[str, float], title: str, step: int, kept: str)
     for key, mean in means.items():
         if key.endswith(("loss", "gradient_norm")) and not math.isfinite(mean):
             raise DdilError(
-                f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: lower "
-                f"learning_rate or gradient_clip; {kept}"
+                f"the {key.replace('_', ' ')} of the stage {title!r} is not finite at update {step}: begin "
+                f"another run (another --out) with a lower learning_rate or gradient_clip; {kept}"
             )
 
 
@@ -119,8 +119,8 @@ def require_progress(window: Window, title: str, step: int, limit: int, kept: st
     if window.longest >= limit:
         raise DdilError(
             f"{window.longest} updates of the stage {title!r} in a row were skipped by update {step}, because their "
-            "loss or their gradient's norm was not finite, or the norm was above skip_above: lower learning_rate or "
-            f"gradient_clip; {kept}"
+            "loss or their gradient's norm was not finite, or the norm was above skip_above: begin another run "
+            f"(another --out) with a lower learning_rate or gradient_clip; {kept}"
         )
 
 

@@ -119,7 +119,7 @@ def with_end(net: Any) -> nn.Module:
     embedding = {f"class_embedding.linear_1.{name}": tensor for name, tensor in first.items()}
     embedding |= {f"class_embedding.linear_2.{name}": torch.zeros_like(tensor) for name, tensor in second.items()}
     wider.load_state_dict(net.state_dict() | embedding)
-    return wider.to(next(net.parameters()).device)
+    return wider
 
 
 class TrajectoryStage(ConsistencyStage):

@@ -165,8 +165,11 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
 
     Tiles change an image where they are blended, so this is only for images that do not fit otherwise. The
     autoencoder's default tile is as large as its training images. A tile's side is a multiple of 4 latents, so its
-    overlap, a quarter, is whole.
+    overlap, a quarter, is whole. An autoencoder without tiles decodes whole images.
     """
+    if not hasattr(vae, "use_tiling"):  # diffusers' AsymmetricAutoencoderKL has no tiles
+        yield
+        return
     side = 4 * -(-latent_side // 8)
     pixels = side * latent_scale(vae.config, "")
     if hasattr(vae, "tile_sample_stride_height"):  # AutoencoderDC

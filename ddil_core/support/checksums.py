@@ -124,7 +124,8 @@ def _lines(digests: list[str], path: Path) -> str:
 def _digests(checksum: Path) -> list[str]:
     """Return the checksums in a file: mostly one, and two after a kill between a checksum and its file."""
     try:
-        return _DIGEST.findall(checksum.read_text(encoding="utf-8", errors="replace"))
+        text = checksum.read_text(encoding="utf-8", errors="replace")
+        return [digest.lower() for digest in _DIGEST.findall(text)]
     except FileNotFoundError:
         return []
 

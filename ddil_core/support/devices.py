@@ -16,7 +16,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def choose_device(name: str | None = None) -> str:
-    """Return the device of this name, or the best device of this machine for None.
+    """Return the device of this name, or the best device of this machine for None. A GPU with a number becomes current.
 
     With several processes on a machine, ``cuda`` gives each process a GPU of its own.
 
@@ -37,7 +37,9 @@ def choose_device(name: str | None = None) -> str:
                 f"process {ranks.local_rank()} of this machine (counted from 0) has no GPU: the machine has {gpus}; "
                 "start as many processes as there are GPUs"
             )
-        return f"cuda:{ranks.local_rank()}"
+        name = f"cuda:{ranks.local_rank()}"
+    if name.startswith("cuda:"):
+        torch.cuda.set_device(name)  # streams, events and figures of memory are of the current GPU
     return name
 
 

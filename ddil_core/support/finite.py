@@ -78,5 +78,9 @@ def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | Non
 
 
 def broken_weight(net: nn.Module) -> str | None:
-    """Return the name of the first weight that is not finite, or None."""
-    return next((name for name, weight in net.state_dict().items() if not torch.isfinite(weight).all()), None)
+    """Return the name of the first weight that is not finite, or None. Of a divided network, look at the own share."""
+    for name, weight in net.state_dict().items():
+        own = weight.to_local() if hasattr(weight, "to_local") else weight
+        if not torch.isfinite(own).all():
+            return name
+    return None

@@ -91,6 +91,7 @@ def test_the_window_moves_and_its_rows_are_the_encoded_images(
     generator = torch.Generator().manual_seed(0)
     assert len(stream) == HELD
     for batch, first in ((0, 0), (1, 0), (2, 4), (3, 4), (4, 8)):  # 2 images a batch, in parts of 4
+        (tmp_path / "s" / ".000000003.1a2b3c4d.partial.safetensors").touch()  # another process is writing it
         rows = stream.rows(200, generator, batch)
         assert set(rows.tolist()) == set(range(first, first + HELD))
         mean, std = stream.posteriors(rows)
@@ -98,7 +99,7 @@ def test_the_window_moves_and_its_rows_are_the_encoded_images(
         torch.testing.assert_close(std.float(), whole.std[rows % 9].float(), atol=2e-3, rtol=1e-2)
         for name, told in stream.conditions(rows).items():
             torch.testing.assert_close(told.float(), whole.condition[name][rows % 9].float(), atol=2e-3, rtol=1e-2)
-    assert {path.name for path in (tmp_path / "s").glob("*.safetensors")} == {
+    assert {path.name for path in (tmp_path / "s").glob("[!.]*.safetensors")} == {
         "000000001.safetensors",
         "000000002.safetensors",
     }

@@ -108,8 +108,8 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path, key: str) -> N
     with pytest.raises(DdilError) as error:
         fit(update, {"net": net}, save_every=2, log_every=50, **told)
     assert str(error.value) == (
-        f"the {key.replace('_', ' ')} of the stage 'DMD2' is not finite at update 4: lower learning_rate or "
-        "gradient_clip; the checkpoint run.2.pt before it is kept"
+        f"the {key.replace('_', ' ')} of the stage 'DMD2' is not finite at update 4: begin another run "
+        "(another --out) with a lower learning_rate or gradient_clip; the checkpoint run.2.pt before it is kept"
     )
     assert Checkpoints(checkpoint).load({"net": net}) == 2
 

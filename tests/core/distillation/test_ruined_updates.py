@@ -80,8 +80,8 @@ def test_too_many_in_a_row_stop_the_run_at_a_good_checkpoint(
         go(folder, tmp_path / "out", skip_limit=3)
     assert str(error.value) == (
         "3 updates of the stage '4 → 2 steps' in a row were skipped by update 6, because their loss or their "
-        "gradient's norm was not finite, or the norm was above skip_above: lower learning_rate or gradient_clip; the "
-        "checkpoint stage-1-of-1.4.pt before it is kept"
+        "gradient's norm was not finite, or the norm was above skip_above: begin another run "
+        "(another --out) with a lower learning_rate or gradient_clip; the checkpoint stage-1-of-1.4.pt before it is kept"
     )
     assert not (tmp_path / "out" / "student").exists()
     with pytest.raises(DdilError, match="^3 updates"):  # the checkpoint knows of those before it
@@ -94,7 +94,7 @@ def test_weights_that_a_step_ruins_are_never_saved(folder: Path, tmp_path: Path)
         go(folder, tmp_path / "out", learning_rate=1.0, weight_decay=1e29, stages=[{"steps": 2, "updates": 1}])
     sentence = str(error.value)
     assert sentence.startswith("the weights of the stage '4 → 2 steps' are ruined by update 1, first ")
-    assert sentence.endswith("lower learning_rate or weight_decay; no checkpoint was saved before")
+    assert sentence.endswith("with a lower learning_rate or weight_decay; no checkpoint was saved before")
     assert not Checkpoints(tmp_path / "out" / "checkpoints" / "stage-1-of-1.pt").files()
     assert not (tmp_path / "out" / "student").exists()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddil_core.data.pool import LatentPool
@@ -92,6 +93,15 @@ def test_gradients_of_parts_are_added_up_in_float32(model: Model, pool: LatentPo
     assert found["bfloat16"].dtype == torch.float32
     assert torch.allclose(found["bfloat16"], torch.stack(parts).sum(0), rtol=1e-6, atol=1e-9)
     assert distance(found["bfloat16"], found["float32"]) < 0.05
+
+
+def test_a_networks_copy_knows_nothing_of_accelerate() -> None:
+    """The next teacher must not run under autocast because the student did."""
+    net = Accelerator(cpu=True).prepare(nn.Linear(3, 3))
+    net._original_forward, net.forward = net.forward, lambda x: x
+    copied = TrainedWeights(net, torch.bfloat16).network()
+    assert vars(copied).keys() == vars(nn.Linear(3, 3)).keys()
+    assert copied(torch.ones(1, 3)).shape == (1, 3) and not torch.equal(copied(torch.ones(1, 3)), torch.ones(1, 3))
 
 
 def test_a_checkpoint_holds_the_weights_and_what_is_frozen_is_left_out() -> None:

@@ -76,6 +76,15 @@ def test_updates_that_draw_ahead_are_the_same_to_the_bit(model: Model, pool: Lat
     assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), early.net.parameters(), strict=True))
 
 
+def test_nothing_is_drawn_ahead_of_the_end(model: Model, pool: LatentPool) -> None:
+    """With a stream it would encode images while the student is saved."""
+    stage = make("dmd2", model, pool, False, batch_size=5)
+    stage.ahead.enabled = stage.source.ahead.enabled = True
+    for step in range(stage.updates):
+        stage.update(step)
+    assert stage.ahead._made is stage.source.ahead._made is None
+
+
 def test_a_steady_denoiser_sees_multiples_and_returns_the_rows(model: Model) -> None:
     sizes: list[int] = []
     hook = model.denoiser.net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))

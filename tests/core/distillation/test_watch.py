@@ -81,7 +81,7 @@ def test_means_of_pairs_are_weighted_and_left_out_where_empty() -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
-    with pytest.raises(DdilError, match="^the loss of the stage 'LCM' is not finite at update 50: lower learning_rate"):
+    with pytest.raises(DdilError, match="^the loss of the stage 'LCM' is not finite at update 50: begin another run"):
         require_finite({"loss": float("nan")}, "LCM", 50, "nothing is kept")
 
 

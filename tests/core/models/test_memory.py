@@ -13,7 +13,15 @@ from torch import nn
 
 from ddil_core.models import memory
 from ddil_core.models.catalogue import parameters
-from ddil_core.models.memory import MOST_DECODED, decode_batch, decode_bytes, estimate_memory, free_bytes, on_device
+from ddil_core.models.memory import (
+    MOST_DECODED,
+    decode_batch,
+    decode_bytes,
+    estimate_memory,
+    free_bytes,
+    on_device,
+    tiles,
+)
 from ddil_core.models.model import Model
 from tests.core.closed_form import normal
 
@@ -64,6 +72,19 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles(model: Model, monkeypat
     assert len(sides) > 2 and max(sides) == model.latent_shape[-1] // 2
     monkeypatch.undo()
     assert not vae.use_tiling
+    assert np.array_equal(model.decode(z), whole)
+
+
+def test_an_autoencoder_without_tiles_decodes_one_image_at_a_time(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers' AsymmetricAutoencoderKL has none."""
+    z = normal(2, *model.latent_shape)
+    whole = model.decode(z)
+    monkeypatch.delattr(model.pipeline.vae, "use_tiling")
+    with tiles(model.pipeline.vae, 8):
+        assert not hasattr(model.pipeline.vae, "use_tiling")
+    monkeypatch.undo()
     assert np.array_equal(model.decode(z), whole)
 
 
