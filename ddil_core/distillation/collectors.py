@@ -93,7 +93,7 @@ class Collector(ABC):
         actors: Mapping[str, Actor],
         strings: Sequence[str],
         z: Tensor,
-        condition: Condition,
+        told: Callable[[Tensor], Condition],
         row: Tensor,
         transitions: Sequence[int],
         guidance: Tensor | None = None,
@@ -104,7 +104,7 @@ class Collector(ABC):
             actors: The actors by their letter in the strings.
             strings: Who acts at each transition, for each trajectory.
             z: [B, C, H, W], the noise at which the trajectories start.
-            condition: B rows.
+            told: Returns the condition of some trajectories by their numbers. Each process asks for its own.
             row: [B], the row of the pool that gives each caption.
             transitions: The index in the stage's times of each transition of a string.
             guidance: [B], where each trajectory has its own guidance scale.
@@ -128,7 +128,7 @@ class Collector(ABC):
             rollout_latents(
                 dict(actors),
                 z[own_on_device],
-                condition.rows(own_on_device),
+                told(own),
                 [{strings[i]} for i in own.tolist()],
                 batch_size=self.context.config.teacher_batch_size,
                 observe=observe,
@@ -157,7 +157,7 @@ class MixedCollector(Collector):
         row = self.context.rows(count, generator)
         z = sent(self.context.noise(count, generator), self.context.device)
         strings = strings_at(p_teacher, torch.rand(count, steps, generator=generator, dtype=torch.float64))
-        yield self.roll_out(self.actors, strings, z, self.context.condition(row), row, range(steps))
+        yield self.roll_out(self.actors, strings, z, lambda own: self.context.condition(row[own]), row, range(steps))
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,17 @@ class SeparateCollector(Collector):
         z = sent(self.context.noise(count, generator), self.context.device)
         guidance = self.labeler.draw_guidance(count, generator)
         sole = self.actors[name]
-        actor = sole.actor
-        condition = self.context.condition(row) if sole.condition is None else sole.condition(row, guidance)
+        actor, noise = sole.actor, None
         if isinstance(actor, ConsistencySampler):
-            every = torch.ones(len(actor.steps) - 1, count, dtype=torch.bool)
-            condition = replace(condition, noise=sent(step_noise(z, every, generator), z.device))
+            noise = step_noise(z, torch.ones(len(actor.steps) - 1, count, dtype=torch.bool), generator)
+
+        def told(own: Tensor) -> Condition:
+            scales = None if guidance is None else guidance[own]
+            condition = self.context.condition(row[own]) if sole.condition is None else sole.condition(row[own], scales)
+            return condition if noise is None else replace(condition, noise=sent(noise[own], z.device))
+
         strings = [name * len(actor.steps)] * count
-        return self.roll_out({name: actor}, strings, z, condition, row, sole.transitions, guidance)
+        return self.roll_out({name: actor}, strings, z, told, row, sole.transitions, guidance)
 
 
 def trajectories(
