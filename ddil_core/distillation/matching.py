@@ -277,8 +277,7 @@ class MatchingStage(Stage):
 
     def _loss_draws(self, draw: int) -> LossDraws:
         """Return the random numbers of the loss of batch ``draw``, on the device but for rows of pool and pairs."""
-        count = self.updates * self.draws_per_update
-        *parts, row, pair = self.ahead.take(draw, draw + 1 if draw + 1 < count else None)
+        *parts, row, pair = self.ahead.take(draw, draw + 1 if draw + 1 < self.updates * self.draws_per_update else None)
         return LossDraws._make([*(sent(part, self.device) for part in parts), row, pair])
 
     def _generator_losses(self, states: States, draw: int, clipped: Mapping[str, ClippedFraction]) -> Iterator[Tensor]:

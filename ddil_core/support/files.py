@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.[^.]+)?")
-"""The temporary names of ``replacing``. A shell's ``*.json`` skips them because of the leading dot; pathlib's does not."""
+"""The temporary names of ``replacing``. A shell's ``*.json`` skips them for their leading dot; pathlib's does not."""
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """The end of a message in which a Rust library (safetensors, tokenizers) reports an error of the operating system."""

@@ -7,8 +7,8 @@ the value (computed on Gaussians with d = 64, N = 1,000: value 2.51, interval [3
 
 The cells of a table are measured on the same prompts. Differences and effects are contrasts: weighted sums over the
 cells. Both kinds of interval compute the contrast for each prompt or for each group. A contrast with weights that sum
-to 0 is a difference. A difference has a p-value from the same distribution as its interval. Permutation and sign-flip tests are
-exceptions, which their functions name.
+to 0 is a difference. A difference has a p-value from the same distribution as its interval. Permutation and
+sign-flip tests are exceptions, which their functions name.
 """
 
 from __future__ import annotations

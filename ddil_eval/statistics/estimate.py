@@ -176,8 +176,8 @@ def with_seeds(error: float, degrees: float, families: Sequence[Array]) -> tuple
 def combined(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the standard error of a sum, and Satterthwaite's degrees of freedom.
 
-    Where no score differs, all parts are 0, and the degrees of freedom are those of equal parts. One score that differs,
-    of one seed and one prompt, would make the parts of seeds and of prompts equal.
+    Where no score differs, all parts are 0, and the degrees of freedom are those of equal parts. One score that
+    differs, of one seed and one prompt, would make the parts of seeds and of prompts equal.
 
     Args:
         parts: The variance of each part with its degrees of freedom.

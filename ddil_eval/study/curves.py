@@ -1,4 +1,4 @@
-"""Figures of a study over one of its numbers: what each source changes, over the share or over the values of a factor."""
+"""Figures of a study over one of its numbers: what each source changes, over the share or a factor's values."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """A hash of the configuration, the study and the seed. The record also holds the hash of the teacher's weights."""
+        """A hash of configuration, study and seed. The record also holds the hash of the teacher's weights."""
         configs = [config and config.model_dump(mode="json") for config in (self.config, self.baseline)]
         return content_hash([configs, dict(self.study)])[:12]
 

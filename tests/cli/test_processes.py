@@ -109,6 +109,7 @@ def test_one_process_has_all_the_work_and_waits_for_nobody(monkeypatch: pytest.M
 def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     assert choose_device(None) == choose_device("cuda") == "cuda:1"
     assert choose_device("cpu") == "cpu"
     monkeypatch.setenv("LOCAL_RANK", "2")

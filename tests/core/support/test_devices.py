@@ -8,15 +8,21 @@ import torch
 from ddil_core.support.devices import DTYPES, choose_device, torch_dtype
 from ddil_core.support.errors import WrongCommand
 
+current: list[str] = []
+"""The GPUs that became current, in their order."""
+
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
 
 
 def test_the_best_device_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 2)
+    current.clear()
     assert [choose_device(name) for name in (None, "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    assert current == ["cuda:1"]  # where its streams and figures of memory are
     pretend_gpus(monkeypatch, 0)
     assert choose_device() == "cpu"
 
