@@ -221,10 +221,10 @@ def plan_covariate_shift(config: CovariateShiftConfig, device: str = "cpu") -> S
     extractors = Extractors(config.metrics or recipe.metrics, device, recipe)
     reference_sizes = check_reference(data, images, recipe, extractors.metrics)
     prompts = choose_prompts(data, config.num_prompts or recipe.images, None)
-    if config.figure_prompts:
-        data.prompts(config.figure_prompts)  # refuses more than there are, before hours of work
     captions = [prompt.text for prompt in prompts.prompts]
     require_enough(len(captions), config.data)
+    if config.figure_prompts:
+        data.prompts(config.figure_prompts)  # refuses more than there are, before hours of work
     drifting = config.drift_config(len(captions)) if config.drift else None
     pair = load_pair(
         config.teacher,
