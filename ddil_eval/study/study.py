@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -41,11 +41,12 @@ def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") ->
     with held(out):
         if (reason := too_few_seeds(config, units)) is not None:
             warn(reason)
-        done = _done(config, units, out)  # damaged records are refused before hours of work
+        teacher = load_model(config.teacher, "cpu").weights_sha256()
+        done = _done(units, out, teacher)  # damaged records are refused before hours of work
         missing = [unit for unit in units if unit not in done]
         note(f"{describe(config, units)}; {len(units) - len(missing)} of them are done")
         failed = _run_missing(config, units, missing, out, jobs, device)
-        _analyse(config, units, out)
+        _analyse(config, units, out, _done(units, out, teacher))
     return failed
 
 
@@ -116,28 +117,26 @@ def _run_missing(
     return failed
 
 
-def _done(config: StudyConfig, units: Sequence[Unit], out: Path) -> dict[Unit, UnitRecord]:
-    """Return the records of the units that are done.
+def _done(units: Sequence[Unit], out: Path, teacher: str) -> dict[Unit, UnitRecord]:
+    """Return the records of the units that are done. ``teacher`` is the hash of the teacher's weights.
 
     Raises:
         DdilError: a record is damaged, or of other weights of the teacher.
     """
-    teacher = load_model(config.teacher, "cpu").weights_sha256()
     done = {unit: record for unit in units if (record := read_unit(out, unit)) is not None}
     others = [record_path(out, unit) for unit, record in done.items() if record.teacher_sha256 not in (None, teacher)]
     if others:
         raise DdilError(
-            f"{len(others):,} of {len(done):,} records are of other weights of the teacher {config.teacher}, first "
+            f"{len(others):,} of {len(done):,} records are of other weights of the teacher {units[0].study['teacher']}, first "
             f"{others[0]}; delete them, and the same command measures their units again, or choose another --out"
         )
     return done
 
 
-def _analyse(config: StudyConfig, units: Sequence[Unit], out: Path) -> None:
+def _analyse(config: StudyConfig, units: Sequence[Unit], out: Path, done: Mapping[Unit, UnitRecord]) -> None:
     """Write the tables, the figures and the page of the units that are done."""
     from ddil_eval.study.outputs import write_outputs
 
-    done = _done(config, units, out)
     if len({unit.seed for unit in done}) < 2:
         warn("fewer than two seeds are done, so that there is nothing to compare yet")
         return
