@@ -110,7 +110,8 @@ def path_metrics(drift: Drift, place: int) -> dict[str, Estimate]:
         ends = drift.arrays[f"end {kind}"].astype(np.float64).reshape(len(drift.arrays["distance"]), -1)
         spread = np.square(ends - ends.mean(axis=0)).mean()
         errors = drift.arrays[f"open {kind}"][:, place].astype(np.float64)
-        found[f"commitment_{kind}"] = _mean(1 - errors / max(float(spread), np.finfo(np.float64).tiny), highest=1.0)
+        explained = 1 - errors / max(float(spread), np.finfo(np.float64).tiny)
+        found[f"commitment_{kind}"] = _mean(explained, lowest=-np.inf, highest=1.0)
     return found
 
 
@@ -120,8 +121,9 @@ def differences(first: Drift, second: Drift, place: int | str) -> dict[str, np.n
     return {name: one[name] - other[name] for name in one if name in other}
 
 
-def _mean(scores: np.ndarray, highest: float = np.inf) -> Estimate:
-    return estimate_mean(scores[:, None], np.ones(1), lowest=-np.inf if highest < np.inf else 0.0, highest=highest)
+def _mean(scores: np.ndarray, *, lowest: float = 0.0, highest: float = np.inf) -> Estimate:
+    """Estimate the mean of scores [N], whose interval keeps their bounds."""
+    return estimate_mean(scores[:, None], np.ones(1), lowest=lowest, highest=highest)
 
 
 def group_metrics(found: Sequence[Mapping[str, np.ndarray]], *, difference: bool) -> dict[str, dict[str, Estimate]]:
