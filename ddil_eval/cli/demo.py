@@ -99,13 +99,9 @@ def _measured(out: Path, experiment: str) -> int:
 
 
 def _report(out: Path) -> None:
-    """Draw the curves, print the tables and write them as CSV and LaTeX."""
+    """Print the tables and write them as CSV and LaTeX."""
     from ddil_eval.cli.report import report
-    from ddil_eval.report import figures
-    from ddil_eval.report import records as store
 
-    shift = [record for record in store.read_records(out) if record.experiment == "covariate-shift"]
-    figures.shift_curves(shift, out / "shift-curves.png")
     click.get_current_context().invoke(
         report, results=out, as_csv=True, as_latex=True, figures=False, out=out / "report", as_json=False
     )

@@ -35,10 +35,11 @@ from ddil_core.support.protocol import GuidanceScale, content_hash, renamed
 from ddil_core.support.size import SizeKeys
 from ddil_eval.experiments.drift_config import DriftConfig
 from ddil_eval.experiments.image_sizes import ImageSizes, require_sizes
+from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts, require_enough
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, open_reference
-from ddil_eval.experiments.results import RecordWriter, code_sha256, hashed, recorded_metrics
+from ddil_eval.experiments.results import RecordWriter, code_sha256, figures_folder, hashed, recorded_metrics
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
 from ddil_eval.experiments.shared_drift import SharedDrift
 from ddil_eval.experiments.shift_runs import (
@@ -61,6 +62,8 @@ from ddil_eval.statistics.two_sample import FOLDS
 EXPERIMENT = "covariate-shift"
 NOT_HASHED = frozenset({"teacher", "student", "sampling", "drift"})
 """Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
+NOT_NAMED = frozenset({"batch_size", "chunk", "drift", "figure_prompts"})
+"""Keys that the name of the folder of figures leaves out."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 
 
@@ -135,6 +138,10 @@ class CovariateShiftConfig(NetworkDtypeKeys, SizeKeys):
                 "student_dtype out, or measure without drift"
             )
         return self
+
+    def figures_folder(self, out: Path) -> Path:
+        """Return the folder of Figure 2, the curves and the cost, below the results folder ``out``."""
+        return figures_folder(self, out, NOT_NAMED, slug(Path(str(self.student)).name))
 
     def drift_config(self, num_prompts: int) -> DriftConfig:
         """Return the drift experiment that measures the same student on the same prompts.
@@ -283,16 +290,17 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
         records = _save(plan, estimates, effects, out, device, started)
         nfe = {run.key: mean_nfe(run, plan.pair.actors) for run in plan.runs}
         cost: dict[str, Any] = dict(tree_cost(evaluations, nfe, len(plan.prompts.prompts)))
-        figures.shift_curves(records, out / "shift-curves.png")
+        folder = config.figures_folder(out)
+        figures.shift_curves(records, folder / "shift-curves.png")
         if plan.drift is not None:
             records += plan.drift.save(tree.gather_watched(), out, device, started)
             cost["drift"] = plan.drift.cost(plan.runs)
-        write_text(out / "evaluations.json", json.dumps(cost, indent=2) + "\n")
+        write_text(folder / "evaluations.json", json.dumps(cost, indent=2) + "\n")
         if config.figure_prompts:
             images, prompts, columns = figure_2(plan)
             texts = [prompt.text for prompt in prompts]
-            image_grid(images, texts, columns, out / "figure2.png")
-            write_strips(images, [prompt.id for prompt in prompts], texts, columns, out, "figure2")
+            image_grid(images, texts, columns, folder / "figure2.png")
+            write_strips(images, [prompt.id for prompt in prompts], texts, columns, folder, "figure2")
         delete_parts(work)
     return records
 

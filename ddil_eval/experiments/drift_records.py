@@ -17,18 +17,16 @@ from ddil_eval.experiments.drift_states import KINDS, Drifting
 from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.prompts import Prompts
 from ddil_eval.experiments.reference_images import split_of
-from ddil_eval.experiments.results import RecordWriter
+from ddil_eval.experiments.results import RecordWriter, figures_folder
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import drift_figure
-from ddil_eval.report.records import Direction, Record, RecordedMetric, RecordedModel, digest
+from ddil_eval.report.records import Direction, Record, RecordedMetric, RecordedModel
 from ddil_eval.statistics import Estimate, estimate_mean
 from ddil_eval.statistics.estimate import against_zero
 from ddil_eval.statistics.two_sample import compare_states, exponential, log_ratio_scores
 from ddil_eval.statistics.two_way import two_way
 
 _HIGHER = ("commitment",)
-_LONGEST = 120
-"""The most characters of a name in the name of a figure's file."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +186,14 @@ def save_drift(
         started=started,
     )
     records = []
+    figures = figures_folder(config, out, ("batch_size",))
     for drift in found:
         fields = _fields(config, {"teacher": drift, "student": drift})
         own = []
         for place in drift.places:
             for kind, estimates in _cells(drift, place, config.seed).items():
                 own.append(writer.save(_cell(kind, drift, place), _recorded(estimates), **fields))
-        drift_figure.draw(own, out / f"drift-{_figure_name(drift.pair.student.reference, config.all_students)}.png")
+        drift_figure.draw(own, figures / f"{_figure_name(drift.pair.student.reference, config.all_students)}.png")
         records += own
     by_reference = {drift.pair.student.reference: drift for drift in found}
     for first, second in itertools.combinations([by_reference[one] for one in config.students], 2):
@@ -203,10 +202,10 @@ def save_drift(
             for place in first.places:
                 compared = {name: against_zero(one) for name, one in differences(first, second, place).items()}
                 records.append(writer.save(_cell("drift-difference", first, place), _recorded(compared), **fields))
-    return records + _save_groups(config, by_reference, writer, out)
+    return records + _save_groups(config, by_reference, writer, figures)
 
 
-def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: RecordWriter, out: Path) -> list[Record]:
+def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: RecordWriter, figures: Path) -> list[Record]:
     """Save the records of each group, those of each two groups that are compared, and a figure of each grid."""
     groups = {name: [found[one] for one in students] for name, students in config.groups.items()}
     roles = {f"{name} {number}": one for name, group in groups.items() for number, one in enumerate(group, start=1)}
@@ -231,7 +230,7 @@ def _save_groups(config: DriftConfig, found: Mapping[str, Drift], writer: Record
     for grid in sorted({tuple(record.grid) for record in records}):
         own = [record for record in records if tuple(record.grid) == grid]
         names = [name for name, group in groups.items() if tuple(group[0].pair.grid) == grid]
-        drift_figure.draw(own, out / f"drift-{_short('-'.join(names))}-{len(grid)}-steps.png")
+        drift_figure.draw(own, figures / f"{slug('-'.join(names))}-{len(grid)}-steps.png")
     return records
 
 
@@ -240,16 +239,10 @@ def one_grid(pairs: Sequence[Drifting]) -> bool:
     return all(pair.grid == pairs[0].grid and pair.stochastic == pairs[0].stochastic for pair in pairs)
 
 
-def _short(name: str) -> str:
-    """Return a name as a part of a file's name, which systems limit to 255 bytes."""
-    own = slug(name)
-    return own if len(own) <= _LONGEST else f"{own[:_LONGEST]}-{digest(name)[:8]}"
-
-
 def _figure_name(student: str, students: Sequence[str]) -> str:
     """Return the last part of a student's reference, or all of it where another student has the same last part."""
     own = Path(student).name
-    return own if [Path(other).name for other in students].count(own) == 1 else _short(student)
+    return own if [Path(other).name for other in students].count(own) == 1 else slug(student)
 
 
 def _cells(drift: Drift, place: int | str, seed: int) -> dict[str, dict[str, Estimate]]:

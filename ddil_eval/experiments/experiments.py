@@ -27,11 +27,11 @@ def _no_pictures(config: Any, out: Path) -> Sequence[Path]:
 
 
 def _figure_2(config: CovariateShiftConfig, out: Path) -> Sequence[Path]:
-    return [out / "figure2.png"] if config.figure_prompts else []
+    return [config.figures_folder(out) / "figure2.png"] if config.figure_prompts else []
 
 
 def _inverted(config: InversionConfig, out: Path) -> Sequence[Path]:
-    return sorted(out.glob("inverted/*.png"))[: config.figures]
+    return sorted(config.figures_folder(out).glob("inverted/*.png"))[: config.figures]
 
 
 def _no_models(config: Any) -> Sequence[str]:

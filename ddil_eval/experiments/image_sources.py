@@ -31,6 +31,7 @@ from ddil_core.support.files import delete_temporaries, replacing, write_text
 from ddil_core.support.image_grids import overview
 from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 from ddil_core.support.progress import warn
+from ddil_core.support.protocol import content_hash
 from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
@@ -38,6 +39,7 @@ INDEX = INDEXES[0]
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """The last part of every PNG file, whose checksum Pillow does not compare."""
 ORIGIN = "made.json"
+_LONGEST_NAME = 120
 """The file beside kept images that says which model made them and how it was sampled. A later score reads it."""
 
 
@@ -384,5 +386,6 @@ class ImageSource:
 
 
 def slug(name: str) -> str:
-    """Return the name of a row as the name of a folder or file."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "pictures"
+    """Return the name of a row or model as the name of a folder or file, which systems limit to 255 bytes."""
+    own = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "pictures"
+    return own if len(own) <= _LONGEST_NAME else f"{own[:_LONGEST_NAME]}-{content_hash(name)[:8]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,11 +13,14 @@ from ddil_core.inversion.words import Vocabulary
 from ddil_core.support.compute import ComputeKeys
 from ddil_core.support.protocol import GuidanceScale, renamed
 from ddil_core.support.size import SizeKeys
+from ddil_eval.experiments.results import figures_folder
 from ddil_eval.experiments.system_configs import SystemConfig, refuse_names
 from ddil_eval.metrics import METRICS
 
 LPIPS = ("lpips_diversity", "lpips_efflite0")
 """The metric of Table 5, and the one for machines without AlexNet's weights."""
+NOT_NAMED = frozenset({"batch_size", "draw_batch_size", "figures"})
+"""Keys that the name of the folder of figures leaves out."""
 
 
 class InversionConfig(ComputeKeys, SizeKeys):
@@ -75,6 +79,10 @@ class InversionConfig(ComputeKeys, SizeKeys):
         if self.inverter not in self.inverters:
             raise ValueError(f"the inverter {self.inverter!r} is none of those to be run, {', '.join(self.inverters)}")
         return self
+
+    def figures_folder(self, out: Path) -> Path:
+        """Return the folder of the figures and strips of the inverted images, below the results folder ``out``."""
+        return figures_folder(self, out, NOT_NAMED)
 
     def guided(self, system: SystemConfig) -> SystemConfig:
         """Return a row. Where the row is of the teacher, the teacher's guidance scale is its default."""

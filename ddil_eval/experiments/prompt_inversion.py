@@ -138,7 +138,7 @@ def run_prompt_inversion(config: InversionConfig, out: Path, device: str = "cpu"
 
 
 def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> list[Record]:
-    """Measure what is here; save the records below ``out``, and a figure of each inverted image in ``out/inverted``.
+    """Measure what is here; save the records and a figure of each inverted image below ``out``.
 
     A stopped inversion goes on at the next image.
 
@@ -183,15 +183,16 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     writer = inversion_writer(out, config, plan.data, targets, gallery, teacher, own, started)
     records = save_systems(systems, config, gallery, writer)
     records += save_inverters(inverters, prompts, targets, config, gallery, writer)
+    folder = plan.config.figures_folder(out)
     for row, name in enumerate(targets.ids[: config.figures]):
         figures.inversion_figure(
             targets.images[row],
             [drawn.shown[row] for drawn in systems],
             prompts[config.inverter][row],
             [drawn.system.name for drawn in systems],
-            out / "inverted" / f"{row:04d}-{slug(name)}.png",
+            folder / "inverted" / f"{row:04d}-{slug(name)}.png",
         )
-    _keep_strips(systems, targets, prompts[config.inverter], config.figures, out)
+    _keep_strips(systems, targets, prompts[config.inverter], config.figures, folder)
     delete_parts(gallery.work)
     return records
 
@@ -216,7 +217,7 @@ def _invert(
 
 
 def _keep_strips(
-    systems: Sequence[Drawn], targets: TargetImages, prompts: Sequence[str], count: int, out: Path
+    systems: Sequence[Drawn], targets: TargetImages, prompts: Sequence[str], count: int, folder: Path
 ) -> None:
     """Keep the reference and the first image of each system for the first ``count`` prompts, with their scores."""
     if not targets.ids[:count]:
@@ -227,4 +228,4 @@ def _keep_strips(
         for metric in systems[0].scores
     }
     columns = ["reference", *(drawn.system.name for drawn in systems)]
-    write_strips(images, targets.ids[:count], prompts[:count], columns, out, "inverted", scores)
+    write_strips(images, targets.ids[:count], prompts[:count], columns, folder, "inverted", scores)

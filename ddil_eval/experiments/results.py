@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 import ddil_core
 import ddil_eval
@@ -94,6 +96,19 @@ def hashed(protocol: Mapping[str, Any], not_hashed: Iterable[str]) -> dict[str, 
     """Return what the hash of a protocol covers: no key of ``not_hashed``, and no default of compute or size."""
     left_out = set(not_hashed)
     return without_own_size(without_defaults({key: value for key, value in protocol.items() if key not in left_out}))
+
+
+def figures_folder(config: BaseModel, out: Path, without: Collection[str] = (), name: str = "") -> Path:
+    """Return the folder of the figures of a run. Runs with other settings have others, so that no figure is replaced.
+
+    Args:
+        config: The configuration of an experiment.
+        out: The results folder.
+        without: Keys of the configuration that may change, and the figures are drawn again in the same folder.
+        name: What the folder's name begins with.
+    """
+    content = config.model_dump(mode="json", exclude=set(without))
+    return out / content["experiment"] / "-".join([*([name] if name else []), content_hash(content)[:8]])
 
 
 def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:

@@ -96,9 +96,12 @@ def galleries(results: Path, records: Sequence[Record], order: Sequence[str] = (
     budget, found = [BUDGET], list[Gallery]()
     directions = _directions(records)
     pairs = [(str(of[0]), str(of[1])) for record in records if isinstance(of := record.cell.get("of"), list)]
-    for index in sorted(results.rglob(f"{FOLDER}/*/{INDEX}")):
-        title, text = _TITLES.get(index.parent.name, (index.parent.name, "One row for each prompt."))
-        for columns, prompts in _strips(index.parent):
+    folders = [index.parent for index in sorted(results.rglob(f"{FOLDER}/*/{INDEX}"))]
+    for folder in folders:
+        title, text = _TITLES.get(folder.name, (folder.name, "One row for each prompt."))
+        if [other.name for other in folders].count(folder.name) > 1:
+            text += f" These are in {folder.relative_to(results).as_posix()}."
+        for columns, prompts in _strips(folder):
             found.append(_gallery(title, text, columns, prompts, directions, pairs, budget))
     for columns, prompts in _kept(results, records, order):
         text = "Each row is one prompt from the same noise. A column is a system; its images differ in their seeds."

@@ -170,7 +170,8 @@ def test_every_transition_has_its_records(out: Path) -> None:
     times = [*GRID, "all"]
     for kind, expected in (("drift", times), ("drift-ratios", times), ("drift-states", GRID), ("drift-paths", GRID)):
         assert {record.cell["t"] for record in records if record.kind == kind} == set(expected), kind
-    assert len(records) == 18 and (out / f"drift-{Path(records[0].systems['student'].reference).name}.png").is_file()
+    (drawn,) = (out / "drift").rglob("*.png")
+    assert len(records) == 18 and drawn.stem == Path(records[0].systems["student"].reference).name
     assert not (out / "partial").exists()
 
 
@@ -194,7 +195,7 @@ def test_tables_show_all_transitions(out: Path) -> None:
 def test_the_figure_is_redrawn_from_records(out: Path, tmp_path: Path) -> None:
     """Whatever the order of the records, the figure is the one of the command."""
     files = draw_all(tables.groups(read_records(out)[::-1]), [], tmp_path)
-    (drawn,) = out.glob("drift-*.png")
+    (drawn,) = out.glob("drift/*/*.png")
     assert [path.name for path in files] == ["drift.pdf", "drift.png"] and files[1].read_bytes() == drawn.read_bytes()
 
 
@@ -221,7 +222,7 @@ def test_students_of_one_name_have_a_figure_each(teacher: Path, student: Path, t
         students[-1].symlink_to(student, target_is_directory=True)
     config = CONFIG.model_copy(update={"teacher": str(teacher), "students": tuple(map(str, students))})
     measure_drift(config, tmp_path / "out")
-    names = sorted(path.name for path in (tmp_path / "out").glob("drift-*.png"))
+    names = sorted(path.name for path in (tmp_path / "out").glob("drift/*/*.png"))
     assert [name[-16:] for name in names] == ["run1-student.png", "run2-student.png"]
 
 
@@ -323,7 +324,8 @@ def test_groups_are_compared_seed_by_seed(teacher: Path, student: Path, tmp_path
     config = DriftConfig.model_validate(CONFIG.model_dump() | {"teacher": str(teacher), "groups": groups})
     records = measure_drift(config, tmp_path / "out")
     assert not [record for record in records if record.kind == "drift-difference"]  # groups stand for their students
-    assert Image.open(tmp_path / "out" / "drift-PD-PD-DDIL-4-steps.png").size[0] > 500
+    (drawn,) = (tmp_path / "out").glob("drift/*/PD-PD-DDIL-4-steps.png")
+    assert Image.open(drawn).size[0] > 500
     single = {
         (record.systems["student"].reference, record.cell["t"]): record.metrics
         for record in records
@@ -387,7 +389,7 @@ def test_on_shared_rollouts_the_numbers_are_those_of_the_command(
             assert metric.estimate.value == pytest.approx(expected.value, rel=1e-4, abs=1e-6), name
     without = analyse_covariate_shift(config.model_copy(update={"drift": False}), tmp_path / "tree")
     assert [r.numbers() for r in without] == [r.numbers() for r in records if r.experiment != "drift"]
-    cost = json.loads((tmp_path / "both" / "evaluations.json").read_text())["drift"]
+    cost = json.loads(next((tmp_path / "both").rglob("evaluations.json")).read_text())["drift"]
     # rollouts 16 + 4; labels of data 16 and of the student's states 16; x̂ of the student 4 · 4 and of the teacher 4 · 2
     assert cost["alone"] == 16 + 4 + 16 + 12 + 16 + 8 and cost["shared"] == 16 + 16 + 8
 

@@ -155,23 +155,24 @@ def test_caption_recall_is_counted_in_the_kept_prompts(records: dict[tuple[str, 
 
 
 def test_there_is_a_figure_of_each_image_asked_for(out: Path) -> None:
-    files = sorted(path.name for path in (out / "inverted").iterdir())
-    assert files == ["0000-shapes-validation-00000.png", "0001-shapes-validation-00001.png"]
-    with Image.open(out / "inverted" / files[0]) as picture:
+    files = sorted(out.glob("prompt-inversion/*/inverted/*"))
+    assert [file.stem for file in files] == ["0000-shapes-validation-00000", "0001-shapes-validation-00001"]
+    with Image.open(files[0]) as picture:
         assert picture.width > 3 * 128
 
 
 def test_the_report_finds_the_images_and_scores_of_each_image_asked_for(
     out: Path, records: dict[tuple[str, str], Record]
 ) -> None:
-    strips = read_strips(out / "strips" / "inverted")
+    (folder,) = out.glob("prompt-inversion/*/strips/inverted")
+    strips = read_strips(folder)
     assert [strip.id for strip in strips] == ["shapes-validation-00000", "shapes-validation-00001"]
     assert {strip.prompt for strip in strips} <= set(kept(out, "ph2p").values())
     first, *drawn = strips[0].columns
     assert first == "reference" and all(("system", name) in records for name in drawn)
     scores = strips[0].scores["clip_image_shapes"]
     assert scores[0] is None and all(isinstance(score, float) for score in scores[1:])
-    with Image.open(out / "strips" / "inverted" / strips[0].file) as strip:
+    with Image.open(folder / strips[0].file) as strip:
         assert strip.width == strip.height * len(strips[0].columns)
 
 
