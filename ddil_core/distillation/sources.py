@@ -37,8 +37,8 @@ class StateSource(ABC):
     """Gives a stage the states of each batch. A batch has the same states in every process."""
 
     @abstractmethod
-    def draw(self, step: int) -> tuple[States, int]:
-        """Return the states of batch ``step``, and how many of them come from the aggregated dataset."""
+    def draw(self, batch: int) -> tuple[States, int]:
+        """Return the states of batch ``batch``, and how many of them come from the aggregated dataset."""
 
     def stateful(self) -> dict[str, Stateful]:
         """Return what a checkpoint of the source holds."""
@@ -104,60 +104,60 @@ class MixedSource(StateSource):
     def logs(self, aggregated: int) -> Logs:
         return {} if self.dataset is None else {"aggregated_fraction": aggregated / self.context.config.batch_size}
 
-    def draw(self, step: int) -> tuple[States, int]:
+    def draw(self, batch: int) -> tuple[States, int]:
         config = self.context.config
-        self.context.batch = step
+        self.context.batch = batch
         if self.dataset is None or config.ddil is None:
-            return self._data(step), 0
-        p_teacher, count, uses = aggregated_uses(config, self.context.index, self.draws, step, self.dataset.pending)
+            return self._data(batch), 0
+        p_teacher, count, uses = aggregated_uses(config, self.context.index, self.draws, batch, self.dataset.pending)
         if uses:
-            self.collect(p_teacher, uses, step)
+            self.collect(p_teacher, uses, batch)
         aggregated = States(*self.dataset.take(count))
         if count == config.batch_size:
             return aggregated, count
-        return States.cat(self._data(step), aggregated), count
+        return States.cat(self._data(batch), aggregated), count
 
-    def collect(self, p_teacher: float, uses: int, step: int) -> None:
+    def collect(self, p_teacher: float, uses: int, batch: int) -> None:
         """Add states to the aggregated dataset until it can serve ``uses`` more uses.
 
         The teacher acts with probability ``p_teacher``.
         """
         assert self.dataset is not None and self.collector is not None
-        generator = self.context.generator(step, COLLECTION)
+        generator = self.context.generator(batch, COLLECTION)
         places: list[int] = []
         with self.context.whole():
             for states in self.collector.collect(math.ceil(uses / self.dataset.uses), p_teacher, generator):
                 places += self.dataset.add(states)
         self.dataset.enqueue(places, generator)
 
-    def aggregated_count(self, share: float, step: int) -> int:
-        """Return how many states of batch ``step`` are aggregated ones (see ``aggregated_rows``)."""
-        return aggregated_rows(self.context.config, self.context.index, share, step)
+    def aggregated_count(self, share: float, batch: int) -> int:
+        """Return how many states of batch ``batch`` are aggregated ones (see ``aggregated_rows``)."""
+        return aggregated_rows(self.context.config, self.context.index, share, batch)
 
-    def _data(self, step: int) -> States:
+    def _data(self, batch: int) -> States:
         """Return the forward-diffused states of a batch.
 
-        Which batches the teacher labels together depends on ``step`` alone. A resumed run labels the same batches
+        Which batches the teacher labels together depends on ``batch`` alone. A resumed run labels the same batches
         together.
         """
-        group = self._group(step)
+        group = self._group(batch)
         if group.start != self._labeled_from:
             then = group.start + len(group.counts)
             drawn = self.ahead.take(group.start, then if then < self.draws else None)
             self._labeled_from, self._labeled = group.start, self._diffused(drawn).split(group.counts)
-        return self._labeled[step - group.start]
+        return self._labeled[batch - group.start]
 
-    def _group(self, step: int) -> Group:
-        """Return the group of batches with batch ``step`` that the teacher labels together. They lie in one phase."""
+    def _group(self, batch: int) -> Group:
+        """Return the group of batches with batch ``batch`` that the teacher labels together. They lie in one phase."""
         size, ddil = self.context.config.batch_size, self.context.config.ddil
         first, end, most = 0, self.draws, size
         phase: PhaseConfig | None = None
         if self.dataset is not None and ddil is not None:
-            phase, first, end = phase_at(ddil.phases, step, self.draws)
+            phase, first, end = phase_at(ddil.phases, batch, self.draws)
             most = size - whole_numbers(curve_bounds(phase.aggregated)[0] * size)[0]
         room = self.context.config.teacher_batch_size * self.context.accelerator.num_processes
         together = max(1, room // max(1, most))
-        start = step - (step - first) % together
+        start = batch - (batch - first) % together
         steps = range(start, min(start + together, end))
         shares = [0.0 if phase is None else curve_mean(phase.aggregated, [later], first, end) for later in steps]
         return Group(start, [size - self.aggregated_count(*place) for place in zip(shares, steps, strict=True)])
@@ -165,9 +165,9 @@ class MixedSource(StateSource):
     def _drawn(self, start: int) -> Draws:
         """Draw data, times and noise for the group of batches that begins at ``start``."""
         drawn = []
-        for step, count in enumerate(self._group(start).counts, start):
-            generator = self.context.generator(step, DATA)
-            x0, row = self.context.pool.draw(count, generator, step)
+        for batch, count in enumerate(self._group(start).counts, start):
+            generator = self.context.generator(batch, DATA)
+            x0, row = self.context.pool.draw(count, generator, batch)
             transition = torch.randint(len(self.times), (count,), generator=generator)
             eps = torch.randn(x0.shape, generator=generator)
             drawn.append((x0, row, transition, eps, self.labeler.draw_guidance(count, generator)))
@@ -226,20 +226,20 @@ class BackwardSimulation(StateSource):
         self.context, self.times, self.draws, self.sampler, self.student = context, times, draws, sampler, student
         self.ahead = Ahead(self._drawn, context.device)
 
-    def _drawn(self, step: int) -> Start:
+    def _drawn(self, batch: int) -> Start:
         """Draw where the rollouts of a batch start, and where they stop."""
         context, size = self.context, self.context.config.batch_size
-        generator = context.generator(step, DATA)
-        row = context.pool.rows(size, generator, step)
+        generator = context.generator(batch, DATA)
+        row = context.pool.rows(size, generator, batch)
         exits = torch.randint(len(self.times), (size,), generator=generator)
         z = context.noise(size, generator)
         noise = step_noise(z, exits > torch.arange(len(self.times) - 1)[:, None], generator)
         return Start(row, exits, pinned(z, context.device), pinned(noise, context.device))
 
     @torch.no_grad()
-    def draw(self, step: int) -> tuple[States, int]:
+    def draw(self, batch: int) -> tuple[States, int]:
         context, size = self.context, self.context.config.batch_size
-        row, exits, z, noise = self.ahead.take(step, step + 1 if step + 1 < self.draws else None)
+        row, exits, z, noise = self.ahead.take(batch, batch + 1 if batch + 1 < self.draws else None)
         z = sent(z, context.device)
         condition = replace(context.condition(row), noise=sent(noise, context.device))
         rows = own_rows(context.accelerator, size)
@@ -254,43 +254,43 @@ class BackwardSimulation(StateSource):
         return States(z, z.new_empty(size, 0), exits, row), 0
 
 
-def aggregated_rows(config: MethodConfig, index: int | str, share: float, step: int) -> int:
+def aggregated_rows(config: MethodConfig, index: int | str, share: float, batch: int) -> int:
     """Return how many states of a batch are aggregated ones. The mean over batches is ``share`` of the batch.
 
     A number that is not whole is rounded up or down at random, with the probability that keeps the mean. The draw
-    depends on ``step`` alone, so that every process knows it, and so does a collection for later batches.
+    depends on ``batch`` alone, so that every process knows it, and so does a collection for later batches.
 
     Args:
         config: The configuration of the method.
         index: The number or name of the stage.
         share: The share of aggregated states.
-        step: The number of the batch.
+        batch: The number of the batch.
     """
     fewest, most = whole_numbers(share * config.batch_size)
     if fewest == most:
         return fewest
-    generator = stage_generator(config.seed, index, step, ROUNDING)
+    generator = stage_generator(config.seed, index, batch, ROUNDING)
     draw = torch.rand((), generator=generator, dtype=torch.float64)
     return fewest + int(float(draw) < share * config.batch_size - fewest)
 
 
 def aggregated_uses(
-    config: MethodConfig, index: int | str, draws: int, step: int, pending: int
+    config: MethodConfig, index: int | str, draws: int, batch: int, pending: int
 ) -> tuple[float, int, int]:
-    """Return ``p_teacher`` at batch ``step``, how many aggregated states it takes, and what must be collected before.
+    """Return ``p_teacher`` at batch ``batch``, how many aggregated states it takes, and what must be collected before.
 
     The last number counts uses of states. It is 0 where the ``pending`` uses of the aggregated dataset are enough.
     Otherwise it serves ``ddil.collect_every`` batches of the phase, and ``p_teacher`` is the mean over these. For the
     other arguments see ``aggregated_rows`` and ``MixedSource``.
     """
     assert config.ddil is not None
-    phase, first, end = phase_at(config.ddil.phases, step, draws)
+    phase, first, end = phase_at(config.ddil.phases, batch, draws)
 
     def rows(batch: int) -> int:
         return aggregated_rows(config, index, curve_mean(phase.aggregated, [batch], first, end), batch)
 
-    count = rows(step)
-    served = range(step, min(step + config.ddil.collect_every, end))
+    count = rows(batch)
+    served = range(batch, min(batch + config.ddil.collect_every, end))
     p_teacher = curve_mean(phase.p_teacher, served, first, end)
     return p_teacher, count, 0 if pending >= count else sum(map(rows, served)) - pending
 
@@ -306,8 +306,8 @@ def whole_numbers(number: float) -> tuple[int, int]:
     return math.floor(number), math.ceil(number)
 
 
-def phase_at(phases: tuple[PhaseConfig, ...], step: int, draws: int) -> tuple[PhaseConfig, int, int]:
-    """Return the phase of batch ``step``, its first batch, and the batch at which it ends.
+def phase_at(phases: tuple[PhaseConfig, ...], batch: int, draws: int) -> tuple[PhaseConfig, int, int]:
+    """Return the phase of batch ``batch``, its first batch, and the batch at which it ends.
 
     Raises:
         IndexError: the stage has only ``draws`` batches.
@@ -315,7 +315,7 @@ def phase_at(phases: tuple[PhaseConfig, ...], step: int, draws: int) -> tuple[Ph
     first = 0
     for phase in phases:
         end = round(phase.until * draws)
-        if step < end:
+        if batch < end:
             return phase, first, end
         first = end
-    raise IndexError(f"batch {step} is past the stage's {draws}")
+    raise IndexError(f"batch {batch} is past the stage's {draws}")

@@ -189,7 +189,7 @@ def test_a_collected_pair_is_the_teachers_step_at_the_states_own_guidance(model:
         return label(batch)
 
     trainer.labeler.label_transitions = counted  # type: ignore[method-assign]
-    trainer.source.collect(0.5, 80, step=0)
+    trainer.source.collect(0.5, 80, batch=0)
     assert dataset.collected >= 80
     assert actors.count(TEACHER) % 50 == 0 and actors.count(STUDENT) % 4 == 0
     places = torch.tensor(sorted(dataset.queue))

@@ -249,7 +249,7 @@ def test_rollouts_visit_the_times_of_the_flow_with_targets_of_their_own(
 ) -> None:
     for p_teacher, length in zip((1.0, 0.0), lengths, strict=True):
         trainer = make(kind, flow, images, **(LCM if kind == "lcm" else {}))
-        trainer.source.collect(p_teacher, 16, step=0)
+        trainer.source.collect(p_teacher, 16, batch=0)
         dataset = trainer.source.dataset
         places = torch.tensor(dataset.queue)
         transition = dataset.transition[places]

@@ -84,7 +84,7 @@ def held(trainer: ProgressiveStage) -> States:
 
 
 def collected(trainer: ProgressiveStage, p_teacher: float, wanted: int) -> None:
-    trainer.source.collect(p_teacher, wanted, step=0)
+    trainer.source.collect(p_teacher, wanted, batch=0)
 
 
 def test_the_student_starts_as_a_copy_of_the_teacher(model: Model, pool: LatentPool) -> None:
