@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from ddil_eval.study.words import short_title, states_words
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MOST_IN_A_ROW = 4
+"""The most panels of one measure in a row."""
 _APART = 0.012
 """How far apart curves stand, as a part of the axis, so that their intervals do not hide one another."""
 
@@ -27,8 +30,8 @@ _APART = 0.012
 def draw_curves(config: StudyConfig, effects: Sequence[Effect], axis: str, path: Path) -> Path:
     """Draw the effects on each tested measure over one axis, and return the file.
 
-    A row of panels is a measure, and a column a place without its value on the axis. A curve is a source, with its
-    share where the axis is a factor. Filled marks are significant after Holm's correction.
+    Each measure has a panel for every place without its value on the axis, in one row or several. A curve is a source,
+    with its share where the axis is a factor. Filled marks are significant after Holm's correction.
 
     Args:
         config: The study.
@@ -38,21 +41,33 @@ def draw_curves(config: StudyConfig, effects: Sequence[Effect], axis: str, path:
     """
     measures = [name for name in config.measure.tested if any(e.measure == name for e in effects)]
     tested = [effect for effect in effects if effect.measure in measures]
-    columns = list(dict.fromkeys(_rest(effect.place, axis) for effect in tested))
+    places = list(dict.fromkeys(_rest(effect.place, axis) for effect in tested))
+    lines = math.ceil(len(places) / _MOST_IN_A_ROW)
+    columns = math.ceil(len(places) / lines)
     shares = axis != SHARE and len(config.shares) > 1
     keys = list(dict.fromkeys(_curve_of(effect, shares) for effect in tested))
-    figure = Figure(figsize=(3.2 * len(columns) + 2.2, 2.9 * len(measures) + 0.6), layout="constrained")
-    panels = figure.subplots(len(measures), len(columns), squeeze=False, sharex=True, sharey="row")
-    for row, measure in zip(panels, measures, strict=True):
-        for ax, column in zip(row, columns, strict=True):
-            here = [e for e in tested if e.measure == measure and _rest(e.place, axis) == column]
+    figure = Figure(figsize=(3.2 * columns + 2.2, 2.9 * len(measures) * lines + 0.6), layout="constrained")
+    rows = figure.subplots(len(measures) * lines, columns, squeeze=False, sharex=True).reshape(len(measures), -1)
+    for panels, measure in zip(rows, measures, strict=True):
+        change = change_label([effect for effect in tested if effect.measure == measure])
+        for number, ax in enumerate(panels):
+            if number >= len(places):
+                ax.set_axis_off()
+                continue
+            if number:
+                ax.sharey(panels[0])
+            here = [e for e in tested if e.measure == measure and _rest(e.place, axis) == places[number]]
             _panel(ax, [[e for e in here if _curve_of(e, shares) == key] for key in keys], axis)
-            title = f"{short_title(measure)}, {column.words(len(config.methods) > 1)}"
+            title = f"{short_title(measure)}\n{places[number].words(len(config.methods) > 1)}"
             ax.set_title(title, fontsize=9, parse_math=False)
-        row[0].set_ylabel(change_label([effect for effect in tested if effect.measure == measure]), fontsize=9)
-    for ax in panels[-1]:
+            if number % columns == 0:
+                ax.set_ylabel(change, fontsize=9)
+            else:
+                ax.tick_params(labelleft=False)
+    for ax in rows[-1][max(0, len(places) - columns) : len(places)]:
         label = "share of aggregated states" if axis == SHARE else axis.rpartition(".")[2]
         ax.set_xlabel(label, parse_math=False)
+        ax.tick_params(labelbottom=True)
     handles = [
         Line2D([], [], label=states_words(*key), color=colour, marker=marker, markersize=5)
         for key, (colour, marker) in ((key, _look(number)) for number, key in enumerate(keys))

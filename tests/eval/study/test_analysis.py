@@ -19,6 +19,7 @@ from ddil_core.support.protocol import validate
 from ddil_eval.report.comparisons import holm
 from ddil_eval.study.analysis import SHARE, Effect, axes_of, effects_of
 from ddil_eval.study.config import StudyConfig
+from ddil_eval.study.curves import draw_curves
 from ddil_eval.study.matrix import Unit, units_of
 from ddil_eval.study.outputs import write_outputs
 from ddil_eval.study.records import UnitRecord
@@ -134,6 +135,14 @@ def test_three_numbers_make_a_curve(done: Mapping[Unit, UnitRecord], tmp_path: P
         assert f"`effects-by-{axis}.png`: each effect over the {axis}" in page
     shares, guidance = (Image.open(tmp_path / f"effects-by-{axis}.png").size for axis in axes_of(config, effects))
     assert shares[0] > 1.5 * guidance[0]  # a panel for each guidance scale, against one with a curve for each share
+
+
+def test_more_than_four_panels_of_a_measure_fill_several_rows(tmp_path: Path) -> None:
+    factors = {"guidance_scale": [1.0, 2.0, 3.0, 4.0, 5.0]}
+    config = validate(StudyConfig, STUDY | {"shares": [0.25, 0.5, 1], "factors": factors}, "the study")
+    draw_curves(config, effects_of(config, records_of(config)), SHARE, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:  # inches of two rows and three columns, and of the legend
+        assert picture.size == (round(150 * (3 * 3.2 + 2.2)), round(150 * (2 * 2.9 + 0.6)))
 
 
 def test_names_keep_their_letters_and_are_no_formulas(tmp_path: Path) -> None:
