@@ -226,8 +226,8 @@ def _sheets(results: Path, budget: list[int]) -> Iterator[Gallery]:
         rows, left_out = list[Row](), 0
         for path in sorted(results.rglob(pattern)):
             root = path.parent.parent if name == "inverted" else path.parent
-            if (root / FOLDER / name / INDEX).is_file():
-                continue
+            if root.name == FOLDER or (root / FOLDER / name / INDEX).is_file():
+                continue  # a strip, or a figure that strips show
             image = read_image(path) if budget[0] > 0 else None
             if image is None:
                 left_out += 1

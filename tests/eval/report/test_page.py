@@ -114,6 +114,19 @@ def test_strips_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert [line.id for line in read_strips(folder)] == ["a", "b"]
 
 
+def test_strips_of_several_runs_are_shown_once_each_and_named_apart(tmp_path: Path) -> None:
+    """Figures beside strips are not shown again."""
+    images = np.zeros((1, 2, 4, 5, 3), dtype=np.uint8)
+    for run in ("a", "b"):
+        write_strips(images, ["1"], ["a disc"], ["reference", "PD"], tmp_path / "prompt-inversion" / run, "inverted")
+        (tmp_path / "prompt-inversion" / run / "inverted").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "prompt-inversion" / run / "inverted" / "0000-1.png")
+    first, second = galleries(tmp_path, [])
+    assert len(first.rows) == len(second.rows) == 1
+    assert first.text.endswith(" These are in prompt-inversion/a/strips/inverted.")
+    assert second.text.endswith(" These are in prompt-inversion/b/strips/inverted.")
+
+
 @pytest.mark.parametrize(
     ("points", "direction", "expected"),
     [
