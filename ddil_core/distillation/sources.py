@@ -158,9 +158,9 @@ class MixedSource(StateSource):
         room = self.context.config.teacher_batch_size * self.context.accelerator.num_processes
         together = max(1, room // max(1, most))
         start = batch - (batch - first) % together
-        steps = range(start, min(start + together, end))
-        shares = [0.0 if phase is None else curve_mean(phase.aggregated, [later], first, end) for later in steps]
-        return Group(start, [size - self.aggregated_count(*place) for place in zip(shares, steps, strict=True)])
+        batches = range(start, min(start + together, end))
+        shares = [0.0 if phase is None else curve_mean(phase.aggregated, [each], first, end) for each in batches]
+        return Group(start, [size - self.aggregated_count(*place) for place in zip(shares, batches, strict=True)])
 
     def _drawn(self, start: int) -> Draws:
         """Draw data, times and noise for the group of batches that begins at ``start``."""

@@ -29,7 +29,7 @@ from ddil_core.support.progress import warn
 LOCK = ".ddil.lock"
 """The name of the lock's file in the folder."""
 
-LEVELS = 2
+LEVELS = 4
 """How many levels of folders commands write to inside of the folder that they hold."""
 
 _LONGEST = 200

@@ -39,7 +39,14 @@ from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.measurement import Cells
 from ddil_eval.experiments.prompts import Prompts, choose_prompts, require_enough
 from ddil_eval.experiments.reference_images import check_reference, describe_reference, open_reference
-from ddil_eval.experiments.results import RecordWriter, code_sha256, figures_folder, hashed, recorded_metrics
+from ddil_eval.experiments.results import (
+    RecordWriter,
+    code_sha256,
+    figures_folder,
+    hashed,
+    keep_protocol,
+    recorded_metrics,
+)
 from ddil_eval.experiments.rollout_tree import Pair, RolloutTree, load_pair, roll_out_images
 from ddil_eval.experiments.shared_drift import SharedDrift
 from ddil_eval.experiments.shift_runs import (
@@ -62,8 +69,6 @@ from ddil_eval.statistics.two_sample import FOLDS
 EXPERIMENT = "covariate-shift"
 NOT_HASHED = frozenset({"teacher", "student", "sampling", "drift"})
 """Keys that the protocol's hash leaves out: records name the models with the hashes of their weights."""
-NOT_NAMED = frozenset({"batch_size", "chunk", "drift", "figure_prompts"})
-"""Keys that the name of the folder of figures leaves out."""
 Rate = Annotated[float, Field(allow_inf_nan=True)]  # the validator below refuses NaN with the same sentence as 1.5
 
 
@@ -141,7 +146,7 @@ class CovariateShiftConfig(NetworkDtypeKeys, SizeKeys):
 
     def figures_folder(self, out: Path) -> Path:
         """Return the folder of Figure 2, the curves and the cost, below the results folder ``out``."""
-        return figures_folder(self, out, NOT_NAMED, slug(Path(str(self.student)).name))
+        return figures_folder(self, out, slug(Path(str(self.student)).name))
 
     def drift_config(self, num_prompts: int) -> DriftConfig:
         """Return the drift experiment that measures the same student on the same prompts.
@@ -291,6 +296,7 @@ def analyse_covariate_shift(config: CovariateShiftConfig, out: Path, device: str
         nfe = {run.key: mean_nfe(run, plan.pair.actors) for run in plan.runs}
         cost: dict[str, Any] = dict(tree_cost(evaluations, nfe, len(plan.prompts.prompts)))
         folder = config.figures_folder(out)
+        keep_protocol(config, folder)
         figures.shift_curves(records, folder / "shift-curves.png")
         if plan.drift is not None:
             records += plan.drift.save(tree.gather_watched(), out, device, started)

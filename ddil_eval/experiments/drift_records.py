@@ -17,7 +17,7 @@ from ddil_eval.experiments.drift_states import KINDS, Drifting
 from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.prompts import Prompts
 from ddil_eval.experiments.reference_images import split_of
-from ddil_eval.experiments.results import RecordWriter, figures_folder
+from ddil_eval.experiments.results import RecordWriter, figures_folder, keep_protocol
 from ddil_eval.features.storage import Arrays
 from ddil_eval.report import drift_figure
 from ddil_eval.report.records import Direction, Record, RecordedMetric, RecordedModel
@@ -186,7 +186,8 @@ def save_drift(
         started=started,
     )
     records = []
-    figures = figures_folder(config, out, ("batch_size",))
+    figures = figures_folder(config, out)
+    keep_protocol(config, figures)
     for drift in found:
         fields = _fields(config, {"teacher": drift, "student": drift})
         own = []
@@ -240,9 +241,10 @@ def one_grid(pairs: Sequence[Drifting]) -> bool:
 
 
 def _figure_name(student: str, students: Sequence[str]) -> str:
-    """Return the last part of a student's reference, or all of it where another student has the same last part."""
-    own = Path(student).name
-    return own if [Path(other).name for other in students].count(own) == 1 else slug(student)
+    """Return the last part of a student's reference, or its place and all of it where others have the same part."""
+    names = [slug(Path(other).name) for other in students]
+    own = names[students.index(student)]
+    return own if names.count(own) == 1 else f"{students.index(student) + 1}-{slug(student)}"
 
 
 def _cells(drift: Drift, place: int | str, seed: int) -> dict[str, dict[str, Estimate]]:

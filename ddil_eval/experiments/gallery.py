@@ -67,6 +67,7 @@ class Gallery:
         batch_size: The number of images that are drawn at a time.
         seed: The seed of the noise.
         work: The folder of finished batches.
+        places: The folders below it that were used.
         device: The device of this process.
         compute: How models compute that have no settings of their own.
         size: The height and width of their images.
@@ -84,6 +85,7 @@ class Gallery:
     device: str
     compute: Compute = FP32
     size: WantedSize = field(default_factory=OWN_SIZE.copy)
+    places: list[Path] = field(default_factory=list)
 
     @property
     def to_reference(self) -> str:
@@ -114,7 +116,7 @@ class Gallery:
         sampling = sampling_of(system, model, prompts)
         origin = image_origin(model, sampling, self.seed)
         place = self.work / self._work_key(origin, sampling, prompts)
-
+        self.places.append(place)
         rows = min(max(1, self.batch_size // self.number), len(prompts)) * self.number
 
         def measure(part: slice) -> Arrays:

@@ -39,8 +39,9 @@ INDEX = INDEXES[0]
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """The last part of every PNG file, whose checksum Pillow does not compare."""
 ORIGIN = "made.json"
-_LONGEST_NAME = 120
 """The file beside kept images that says which model made them and how it was sampled. A later score reads it."""
+_LONGEST_NAME = 120
+"""The most characters of a row's name in the name of a folder or file."""
 
 
 @dataclass(frozen=True)

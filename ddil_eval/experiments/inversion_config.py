@@ -19,8 +19,6 @@ from ddil_eval.metrics import METRICS
 
 LPIPS = ("lpips_diversity", "lpips_efflite0")
 """The metric of Table 5, and the one for machines without AlexNet's weights."""
-NOT_NAMED = frozenset({"batch_size", "draw_batch_size", "figures"})
-"""Keys that the name of the folder of figures leaves out."""
 
 
 class InversionConfig(ComputeKeys, SizeKeys):
@@ -82,7 +80,8 @@ class InversionConfig(ComputeKeys, SizeKeys):
 
     def figures_folder(self, out: Path) -> Path:
         """Return the folder of the figures and strips of the inverted images, below the results folder ``out``."""
-        return figures_folder(self, out, NOT_NAMED)
+        shown = {self.inverter: self.inverters[self.inverter]}  # of the others there are no figures
+        return figures_folder(self.model_copy(update={"inverters": shown}), out)
 
     def guided(self, system: SystemConfig) -> SystemConfig:
         """Return a row. Where the row is of the teacher, the teacher's guidance scale is its default."""

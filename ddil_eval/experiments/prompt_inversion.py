@@ -38,6 +38,7 @@ from ddil_eval.experiments.image_sources import slug
 from ddil_eval.experiments.inversion_config import InversionConfig
 from ddil_eval.experiments.inversion_records import inversion_writer, save_inverters, save_systems
 from ddil_eval.experiments.inverted import invert_all
+from ddil_eval.experiments.results import keep_protocol
 from ddil_eval.experiments.system_configs import (
     NOTHING_TO_MEASURE,
     SystemConfig,
@@ -184,6 +185,7 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
     records = save_systems(systems, config, gallery, writer)
     records += save_inverters(inverters, prompts, targets, config, gallery, writer)
     folder = plan.config.figures_folder(out)
+    keep_protocol(plan.config, folder)
     for row, name in enumerate(targets.ids[: config.figures]):
         figures.inversion_figure(
             targets.images[row],
@@ -193,7 +195,8 @@ def measure_inversion(plan: InversionPlan, out: Path, device: str = "cpu") -> li
             folder / "inverted" / f"{row:04d}-{slug(name)}.png",
         )
     _keep_strips(systems, targets, prompts[config.inverter], config.figures, folder)
-    delete_parts(gallery.work)
+    for place in gallery.places:
+        delete_parts(place)
     return records
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,9 @@ from pydantic import BaseModel
 import ddil_core
 import ddil_eval
 from ddil_core.support import ranks
+from ddil_core.support.commented import commented
 from ddil_core.support.compute import without_defaults
+from ddil_core.support.files import write_text
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import commit, versions
 from ddil_core.support.size import without_own_size
@@ -23,6 +25,9 @@ from ddil_eval.experiments.image_sources import ImageOrigin
 from ddil_eval.metrics import METRICS
 from ddil_eval.report.records import Record, RecordedMetric, RecordedModel, save_record
 from ddil_eval.statistics import Estimate
+
+NOT_NAMED = ("batch_size", "chunk", "draw_batch_size")
+"""Keys that do not name a folder of figures. A run that differs in these alone replaces its figures."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +103,26 @@ def hashed(protocol: Mapping[str, Any], not_hashed: Iterable[str]) -> dict[str, 
     return without_own_size(without_defaults({key: value for key, value in protocol.items() if key not in left_out}))
 
 
-def figures_folder(config: BaseModel, out: Path, without: Collection[str] = (), name: str = "") -> Path:
-    """Return the folder of the figures of a run. Runs with other settings have others, so that no figure is replaced.
+def figures_folder(config: BaseModel, out: Path, name: str = "") -> Path:
+    """Return the folder of the figures of a run, ``out/EXPERIMENT/KEY``. The key is of the settings.
+
+    Runs with other settings, or of other models, have other folders, so that none replaces the figures of another. The
+    same command again replaces its own.
 
     Args:
         config: The configuration of an experiment.
         out: The results folder.
-        without: Keys of the configuration that may change, and the figures are drawn again in the same folder.
         name: What the folder's name begins with.
     """
-    content = config.model_dump(mode="json", exclude=set(without))
-    return out / content["experiment"] / "-".join([*([name] if name else []), content_hash(content)[:8]])
+    content = config.model_dump(mode="json", exclude=set(NOT_NAMED), exclude_defaults=True)
+    experiment = str(config.model_dump(include={"experiment"})["experiment"])
+    key = content_hash(content)[:8]
+    return out / experiment / (f"{name}-{key}" if name else key)
+
+
+def keep_protocol(config: BaseModel, folder: Path) -> None:
+    """Write the configuration beside figures, so that they can be made again."""
+    write_text(folder / "protocol.yaml", commented(config))
 
 
 def origin_fields(systems: Sequence[tuple[str, ImageOrigin]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Strips: the images of one prompt side by side, one PNG file for each prompt, with an index that a report reads.
 
-A folder of strips lies in ``RESULTS/strips/NAME``. Its index has one line for each prompt. The checksums of all files
-are beside it.
+A folder of strips lies in ``RESULTS/EXPERIMENT/KEY/strips/NAME``. Its index has one line for each prompt. The checksums
+of all files are beside it.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ def write_strips(
     ids: Sequence[str],
     prompts: Sequence[str],
     columns: Sequence[str],
-    out: Path,
+    figures: Path,
     name: str,
     scores: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> Path:
-    """Write a strip for each prompt, then their index, and return the folder ``out/strips/name``.
+    """Write a strip for each prompt, then their index, and return the folder ``figures/strips/name``.
 
     Args:
         images: uint8 [P, C, H, W, 3].
         ids: The ids of the P prompts.
         prompts: The P prompts.
         columns: The names of the C images of each prompt.
-        out: The results folder.
+        figures: The folder of the run's figures.
         name: The name of the folder.
         scores: For each metric: scores [P, C]; NaN where an image has none.
 
     Raises:
         DdilError: A file cannot be written.
     """
-    folder = out / FOLDER / name
+    folder = figures / FOLDER / name
     for index in (MANIFEST, INDEX):  # new ones are written once all strips are kept
         (folder / index).unlink(missing_ok=True)
     lines = []

@@ -50,7 +50,9 @@ def test_covariate_shift_writes_records_and_figures(shift: tuple[Path, Result], 
     assert result.exit_code == 0, result.stderr
     (folder,) = (out / "covariate-shift").iterdir()
     assert folder.name.startswith(f"{student.name}-")
-    assert {path.name for path in folder.iterdir()} == {"figure2.png", "shift-curves.png", "evaluations.json", "strips"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("figure2.png", "shift-curves.png", "evaluations.json", "strips", "protocol.yaml")
+    }
     records = read_records(out)
     assert len(records) == 12
     assert {name for record in records for name in record.metrics} == {"drawn_right", "fd_efflite0"}

@@ -106,7 +106,7 @@ def galleries(results: Path, records: Sequence[Record], order: Sequence[str] = (
     for columns, prompts in _kept(results, records, order):
         text = "Each row is one prompt from the same noise. A column is a system; its images differ in their seeds."
         found.append(_gallery("Systems side by side", text, columns, prompts, directions, pairs, budget))
-    return [gallery for gallery in (*found, *_sheets(results, budget)) if gallery.rows]
+    return [gallery for gallery in (*found, *_sheets(results, budget)) if gallery.rows or gallery.left_out]
 
 
 def _strips(folder: Path) -> Iterator[tuple[tuple[str, ...], list[Prompted]]]:

@@ -54,7 +54,7 @@ def gaps(groups: Sequence[Group], tables: Sequence[Table], results: Path, pictur
         found.append(
             Gap(
                 "No images of single prompts from the covariate-shift analysis or the prompt inversion, "
-                "which keep them in strips/.",
+                "which keep them in folders named strips.",
                 ("Results of earlier versions hold whole figures alone. These commands keep the images.", _PROTOCOL),
                 (_out(_AGAIN, results),),
             )

@@ -76,6 +76,17 @@ def test_a_command_may_hold_what_a_part_of_it_holds(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["file"]
 
 
+def test_what_a_killed_command_left_among_the_figures_is_deleted(tmp_path: Path) -> None:
+    """The images of strips are the deepest files that commands write."""
+    folder = tmp_path / "out" / "covariate-shift" / "ddil-0a1b2c3d" / "strips" / "figure2"
+    killed = "import os, pathlib, sys; from ddil_core.support.files import replacing\n"
+    killed += "with replacing(pathlib.Path(sys.argv[1])) as path: path.write_text('half'); os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed, str(folder / "000000.png")], check=False)
+    assert len(list(folder.iterdir())) == 1
+    with held(tmp_path / "out"):
+        assert list(folder.iterdir()) == []
+
+
 def test_a_folder_made_in_vain_is_taken_away(tmp_path: Path) -> None:
     with pytest.raises(DdilError), held(tmp_path / "runs" / "deep" / "out"):
         raise DdilError("the work failed before it began")

@@ -95,7 +95,9 @@ def values(record: Record) -> dict[str, tuple[float, float, float]]:
 
 
 def costs(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("covariate-shift/*/evaluations.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("covariate-shift/*/evaluations.json"))]
+    assert found
+    return found
 
 
 def by_cell(folder: Path) -> dict[str, dict[str, Any]]:

@@ -223,7 +223,7 @@ def test_students_of_one_name_have_a_figure_each(teacher: Path, student: Path, t
     config = CONFIG.model_copy(update={"teacher": str(teacher), "students": tuple(map(str, students))})
     measure_drift(config, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").glob("drift/*/*.png"))
-    assert [name[-16:] for name in names] == ["run1-student.png", "run2-student.png"]
+    assert [(name[:2], name[-16:]) for name in names] == [("1-", "run1-student.png"), ("2-", "run2-student.png")]
 
 
 def test_the_dtype_of_the_models_is_an_option(

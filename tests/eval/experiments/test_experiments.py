@@ -103,10 +103,9 @@ def test_covariate_shift_takes_two_models_and_draws_its_figure_with_them(
     loaded = Counted(of=rollout_tree.load_model)
     monkeypatch.setattr(rollout_tree, "load_model", loaded)
     config = CovariateShiftConfig(reference_images=8, figure_prompts=1)
-    records = covariate_shift(
-        *(str(teacher), str(student)), out=tmp_path, config=config, num_prompts=4, teacher_steps=4, p_teacher=[0.5],
-        switch=[500], metrics=["brightness"], seed=3,
-    )  # fmt: skip
+    given: dict[str, Any] = {"num_prompts": 4, "teacher_steps": 4, "p_teacher": [0.5], "switch": [500]}
+    given |= {"out": tmp_path, "config": config, "metrics": ["brightness"]}
+    records = covariate_shift(str(teacher), str(student), **given, seed=3)
     assert [record.kind for record in records] == [
         *("pure", "pure", "p_teacher", "teacher_then_student", "student_then_teacher")
     ]
@@ -114,6 +113,10 @@ def test_covariate_shift_takes_two_models_and_draws_its_figure_with_them(
     assert {record.seeds[0] for record in records} == {3}
     protocol = records[0].protocol
     assert (protocol["teacher"], protocol["student"]) == (str(teacher), str(student))
+    kept = {path: path.read_bytes() for path in tmp_path.glob("covariate-shift/*/*.*")}
+    covariate_shift(str(teacher), str(student), **given, seed=4)
+    assert {path: path.read_bytes() for path in kept} == kept  # other settings replace nothing
+    assert len(list(tmp_path.glob("covariate-shift/*/figure2.png"))) == 2
 
 
 def test_the_models_are_no_part_of_the_protocols_hash(student: Path, teacher: Path) -> None:
