@@ -26,7 +26,16 @@ def render_page(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]
         effects: All effects.
     """
     tested = [name for name in config.measure.tested if any(e.measure == name for e in effects)]
-    lines = [f"# {config.title}", "", *_setting(config, units, done), "", *_how_to_read(config), "", "## In short", ""]
+    lines = [
+        heading(config.title),
+        "",
+        *_setting(config, units, done),
+        "",
+        *_how_to_read(config),
+        "",
+        "## In short",
+        "",
+    ]
     lines += [line for name in tested for line in _summary(config, name, [e for e in effects if e.measure == name])]
     for name in tested:
         lines += ["", f"## {short_title(name).capitalize()}", "", f"The measure is the {title(name)}.", ""]
@@ -34,6 +43,11 @@ def render_page(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]
     lines += ["", "## What goes with what", "", *_correlations(config, effects)]
     lines += ["", "## Files", "", *_files(config, tested, effects)]
     return "\n".join(lines) + "\n"
+
+
+def heading(study: str) -> str:
+    """Return the first line of the page of a study, which has its title."""
+    return f"# {' '.join(study.split())}"
 
 
 def _setting(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]) -> Iterator[str]:

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from ddil_core.models.model import load_model
-from ddil_core.support.errors import DdilError
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.lock import held
 from ddil_core.support.progress import clock_text, note, progress, warn
 from ddil_eval.report.comparisons import LEVEL
 from ddil_eval.study.config import StudyConfig
 from ddil_eval.study.matrix import Unit, conditions_of, units_of
+from ddil_eval.study.page import heading
 from ddil_eval.study.records import UnitRecord, read_unit, record_path
 from ddil_eval.study.unit import run_unit
 from ddil_eval.study.workers import run_tasks
@@ -33,7 +34,7 @@ def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") ->
         The failed units, each with its cause, in sentences.
 
     Raises:
-        WrongCommand: a condition does not fit its method or its teacher.
+        WrongCommand: a condition does not fit its method or its teacher, or the folder has the page of another study.
         DdilError: a record is damaged or of another teacher, or another command works in the folder.
         Interrupted: a signal came. Finished units and checkpoints are kept.
     """
@@ -41,6 +42,7 @@ def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") ->
     with held(out):
         if (reason := too_few_seeds(config, units)) is not None:
             warn(reason)
+        _require_own_page(config, out)
         teacher = load_model(config.teacher, "cpu").weights_sha256()
         done = _done(units, out, teacher)  # damaged records are refused before hours of work
         missing = [unit for unit in units if unit not in done]
@@ -48,6 +50,23 @@ def run_study(config: StudyConfig, out: Path, jobs: int, device: str = "cpu") ->
         failed = _run_missing(config, units, missing, out, jobs, device)
         _analyse(config, units, out, _done(units, out, teacher))
     return failed
+
+
+def _require_own_page(config: StudyConfig, out: Path) -> None:
+    """Refuse a folder with the page of a study of another title, which this study would replace.
+
+    Raises:
+        WrongCommand: the folder has such a page.
+    """
+    page = out / "study" / "README.md"
+    if not page.is_file():
+        return
+    first = page.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    if first != heading(config.title):
+        raise WrongCommand(
+            f"{out} holds the results of the study {first.removeprefix('# ')!r}, which this one would replace; choose "
+            "another --out"
+        )
 
 
 def describe(config: StudyConfig, units: Sequence[Unit]) -> str:

@@ -119,6 +119,18 @@ def test_a_stopped_unit_goes_on_at_its_checkpoint(tmp_path: Path, monkeypatch: p
         read_unit(whole, unit)
 
 
+def test_a_study_does_not_replace_the_page_of_another(tmp_path: Path) -> None:
+    config = validate(StudyConfig, STUDY, "the study")
+    page = tmp_path / "study" / "README.md"
+    page.parent.mkdir()
+    page.write_text("# By guidance\n\n216 of 216 units are done\n")
+    with pytest.raises(
+        WrongCommand, match="holds the results of the study 'By guidance', which this one would replace"
+    ):
+        run_study(config, tmp_path, 1)
+    assert page.read_text().startswith("# By guidance")
+
+
 def test_records_of_another_teacher_or_damaged_ones_stop_a_study_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
