@@ -146,8 +146,8 @@ def _done(units: Sequence[Unit], out: Path, teacher: str) -> dict[Unit, UnitReco
     others = [record_path(out, unit) for unit, record in done.items() if record.teacher_sha256 not in (None, teacher)]
     if others:
         raise DdilError(
-            f"{len(others):,} of {len(done):,} records are of other weights of the teacher {units[0].study['teacher']}, "
-            f"first {others[0]}; delete them, and the same command measures their units again, or choose another --out"
+            f"{len(others):,} of {len(done):,} records are of other weights of the teacher "
+            f"{units[0].study['teacher']}, first {others[0]}; delete them, and the same command measures their units again, or choose another --out"
         )
     return done
 
