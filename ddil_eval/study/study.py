@@ -147,7 +147,8 @@ def _done(units: Sequence[Unit], out: Path, teacher: str) -> dict[Unit, UnitReco
     if others:
         raise DdilError(
             f"{len(others):,} of {len(done):,} records are of other weights of the teacher "
-            f"{units[0].study['teacher']}, first {others[0]}; delete them, and the same command measures their units again, or choose another --out"
+            f"{units[0].study['teacher']}, first {others[0]}; delete them, and the same command "
+            "measures their units again, or choose another --out"
         )
     return done
 
