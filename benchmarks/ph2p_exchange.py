@@ -1,16 +1,21 @@
 """How much of a caption does PH2P find with the exchange of words, and what does the exchange cost?
 
-    python -m benchmarks.ph2p_exchange [--num-images 16] [--first 64] [--searches 2] [--rounds 24] [--sweeps 2] [--csv FILE]
+    python -m benchmarks.ph2p_exchange [--protocol shapes/table5.yaml] [--set KEY=VALUE] [--num-images 16] [--first 64]
+        [--csv FILE]
 
-PH2P runs with the settings of the shapes world's Table 5, in its two parts: the gradient rounds, of which the best prompt
-by the loss on common noise is taken, and the exchange of its words. The images are held out, and by default none of them
-is in Table 5. ``held_out_loss`` is the loss on noise that is used for nothing else. ``cpu_s`` is the processor time of
-each part, for an image.
+PH2P runs with a protocol's settings, in its two parts: the gradient rounds, of which the best prompt by the loss on
+common noise is taken, and the exchange of its words. ``--set`` changes a setting of PH2P, as in ``tokens=14`` or
+``exchange.sweeps=6``. The images are held out, and by default none of them is in Table 5. ``held_out_loss`` is the loss
+on noise that is used for nothing else. ``cpu_s`` is the processor time of each part, for an image.
+
+The first row is the floor: what random prompts of as many words recover, as a mean over 300 prompts of each image. With
+``--floor-only`` nothing else is measured.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -20,33 +25,42 @@ from torch import Tensor
 
 from benchmarks.ph2p_winners import subjects
 from benchmarks.printing import show
-from ddil_core.inversion.exchange import ExchangeSettings
 from ddil_core.inversion.ph2p import PH2PSettings, exchanged, judging_losses, judging_noise, search, winner
 from ddil_core.inversion.problem import InversionProblem
 from ddil_core.inversion.words import model_words
 from ddil_core.models.model import load_model
 from ddil_core.shapes.training.architecture import caption_words
-from ddil_core.support.protocol import read_yaml
+from ddil_core.support.protocol import override, read_yaml, validate
 from ddil_core.support.resources import protocols
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.experiments.caption_recall import caption_recall
 
 
 @click.command(help=__doc__)
+@click.option("--protocol", default="shapes/table5.yaml", show_default=True)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting of PH2P.")
 @click.option("--num-images", default=16, show_default=True)
 @click.option("--first", default=64, show_default=True, help="The first image; Table 5 has the images before 64.")
-@click.option("--searches", default=2, show_default=True)
-@click.option("--rounds", default=24, show_default=True, help="Gradient rounds of each search.")
-@click.option("--sweeps", default=2, show_default=True, help="Sweeps of the exchange.")
+@click.option("--floor-only", is_flag=True, help="Measure random prompts alone.")
 @click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), default=None)
-def main(num_images: int, first: int, searches: int, rounds: int, sweeps: int, csv: Path | None) -> None:
+def main(
+    protocol: str, changes: tuple[str, ...], num_images: int, first: int, floor_only: bool, csv: Path | None
+) -> None:
     quiet_libraries()
-    teacher = load_model("shapes", "cpu")
+    content = read_yaml(protocols() / protocol)
+    told = override(content["inverters"]["ph2p"], changes) | {"candidates": 1}
+    chosen = validate(PH2PSettings, told, protocol)
     ids, captions, images = subjects(first, num_images)
+    title = f"PH2P with the exchange of words, {chosen.tokens} words, {num_images} images"
+    floor = random_recall(captions, chosen.tokens)
+    rows: list[dict[str, object]] = [
+        {"after": "random words", "recovered": floor.mean(), "se": floor.std(ddof=1) / np.sqrt(num_images)}
+    ]
+    if floor_only:
+        show(pd.DataFrame(rows), csv, ".3g", title=title)
+        return
+    teacher = load_model(content["teacher"], "cpu")
     problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0)
-    told = dict(read_yaml(protocols() / "shapes" / "table5.yaml")["inverters"]["ph2p"])
-    exchange = ExchangeSettings(**told.pop("exchange") | {"sweeps": sweeps})
-    chosen = PH2PSettings(**told | {"searches": searches, "rounds": rounds, "candidates": 1, "exchange": exchange})
     denoiser, x0, generators = teacher.guided(1.0), problem.latents(), problem.generators("ph2p")
     held_out = judging_noise(x0, problem, chosen.model_copy(update={"judging": 16}), "held out")
 
@@ -62,14 +76,25 @@ def main(num_images: int, first: int, searches: int, rounds: int, sweeps: int, c
 
     begun = time.process_time()
     prompts = [
-        one.index for _ in range(searches) for one in search(problem, denoiser, chosen, x0, generators, _nothing)
+        one.index for _ in range(chosen.searches) for one in search(problem, denoiser, chosen, x0, generators, _nothing)
     ]
     best = winner(problem, denoiser, prompts, judging_noise(x0, problem, chosen))
     searched = time.process_time()
     index = exchanged(problem, denoiser, chosen, x0, best, _nothing)
     ended = time.process_time()
-    rows = [measured("the rounds", best, searched - begun), measured("the exchange", index, ended - searched)]
-    show(pd.DataFrame(rows), csv, ".3g", title=f"PH2P with the exchange of words, {num_images} images")
+    rows += [measured("the rounds", best, searched - begun), measured("the exchange", index, ended - searched)]
+    show(pd.DataFrame(rows), csv, ".3g", title=title)
+
+
+def random_recall(captions: Sequence[str], tokens: int, draws: int = 300) -> np.ndarray:
+    """Return for each caption the share of its words that random prompts hold, as a mean over ``draws`` prompts."""
+    words, generator = caption_words(), np.random.default_rng(0)
+    return np.array(
+        [
+            np.mean([caption_recall(caption, " ".join(generator.choice(words, tokens)))["all"] for _ in range(draws)])
+            for caption in captions
+        ]
+    )
 
 
 def _nothing() -> None:
