@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,24 @@ def _slug(heading: str, separator: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the images of the pages outside of ``docs`` to the site, under their paths in the repository."""
+    """Add the images outside of ``docs`` to the site, under their paths in the repository."""
     from mkdocs.structure.files import File
 
-    for source in ROOT_PAGES.values():
-        for link in _LINK.finditer((ROOT / source).read_text(encoding="utf-8")):
-            path = _path(source, link["target"])
-            if link["image"] and "://" not in link["target"] and not path.startswith("docs/"):
-                files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+    for path in images_outside([*ROOT_PAGES.values(), *pages]):
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
+
+
+def images_outside(pages: Iterable[str]) -> list[str]:
+    """Return the images of pages that are files outside of ``docs``, by their paths in the repository."""
+    found = [
+        _path(page, link["target"])
+        for page in pages
+        for link in _LINK.finditer((ROOT / page).read_text(encoding="utf-8"))
+        if link["image"] and "://" not in link["target"]
+    ]
+    return list(dict.fromkeys(path for path in found if not path.startswith("docs/")))
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import re
 import runpy
 import sys
@@ -122,3 +123,15 @@ def test_links_lead_to_files_and_headings(page: str, root: Path) -> None:
 def test_lines_of_pages_end_at_120_columns(page: str, root: Path) -> None:
     long = [line for line in (root / page).read_text(encoding="utf-8").splitlines() if len(line) > 120]
     assert long == []
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_the_site_gets_the_images_outside_of_docs(page: str, root: Path) -> None:
+    """Pages show figures of the results, which the site copies."""
+    specification = importlib.util.spec_from_file_location("hooks", root / "docs" / "hooks.py")
+    assert specification is not None and specification.loader is not None
+    hooks = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hooks)
+    shown = re.findall(r"!\[[^\]]*\]\((?:\.\./)+(results/[^)]*)\)", (root / page).read_text(encoding="utf-8"))
+    assert hooks.images_outside([page]) == list(dict.fromkeys(shown))
+    assert all((root / path).is_file() for path in shown)
