@@ -55,7 +55,8 @@ def test_how_it_is_computed_and_a_default_that_is_written_change_no_folder(same:
 
 
 def test_experiments_of_equal_keys_are_apart() -> None:
-    assert figures_folder(DriftConfig(), OUT).parent == OUT / "drift"
+    drift, shift = figures_folder(DriftConfig(), OUT), figures_folder(CovariateShiftConfig(), OUT)
+    assert drift.name == shift.name and (drift.parent, shift.parent) == (OUT / "drift", OUT / "covariate-shift")
 
 
 def test_the_folder_of_an_inversion_does_not_depend_on_inverters_without_figures() -> None:

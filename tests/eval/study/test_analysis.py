@@ -143,6 +143,11 @@ def test_more_than_four_panels_of_a_measure_fill_several_rows(tmp_path: Path) ->
     draw_curves(config, effects_of(config, records_of(config)), SHARE, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:  # inches of two rows and three columns, and of the legend
         assert picture.size == (round(150 * (3 * 3.2 + 2.2)), round(150 * (2 * 2.9 + 0.6)))
+        pixels = np.asarray(picture.convert("L"))
+    height, width = pixels.shape
+    rows, columns = (slice(0, height // 2), slice(height // 2, None)), [slice(x, x + 350) for x in (120, 620, 1090)]
+    drawn = [[bool((pixels[row, column] < 200).any()) for column in columns] for row in rows]
+    assert drawn == [[True, True, True], [True, True, False]] and width == 1770  # five panels, and no sixth
 
 
 def test_names_keep_their_letters_and_are_no_formulas(tmp_path: Path) -> None:
