@@ -26,16 +26,8 @@ def render_page(config: StudyConfig, units: int, done: Mapping[Unit, UnitRecord]
         effects: All effects.
     """
     tested = [name for name in config.measure.tested if any(e.measure == name for e in effects)]
-    lines = [
-        heading(config.title),
-        "",
-        *_setting(config, units, done),
-        "",
-        *_how_to_read(config),
-        "",
-        "## In short",
-        "",
-    ]
+    lines = [heading(config.title), "", *_setting(config, units, done), ""]
+    lines += [*_how_to_read(config), "", "## In short", ""]
     lines += [line for name in tested for line in _summary(config, name, [e for e in effects if e.measure == name])]
     for name in tested:
         lines += ["", f"## {short_title(name).capitalize()}", "", f"The measure is the {title(name)}.", ""]
