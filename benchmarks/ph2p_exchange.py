@@ -30,8 +30,9 @@ from ddil_core.inversion.problem import InversionProblem
 from ddil_core.inversion.words import model_words
 from ddil_core.models.model import load_model
 from ddil_core.shapes.training.architecture import caption_words
+from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.protocol import override, read_yaml, validate
-from ddil_core.support.resources import protocols
+from ddil_core.support.resources import find_protocol
 from ddil_eval.cli.options import quiet_libraries
 from ddil_eval.experiments.caption_recall import caption_recall
 
@@ -47,9 +48,10 @@ def main(
     protocol: str, changes: tuple[str, ...], num_images: int, first: int, floor_only: bool, csv: Path | None
 ) -> None:
     quiet_libraries()
-    content = read_yaml(protocols() / protocol)
-    told = override(content["inverters"]["ph2p"], changes) | {"candidates": 1}
-    chosen = validate(PH2PSettings, told, protocol)
+    try:
+        teacher_reference, chosen = settings(protocol, changes)
+    except DdilError as error:
+        raise click.UsageError(str(error)) from error
     ids, captions, images = subjects(first, num_images)
     title = f"PH2P with the exchange of words, {chosen.tokens} words, {num_images} images"
     floor = random_recall(captions, chosen.tokens)
@@ -59,7 +61,7 @@ def main(
     if floor_only:
         show(pd.DataFrame(rows), csv, ".3g", title=title)
         return
-    teacher = load_model(content["teacher"], "cpu")
+    teacher = load_model(teacher_reference, "cpu")
     problem = InversionProblem(teacher, model_words(teacher, tuple(caption_words())), images, ids, 0)
     denoiser, x0, generators = teacher.guided(1.0), problem.latents(), problem.generators("ph2p")
     held_out = judging_noise(x0, problem, chosen.model_copy(update={"judging": 16}), "held out")
@@ -84,6 +86,19 @@ def main(
     ended = time.process_time()
     rows += [measured("the rounds", best, searched - begun), measured("the exchange", index, ended - searched)]
     show(pd.DataFrame(rows), csv, ".3g", title=title)
+
+
+def settings(protocol: str, changes: Sequence[str]) -> tuple[str, PH2PSettings]:
+    """Return the teacher of a protocol and its settings of PH2P, changed, with one candidate.
+
+    Raises:
+        WrongCommand: there is no such protocol, it does not invert with PH2P, or a setting does not fit.
+    """
+    content = read_yaml(find_protocol(Path(protocol)))
+    if "ph2p" not in content.get("inverters", {}):
+        raise WrongCommand(f"the protocol {protocol} has no inverter ph2p; name one that has")
+    told = override(content["inverters"]["ph2p"], changes) | {"candidates": 1}
+    return str(content.get("teacher", "shapes")), validate(PH2PSettings, told, protocol)
 
 
 def random_recall(captions: Sequence[str], tokens: int, draws: int = 300) -> np.ndarray:
