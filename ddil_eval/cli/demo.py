@@ -38,7 +38,7 @@ def _demonstrate(out: Path, device: str) -> None:
     """Train both students, measure them, and write the tables and figures."""
     from ddil_core.distillation.config import ProgressiveConfig
     from ddil_core.distillation.distill import distill
-    from ddil_core.support.progress import console
+    from ddil_core.support.progress import console, note
     from ddil_core.support.protocol import read_yaml, validate
     from ddil_core.support.resources import protocols
     from ddil_eval.experiments.covariate_shift import CovariateShiftConfig, analyse_covariate_shift
@@ -66,6 +66,7 @@ def _demonstrate(out: Path, device: str) -> None:
     if not (measured and (analysis.figures_folder(out) / "figure2.png").is_file()):
         analyse_covariate_shift(analysis, out, device)
     _report(out)
+    note(f"Figure 2 is {analysis.figures_folder(out) / 'figure2.png'}")
     console.print(NOTICE)
 
 

@@ -108,6 +108,7 @@ def test_a_small_demo_runs_from_end_to_end_and_is_not_made_again(
             assert (out / name).is_file()
         (figures,) = (out / "covariate-shift").glob("ddil-*")
         assert {path.name for path in figures.glob("*.png")} == {"figure2.png", "shift-curves.png"}
+        assert f"Figure 2 is {figures / 'figure2.png'}" in result.stderr
         assert {"systems", "differences", "pure", "table2", "table3", "table4"} <= {
             path.stem for path in (out / "report").rglob("*.csv")
         }
