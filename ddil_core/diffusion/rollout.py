@@ -19,6 +19,7 @@ from ddil_core.diffusion.denoiser import Condition, Denoiser
 from ddil_core.diffusion.integrate import integrate
 from ddil_core.diffusion.schedule import Time, Transition, segments, transitions
 from ddil_core.diffusion.solvers import SOLVERS, Solver, require_start
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.finite import Finite, not_finite
 
@@ -184,7 +185,7 @@ def rollout_latents(
             parents = [place[children[index][0], children[index][1][:-1]] for index in indices]
             samples = [children[index][0] for index in indices]
             on_host = torch.tensor([indices, parents, samples], dtype=torch.long)
-            table = on_host.to(z.device, non_blocking=True)
+            table = sent(on_host, z.device)
             for start in range(0, len(indices), batch_size):
                 to, source, rows = table[:, start : start + batch_size]
                 real = len(rows)
@@ -197,7 +198,8 @@ def rollout_latents(
                     observe(name, transition, on_host[2, start : start + real], before[:real], after)
         nodes, z = children, next_z
         for prefix in {prefix for _, prefix in children} & set(keep):
-            kept[prefix] = z[[index for index, (_, other) in enumerate(children) if other == prefix]]
+            ends = torch.tensor([index for index, (_, other) in enumerate(children) if other == prefix])
+            kept[prefix] = z.index_select(0, sent(ends, z.device))
     if (broken := finite.first_broken()) is not None:
         raise _not_finite(actors[broken[0]], names[broken[0]], broken[1])
     return RolloutResult(z, [row for row, _ in nodes], [string for _, string in nodes], evaluations, kept)

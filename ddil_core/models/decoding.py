@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ddil_core.models.memory import tiles
-from ddil_core.support.finite import Finite, not_finite
+from ddil_core.support.devices import fetched
+from ddil_core.support.finite import Checks, not_finite
 from ddil_core.support.fitting import Fitting
 
 
@@ -24,12 +26,14 @@ def begin_decoding(
     owner: str,
     to_images: Callable[[Tensor], Tensor],
     *,
+    checks: Checks,
     static: bool = False,
     whole: int = 0,
 ) -> Callable[[], np.ndarray]:
     """Begin to decode scaled latents, and return a function that waits for the images [B, H, W, C].
 
-    A GPU's images are copied to pinned memory behind its work, so that the host waits once and not after each part.
+    A GPU's images are copied to pinned memory behind its work. So the host waits once, and not after each part, and it
+    does not wait for work that it gave to the GPU later.
 
     Args:
         vae: The autoencoder.
@@ -38,29 +42,32 @@ def begin_decoding(
         batch_size: The most images at once, or fewer where they do not fit. 0 decodes them one by one, in tiles.
         owner: What the message of an error calls the model.
         to_images: Returns the images of decoded values (``ImageFormat``).
+        checks: What must be finite before the images count. The images themselves come to it.
         static: Give all parts the same number of rows. Rows that fill the last part up are dropped.
         whole: The latents of a whole batch, where z may be a shorter one: its parts then have as many rows, if static.
 
     Raises:
-        DdilError: (by the returned function) the images are not finite.
+        DdilError: (by the returned function) the images, or what ``checks`` saw, are not finite.
     """
     scale, shift = scaling
     rows = batch_size or 1
     if static:
         whole = max(whole, len(z))
         rows = -(-whole // -(-whole // rows))  # as even as possible, so that few rows are decoded in vain
-    finite, fitting = Finite[str](), Fitting("the autoencoder")
+    broken = partial(not_finite, "the images", "after its autoencoder decoded them", owner, [vae])
+    fitting = Fitting("the autoencoder")
     fitting.most = rows
 
     def decoded(part: slice) -> Tensor:
         latents, rows = z[part], fitting.most or len(z)
         full = torch.cat([latents, latents[:1].expand(rows - len(latents), -1, -1, -1)]) if static else latents
         pixels = vae.decode((full / scale + shift).to(vae.dtype)).sample[: len(latents)]
-        finite.see("after its autoencoder decoded them", pixels)
-        return _to_host(to_images(pixels).permute(0, 2, 3, 1))
+        checks.see(broken, pixels)
+        return fetched(to_images(pixels).permute(0, 2, 3, 1))
 
     with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
         parts = fitting.parts(decoded, len(z))
+    first_broken = checks.begin_reading()
     done = None
     if z.is_cuda:
         done = torch.cuda.Event()
@@ -69,16 +76,8 @@ def begin_decoding(
     def images() -> np.ndarray:
         if done is not None:
             done.synchronize()
-        if (place := finite.first_broken()) is not None:
-            raise not_finite("the images", place, owner, [vae])
+        if (error := first_broken()) is not None:
+            raise error()
         return torch.cat(parts).numpy()
 
     return images
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """Copy a tensor to the host; from a GPU behind its work, into pinned memory."""
-    if not tensor.is_cuda:
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)

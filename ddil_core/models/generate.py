@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling, misuse_warnings, sampling_line
 from ddil_core.support.devices import sent
-from ddil_core.support.finite import Finite, not_finite
+from ddil_core.support.finite import Checks, not_finite
 from ddil_core.support.progress import note, progress, warn
 from ddil_core.support.text import require_text
 
@@ -54,45 +55,50 @@ def sample_latents(
     Raises:
         DdilError: the latents or the prompts' embeddings are not finite.
     """
-    count = len(samples)
-    if rows is not None and model.static:
-        samples, texts = _filled_up(samples, rows), _filled_up(texts, rows)
+    checks = Checks()
     with model.compute.precision():
-        return _integrate(model, samples, texts, sampling, seed, on_step)[:count]
+        z = _integrate(model, samples, texts, sampling, seed, rows, on_step, checks)
+    if (error := checks.first_broken()) is not None:
+        raise error()
+    return z
 
 
+@torch.no_grad()
 def _integrate(
     model: Model,
     samples: Sequence[Sample],
     texts: Sequence[str],
     sampling: Sampling,
     seed: int,
+    rows: int | None,
     on_step: Callable[[], object] | None,
+    checks: Checks,
 ) -> Tensor:
+    """Draw one batch of scaled latents. ``checks`` sees what must be finite."""
+    count = len(samples)
+    if rows is not None and model.static:
+        samples, texts = _filled_up(samples, rows), _filled_up(texts, rows)
     solver, schedule = sampling.own_solver(), model.denoiser.schedule
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
     denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
-    condition = model.encode(texts)
+    condition = model.encode(texts, checks=checks)
     z = sent(initial_noise(samples, model.latent_shape, seed), model.device)
     if sampling.starts_scaled():
         z = schedule.at(rows_at(steps[0][0], z), z)[1] * z
     noise: Tensor | None = None
     if solver.stochastic:
         noise = sent(solver_noise(samples, model.latent_shape, seed, len(steps)), model.device)
-    finite = Finite[str]()
+    owner, nets = f"the model {model.reference!r}", [model.denoiser.net]
 
     def observe(step: int, z: Tensor) -> None:
-        finite.see(f"after step {step + 1} of {len(steps)}, at t = {steps[step][0]:g}", z)
+        place = f"after step {step + 1} of {len(steps)}, at t = {steps[step][0]:g}"
+        checks.see(partial(not_finite, "the latents", place, owner, nets), z)
         if on_step is not None:
             on_step()
 
-    z = integrate(
-        denoiser, solver, z, condition, steps, noise=None if noise is None else noise.__getitem__, observe=observe
-    )
-    if (place := finite.first_broken()) is not None:
-        raise not_finite("the latents", place, f"the model {model.reference!r}", [model.denoiser.net])
-    return z
+    draws = None if noise is None else noise.__getitem__
+    return integrate(denoiser, solver, z, condition, steps, noise=draws, observe=observe)[:count]
 
 
 def _filled_up(items: Sequence[T], size: int) -> list[T]:
@@ -122,13 +128,14 @@ def begin_images(
     rows: int | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Callable[[], np.ndarray]:
-    """Draw one batch of latents and begin to decode it. Return a function that waits for the images.
+    """Begin to draw one batch of images. Return a function that waits for them, and raises what went wrong.
 
-    The arguments are those of ``sample_latents``.
+    The arguments are those of ``sample_latents``. The host of a GPU can prepare the next batch meanwhile.
     """
-    latents = sample_latents(model, samples, texts, sampling, seed, rows, on_step)
+    checks = Checks()
     with model.compute.precision():
-        return model.begin_decode(latents, whole=rows or 0)
+        latents = _integrate(model, samples, texts, sampling, seed, rows, on_step, checks)
+        return model.begin_decode(latents, whole=rows or 0, checks=checks)
 
 
 def resolve_sampling(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,9 @@ from ddil_core.models.settings import layout_of, process_of, sampling_of
 from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.support.compute import FP32, Compute
-from ddil_core.support.devices import choose_device
-from ddil_core.support.errors import WrongCommand
-from ddil_core.support.finite import all_finite, not_finite
+from ddil_core.support.devices import beside, choose_device, sent
+from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.finite import Checks, all_finite, not_finite
 from ddil_core.support.progress import warn_once
 from ddil_core.support.protocol import require_guidance
 
@@ -58,6 +58,8 @@ class Model:
         compute: The number format, TF32, and whether the networks are compiled.
         size: The size (H, W) in pixels of the images. None: the size that the model's network names.
         asked_size: Whether the user asked for another size than the model's own.
+        text_encoders_stay: Whether the text encoders stay on a GPU that has room for them. Else they leave it after
+            each use.
     """
 
     reference: str
@@ -72,6 +74,7 @@ class Model:
     compute: Compute = FP32
     size: Size | None = None
     asked_size: bool = False
+    text_encoders_stay: bool = False
     _sha256: str | None = field(default=None, init=False, repr=False)
 
     @property
@@ -125,19 +128,42 @@ class Model:
     @cached_property
     @torch.no_grad()
     def _nothing(self) -> Condition:
-        with on_device(self.text_encoders(), self.device):
-            return self._checked(self.with_size(self.layout.nothing(self.pipeline)))
+        with on_device(self.text_encoders(), self.device, stay=self.text_encoders_stay):
+            nothing = self.with_size(self.layout.nothing(self.pipeline))
+        if not all_finite(nothing.tensors.values()):
+            raise self._broken_embeddings()
+        return nothing
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
-        """Return the condition of the prompts, one row a prompt. Encode each distinct prompt once."""
+    def encode(self, prompts: Sequence[str], batch_size: int = 64, checks: Checks | None = None) -> Condition:
+        """Return the condition of the prompts, one row a prompt. Encode each distinct prompt once.
+
+        A GPU encodes beside its other work, because diffusers waits for the tokens' copy.
+
+        Args:
+            prompts: The prompts.
+            batch_size: The most prompts at once.
+            checks: Checks the embeddings later, together with others. Without it they are checked now.
+
+        Raises:
+            DdilError: an embedding is not finite.
+        """
         distinct = list(dict.fromkeys(prompts))
         parts = [distinct[start : start + batch_size] for start in range(0, len(distinct), batch_size)]
-        with on_device(self.text_encoders(), self.device):
-            encoded = [self.with_size(self.layout.encode(self.pipeline, part)) for part in parts]
         row_of = {prompt: index for index, prompt in enumerate(distinct)}
-        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=self.device)
-        return self._checked(Condition.cat(encoded)).rows(rows)
+        rows = torch.tensor([row_of[prompt] for prompt in prompts])
+        with on_device(self.text_encoders(), self.device, stay=self.text_encoders_stay):
+            with beside(self.device) as taken_over:
+                encoded = [self.with_size(self.layout.encode(self.pipeline, part)) for part in parts]
+            taken_over([tensor for condition in encoded for tensor in condition.tensors.values()])
+            condition = Condition.cat(encoded)
+        if checks is None:
+            if not all_finite(condition.tensors.values()):
+                raise self._broken_embeddings()
+        else:
+            for tensor in condition.tensors.values():
+                checks.see(self._broken_embeddings, tensor)
+        return condition.rows(sent(rows, self.device))
 
     def with_size(self, encoded: Tensors) -> Condition:
         """Return the condition of encoded prompts: their tensors [B, …], and what depends on the images' size."""
@@ -148,16 +174,9 @@ class Model:
         rows = {name: tensor.to(like).expand(len(like), *tensor.shape[1:]) for name, tensor in sized.items()}
         return Condition(encoded | rows)
 
-    def _checked(self, condition: Condition) -> Condition:
-        """Return the condition if all its numbers are finite.
-
-        Raises:
-            DdilError: an embedding is not finite.
-        """
-        if not all_finite(condition.tensors.values()):
-            owner = f"the model {self.reference!r}"
-            raise not_finite("the embeddings", "after its text encoders", owner, self.text_encoders())
-        return condition
+    def _broken_embeddings(self) -> DdilError:
+        owner = f"the model {self.reference!r}"
+        return not_finite("the embeddings", "after its text encoders", owner, self.text_encoders())
 
     def text_encoders(self) -> list[nn.Module | None]:
         """Return the text encoders. None stands for one that the model lacks."""
@@ -211,24 +230,31 @@ class Model:
         """
         return self.begin_decode(z, batch_size)()
 
-    def begin_decode(self, z: Tensor, batch_size: int | None = None, whole: int = 0) -> Callable[[], np.ndarray]:
+    def begin_decode(
+        self, z: Tensor, batch_size: int | None = None, whole: int = 0, checks: Checks | None = None
+    ) -> Callable[[], np.ndarray]:
         """Begin to decode scaled latents [B, C, h, w], and return a function that waits for the images.
 
-        Without ``batch_size``, decode as many images at once as the memory allows, and in tiles if it does not allow
-        one. Where shapes stay the same (``static``), a last batch is decoded in the parts of a batch of ``whole`` rows.
+        Args:
+            z: The latents.
+            batch_size: The most images at once. Without it, as many as the memory allows, and in tiles if it does not
+                allow one.
+            whole: Where shapes stay the same (``static``), a last batch is decoded in the parts of a batch of ``whole``
+                rows.
+            checks: What else must be finite before the images count.
 
         Raises:
-            DdilError: the latents are not finite, or (by the returned function) the images.
+            DdilError: (by the returned function) the latents, the images or what ``checks`` saw are not finite.
         """
-        vae, owner = self.pipeline.vae, f"the model {self.reference!r}"
-        if not all_finite([z]):
-            raise not_finite("the latents", "before they are decoded", owner, [self.denoiser.net])
+        vae, owner, checks = self.pipeline.vae, f"the model {self.reference!r}", Checks() if checks is None else checks
+        checks.see(partial(not_finite, "the latents", "before they are decoded", owner, [self.denoiser.net]), z)
         if batch_size is None:
             batch_size = decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         scaling = latent_scaling(vae, self.reference, z.device)
         return begin_decoding(
-            vae, z, scaling, batch_size, owner, self.layout.images.to_images, static=self.static, whole=whole
-        )
+            vae, z, scaling, batch_size, owner, self.layout.images.to_images,
+            checks=checks, static=self.static, whole=whole,
+        )  # fmt: skip
 
     def weights_sha256(self) -> str:
         """Return a SHA-256 over all files of weights: the pipeline's in the order of their names, then the rest.
@@ -252,7 +278,7 @@ def load_model(
     download: bool = False,
     fuse_lora: bool = True,
 ) -> Model:
-    """Load a model by reference, in evaluation mode.
+    """Load a model by reference, in evaluation mode. Its text encoders stay on a GPU that has room for them.
 
     Args:
         reference: The model: ``shapes``, a named system, a folder, a run folder, a file, a hub id …
@@ -277,7 +303,8 @@ def load_model(
     if download:
         fetch_missing([reference], variant)
     size = {"height": height, "width": width}
-    return assemble(reference, resolve(reference), device, compute, variant, fuse_lora=fuse_lora, **size)
+    model = assemble(reference, resolve(reference), device, compute, variant, fuse_lora=fuse_lora, **size)
+    return replace(model, text_encoders_stay=True)
 
 
 def assemble(

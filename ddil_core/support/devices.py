@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ddil_core.support import ranks
@@ -61,6 +64,45 @@ def torch_dtype(name: str) -> torch.dtype:
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a host tensor in memory from which a GPU copies by itself. On another device it stays where it is."""
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
+    """Let a GPU work inside the context beside what it has to do, so that the host can wait for this work alone.
+
+    The context gives a function. Call it afterwards with the tensors that are needed outside.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield lambda tensors: None
+        return
+    stream, outside = _second_stream(device), torch.cuda.current_stream(device)
+
+    def take_over(tensors: Iterable[torch.Tensor]) -> None:
+        outside.wait_stream(stream)
+        for tensor in tensors:
+            tensor.record_stream(outside)  # so that its memory is not used again before the work outside is done
+
+    with torch.cuda.stream(stream):
+        yield take_over
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    import torch
+
+    return torch.cuda.Stream(device)
+
+
+def fetched(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the host. A GPU copies behind its work: read the numbers after an event that follows."""
+    import torch
+
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

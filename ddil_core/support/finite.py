@@ -6,12 +6,13 @@ win one. Sampling, rollouts, encoders and feature extraction all check here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ddil_core.support.devices import fetched
 from ddil_core.support.errors import DdilError
 
 
@@ -42,12 +43,30 @@ class Finite(Generic[P]):
 
     def first_broken(self) -> P | None:
         """Return the first place with values that are not finite, or None. Then start anew."""
-        if not self._flags:
-            return None
-        flags = torch.stack(self._flags).tolist()
-        broken = next((place for place, fine in zip(self._places, flags, strict=True) if not fine), None)
+        places, flags = self._taken()
+        return _first(places, [] if flags is None else flags.tolist())
+
+    def begin_reading(self) -> Callable[[], P | None]:
+        """Begin to read all results, and start anew. The returned function gives what ``first_broken`` would give.
+
+        Call it after an event that was recorded now: a GPU then need not finish later work for it.
+        """
+        places, flags = self._taken()
+        host = None if flags is None else fetched(flags)
+        return lambda: _first(places, [] if host is None else host.tolist())
+
+    def _taken(self) -> tuple[list[P], Tensor | None]:
+        places, flags = self._places, self._flags
         self._places, self._flags = [], []
-        return broken
+        return places, torch.stack(flags) if flags else None
+
+
+def _first(places: list[P], fine: list[bool]) -> P | None:
+    return next((place for place, one in zip(places, fine, strict=True) if not one), None)
+
+
+Checks = Finite[Callable[[], DdilError]]
+"""Checks of different things. Each place makes the error for values that are not finite there."""
 
 
 def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | None]) -> DdilError:

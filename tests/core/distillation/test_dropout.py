@@ -64,7 +64,7 @@ def dropper(dropping: Path) -> Model:
 def make(kind: str, model: Model, pool: LatentPool, ddil: bool | dict[str, Any] = True, **more: Any) -> Any:
     """A stage of one of ``KINDS``, with ``DDIL``, another configuration of it, or none."""
     told = {"updates": 8, "batch_size": 8, "warmup": 0, "ddil": (DDIL if ddil is True else ddil) or None} | more
-    bound = calibrate_reflection(pool.mean.float())
+    bound = calibrate_reflection(pool.mean.float()).to(model.device)
     if kind == "pd":
         stages = [{"steps": told.pop("teacher_steps", 4), "updates": told.pop("updates")}]
         progressive = ProgressiveConfig.model_validate(told | {"stages": stages})
