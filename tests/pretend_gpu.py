@@ -15,6 +15,7 @@ It says nothing of kernels, memory, speed, captured graphs or TF32. Autocast rou
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,10 +95,19 @@ class PretendedGpu(TorchFunctionMode):
         super().__init__()
         self.waits: list[str] = []
         self.raises = False
-        self.stream = USUAL
+        self._own = threading.local()
         self._streams: set[Stream] = set()
         self._copies: list[tuple[Tensor, Tensor]] = []  # (where on the host, what) that nobody has waited for
         self._read: list[tuple[Tensor, int]] = []  # sources of copies to the GPU, and their versions
+
+    @property
+    def stream(self) -> Stream:
+        """The stream of this thread."""
+        return getattr(self._own, "stream", USUAL)
+
+    @stream.setter
+    def stream(self, stream: Stream) -> None:
+        self._own.stream = stream
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.call(func, args, kwargs or {})
@@ -151,13 +161,15 @@ class PretendedGpu(TorchFunctionMode):
         if assigns and isinstance(args[2], Tensor) and args[2].dim() and not on_gpu(args[2]):
             self.wait("an assignment of numbers of the host")
 
-    def wait(self, what: str) -> None:
+    def wait(self, what: str, *, event: bool = False) -> None:
         """Record that the host waits for the GPU. After it all copies have happened.
+
+        What waits on a second stream waits for that stream alone, unless it is an ``event`` of the usual one.
 
         Raises:
             RuntimeError: nothing may wait now.
         """
-        if self.stream is not USUAL:
+        if self.stream is not USUAL and not event:
             return
         self.waits.append(f"{what} at {place()}")
         if self.raises:
@@ -332,7 +344,7 @@ class Event:
 
     def synchronize(self) -> None:
         if self.recorded and PretendedGpu.current is not None:
-            PretendedGpu.current.wait("an event")
+            PretendedGpu.current.wait("an event", event=True)
 
 
 @contextmanager
@@ -377,7 +389,11 @@ def pretended() -> Iterator[PretendedGpu]:
         "stream": on_stream,
         "current_stream": lambda device=None: gpu.stream,
     }
-    begin = torch.autocast.__init__
+    begin, run = torch.autocast.__init__, threading.Thread.run
+
+    def run_on_gpu(thread: threading.Thread) -> None:
+        with gpu:
+            run(thread)
 
     def on_host(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         begin(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -391,6 +407,7 @@ def pretended() -> Iterator[PretendedGpu]:
         patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
         patch.setattr(torch.autocast, "__init__", on_host)
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
+        patch.setattr(threading.Thread, "run", run_on_gpu)
         patch.setattr(PretendedGpu, "current", gpu)
         with gpu:
             yield gpu

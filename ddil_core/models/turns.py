@@ -17,6 +17,7 @@ from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.models.autoencoder import SCALING
 from ddil_core.models.generate import require_prompts
 from ddil_core.models.model import Model
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import warn
 from ddil_core.support.size import pixels
@@ -58,7 +59,7 @@ def rollout(
     _require_strings(strings, len(student_grid))
     if not prompts or not strings:
         raise WrongCommand("a rollout needs at least one prompt and one string; name both")
-    z = initial_noise([Sample(prompt) for prompt in prompts], teacher.latent_shape, seed).to(teacher.device)
+    z = sent(initial_noise([Sample(prompt) for prompt in prompts], teacher.latent_shape, seed), teacher.device)
     wanted = [set(strings)] * len(prompts)
     batch_size = min(batch_size, sum(map(len, wanted)))  # batches are filled up, and no level has more rows
     names = {TEACHER: f"{NAMES[TEACHER]} {teacher.reference!r}", STUDENT: f"{NAMES[STUDENT]} {student.reference!r}"}
@@ -170,4 +171,4 @@ def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:
     if a is None or b is None:
         return a is b
     x, y = a.state_dict(), b.state_dict()
-    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name].to(x[name].device)) for name in x)

@@ -66,14 +66,23 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
 
 
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done all its work."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 @contextmanager
-def beside(device: torch.device) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
+def beside(device: torch.device | str) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
     """Let a GPU work inside the context beside what it has to do, so that the host can wait for this work alone.
 
     The context gives a function. Call it afterwards with the tensors that are needed outside.
     """
     import torch
 
+    device = torch.device(device)
     if device.type != "cuda":
         yield lambda tensors: None
         return

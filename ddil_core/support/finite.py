@@ -98,8 +98,7 @@ def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | Non
 
 def broken_weight(net: nn.Module) -> str | None:
     """Return the name of the first weight that is not finite, or None. Of a divided network, look at the own share."""
+    finite = Finite[str]()
     for name, weight in net.state_dict().items():
-        own = weight.to_local() if hasattr(weight, "to_local") else weight
-        if not torch.isfinite(own).all():
-            return name
-    return None
+        finite.see(name, weight.to_local() if hasattr(weight, "to_local") else weight)
+    return finite.first_broken()

@@ -26,6 +26,7 @@ from ddil_core.distillation.losses import pd_target
 from ddil_core.distillation.sampler import ConsistencySampler
 from ddil_core.models.model import Model
 from ddil_core.models.turns import actors_sampling, differences, require_one_size, take_turns
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.finite import Finite, not_finite
 from ddil_eval.features.storage import Arrays
@@ -177,13 +178,13 @@ def _measure_states(
     teacher, device = pair.teacher, pair.teacher.device
     samples = [Sample(prompt.id) for prompt in prompts]
     condition = teacher.encode([prompt.text for prompt in prompts])
-    z = initial_noise(samples, teacher.latent_shape, seed).to(device)
+    z = sent(initial_noise(samples, teacher.latent_shape, seed), device)
     x0 = teacher.encode_images(teacher.values(images))[0]
     times = [rows_at(t, z) for t in pair.grid]
     noisy = condition
     if pair.stochastic:  # as ``sample_latents`` draws it
         noise = solver_noise(samples, teacher.latent_shape, seed, len(times))
-        noisy = replace(condition, noise=noise.transpose(0, 1).to(device))
+        noisy = replace(condition, noise=sent(noise.transpose(0, 1), device))
     if visited is None:
         paths = {
             "teacher": _path(pair.actors[TEACHER], z, condition),

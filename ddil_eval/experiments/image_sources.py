@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +21,7 @@ from ddil_core.data.captioned import CHANGED, ImageFile, Survey, survey
 from ddil_core.data.folder import INDEXES, OVERVIEW, read_folder
 from ddil_core.data.images import BAD_IMAGE
 from ddil_core.diffusion.noise import Sample
-from ddil_core.models.generate import sample_images
+from ddil_core.models.generate import begin_images
 from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.support import ranks
@@ -50,16 +51,26 @@ class ImageBatch:
 
     Attributes:
         start: The number of prompts in earlier batches.
-        images: uint8 [P · number, H, W, 3], in [0, 255], or a list of uint8 [H, W, 3] where the sizes differ. The
-            images of one prompt follow one another.
+        begun: Waits for the images and returns them. A GPU may still draw them.
         prompts: The P prompts.
         number: The number of images of each prompt.
     """
 
     start: int
-    images: np.ndarray | list[np.ndarray]
+    begun: Callable[[], np.ndarray | list[np.ndarray]]
     prompts: Sequence[Prompt]
     number: int = 1
+
+    @cached_property
+    def images(self) -> np.ndarray | list[np.ndarray]:
+        """uint8 [P · number, H, W, 3], in [0, 255], or a list of uint8 [H, W, 3] where the sizes differ.
+
+        The images of one prompt follow one another.
+
+        Raises:
+            DdilError: latents or images that a model made are not finite.
+        """
+        return self.begun()
 
     @property
     def captions(self) -> list[str]:
@@ -116,8 +127,8 @@ class GeneratedImages:
         samples = [Sample(prompt.id, place) for prompt in part for place in range(self.number)]
         texts = [prompt.text for prompt in part for _ in range(self.number)]
         rows = min(self.per_batch, len(self.prompts)) * self.number
-        images = sample_images(self.model, samples, texts, self.sampling, self.seed, rows)
-        return ImageBatch(start, images, part, self.number)
+        begun = begin_images(self.model, samples, texts, self.sampling, self.seed, rows)
+        return ImageBatch(start, begun, part, self.number)
 
 
 @dataclass(frozen=True)
@@ -141,9 +152,9 @@ class FolderImages:
     def __getitem__(self, index: int) -> ImageBatch:
         start, part = _part(self.files, index, self.per_batch * self.number)
         images = [file.read() for file in part]
-        one_size = len({image.shape for image in images}) == 1
+        batch = np.stack(images) if len({image.shape for image in images}) == 1 else images
         prompts = [Prompt(file.id, file.caption or "") for file in part[:: self.number]]
-        return ImageBatch(start // self.number, np.stack(images) if one_size else images, prompts, self.number)
+        return ImageBatch(start // self.number, lambda: batch, prompts, self.number)
 
 
 def _part(rows: Sequence[Row], index: int, size: int) -> tuple[int, Sequence[Row]]:

@@ -20,7 +20,7 @@ from ddil_core.models.sampling import sampling_line
 from ddil_core.models.turns import actors_sampling, take_turns
 from ddil_core.support import ranks
 from ddil_core.support.compute import Compute
-from ddil_core.support.devices import torch_dtype
+from ddil_core.support.devices import sent, torch_dtype
 from ddil_core.support.progress import note, progress
 from ddil_core.support.size import OWN_SIZE, WantedSize
 from ddil_eval.experiments.shift_runs import ShiftRun
@@ -237,7 +237,7 @@ def _roll_out(
     decoder = pair.teacher
     with decoder.compute.precision():
         condition = decoder.encode([prompt.text for prompt in prompts])
-        z = initial_noise([Sample(p.id) for p in prompts], decoder.latent_shape, seed).to(decoder.device)
+        z = sent(initial_noise([Sample(p.id) for p in prompts], decoder.latent_shape, seed), decoder.device)
         return rollout_latents(pair.actors, z, condition, strings, batch_size=batch_size, names=pair.names, keep=keep)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ddil_core.data.base import DataSet
 from ddil_core.support import ranks
+from ddil_core.support.devices import beside
 from ddil_core.support.errors import DdilError
 from ddil_core.support.files import replacing, write_text
 from ddil_core.support.progress import progress
@@ -107,7 +108,10 @@ class SystemFeatures:
 
 
 def draw_row(system: System, extractors: Extractors, setting: Setting, out: Path) -> SystemFeatures:
-    """Draw this process's share of a row's batches, and skip what is done. A second thread extracts the features."""
+    """Draw this process's share of a row's batches, and skip what is done.
+
+    A second thread waits for the images and extracts the features. So a GPU has the next batch when it ends one.
+    """
     source = system.open()
     batches, writer = source.batches, source.writer
     key = _key(source.origin, extractors, setting, batches.number)
@@ -132,7 +136,8 @@ def draw_row(system: System, extractors: Extractors, setting: Setting, out: Path
         if writer is not None:
             writer.keep(batch)
         if not whole:
-            cached_arrays(paths[index], lambda: extractors(batch.images, batch.captions))
+            with beside(setting.device):
+                cached_arrays(paths[index], lambda: extractors(batch.images, batch.captions))
         return prompts[index]
 
     total = sum(prompts.values())

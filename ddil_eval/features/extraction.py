@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ddil_core.data.base import DataSet
+from ddil_core.support.devices import wait_for
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.fitting import Fitting
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
+from ddil_core.support.side_by_side import side_by_side
 from ddil_eval.features.recipes import Preparation, Recipe
 from ddil_eval.features.reference_features import cached_reference_features
 from ddil_eval.features.storage import Features
@@ -66,6 +68,7 @@ class Extractors:
         self.networks: dict[str, Network] = {row.network.name: row.network for row in rows}
         self._recipe, self._images_per_prompt = recipe, images_per_prompt
         self._loaded: dict[str, Extractor] = {name: net.open_on(device) for name, net in self.networks.items()}
+        wait_for(device)  # a thread may use them beside other work of the device
         self._fitting = {name: Fitting(f"the network {name!r}") for name in self.networks}
         self._first_metric = {row.network.name: row.name for row in reversed(rows)}
         self._group = sorted({row.network.name for row in rows if row.kind == "group"})
@@ -180,7 +183,7 @@ class Extractors:
             if self._recipe is not None:
                 preparation = self._recipe.preparation(self._first_metric[network], generated=generated)
             if preparation not in done:
-                done[preparation] = self._stacked([preparation(image) for image in images], preparation)
+                done[preparation] = self._stacked(side_by_side(preparation, images), preparation)
             batches[network] = done[preparation]
         return batches
 

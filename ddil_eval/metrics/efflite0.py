@@ -20,6 +20,7 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
+from ddil_core.support.side_by_side import side_by_side
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.on_cpu import fold_batch_norms, in_parts
 from ddil_eval.metrics.weights_file import WeightsFile
@@ -115,7 +116,11 @@ def prepare_efflite0(images: np.ndarray) -> Tensor:
     from PIL import Image
 
     size = (INPUT_SIZE, INPUT_SIZE)
-    resized = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+    resized = np.stack(side_by_side(resize, images))
     return torch.from_numpy(resized).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
 
 

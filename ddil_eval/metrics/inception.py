@@ -16,6 +16,7 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision
 from ddil_core.support.errors import DdilError
+from ddil_core.support.side_by_side import side_by_side
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
@@ -40,7 +41,7 @@ def prepare_inception(images: np.ndarray) -> Tensor:
     """Resize uint8 [B, H, W, 3] with clean-fid's "clean" resizer to float32 [B, 3, 299, 299], in about [0, 255]."""
     import torch
 
-    resized = np.stack([_resizer()(image) for image in images])
+    resized = np.stack(side_by_side(_resizer(), images))
     return torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
 
 

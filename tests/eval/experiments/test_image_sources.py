@@ -82,7 +82,8 @@ def test_kept_images_are_read_back_unchanged(generated: GeneratedImages, tmp_pat
 def test_a_flipped_bit_in_kept_images_is_found(generated: GeneratedImages, tmp_path: Path) -> None:
     """While they are made, a damaged image is made again. Later it is refused, and so are the files beside it."""
     writer = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
-    batch = ImageBatch(0, np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8), generated.prompts)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    batch = ImageBatch(0, lambda: images, generated.prompts)
     writer.keep(batch)
     image = tmp_path / "kept" / "000002.png"
     content = image.read_bytes()
@@ -123,7 +124,7 @@ def test_a_folder_of_other_images_is_left_alone(generated: GeneratedImages, tmp_
     ):  # other captions under the same ids
         ImageWriter(tmp_path / "kept", MADE_BY, [replace(prompt, text="another") for prompt in generated.prompts])
     keeper = ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
-    keeper.keep(ImageBatch(0, np.zeros((5, 8, 8, 3), np.uint8), generated.prompts))
+    keeper.keep(ImageBatch(0, lambda: np.zeros((5, 8, 8, 3), np.uint8), generated.prompts))
     keeper.close()
     ImageWriter(tmp_path / "kept", MADE_BY, generated.prompts)
     assert not (tmp_path / "kept" / INDEX).exists() and not (tmp_path / "kept" / MANIFEST).exists()
