@@ -6,6 +6,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -86,6 +87,22 @@ def models_on_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "choose_device", lambda name: choose_device(name or "cpu"))
         yield
+
+
+@pytest.fixture
+def a_gpu() -> Iterator[None]:
+    """A GPU: the machine's, or a pretended one (``tests.pretend_gpu``)."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from tests.pretend_gpu import pretended
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with nullcontext() if torch.cuda.is_available() else pretended():
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
 
 
 @pytest.fixture

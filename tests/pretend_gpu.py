@@ -96,7 +96,6 @@ class PretendedGpu(TorchFunctionMode):
         self.waits: list[str] = []
         self.raises = False
         self._own = threading.local()
-        self._streams: set[Stream] = set()
         self._copies: list[tuple[Tensor, Tensor]] = []  # (where on the host, what) that nobody has waited for
         self._read: list[tuple[Tensor, int]] = []  # sources of copies to the GPU, and their versions
 
@@ -122,7 +121,7 @@ class PretendedGpu(TorchFunctionMode):
         tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
         there, device = any(map(on_gpu, tensors)), kwargs.get("device")
         if there:
-            self._see_stream()
+            self._require_own(tensors)
         if there and func in WAITS:
             self.wait(name(func))
             return func(*args, **kwargs)
@@ -137,20 +136,27 @@ class PretendedGpu(TorchFunctionMode):
         if there and func in INDEXES:
             self._see_index(func, args)
         result = func(*args, **kwargs)
-        return tree_map_only(Tensor, to_gpu, result) if there else result
+        return tree_map_only(Tensor, self._made, result) if there else result
 
-    def _see_stream(self) -> None:
-        """Refuse work after another stream's that nothing waits for."""
+    def _require_own(self, tensors: Sequence[Tensor]) -> None:
+        """Refuse a tensor of another stream that nothing waited for."""
+        for tensor in tensors:
+            stream, work = getattr(tensor, "made_on", (self.stream, 0))
+            if stream is not self.stream and self.stream.seen.get(stream, 0) < work:
+                raise RuntimeError(f"the work of another stream is not waited for at {place()}")
+
+    def _made(self, tensor: Tensor) -> Tensor:
+        """Return a result as a tensor of the GPU, which knows the second stream that made it."""
+        result = to_gpu(tensor)
         if self.stream is not USUAL:
-            self.stream.work = True
-            self._streams.add(self.stream)
-        elif any(stream.work for stream in self._streams):
-            raise RuntimeError(f"the work of another stream is not waited for at {place()}")
+            self.stream.work += 1
+            result.made_on = (self.stream, self.stream.work)  # type: ignore[attr-defined]
+        return result
 
     def _see_index(self, func: Any, args: Sequence[Any]) -> None:
         """Record an index that the host must count or send."""
         assigns = func is Tensor.__setitem__
-        for index in tree_iter(args[1]):
+        for index in args[1] if isinstance(args[1], tuple) else [args[1]]:
             if isinstance(index, Tensor) and index.dim() and not on_gpu(index):
                 self.wait("an index of the host")
             elif isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
@@ -307,6 +313,7 @@ def place() -> str:
 
 INDEXES = {Tensor.__getitem__, Tensor.__setitem__}
 SPECIAL: dict[Any, Callable[..., Any]] = {
+    torch._C._nn._parse_to: lambda gpu, *args, **kwargs: torch._C._nn._parse_to(*args, **kwargs),
     Tensor.to: PretendedGpu.moved,
     Tensor.copy_: PretendedGpu.copied,
     Tensor.cpu: PretendedGpu.to_the_host,
@@ -324,10 +331,11 @@ class Stream:
     """A queue of work beside the GPU's usual one."""
 
     def __init__(self, device: Any = None) -> None:
-        self.work = False
+        self.work = 0
+        self.seen: dict[Stream, int] = {}
 
     def wait_stream(self, other: Stream) -> None:
-        other.work = False
+        self.seen[other] = other.work
 
 
 USUAL = Stream()

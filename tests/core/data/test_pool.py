@@ -171,7 +171,7 @@ def test_images_are_encoded_as_many_at_once_as_fit(
     assert distance(found.mean.float(), whole.mean.float()) < 1e-3
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
 def test_the_pool_of_a_gpu_is_that_of_the_cpu(folder: Path, model: Model, shards: str, tmp_path: Path) -> None:
     """And the text encoders, which were there meanwhile, leave the GPU."""
     there = load_model(str(folder), "cuda")

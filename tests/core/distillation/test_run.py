@@ -393,7 +393,7 @@ def test_an_lcm_is_refused_as_a_teacher(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
 def test_the_own_weights_of_a_rounded_teacher_leave_the_gpu(folder: Path, tmp_path: Path) -> None:
     """And are frozen again from there, where a stage is finished already."""
     config = ProgressiveConfig.model_validate(CONFIG.model_dump() | {"teacher_dtype": "bfloat16"})

@@ -193,16 +193,11 @@ def test_a_look_reads_the_pool_once(pool: LatentPool) -> None:
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate's processes on the GPU, for the stages of ``make``. Afterwards they are on the CPU again."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+def on_gpu(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate's processes on the GPU, for the stages of ``make``."""
     monkeypatch.setattr(test_dropout, "CPU", Accelerator())
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    Accelerator(cpu=True)
 
 
-@pytest.mark.gpu
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("ddil", [True, False], ids=["DDIL", "data"])
 @pytest.mark.parametrize("kind", KINDS)

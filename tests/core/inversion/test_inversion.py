@@ -415,7 +415,7 @@ def test_the_spacing_is_the_distance_of_neighbours(model: Model) -> None:
     assert known.spacing == pytest.approx(float(torch.tensor(nearest).median()), rel=1e-4)
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
 def test_on_a_gpu_a_batch_gives_what_each_image_gives(folder: Path) -> None:
     teacher, data, allowed = load_model(str(folder), "cuda"), open_data("shapes"), tuple(caption_words())
     towers = load_inversion_towers("shapes", "cuda")

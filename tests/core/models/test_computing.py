@@ -134,7 +134,7 @@ def test_compiled_networks_draw_what_plain_ones_draw(small: Path) -> None:
     assert compiled.denoiser.net.state_dict().keys() == plain_model.denoiser.net.state_dict().keys()
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
 def test_a_gpu_decodes_behind_the_host_what_it_decodes_at_once(folder: Path) -> None:
     on_gpu = load_model(str(folder), "cuda")
     z = sent(initial_noise([Sample(prompt) for prompt in PROMPTS], on_gpu.latent_shape, 0), on_gpu.device)

@@ -22,7 +22,8 @@ from ddil_core.models.memory import (
     on_device,
     tiles,
 )
-from ddil_core.models.model import Model
+from ddil_core.models.model import Model, assemble, load_model
+from ddil_core.models.references import resolve
 from tests.core.closed_form import normal
 
 GIB = 2**30
@@ -136,11 +137,9 @@ def test_the_last_of_several_users_moves_a_module_off() -> None:
     assert kept() is None  # nothing remembers a module that nobody uses
 
 
-@pytest.mark.gpu
+@pytest.mark.usefixtures("a_gpu")
 def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
-    from ddil_core.models.model import load_model
-
-    model = load_model(str(folder), "cuda")
+    model = assemble(str(folder), resolve(str(folder)), "cuda")
     encoder = model.pipeline.text_encoder
     with on_device([encoder], torch.device("cuda")):
         with on_device([encoder], torch.device("cuda")):
@@ -149,6 +148,20 @@ def test_text_encoders_leave_the_gpu_after_encoding(folder: Path) -> None:
     assert not next(encoder.parameters()).is_cuda
     assert all(tensor.is_cuda for tensor in model.encode(["a red circle"]).tensors.values())
     assert not next(encoder.parameters()).is_cuda
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("room", [True, False])
+def test_text_encoders_stay_where_there_is_room(folder: Path, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For sampling: while they take at most a quarter of what is free beside them."""
+    model = load_model(str(folder), "cuda")
+    encoder = model.pipeline.text_encoder
+    size = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4 * size - (not room))
+    for _ in range(2):
+        told = model.encode(["a red circle"])
+        assert next(encoder.parameters()).is_cuda == room
+        assert all(tensor.is_cuda for tensor in told.tensors.values())
 
 
 @pytest.mark.gpu
