@@ -26,7 +26,8 @@ from benchmarks.printing import show
 from ddil_core.data.base import Prompt
 from ddil_core.data.shapes import ShapesData
 from ddil_eval.experiments.engine import measure_systems as compare
-from ddil_eval.experiments.image_sources import ImageBatch, ImageOrigin, ImageSource
+from ddil_eval.experiments.image_batches import ImageBatch
+from ddil_eval.experiments.image_sources import ImageOrigin, ImageSource
 from ddil_eval.experiments.rows import Setting, System
 from ddil_eval.features.extraction import Extractors, map_ahead
 from ddil_eval.features.recipes import load_recipe

@@ -21,9 +21,10 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.models.compiling import prepare_networks
 from ddil_core.models.known_sizes import ARCHITECTURES
 from ddil_core.models.layouts import LAYOUTS
-from ddil_core.models.model import Model, prepare_networks
+from ddil_core.models.model import Model
 from ddil_core.models.sampling import Sampling
 from ddil_core.models.system_specs import Files
 from ddil_core.support.compute import FP32, Compute

@@ -135,6 +135,8 @@ class PretendedGpu(TorchFunctionMode):
                 raise RuntimeError(f"Expected a 'cuda' device type for generator but found {generator.device.type!r}")
         if there and func in INDEXES:
             self._see_index(func, args)
+        if kwargs.get("pin_memory"):
+            return as_pinned(func(*args, **kwargs | {"pin_memory": False}))
         result = func(*args, **kwargs)
         return tree_map_only(Tensor, self._made, result) if there else result
 
@@ -246,11 +248,6 @@ class PretendedGpu(TorchFunctionMode):
         """``Tensor.cuda``."""
         return self.moved(tensor, GPU, non_blocking=non_blocking)
 
-    def empty(self, *args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
-        """``torch.empty``, also of pinned memory."""
-        result: Tensor = self._computed(torch.empty, args, kwargs)
-        return as_pinned(result) if pin_memory else result
-
     def grouped(self, lists: list[list[Any]], with_indices: bool = False) -> dict[Any, Any]:
         """What optimisers group their tensors by. Groups of the GPU say so."""
         groups = group_by_device(lists, with_indices)
@@ -319,7 +316,6 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     Tensor.cpu: PretendedGpu.to_the_host,
     Tensor.cuda: PretendedGpu.to_the_gpu,
     Tensor.__deepcopy__: PretendedGpu.copied_deeply,
-    torch.empty: PretendedGpu.empty,
     torch._has_compatible_shallow_copy_type: lambda gpu, a, b: on_gpu(a) == on_gpu(b),
     Tensor.device.__get__: PretendedGpu.device_of,  # type: ignore[attr-defined]
     Tensor.is_cuda.__get__: lambda gpu, tensor: on_gpu(tensor),  # type: ignore[attr-defined]
@@ -416,6 +412,8 @@ def pretended() -> Iterator[PretendedGpu]:
         patch.setattr(torch.autocast, "__init__", on_host)
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
         patch.setattr(threading.Thread, "run", run_on_gpu)
+        patch.setattr(torch, "compile", lambda module=None, **options: module)
+        patch.setattr(nn.Module, "compile", lambda module, **options: None)
         patch.setattr(PretendedGpu, "current", gpu)
         with gpu:
             yield gpu

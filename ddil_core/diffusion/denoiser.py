@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddil_core.diffusion.parameterization import Prediction, Reflection, to_x0
 from ddil_core.diffusion.schedule import Schedule
+from ddil_core.support.devices import sent
 from ddil_core.support.fitting import Fitting
 
 END = "class_labels"
@@ -307,6 +308,6 @@ class GuidedDenoiser:
         """Return the network's inputs [B, …] of the guidance scale, on the device of z."""
         assert self._own_scale is not None
         if guidance is not None:
-            return {name: value.to(z.device) for name, value in self.network.guidance_inputs(guidance).items()}
-        self._own_scale = {name: value.to(z.device) for name, value in self._own_scale.items()}
+            return {name: sent(value, z.device) for name, value in self.network.guidance_inputs(guidance).items()}
+        self._own_scale = {name: sent(value, z.device) for name, value in self._own_scale.items()}
         return {name: value.expand(len(z), *value.shape[1:]) for name, value in self._own_scale.items()}

@@ -21,7 +21,7 @@ from ddil_core.models.autoencoder import (
     require_finite_tiny,
     require_scaling,
 )
-from ddil_core.models.compiling import compile_module
+from ddil_core.models.compiling import prepare_networks
 from ddil_core.models.decoding import begin_decoding
 from ddil_core.models.fetch import fetch_missing
 from ddil_core.models.image_size import Geometry, Size
@@ -398,18 +398,3 @@ def with_weights(
     denoiser = layout.denoiser(getattr(pipeline, layout.network), own.schedule.to(device), own.prediction)
     prepare_networks(denoiser, pipeline.vae, device, compute)
     return replace(model, pipeline=pipeline, denoiser=denoiser, device=device, variant=variant, compute=compute)
-
-
-def prepare_networks(denoiser: NetworkDenoiser, vae: Any, device: torch.device, compute: Compute) -> None:
-    """Bring the networks that draw into the form that is quick on the device.
-
-    Raises:
-        DdilError: they are to be compiled, and this machine cannot compile.
-    """
-    if device.type == "cuda" and compute.dtype != "fp32":  # tensor cores read the channels of a pixel together
-        for net in (denoiser.net, vae):
-            net.to(memory_format=torch.channels_last)
-    if compute.compile:
-        compile_module(denoiser.net, device)
-        compile_module(vae.decoder, device)
-        denoiser.reuses_output = device.type == "cuda"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -33,6 +32,7 @@ from ddil_core.support.image_grids import overview
 from ddil_core.support.outside import DESCRIPTION, parse_json, read_file
 from ddil_core.support.progress import warn
 from ddil_core.support.protocol import content_hash
+from ddil_eval.experiments.image_batches import ImageBatch, ImageBatches
 from ddil_eval.report.records import digest
 
 Row = TypeVar("Row")
@@ -43,56 +43,6 @@ ORIGIN = "made.json"
 """The file beside kept images that says which model made them and how it was sampled. A later score reads it."""
 _LONGEST_NAME = 120
 """The most characters of a row's name in the name of a folder or file."""
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """The images of P prompts.
-
-    Attributes:
-        start: The number of prompts in earlier batches.
-        begun: Waits for the images and returns them. A GPU may still draw them.
-        prompts: The P prompts.
-        number: The number of images of each prompt.
-    """
-
-    start: int
-    begun: Callable[[], np.ndarray | list[np.ndarray]]
-    prompts: Sequence[Prompt]
-    number: int = 1
-
-    @cached_property
-    def images(self) -> np.ndarray | list[np.ndarray]:
-        """uint8 [P · number, H, W, 3], in [0, 255], or a list of uint8 [H, W, 3] where the sizes differ.
-
-        The images of one prompt follow one another.
-
-        Raises:
-            DdilError: latents or images that a model made are not finite.
-        """
-        return self.begun()
-
-    @property
-    def captions(self) -> list[str]:
-        """The caption of each image."""
-        return [prompt.text for prompt in self.prompts for _ in range(self.number)]
-
-
-class ImageBatches(Protocol):
-    """A sized sequence of batches. Each batch can be made alone, so that a stopped run goes on.
-
-    Each prompt has ``number`` images. Each batch has ``per_batch`` prompts; the last may have fewer.
-    """
-
-    @property
-    def number(self) -> int: ...
-
-    @property
-    def per_batch(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> ImageBatch: ...
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from ddil_core.support.files import replacing, write_text
 from ddil_core.support.progress import progress
 from ddil_core.support.protocol import content_hash
 from ddil_core.support.provenance import versions
-from ddil_eval.experiments.image_sources import ImageBatch, ImageOrigin, ImageSource, ImageWriter
+from ddil_eval.experiments.image_batches import ImageBatch
+from ddil_eval.experiments.image_sources import ImageOrigin, ImageSource, ImageWriter
 from ddil_eval.experiments.results import code_sha256
 from ddil_eval.features.extraction import Extractors, map_ahead
 from ddil_eval.features.recipes import Recipe

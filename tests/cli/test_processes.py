@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from ddil_core.models.generate import sample_images
+from ddil_core.models.generate import begin_images
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_eval.cli.options import choose_device
@@ -55,7 +55,7 @@ def test_two_processes_give_the_numbers_of_one(
     """A run that one process began and two finish has the pictures, features and values of one process's run."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli(*arguments(student, one)).exit_code == 0
-    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
+    monkeypatch.setattr(image_sources, "begin_images", Counted(allowed=1, of=begin_images))
     assert cli(*arguments(student, two)).exit_code == 130
     result = launched(2, root, *arguments(student, two))
     assert result.returncode == 0, result.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from ddil_core.data.pool import LatentPool
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.rollout import rollout_latents
+from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.distill import distill
 from ddil_core.models.generate import begin_images, resolve_sampling, sample
 from ddil_core.models.model import Model, load_model
@@ -28,8 +30,11 @@ from ddil_core.support.devices import sent
 from tests.core.distillation import test_dropout
 from tests.core.distillation.test_dropout import KINDS, make
 from tests.core.distillation.test_run import CONFIG, UNET
+from tests.pipelines import save_pipeline
 from tests.pretend_gpu import PretendedGpu
+from tests.transformers import BUILDERS
 
+LCM = "LatentConsistencyModelPipeline"
 PROMPTS = ["a small red circle", "a large blue square", "two green triangles"]
 pytestmark = pytest.mark.usefixtures("a_gpu")
 
@@ -44,16 +49,28 @@ def nothing_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("solver", ["ddim", "lcm"])
-def test_sampling_waits_for_a_batch_only_at_its_images(folder: Path, solver: str) -> None:
-    """After the first batch, which brings the text encoders to the GPU."""
-    there = load_model(str(folder), "cuda")
-    sampling, samples = resolve_sampling(there, 4, solver), [Sample(prompt) for prompt in PROMPTS]
+def without_waits(reference: Path, **settings: Any) -> None:
+    """Draw two batches. Nothing of the second waits before its images are read.
+
+    The first one brings the text encoders to the GPU.
+    """
+    there = load_model(str(reference), "cuda")
+    sampling, samples = resolve_sampling(there, **settings), [Sample(prompt) for prompt in PROMPTS]
     first = begin_images(there, samples, PROMPTS, sampling, 0, 4)
     with nothing_waits():
         second = begin_images(there, samples[::-1], PROMPTS[::-1], sampling, 0, 4)
     a, b = first(), second()
     assert np.array_equal(a, b[::-1]) and a.std() > 0
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_sampling_waits_for_a_batch_only_at_its_images(folder: Path, solver: str) -> None:
+    without_waits(folder, steps=4, solver=solver)
+
+
+@pytest.mark.parametrize("layout", [*BUILDERS, "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", LCM])
+def test_no_layout_waits(layout: str, tmp_path: Path) -> None:
+    without_waits(save_pipeline(tmp_path, None, seed=1, layout=layout), steps=2)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])

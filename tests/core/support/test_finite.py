@@ -285,6 +285,6 @@ def test_one_broken_picture_of_a_batch_is_enough(model: Model) -> None:
     condition = model.encode([PROMPT, "a large blue star"])
     condition.tensors["encoder_hidden_states"][1, 0, 0] = NAN
     student = replace(model)
-    student.encode = lambda texts, batch_size=64: condition  # type: ignore[method-assign]
+    student.encode = lambda texts, **told: condition  # type: ignore[method-assign]
     with pytest.raises(DdilError, match=r"^the latents of the model"):
         sample(student, [PROMPT, "a large blue star"], steps=2)

@@ -19,12 +19,12 @@ from ddil_core.support.checksums import MANIFEST
 from ddil_core.support.compute import FP32
 from ddil_core.support.errors import DdilError, WrongCommand
 from ddil_core.support.files import replacing
+from ddil_eval.experiments.image_batches import ImageBatch
 from ddil_eval.experiments.image_sources import (
     INDEX,
     ORIGIN,
     FolderImages,
     GeneratedImages,
-    ImageBatch,
     ImageOrigin,
     ImageWriter,
     open_image_folder,

@@ -14,7 +14,7 @@ from ddil_core.data.datasets import open_data
 from ddil_core.data.shapes import ShapesData
 from ddil_core.diffusion.noise import Sample, initial_noise
 from ddil_core.diffusion.schedule import timestep_grid
-from ddil_core.models.generate import resolve_sampling, sample_images
+from ddil_core.models.generate import begin_images, resolve_sampling
 from ddil_core.models.model import load_model
 from ddil_core.support import ranks
 from ddil_core.support.errors import DdilError, WrongCommand
@@ -215,12 +215,12 @@ def test_an_impossible_comparison_is_refused(change: dict[str, Any], sentence: s
 def test_an_interrupted_comparison_continues_at_the_next_batch(
     config: SystemsConfig, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=3, of=sample_images))
+    monkeypatch.setattr(image_sources, "begin_images", Counted(allowed=3, of=begin_images))
     with pytest.raises(KeyboardInterrupt):
         compare_systems(config, tmp_path)
     assert read_records(tmp_path) == [] and len(list(tmp_path.rglob("*.npz"))) == 3
-    rest = Counted(of=sample_images)
-    monkeypatch.setattr(image_sources, "sample_images", rest)
+    rest = Counted(of=begin_images)
+    monkeypatch.setattr(image_sources, "begin_images", rest)
     compare_systems(config, tmp_path)
     assert rest.chunks == 3  # three systems of two batches each, of which three were done
     assert {r.identity(): r.numbers() for r in read_records(tmp_path)} == {
@@ -236,14 +236,14 @@ def test_an_interrupted_comparison_ignores_batches_of_other_settings(
     prompts = tmp_path / "mine.jsonl"
     rows = [json.dumps({"id": p.id, "prompt": "a large blue square"}) for p in open_data("shapes").prompts(PROMPTS)]
     prompts.write_text("\n".join(rows))
-    monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
+    monkeypatch.setattr(image_sources, "begin_images", Counted(allowed=1, of=begin_images))
     for change in ({"prompts": str(prompts)}, {"batch_size": 2}):
         with pytest.raises(KeyboardInterrupt):
             compare_systems(config.model_copy(update=change), tmp_path)
-        monkeypatch.setattr(image_sources, "sample_images", Counted(allowed=1, of=sample_images))
+        monkeypatch.setattr(image_sources, "begin_images", Counted(allowed=1, of=begin_images))
     prompts.write_text("\n".join(rows).replace("blue", "red"))
-    rest = Counted(of=sample_images)
-    monkeypatch.setattr(image_sources, "sample_images", rest)
+    rest = Counted(of=begin_images)
+    monkeypatch.setattr(image_sources, "begin_images", rest)
     compare_systems(config.model_copy(update={"prompts": str(prompts)}), tmp_path)
     compare_systems(config, tmp_path)
     assert rest.chunks == 12
@@ -253,8 +253,8 @@ def test_an_interrupted_comparison_ignores_batches_of_other_settings(
 
 
 def counted_draws(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(of=sample_images)
-    monkeypatch.setattr(image_sources, "sample_images", counted)
+    counted = Counted(of=begin_images)
+    monkeypatch.setattr(image_sources, "begin_images", counted)
     return counted
 
 

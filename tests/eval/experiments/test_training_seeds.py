@@ -15,7 +15,7 @@ import yaml
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
-from ddil_core.models.generate import sample_images
+from ddil_core.models.generate import begin_images
 from ddil_core.support.errors import WrongCommand
 from ddil_core.support.protocol import validate
 from ddil_eval.experiments import image_sources
@@ -151,8 +151,8 @@ def test_students_that_are_sampled_in_different_ways_are_refused_before_any_imag
     ]
     protocol = tmp_path / "systems.yaml"
     protocol.write_text(yaml.safe_dump(SMALL | {"systems": rows, "metrics": list(NAMES)}))
-    drawn = Counted(of=sample_images)
-    monkeypatch.setattr(image_sources, "sample_images", drawn)
+    drawn = Counted(of=begin_images)
+    monkeypatch.setattr(image_sources, "begin_images", drawn)
     result = cli("eval", "run", protocol, "--device", "cpu", "--out", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (
         2,
