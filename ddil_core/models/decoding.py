@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddil_core.models.memory import tiles
-from ddil_core.support.devices import fetched
+from ddil_core.support.devices import fetched, work_until_now
 from ddil_core.support.finite import Checks, not_finite
 from ddil_core.support.fitting import Fitting
 
@@ -67,15 +67,10 @@ def begin_decoding(
 
     with nullcontext() if batch_size else tiles(vae, max(z.shape[-2:])):
         parts = fitting.parts(decoded, len(z))
-    first_broken = checks.begin_reading()
-    done = None
-    if z.is_cuda:
-        done = torch.cuda.Event()
-        done.record()
+    first_broken, wait = checks.begin_reading(), work_until_now(z.device)
 
     def images() -> np.ndarray:
-        if done is not None:
-            done.synchronize()
+        wait()
         if (error := first_broken()) is not None:
             raise error()
         return torch.cat(parts).numpy()

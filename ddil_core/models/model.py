@@ -35,7 +35,7 @@ from ddil_core.models.system_specs import Files
 from ddil_core.models.weights import components, read_index, read_json
 from ddil_core.support.compute import FP32, Compute
 from ddil_core.support.devices import beside, choose_device, sent
-from ddil_core.support.errors import DdilError, WrongCommand
+from ddil_core.support.errors import WrongCommand
 from ddil_core.support.finite import Checks, all_finite, not_finite
 from ddil_core.support.progress import warn_once
 from ddil_core.support.protocol import require_guidance
@@ -129,10 +129,7 @@ class Model:
     @torch.no_grad()
     def _nothing(self) -> Condition:
         with on_device(self.text_encoders(), self.device, stay=self.text_encoders_stay):
-            nothing = self.with_size(self.layout.nothing(self.pipeline))
-        if not all_finite(nothing.tensors.values()):
-            raise self._broken_embeddings()
-        return nothing
+            return self._checked(self.with_size(self.layout.nothing(self.pipeline)))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64, checks: Checks | None = None) -> Condition:
@@ -157,13 +154,7 @@ class Model:
                 encoded = [self.with_size(self.layout.encode(self.pipeline, part)) for part in parts]
             taken_over([tensor for condition in encoded for tensor in condition.tensors.values()])
             condition = Condition.cat(encoded)
-        if checks is None:
-            if not all_finite(condition.tensors.values()):
-                raise self._broken_embeddings()
-        else:
-            for tensor in condition.tensors.values():
-                checks.see(self._broken_embeddings, tensor)
-        return condition.rows(sent(rows, self.device))
+        return self._checked(condition, checks).rows(sent(rows, self.device))
 
     def with_size(self, encoded: Tensors) -> Condition:
         """Return the condition of encoded prompts: their tensors [B, …], and what depends on the images' size."""
@@ -174,9 +165,15 @@ class Model:
         rows = {name: tensor.to(like).expand(len(like), *tensor.shape[1:]) for name, tensor in sized.items()}
         return Condition(encoded | rows)
 
-    def _broken_embeddings(self) -> DdilError:
-        owner = f"the model {self.reference!r}"
-        return not_finite("the embeddings", "after its text encoders", owner, self.text_encoders())
+    def _checked(self, condition: Condition, later: Checks | None = None) -> Condition:
+        """Return the condition, whose numbers are checked now, or with ``later``."""
+        checks, owner = later or Checks(), f"the model {self.reference!r}"
+        error = partial(not_finite, "the embeddings", "after its text encoders", owner, self.text_encoders())
+        for tensor in condition.tensors.values():
+            checks.see(error, tensor)
+        if later is None and checks.first_broken() is not None:
+            raise error()
+        return condition
 
     def text_encoders(self) -> list[nn.Module | None]:
         """Return the text encoders. None stands for one that the model lacks."""

@@ -74,6 +74,17 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def work_until_now(device: torch.device) -> Callable[[], None]:
+    """Return a function that waits for what a GPU has been given until now, and for nothing that comes later."""
+    import torch
+
+    if device.type != "cuda":
+        return lambda: None
+    done = torch.cuda.Event()
+    done.record()
+    return done.synchronize
+
+
 @contextmanager
 def beside(device: torch.device | str) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
     """Let a GPU work inside the context beside what it has to do, so that the host can wait for this work alone.
