@@ -381,6 +381,7 @@ def pretended() -> Iterator[PretendedGpu]:
         "memory_reserved": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 0,
         "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda device=None: None,
         "is_bf16_supported": lambda including_emulation=True: True,
         "synchronize": lambda device=None: gpu.wait("torch.cuda.synchronize"),
         "manual_seed_all": lambda seed: None,
