@@ -25,14 +25,21 @@ Array = np.ndarray
 Kernel = Callable[[Array, Array], Array]
 
 
+_CACHED = 64
+"""Rows of a kernel at once. So what is made of their products stays in the cache of the processor."""
+
+
 def polynomial(x: Array, y: Array) -> Array:
     """Return (x·y / d + 1)³ for the rows of x [n, d] and y [m, d]: KID's kernel (Bińkowski et al., 2018), float64."""
-    base = (x @ y.T).astype(np.float64, copy=False)
-    base /= x.shape[1]
-    base += 1.0
-    cube = base * base
-    cube *= base  # a power takes ten times as long
-    return cube
+    products = x @ y.T
+    cubes = np.empty(products.shape)
+    for start in range(0, len(products), _CACHED):
+        base = products[start : start + _CACHED].astype(np.float64)
+        base /= x.shape[1]
+        base += 1.0
+        cube = np.multiply(base, base, out=cubes[start : start + _CACHED])
+        cube *= base  # a power takes ten times as long
+    return cubes
 
 
 def gaussian(x: Array, y: Array, sigma: float = 10.0) -> Array:
@@ -141,9 +148,27 @@ class KernelDistance:
     def values(self, features: Array) -> Array:
         """Return KID as one column."""
         chosen, of_reference = self._chosen(_at_least_two(features, "KID"))
-        within = _sums_within(features, chosen)
-        across = _sums_across(features, chosen, self.reference, of_reference)
+        fewer = min(len(features), len(self.reference))
+        if fewer**2 > np.square(chosen.sum(axis=0)).sum():  # the subsets have fewer pairs than all samples together
+            within, across = self._subset_by_subset(features, chosen, of_reference)
+        else:
+            within = _sums_within(features, chosen)
+            across = _sums_across(features, chosen, self.reference, of_reference)
         return np.array([self._draws(within, across, chosen, of_reference).mean()])
+
+    def _subset_by_subset(self, features: Array, chosen: Array, of_reference: Array) -> tuple[Array, Array]:
+        """Return KID's sums within the subsets and across, each [subsets]. Each subset is read once."""
+        within, across, reference = list[float](), list[float](), list[float]()
+        known = len(features) in self._reference_sums
+        for a, b in zip(chosen.T, of_reference.T, strict=True):
+            x, y = _rows(features[np.flatnonzero(a)]), _rows(self.reference[np.flatnonzero(b)])
+            within.append(_different_pairs(x))
+            across.append(polynomial(x, y).sum())
+            if not known:
+                reference.append(_different_pairs(y))
+        if not known:
+            self._reference_sums[len(features)] = np.array(reference)
+        return np.array(within), np.array(across)
 
     def spread(self, features: Array, labels: Array) -> Spread:
         """Return KID with its pseudovalues and draws, from one pass over all pairs."""
@@ -192,8 +217,13 @@ def _sums_within(features: Array, chosen: Array) -> Array:
     if len(features) ** 2 <= np.square(chosen.sum(axis=0)).sum():
         within, diagonal = _within(features, chosen, polynomial)
         return np.asarray(np.diagonal(within) - diagonal)
-    kernels = (polynomial(rows, rows) for rows in (_rows(features[np.flatnonzero(subset)]) for subset in chosen.T))
-    return np.array([values.sum() - np.trace(values) for values in kernels])
+    return np.array([_different_pairs(_rows(features[np.flatnonzero(subset)])) for subset in chosen.T])
+
+
+def _different_pairs(rows: Array) -> float:
+    """Return the sum of KID's kernel over pairs of different rows."""
+    values = polynomial(rows, rows)
+    return float(values.sum() - np.trace(values))
 
 
 def _sums_across(x: Array, chosen: Array, y: Array, of_reference: Array) -> Array:
