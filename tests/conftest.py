@@ -27,6 +27,7 @@ LONGEST = (
     "core/distillation/test_processes.py",
     "core/models/test_computing.py",
     "cli/test_processes.py",
+    "cli/test_recreate.py",
     "docs/test_commands.py",
     "test_guides.py",
     "eval/study/test_study.py",
@@ -36,6 +37,7 @@ LONGEST = (
     "core/shapes/training/test_train.py",
     "core/distillation/test_lost_work.py",
     "core/distillation/test_run.py",
+    "eval/experiments/test_prompt_inversion.py",
 )
 """Files that take longest. Workers take them first, so that all workers end together."""
 

@@ -22,7 +22,7 @@ from ddil_core.support.errors import WrongCommand
 from ddil_core.support.progress import ProgressLines
 from ddil_core.support.protocol import read_yaml, validate
 from ddil_core.support.resources import protocols
-from ddil_eval.cli import recreating
+from ddil_eval.cli import recreating, speed
 from ddil_eval.cli.forecast import LATE, Forecast
 from ddil_eval.cli.recreating import describe
 from ddil_eval.cli.recreation import RecreationConfig, commands_of, left
@@ -42,6 +42,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed of this machine is known: other tests measure it."""
+    monkeypatch.setattr(speed, "this_machine", lambda cores: speed.Machine("cpu", 100.0, cores))
 
 
 def write(*commands: dict[str, Any]) -> Path:
@@ -68,8 +74,8 @@ def test_all_commands_run_once(folder: Path, cli: Callable[..., Result], monkeyp
     )
     assert others == ["Logs are in work/logs", "All is in results; tables with: ddil report --results results"]
     said = [re.sub(r"took \d:\d\d:\d\d$", "took a time", line) for line in result.stderr.splitlines()]
-    speed, *ended = [line for line in said if not line.startswith("commands: ")]
-    assert speed == "measuring the speed of this machine"
+    measuring, *ended = [line for line in said if not line.startswith("commands: ")]
+    assert measuring == "measuring the speed of this machine"
     assert sorted(ended[:2]) == [f"distill runs/pd-{seed} took a time" for seed in range(2)]
     assert ended[2:] == ["eval drift took a time", "report took a time"]
     assert list(Path("results/report").rglob("*.csv"))
@@ -126,6 +132,7 @@ def test_a_command_is_run_again_where_its_protocol_has_changed(folder: Path) -> 
     assert before.done != after.done and before.log == after.log
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_measurement_that_lacks_a_model_is_no_success(folder: Path, cli: Callable[..., Result]) -> None:
     rows = [{"name": "here", "model": "shapes", "steps": 1}, {"name": "gone", "model": "nobody/gone"}]
     few = {"num_prompts": 4, "reference_images": 4, "metrics": ["clip_score_shapes"]}
@@ -137,6 +144,7 @@ def test_a_measurement_that_lacks_a_model_is_no_success(folder: Path, cli: Calla
     assert not Path("work/done").exists() and list(Path("results/records").iterdir())
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_failed_command_stops_those_after_it(folder: Path, cli: Callable[..., Result]) -> None:
     protocol = write(
         {"run": "eval score nowhere --reference shapes --out {out}", "core_minutes": 0.1},

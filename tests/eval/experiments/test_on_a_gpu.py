@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ddil_eval import compare, covariate_shift
+from ddil_eval.experiments.systems import SystemsConfig
 from ddil_eval.report.records import Record
 from tests.pipelines import TEACHER, save_pipeline
 from tests.pretend_gpu import PretendedGpu
@@ -57,9 +58,11 @@ def test_the_features_of_a_batch_wait_for_its_images_alone(teacher: str, tmp_pat
     if PretendedGpu.current is None:
         pytest.skip("counted on the pretended GPU alone")
     waits = []
-    for prompts in (64, 128):
+    for prompts in (4, 8):
         PretendedGpu.current.waits.clear()
-        settings: dict[str, Any] = {"num_prompts": prompts, "num_reference_images": 24, "steps": 1}
-        compare([teacher], "shapes", out=tmp_path / str(prompts), device="cuda", metrics=METRICS[:1], **settings)
+        settings: dict[str, Any] = {"num_prompts": prompts, "reference_images": 24, "batch_size": 4}
+        row = {"name": "teacher", "model": teacher, "steps": 1}
+        config = SystemsConfig.model_validate({"systems": [row], "metrics": METRICS[:1]} | settings)
+        compare(config=config, out=tmp_path / str(prompts), device="cuda")
         waits.append(len(PretendedGpu.current.waits))
     assert waits[1] == waits[0] + 1
