@@ -1,17 +1,18 @@
 """What the number format, TF32 and compilation change: latents, and metrics in the shapes world.
 
-    python -m benchmarks.precision [--prompts 200] [--device cpu] [--csv FILE]
+    python -m benchmarks.precision [--prompts 200] [--model NAME …] [--format NAME …] [--device cpu] [--csv FILE]
 
 Latents: the relative distance from float32 (eager, without TF32), ‖z − z₃₂‖ / ‖z₃₂‖, after 4 and after 32 steps, of the
 shapes teacher with its guidance and of Stable Diffusion's layout with random weights (small on a CPU; 1.5 in full size
 on a GPU). Metrics: `ddil eval systems` of the shapes teacher at 4 steps in each format on the same prompts, with the
-paired difference from float32 and its 95 % interval. A CPU computes float16 slowly, so its metrics are left out there.
-Compilation is measured on a GPU, or with ``--compile``.
+paired difference from float32 and its 95 % interval. A CPU computes float16 slowly, so its metrics are left out there
+unless ``--format fp16`` names it. Compilation is measured on a GPU, or with ``--compile``.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 import ddil_eval
 from benchmarks.printing import show
-from benchmarks.random_models import random_model
+from benchmarks.random_models import SHAPES, random_model
 from ddil_core.diffusion.noise import Sample
 from ddil_core.models.generate import resolve_sampling, sample_latents
 from ddil_core.models.model import Model, load_model
@@ -104,19 +105,40 @@ def metrics(
 
 
 @click.command()
-@click.option("--prompts", default=200, show_default=True, help="Prompts of the metrics.")
+@click.option("--prompts", default=200, show_default=True, help="Prompts of the metrics. 0 leaves the metrics out.")
+@click.option(
+    "--model",
+    "models",
+    type=click.Choice(["shapes", *SHAPES]),
+    multiple=True,
+    help="A model whose latents are compared. The default is shapes and what the device draws in seconds.",
+)
+@click.option(
+    "--format",
+    "names",
+    type=click.Choice(["bf16", "fp16", "tf32", "fp32, compiled"]),
+    multiple=True,
+    help="A format to compare with float32. The default is all that the device has.",
+)
 @click.option("--device", default=None, help="cpu or cuda. The default is cuda if the machine has a GPU.")
 @click.option("--compile/--no-compile", default=None, help="Measure compiled networks. The default is yes on a GPU.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), default=None)
-def main(prompts: int, device: str | None, compile: bool | None, csv_path: Path | None) -> None:
+def main(
+    prompts: int, models: Sequence[str], names: Sequence[str], device: str | None, compile: bool | None,
+    csv_path: Path | None,
+) -> None:  # fmt: skip
     """Compare number formats in latents and in metrics."""
     quiet_libraries()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = formats(device, device == "cuda" if compile is None else compile)
-    models = ("shapes", "SD 1.5" if device == "cuda" else "small SD")
-    apart = [distances(name, device, chosen) for name in models]
-    measured = {name: c for name, c in chosen.items() if device == "cuda" or name != "fp16"}
-    found = metrics(prompts, device, measured)
+    offered = formats(device, device == "cuda" if compile is None else compile)
+    if absent := [name for name in names if name not in offered]:
+        raise click.UsageError(f"{', '.join(absent)}: not offered here; the formats are {', '.join(offered)}")
+    chosen = {name: c for name, c in offered.items() if not names or name in ("fp32", *names)}
+    apart = [
+        distances(name, device, chosen) for name in models or ("shapes", "SD 1.5" if device == "cuda" else "small SD")
+    ]
+    measured = {name: c for name, c in chosen.items() if device == "cuda" or name in names or name != "fp16"}
+    found = metrics(prompts, device, measured) if prompts else {}
     rows = [
         {"format": name, **{key: value for part in apart for key, value in part[name].items()}, **found.get(name, {})}
         for name in chosen
