@@ -147,7 +147,8 @@ CASES = (
     Case("fid", "clean-fid", FrechetReference, cleanfid_distance, 1000, 512),
     Case("kid", "torch-fidelity", KernelDistance, fidelity_kid, 2000, tolerance=1e-6, checked_at=1000),
     Case("kid", "torchmetrics", KernelDistance, torchmetrics_kid, 1000, tolerance=1e-5),
-    Case("prdc", "prdc", Neighbours, prdc_shares, 2000, tolerance=1e-9),
+    # prdc rounds distances to float32: at 30,000 images one pair of 9 · 10⁸ may count as equal. That is 6.7e-6 in density.
+    Case("prdc", "prdc", Neighbours, prdc_shares, 2000, tolerance=1e-5),
     Case("fid_infinity", "", FrechetInfinity, None, 1000),
     Case("cmmd", "", GaussianDiscrepancy, None, 2000),
     Case("vendi", "", Vendi, None, 1000),
