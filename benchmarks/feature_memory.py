@@ -56,7 +56,8 @@ class Drawn:
             raise IndexError(index)
         fields = np.random.default_rng(index).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
         prompts = [Prompt(str(place), "") for place in range(index * BATCH, (index + 1) * BATCH)]
-        return ImageBatch(index * BATCH, lambda: fields.repeat(8, axis=1).repeat(8, axis=2), prompts)
+        images = fields.repeat(8, axis=1).repeat(8, axis=2)
+        return ImageBatch(index * BATCH, lambda: images, prompts)
 
 
 def extract(images: np.ndarray) -> np.ndarray:

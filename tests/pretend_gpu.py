@@ -9,7 +9,8 @@ follow the rules of a real GPU that matter to the code that uses one:
 - A copy to the host that nobody has waited for holds nonsense.
 - The source of a copy to the GPU must not change before the GPU was waited for.
 
-It says nothing of kernels, memory, speed, captured graphs or TF32. Autocast rounds as on the host.
+It says nothing of kernels, memory, speed, captured graphs, TF32 or several GPUs. Autocast rounds as on the host. Work
+of the usual stream that a second stream reads too early is not noticed, and neither is memory that is used again early.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -96,6 +97,7 @@ class PretendedGpu(TorchFunctionMode):
         self.waits: list[str] = []
         self.raises = False
         self._own = threading.local()
+        self._finished = 0
         self._copies: list[tuple[Tensor, Tensor]] = []  # (where on the host, what) that nobody has waited for
         self._read: list[tuple[Tensor, int]] = []  # sources of copies to the GPU, and their versions
 
@@ -169,29 +171,35 @@ class PretendedGpu(TorchFunctionMode):
         if assigns and isinstance(args[2], Tensor) and args[2].dim() and not on_gpu(args[2]):
             self.wait("an assignment of numbers of the host")
 
-    def wait(self, what: str, *, event: bool = False) -> None:
-        """Record that the host waits for the GPU. After it all copies have happened.
+    def wait(self, what: str, until: int | None = None) -> None:
+        """Record that the host waits for the GPU. After it all copies have happened, or the first ``until``.
 
-        What waits on a second stream waits for that stream alone, unless it is an ``event`` of the usual one.
+        What waits on a second stream waits for that stream alone, unless it waits for an event of the usual one.
 
         Raises:
             RuntimeError: nothing may wait now.
         """
-        if self.stream is not USUAL and not event:
+        if self.stream is not USUAL and until is None:
             return
         self.waits.append(f"{what} at {place()}")
         if self.raises:
             raise RuntimeError(f"the host waits for the GPU: {self.waits[-1]}")
-        self.arrive()
+        self.arrive(until)
 
-    def arrive(self) -> None:
-        """Finish all copies."""
-        for target, source in self._copies:
+    def arrive(self, count: int | None = None) -> None:
+        """Finish all copies, or the first ``count`` since the context began."""
+        finished = len(self._copies) if count is None else max(0, count - self._finished)
+        for target, source in self._copies[:finished]:
             target.copy_(source)
+        self._finished += finished
         for source, version in self._read:
             if source._version != version:
                 raise RuntimeError("the source of a copy to the GPU changed before the GPU was waited for")
-        self._copies, self._read = [], []
+        self._copies, self._read = self._copies[finished:], []
+
+    def begun(self) -> int:
+        """Return how many copies have begun."""
+        return self._finished + len(self._copies)
 
     def moved(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``Tensor.to``."""
@@ -338,17 +346,18 @@ USUAL = Stream()
 
 
 class Event:
-    """A point in the GPU's work. Waiting for it waits for all before it."""
+    """A point in the GPU's work. Waiting for it waits for all before it, and for nothing after it."""
 
     def __init__(self, **options: Any) -> None:
-        self.recorded = False
+        self.place: int | None = None
 
     def record(self, stream: Any = None) -> None:
-        self.recorded = True
+        assert PretendedGpu.current is not None
+        self.place = PretendedGpu.current.begun()
 
     def synchronize(self) -> None:
-        if self.recorded and PretendedGpu.current is not None:
-            PretendedGpu.current.wait("an event", event=True)
+        if self.place is not None and PretendedGpu.current is not None:
+            PretendedGpu.current.wait("an event", self.place)
 
 
 @contextmanager
@@ -393,6 +402,7 @@ def pretended() -> Iterator[PretendedGpu]:
         "Stream": Stream,
         "stream": on_stream,
         "current_stream": lambda device=None: gpu.stream,
+        "device": lambda index: nullcontext(),
     }
     begin, run = torch.autocast.__init__, threading.Thread.run
 

@@ -82,6 +82,12 @@ def test_a_copy_holds_nonsense_until_it_is_waited_for(gpu: PretendedGpu) -> None
     assert host.isnan().all()
     done.synchronize()
     assert host.tolist() == [0, 1, 2] and len(gpu.waits) == 1
+    later = torch.empty(3, pin_memory=True)
+    later.copy_(there, non_blocking=True)
+    done.synchronize()  # which was recorded before
+    assert later.isnan().all()
+    torch.cuda.synchronize()
+    assert later.tolist() == [0, 1, 2]
 
 
 def test_the_source_of_a_copy_must_not_change_before(gpu: PretendedGpu) -> None:

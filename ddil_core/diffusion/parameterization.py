@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import WrongCommand
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "rectified_flow"]
@@ -91,7 +92,8 @@ class Reflection:
     quantile: float = 0.995
 
     def to(self, device: torch.device | str) -> Reflection:
-        return Reflection(self.mode, self.centre.to(device), self.bound.to(device), self.quantile)
+        device = torch.device(device)
+        return Reflection(self.mode, sent(self.centre, device), sent(self.bound, device), self.quantile)
 
     def _offset(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (1, -1) + (1,) * (x0.dim() - 2)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddil_core.support.devices import sent
 from ddil_core.support.errors import DdilError
 from ddil_core.support.finite import broken_weight
 
@@ -110,7 +111,9 @@ def latent_scaling(
             f"{where} has latents_mean {mean} and latents_std {std}; both must hold a finite number for each of the "
             f"{channels} channels, std above 0, and shift_factor must not be set beside them: fetch the model again"
         )
-    std, mean = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (std, mean))
+    std, mean = (
+        sent(torch.tensor(values, dtype=torch.float32), torch.device(device)).view(-1, 1, 1) for values in (std, mean)
+    )
     return factor / std, mean
 
 

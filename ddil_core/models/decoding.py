@@ -42,12 +42,12 @@ def begin_decoding(
         batch_size: The most images at once, or fewer where they do not fit. 0 decodes them one by one, in tiles.
         owner: What the message of an error calls the model.
         to_images: Returns the images of decoded values (``ImageFormat``).
-        checks: What must be finite before the images count. The images themselves come to it.
+        checks: What must be finite before the images count. The images are added to it.
         static: Give all parts the same number of rows. Rows that fill the last part up are dropped.
         whole: The latents of a whole batch, where z may be a shorter one: its parts then have as many rows, if static.
 
     Raises:
-        DdilError: (by the returned function) the images, or what ``checks`` saw, are not finite.
+        DdilError: (by the returned function on a GPU, else at once) the images, or what ``checks`` saw, are not finite.
     """
     scale, shift = scaling
     rows = batch_size or 1
@@ -73,6 +73,11 @@ def begin_decoding(
         wait()
         if (error := first_broken()) is not None:
             raise error()
-        return torch.cat(parts).numpy()
+        whole = torch.cat(parts).numpy()
+        parts.clear()  # so that nothing is held twice
+        return whole
 
-    return images
+    if z.is_cuda:
+        return images
+    found = images()
+    return lambda: found

@@ -50,7 +50,7 @@ def sample_latents(
         seed: The seed.
         rows: The number of rows to fill the batch up to where shapes should stay the same (``Model.static``). None
             fills nothing up.
-        on_step: Called after each step.
+        on_step: Called after each step; with a GPU, when it has been given the step.
 
     Raises:
         DdilError: the latents or the prompts' embeddings are not finite.
@@ -82,7 +82,7 @@ def _integrate(
     steps = sampling.transitions(schedule)
     reflection = sampling.reflected(model.reference)
     denoiser = model.guided(sampling.guidance_scale, reflection and reflection.to(model.device))
-    condition = model.encode(texts, checks=checks)
+    condition = model.encode(texts, checks=checks if model.device.type == "cuda" else None)
     z = sent(initial_noise(samples, model.latent_shape, seed), model.device)
     if sampling.starts_scaled():
         z = schedule.at(rows_at(steps[0][0], z), z)[1] * z

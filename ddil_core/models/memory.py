@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from ddil_core.models.weights import AGAIN, read_json
 from ddil_core.support.errors import DdilError
@@ -30,7 +31,7 @@ MOST_ENCODED = 64
 _moving = threading.Lock()
 _users: Counter[nn.Module] = Counter()
 """How many contexts of ``on_device`` use a module."""
-_moved: set[nn.Module] = set()
+_moved: WeakSet[nn.Module] = WeakSet()
 """The modules that are on a device because of ``on_device``."""
 
 _SPARE = 0.8
@@ -191,15 +192,15 @@ def tiles(vae: Any, latent_side: int) -> Iterator[None]:
 
 @contextmanager
 def on_device(modules: Iterable[nn.Module | None], device: torch.device, *, stay: bool = False) -> Iterator[None]:
-    """Move modules to the device inside the context, and off the GPU afterwards.
+    """Move modules to the device inside the context, and off the GPU afterwards unless they may ``stay``.
 
     Contexts may be nested, and threads may use a module at the same time: the last one to leave moves it off.
 
     Args:
         modules: The modules. None stands for one that is missing.
         device: The device.
-        stay: Leave a module there that is smaller than a quarter of the memory that is free beside it. Moving it at
-            each use takes longer than it works.
+        stay: Leave them there while they take at most a quarter of the memory that is free beside them, until a context
+            without it has used them. Moving them takes longer than they work.
     """
     used: list[nn.Module] = []
     try:
@@ -209,6 +210,7 @@ def on_device(modules: Iterable[nn.Module | None], device: torch.device, *, stay
                 used.append(module)
         yield
     finally:
+        stay = stay and 4 * sum(map(_bytes, used)) <= free_bytes(device)
         for module in used:
             _leave(module, device, stay)
 
@@ -227,9 +229,9 @@ def _leave(module: nn.Module, device: torch.device, stay: bool) -> None:
         if _users[module]:
             return
         del _users[module]  # so that the module can be freed
-        if module in _moved:
+        if module in _moved and not (stay and device.type == "cuda"):
             _moved.remove(module)
-            if device.type == "cuda" and not (stay and 4 * _bytes(module) <= free_bytes(device)):
+            if device.type == "cuda":
                 module.to("cpu")
 
 
@@ -254,7 +256,7 @@ def need_memory(parameters: Mapping[str, int], width: int, decoding: int) -> Nee
 
     - sampling: the larger of width · (P_text + P_denoiser + P_decoder), while prompts are encoded, and
       width · (P_denoiser + P_decoder) + the decoding of one image (:func:`decode_bytes`), after the text encoders have
-      left;
+      left (they stay where there is room for both);
     - training: width · P_denoiser for the frozen teacher, and 20 bytes a parameter for the student in float32: weights
       4, gradients 4, Adam's two moments 8, moving average 4. Activations come on top and grow with the batch;
     - matching (DMD2, without an average): width · P_denoiser, and 16 bytes a parameter for the generator and for the

@@ -150,7 +150,7 @@ class Model:
         row_of = {prompt: index for index, prompt in enumerate(distinct)}
         rows = torch.tensor([row_of[prompt] for prompt in prompts])
         with on_device(self.text_encoders(), self.device, stay=self.text_encoders_stay):
-            with beside(self.device) as taken_over:
+            with beside(self.device, "prompts") as taken_over:
                 encoded = [self.with_size(self.layout.encode(self.pipeline, part)) for part in parts]
             taken_over([tensor for condition in encoded for tensor in condition.tensors.values()])
             condition = Condition.cat(encoded)
@@ -241,10 +241,13 @@ class Model:
             checks: What else must be finite before the images count.
 
         Raises:
-            DdilError: (by the returned function) the latents, the images or what ``checks`` saw are not finite.
+            DdilError: (by the returned function on a GPU, else at once) the latents, the images or what ``checks`` saw
+                are not finite.
         """
-        vae, owner, checks = self.pipeline.vae, f"the model {self.reference!r}", Checks() if checks is None else checks
+        vae, owner, checks = self.pipeline.vae, f"the model {self.reference!r}", checks or Checks()
         checks.see(partial(not_finite, "the latents", "before they are decoded", owner, [self.denoiser.net]), z)
+        if not z.is_cuda and (error := checks.first_broken()) is not None:
+            raise error()  # before a long decoding
         if batch_size is None:
             batch_size = decode_batch(vae, z.shape[-2], z.shape[-1], self.device)
         scaling = latent_scaling(vae, self.reference, z.device)
@@ -301,7 +304,8 @@ def load_model(
         fetch_missing([reference], variant)
     size = {"height": height, "width": width}
     model = assemble(reference, resolve(reference), device, compute, variant, fuse_lora=fuse_lora, **size)
-    return replace(model, text_encoders_stay=True)
+    model.text_encoders_stay = True
+    return model
 
 
 def assemble(

@@ -1,4 +1,4 @@
-"""The device that a model computes on, the torch dtype that it computes in, by name, and copies to the device."""
+"""The device that a model computes on and the torch dtype that it computes in, by name; copies, streams and waits."""
 
 from __future__ import annotations
 
@@ -66,28 +66,32 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
 
 
-def wait_for(device: str) -> None:
+def wait_for(device: torch.device | str) -> None:
     """Wait until a GPU has done all its work."""
-    if device.startswith("cuda"):
-        import torch
+    import torch
 
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def work_until_now(device: torch.device) -> Callable[[], None]:
-    """Return a function that waits for what a GPU has been given until now, and for nothing that comes later."""
+    """Return a function that waits for what this thread has given a GPU until now, and for nothing that comes later."""
     import torch
 
     if device.type != "cuda":
         return lambda: None
     done = torch.cuda.Event()
-    done.record()
+    done.record(torch.cuda.current_stream(device))  # the device may be another than the current GPU
     return done.synchronize
 
 
 @contextmanager
-def beside(device: torch.device | str) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
+def beside(device: torch.device | str, work: str) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
     """Let a GPU work inside the context beside what it has to do, so that the host can wait for this work alone.
+
+    Args:
+        device: The device. A CPU works as always.
+        work: The name of the work. All work of one name is done in its order.
 
     The context gives a function. Call it afterwards with the tensors that are needed outside.
     """
@@ -97,22 +101,23 @@ def beside(device: torch.device | str) -> Iterator[Callable[[Iterable[torch.Tens
     if device.type != "cuda":
         yield lambda tensors: None
         return
-    stream, outside = _second_stream(device), torch.cuda.current_stream(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    stream, outside = _stream(index, work), torch.cuda.current_stream(index)
 
     def take_over(tensors: Iterable[torch.Tensor]) -> None:
         outside.wait_stream(stream)
         for tensor in tensors:
             tensor.record_stream(outside)  # so that its memory is not used again before the work outside is done
 
-    with torch.cuda.stream(stream):
+    with torch.cuda.device(index), torch.cuda.stream(stream):
         yield take_over
 
 
 @cache
-def _second_stream(device: torch.device) -> torch.cuda.Stream:
+def _stream(index: int, work: str) -> torch.cuda.Stream:
     import torch
 
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(index)
 
 
 def fetched(tensor: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,8 @@ class Finite(Generic[P]):
     def begin_reading(self) -> Callable[[], P | None]:
         """Begin to read all results, and start anew. The returned function gives what ``first_broken`` would give.
 
-        Call it after an event that was recorded now: a GPU then need not finish later work for it.
+        On a GPU, call the returned function after waiting for the work until now (``work_until_now``). It then waits for
+        nothing that came later.
         """
         places, flags = self._taken()
         host = None if flags is None else fetched(flags)
@@ -98,7 +99,8 @@ def not_finite(what: str, place: str, whose: str, nets: Iterable[nn.Module | Non
 
 def broken_weight(net: nn.Module) -> str | None:
     """Return the name of the first weight that is not finite, or None. Of a divided network, look at the own share."""
-    finite = Finite[str]()
     for name, weight in net.state_dict().items():
-        finite.see(name, weight.to_local() if hasattr(weight, "to_local") else weight)
-    return finite.first_broken()
+        own = weight.to_local() if hasattr(weight, "to_local") else weight
+        if not torch.isfinite(own).all():
+            return name
+    return None

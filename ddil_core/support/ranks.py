@@ -45,6 +45,12 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0, 0)
 
 
+def share_of_cores() -> int:
+    """Return how many cores each process of this machine has. torch counts one where torchrun began several."""
+    here = _number("LOCAL_WORLD_SIZE", default=1, least=1)
+    return max(1, len(os.sched_getaffinity(0)) // here) if hasattr(os, "sched_getaffinity") else 1
+
+
 def require_valid() -> None:
     """Refuse wrong values of ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` before any work.
 

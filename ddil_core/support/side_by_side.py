@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from ddil_core.support import ranks
+
 R = TypeVar("R")
 
 MOST = 8
@@ -15,14 +17,18 @@ MOST = 8
 
 
 def side_by_side(work: Callable[[np.ndarray], R], images: Sequence[np.ndarray] | np.ndarray) -> list[R]:
-    """Return ``work(image)`` of every image, in order. As many threads work as torch may use, and at most ``MOST``.
+    """Return ``work(image)`` of every image, in order, by up to ``MOST`` threads.
+
+    One process takes as many threads as torch may use. Of several processes on a machine each takes its share of the
+    cores.
 
     This is for work that Pillow does, such as resizing, which lets other threads run. It saves time where a GPU draws
     images faster than one thread prepares them.
     """
     import torch
 
-    threads = min(MOST, torch.get_num_threads(), len(images))
+    share = torch.get_num_threads() if ranks.world() == 1 else ranks.share_of_cores()
+    threads = min(MOST, share, len(images))
     if threads < 2:
         return [work(image) for image in images]
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:

@@ -137,7 +137,7 @@ def draw_row(system: System, extractors: Extractors, setting: Setting, out: Path
         if writer is not None:
             writer.keep(batch)
         if not whole:
-            with beside(setting.device):
+            with beside(setting.device, "features"):
                 cached_arrays(paths[index], lambda: extractors(batch.images, batch.captions))
         return prompts[index]
 

@@ -12,7 +12,6 @@ import numpy as np
 from ddil_core.shapes.scorer import cosine
 from ddil_core.support.environment import require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_core.support.side_by_side import side_by_side
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile
 
@@ -54,7 +53,7 @@ def load_clip_towers(
     tokenizer = open_clip.get_tokenizer(architecture)
 
     def preprocess(images: np.ndarray) -> Tensor:
-        return torch.stack(side_by_side(lambda image: transform(Image.fromarray(image)), images)).to(device)
+        return torch.stack([transform(Image.fromarray(image)) for image in images]).to(device)
 
     return model, preprocess, lambda captions: tokenizer(captions).to(device)
 

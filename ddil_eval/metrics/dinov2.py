@@ -17,6 +17,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.side_by_side import side_by_side
+from ddil_eval.features.recipes import resize
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.weights_file import WeightsFile, read_weights
 
@@ -71,14 +72,8 @@ def load_vit(path: Path, device: str, architecture: str) -> VisionTransformer:
 def prepare_dinov2(images: np.ndarray) -> Tensor:
     """Resize and normalise uint8 [B, H, W, 3] to float32 [B, 3, 224, 224]."""
     import torch
-    from PIL import Image
 
-    size = (INPUT_SIZE, INPUT_SIZE)
-
-    def resize(image: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-    resized = np.stack(side_by_side(resize, images))
+    resized = np.stack(side_by_side(partial(resize, size=INPUT_SIZE, filter="bicubic"), images))
     pixels = torch.from_numpy(resized).float().div_(255)
     return pixels.sub_(torch.tensor(MEAN)).div_(torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
 

@@ -21,6 +21,7 @@ import numpy as np
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
 from ddil_core.support.side_by_side import side_by_side
+from ddil_eval.features.recipes import resize
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.on_cpu import fold_batch_norms, in_parts
 from ddil_eval.metrics.weights_file import WeightsFile
@@ -113,14 +114,8 @@ def load_efflite0(path: Path, device: str = "cpu") -> EfficientNet:
 def prepare_efflite0(images: np.ndarray) -> Tensor:
     """Resize uint8 [B, H, W, 3] by PIL's antialiased bicubic, and normalise: float32 [B, 3, 224, 224]."""
     import torch
-    from PIL import Image
 
-    size = (INPUT_SIZE, INPUT_SIZE)
-
-    def resize(image: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-    resized = np.stack(side_by_side(resize, images))
+    resized = np.stack(side_by_side(partial(resize, size=INPUT_SIZE, filter="bicubic"), images))
     return torch.from_numpy(resized).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
 
 

@@ -119,4 +119,6 @@ def _clear(run: Path) -> None:
 
 @cache
 def _teacher(reference: str, device: str, height: int | None, width: int | None) -> Model:
-    return load_model(reference, device, height=height, width=width)
+    teacher = load_model(reference, device, height=height, width=width)
+    teacher.text_encoders_stay = False  # the next unit's distillation needs the memory
+    return teacher

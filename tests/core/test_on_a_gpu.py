@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from ddil_core.diffusion.solvers import SOLVERS
 from ddil_core.distillation.distill import distill
 from ddil_core.models.generate import begin_images, resolve_sampling, sample
 from ddil_core.models.model import Model, load_model
+from ddil_core.models.sampling import Bounds
 from ddil_core.models.turns import rollout, take_turns
 from ddil_core.support.devices import sent
+from ddil_core.support.errors import DdilError
 from tests.core.distillation import test_dropout
 from tests.core.distillation.test_dropout import KINDS, make
 from tests.core.distillation.test_run import CONFIG, UNET
-from tests.pipelines import save_pipeline
+from tests.pipelines import edited, save_pipeline
 from tests.pretend_gpu import PretendedGpu
 from tests.transformers import BUILDERS
 
@@ -49,28 +52,75 @@ def nothing_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def without_waits(reference: Path, **settings: Any) -> None:
+@contextmanager
+def waiting_for_prompts(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing waits but the encoding of prompts: diffusers copies tokens, on the stream of that work alone.
+
+    On a real GPU torch raises there too.
+    """
+    encode = Model.encode
+
+    def encoded(*told: Any, **more: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("default" if PretendedGpu.current is None else "error")
+        try:
+            return encode(*told, **more)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    with patch.context() as patched, nothing_waits():
+        patched.setattr(Model, "encode", encoded)
+        yield
+
+
+def without_waits(reference: Path, patch: pytest.MonkeyPatch, bounds: Bounds | None = None, **settings: Any) -> None:
     """Draw two batches. Nothing of the second waits before its images are read.
 
     The first one brings the text encoders to the GPU.
     """
     there = load_model(str(reference), "cuda")
+    if bounds is not None:
+        there.sampling = replace(there.sampling, bounds=bounds)
     sampling, samples = resolve_sampling(there, **settings), [Sample(prompt) for prompt in PROMPTS]
     first = begin_images(there, samples, PROMPTS, sampling, 0, 4)
-    with nothing_waits():
+    with waiting_for_prompts(patch):
         second = begin_images(there, samples[::-1], PROMPTS[::-1], sampling, 0, 4)
     a, b = first(), second()
     assert np.array_equal(a, b[::-1]) and a.std() > 0
 
 
 @pytest.mark.parametrize("solver", list(SOLVERS))
-def test_sampling_waits_for_a_batch_only_at_its_images(folder: Path, solver: str) -> None:
-    without_waits(folder, steps=4, solver=solver)
+def test_sampling_waits_for_a_batch_only_at_its_images(
+    folder: Path, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_waits(folder, monkeypatch, steps=4, solver=solver)
+
+
+def test_reflection_does_not_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = Bounds((0.0,) * 8, (2.0,) * 8, 0.995)
+    without_waits(folder, monkeypatch, bounds, steps=2, reflection="dynamic")
+
+
+def test_an_autoencoder_with_a_mean_for_each_channel_does_not_wait(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centred = edited(folder, tmp_path / "centred", "vae/config.json", latents_mean=[0.1] * 8, latents_std=[1.5] * 8)
+    without_waits(centred, monkeypatch, steps=2)
 
 
 @pytest.mark.parametrize("layout", [*BUILDERS, "StableDiffusionXLPipeline", "StableDiffusion3Pipeline", LCM])
-def test_no_layout_waits(layout: str, tmp_path: Path) -> None:
-    without_waits(save_pipeline(tmp_path, None, seed=1, layout=layout), steps=2)
+def test_no_layout_waits(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_waits(save_pipeline(tmp_path, None, seed=1, layout=layout), monkeypatch, steps=2)
+
+
+def test_a_broken_batch_is_named_at_its_images(folder: Path) -> None:
+    """Until then the host goes on."""
+    there = load_model(str(folder), "cuda")
+    sampling, samples = resolve_sampling(there, 2), [Sample(prompt) for prompt in PROMPTS]
+    with torch.no_grad():
+        next(there.denoiser.net.parameters()).fill_(float("nan"))
+    images = begin_images(there, samples, PROMPTS, sampling, 0, 4)
+    with pytest.raises(DdilError, match="the latents of the model .* after step 1 of 2"):
+        images()
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])

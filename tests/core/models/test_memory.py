@@ -162,6 +162,9 @@ def test_text_encoders_stay_where_there_is_room(folder: Path, room: bool, monkey
         told = model.encode(["a red circle"])
         assert next(encoder.parameters()).is_cuda == room
         assert all(tensor.is_cuda for tensor in told.tensors.values())
+    with on_device([encoder], torch.device("cuda")):
+        assert next(encoder.parameters()).is_cuda
+    assert not next(encoder.parameters()).is_cuda  # a use without "stay" needs the memory afterwards
 
 
 @pytest.mark.gpu
