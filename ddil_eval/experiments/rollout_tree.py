@@ -20,11 +20,11 @@ from ddil_core.models.sampling import sampling_line
 from ddil_core.models.turns import actors_sampling, take_turns
 from ddil_core.support import ranks
 from ddil_core.support.compute import Compute
-from ddil_core.support.devices import sent, torch_dtype
+from ddil_core.support.devices import beside, sent, torch_dtype
 from ddil_core.support.progress import note, progress
 from ddil_core.support.size import OWN_SIZE, WantedSize
 from ddil_eval.experiments.shift_runs import ShiftRun
-from ddil_eval.features.extraction import Extractors
+from ddil_eval.features.extraction import Extractors, map_ahead
 from ddil_eval.features.storage import Arrays, Features, cached_arrays, concatenate
 from ddil_eval.report.records import digest
 from ddil_eval.statistics.moments import blocks
@@ -187,16 +187,19 @@ class RolloutTree:
         most = min(self.chunk, len(self.prompts)) * len(self.runs)  # rows of a level, the same for all chunks
         ends = _roll_out(self.pair, prompts, strings, self.seed, min(self.batch_size, most), keep)
         texts = [prompts[row].text for row in ends.sample]
-        features = concatenate(
-            [
-                self.extractors(_decode(self.pair, ends.latents[part]), texts[part])
-                for part in blocks(len(texts), self.batch_size)
-            ]
-        )
+        parts = blocks(len(texts), self.batch_size)
+        begun = ((_begin_decoding(self.pair, ends.latents[part]), texts[part]) for part in parts)
+        features = concatenate(list(map_ahead(begun, self._extract)))
         places = {"sample": chunk.start + np.array(ends.sample), "string": np.array(ends.string)}
         watched = {} if self.watch is None else self.watch.measure(chunk, ends.kept)
         found = features | places | {f"{_WATCHED}{name}": one for name, one in watched.items()}
         return found | {f"evaluations {name}": np.array(n) for name, n in ends.evaluations.items()}
+
+    def _extract(self, batch: tuple[Callable[[], np.ndarray], list[str]]) -> Features:
+        """Wait for the images of a batch, and take their features beside the decoding of the next one."""
+        images, captions = batch
+        with beside(self.pair.teacher.device, "features"):
+            return self.extractors(images(), captions)
 
 
 _WATCHED = "watched "
@@ -220,7 +223,7 @@ def roll_out_images(
     """
     most = len(prompts) * len(strings)
     ends = _roll_out(pair, prompts, [set(strings)] * len(prompts), seed, min(batch_size, most))
-    images = _decode(pair, ends.latents)
+    images = _begin_decoding(pair, ends.latents)()
     place = {key: row for row, key in enumerate(zip(ends.sample, ends.string, strict=True))}
     return np.stack([[images[place[row, string]] for string in strings] for row in range(len(prompts))])
 
@@ -241,6 +244,6 @@ def _roll_out(
         return rollout_latents(pair.actors, z, condition, strings, batch_size=batch_size, names=pair.names, keep=keep)
 
 
-def _decode(pair: Pair, latents: Tensor) -> np.ndarray:
+def _begin_decoding(pair: Pair, latents: Tensor) -> Callable[[], np.ndarray]:
     with pair.teacher.compute.precision():
-        return pair.teacher.decode(latents)
+        return pair.teacher.begin_decode(latents)
