@@ -248,6 +248,11 @@ class PretendedGpu(TorchFunctionMode):
         else:
             self.wait("a copy to the host")
 
+    def copied_each(self, targets: Sequence[Tensor], sources: Sequence[Tensor], non_blocking: bool = False) -> None:
+        """``torch._foreach_copy_``, which also copies from one device to another."""
+        for target, source in zip(targets, sources, strict=True):
+            self.copied(target, source, non_blocking)
+
     def to_the_host(self, tensor: Tensor) -> Tensor:
         """``Tensor.cpu``."""
         return self.moved(tensor, "cpu")
@@ -321,6 +326,7 @@ SPECIAL: dict[Any, Callable[..., Any]] = {
     torch._C._nn._parse_to: lambda gpu, *args, **kwargs: torch._C._nn._parse_to(*args, **kwargs),
     Tensor.to: PretendedGpu.moved,
     Tensor.copy_: PretendedGpu.copied,
+    torch._foreach_copy_: PretendedGpu.copied_each,
     Tensor.cpu: PretendedGpu.to_the_host,
     Tensor.cuda: PretendedGpu.to_the_gpu,
     Tensor.__deepcopy__: PretendedGpu.copied_deeply,
