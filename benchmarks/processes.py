@@ -51,8 +51,7 @@ def distillation(updates: int, folder: Path) -> Callable[[], object]:
     content = override(read_yaml(protocols() / "shapes" / "pd.yaml"), settings)
     config = validate(ProgressiveConfig, content, "pd.yaml")
     accelerator, model = make_accelerator(config, folder, "cpu"), load_model("shapes", "cpu")
-    with accelerator.main_process_first():
-        pool = encode_pool(model, open_data("shapes"), config.pool, folder / "data.safetensors")
+    pool = encode_pool(model, open_data("shapes"), config.pool, folder / "data.safetensors")  # all processes encode
     teacher = model.guided(None, calibrate_reflection(pool.mean))
     stage = ProgressiveStage(teacher, pool, config.stages[0], config, accelerator)
     steps = iter(range(2 * updates))

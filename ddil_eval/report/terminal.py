@@ -49,16 +49,20 @@ def _blocks(table: Table, console: Console, options: ConsoleOptions) -> list[Ric
     which begins with the first column.
     """
 
-    def fits(block: RichTable) -> bool:
-        return Measurement.get(console, options.update(width=10_000), block).maximum <= options.max_width
+    def width(block: RichTable) -> int:
+        return Measurement.get(console, options.update(width=10_000), block).maximum
 
     whole = _block(table, range(len(table.columns)), narrow=False)
-    if fits(whole):
+    if width(whole) <= options.max_width:
         return [whole]
-    first, *others = [place for place, column in enumerate(table.columns) if not column.in_caption]
+    first, *others = places = [place for place, column in enumerate(table.columns) if not column.in_caption]
+    # A block is as wide as its columns and what lies between them, so that each column is measured once.
+    widths = {place: width(_block(table, [place], narrow=True)) for place in places}
+    between = width(_block(table, places[:2], narrow=True)) - sum(widths[place] for place in places[:2])
     groups: list[list[int]] = [[first]]
     for place in others:
-        if len(groups[-1]) > 1 and not fits(_block(table, [*groups[-1], place], narrow=True)):
+        wider = [*groups[-1], place]
+        if len(wider) > 2 and sum(widths[one] + between for one in wider) - between > options.max_width:
             groups.append([first])
         groups[-1].append(place)
     return [_block(table, group, narrow=True) for group in groups]
