@@ -16,9 +16,8 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_core.support.side_by_side import side_by_side
-from ddil_eval.features.recipes import resize
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
+from ddil_eval.metrics.resizing import resized
 from ddil_eval.metrics.weights_file import WeightsFile, read_weights
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def prepare_dinov2(images: np.ndarray) -> Tensor:
     """Resize and normalise uint8 [B, H, W, 3] to float32 [B, 3, 224, 224]."""
     import torch
 
-    resized = np.stack(side_by_side(partial(resize, size=INPUT_SIZE, filter="bicubic"), images))
-    pixels = torch.from_numpy(resized).float().div_(255)
+    small = resized(images, INPUT_SIZE)
+    pixels = torch.from_numpy(small).float().div_(255)
     return pixels.sub_(torch.tensor(MEAN)).div_(torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
 
 

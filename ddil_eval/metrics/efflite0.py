@@ -20,10 +20,9 @@ import numpy as np
 
 from ddil_core.support.environment import full_precision, require_torchvision
 from ddil_core.support.errors import DdilError
-from ddil_core.support.side_by_side import side_by_side
-from ddil_eval.features.recipes import resize
 from ddil_eval.metrics.metric import Extractor, Network, missing_package
 from ddil_eval.metrics.on_cpu import fold_batch_norms, in_parts
+from ddil_eval.metrics.resizing import resized
 from ddil_eval.metrics.weights_file import WeightsFile
 
 if TYPE_CHECKING:
@@ -115,8 +114,8 @@ def prepare_efflite0(images: np.ndarray) -> Tensor:
     """Resize uint8 [B, H, W, 3] by PIL's antialiased bicubic, and normalise: float32 [B, 3, 224, 224]."""
     import torch
 
-    resized = np.stack(side_by_side(partial(resize, size=INPUT_SIZE, filter="bicubic"), images))
-    return torch.from_numpy(resized).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
+    small = resized(images, INPUT_SIZE)
+    return torch.from_numpy(small).permute(0, 3, 1, 2).float().sub_(MEAN).div_(STD)
 
 
 def open_efflite0(device: str) -> Extractor:
