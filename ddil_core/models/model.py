@@ -111,7 +111,7 @@ class Model:
         return GuidedDenoiser(self.denoiser, self.nothing() if outside else None, scale, reflection)
 
     def evaluations(self, guidance_scale: float) -> int:
-        """Return how often a call evaluates the network: twice with guidance, unless the network reads the scale."""
+        """Return how often a call evaluates the network: twice with guidance, unless it reads the scale."""
         return 1 if guidance_scale == 1.0 or self.denoiser.reads_guidance else 2
 
     def own_guidance(self) -> float:
@@ -241,8 +241,7 @@ class Model:
             checks: What else must be finite before the images count.
 
         Raises:
-            DdilError: (by the returned function on a GPU, else at once) the latents, the images or what ``checks`` saw
-                are not finite.
+            DdilError: (by the returned function on a GPU) the latents, the images or what ``checks`` saw are not finite.
         """
         vae, owner, checks = self.pipeline.vae, f"the model {self.reference!r}", checks or Checks()
         checks.see(partial(not_finite, "the latents", "before they are decoded", owner, [self.denoiser.net]), z)

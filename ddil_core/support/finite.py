@@ -49,8 +49,8 @@ class Finite(Generic[P]):
     def begin_reading(self) -> Callable[[], P | None]:
         """Begin to read all results, and start anew. The returned function gives what ``first_broken`` would give.
 
-        On a GPU, call the returned function after waiting for the work until now (``work_until_now``). It then waits for
-        nothing that came later.
+        On a GPU, call the returned function after waiting for the work until now (``work_until_now``). It then waits
+        for nothing that came later.
         """
         places, flags = self._taken()
         host = None if flags is None else fetched(flags)
