@@ -241,7 +241,7 @@ class Model:
             checks: What else must be finite before the images count.
 
         Raises:
-            DdilError: (by the returned function on a GPU) the latents, the images or what ``checks`` saw are not finite.
+            DdilError: (on a GPU by the returned function) latents, images or what ``checks`` saw are not finite.
         """
         vae, owner, checks = self.pipeline.vae, f"the model {self.reference!r}", checks or Checks()
         checks.see(partial(not_finite, "the latents", "before they are decoded", owner, [self.denoiser.net]), z)
