@@ -30,7 +30,7 @@ def begin_decoding(
     static: bool = False,
     whole: int = 0,
 ) -> Callable[[], np.ndarray]:
-    """Begin to decode scaled latents, and return a function that waits for the images [B, H, W, C].
+    """Begin to decode scaled latents, and return a function, called once, that waits for the images [B, H, W, C].
 
     A GPU's images are copied to pinned memory behind its work. The host waits once, and not for later work.
 
@@ -49,10 +49,8 @@ def begin_decoding(
         DdilError: (by the returned function on a GPU, else at once) the images, or what ``checks`` saw, are not finite.
     """
     scale, shift = scaling
-    rows = batch_size or 1
-    if static:
-        whole = max(whole, len(z))
-        rows = -(-whole // -(-whole // rows))  # as even as possible, so that few rows are decoded in vain
+    most = batch_size or 1
+    rows = _even(max(whole, len(z)), most) if static else most
     broken = partial(not_finite, "the images", "after its autoencoder decoded them", owner, [vae])
     fitting = Fitting("the autoencoder")
     fitting.most = rows
@@ -72,12 +70,16 @@ def begin_decoding(
         wait()
         if (error := first_broken()) is not None:
             raise error()
-        whole = torch.cat(parts).numpy()
+        joined = torch.cat(parts).numpy()
         parts.clear()  # so that nothing is held twice
-        return whole
+        return joined
 
-    return images if z.is_cuda else partial(_same, images())
+    if z.is_cuda:
+        return images
+    found = images()
+    return lambda: found
 
 
-def _same(images: np.ndarray) -> np.ndarray:
-    return images
+def _even(count: int, most: int) -> int:
+    """Return the rows of each part of ``count`` rows, at most ``most``. Even parts decode few rows in vain."""
+    return -(-count // -(-count // most))

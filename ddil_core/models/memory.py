@@ -210,7 +210,7 @@ def on_device(modules: Iterable[nn.Module | None], device: torch.device, *, stay
                 used.append(module)
         yield
     finally:
-        stay = stay and 4 * sum(map(_bytes, used)) <= free_bytes(device)
+        stay = stay and device.type == "cuda" and 4 * sum(map(_bytes, used)) <= free_bytes(device)
         for module in used:
             _leave(module, device, stay)
 
@@ -229,7 +229,7 @@ def _leave(module: nn.Module, device: torch.device, stay: bool) -> None:
         if _users[module]:
             return
         del _users[module]  # so that the module can be freed
-        if module in _moved and not (stay and device.type == "cuda"):
+        if module in _moved and not stay:
             _moved.remove(module)
             if device.type == "cuda":
                 module.to("cpu")

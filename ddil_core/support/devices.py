@@ -89,11 +89,11 @@ def work_until_now(device: torch.device) -> Callable[[], None]:
 def beside(device: torch.device | str, work: str) -> Iterator[Callable[[Iterable[torch.Tensor]], None]]:
     """Let a GPU work inside the context beside what it has to do, so that the host can wait for this work alone.
 
+    The context gives a function. Call it afterwards with the tensors that are needed outside.
+
     Args:
         device: The device. A CPU works as always.
-        work: The name of the work. All work of one name is done in its order.
-
-    The context gives a function. Call it afterwards with the tensors that are needed outside.
+        work: The name of the work. Work of one name has a stream of its own, and is done in its order.
     """
     import torch
 

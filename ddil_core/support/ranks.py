@@ -46,7 +46,7 @@ def local_rank() -> int:
 
 
 def share_of_cores() -> int:
-    """Return how many cores each process of this machine has. torch counts one where torchrun began several."""
+    """Return how many cores each process of this machine has. torch does not say it: torchrun sets it to one thread."""
     here = _number("LOCAL_WORLD_SIZE", default=1, least=1)
     return max(1, len(os.sched_getaffinity(0)) // here) if hasattr(os, "sched_getaffinity") else 1
 
